@@ -1,0 +1,332 @@
+"""Every knob: frozen, unknown keys are errors with the nearest name as a hint, YAML files + `--set a.b=c`.
+
+A field's description is its documentation: `tau2rl config show` and `--help` read it from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tau2rl.errors import UserError
+
+DOMAINS = ("airline", "retail", "telecom", "mock")
+
+
+class Section(BaseModel):
+    """A frozen group of knobs that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+class TasksConfig(Section):
+    """Which tasks."""
+
+    domains: tuple[Literal["airline", "retail", "telecom", "mock"], ...] = ("airline", "retail", "telecom")
+    split: str = "test"
+    """`train`, `test` or `base` (all); telecom also has `small` and `full`."""
+    ids: tuple[str, ...] = ()
+    """Only these task ids (`17`, or `retail/17` when several domains are on); empty = all of the split."""
+    limit: int | None = Field(None, ge=1)
+    """At most so many tasks of each domain, the first ones of the split."""
+    exclude_quarantined: bool = False
+    """Leave out tasks with a known defect (`tau2rl tasks audit` lists them)."""
+
+
+class UserConfig(Section):
+    """Who plays the customer."""
+
+    kind: Literal["llm", "scripted"] = "llm"
+    """`llm`: tau2's own user simulator through litellm. `scripted`: deterministic, no model, follows the task."""
+    model: str = "gpt-4.1-mini"
+    """litellm model name; `openai/NAME` with `api_base` for a local SGLang or vLLM server."""
+    api_base: str | None = None
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; default: what litellm looks for."""
+    temperature: float = Field(0.7, ge=0)
+    timeout_seconds: float = Field(60.0, gt=0)
+    """Deadline of one call to the user model."""
+    retries: int = Field(2, ge=0)
+    """Calls tried again after an error or an empty answer, each with the same deadline."""
+    patience: int = Field(3, ge=1)
+    """`scripted` only: agent messages in a row without progress before the user hangs up."""
+
+
+class SamplingConfig(Section):
+    """How the policy samples."""
+
+    temperature: float = Field(0.7, ge=0)
+    """0 = greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+    """-1 = off."""
+    max_tokens: int = Field(4096, ge=1)
+    """At most so many new tokens a turn."""
+
+
+class PolicyConfig(Section):
+    """Who plays the agent."""
+
+    kind: Literal["sglang", "api", "gold", "do-nothing", "always-transfer"] = "sglang"
+    """`sglang`: a server's `/generate`, token ids in and out. `api`: any litellm model, eval and data only.
+    `gold`: replays the reference actions. `do-nothing`, `always-transfer`: the floors."""
+    url: str = "http://127.0.0.1:30000"
+    """`sglang`: base URL of the server or router."""
+    model: str | None = None
+    """`api`: litellm model name."""
+    api_base: str | None = None
+    api_key_env: str | None = None
+    sampling: SamplingConfig = SamplingConfig()
+    timeout_seconds: float = Field(300.0, gt=0)
+    """Deadline of one policy call."""
+    retries: int = Field(3, ge=0)
+    """Tries again after an overloaded or unreachable server."""
+
+
+class ChatConfig(Section):
+    """How messages become tokens."""
+
+    protocol: Literal["native", "cookbook", "transcript"] = "native"
+    """`native`: the checkpoint's own chat template. `cookbook`: one `<tool_call>` a turn with `respond` and `done`, as the
+    published Qwen3-4B-tau2 checkpoints were trained. `transcript`: JSON lines, for policies that read messages."""
+    tokenizer: str | None = None
+    """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
+    policy_text: Literal["full", "compressed"] = "full"
+    """`cookbook`: the domain's whole policy, or the cookbook's short form."""
+
+
+class LimitsConfig(Section):
+    """Where a conversation is cut, and every deadline."""
+
+    max_steps: int = Field(100, ge=1)
+    """tau2's own limit: messages of agent, user and environment together."""
+    max_turns: int = Field(100, ge=1)
+    """Agent turns, repairs included."""
+    context_tokens: int = Field(32768, ge=2)
+    """Prompt and completion together; a turn that would not fit ends the episode as truncated."""
+    repairs: int = Field(1, ge=0)
+    """Malformed turns in a row that are answered with a repair request."""
+    step_timeout_seconds: float = Field(300.0, gt=0)
+    """One agent turn in the environment: its tool calls, or the user's whole answer."""
+    grade_timeout_seconds: float = Field(120.0, gt=0)
+    episode_timeout_seconds: float = Field(1800.0, gt=0)
+
+
+class RolloutConfig(Section):
+    """How many episodes, and how many at once."""
+
+    num_samples: int = Field(4, ge=1)
+    """Attempts a task, sampled."""
+    greedy: bool = False
+    """One more attempt a task at temperature 0, reported apart from the sampled ones."""
+    concurrency: int = Field(32, ge=1)
+    """Episodes in flight."""
+    retries: int = Field(2, ge=0)
+    """Fresh attempts for an episode that FAILED (server, simulator, grader)."""
+
+
+PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
+
+
+class RewardConfig(Section):
+    """How tau2's verdicts become a score; every preset is documented in `rewards/presets.py`."""
+
+    preset: Literal["cookbook", "pipeline", "outcome", "guarded"] = "pipeline"
+    alpha: float | None = Field(None, ge=0)
+    """Weight of the partial score; default: the preset's."""
+    normalise: bool | None = None
+    """Divide by the weights of the kinds that the task has; default: the preset's."""
+    step_penalty: float | None = Field(None, ge=0)
+    tool_penalty: float | None = Field(None, ge=0)
+    allow_dominated: bool = False
+    """Accept settings under which a failure can outscore a success."""
+
+
+class LaunchConfig(Section):
+    """Where the job runs. Not part of a run's identity."""
+
+    address: str | None = None
+    """A running cluster's job server (`http://HEAD:8265`); default: a local head, started and stopped for this run."""
+    inline: bool = False
+    """Run in this process, without Ray."""
+    detach: bool = False
+    """Submit and return (needs `address`)."""
+
+
+class StageConfig(Section):
+    """What every stage has."""
+
+    name: str = "default"
+    """The run folder is `OUTPUT_ROOT/STAGE/NAME` unless `output` says otherwise."""
+    seed: int = 300
+    output: Path | None = None
+    """Run folder."""
+    resume: bool = False
+    """Continue the run in the folder; its settings must be the same."""
+    launch: LaunchConfig = LaunchConfig()
+
+
+class EvalConfig(StageConfig):
+    """`tau2rl eval`."""
+
+    stage: Literal["eval"] = "eval"
+    tasks: TasksConfig = TasksConfig()
+    policy: PolicyConfig = PolicyConfig()
+    user: UserConfig = UserConfig()
+    chat: ChatConfig = ChatConfig()
+    limits: LimitsConfig = LimitsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> EvalConfig:
+        if self.policy.kind == "sglang":
+            if self.chat.protocol == "transcript":
+                raise ValueError("chat.protocol `transcript` has no tokens for policy.kind `sglang`: use `native` or `cookbook`")
+            if not self.chat.tokenizer:
+                raise ValueError("policy.kind `sglang` needs chat.tokenizer: the directory of the checkpoint's tokenizer")
+        elif self.policy.kind == "api":
+            if self.chat.protocol != "transcript":
+                raise ValueError("policy.kind `api` exchanges messages, not tokens: set chat.protocol to `transcript`")
+            if not self.policy.model:
+                raise ValueError("policy.kind `api` needs policy.model, a litellm model name")
+        return self
+
+
+STAGES: dict[str, type[StageConfig]] = {"eval": EvalConfig}
+# Settings that say where and how a run is carried out, not what it measures: a resumed run may change them.
+NOT_IDENTITY = {"name", "output", "resume", "launch"}
+
+C = TypeVar("C", bound=Section)
+
+
+def build(model: type[C], values: Mapping[str, Any]) -> C:
+    """Validate `values` as `model`. Raises UserError that names the key and, for an unknown one, the nearest."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise _explain(model, error) from None
+
+
+def load(model: type[C], file: Path | None, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> C:
+    """The config of a run: a YAML or JSON file, then `--set a.b=c`, then options of the command line.
+
+    `overrides` maps dotted names to values; None means "not given". Raises UserError.
+    """
+    values = read_file(file) if file else {}
+    for item in sets:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"cannot read `--set {item}`", hint="write it as NAME=VALUE, for example --set rollout.num_samples=8")
+        put(values, name.strip(), parse_value(text))
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            put(values, name, value)
+    return build(model, values)
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises UserError."""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such config file `{file}`", hint="the ready-made ones are in `configs/`") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read config file `{file}`: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"config file `{file}` is not a mapping of settings")
+    return data
+
+
+def parse_value(text: str) -> Any:
+    """A value as YAML reads it: `3`, `true`, `null`, `[a, b]`, `text`.
+
+    >>> parse_value("[retail, 3]"), parse_value("1e-6"), parse_value("on-call")
+    (['retail', 3], 1e-06, 'on-call')
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):  # YAML 1.1 reads `1e-6`, which people type, as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted name in nested mappings, making the ones on the way.
+
+    >>> d = {}
+    >>> put(d, "a.b", 1); d
+    {'a': {'b': 1}}
+    """
+    *path, last = name.split(".")
+    for part in path:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"`{part}` in `{name}` is a value, not a section")
+        values = inner
+    values[last] = value
+
+
+def dump(config: Section) -> dict[str, Any]:
+    """The config as JSON-ready values, every setting resolved."""
+    return config.model_dump(mode="json")
+
+
+def identity(config: StageConfig) -> dict[str, Any]:
+    """The settings that decide what a run measures."""
+    return {k: v for k, v in dump(config).items() if k not in NOT_IDENTITY}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names to values.
+
+    >>> flatten({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        out.update(flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
+    return out
+
+
+def known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted setting of a config class, sections included."""
+    names: list[str] = []
+    for key, info in model.model_fields.items():
+        names.append(prefix + key)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            names += known_names(info.annotation, f"{prefix}{key}.")
+    return names
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> UserError:
+    names = known_names(model)
+    lines: list[str] = []
+    hints: list[str] = []
+    for item in error.errors(include_url=False):
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
+                name.rpartition(".")[2], [n.rpartition(".")[2] for n in names], n=1
+            )
+            lines.append(f"no such setting `{name}`")
+            hints += [f"did you mean `{near[0]}`?"] if near else []
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            shown = "" if not name else f"`{name}`" + ("" if isinstance(item["input"], dict) else f" = {json.dumps(item['input'], default=str)}") + ": "
+            lines.append(f"{shown}{message[:1].lower()}{message[1:]}")
+    return UserError("\n".join(lines), hint="; ".join(dict.fromkeys(hints)) or "`tau2rl config show` lists every setting")

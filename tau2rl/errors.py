@@ -1,0 +1,74 @@
+"""Every failure with a name: three kinds, and nothing else is caught.
+
+1. A person's mistake: `UserError`. The CLI prints it with its hint and exits 2.
+2. A broken world during an episode: `EpisodeFailure` and its children. The loop turns it into a FAILED episode,
+   `collect` tries again, and no mean, filter or baseline ever sees it.
+3. A turn that the protocol cannot read: `MalformedTurn`. The model's doing; the loop answers with a repair request.
+
+Everything else is a bug and flies.
+"""
+
+from __future__ import annotations
+
+from tau2rl.types import Fault, MalformedKind
+
+
+class UserError(Exception):
+    """A request that cannot be carried out as it was written.
+
+    >>> str(UserError("no such split `tset`", hint="one of: train, test, base"))
+    'no such split `tset`\\n\\nhint: one of: train, test, base'
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{message}\n\nhint: {hint}" if hint else message)
+
+
+class RunIncomplete(Exception):
+    """A run that ended without everything that was asked of it; what it has is on disk and can be resumed."""
+
+
+class EpisodeFailure(Exception):
+    """Our world broke during an episode: no evidence about the model.
+
+    `fault` says which part broke; `retryable` says whether a fresh attempt may go better.
+    """
+
+    fault: Fault = Fault.INFRA
+    retryable: bool = True
+
+
+class EnvironmentFailure(EpisodeFailure):
+    """tau2 raised, hung, or its evaluator could not grade."""
+
+
+class UserSimulatorFailure(EpisodeFailure):
+    """The simulated user did not answer, or answered what a user cannot say."""
+
+    fault = Fault.USER
+
+
+class TaskFailure(EpisodeFailure):
+    """The task itself cannot be played (a scenario that contradicts its data); trying again gives the same."""
+
+    fault = Fault.TASK
+    retryable = False
+
+
+class PolicyFailure(EpisodeFailure):
+    """The policy server did not answer, refused, aborted, or sent something that is not a completion."""
+
+
+class MalformedTurn(Exception):
+    """What the model sampled is not a turn of the configured protocol.
+
+    >>> MalformedTurn(MalformedKind.BAD_JSON, "expected `}`").kind.value
+    'bad_json'
+    """
+
+    def __init__(self, kind: MalformedKind, message: str) -> None:
+        self.kind = kind
+        self.message = message
+        super().__init__(f"{kind.value}: {message}")

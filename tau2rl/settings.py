@@ -1,0 +1,75 @@
+"""The only reader of the environment: secrets, machine paths, what a child process inherits."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tau2rl.errors import UserError
+
+SECRETS_FILE = "TAU2RL_SECRETS_FILE"  # a file of NAME=VALUE lines that only its owner can read
+OUTPUT_ROOT = "TAU2RL_OUTPUTS"
+KNOWN_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "AZURE_API_KEY", "OPENROUTER_API_KEY", "WANDB_API_KEY", "HF_TOKEN")
+
+
+def secret(name: str) -> str | None:
+    """A secret by its variable name: from the environment, else from the secrets file. Raises UserError on an open file."""
+    return os.environ.get(name) or _secrets_file().get(name)
+
+
+def present_keys() -> dict[str, bool]:
+    """Which of the usual keys are set; never their values."""
+    in_file = _secrets_file()
+    return {name: bool(os.environ.get(name) or in_file.get(name)) for name in KNOWN_KEYS}
+
+
+def load_secrets() -> None:
+    """Put the secrets file's values where libraries look for them, in this process only; the environment wins."""
+    for name, value in _secrets_file().items():
+        os.environ.setdefault(name, value)
+
+
+def ray_address() -> str | None:
+    """The cluster that `RAY_ADDRESS` names, if any."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def output_root() -> Path:
+    """Where run folders go: `TAU2RL_OUTPUTS`, else `outputs` below the current directory."""
+    return Path(os.environ.get(OUTPUT_ROOT) or "outputs")
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process that we start."""
+    return {**os.environ, **(extra or {})}
+
+
+def quiet_libraries() -> None:
+    """Before tau2 or litellm is imported: no price list from the network, no telemetry, no warnings at import."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def python() -> str:
+    """The interpreter that a child process of ours should use."""
+    return sys.executable
+
+
+def _secrets_file() -> dict[str, str]:
+    named = os.environ.get(SECRETS_FILE)
+    if not named:
+        return {}
+    path = Path(named)
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the secrets file `{path}`: {error.strerror}", hint=f"{SECRETS_FILE} names it") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise UserError(f"others can read the secrets file `{path}`", hint=f"chmod 600 {path}")
+    pairs = (line.partition("=") for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}

@@ -1,0 +1,406 @@
+"""The nouns of the project and the Protocols between its rooms. No behaviour beyond derived properties lives here."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "user", "assistant", "tool"]
+ToolSchema = dict[str, Any]  # an OpenAI function schema: {"type": "function", "function": {"name", "description", "parameters"}}
+
+
+class Status(str, Enum):
+    """How an episode ended, as evidence about the model."""
+
+    COMPLETED = "completed"  # tau2 ended it by its own rules and graded it
+    TRUNCATED = "truncated"  # cut off: steps, turns, tokens or time; reward 0, checks still count
+    MALFORMED = "malformed"  # the model left the chat protocol and did not come back; reward 0, checks still count
+    FAILED = "failed"  # our world broke: no evidence, never a number
+
+
+class Fault(str, Enum):
+    """Who is to blame when an episode did not succeed."""
+
+    AGENT = "agent"
+    USER = "user"
+    TASK = "task"
+    INFRA = "infra"
+
+
+class FinishReason(str, Enum):
+    """Why the policy stopped sampling a turn."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class MalformedKind(str, Enum):
+    """The named ways in which a sampled turn fails to be one."""
+
+    EMPTY = "empty"
+    NO_CLOSE_TAG = "no_close_tag"
+    NO_OPEN_TAG = "no_open_tag"
+    TWO_CALLS = "two_calls"
+    TEXT_OUTSIDE = "text_outside"
+    NO_CALL = "no_call"
+    BAD_JSON = "bad_json"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_NAME = "missing_name"
+    ARGUMENTS_NOT_AN_OBJECT = "arguments_not_an_object"
+    UNKNOWN_TOOL = "unknown_tool"
+    WRONG_ARGUMENTS = "wrong_arguments"
+    NO_CONTENT = "no_content"
+    TOO_LONG = "too_long"
+    TOO_DEEP = "too_deep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRef:
+    """Names one task: `TaskRef(domain="retail", task_id="17", split="test")`."""
+
+    domain: str
+    task_id: str
+    split: str
+
+    @property
+    def key(self) -> str:
+        """`domain/task_id`: unique whatever the split.
+
+        >>> TaskRef(domain="retail", task_id="17", split="test").key
+        'retail/17'
+        """
+        return f"{self.domain}/{self.task_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Say:
+    """Text of the agent: `Say(text="Which order do you mean?")`. Alone in a turn it goes to the user."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTool:
+    """A tool call: `CallTool(name="get_order_details", arguments={"order_id": "#W123"})`."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+Action = Say | CallTool
+Actions = tuple[Action, ...]  # one turn: Say, or one or more CallTool, or Say followed by CallTool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message as the agent sees it: `Message(role="tool", content='{"status": "pending"}')`.
+
+    Tool results follow the assistant message that called, in the order of its calls, so no ids are needed.
+    """
+
+    role: Role
+    content: str = ""  # "" where there is none; the text that stands beside tool calls is kept
+    tool_calls: tuple[CallTool, ...] = ()
+    error: bool = False  # a tool message whose call failed inside the environment
+
+    @staticmethod
+    def of(actions: Actions) -> Message:
+        """The assistant message that performs these actions.
+
+        >>> Message.of((Say(text="One moment."), CallTool(name="f", arguments={}))).content
+        'One moment.'
+        """
+        return Message(
+            role="assistant",
+            content="\n".join(a.text for a in actions if isinstance(a, Say)),
+            tool_calls=tuple(a for a in actions if isinstance(a, CallTool)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What the agent has before its first turn: `Opening(policy="# Retail ...", messages=(greeting, first), tools=(...,))`."""
+
+    policy: str  # the domain's policy text; the chat protocol makes the system prompt of it
+    messages: tuple[Message, ...]  # the agent's greeting, then the user's first message
+    tools: tuple[ToolSchema, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """tau2's verdicts by kind: `Checks(action=(True, False), db=(False,))`. `()` = the task has none; None = not judged."""
+
+    action: tuple[bool, ...] = ()
+    communicate: tuple[bool, ...] = ()
+    env_assertion: tuple[bool, ...] = ()
+    db: tuple[bool, ...] = ()
+    nl: tuple[bool, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grade:
+    """tau2's own result: `Grade(reward=1.0, checks=Checks(db=(True,)), reward_basis=("DB", "COMMUNICATE"))`."""
+
+    reward: float  # tau2's product over the basis, 0.0 when the conversation was cut off
+    checks: Checks | None  # None: tau2 did not grade
+    reward_basis: tuple[str, ...]
+
+    @property
+    def success(self) -> bool:
+        """Whether the task was solved (reward 1 within 1e-6, as tau2 counts)."""
+        return self.reward >= 1.0 - 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came back for one agent turn: `Reply(messages=(Message(role="user", content="Yes."),))`."""
+
+    messages: tuple[Message, ...]
+    done: bool = False
+    grade: Grade | None = None  # only when done
+    termination: str = ""  # tau2's word, only when done: "user_stop", "agent_stop", "max_steps", "too_many_errors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a server says that a call cost: `Usage(prompt_tokens=900, completion_tokens=40, cached_tokens=860)`."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        """The sum, field by field."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What was sampled, as it was sampled: `Completion(token_ids=(151657, 198), logprobs=(-0.1, -0.7), ...)`."""
+
+    token_ids: tuple[int, ...]  # [num_sampled], the stop token included when the policy emitted one
+    logprobs: tuple[float, ...] | None  # [num_sampled], of the sampling distribution; None = the server gives none
+    finish_reason: FinishReason
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One sampled assistant turn, as a span of the episode's tokens: `Turn(start=812, end=851, ...)`."""
+
+    start: int  # token_ids[:start] is the prompt that was sent
+    end: int  # token_ids[start:end] is what was sampled
+    prompt_hash: str  # `prefix_hash` of the prompt, taken when it was sent
+    logprobs: tuple[float, ...] | None
+    finish_reason: FinishReason
+    actions: Actions  # () when the turn was malformed
+    malformed: MalformedKind | None = None
+    seconds: float = 0.0  # wall time of the policy call
+    env_seconds: float = 0.0  # wall time until the environment (tool or user) had answered
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an episode did not run to its own end: `Failure(fault=Fault.USER, kind="UserSimulatorFailure", message="HTTP 500")`."""
+
+    fault: Fault
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One conversation from greeting to grade, exact enough to train on and to replay."""
+
+    task: TaskRef
+    seed: int
+    status: Status
+    termination: str  # tau2's word, or ours: "turns", "context", "length", "deadline", "malformed", "failed"
+    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion, and what followed it
+    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]  # without the system message
+    grade: Grade | None  # None when FAILED
+    failure: Failure | None = None
+    seconds: float = 0.0
+    user_usage: Usage = field(default_factory=Usage)
+    db_hashes: tuple[str | None, str | None] = (None, None)  # (agent database, user database) at the end
+
+    @property
+    def fault(self) -> Fault | None:
+        """Who is to blame; None for a success.
+
+        A wrong ending is the agent's unless a failure says otherwise.
+        """
+        if self.failure is not None:
+            return self.failure.fault
+        return None if self.grade is not None and self.grade.success else Fault.AGENT
+
+    @property
+    def invalid_calls(self) -> int:
+        """Tool calls that the environment refused, and turns that the protocol could not read."""
+        return sum(m.error for m in self.messages) + sum(t.malformed is not None for t in self.turns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Our number beside tau2's: `Score(task=0.0, partial=0.5, shaped=0.15, components={"action": 0.5})`."""
+
+    task: float  # tau2's reward
+    partial: float | None  # None: tau2 did not grade, so there is nothing to be partial about
+    shaped: float | None
+    components: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSample:
+    """One sequence with its mask: what was sampled is what is trained on."""
+
+    token_ids: tuple[int, ...]  # [num_tokens]
+    loss_mask: tuple[int, ...]  # [num_tokens], 1 on sampled tokens
+    logprobs: tuple[float, ...] | None  # [num_tokens], 0.0 where the mask is 0; None when the policy gave none
+    turn_spans: tuple[tuple[int, int], ...]  # [num_turns], half-open, of the sampled tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One planned episode: `Attempt(task=..., index=2, seed=918273)`. Two attempts never share (task, index, greedy)."""
+
+    task: TaskRef
+    index: int  # 0..num_samples-1
+    seed: int
+    greedy: bool = False  # sampled at temperature 0 and counted apart
+
+    @property
+    def key(self) -> str:
+        """Unique within a run.
+
+        >>> Attempt(task=TaskRef(domain="mock", task_id="a", split="base"), index=1, seed=5).key
+        'mock/a#1'
+        """
+        return f"{self.task.key}#{'greedy' if self.greedy else self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRecord:
+    """One line of `episodes.jsonl` or `failures.jsonl`."""
+
+    schema: int  # the layout of this line; see `store.records.SCHEMA`
+    run: str  # the run's name
+    attempt: Attempt
+    tries: int  # 1 + how often a FAILED episode was tried again
+    episode: Episode
+    score: Score | None  # None when FAILED
+
+
+class Env(Protocol):
+    """One conversation with one task. Single use: open, step..., close."""
+
+    async def open(self) -> Opening:
+        """Start the conversation. Raises EpisodeFailure."""
+        ...
+
+    async def step(self, actions: Actions) -> Reply:
+        """Perform one agent turn and wait for what it brings. Raises EpisodeFailure."""
+        ...
+
+    async def close(self) -> Grade | None:
+        """End it wherever it stands and free everything; safe to call twice.
+
+        The grade of a conversation that tau2 did not end has reward 0 and real checks. None: it never opened or could
+        not be graded. Raises EpisodeFailure when grading broke.
+        """
+        ...
+
+    @property
+    def user_usage(self) -> Usage:
+        """What the simulated user has cost so far."""
+        ...
+
+    @property
+    def db_hashes(self) -> tuple[str | None, str | None]:
+        """tau2's hashes of the (agent, user) database as they stand; (None, None) before opening."""
+        ...
+
+
+class Policy(Protocol):
+    """Tokens in, tokens out."""
+
+    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+        """Sample one turn.
+
+        `seed` makes the turn repeatable where the server honours it; `session` is the same for all turns of an
+        episode (prefix-cache affinity); `max_tokens` is what is left of the budget, at least 1.
+        Raises PolicyFailure.
+        """
+        ...
+
+
+class ChatCodec(Protocol):
+    """Messages <-> token ids under one chat protocol.
+
+    The contract: `extend(p, c, m)` begins with `p + c`, unchanged; `parse(write(a)) == a`.
+    """
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings at which the policy must stop sampling (kept in the completion)."""
+        ...
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Token ids that end a turn (kept in the completion)."""
+        ...
+
+    def open(self, opening: Opening) -> list[int]:
+        """The prompt of the first turn. Remembers nothing: a codec serves many episodes at once."""
+        ...
+
+    def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
+        """The prompt of the next turn: everything so far, untouched, then the new messages and the generation prompt."""
+        ...
+
+    def parse(self, completion_ids: Sequence[int], tools: Sequence[ToolSchema]) -> Actions:
+        """The actions of a sampled turn. Raises MalformedTurn, and nothing else, for any ids whatever."""
+        ...
+
+    def write(self, actions: Actions) -> list[int]:
+        """A turn that performs the actions, as a model of this protocol would sample it (stop token included)."""
+        ...
+
+
+class Verifier(Protocol):
+    """Scores an episode from what a deployment would see; never reads a task's evaluation criteria."""
+
+    def score(self, episode: Episode) -> float:
+        """Higher is better; the scale is the verifier's own."""
+        ...
+
+
+def prefix_hash(token_ids: Sequence[int]) -> str:
+    """16 hex digits that name a token sequence, the same on every machine.
+
+    >>> prefix_hash([1, 2]) == prefix_hash((1, 2)) != prefix_hash([1, 2, 3])
+    True
+    """
+    data = array("q", token_ids)
+    return hashlib.sha256(data.tobytes()).hexdigest()[:16]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 31-bit seed from its parts, the same in every process and resume.
+
+    >>> derive_seed(300, "retail/17", 2) == derive_seed(300, "retail/17", 2) != derive_seed(300, "retail/17", 3)
+    True
+    """
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
