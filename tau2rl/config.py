@@ -9,14 +9,15 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tau2rl.errors import UserError
 
-DOMAINS = ("airline", "retail", "telecom", "mock")
+DomainName = Literal["airline", "retail", "telecom", "mock"]
+DOMAINS: tuple[DomainName, ...] = get_args(DomainName)
 
 
 class Section(BaseModel):
@@ -28,12 +29,12 @@ class Section(BaseModel):
 class TasksConfig(Section):
     """Which tasks."""
 
-    domains: tuple[Literal["airline", "retail", "telecom", "mock"], ...] = ("airline", "retail", "telecom")
+    domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
     split: str = "test"
     """`train`, `test` or `base` (all); telecom also has `small` and `full`."""
     ids: tuple[str, ...] = ()
     """Only these task ids (`17`, or `retail/17` when several domains are on); empty = all of the split."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """At most so many tasks of each domain, the first ones of the split."""
     exclude_quarantined: bool = False
     """Leave out tasks with a known defect (`tau2rl tasks audit` lists them)."""
@@ -49,24 +50,24 @@ class UserConfig(Section):
     api_base: str | None = None
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; default: what litellm looks for."""
-    temperature: float = Field(0.7, ge=0)
-    timeout_seconds: float = Field(60.0, gt=0)
+    temperature: float = Field(default=0.7, ge=0)
+    timeout_seconds: float = Field(default=60.0, gt=0)
     """Deadline of one call to the user model."""
-    retries: int = Field(2, ge=0)
+    retries: int = Field(default=2, ge=0)
     """Calls tried again after an error or an empty answer, each with the same deadline."""
-    patience: int = Field(3, ge=1)
+    patience: int = Field(default=3, ge=1)
     """`scripted` only: agent messages in a row without progress before the user hangs up."""
 
 
 class SamplingConfig(Section):
     """How the policy samples."""
 
-    temperature: float = Field(0.7, ge=0)
+    temperature: float = Field(default=0.7, ge=0)
     """0 = greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(-1, ge=-1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=-1, ge=-1)
     """-1 = off."""
-    max_tokens: int = Field(4096, ge=1)
+    max_tokens: int = Field(default=4096, ge=1)
     """At most so many new tokens a turn."""
 
 
@@ -83,9 +84,9 @@ class PolicyConfig(Section):
     api_base: str | None = None
     api_key_env: str | None = None
     sampling: SamplingConfig = SamplingConfig()
-    timeout_seconds: float = Field(300.0, gt=0)
+    timeout_seconds: float = Field(default=300.0, gt=0)
     """Deadline of one policy call."""
-    retries: int = Field(3, ge=0)
+    retries: int = Field(default=3, ge=0)
     """Tries again after an overloaded or unreachable server."""
 
 
@@ -104,31 +105,33 @@ class ChatConfig(Section):
 class LimitsConfig(Section):
     """Where a conversation is cut, and every deadline."""
 
-    max_steps: int = Field(100, ge=1)
+    max_steps: int = Field(default=100, ge=1)
     """tau2's own limit: messages of agent, user and environment together."""
-    max_turns: int = Field(100, ge=1)
+    max_turns: int = Field(default=100, ge=1)
     """Agent turns, repairs included."""
-    context_tokens: int = Field(32768, ge=2)
+    context_tokens: int = Field(default=32768, ge=2)
     """Prompt and completion together; a turn that would not fit ends the episode as truncated."""
-    repairs: int = Field(1, ge=0)
+    repairs: int = Field(default=1, ge=0)
     """Malformed turns in a row that are answered with a repair request."""
-    step_timeout_seconds: float = Field(300.0, gt=0)
+    step_timeout_seconds: float = Field(default=300.0, gt=0)
     """One agent turn in the environment: its tool calls, or the user's whole answer."""
-    grade_timeout_seconds: float = Field(120.0, gt=0)
-    episode_timeout_seconds: float = Field(1800.0, gt=0)
+    grade_timeout_seconds: float = Field(default=120.0, gt=0)
+    episode_timeout_seconds: float = Field(default=1800.0, gt=0)
 
 
 class RolloutConfig(Section):
     """How many episodes, and how many at once."""
 
-    num_samples: int = Field(4, ge=1)
+    num_samples: int = Field(default=4, ge=1)
     """Attempts a task, sampled."""
     greedy: bool = False
     """One more attempt a task at temperature 0, reported apart from the sampled ones."""
-    concurrency: int = Field(32, ge=1)
+    concurrency: int = Field(default=32, ge=1)
     """Episodes in flight."""
-    retries: int = Field(2, ge=0)
+    retries: int = Field(default=2, ge=0)
     """Fresh attempts for an episode that FAILED (server, simulator, grader)."""
+    give_up_after: int = Field(default=20, ge=1)
+    """Episodes in a row that FAILED, retries included, after which the run stops: something is down for good."""
 
 
 PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
@@ -138,12 +141,12 @@ class RewardConfig(Section):
     """How tau2's verdicts become a score; every preset is documented in `rewards/presets.py`."""
 
     preset: Literal["cookbook", "pipeline", "outcome", "guarded"] = "pipeline"
-    alpha: float | None = Field(None, ge=0)
-    """Weight of the partial score; default: the preset's."""
+    alpha: float | None = Field(default=None, ge=0)
+    """Weight of the partial score, the same in every domain; default: the preset's, which may differ by domain."""
     normalise: bool | None = None
     """Divide by the weights of the kinds that the task has; default: the preset's."""
-    step_penalty: float | None = Field(None, ge=0)
-    tool_penalty: float | None = Field(None, ge=0)
+    step_penalty: float | None = Field(default=None, ge=0)
+    tool_penalty: float | None = Field(default=None, ge=0)
     allow_dominated: bool = False
     """Accept settings under which a failure can outscore a success."""
 
@@ -243,7 +246,7 @@ def read_file(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise UserError(f"config file `{file}` is not a mapping of settings")
-    return data
+    return cast("dict[str, Any]", data)
 
 
 def parse_value(text: str) -> Any:
@@ -268,7 +271,8 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
     """Set a dotted name in nested mappings, making the ones on the way.
 
     >>> d = {}
-    >>> put(d, "a.b", 1); d
+    >>> put(d, "a.b", 1)
+    ... d
     {'a': {'b': 1}}
     """
     *path, last = name.split(".")
@@ -276,7 +280,7 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):
             raise UserError(f"`{part}` in `{name}` is a value, not a section")
-        values = inner
+        values = cast("dict[str, Any]", inner)
     values[last] = value
 
 
@@ -299,7 +303,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        out.update(flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
+        if isinstance(value, dict) and value:
+            out.update(flatten(cast("dict[str, Any]", value), f"{name}."))
+        else:
+            out[name] = value
     return out
 
 
@@ -327,6 +334,12 @@ def _explain(model: type[BaseModel], error: ValidationError) -> UserError:
             hints += [f"did you mean `{near[0]}`?"] if near else []
         else:
             message = item["msg"].removeprefix("Value error, ")
-            shown = "" if not name else f"`{name}`" + ("" if isinstance(item["input"], dict) else f" = {json.dumps(item['input'], default=str)}") + ": "
+            shown = (
+                ""
+                if not name
+                else f"`{name}`"
+                + ("" if isinstance(item["input"], dict) else f" = {json.dumps(item['input'], default=str)}")
+                + ": "
+            )
             lines.append(f"{shown}{message[:1].lower()}{message[1:]}")
     return UserError("\n".join(lines), hint="; ".join(dict.fromkeys(hints)) or "`tau2rl config show` lists every setting")

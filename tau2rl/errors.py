@@ -31,13 +31,9 @@ class RunIncomplete(Exception):
 
 
 class EpisodeFailure(Exception):
-    """Our world broke during an episode: no evidence about the model.
-
-    `fault` says which part broke; `retryable` says whether a fresh attempt may go better.
-    """
+    """Our world broke during an episode: no evidence about the model. `fault` says which part broke."""
 
     fault: Fault = Fault.INFRA
-    retryable: bool = True
 
 
 class EnvironmentFailure(EpisodeFailure):
@@ -54,7 +50,6 @@ class TaskFailure(EpisodeFailure):
     """The task itself cannot be played (a scenario that contradicts its data); trying again gives the same."""
 
     fault = Fault.TASK
-    retryable = False
 
 
 class PolicyFailure(EpisodeFailure):

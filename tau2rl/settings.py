@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import stat
 import sys
@@ -12,7 +13,15 @@ from tau2rl.errors import UserError
 
 SECRETS_FILE = "TAU2RL_SECRETS_FILE"  # a file of NAME=VALUE lines that only its owner can read
 OUTPUT_ROOT = "TAU2RL_OUTPUTS"
-KNOWN_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "AZURE_API_KEY", "OPENROUTER_API_KEY", "WANDB_API_KEY", "HF_TOKEN")
+KNOWN_KEYS = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "GEMINI_API_KEY",
+    "AZURE_API_KEY",
+    "OPENROUTER_API_KEY",
+    "WANDB_API_KEY",
+    "HF_TOKEN",
+)
 
 
 def secret(name: str) -> str | None:
@@ -52,6 +61,29 @@ def quiet_libraries() -> None:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def api_key(model: str, api_base: str | None, variable: str | None) -> str | None:
+    """The key for a litellm model; None leaves the choice to litellm, which looks for the provider's usual variable.
+
+    `variable` is the setting that names the variable of the key. Raises UserError when that variable is not set.
+    """
+    if variable:
+        key = secret(variable)
+        if not key:
+            raise UserError(f"`{variable}` is not set", hint="`api_key_env` names the variable that holds the API key")
+        return key
+    load_secrets()
+    # A server of one's own takes any key; the one for OpenAI must not go there.
+    return "none" if api_base and model.startswith("openai/") else None
+
+
+def litellm_options() -> dict[str, bool]:
+    """What every litellm call with tools must say.
+
+    Newer versions look for MCP servers among the tools, which needs a package that they do not install; ours are functions.
+    """
+    return {"_skip_mcp_handler": True} if importlib.util.find_spec("litellm.responses.mcp.chat_completions_handler") else {}
 
 
 def python() -> str:

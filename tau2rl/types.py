@@ -227,7 +227,7 @@ class Episode:
     seed: int
     status: Status
     termination: str  # tau2's word, or ours: "turns", "context", "length", "deadline", "malformed", "failed"
-    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion, and what followed it
+    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion
     turns: tuple[Turn, ...]
     messages: tuple[Message, ...]  # without the system message
     grade: Grade | None  # None when FAILED
@@ -235,6 +235,7 @@ class Episode:
     seconds: float = 0.0
     user_usage: Usage = field(default_factory=Usage)
     db_hashes: tuple[str | None, str | None] = (None, None)  # (agent database, user database) at the end
+    trajectory: tuple[dict[str, Any], ...] = ()  # both sides' messages in tau2's own layout, so that tau2 can grade it again
 
     @property
     def fault(self) -> Fault | None:
@@ -314,11 +315,11 @@ class Env(Protocol):
         """Perform one agent turn and wait for what it brings. Raises EpisodeFailure."""
         ...
 
-    async def close(self) -> Grade | None:
+    async def close(self, *, grade: bool) -> Grade | None:
         """End it wherever it stands and free everything; safe to call twice.
 
-        The grade of a conversation that tau2 did not end has reward 0 and real checks. None: it never opened or could
-        not be graded. Raises EpisodeFailure when grading broke.
+        With `grade`, a conversation that tau2 did not end is graded as it stands: reward 0 and real checks; raises
+        EpisodeFailure when grading broke. Without, it is dropped at once and nothing is raised.
         """
         ...
 
@@ -329,7 +330,12 @@ class Env(Protocol):
 
     @property
     def db_hashes(self) -> tuple[str | None, str | None]:
-        """tau2's hashes of the (agent, user) database as they stand; (None, None) before opening."""
+        """tau2's hashes of the (agent, user) database at the end of the conversation; (None, None) before."""
+        ...
+
+    @property
+    def trajectory(self) -> list[dict[str, Any]]:
+        """Every message of both sides so far, as JSON values in tau2's own layout."""
         ...
 
 

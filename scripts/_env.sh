@@ -1,0 +1,48 @@
+# Sourced by the other scripts. `make_venv EXTRAS` leaves `.venv` with this checkout and the extras in it.
+#
+# uv does the installing, in a fraction of pip's time; where it cannot (no wheel for the platform, packages from a mirror
+# that only pip is configured for), pip does the same. Both are held to the versions of scripts/constraints.txt.
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() { # die MESSAGE [HINT]
+    say "error: $1"
+    if [ -n "${2:-}" ]; then say ""; say "hint: $2"; fi
+    exit 2
+}
+
+recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
+        if recent "$candidate"; then printf '%s\n' "$candidate"; return; fi
+    done
+    die "no Python 3.10 or newer on this machine" "name one: PYTHON=/path/to/python3 $0"
+}
+
+make_venv() { # make_venv EXTRAS, in the repository's root
+    local extras=$1 python=.venv/bin/python started=$SECONDS mark base
+    # A virtual environment that was moved or copied still runs its programs from where it was.
+    if ! recent "$python" || ! grep -qsF "$(pwd -P)/.venv/bin/python" .venv/bin/pip; then
+        base=$(find_python) || exit
+        "$base" -m venv --clear .venv || die "cannot make a virtual environment" "on Debian and Ubuntu: apt install python3-venv"
+    fi
+    mark=.venv/installed-$(printf '%s\n' "$extras" | cat - pyproject.toml scripts/constraints.txt | cksum | tr ' ' -)
+    if [ -e "$mark" ]; then return; fi
+
+    say "installing .[$extras] into .venv"
+    local pip=("$python" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt)
+    # Which build of torch (CPU, CUDA) is a matter of pip's own configuration, which uv does not read.
+    case ",$extras," in *,local,*) "${pip[@]}" torch || die "cannot install torch" "the lines above say why" ;; esac
+    # Bytecode is made here, once, and not again by every process of a run.
+    if ! "${pip[@]}" uv ||
+       ! "$python" -m uv pip install --quiet --python "$python" --compile-bytecode \
+            --constraint scripts/constraints.txt --editable ".[$extras]"; then
+        say "uv could not install, trying pip"
+        "${pip[@]}" --editable ".[$extras]" ||
+            die "cannot install .[$extras]" "the lines above say why; PyPI or a mirror of it must be reachable"
+    fi
+    touch "$mark"
+    say "installed in $((SECONDS - started)) s"
+}

@@ -1,0 +1,20 @@
+"""Write `tau2rl/bench/floors.json` again from the installed tau2 data, by replay.
+
+Takes minutes of CPU time; run it when the data moves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tau2rl.bench.domain import NAMES, domain
+from tau2rl.bench.floors import measure
+from tau2rl.types import TaskRef
+
+if __name__ == "__main__":
+    table = {
+        name: measure(name, [TaskRef(domain=name, task_id=i, split="base") for i in domain(name).tasks("base")]) for name in NAMES
+    }
+    target = Path(__file__).parent.parent / "tau2rl" / "bench" / "floors.json"
+    target.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Where training happens: slime on a cluster, torch in this process."""

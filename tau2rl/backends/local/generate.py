@@ -1,0 +1,306 @@
+"""Sampling for many requests at once: one key-value slot a conversation, one forward pass for everyone who waits.
+
+Synchronous and single-threaded; `policy.py` puts it on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tau2rl.backends.local.model import backbone, head
+from tau2rl.types import Completion, FinishReason, Usage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to draw a token: `Sampling(temperature=0.8, stop_token_ids=(2,))`."""
+
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = -1  # -1 = off
+    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One turn being sampled; `result` is set when it is done."""
+
+    session: str
+    prompt: list[int]
+    sampling: Sampling
+    seed: int
+    max_tokens: int
+    draw: random.Random = field(init=False)
+    output: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    slot: int = -1
+    cached: int = 0  # prompt tokens whose keys and values were there already
+    result: Completion | None = None
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.seed)
+
+
+class SlotCache:
+    """Keys and values of every conversation, [layers][slots, heads, capacity, head_dim]; speaks transformers' cache protocol."""
+
+    def __init__(self, *, layers: int, slots: int, device: torch.device) -> None:
+        self.slots = slots
+        self.device = device
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+        self.capacity = 0
+        self.rows = torch.zeros(0, dtype=torch.long)  # [batch], the slots of this forward pass
+        self.columns = torch.zeros(0, 0, dtype=torch.long)  # [batch, new], where its new tokens go
+        self.width = 0  # how far back this pass looks
+        self.is_compileable = False
+
+    def reserve(self, capacity: int) -> None:
+        """Room for conversations of `capacity` tokens; what is stored stays."""
+        if capacity <= self.capacity:
+            return
+        wanted = max(capacity, 2 * self.capacity, 256)
+        for store in (self.keys, self.values):
+            for i, old in enumerate(store):
+                if old is not None:
+                    new = old.new_zeros(old.shape[0], old.shape[1], wanted, old.shape[3])
+                    new[:, :, : old.shape[2]] = old
+                    store[i] = new
+        self.capacity = wanted
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values, [batch, heads, new, head_dim]; return all that these rows may look at."""
+        out: list[Tensor] = []
+        for store, new in ((self.keys, key_states), (self.values, value_states)):
+            held = store[layer_idx]
+            if held is None:
+                held = new.new_zeros(self.slots, new.shape[1], self.capacity, new.shape[3])
+                store[layer_idx] = held
+            held[self.rows[:, None], :, self.columns] = new.transpose(1, 2)
+            out.append(held[self.rows, :, : self.width])
+        return out[0], out[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Part of the cache protocol; positions are always passed in."""
+        return self.width
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give one conversation the beginning of another."""
+        for store in (self.keys, self.values):
+            for held in store:
+                if held is not None:
+                    held[target, :, :length] = held[source, :, :length]
+
+
+class Generator:
+    """A batch that requests join and leave at any step.
+
+    The result of a request depends on its prompt, its seed and the weights; who else is in the batch changes only the
+    rounding of the matrix products. Conversations keep their keys and values from turn to turn, so a turn costs its new tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        slots: int = 64,
+        prefill_tokens: int = 16384,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        self._model = model
+        self._decode = decode
+        self._device = next(model.parameters()).device
+        self._pad = 0
+        self._num_layers = int(model.config.num_hidden_layers)  # pyright: ignore
+        self._slots = slots
+        self._prefill_tokens = prefill_tokens
+        self._waiting: list[Request] = []
+        self._active: list[Request] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop every stored key and value: the weights have changed."""
+        if getattr(self, "_active", None):
+            raise RuntimeError("the weights changed while turns were being sampled")
+        self._cache = SlotCache(layers=self._num_layers, slots=self._slots, device=self._device)
+        self._held: dict[int, list[int]] = {}  # slot -> the tokens whose keys and values it holds
+        self._sessions: OrderedDict[str, int] = OrderedDict()  # least recently used first
+        self._free = list(range(self._slots))
+        self._donor: int | None = None  # the slot that was opened last; what it shares with a new one is copied
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._waiting or self._active)
+
+    def add(self, request: Request) -> None:
+        """Put a request in line."""
+        if not request.prompt:
+            raise ValueError("an empty prompt has nothing to continue")
+        self._waiting.append(request)
+
+    def run(self, requests: Sequence[Request]) -> list[Completion]:
+        """Sample all of them to the end, in the order given."""
+        for request in requests:
+            self.add(request)
+        while self.busy:
+            self.step()
+        return [r.result for r in requests if r.result is not None]
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """Admit who waits, move everyone one token on; returns those that are done."""
+        fresh = self._admit()
+        done: list[Request] = []
+        if fresh:
+            done += self._forward(fresh, [r.prompt[len(self._held[r.slot]) :] for r in fresh])
+        going = [r for r in self._active if r not in fresh]
+        if going:
+            done += self._forward(going, [r.output[-1:] for r in going])
+        for request in done:
+            self._active.remove(request)
+        return done
+
+    def _admit(self) -> list[Request]:
+        """Requests that get a slot now; a conversation that is being sampled, or no free slot, has to wait."""
+        fresh: list[Request] = []
+        used = {r.slot for r in self._active}
+        budget = self._prefill_tokens
+        for request in list(self._waiting):
+            slot = self._slot_for(request.session, used)
+            if slot is None:
+                continue
+            request.slot = slot
+            self._share(request)
+            new = len(request.prompt) - len(self._held[slot])
+            if fresh and new > budget:
+                break
+            budget -= new
+            used.add(slot)
+            fresh.append(request)
+            self._waiting.remove(request)
+        self._active += fresh
+        return fresh
+
+    def _slot_for(self, session: str, used: set[int]) -> int | None:
+        slot = self._sessions.get(session)
+        if slot is not None:
+            self._sessions.move_to_end(session)
+            return None if slot in used else slot
+        if self._free:
+            slot = self._free.pop()
+        else:
+            old = next((s for s, held in self._sessions.items() if held not in used), None)
+            if old is None:
+                return None
+            slot = self._sessions.pop(old)
+        self._sessions[session] = slot
+        self._held[slot] = []
+        return slot
+
+    def _share(self, request: Request) -> None:
+        """Cut the slot back to what it has in common with the prompt, or copy a longer beginning from the donor."""
+        slot, prompt = request.slot, request.prompt
+        keep = min(_common(self._held[slot], prompt), len(prompt) - 1)
+        self._held[slot] = prompt[:keep]
+        donor = self._donor
+        if donor is not None and donor != slot:
+            shared = min(_common(self._held.get(donor, []), prompt), len(prompt) - 1)
+            if shared > keep:
+                self._cache.copy(donor, slot, shared)
+                self._held[slot] = prompt[:shared]
+        request.cached = len(self._held[slot])
+        if keep == 0:
+            self._donor = slot
+
+    def _forward(self, batch: list[Request], new: list[list[int]]) -> list[Request]:
+        """Feed each request its new tokens, sample one token for each; returns those that are done."""
+        starts = [len(self._held[r.slot]) for r in batch]
+        logits = self._logits([r.slot for r in batch], starts, new)
+        for request, tokens in zip(batch, new, strict=True):
+            self._held[request.slot].extend(tokens)
+        tokens, logprobs = _sample(logits, batch)
+        return [r for r, t, p in zip(batch, tokens, logprobs, strict=True) if self._take(r, t, p)]
+
+    def _logits(self, slots: list[int], starts: list[int], new: list[list[int]]) -> Tensor:
+        """Logits after the last new token of each row, [batch, vocab]."""
+        longest, width = max(map(len, new)), max(s + len(n) for s, n in zip(starts, new, strict=True))
+        self._cache.reserve(max(starts) + longest)
+        ids = torch.tensor([n + [self._pad] * (longest - len(n)) for n in new], device=self._device)
+        last = torch.tensor([len(n) - 1 for n in new], device=self._device)
+        start = torch.tensor(starts, device=self._device)
+        positions = start[:, None] + torch.arange(longest, device=self._device)
+        # What a padded position writes lies after the row's last token: masked now, overwritten before anyone looks there.
+        self._cache.rows = torch.tensor(slots, device=self._device)
+        self._cache.columns = positions
+        self._cache.width = width
+        mask = torch.arange(width, device=self._device) <= positions[:, :, None]  # [batch, new, width]
+        hidden = backbone(self._model)(
+            input_ids=ids, attention_mask=mask[:, None], position_ids=positions, past_key_values=self._cache, use_cache=True
+        ).last_hidden_state
+        return head(self._model)(hidden[torch.arange(len(new), device=self._device), last]).float()
+
+    def _take(self, request: Request, token: int, logprob: float) -> bool:
+        request.output.append(token)
+        request.logprobs.append(logprob)
+        stopped = token in request.sampling.stop_token_ids or self._at_stop(request)
+        if not stopped and len(request.output) < request.max_tokens:
+            return False
+        request.result = Completion(
+            token_ids=tuple(request.output),
+            logprobs=tuple(request.logprobs),
+            finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
+            usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=len(request.output), cached_tokens=request.cached),
+        )
+        return True
+
+    def _at_stop(self, request: Request) -> bool:
+        if not request.sampling.stop or self._decode is None:
+            return False
+        tail = self._decode(request.output[-16:])
+        return any(tail.endswith(text) for text in request.sampling.stop)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    if a == b[: len(a)]:
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _sample(logits: Tensor, batch: list[Request]) -> tuple[list[int], list[float]]:
+    """One token and its log-probability for each row. Greedy rows report the model's own (temperature 1)."""
+    temperature = torch.tensor([r.sampling.temperature or 1.0 for r in batch], device=logits.device)
+    logp = torch.log_softmax(logits / temperature[:, None], dim=-1)
+    if any(r.sampling.top_k > 0 or r.sampling.top_p < 1 for r in batch):
+        logp = _truncate(logp, batch)
+    cumulative = logp.exp().double().cumsum(-1)
+    # One uniform number a token from the request's own stream: the draw does not depend on who shares the batch.
+    points = torch.tensor([r.draw.random() for r in batch], dtype=torch.double, device=logits.device)
+    tokens = torch.searchsorted(cumulative, (points * cumulative[:, -1])[:, None], right=True)[:, 0]
+    tokens = tokens.clamp(max=logits.shape[1] - 1)
+    greedy = torch.tensor([r.sampling.temperature == 0 for r in batch], device=logits.device)
+    tokens = torch.where(greedy, logits.argmax(-1), tokens)
+    return tokens.tolist(), logp.gather(1, tokens[:, None])[:, 0].tolist()
+
+
+def _truncate(logp: Tensor, batch: list[Request]) -> Tensor:
+    """Keep each row's top-k tokens, of them the smallest set whose mass reaches top-p, and renormalise."""
+    ordered, index = logp.sort(dim=-1, descending=True)
+    rank = torch.arange(logp.shape[1], device=logp.device)
+    top_k = torch.tensor([r.sampling.top_k if r.sampling.top_k > 0 else logp.shape[1] for r in batch], device=logp.device)
+    kept = torch.where(rank < top_k[:, None], ordered, -torch.inf).log_softmax(-1)
+    before = kept.exp().cumsum(-1) - kept.exp()
+    top_p = torch.tensor([r.sampling.top_p for r in batch], device=logp.device)
+    kept = torch.where((before < top_p[:, None]) | (rank == 0), kept, -torch.inf).log_softmax(-1)
+    return torch.empty_like(logp).scatter_(1, index, kept)

@@ -1,0 +1,135 @@
+"""The model: made from nothing, read from a checkpoint, written as one, or wrapped in LoRA.
+
+Every model here is a Hugging Face causal LM; the rest of the room reaches into it only through `backbone` and `head`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import nn
+
+from tau2rl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A Qwen3 small enough for a CPU: `Shape(hidden=96, layers=3, heads=4)`."""
+
+    hidden: int = 96
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int | None = None  # None: as many as heads
+    head_dim: int = 32
+    intermediate: int = 192
+    max_positions: int = 4096
+    rope_theta: float = 10_000.0
+    embedding_std: float = 0.1
+    copy_gain: float = 0.3  # 0 turns the copy-friendly start off
+    match_heads: int = 0  # heads of each layer that start by attending to what resembles the present token
+
+
+def create(shape: Shape, *, vocab_size: int, seed: int, eos_token_id: int, pad_token_id: int) -> PreTrainedModel:
+    """A randomly initialised Qwen3 (tied embeddings, fp32), the same for the same arguments."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        bos_token_id=None,
+        use_cache=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+        with torch.no_grad():
+            nn.init.normal_(model.model.embed_tokens.weight, std=shape.embedding_std)
+            if shape.copy_gain:
+                _make_copying_easy(model, shape)
+    return cast("PreTrainedModel", model)
+
+
+def _make_copying_easy(model: nn.Module, shape: Shape) -> None:
+    """Start attention as a weak copier: what a head reads from a token it writes back as that token.
+
+    With tied embeddings an output projection that is the transpose of the value projection sends the attended token's
+    embedding to its own logit. A plain start has to find that pairing first: at this size it takes ten times the steps.
+    """
+    for layer in model.model.layers:  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
+        value = layer.self_attn.v_proj.weight  # [kv_heads * head_dim, hidden]
+        nn.init.orthogonal_(value)
+        groups = layer.self_attn.num_key_value_groups
+        heads = value.view(-1, shape.head_dim, shape.hidden).repeat_interleave(groups, dim=0).reshape(-1, shape.hidden)
+        layer.self_attn.o_proj.weight.copy_(shape.copy_gain * heads.T)
+        matching = shape.match_heads * shape.head_dim
+        nn.init.orthogonal_(layer.self_attn.k_proj.weight)
+        layer.self_attn.q_proj.weight[:matching] = layer.self_attn.k_proj.weight[:matching]
+
+
+def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
+    """A checkpoint as `from_pretrained` reads it. Raises UserError when there is none."""
+    from transformers import AutoModelForCausalLM
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype), local_files_only=True)
+    return cast("PreTrainedModel", model.to(device))
+
+
+def save(model: nn.Module, folder: Path, *, dtype: DType | None = None) -> None:
+    """Write whole weights (LoRA merged into a copy) so that `AutoModelForCausalLM.from_pretrained` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = _merged(model)
+    state = None if dtype is None else {k: v.to(getattr(torch, dtype)) for k, v in whole.state_dict().items()}
+    whole.save_pretrained(str(folder), state_dict=state)  # pyright: ignore[reportCallIssue]
+
+
+def _merged(model: nn.Module) -> nn.Module:
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    import copy
+
+    return cast(nn.Module, copy.deepcopy(model).merge_and_unload())  # pyright: ignore[reportCallIssue]
+
+
+def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float = 0.0, targets: str = "all-linear") -> nn.Module:
+    """Train low-rank additions in place of the weights (peft)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=int(alpha), lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    return cast(nn.Module, get_peft_model(model, config))
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The decoder without its output layer (inside LoRA's wrapper too, adapters included)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+    return cast(nn.Module, base.model)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The output layer: hidden states to logits."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+    return cast(nn.Module, base.get_output_embeddings())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+
+def num_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """How many weights, tied ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)

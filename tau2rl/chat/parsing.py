@@ -1,0 +1,163 @@
+"""From the text of a sampled turn to tool calls: `<tool_call>` blocks, JSON, names. Every fault has its `MalformedKind`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
+
+from tau2rl.chat.arguments import complaint
+from tau2rl.chat.tokenizers import Tokenizer
+from tau2rl.errors import MalformedTurn
+from tau2rl.types import CallTool, MalformedKind, ToolSchema
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+THINK, UNTHINK = "<think>", "</think>"
+MAX_CHARS = 200_000  # more than six times what 4096 tokens, the default of a turn, can write
+MAX_DEPTH = 32  # tau2's tools need four
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """A turn cut at its tags: `Blocks(before="One moment.", bodies=('{"name": "f"}',), outside="")`."""
+
+    before: str  # all of the text when there is no block
+    bodies: tuple[str, ...]  # what stands between each pair of tags
+    outside: str  # text between and after the blocks, "" when that is only white space
+
+
+def text_of(tokenizer: Tokenizer, body_ids: Sequence[int]) -> str:
+    """The text of a turn whose end token is gone. Raises MalformedTurn: too long, empty, or with control tokens inside."""
+    if len(body_ids) > MAX_CHARS:
+        fail(MalformedKind.TOO_LONG, f"{len(body_ids)} tokens, where {MAX_CHARS} is the limit")
+    if not tokenizer.control_ids.isdisjoint(body_ids):
+        fail(MalformedKind.TEXT_OUTSIDE, "the turn goes on behind a token that ends or begins one")
+    text = tokenizer.decode(body_ids)
+    if len(text) > MAX_CHARS:
+        fail(MalformedKind.TOO_LONG, f"{len(text)} characters, where {MAX_CHARS} is the limit")
+    if not text.strip():
+        fail(MalformedKind.EMPTY, "the turn has no text")
+    return text
+
+
+def without_thoughts(text: str) -> str:
+    """The turn behind its leading `<think>` block, if it has one. Raises MalformedTurn: never closed, or nothing behind it.
+
+    >>> without_thoughts("<think>Hm.</think>\\n\\nHello.")
+    'Hello.'
+    """
+    if not text.lstrip().startswith(THINK):
+        return text
+    _, closed, answer = text.partition(UNTHINK)
+    if not closed:
+        fail(MalformedKind.NO_CONTENT, f"{THINK} is never closed")
+    if not answer.strip():
+        fail(MalformedKind.NO_CONTENT, "the turn has thoughts and nothing else")
+    return answer.lstrip("\n")
+
+
+def split_blocks(text: str) -> Blocks:
+    """Cut a turn at its `<tool_call>` tags. Raises MalformedTurn for a tag without its partner.
+
+    >>> split_blocks("Yes.\\n<tool_call>{}</tool_call>")
+    Blocks(before='Yes.\\n', bodies=('{}',), outside='')
+    """
+    before, *rest = text.split(OPEN)
+    if CLOSE in before:
+        fail(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
+    bodies: list[str] = []
+    outside: list[str] = []
+    for part in rest:
+        body, closed, behind = part.partition(CLOSE)
+        if not closed:
+            fail(MalformedKind.NO_CLOSE_TAG, f"{OPEN} without {CLOSE}")
+        if CLOSE in behind:
+            fail(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
+        bodies.append(body)
+        outside.append(behind.strip())
+    return Blocks(before=before, bodies=tuple(bodies), outside="".join(outside))
+
+
+def read_json(text: str) -> object:
+    """Strict JSON: no NaN or infinity, no half characters, no more than MAX_DEPTH levels. Raises MalformedTurn."""
+    if _depth(text) > MAX_DEPTH:
+        fail(MalformedKind.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
+    try:
+        value: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escape like \ud800 alone is half a character
+    except ValueError as error:  # JSONDecodeError, UnicodeEncodeError and a number with thousands of digits are all ValueErrors
+        fail(MalformedKind.BAD_JSON, _reason(error))
+    return value
+
+
+def read_call(value: object) -> CallTool:
+    """A tool call from `{"name": ..., "arguments": {...}}`; arguments that are absent or null are none. Raises MalformedTurn."""
+    if not isinstance(value, dict):
+        fail(MalformedKind.NOT_AN_OBJECT, "a tool call must be a JSON object")
+    call = cast("dict[str, Any]", value)
+    name = call.get("name")
+    if not isinstance(name, str) or not name:
+        fail(MalformedKind.MISSING_NAME, "a tool call needs the `name` of a tool")
+    arguments = call.get("arguments")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        fail(MalformedKind.ARGUMENTS_NOT_AN_OBJECT, "`arguments` must be a JSON object, not text or a list")
+    return CallTool(name=name, arguments=cast("dict[str, Any]", arguments))
+
+
+def check_call(call: CallTool, tools: Sequence[ToolSchema]) -> CallTool:
+    """The same call, if one of the tools takes it. Raises MalformedTurn: unknown tool, or arguments that its schema refuses."""
+    for tool in tools:
+        function = tool.get("function", tool)
+        if function.get("name") == call.name:
+            if problem := complaint(call.arguments, function.get("parameters") or {}):
+                fail(MalformedKind.WRONG_ARGUMENTS, f"`{call.name}`: {problem}")
+            return call
+    fail(MalformedKind.UNKNOWN_TOOL, f"there is no tool `{call.name[:60]}`")
+
+
+def fail(kind: MalformedKind, message: str) -> NoReturn:
+    """Raise MalformedTurn."""
+    raise MalformedTurn(kind, message)
+
+
+def _depth(text: str) -> int:
+    """How deep brackets nest, strings left out. A plain scan: a pattern could take time quadratic in quotes and backslashes."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for character in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos}"
+    return "text has half a character" if isinstance(error, UnicodeError) else str(error)[:120]

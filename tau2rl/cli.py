@@ -1,0 +1,98 @@
+"""The command line: which commands there are, and how each kind of failure ends. No heavy library is imported here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import tau2rl
+from tau2rl import console
+from tau2rl.commands import config, eval, machine, results, tasks
+from tau2rl.commands.options import examples
+from tau2rl.errors import RunIncomplete, UserError
+
+
+class Boundary(TyperGroup):
+    """Where exceptions end: a person's mistake exits 2, an incomplete run 1, an interruption 130, a bug 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            console.fail(error)
+            code = 2
+        except RunIncomplete as error:
+            console.say(f"error: {error}")
+            code = 1
+        except KeyboardInterrupt:
+            console.say("interrupted")
+            code = 130
+        except Exception as error:  # the last boundary: what arrives here is a bug, and people get a line, not a page
+            if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
+                raise  # Typer's own: usage errors and exits, which carry their code
+            console.crash(error, debug=bool(ctx.params.get("debug")))
+            code = 1
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    name="tau2rl",
+    cls=Boundary,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "tau2rl doctor",
+        "tau2rl eval -c configs/eval/gold.yaml",
+        "tau2rl eval --tokenizer DIR --url http://127.0.0.1:30000 --domains retail --num-samples 4",
+        "tau2rl report outputs/eval/default",
+    ),
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="TAU2RL_DEBUG", help="Show the traceback of a bug.", show_default=False)
+    ] = False,
+) -> None:
+    """Post-train small open models into multi-turn tool-use agents on tau2-bench."""
+    if show_version:
+        console.emit(f"tau2rl {tau2rl.__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+EVALUATE, LOOK, SETUP = "Evaluate", "Look at the benchmark", "Set up"
+
+app.command(
+    "eval",
+    rich_help_panel=EVALUATE,
+    epilog=examples(
+        "tau2rl eval -c configs/eval/gold.yaml",
+        "tau2rl eval -c configs/eval/sglang.yaml --tokenizer DIR --domains airline,retail --num-samples 4",
+        "tau2rl eval -c configs/eval/gold.yaml --limit 2 --inline --json",
+        "tau2rl eval -c outputs/eval/default/config.json --resume",
+    ),
+)(eval.evaluate)
+app.command("report", rich_help_panel=EVALUATE, epilog=examples("tau2rl report outputs/eval/default"))(results.report)
+app.command("compare", rich_help_panel=EVALUATE, epilog=examples("tau2rl compare outputs/eval/after outputs/eval/before"))(
+    results.compare
+)
+app.add_typer(tasks.app, name="tasks", rich_help_panel=LOOK)
+app.add_typer(config.app, name="config", rich_help_panel=SETUP)
+app.command(
+    "doctor", rich_help_panel=SETUP, epilog=examples("tau2rl doctor", "tau2rl doctor --for eval -c configs/eval/sglang.yaml")
+)(machine.doctor)
+app.command("version", rich_help_panel=SETUP)(machine.version)
+
+
+def main() -> None:
+    """The `tau2rl` script."""
+    app(prog_name="tau2rl")

@@ -1,0 +1,131 @@
+"""`tau2rl report` and `tau2rl compare`: what finished runs say, read from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from tau2rl import console
+from tau2rl.commands.options import Json
+from tau2rl.errors import UserError
+from tau2rl.metrics.compare import Comparison, compare as compare_values
+from tau2rl.metrics.table import report_rows
+from tau2rl.store.files import read_json
+from tau2rl.store.provenance import differences
+
+RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
+
+# Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.
+SUBJECT = ("settings.policy.kind", "settings.policy.model", "settings.chat.tokenizer", "tokenizer", "policy")
+
+
+def report(run: RunDir, as_json: Json = False) -> None:
+    """Print the result of a run again.
+
+    Exits with 1 when the run is incomplete.
+    """
+    values = read_report(run)
+    if as_json:
+        console.emit_json(values)
+    else:
+        print_report(values)
+    raise typer.Exit(1 if values["incomplete"] else 0)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_A", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another run folder.", metavar="RUN_B", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Compare runs that measured different things, with a warning.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.
+
+    Refused when they differ in more than the agent: another user model, split or tool schema makes another measurement of it.
+    """
+    unequal = [d for d in differences(_identity(a), _identity(b)) if not _is_subject(d[0])]
+    if unequal:
+        lines = "\n".join(f"  {key}: {left!r} and {right!r}" for key, left, right in unequal)
+        message = f"the runs did not measure the same thing; these differ\n{lines}"
+        if not force:
+            raise UserError(message, hint="run one of them again with the other's settings, or look anyway with `--force`")
+        console.say(f"warning: {message}\n")
+    result = compare_values(_solved_share(a), _solved_share(b))
+    if as_json:
+        shown = {**asdict(result), "difference": result.difference.to_json()}
+        console.emit_json({"a": str(a), "b": str(b), "differing": [key for key, _, _ in unequal], "pass@1": shown})
+    else:
+        _print_comparison(a, b, result)
+
+
+def read_report(run: Path) -> dict[str, Any]:
+    """The `report.json` of a run folder, or the file itself. Raises UserError."""
+    file = run / "report.json" if run.is_dir() else run
+    if not file.exists():
+        config = run / "config.json"
+        hint = (
+            f"finish the run: `tau2rl eval -c {config} --output {run} --resume`"
+            if config.exists()
+            else "name a run folder, such as `outputs/eval/default`"
+        )
+        raise UserError(f"`{run}` has no report", hint=hint)
+    values = read_json(file)
+    if not {"incomplete", "overall", "by_task"} <= values.keys():
+        raise UserError(f"`{file}` is not a report of an evaluation")
+    return values
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The table, and below it what became of every attempt."""
+    console.emit_table(report_rows(report))
+    ended = ", ".join(f"{count} {status}" for status, count in report["episodes"].items())
+    console.emit(f"episodes: {ended}" + (f", {report['missing']} missing" if report["missing"] else ""))
+    for name in ("faults", "terminations"):
+        if report[name]:
+            console.emit(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
+    floor = ", ".join(
+        f"{name.replace('_', ' ')} {'unknown' if value is None else f'{value:.3f}'}" for name, value in report["floor"].items()
+    )
+    console.emit(f"floor: {floor}")
+    if report["incomplete"]:
+        console.emit(f"incomplete: {report['reason']}")
+        failed = report["so_far"]["not_done"] if report["so_far"] else []
+        if failed:
+            console.emit("not done: " + ", ".join(failed))
+
+
+def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
+    ci95 = result.difference.ci95
+    interval = f" [{ci95[0]:+.3f}, {ci95[1]:+.3f}]" if ci95 else f" ({result.difference.reason})"
+    rows = [["pass@1", "value"], [str(a), f"{result.a:.3f}"], [str(b), f"{result.b:.3f}"]]
+    console.emit_table([*rows, ["difference [95%]", f"{result.difference.value:+.3f}{interval}"]])
+    low, high = result.bootstrap
+    console.emit(f"{result.tasks} tasks, paired; bootstrap [{low:+.3f}, {high:+.3f}], sign-flip p = {result.p:.4f}")
+    if result.mcnemar:
+        m = result.mcnemar
+        console.emit(f"only the first solved {m.only_a}, only the second {m.only_b}, McNemar p = {m.p:.4f}")
+
+
+def _solved_share(run: Path) -> dict[str, float]:
+    values = read_report(run)
+    if values["incomplete"]:
+        raise UserError(
+            f"`{run}` is incomplete: {values['reason']}",
+            hint=f"finish it: `tau2rl eval -c {run / 'config.json'} --output {run} --resume`",
+        )
+    counts = cast("dict[str, dict[str, int]]", values["by_task"])
+    return {key: count["solved"] / count["valid"] for key, count in counts.items()}
+
+
+def _identity(run: Path) -> dict[str, Any]:
+    file = run / "environment.json"
+    if not file.exists():
+        raise UserError(f"`{run}` does not say what it stood on: it has no `environment.json`", hint="name two run folders")
+    return cast("dict[str, Any]", read_json(file).get("identity", {}))
+
+
+def _is_subject(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in SUBJECT)

@@ -1,0 +1,169 @@
+"""Every word for people. stdout is data, stderr is talk; colours and bars only where a terminal shows them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tau2rl.errors import UserError
+from tau2rl.metrics.intervals import wilson
+from tau2rl.store.progress import ProgressEvent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOG_SECONDS = 60.0  # without a terminal: one progress line in so many seconds
+PIPE_WIDTH = 160  # of a table that goes to a file or a pipe: no cell is broken over lines
+
+
+def say(text: str = "") -> None:
+    """Talk: a line on stderr."""
+    _write(sys.stderr, text)
+
+
+def emit(text: str) -> None:
+    """Data: text on stdout, as it is."""
+    _write(sys.stdout, text)
+
+
+def emit_json(value: Any) -> None:
+    """Data: indented JSON on stdout. A NaN is a bug of ours and raises."""
+    emit(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def emit_table(rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """Data: a header and rows as a table on stdout; columns of numbers stand to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    head, *body = rows
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, name in enumerate(head):
+        numeric = bool(body) and all(row[column][:1].isdigit() or row[column] in ("-", "") for row in body)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in body:
+        table.add_row(*map(Text, row))
+    _rich(sys.stdout).print(table)
+
+
+def fail(error: UserError) -> None:
+    """A person's mistake: the message, a blank line, the hint."""
+    say(f"error: {error}")
+
+
+def crash(error: BaseException, *, debug: bool) -> None:
+    """A bug of ours: one line and the file that has the traceback; with `debug` the traceback itself."""
+    story = "".join(traceback.format_exception(error))
+    if debug:
+        say(story.rstrip())
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="tau2rl-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.write(story)
+    first = str(error).partition("\n")[0]
+    say(f"error: this is a bug in tau2rl: {type(error).__name__}{': ' + first if first else ''}")
+    say(f"\nhint: the traceback is in `{file.name}`; `tau2rl --debug ...` shows it here")
+
+
+def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> str:
+    """Where a run stands, in a line. `first` is the first event of this start: what a resumed run had already took no time.
+
+    >>> progress_words(ProgressEvent(done=20, total=100, successes=9, valid=18, failed=2, tokens=3000, seconds=30.0))
+    '20/100 episodes, success 0.500 [0.290, 0.710], 2 failed, 100 tokens/s, 2:00 left'
+    """
+    words = [f"{event.done}/{'?' if event.total is None else event.total} episodes"]
+    if event.valid:
+        low, high = wilson(event.successes, event.valid)
+        words.append(f"success {event.successes / event.valid:.3f} [{low:.3f}, {high:.3f}]")
+    if event.failed:
+        words.append(f"{event.failed} failed")
+    if event.tokens and event.seconds > 0:
+        words.append(f"{event.tokens / event.seconds:.0f} tokens/s")
+    ended = event.done - (first.done if first else 0)
+    if event.total is not None and ended > 0 and event.done < event.total:
+        words.append(f"{clock(event.seconds * (event.total - event.done) / ended)} left")
+    return ", ".join(words) + (f" ({event.note})" if event.note else "")
+
+
+def clock(seconds: float) -> str:
+    """A duration as people write it.
+
+    >>> clock(59.6), clock(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Follower:
+    """Shows a run while it goes: a bar that redraws itself on a terminal, a plain line a minute elsewhere.
+
+    A context manager; `on_progress` and `on_line` may be called from any one thread at a time.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._console = _rich(self._stream)
+        self._bar: Any = None
+        self._task: Any = None
+        self._said_at = -LOG_SECONDS  # so that the first event shows
+        self._first: ProgressEvent | None = None
+        self._event: ProgressEvent | None = None
+        self._shown: ProgressEvent | None = None
+
+    def __enter__(self) -> Follower:
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+            self._bar = Progress(
+                SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False), console=self._console
+            )
+            self._task = self._bar.add_task("starting", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._event is not None and self._event is not self._shown:
+            self._line(self._event)
+
+    def on_progress(self, event: ProgressEvent) -> None:
+        """Take note of an event."""
+        if self._first is None and event.total is not None:
+            self._first = event
+        self._event = event
+        if self._bar is not None:
+            self._bar.update(self._task, description=progress_words(event, self._first), completed=event.done, total=event.total)
+        elif time.monotonic() - self._said_at >= LOG_SECONDS:
+            self._line(event)
+
+    def on_line(self, line: str) -> None:
+        """A line of the run's log, above the bar."""
+        if self._bar is not None:
+            self._console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+        else:
+            _write(self._stream, line.rstrip("\n"))
+
+    def _line(self, event: ProgressEvent) -> None:
+        self._said_at = time.monotonic()
+        self._shown = event
+        _write(self._stream, progress_words(event, self._first))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+def _rich(stream: TextIO) -> Console:
+    """A rich console; it respects NO_COLOR and TERM=dumb by itself."""
+    from rich.console import Console
+
+    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, legacy_windows=False)

@@ -1,0 +1,37 @@
+"""Two ways to ask whether somebody is there; neither waits longer than PROBE_SECONDS."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+PROBE_SECONDS = 2.0
+
+
+def answers(url: str) -> int | None:
+    """The HTTP status of a GET; None when nobody speaks HTTP there in time."""
+    import httpx
+
+    async def ask() -> int:
+        loopback = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+        # A proxy for the internet must not answer for a server of this machine.
+        async with httpx.AsyncClient(trust_env=not loopback) as client, client.stream("GET", url) as reply:
+            return reply.status_code
+
+    async def ask_in_time() -> int:
+        # Not httpx's own timeouts: they count from byte to byte, and a server that drips never uses them up.
+        return await asyncio.wait_for(ask(), PROBE_SECONDS)
+
+    try:
+        return asyncio.run(ask_in_time())
+    except (httpx.HTTPError, httpx.InvalidURL, asyncio.TimeoutError):
+        return None
+
+
+def connects(host: str, port: int) -> bool:
+    """Whether somebody accepts TCP connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False

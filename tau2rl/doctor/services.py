@@ -1,0 +1,115 @@
+"""Who answers: the cluster, the policy's server, the simulated user's; and which keys are set, by name only."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from tau2rl import settings
+from tau2rl.config import PolicyConfig, UserConfig
+from tau2rl.doctor.check import Check, need
+from tau2rl.doctor.probe import answers, connects
+from tau2rl.errors import UserError
+
+# litellm's provider prefixes and the variables that it reads for them
+KEY_OF_PROVIDER = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+    "azure": "AZURE_API_KEY",
+    "openrouter": "OPENROUTER_API_KEY",
+}
+
+
+def check_cluster(address: str | None) -> Check:
+    """The cluster that the config or `RAY_ADDRESS` names: a job server `http://HOST:8265`, `HOST:PORT`, `ray://HOST:PORT`, `auto`."""
+    name, hint = "ray cluster", "start it with `ray start --head`, or leave `--address` and RAY_ADDRESS out"
+    address = address or settings.ray_address()
+    if not address:
+        return Check(name=name, state="ok", detail="none named: a run starts a local head and stops it afterwards")
+    if address == "auto":
+        return Check(name=name, state="ok", detail="auto: a run looks for a head of this machine")
+    if address.startswith(("http://", "https://")):
+        there = answers(f"{address.rstrip('/')}/api/version") == HTTPStatus.OK
+    else:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        there = connects(parts.hostname or "", parts.port or 6379)
+    return _reachable(name, there, address, hint)
+
+
+def check_keys() -> Check:
+    """Which of the usual keys are set: names, never values."""
+    try:
+        present = [name for name, there in settings.present_keys().items() if there]
+    except UserError as error:
+        return Check(name="keys", state="missing", detail=error.message, hint=error.hint)
+    detail = f"set: {', '.join(present)}" if present else "none set"
+    return Check(
+        name="keys",
+        state="ok" if present else "optional",
+        detail=detail,
+        hint="" if present else f"export them, or name a 0600 file in {settings.SECRETS_FILE}",
+    )
+
+
+def check_user(user: UserConfig) -> Check:
+    """Whether the simulated user can speak: its server answers, or its API key is there."""
+    name = "user simulator"
+    if user.kind == "scripted":
+        return Check(name=name, state="ok", detail="scripted: needs no model")
+    return _check_model(name, user.model, user.api_base, user.api_key_env, "user")
+
+
+def check_policy(policy: PolicyConfig) -> Check:
+    """Whether the policy can be asked."""
+    name = "policy"
+    if policy.kind == "sglang":
+        status = answers(f"{policy.url.rstrip('/')}/health")
+        said = {None: "does not answer", 200: "answers"}.get(status, f"answers /health with HTTP {status}")
+        hint = "start the server, or say where it is: `--set policy.url=http://HOST:PORT`"
+        return need(name, status == HTTPStatus.OK, f"{policy.url} {said}", hint)
+    if policy.kind == "api":
+        return _check_model(name, policy.model or "", policy.api_base, policy.api_key_env, "policy")
+    return Check(name=name, state="ok", detail=f"{policy.kind}: needs no server")
+
+
+def _check_model(name: str, model: str, api_base: str | None, key_env: str | None, section: str) -> Check:
+    if api_base:
+        status = answers(f"{api_base.rstrip('/')}/models")
+        return _reachable(
+            name,
+            status is not None and status < HTTPStatus.INTERNAL_SERVER_ERROR,
+            f"{model} at {api_base}",
+            f"start the server, or correct `{section}.api_base`",
+        )
+    provider = (
+        model.partition("/")[0]
+        if "/" in model
+        else "anthropic"
+        if model.startswith("claude")
+        else "gemini"
+        if model.startswith("gemini")
+        else "openai"
+    )
+    key = key_env or KEY_OF_PROVIDER.get(provider)
+    if key is None:
+        return Check(
+            name=name,
+            state="optional",
+            detail=f"{model}: which key it needs is not known here",
+            hint=f"`{section}.api_key_env` names it",
+        )
+    try:
+        there = settings.secret(key) is not None
+    except UserError as error:
+        return Check(name=name, state="missing", detail=error.message, hint=error.hint)
+    return need(
+        name,
+        there,
+        f"{model}: {key} is {'set' if there else 'not set'}",
+        f"set {key}, or use `user.kind: scripted`" if section == "user" else f"set {key}",
+    )
+
+
+def _reachable(name: str, there: bool, where: str, hint: str) -> Check:
+    return need(name, there, f"{where} {'answers' if there else 'does not answer'}", hint)

@@ -1,0 +1,24 @@
+"""From a config to the function that carries it out; a stage and its libraries are imported only when it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tau2rl.config import EvalConfig
+from tau2rl.errors import UserError
+from tau2rl.store.progress import Progress
+from tau2rl.store.run import RunFolder, stage_of
+
+if TYPE_CHECKING:
+    from tau2rl.stages import Result
+
+
+def run_stage(folder: RunFolder, progress: Progress) -> Result:
+    """Run the stage of the folder's config to its end. Raises what the stage raises."""
+    match folder.config:
+        case EvalConfig() as config:
+            from tau2rl.stages import eval as stage
+
+            return stage.run(config, folder, progress)
+        case other:
+            raise UserError(f"stage `{stage_of(other)}` cannot be run")

@@ -1,0 +1,66 @@
+"""A report as rows of text; who prints them, and in which colours, is the console's business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NONE = "-"
+
+
+def report_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """A header and one row per domain, then `macro` (with several domains) and `overall`; greedy rows after them.
+
+    An incomplete run shows `-` in its headline rows and then rows marked `so far`. Columns: domain, tasks, pass@1 with its
+    interval, pass@n and pass^n for the largest n (when there is more than one attempt), the do-nothing floor.
+    """
+    largest = max(1, int(report["attempts"]))
+    rows = [_header(largest), *_block(report, report, report, largest, "")]
+    if report["greedy"]:
+        rows += _block(report["greedy"], report, report, largest, "greedy: ")
+    so_far = report["so_far"]
+    if so_far:
+        rows += _block(so_far, so_far, report, largest, "so far: ")
+        if so_far["greedy"]:
+            rows += _block(so_far["greedy"], so_far, report, largest, "so far, greedy: ")
+    return rows
+
+
+def _header(largest: int) -> list[str]:
+    more = [f"pass@{largest}", f"pass^{largest}"] if largest > 1 else []
+    return ["domain", "tasks", "pass@1 [95%]", *more, "floor"]
+
+
+def _block(
+    results: Mapping[str, Any], counts: Mapping[str, Any], report: Mapping[str, Any], largest: int, label: str
+) -> list[list[str]]:
+    floors: Mapping[str, Mapping[str, float | None]] = report["floor_by_domain"]
+    rows = [
+        [
+            f"{label}{domain}",
+            str(counts["tasks_by_domain"][domain]),
+            *_numbers(section, largest),
+            _number(floors[domain]["do_nothing"]),
+        ]
+        for domain, section in results["by_domain"].items()
+    ]
+    if len(rows) > 1:
+        rows.append([f"{label}macro", str(counts["tasks"]), *_numbers(results["macro"], largest), NONE])
+    overall = [f"{label}overall", str(counts["tasks"]), *_numbers(results["overall"], largest)]
+    return [*rows, [*overall, _number(report["floor"]["do_nothing"])]]
+
+
+def _numbers(section: Mapping[str, Mapping[str, Any]], largest: int) -> list[str]:
+    names = [f"pass@{largest}", f"pass^{largest}"] if largest > 1 else []
+    return [_with_interval(section.get("pass@1", {})), *(_number(section.get(name, {}).get("value")) for name in names)]
+
+
+def _with_interval(estimate: Mapping[str, Any]) -> str:
+    """`0.570 [0.472, 0.663]`."""
+    ci95 = estimate.get("ci95")
+    text = _number(estimate.get("value"))
+    return text if ci95 is None else f"{text} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"

@@ -1,0 +1,146 @@
+"""Counts over a stream of records, small enough for millions of episodes: no record is kept.
+
+Each planned attempt ends in one of three ways: a valid episode (completed, truncated or malformed), FAILED, or missing. A valid
+episode replaces a FAILED one of the same attempt (a resumed run tried it again); the first valid one stands.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from tau2rl.errors import UserError
+from tau2rl.metrics.passk import Estimator
+from tau2rl.types import Attempt, EpisodeRecord, Fault, Status
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskCount:
+    """Attempts at one task: `TaskCount(planned=4, valid=3, solved=1)`."""
+
+    planned: int = 0
+    valid: int = 0
+    solved: int = 0
+
+
+class _State(Enum):
+    MISSING = 0
+    FAILED = 1
+    VALID = 2
+
+
+class Tally:
+    """What a report is made of; feed it records in any order."""
+
+    def __init__(self, planned: Sequence[Attempt]) -> None:
+        self.sampled: dict[str, TaskCount] = {}
+        self.greedy: dict[str, TaskCount] = {}
+        self.statuses: Counter[Status] = Counter()
+        self.terminations: Counter[str] = Counter()  # of valid episodes
+        self.faults: Counter[Fault] = Counter()  # of valid episodes without success
+        self.partial = array("d")  # of sampled episodes
+        self.shaped = array("d")
+        self.seconds = array("d")
+        self.cost_usd = array("d")
+        self.turns = array("q")
+        self.tokens: Counter[str] = Counter()
+        self.unplanned = 0
+        self.repeated = 0
+        self._states: dict[str, _State] = {}
+        self._failures: dict[str, tuple[str, Fault]] = {}
+        for attempt in planned:
+            if attempt.key not in self._states:
+                self._states[attempt.key] = _State.MISSING
+                counts = self.greedy if attempt.greedy else self.sampled
+                counts.setdefault(attempt.task.key, TaskCount()).planned += 1
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Count one record."""
+        key, episode = record.attempt.key, record.episode
+        state = self._states.get(key)
+        if state is None:
+            self.unplanned += 1
+        elif episode.status is Status.FAILED:
+            if state is not _State.VALID:
+                self._states[key] = _State.FAILED
+                self._failures[key] = (episode.termination, episode.fault or Fault.INFRA)
+        elif state is _State.VALID:
+            self.repeated += 1
+        else:
+            self._states[key] = _State.VALID
+            self._failures.pop(key, None)
+            self._add_valid(record)
+
+    def _add_valid(self, record: EpisodeRecord) -> None:
+        episode = record.episode
+        solved = episode.grade is not None and episode.grade.success
+        count = (self.greedy if record.attempt.greedy else self.sampled)[record.attempt.task.key]
+        count.valid += 1
+        count.solved += solved
+        self.statuses[episode.status] += 1
+        self.terminations[episode.termination] += 1
+        if not solved:
+            self.faults[episode.fault or Fault.AGENT] += 1
+        if record.score is not None and not record.attempt.greedy:
+            for values, value in ((self.partial, record.score.partial), (self.shaped, record.score.shaped)):
+                if value is not None:
+                    values.append(value)
+        self.seconds.append(episode.seconds)
+        self.turns.append(len(episode.turns))
+        usage = sum((turn.usage for turn in episode.turns), episode.user_usage)
+        self.cost_usd.append(usage.cost_usd)
+        # A policy that exchanges messages has no token ids; there, only its server knows how much it sampled.
+        spans = sum(turn.end - turn.start for turn in episode.turns)
+        self.tokens["sampled"] += spans if episode.token_ids else usage.completion_tokens - episode.user_usage.completion_tokens
+        self.tokens["prompt"] += usage.prompt_tokens - episode.user_usage.prompt_tokens
+        self.tokens["cached"] += usage.cached_tokens - episode.user_usage.cached_tokens
+        self.tokens["user"] += episode.user_usage.prompt_tokens + episode.user_usage.completion_tokens
+
+    @property
+    def failed(self) -> int:
+        """Attempts whose every record is FAILED."""
+        return len(self._failures)
+
+    def failures(self) -> Iterable[tuple[str, Fault]]:
+        """(termination, fault) of each failed attempt."""
+        return self._failures.values()
+
+    def not_done(self) -> list[str]:
+        """Keys of the attempts without a valid episode, in the order of the plan."""
+        return [key for key, state in self._states.items() if state is not _State.VALID]
+
+
+def domain_of(task_key: str) -> str:
+    """The domain in a task's key.
+
+    >>> domain_of("retail/17")
+    'retail'
+    """
+    return task_key.partition("/")[0]
+
+
+def by_domain(counts: Mapping[str, TaskCount]) -> dict[str, dict[str, TaskCount]]:
+    """The counts of each domain, in the order in which the plan names the domains."""
+    out: dict[str, dict[str, TaskCount]] = {}
+    for key, count in counts.items():
+        out.setdefault(domain_of(key), {})[key] = count
+    return out
+
+
+def task_values(counts: Mapping[str, TaskCount], estimator: Estimator, k: int) -> dict[str, float]:
+    """One number per task, for `compare`. Raises UserError when a task has fewer than k valid attempts.
+
+    >>> from tau2rl.metrics.passk import pass_at_k
+    >>> task_values({"mock/a": TaskCount(planned=4, valid=4, solved=1)}, pass_at_k, 1)
+    {'mock/a': 0.25}
+    """
+    short = [key for key, count in counts.items() if count.valid < k]
+    if short:
+        raise UserError(
+            f"{len(short)} tasks have fewer than {k} valid attempts, the first `{short[0]}`",
+            hint="finish the run with `--resume`",
+        )
+    return {key: estimator(count.valid, count.solved, k) for key, count in counts.items()}

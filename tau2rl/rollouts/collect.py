@@ -1,0 +1,95 @@
+"""Many episodes at once: bounded concurrency, fresh attempts for what FAILED, results as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+
+from tau2rl.errors import EpisodeFailure, TaskFailure
+from tau2rl.rollouts.episode import Limits, run_episode
+from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, TaskRef, derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One attempt with its last episode: `Outcome(attempt=..., episode=..., tries=1)`."""
+
+    attempt: Attempt
+    episode: Episode
+    tries: int
+
+
+def plan(tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool = False) -> list[Attempt]:
+    """Every attempt of a run, first attempts of all tasks before second ones; the same list in every resume.
+
+    >>> [a.key for a in plan([TaskRef(domain="mock", task_id="a", split="base")], num_samples=2, seed=1, greedy=True)]
+    ['mock/a#greedy', 'mock/a#0', 'mock/a#1']
+    """
+    tasks = list(tasks)
+    rounds = ([-1] if greedy else []) + list(range(num_samples))
+    return [Attempt(task=t, index=max(i, 0), seed=derive_seed(seed, t.key, i), greedy=i < 0) for i in rounds for t in tasks]
+
+
+async def collect(
+    attempts: Iterable[Attempt],
+    *,
+    make_env: Callable[[Attempt], Env],
+    make_policy: Callable[[Attempt], Policy],
+    codec: ChatCodec,
+    limits: Limits,
+    concurrency: int,
+    retries: int,
+    retry_pause_seconds: float = 1.0,
+) -> AsyncGenerator[Outcome, None]:
+    """Run the attempts, at most `concurrency` at a time, and yield each as it ends.
+
+    An episode that FAILED for a reason that may pass is played again in a fresh environment, at most `retries` times, after a
+    pause that doubles. Leaving the iteration (an exception, Ctrl-C, `aclose`) cancels what is in flight and waits for it.
+    """
+    waiting = iter(attempts)
+    running: set[asyncio.Task[Outcome]] = set()
+
+    async def once(attempt: Attempt) -> Episode:
+        try:
+            env, policy = make_env(attempt), make_policy(attempt)
+        except TaskFailure as failure:
+            return _never_began(attempt, failure)
+        return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits)
+
+    async def one(attempt: Attempt) -> Outcome:
+        tries = 1
+        episode = await once(attempt)
+        while tries <= retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
+            await asyncio.sleep(retry_pause_seconds * 2 ** (tries - 1))
+            tries += 1
+            episode = await once(attempt)
+        return Outcome(attempt=attempt, episode=episode, tries=tries)
+
+    try:
+        while True:
+            while len(running) < concurrency and (attempt := next(waiting, None)) is not None:
+                running.add(asyncio.create_task(one(attempt), name=attempt.key))
+            if not running:
+                return
+            finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in finished:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:
+    return Episode(
+        task=attempt.task,
+        seed=attempt.seed,
+        status=Status.FAILED,
+        termination="failed",
+        token_ids=(),
+        turns=(),
+        messages=(),
+        grade=None,
+        failure=Failure(fault=failure.fault, kind=type(failure).__name__, message=str(failure)),
+    )

@@ -1,0 +1,225 @@
+"""One episode: the policy's tokens go to the environment as actions, what comes back goes to the policy as tokens.
+
+Nothing here knows tau2, a model or a server. What was sampled is never rendered again: each prompt begins with the one
+before it and its completion, and carries a hash that proves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from tau2rl.errors import EnvironmentFailure, EpisodeFailure, MalformedTurn, PolicyFailure
+from tau2rl.types import (
+    Actions,
+    Attempt,
+    ChatCodec,
+    Completion,
+    Env,
+    Episode,
+    Failure,
+    FinishReason,
+    Grade,
+    Message,
+    Opening,
+    Policy,
+    Status,
+    Turn,
+    derive_seed,
+    prefix_hash,
+)
+
+# tau2's own words for a conversation that it cut off; every other ending is a verdict.
+CUT_BY_TAU2 = frozenset({"max_steps", "timeout"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Where a conversation is cut: `Limits(max_turns=100, context_tokens=32768, repairs=1)`."""
+
+    max_turns: int = 100
+    context_tokens: int = 32768
+    repairs: int = 1
+    episode_timeout_seconds: float = 1800.0
+
+
+async def run_episode(attempt: Attempt, *, env: Env, policy: Policy, codec: ChatCodec, limits: Limits) -> Episode:
+    """Play one attempt to its end and close its environment. Never raises EpisodeFailure: a broken world is a FAILED episode.
+
+    `attempt.seed` decides every turn's seed. Cancellation closes the environment and passes on.
+    """
+    play = _Play(attempt, env, policy, codec, limits)
+    try:
+        status, termination, grade = await play.run()
+    except EpisodeFailure as failure:
+        await env.close(grade=False)
+        return play.episode(
+            Status.FAILED, "failed", None, Failure(fault=failure.fault, kind=type(failure).__name__, message=str(failure))
+        )
+    except BaseException:
+        await env.close(grade=False)
+        raise
+    return play.episode(status, termination, grade)
+
+
+@dataclass(slots=True)
+class _Play:
+    """The state of one episode while it runs."""
+
+    attempt: Attempt
+    env: Env
+    policy: Policy
+    codec: ChatCodec
+    limits: Limits
+    started: float = field(default_factory=time.monotonic)
+    prompt: list[int] = field(default_factory=list[int])  # [num_tokens], of the turn at hand
+    sampled: tuple[int, ...] = ()  # the last completion, not yet part of a prompt
+    new: tuple[Message, ...] = ()  # what followed it
+    turns: list[Turn] = field(default_factory=list[Turn])
+    messages: list[Message] = field(default_factory=list[Message])
+    malformed_in_a_row: int = 0
+
+    async def run(self) -> tuple[Status, str, Grade | None]:
+        """Turns until tau2 or a limit ends it: (status, termination, grade). Raises EpisodeFailure."""
+        opening = await self.env.open()
+        self.messages += opening.messages
+        self.prompt = self.codec.open(opening)
+        while True:
+            self._advance()
+            if stop := self._limit_reached():
+                return Status.TRUNCATED, stop, await self._close()
+            try:
+                completion, seconds = await self._sample()
+            except asyncio.TimeoutError:
+                return Status.TRUNCATED, "deadline", await self._close()
+            try:
+                actions = self._parse(completion, opening)
+            except MalformedTurn as error:
+                self._record(completion, seconds, (), error)
+                if completion.finish_reason is FinishReason.LENGTH:
+                    return Status.TRUNCATED, "length", await self._close()
+                if self.malformed_in_a_row > self.limits.repairs:
+                    return Status.MALFORMED, "malformed", await self._close()
+                continue
+            if completion.finish_reason is FinishReason.LENGTH:  # cut in the middle of a sentence: nobody said that
+                self._record(completion, seconds, actions, None)
+                return Status.TRUNCATED, "length", await self._close()
+            before = time.monotonic()
+            reply = await self.env.step(actions)
+            self._record(completion, seconds, actions, None, reply.messages, time.monotonic() - before)
+            if reply.done:
+                if reply.grade is None:
+                    raise EnvironmentFailure("the conversation ended without a grade")
+                await self.env.close(grade=False)
+                status = Status.TRUNCATED if reply.termination in CUT_BY_TAU2 else Status.COMPLETED
+                return status, reply.termination, reply.grade
+
+    def _advance(self) -> None:
+        """Move the prompt on to the next turn: everything so far, untouched, and what followed it."""
+        if self.sampled:
+            self.prompt = self.codec.extend(self.prompt, self.sampled, self.new)
+            self.sampled, self.new = (), ()
+
+    def _limit_reached(self) -> str:
+        if len(self.turns) >= self.limits.max_turns:
+            return "turns"
+        if len(self.prompt) >= self.limits.context_tokens:
+            return "context"
+        return "deadline" if self._seconds_left() <= 0 else ""
+
+    def _seconds_left(self) -> float:
+        return self.limits.episode_timeout_seconds - (time.monotonic() - self.started)
+
+    async def _sample(self) -> tuple[Completion, float]:
+        """One turn of the policy. Raises PolicyFailure, and asyncio.TimeoutError when the episode's time is up."""
+        before = time.monotonic()
+        room = self.limits.context_tokens - len(self.prompt)
+        call = self.policy.complete(
+            self.prompt,
+            seed=derive_seed(self.attempt.seed, len(self.turns)),
+            session=f"{self.attempt.key}@{self.attempt.seed}",
+            max_tokens=room,
+        )
+        completion = await asyncio.wait_for(call, self._seconds_left())
+        if not completion.token_ids:
+            raise PolicyFailure("the policy sampled no tokens")
+        if completion.logprobs is not None and len(completion.logprobs) != len(completion.token_ids):
+            raise PolicyFailure(f"{len(completion.token_ids)} tokens came with {len(completion.logprobs)} logprobs")
+        return completion, time.monotonic() - before
+
+    def _parse(self, completion: Completion, opening: Opening) -> Actions:
+        return self.codec.parse(completion.token_ids, opening.tools)
+
+    def _record(
+        self,
+        completion: Completion,
+        seconds: float,
+        actions: Actions,
+        malformed: MalformedTurn | None,
+        answer: tuple[Message, ...] = (),
+        env_seconds: float = 0.0,
+    ) -> None:
+        """Append the turn and what followed it."""
+        start = len(self.prompt)
+        self.turns.append(
+            Turn(
+                start=start,
+                end=start + len(completion.token_ids),
+                prompt_hash=prefix_hash(self.prompt),
+                logprobs=completion.logprobs,
+                finish_reason=completion.finish_reason,
+                actions=actions,
+                malformed=malformed.kind if malformed else None,
+                seconds=seconds,
+                env_seconds=env_seconds,
+                usage=completion.usage,
+            )
+        )
+        self.sampled = completion.token_ids
+        if malformed is None:
+            self.malformed_in_a_row = 0
+            self.messages.append(Message.of(actions))
+            self.new = answer
+        else:
+            self.malformed_in_a_row += 1
+            self.new = (repair_request(malformed),)
+        self.messages += self.new
+
+    async def _close(self) -> Grade | None:
+        grade = await self.env.close(grade=True)
+        if grade is None:
+            raise EnvironmentFailure("the conversation was cut off and could not be graded")
+        return grade
+
+    def episode(self, status: Status, termination: str, grade: Grade | None, failure: Failure | None = None) -> Episode:
+        """The finished record of what happened."""
+        return Episode(
+            task=self.attempt.task,
+            seed=self.attempt.seed,
+            status=status,
+            termination=termination,
+            token_ids=(*self.prompt, *self.sampled),
+            turns=tuple(self.turns),
+            messages=tuple(self.messages),
+            grade=grade,
+            failure=failure,
+            seconds=time.monotonic() - self.started,
+            user_usage=self.env.user_usage,
+            db_hashes=self.env.db_hashes,
+            trajectory=tuple(self.env.trajectory),
+        )
+
+
+def repair_request(error: MalformedTurn) -> Message:
+    """What the model is told after a turn that the protocol cannot read; it stays in the history, in training and in eval.
+
+    >>> from tau2rl.types import MalformedKind
+    >>> repair_request(MalformedTurn(MalformedKind.BAD_JSON, "expected `}`")).content
+    'FORMAT ERROR (bad_json): expected `}`. Your last turn was not carried out. Answer again in the required format.'
+    """
+    return Message(
+        role="user",
+        content=f"FORMAT ERROR ({error.kind.value}): {error.message}. "
+        "Your last turn was not carried out. Answer again in the required format.",
+    )

@@ -1,0 +1,73 @@
+"""Files that are whole or absent: written beside their place and moved there in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from tau2rl.errors import UserError
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace `path` with these values; a reader sees the old file or the new one, after a crash too."""
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(text.encode("utf-8", "replace"))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises UserError that names the file."""
+    try:
+        values: object = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"no such file `{path}`") from None
+    except OSError as error:
+        raise UserError(f"cannot read `{path}`: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"`{path}` is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"`{path}` is not a JSON object")
+    return cast("dict[str, Any]", values)
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, whatever it was before."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a file system without links: the convenience is missing, the run is not
+        temporary.symlink_to(target)
+        temporary.replace(link)
+
+
+def repair_tail(path: Path) -> int:
+    """Cut a file back to its last newline; the number of bytes cut.
+
+    A process that is killed inside `write` can leave the beginning of a line; the next line would be glued to it.
+    """
+    if not path.exists():
+        return 0
+    with path.open("r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+        return size - end

@@ -1,0 +1,82 @@
+"""Episodes as lines of JSON: exact both ways, readable while they are written, safe to cut anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from tau2rl.errors import UserError
+from tau2rl.types import EpisodeRecord
+
+SCHEMA = 1  # the layout of a line; raised when a reader of the old one would misread the new one
+
+
+def encode(record: EpisodeRecord) -> bytes:
+    r"""One line, its newline included; what `decode` returns is equal to what came in.
+
+    UTF-8 has no lone surrogates (a model can sample half a pair): each becomes `?`. The token ids still have the truth.
+    """
+    values = _adapter().dump_python(record)
+    # dump_python + json.dumps, because pydantic's own writer turns an infinite log probability into null.
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def decode(line: bytes) -> EpisodeRecord:
+    """The record in a line. Raises UserError."""
+    try:
+        record = _adapter().validate_json(line)
+    except ValidationError as error:
+        _refuse_other_schema(line)
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"not an episode record: {where + ': ' if where else ''}{first['msg']}") from None
+    if record.schema != SCHEMA:
+        raise _other_schema(record.schema)
+    return record
+
+
+def read(path: Path) -> Iterator[EpisodeRecord]:
+    """The records of a file, one at a time; nothing where there is no file.
+
+    A last line without its newline was cut by a kill while it was written and is not a record. Any other line that
+    cannot be read raises UserError with file and line.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decode(line)
+            except UserError as error:
+                raise UserError(f"`{path}` line {number}: {error.message}", hint=error.hint) from None
+
+
+@cache
+def _adapter() -> TypeAdapter[EpisodeRecord]:
+    return TypeAdapter(EpisodeRecord)
+
+
+def _refuse_other_schema(line: bytes) -> None:
+    try:
+        values: object = from_json(line)  # json.loads has no depth limit of its own
+    except ValueError:
+        return
+    schema = cast("dict[str, object]", values).get("schema", SCHEMA) if isinstance(values, dict) else SCHEMA
+    if schema != SCHEMA:
+        raise _other_schema(schema)
+
+
+def _other_schema(schema: object) -> UserError:
+    return UserError(
+        f"record of schema {schema!r}, this version reads schema {SCHEMA}",
+        hint="read it with the version of tau2rl that `environment.json` beside it names",
+    )

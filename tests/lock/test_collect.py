@@ -1,0 +1,187 @@
+"""Many episodes at once.
+
+- never more in flight than asked for, and each attempt exactly once
+- a FAILED episode is played again in a fresh environment, so often and not more; a task that cannot be played is not retried
+- leaving the iteration cancels what is in flight
+- the plan is the same in every resume, and every attempt has its own seed
+- the event loop stays responsive while environments are built and graded
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+from tau2rl.bench.users import ScriptedUser
+from tau2rl.chat.transcript import TranscriptCodec
+from tau2rl.errors import PolicyFailure, TaskFailure
+from tau2rl.policies.scripted import ScriptedPolicy
+from tau2rl.rollouts.collect import Outcome, collect, plan
+from tau2rl.types import Attempt, CallTool, Completion, Env, Fault, Policy, Say, Status
+from tests.play import CREATE, UPDATE, WIDE, mock_env
+
+CODEC = TranscriptCodec()
+SOLVED = ((CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),), (Say(text="Done."),))
+
+
+def gather(attempts: Sequence[Attempt], **changes: Any) -> list[Outcome]:
+    settings: dict[str, Any] = {
+        "make_env": lambda a: mock_env(a.task),
+        "make_policy": lambda a: ScriptedPolicy(SOLVED, CODEC),
+        "codec": CODEC,
+        "limits": WIDE,
+        "concurrency": 4,
+        "retries": 0,
+        "retry_pause_seconds": 0.0,
+        **changes,
+    }
+
+    async def main() -> list[Outcome]:
+        return [outcome async for outcome in collect(attempts, **settings)]
+
+    return asyncio.run(main())
+
+
+def test_each_attempt_is_played_exactly_once() -> None:
+    attempts = plan([CREATE, UPDATE], num_samples=5, seed=3)
+    outcomes = gather(attempts)
+    assert sorted(o.attempt.key for o in outcomes) == sorted(a.key for a in attempts)
+    assert {o.attempt.task: o.episode.grade.success for o in outcomes if o.episode.grade} == {CREATE: True, UPDATE: False}
+
+
+def test_never_more_in_flight_than_asked_for() -> None:
+    now = most = 0
+
+    class Counts(ScriptedPolicy):
+        async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0.02)
+            now -= 1
+            return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+
+    gather(plan([CREATE], num_samples=12, seed=3), make_policy=lambda a: Counts(SOLVED, CODEC), concurrency=3)
+    assert most == 3
+
+
+def test_a_failed_episode_is_played_again_in_a_fresh_environment() -> None:
+    environments: list[Env] = []
+
+    def make_env(attempt: Attempt) -> Env:
+        environments.append(mock_env(attempt.task))
+        return environments[-1]
+
+    class FailsTwice(ScriptedPolicy):
+        async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+            if len(environments) < 3:
+                raise PolicyFailure("the server is restarting")
+            return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+
+    (outcome,) = gather(
+        plan([CREATE], num_samples=1, seed=3), make_env=make_env, make_policy=lambda a: FailsTwice(SOLVED, CODEC), retries=2
+    )
+    assert (outcome.tries, outcome.episode.status, len(set(map(id, environments)))) == (3, Status.COMPLETED, 3)
+
+
+def test_retries_end() -> None:
+    class Down:
+        async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+            raise PolicyFailure("no server")
+
+    def down(attempt: Attempt) -> Policy:
+        return Down()
+
+    (outcome,) = gather(plan([CREATE], num_samples=1, seed=3), make_policy=down, retries=2)
+    assert (outcome.tries, outcome.episode.status) == (3, Status.FAILED)
+    assert outcome.episode.failure is not None and outcome.episode.failure.message == "no server"
+
+
+def test_a_task_that_cannot_be_played_is_not_retried() -> None:
+    def make_env(attempt: Attempt) -> Env:
+        raise TaskFailure("graded by an LLM judge, which is not configured")
+
+    (outcome,) = gather(plan([CREATE], num_samples=1, seed=3), make_env=make_env, retries=5)
+    assert outcome.tries == 1 and outcome.episode.failure is not None and outcome.episode.failure.fault is Fault.TASK
+
+
+def test_leaving_the_iteration_cancels_what_is_in_flight() -> None:
+    cancelled = 0
+
+    class Slow(ScriptedPolicy):
+        async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+            nonlocal cancelled
+            try:
+                await asyncio.sleep(0 if seed % 2 else 3600)
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+            return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+
+    async def main() -> None:
+        attempts = plan([CREATE], num_samples=24, seed=3)
+        episodes = collect(
+            attempts,
+            make_env=lambda a: mock_env(a.task),
+            make_policy=lambda a: Slow(SOLVED, CODEC),
+            codec=CODEC,
+            limits=WIDE,
+            concurrency=24,
+            retries=0,
+        )
+        async with aclosing(episodes):
+            async for _ in episodes:
+                break
+
+    asyncio.run(main())  # the sleepers would take an hour
+    assert cancelled > 0
+
+
+def test_the_plan_is_the_same_again_and_seeds_differ() -> None:
+    first, again = (plan([CREATE, UPDATE], num_samples=3, seed=9, greedy=True) for _ in range(2))
+    assert first == again
+    assert len({a.seed for a in first}) == len({a.key for a in first}) == 8
+    assert {a.seed for a in plan([CREATE], num_samples=3, seed=10)}.isdisjoint(a.seed for a in first)
+
+
+def test_a_longer_series_begins_with_the_shorter_one() -> None:
+    short, long = (plan([CREATE, UPDATE], num_samples=n, seed=9) for n in (2, 4))
+    assert long[: len(short)] == short
+
+
+def test_the_loop_answers_while_users_block_their_threads() -> None:
+    class Sleeps(ScriptedUser):
+        def generate_next_message(self, message: Any, state: Any) -> Any:
+            time.sleep(0.2)
+            return super().generate_next_message(message, state)
+
+    ticks = 0
+
+    async def main() -> None:
+        nonlocal ticks
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        episodes = collect(
+            plan([CREATE], num_samples=16, seed=3),
+            make_env=lambda a: mock_env(a.task, make=lambda session: Sleeps(session, patience=3)),
+            make_policy=lambda a: ScriptedPolicy(SOLVED, CODEC),
+            codec=CODEC,
+            limits=WIDE,
+            concurrency=16,
+            retries=0,
+        )
+        assert len([o async for o in episodes]) == 16
+        ticking.cancel()
+
+    asyncio.run(main())
+    # 16 episodes, two user answers each of 0.2 s: one after the other on the loop they would leave it no tick at all.
+    assert ticks > 10

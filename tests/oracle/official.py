@@ -1,0 +1,108 @@
+"""The untouched package as the reference: tau2's own AgentGymEnv, registry, loaders and thread, driven by fixed actions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from tau2rl.bench.domain import domain  # prepares tau2 (quiet, offline) before it is imported
+from tau2rl.bench.env import Tau2Env
+from tau2rl.bench.users import ScriptedUser, make_user
+from tau2rl.config import UserConfig
+from tau2rl.types import Actions, CallTool, Say, TaskRef
+
+from tau2.gym.gym_agent import AgentGymEnv  # isort: skip
+
+
+class OfficialEnv(AgentGymEnv):
+    """tau2's gym as it is, but for the user: the same scripted one."""
+
+    def _get_user(self) -> Any:
+        env = self
+
+        class View:
+            task = env._get_task()
+            environment = None
+            doing = ""
+
+            @property
+            def trajectory(self) -> list[Any]:
+                return env._orchestrator.trajectory if env._orchestrator else []
+
+        return ScriptedUser(View(), patience=3)  # pyright: ignore[reportArgumentType]
+
+
+def play_official(ref: TaskRef, script: Sequence[Actions]) -> SimpleNamespace:
+    """(messages of both sides, reward info, hashes) of tau2's own run of the script."""
+    env = OfficialEnv(domain=ref.domain, task_id=ref.task_id)
+    env.reset()
+    calls, terminated, info = 0, False, {}
+    for actions in script:
+        (action,) = actions
+        text = (
+            action.text
+            if isinstance(action, Say)
+            else json.dumps({"id": f"call_{calls}", "name": action.name, "arguments": action.arguments})
+        )
+        calls += isinstance(action, CallTool)
+        _, _, terminated, _, info = env.step(text)
+        if terminated:
+            break
+    if not terminated:
+        _, _, _, _, info = env.step(json.dumps({"id": "cut_off", "name": "done", "arguments": {}}))
+    assert env._orchestrator is not None
+    environment = env._orchestrator.environment
+    return SimpleNamespace(
+        messages=[comparable(m.model_dump(mode="json", exclude_none=True)) for m in env._orchestrator.trajectory],
+        reward_info=json.loads(info["reward_info"]),
+        hashes=(environment.get_db_hash(), environment.get_user_db_hash()),
+    )
+
+
+async def play_ours(ref: TaskRef, script: Sequence[Actions]) -> SimpleNamespace:
+    """The same through `Tau2Env`."""
+    env = Tau2Env(ref, make_user=make_user(UserConfig(kind="scripted"), seed=0))
+    await env.open()
+    reply = None
+    for actions in script:
+        reply = await env.step(actions)
+        if reply.done:
+            break
+    await env.close(grade=True)
+    assert env._ended is not None
+    return SimpleNamespace(
+        messages=[comparable(m) for m in env.trajectory],
+        reward_info=env._ended.reward_info,
+        hashes=env.db_hashes,
+        done=bool(reply and reply.done),
+    )
+
+
+def comparable(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without its clock and without the gym's copy of the action string."""
+    return {k: v for k, v in message.items() if k not in ("timestamp", "raw_data", "turn_idx")}
+
+
+def perturbed(script: Sequence[Actions], ref: TaskRef) -> dict[str, tuple[Actions, ...]]:
+    """Named variations of a gold script: one action dropped, one argument changed, a tool that does not exist, an early end."""
+    script = tuple(script)
+    writes = [
+        i for i, (a, *_) in enumerate(script) if isinstance(a, CallTool) and domain(ref.domain).tool_types.get(a.name) == "write"
+    ]
+    calls = writes or [i for i, (a, *_) in enumerate(script) if isinstance(a, CallTool)]
+    variants: dict[str, tuple[Actions, ...]] = {
+        "early end": script[:1],
+        "unknown tool": ((CallTool(name="no_such_tool", arguments={"x": 1}),), *script),
+    }
+    if calls:
+        at = calls[-1]
+        variants["one action dropped"] = script[:at] + script[at + 1 :]
+        call = script[at][0]
+        assert isinstance(call, CallTool)
+        if call.arguments:
+            name = sorted(call.arguments)[0]
+            changed = CallTool(name=call.name, arguments={**call.arguments, name: "changed"})
+            variants["one argument changed"] = (*script[:at], (changed,), *script[at + 1 :])
+    return variants

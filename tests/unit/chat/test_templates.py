@@ -1,0 +1,210 @@
+"""Pinned here:
+
+- the built-in template writes ChatML with tools, letter for letter;
+- a template that goes back on what it wrote, refuses the greeting, or has no end-of-turn token is refused with the reason;
+- a tokenizer that is missing, or has no chat template, is a UserError with a hint;
+- a reasoning template's `<think>` at the end of the prompt is part of the turn that follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import Environment
+
+from tau2rl.chat import make_codec
+from tau2rl.chat.byte_tokenizer import ByteTokenizer
+from tau2rl.chat.cookbook import CookbookCodec
+from tau2rl.chat.native import NativeCodec
+from tau2rl.chat.tokenizers import ChatDict, HFTokenizer, load_tokenizer
+from tau2rl.config import ChatConfig
+from tau2rl.errors import UserError
+from tau2rl.types import CallTool, Message, Opening, Say
+from tests.unit.chat.talk import FREE, TOOLS, save_bpe
+
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>\n"
+HEAD = "<|im_start|>assistant\n"
+
+
+class Templated(ByteTokenizer):
+    """Bytes under another chat template."""
+
+    name = "templated"
+
+    def __init__(self, template: str) -> None:
+        environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)
+        environment.globals["refuse"] = self._refuse
+        self._made = environment.from_string(template)
+
+    def render(
+        self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None, *, add_generation_prompt: bool
+    ) -> str:
+        return self._made.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    @staticmethod
+    def _refuse(why: str) -> None:
+        raise ValueError(why)
+
+
+def each(body: str, head: str = HEAD) -> str:
+    return "{% for m in messages %}" + body + "{% endfor %}{% if add_generation_prompt %}" + head + "{% endif %}"
+
+
+DROPS_THINKING = each(
+    "{% set text = m.content if loop.last or '</think>' not in m.content else m.content.split('</think>')[-1].lstrip() %}"
+    "<|im_start|>{{ m.role }}\n{{ text }}<|im_end|>\n"
+)
+REFUSES_GREETING = each(
+    "{% if loop.index0 == 1 and m.role == 'assistant' %}{{ refuse('roles must alternate') }}{% endif %}" + TURN
+)
+NO_END_TOKEN = each("{{ m.role }}: {{ m.content }}\n", "assistant:")
+TOOLS_WITH_THE_LAST_USER = each("{% if tools and m.role == 'user' and loop.last %}{{ tools }}{% endif %}" + TURN)
+COUNTS_MESSAGES = each("{{ loop.index }}" + TURN)
+NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{% endif %}" + TURN)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (DROPS_THINKING, "writes an earlier turn differently later on in a conversation with thinking in an earlier turn"),
+        (REFUSES_GREETING, "roles must alternate"),
+        (NO_END_TOKEN, "does not end an assistant turn with a control token"),
+        (TOOLS_WITH_THE_LAST_USER, "does not follow on its prompt in a conversation with"),
+        (COUNTS_MESSAGES, "depends on more than the message|does not follow on its prompt"),
+        (NO_SYSTEM, "no system message"),
+    ],
+    ids=["drops thinking", "refuses a greeting", "no end token", "moves the tools", "counts messages", "no system message"],
+)
+def test_a_template_that_cannot_be_used_is_refused_with_the_reason(template: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        NativeCodec(Templated(template))
+    assert "`templated`" in caught.value.message
+    assert "Instruct-2507" in caught.value.hint
+
+
+def test_the_simplest_template_is_accepted() -> None:
+    NativeCodec(Templated(each(TURN)))
+    CookbookCodec(Templated(each(TURN)))
+
+
+def test_cookbook_needs_no_greeting_and_no_tools_of_the_template() -> None:
+    CookbookCodec(Templated(REFUSES_GREETING))
+    CookbookCodec(Templated(TOOLS_WITH_THE_LAST_USER))
+    with pytest.raises(UserError, match="thinking in an earlier turn"):
+        CookbookCodec(Templated(DROPS_THINKING))
+
+
+def test_thinking_that_the_prompt_begins_is_no_part_of_the_turn() -> None:
+    template = each(
+        "<|im_start|>{{ m.role }}\n{{ '<think>\n' if m.role == 'assistant' }}{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>\n",
+        HEAD + "<think>\n",
+    )
+    codec = NativeCodec(Templated(template))
+    assert codec.parse(codec.write((Say(text="Hello."),)), TOOLS) == (Say(text="Hello."),)
+    assert codec.parse(ByteTokenizer().encode("a plan\n</think>\n\nHello.<|im_end|>"), TOOLS) == (Say(text="Hello."),)
+
+
+def test_the_built_in_template_letter_for_letter() -> None:
+    messages: list[ChatDict] = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": " x\n"},
+        {"role": "assistant", "content": "y", "tool_calls": [{"function": {"name": "free", "arguments": {"ü": "</a>"}}}] * 2},
+        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": "2"},
+    ]
+    text = ByteTokenizer().render(messages, None, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nS<|im_end|>\n"
+        "<|im_start|>user\n x\n<|im_end|>\n"
+        '<|im_start|>assistant\ny\n<tool_call>\n{"name": "free", "arguments": {"ü": "</a>"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "free", "arguments": {"ü": "</a>"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_tools_stand_in_the_system_message() -> None:
+    text = ByteTokenizer().render(
+        [{"role": "system", "content": "S"}, {"role": "user", "content": "x"}], [FREE], add_generation_prompt=False
+    )
+    system, user = text.split("<|im_end|>\n")[:2]
+    assert system.startswith("<|im_start|>system\nS\n\n# Tools\n\n")
+    assert '<tools>\n{"type": "function", "function": {"name": "free", ' in system
+    assert system.endswith('\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+    assert user == "<|im_start|>user\nx"
+
+
+def test_transformers_reads_the_built_in_template_alike(bpe: HFTokenizer) -> None:
+    messages: list[ChatDict] = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "ä <b>"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "free", "arguments": {"ü": "</a>"}}}]},
+        {"role": "tool", "content": "1"},
+    ]
+    for tools in (None, TOOLS):
+        ours = ByteTokenizer().render(messages, tools, add_generation_prompt=True)
+        assert bpe.render(messages, tools, add_generation_prompt=True) == ours
+
+
+def test_the_ends_of_a_checkpoint_come_from_its_files(bpe: HFTokenizer) -> None:
+    assert [bpe.decode([i]) for i in bpe.end_of_turn_ids] == ["<|im_end|>", "<|endoftext|>"]
+    assert [bpe.decode([i]) for i in NativeCodec(bpe).stop_token_ids] == ["<|im_end|>", "<|endoftext|>"]
+
+
+def test_either_end_closes_a_turn(bpe: HFTokenizer) -> None:
+    codec = NativeCodec(bpe)
+    for end in bpe.end_of_turn_ids:
+        assert codec.parse([*bpe.encode("Hello."), end], TOOLS) == (Say(text="Hello."),)
+
+
+def test_ids_outside_the_vocabulary_are_not_text(bpe: HFTokenizer) -> None:
+    assert bpe.decode([-1, *bpe.encode("a"), 10**12]) == "\ufffda\ufffd"
+
+
+def test_a_lone_surrogate_is_encoded_as_something(bpe: HFTokenizer) -> None:
+    assert bpe.decode(bpe.encode("a\ud800")) == ByteTokenizer().decode(ByteTokenizer().encode("a\ud800")) == "a?"
+
+
+def test_a_missing_tokenizer_is_a_mistake_with_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot load a tokenizer from") as caught:
+        load_tokenizer(str(tmp_path / "nothing"))
+    assert "tokenizer.json" in caught.value.hint
+
+
+def test_a_tokenizer_without_chat_template_is_a_mistake_with_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no chat template") as caught:
+        load_tokenizer(str(save_bpe(tmp_path, template=None)))
+    assert "chat_template.jinja" in caught.value.hint
+
+
+@pytest.mark.parametrize("protocol", ["native", "cookbook"])
+def test_a_protocol_with_tokens_asks_for_a_tokenizer(protocol: Any) -> None:
+    with pytest.raises(UserError, match=f"`{protocol}` needs chat.tokenizer"):
+        make_codec(ChatConfig(protocol=protocol))
+
+
+def test_the_greeting_stands_before_the_users_first_message() -> None:
+    opening = Opening(
+        policy="P", messages=(Message(role="assistant", content="Hi!"), Message(role="user", content="x")), tools=TOOLS
+    )
+    text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(opening))
+    assert text.endswith(
+        "<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_history_with_calls_is_rendered_by_the_template() -> None:
+    call = CallTool(name="free", arguments={"a": 1})
+    history = (
+        Message(role="user", content="x"),
+        Message(role="assistant", tool_calls=(call,)),
+        Message(role="tool", content="r"),
+    )
+    text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(Opening(policy="P", messages=history, tools=TOOLS)))
+    assert (
+        '<tool_call>\n{"name": "free", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nr\n'
+        in text
+    )

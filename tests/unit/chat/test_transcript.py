@@ -1,0 +1,64 @@
+"""Pinned here: a transcript reads back as the conversation that was written, malformed turns included as what was said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tau2rl.chat.transcript import TranscriptCodec, read
+from tau2rl.types import Actions, CallTool, Message, Opening, Say
+from tests.unit.chat.talk import followers, native_actions, openings
+
+CODEC = TranscriptCodec()
+
+
+@settings(max_examples=60, deadline=None)
+@given(opening=openings, rounds=st.lists(st.tuples(native_actions, followers, st.booleans()), max_size=4))
+def test_a_transcript_reads_back_as_it_was_written(opening: Opening, rounds: list[tuple[Actions, list[Message], bool]]) -> None:
+    prompt = CODEC.open(opening)
+    messages = list(opening.messages)
+    for actions, new, cut in rounds:
+        written = CODEC.write(actions)
+        prompt = CODEC.extend(prompt, written[:-1] if cut else written, new)
+        messages += [Message.of(actions), *new]
+    assert read(prompt) == Opening(policy=opening.policy, tools=opening.tools, messages=tuple(messages))
+
+
+def test_it_is_one_json_object_a_line() -> None:
+    opening = Opening(policy="Be\nkind.", messages=(Message(role="user", content="a\nb"),), tools=())
+    prompt = CODEC.extend(
+        CODEC.open(opening),
+        CODEC.write((CallTool(name="f", arguments={"x": 1}),)),
+        [Message(role="tool", content="no", error=True)],
+    )
+    assert [json.loads(text) for text in bytes(prompt).decode().splitlines()] == [
+        {"policy": "Be\nkind.", "tools": []},
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": 1}}]},
+        {"role": "tool", "content": "no", "error": True},
+    ]
+
+
+def test_a_malformed_turn_is_what_the_assistant_said() -> None:
+    opening = Opening(policy="P", messages=(), tools=())
+    prompt = CODEC.extend(CODEC.open(opening), list(b"not json"), [Message(role="user", content="again")])
+    assert read(prompt).messages == (Message(role="assistant", content="not json"), Message(role="user", content="again"))
+
+
+def test_a_scripted_policy_may_end_with_done() -> None:
+    actions: Actions = (CallTool(name="done", arguments={}),)
+    assert CODEC.parse(CODEC.write(actions), ()) == actions
+
+
+def test_text_beside_calls_is_kept() -> None:
+    actions = (Say(text="One moment."), CallTool(name="done", arguments={}))
+    assert CODEC.parse(CODEC.write(actions), ()) == actions
+
+
+@pytest.mark.parametrize("ids", [[], list(b"hello"), list(b"{}\n"), list(b"[1]\n"), [-1, 700]], ids=str)
+def test_other_ids_are_no_transcript(ids: list[int]) -> None:
+    with pytest.raises(ValueError, match="not a transcript"):
+        read(ids)

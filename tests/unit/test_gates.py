@@ -1,0 +1,210 @@
+"""Pinned here:
+
+- `tau2rl --help` loads no heavy library;
+- the gates bite: each thing that they forbid is refused when it stands in a file of ours;
+- importing the core says nothing;
+- every room says what lives there;
+- no file names a path of the machine that it was written on;
+- what is installed carries its type information.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "tau2rl"
+HEAVY = {
+    "gymnasium", "litellm", "numpy", "openai", "pandas", "peft", "plotly", "ray", "safetensors", "scipy", "tau2", "tokenizers",
+    "torch", "transformers", "wandb",
+}  # fmt: skip
+
+HELP = """
+import json, sys
+from tau2rl.cli import main
+sys.argv = ["tau2rl", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """The code in an interpreter of its own."""
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def test_help_loads_no_heavy_library() -> None:
+    done = python(HELP)
+    modules = {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
+    assert "tau2rl" in modules
+    assert "eval" in done.stdout
+    assert not modules & HEAVY
+
+
+def test_importing_the_core_prints_nothing() -> None:
+    done = python("import tau2rl.types, tau2rl.errors, tau2rl.config, tau2rl.settings")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+# --- ruff ---
+
+
+def ruff(path: str, code: str) -> set[str]:
+    """The rules that this code breaks if it stands in this file."""
+    source = f'"""A room."""\n\n{code}\n'
+    arguments = ["check", "--no-cache", "--output-format", "json", "--stdin-filename", path, "-"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *arguments], cwd=ROOT, input=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in {0, 1}, done.stderr
+    return {found["code"] for found in json.loads(done.stdout)}
+
+
+ENVIRONMENT = "import os\n\nhome = os.environ"
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "code"),
+    [
+        ("TID251", "tau2rl/rewards/x.py", ENVIRONMENT),
+        ("TID251", "tau2rl/cli.py", "import os\n\nhome = os.getenv('HOME')"),
+        ("TID251", "tau2rl/launch/x.py", "from os import environ\n\nhome = environ"),
+        ("T201", "tau2rl/stages/x.py", "print(1)"),
+        ("BLE001", "tau2rl/rollouts/x.py", "try:\n    x = 1\nexcept Exception:\n    x = 2"),
+        ("D103", "tau2rl/metrics/x.py", "def public() -> None:\n    return None"),
+        ("D101", "tau2rl/metrics/x.py", "class Public:\n    pass"),
+        (
+            "D102",
+            "tau2rl/metrics/x.py",
+            'class Public:\n    """A thing."""\n\n    def method(self) -> None:\n        return None',
+        ),
+        ("S506", "tau2rl/store/x.py", "import yaml\n\nx = yaml.load('', Loader=yaml.Loader)"),
+        ("FIX002", "tau2rl/chat/x.py", "x = 1  # TO" + "DO: more"),
+        *[("TID253", "tau2rl/metrics/x.py", f"import {name}\n\nx = {name}") for name in sorted(HEAVY)],
+    ],
+)
+def test_ruff_refuses(rule: str, path: str, code: str) -> None:
+    assert rule in ruff(path, code)
+
+
+def test_settings_may_read_the_environment_and_bench_may_load_tau2() -> None:
+    assert not ruff("tau2rl/settings.py", ENVIRONMENT)
+    assert not ruff("tau2rl/bench/x.py", "import tau2\n\nx = tau2")
+    assert not ruff("tau2rl/metrics/x.py", 'def public() -> object:\n    """A thing."""\n    import scipy\n\n    return scipy')
+
+
+# --- import-linter ---
+
+# The rooms with nothing in them, so that what is refused is the line that the test adds.
+ROOMS = (
+    "bench", "backends", "backends/local", "backends/slime", "chat", "launch", "metrics", "policies", "rewards", "rollouts",
+    "stages", "store",
+)  # fmt: skip
+FILES = (
+    "cli.py",
+    "config.py",
+    "console.py",
+    "errors.py",
+    "settings.py",
+    "types.py",
+    "__init__.py",
+    *(f"{room}/__init__.py" for room in ROOMS),
+)
+
+
+def broken_contracts(folder: Path, file: str, line: str) -> list[str]:
+    """The contracts that the empty rooms break when this file holds this line."""
+    for name in {*FILES, file}:
+        module = folder / "tau2rl" / name
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(f"{line}\n" if name == file else "", encoding="utf-8")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    lint = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", lint], cwd=folder, capture_output=True, text=True, check=False)
+    assert "Contracts: " in done.stdout, done.stdout + done.stderr
+    return [row.removesuffix(" BROKEN") for row in done.stdout.splitlines() if row.endswith(" BROKEN")]
+
+
+LAYERS = "a room imports only rooms below it; rooms on one line do not see each other"
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("rewards/__init__.py", "import tau2rl.rollouts", LAYERS),
+        ("metrics/__init__.py", "def f():\n    import tau2rl.chat", LAYERS),
+        ("bench/__init__.py", "from tau2rl import policies", LAYERS),
+        ("stages/__init__.py", "from tau2rl.launch import x", LAYERS),
+        ("types.py", "import tau2rl.config", LAYERS),
+        ("new_room/__init__.py", "", LAYERS),
+        ("backends/slime/__init__.py", "import tau2rl.backends.local", "the two backends do not see each other"),
+        ("rollouts/__init__.py", "def f():\n    import tau2.gym", "only bench imports tau2"),
+        ("stages/__init__.py", "def f():\n    import torch", "only backends.local imports torch"),
+        ("backends/slime/argv.py", "import torch.distributed", "only backends.local imports torch"),
+        ("launch/__init__.py", "def f():\n    import sglang", "only the slime hooks import slime, megatron and sglang"),
+    ],
+)
+def test_import_linter_refuses(tmp_path: Path, file: str, line: str, contract: str) -> None:
+    assert broken_contracts(tmp_path, file, line) == [contract]
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("stages/__init__.py", "import tau2rl.rollouts, tau2rl.bench, tau2rl.policies, tau2rl.backends.local"),
+        ("bench/__init__.py", "import tau2.gym"),
+        ("backends/local/model.py", "import torch"),
+        ("backends/slime/hooks.py", "import torch, slime.utils.types, megatron.core"),
+    ],
+)
+def test_import_linter_accepts(tmp_path: Path, file: str, line: str) -> None:
+    assert broken_contracts(tmp_path, file, line) == []
+
+
+# --- the tree ---
+
+
+def sources() -> list[Path]:
+    """Every text file that git keeps or would keep."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = [ROOT / name for name in listed.stdout.splitlines()]
+    return [file for file in found if file.is_file() and b"\0" not in file.read_bytes()[:1024]]
+
+
+def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
+    # The brackets keep this line from finding itself.
+    path = re.compile(r"/[w]ork/|/[h]ome/\w|/[U]sers/\w|\.[p]yenv|/[o]pt/wheels|" + re.escape(str(ROOT)))
+    here = [
+        f"{file.relative_to(ROOT)}: {hit.group()}"
+        for file in sources()
+        if (hit := path.search(file.read_text("utf-8", "replace")))
+    ]
+    assert len(sources()) > 50
+    assert not here
+
+
+def test_every_room_says_what_lives_there() -> None:
+    rooms = sorted(PACKAGE.rglob("__init__.py"))
+    assert len(rooms) > 8
+    silent = [
+        str(room.relative_to(ROOT)) for room in rooms if len(ast.get_docstring(ast.parse(room.read_text("utf-8"))) or "") < 20
+    ]
+    assert not silent
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (files("tau2rl") / "py.typed").is_file()
