@@ -6,4 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_env.sh
 
 make_venv laptop
-exec .venv/bin/tau2rl eval -c configs/eval/gold.yaml "$@"
+# A run folder of its own each time, so that it can be called again; a later `--name` or `--output` wins.
+exec .venv/bin/tau2rl eval -c configs/eval/gold.yaml --name "quickstart-$(date +%Y%m%d-%H%M%S)" "$@"

@@ -30,6 +30,7 @@ class TasksConfig(Section):
     """Which tasks."""
 
     domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
+    """`airline`, `retail`, `telecom`, and the small `mock`."""
     split: str = "test"
     """`train`, `test` or `base` (all); telecom also has `small` and `full`."""
     ids: tuple[str, ...] = ()
@@ -48,9 +49,11 @@ class UserConfig(Section):
     model: str = "gpt-4.1-mini"
     """litellm model name; `openai/NAME` with `api_base` for a local SGLang or vLLM server."""
     api_base: str | None = None
+    """Base URL of an OpenAI-compatible server (`http://127.0.0.1:30001/v1`); default: the provider's own."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; default: what litellm looks for."""
     temperature: float = Field(default=0.7, ge=0)
+    """Of the user model; the published numbers used 0.7."""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """Deadline of one call to the user model."""
     retries: int = Field(default=2, ge=0)
@@ -65,6 +68,7 @@ class SamplingConfig(Section):
     temperature: float = Field(default=0.7, ge=0)
     """0 = greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; 1 = off."""
     top_k: int = Field(default=-1, ge=-1)
     """-1 = off."""
     max_tokens: int = Field(default=4096, ge=1)
@@ -82,7 +86,9 @@ class PolicyConfig(Section):
     model: str | None = None
     """`api`: litellm model name."""
     api_base: str | None = None
+    """`api`: base URL of an OpenAI-compatible server; default: the provider's own."""
     api_key_env: str | None = None
+    """`api`: name of the environment variable that holds the key; default: what litellm looks for."""
     sampling: SamplingConfig = SamplingConfig()
     timeout_seconds: float = Field(default=300.0, gt=0)
     """Deadline of one policy call."""
@@ -100,6 +106,9 @@ class ChatConfig(Section):
     """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
     policy_text: Literal["full", "compressed"] = "full"
     """`cookbook`: the domain's whole policy, or the cookbook's short form."""
+    cookbook_prompt: Path | None = None
+    """`cookbook`: `tau2_rl_pipeline/prompting.py` of jbarnes850/Tau2-RL-Pipeline, whose exact words the published checkpoints
+    were trained with. Default: a prompt of our own in the same format."""
 
 
 class LimitsConfig(Section):
@@ -116,7 +125,9 @@ class LimitsConfig(Section):
     step_timeout_seconds: float = Field(default=300.0, gt=0)
     """One agent turn in the environment: its tool calls, or the user's whole answer."""
     grade_timeout_seconds: float = Field(default=120.0, gt=0)
+    """tau2's grading of one conversation."""
     episode_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """One conversation; when it is over, the episode is truncated."""
 
 
 class RolloutConfig(Section):
@@ -146,7 +157,9 @@ class RewardConfig(Section):
     normalise: bool | None = None
     """Divide by the weights of the kinds that the task has; default: the preset's."""
     step_penalty: float | None = Field(default=None, ge=0)
+    """Taken off for each agent turn; default: the preset's."""
     tool_penalty: float | None = Field(default=None, ge=0)
+    """Taken off for each refused call and malformed turn, up to the preset's cap; default: the preset's."""
     allow_dominated: bool = False
     """Accept settings under which a failure can outscore a success."""
 
@@ -168,6 +181,7 @@ class StageConfig(Section):
     name: str = "default"
     """The run folder is `OUTPUT_ROOT/STAGE/NAME` unless `output` says otherwise."""
     seed: int = 300
+    """Every attempt's own seed is derived from it."""
     output: Path | None = None
     """Run folder."""
     resume: bool = False

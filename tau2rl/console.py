@@ -118,11 +118,15 @@ class Follower:
         self._shown: ProgressEvent | None = None
 
     def __enter__(self) -> Follower:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
             self._bar = Progress(
-                SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False), console=self._console
+                SpinnerColumn(),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}", markup=False),
+                console=self._console,
+                refresh_per_second=4,
             )
             self._task = self._bar.add_task("starting", total=None)
             self._bar.start()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.bench.package import prepare
+from tau2rl.bench.snapshot import Snapshot
 from tau2rl.errors import UserError
 from tau2rl.types import TaskRef, ToolSchema
 
@@ -26,6 +27,7 @@ from tau2.environment.environment import Environment  # noqa: E402
 from tau2.environment.toolkit import ToolKitBase, get_tool_types  # noqa: E402
 from tau2.registry import registry  # noqa: E402
 
+SHARED_FROM_BYTES = 200_000  # below, copying the whole database costs less than a millisecond
 NAMES = ("airline", "retail", "telecom", "mock")
 _loaded: dict[str, Domain] = {}
 _loading = threading.Lock()
@@ -33,11 +35,12 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """The pickled databases of one state of the files."""
+    """The databases of one state of the files, ready to be handed out."""
 
     stamp: tuple[tuple[int, int], ...]  # (size, mtime) of each file: when it moves, the content is hashed again
     content: str  # sha256 over the files
-    databases: bytes  # pickle of the keyword arguments of tau2's environment constructor
+    shared: Snapshot | None  # of a large agent database
+    pickled: bytes  # the other keyword arguments of tau2's environment constructor
 
 
 class Domain:
@@ -59,7 +62,8 @@ class Domain:
         self._tasks: dict[str, dict[str, Task]] = {}
         environment = self.environment()
         self.policy = environment.get_policy()
-        self.tools: tuple[ToolSchema, ...] = tuple(tool.openai_schema for tool in environment.get_tools())
+        self.agent_tools = environment.get_tools()  # for their schemas alone: they would act on this environment
+        self.tools: tuple[ToolSchema, ...] = tuple(tool.openai_schema for tool in self.agent_tools)
         self.tool_types = {tool: str(kind.value) for tool, kind in get_tool_types(_toolkit(environment)).items()}
         self.user_tools = environment.get_user_tools() if environment.user_tools else None
         if self.registered not in registry.get_domains():
@@ -67,8 +71,13 @@ class Domain:
 
     def environment(self, solo_mode: bool = False) -> Environment:
         """A fresh environment in its initial state, equal to what tau2's own constructor gives."""
-        databases = pickle.loads(self._current().databases)  # noqa: S301 - pickled by this process
+        now = self._current()
+        databases = pickle.loads(now.pickled)  # noqa: S301 - pickled by this process
+        if now.shared is not None:
+            databases["db"] = now.shared.database()
         made: Environment = self._module.get_environment(**databases, solo_mode=solo_mode)
+        if now.shared is not None:
+            _share_hash(made.tools, now.shared)
         if self._vpn is not None:
             # tau2 keeps these on the class, and `break_vpn` writes into them: every later episode would start with a bad VPN.
             toolkit: Any = made.user_tools
@@ -126,12 +135,22 @@ class Domain:
             databases["user_db"] = made.user_tools.db
             if self._vpn is None and hasattr(made.user_tools, "default_vpn_details"):
                 self._vpn = made.user_tools.default_vpn_details.model_copy(deep=True)
+        large = self._db_files[0].stat().st_size > SHARED_FROM_BYTES and Snapshot.fits(made.tools.db)
+        shared = Snapshot(databases.pop("db")) if large else None
         return _Snapshot(
-            stamp=stamp, content=content.hexdigest(), databases=pickle.dumps(databases, protocol=pickle.HIGHEST_PROTOCOL)
+            stamp=stamp,
+            content=content.hexdigest(),
+            shared=shared,
+            pickled=pickle.dumps(databases, protocol=pickle.HIGHEST_PROTOCOL),
         )
 
     def _stamp(self) -> tuple[tuple[int, int], ...]:
         return tuple((s.st_size, s.st_mtime_ns) for s in (file.stat() for file in self._db_files))
+
+
+def _share_hash(toolkit: Any, shared: Snapshot) -> None:
+    """Let the toolkit hash its database by what it has touched."""
+    toolkit.get_db_hash = lambda: shared.hash(toolkit.db)
 
 
 def _toolkit(environment: Environment) -> ToolKitBase:

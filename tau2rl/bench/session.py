@@ -109,7 +109,7 @@ class Session(AgentGymEnv):
         self.user: UserSimulator | None = None
         self.last: list[Any] = []
         self.doing = "starting"
-        self._domain = domain
+        self.loaded = domain
         self._make_user = user
         self._deliver = deliver
         self._actions: queue.SimpleQueue[AssistantMessage | None] = queue.SimpleQueue()
@@ -179,7 +179,7 @@ class Session(AgentGymEnv):
             else simulation.model_copy(update={"termination_reason": TerminationReason.AGENT_STOP})
         )
         info = evaluate_simulation(
-            simulation=graded, task=self.task, evaluation_type=EvaluationType.ALL, solo_mode=False, domain=self._domain.registered
+            simulation=graded, task=self.task, evaluation_type=EvaluationType.ALL, solo_mode=False, domain=self.loaded.registered
         ).model_dump(mode="json")
         if graded is not simulation:
             info["reward"] = 0.0
@@ -195,14 +195,13 @@ class Session(AgentGymEnv):
         return self.task
 
     def _get_environment(self) -> Environment:
-        # The gym makes three; agent and user only read the tools' schemas, so one serves all.
         if self._made is None:
-            self._made = self._domain.environment()
+            self._made = self.loaded.environment()
         return self._made
 
     def _get_agent(self) -> GymAgent:
-        environment = self._get_environment()
-        return _MailboxAgent(self, environment.get_tools(), environment.get_policy())
+        # Agent and user read the tools' schemas and never call them, so those of the domain serve every episode.
+        return _MailboxAgent(self, list(self.loaded.agent_tools), self.loaded.policy)
 
     def _get_user(self) -> UserSimulator:
         self.user = self._make_user(self)

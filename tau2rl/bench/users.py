@@ -58,8 +58,7 @@ class LlmUser(UserSimulator):
     """
 
     def __init__(self, session: Session, config: UserConfig, *, seed: int) -> None:
-        environment = session.environment
-        tools = environment.get_user_tools() if environment is not None and environment.user_tools else None
+        tools = session.loaded.user_tools
         arguments: dict[str, Any] = {
             "temperature": config.temperature,
             "timeout": config.timeout_seconds,

@@ -13,7 +13,6 @@ No model, server, tau2 or torch here.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
     from tau2rl.types import ChatCodec
 
 
-def make_codec(config: ChatConfig, *, cookbook_prompt: Path | None = None) -> ChatCodec:
-    """The codec that a run asks for. Raises UserError: no tokenizer, or a chat template that cannot be used.
+def make_codec(config: ChatConfig) -> ChatCodec:
+    """The codec that a run asks for.
 
-    `cookbook_prompt` is a copy of the published checkpoints' own prompt file; see `cookbook_prompt.upstream_prompt`.
+    Raises UserError: no tokenizer, a chat template that cannot be used, or a prompt file that is not the published one.
     """
     if config.protocol == "transcript":
         from tau2rl.chat.transcript import TranscriptCodec
@@ -46,5 +45,24 @@ def make_codec(config: ChatConfig, *, cookbook_prompt: Path | None = None) -> Ch
     from tau2rl.chat.cookbook import CookbookCodec
     from tau2rl.chat.cookbook_prompt import OUR_PROMPT, upstream_prompt
 
-    prompt = upstream_prompt(cookbook_prompt) if cookbook_prompt else OUR_PROMPT
+    prompt = upstream_prompt(config.cookbook_prompt) if config.cookbook_prompt else OUR_PROMPT
     return CookbookCodec(tokenizer, compressed=config.policy_text == "compressed", prompt=prompt)
+
+
+def fingerprint(codec: ChatCodec) -> str:
+    """16 hex digits that name what a codec writes: the token ids of one fixed conversation.
+
+    A different tokenizer, chat template or system prompt gives another; it belongs to a run's identity.
+    """
+    from tau2rl.types import CallTool, Message, Opening, Say, prefix_hash
+
+    parameters = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
+    tool = {"type": "function", "function": {"name": "create_task", "description": "Create a task.", "parameters": parameters}}
+    greeting = (Message(role="assistant", content="Hi!"), Message(role="user", content="Make a task.\nThanks."))
+    ids = codec.open(Opening(policy="# Policy\nBe brief.", messages=greeting, tools=(tool,)))
+    for actions, reply in (
+        ((CallTool(name="create_task", arguments={"title": "a"}),), Message(role="tool", content='{"id": 1}')),
+        ((Say(text="Done."),), Message(role="user", content="Thank you.")),
+    ):
+        ids = codec.extend(ids, codec.write(actions), (reply,))
+    return prefix_hash(ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -101,6 +101,5 @@ def _stage(name: str) -> type[StageConfig]:
 
 
 def _word(value: Any) -> str:
-    return (
-        cast(str, yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)).removesuffix("...\n").strip()
-    )
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("...\n").strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from pydantic import BaseModel
@@ -91,7 +91,7 @@ def user_overrides(user_model: str | None) -> dict[str, Any]:
 def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return ",".join(map(str, cast("tuple[object, ...]", default))) if isinstance(default, tuple) else str(default)
 
 
 ConfigFile = Annotated[

@@ -20,7 +20,7 @@ from tau2rl.store.provenance import differences
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 
 # Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.
-SUBJECT = ("settings.policy.kind", "settings.policy.model", "settings.chat.tokenizer", "tokenizer", "policy")
+SUBJECT = ("settings.policy.kind", "settings.policy.model", "settings.chat.tokenizer")
 
 
 def report(run: RunDir, as_json: Json = False) -> None:
@@ -46,7 +46,7 @@ def compare(
 
     Refused when they differ in more than the agent: another user model, split or tool schema makes another measurement of it.
     """
-    unequal = [d for d in differences(_identity(a), _identity(b)) if not _is_subject(d[0])]
+    unequal = [d for d in differences(_identity(a), _identity(b)) if d[0] not in SUBJECT]
     if unequal:
         lines = "\n".join(f"  {key}: {left!r} and {right!r}" for key, left, right in unequal)
         message = f"the runs did not measure the same thing; these differ\n{lines}"
@@ -92,9 +92,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     console.emit(f"floor: {floor}")
     if report["incomplete"]:
         console.emit(f"incomplete: {report['reason']}")
-        failed = report["so_far"]["not_done"] if report["so_far"] else []
-        if failed:
-            console.emit("not done: " + ", ".join(failed))
+        if report["so_far"]:
+            console.emit("not done: " + ", ".join(report["so_far"]["not_done"]))
 
 
 def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
@@ -125,7 +124,3 @@ def _identity(run: Path) -> dict[str, Any]:
     if not file.exists():
         raise UserError(f"`{run}` does not say what it stood on: it has no `environment.json`", hint="name two run folders")
     return cast("dict[str, Any]", read_json(file).get("identity", {}))
-
-
-def _is_subject(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in SUBJECT)

@@ -119,7 +119,7 @@ def check_ports() -> Check:
             detail=f"cannot listen on 127.0.0.1: {error.strerror}",
             hint="a local Ray head needs loopback",
         )
-    held = [f"{port} ({whose})" for port, whose in PORTS.items() if connects("127.0.0.1", port)]
+    held = [f"{port} ({whose})" for port, whose in PORTS.items() if connects(f"127.0.0.1:{port}", default_port=port)]
     return Check(
         name="ports",
         state="ok",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from urllib.parse import urlsplit
 
 PROBE_SECONDS = 2.0
 
@@ -23,15 +24,17 @@ def answers(url: str) -> int | None:
         return await asyncio.wait_for(ask(), PROBE_SECONDS)
 
     try:
+        _ = urlsplit(url).port  # an impossible one would come out of the event loop as a group of exceptions
         return asyncio.run(ask_in_time())
-    except (httpx.HTTPError, httpx.InvalidURL, asyncio.TimeoutError):
+    except (httpx.HTTPError, httpx.InvalidURL, asyncio.TimeoutError, ValueError):
         return None
 
 
-def connects(host: str, port: int) -> bool:
-    """Whether somebody accepts TCP connections there."""
+def connects(address: str, *, default_port: int) -> bool:
+    """Whether somebody accepts TCP connections at `HOST:PORT` or `SCHEME://HOST:PORT`."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
     try:
-        with socket.create_connection((host, port), timeout=PROBE_SECONDS):
+        with socket.create_connection((parts.hostname or "", parts.port or default_port), timeout=PROBE_SECONDS):
             return True
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a port that is no number, or too large
         return False

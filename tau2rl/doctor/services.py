@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 from tau2rl import settings
 from tau2rl.config import PolicyConfig, UserConfig
@@ -19,10 +18,11 @@ KEY_OF_PROVIDER = {
     "azure": "AZURE_API_KEY",
     "openrouter": "OPENROUTER_API_KEY",
 }
+PROVIDER_OF_FAMILY = {"claude": "anthropic", "gemini": "gemini"}  # of names without a prefix
 
 
 def check_cluster(address: str | None) -> Check:
-    """The cluster that the config or `RAY_ADDRESS` names: a job server `http://HOST:8265`, `HOST:PORT`, `ray://HOST:PORT`, `auto`."""
+    """The cluster that the config or `RAY_ADDRESS` names: `http://HOST:8265`, `HOST:PORT`, `ray://HOST:PORT` or `auto`."""
     name, hint = "ray cluster", "start it with `ray start --head`, or leave `--address` and RAY_ADDRESS out"
     address = address or settings.ray_address()
     if not address:
@@ -32,8 +32,7 @@ def check_cluster(address: str | None) -> Check:
     if address.startswith(("http://", "https://")):
         there = answers(f"{address.rstrip('/')}/api/version") == HTTPStatus.OK
     else:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        there = connects(parts.hostname or "", parts.port or 6379)
+        there = connects(address, default_port=6379)
     return _reachable(name, there, address, hint)
 
 
@@ -74,41 +73,34 @@ def check_policy(policy: PolicyConfig) -> Check:
 
 
 def _check_model(name: str, model: str, api_base: str | None, key_env: str | None, section: str) -> Check:
+    """A server of one's own takes any key, unless the config names one."""
+    key = key_env or (None if api_base else KEY_OF_PROVIDER.get(_provider(model)))
+    if key:
+        try:
+            there = settings.secret(key) is not None
+        except UserError as error:
+            return Check(name=name, state="missing", detail=error.message, hint=error.hint)
+        if not there or not api_base:
+            other = ", or use `user.kind: scripted`" if section == "user" else ""
+            return need(name, there, f"{model}: {key} is {'set' if there else 'not set'}", f"set {key}{other}")
     if api_base:
         status = answers(f"{api_base.rstrip('/')}/models")
-        return _reachable(
-            name,
-            status is not None and status < HTTPStatus.INTERNAL_SERVER_ERROR,
-            f"{model} at {api_base}",
-            f"start the server, or correct `{section}.api_base`",
-        )
-    provider = (
-        model.partition("/")[0]
-        if "/" in model
-        else "anthropic"
-        if model.startswith("claude")
-        else "gemini"
-        if model.startswith("gemini")
-        else "openai"
-    )
-    key = key_env or KEY_OF_PROVIDER.get(provider)
-    if key is None:
-        return Check(
-            name=name,
-            state="optional",
-            detail=f"{model}: which key it needs is not known here",
-            hint=f"`{section}.api_key_env` names it",
-        )
-    try:
-        there = settings.secret(key) is not None
-    except UserError as error:
-        return Check(name=name, state="missing", detail=error.message, hint=error.hint)
-    return need(
-        name,
-        there,
-        f"{model}: {key} is {'set' if there else 'not set'}",
-        f"set {key}, or use `user.kind: scripted`" if section == "user" else f"set {key}",
-    )
+        there = status is not None and status < HTTPStatus.INTERNAL_SERVER_ERROR
+        return _reachable(name, there, f"{model} at {api_base}", f"start the server, or correct `{section}.api_base`")
+    detail = f"{model}: which key it needs is not known here"
+    return Check(name=name, state="optional", detail=detail, hint=f"`{section}.api_key_env` names it")
+
+
+def _provider(model: str) -> str:
+    """litellm's provider of a model: its prefix, else by the family of its name.
+
+    >>> _provider("azure/gpt-4.1"), _provider("claude-sonnet-4"), _provider("gpt-4.1")
+    ('azure', 'anthropic', 'openai')
+    """
+    prefix, slash, _ = model.partition("/")
+    if slash:
+        return prefix
+    return next((provider for family, provider in PROVIDER_OF_FAMILY.items() if model.startswith(family)), "openai")
 
 
 def _reachable(name: str, there: bool, where: str, hint: str) -> Check:

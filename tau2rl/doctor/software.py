@@ -15,6 +15,7 @@ from tau2rl.errors import UserError
 
 # What Ray's job server imports (ray/dashboard/optional_deps.py); plain `pip install ray` leaves these out.
 JOB_SERVER_MODULES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry", "prometheus_client")
+DISTRIBUTIONS = {"megatron": "megatron-core"}  # where it is not the module's own name
 
 
 def check_python() -> Check:
@@ -63,5 +64,9 @@ def check_module(name: str, *, needed: bool, hint: str) -> Check:
     """Whether a module could be imported, and its version, without importing it."""
     if not importable(name):
         return Check(name=name, state="missing" if needed else "optional", detail="not installed", hint=hint)
-    owners = importlib.metadata.packages_distributions().get(name, [])
-    return Check(name=name, state="ok", detail=" ".join([importlib.metadata.version(owners[0])] if owners else ["importable"]))
+    # By name, since a look through every distribution for the owner of a module takes a second.
+    try:
+        version = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
+    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by pip
+        version = "importable, of unknown version"
+    return Check(name=name, state="ok", detail=version)

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from tau2rl.store.secrets import Redactor, key_variables
 
 EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST = 0, 1, 2
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tau2rl.launch")  # as a job this module is `__main__`
 
 
 def main(arguments: list[str]) -> int:
@@ -92,7 +92,7 @@ def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]
 
 
 @contextmanager
-def _logging(folder: RunFolder) -> Iterator[None]:
+def _logging(folder: RunFolder) -> Generator[None]:
     """Our messages and other libraries' warnings go to the log of this start."""
     handler = logging.FileHandler(folder.job_log, encoding="utf-8")
     handler.setFormatter(_Formatter(Redactor(key_variables(dump(folder.config)))))

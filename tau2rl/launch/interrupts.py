@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,7 +13,7 @@ EXIT_INTERRUPTED = 130
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> Generator[None]:
     """Inside, the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread; the second exits with 130."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -33,20 +34,25 @@ STOP_SECONDS = 30  # between SIGTERM and SIGKILL: episodes in flight are closed,
 OnLine = Callable[[str], None]
 
 
+def require_ray() -> None:
+    """Raise UserError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("Ray is not installed", hint="pip install 'tau2rl[ray]', or run in this process with `--inline`")
+
+
 def connect(address: str, headers: dict[str, str] | None = None) -> JobSubmissionClient:
     """A client of the job server at `http://HOST:8265`, or of the cluster at `HOST:PORT`, `ray://HOST:PORT` or `auto`.
 
     Raises UserError within seconds when nobody answers there.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("Ray is not installed", hint="pip install 'tau2rl[ray]', or run in this process with `--inline`")
     _reach(address, headers or {})
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every socket it closes
     try:
         client = JobSubmissionClient(address, headers=headers)
-    except (ConnectionError, RuntimeError, ValueError) as error:  # what its constructor raises, after Ray's own retries
+    except (OSError, RuntimeError, ValueError, RayError) as error:  # no server, no version, no address, no token
         raise UserError(f"cannot use the Ray cluster at `{address}`: {error}", hint=_ADDRESS_HINT) from None
     if address.startswith("http") and client.get_address() != address.rstrip("/"):
         raise UserError(
@@ -63,7 +69,7 @@ def submit_command(client: JobSubmissionClient, command: str, *, label: str) -> 
     environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
     try:
         return client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise UserError(f"the cluster at `{client.get_address()}` did not take the job: {error}", hint=_ADDRESS_HINT) from None
 
 
@@ -78,7 +84,7 @@ def follow(
     try:
         details = _until_end(client, job, lines, alive)
     except KeyboardInterrupt:
-        with contextlib.suppress(RuntimeError, ConnectionError):  # it ended by itself, or its server is gone
+        with contextlib.suppress(RuntimeError, OSError):  # it ended by itself, or its server is gone
             client.stop_job(job)
         _until_end(client, job, lines, alive, seconds=STOP_SECONDS + 10)
         return EXIT_INTERRUPTED
@@ -219,7 +225,7 @@ def _reach(address: str, headers: dict[str, str]) -> None:
             status = httpx.get(f"{address.rstrip('/')}/api/version", headers=headers, timeout=CONNECT_SECONDS).status_code
         except (httpx.HTTPError, httpx.InvalidURL):
             raise refused from None
-        if status == httpx.codes.NOT_FOUND:
+        if status == HTTPStatus.NOT_FOUND:
             raise UserError(f"what answers at `{address}` is not Ray's job server", hint=_ADDRESS_HINT)
     elif address != "auto":
         parts = urlsplit(address if "://" in address else f"//{address}")

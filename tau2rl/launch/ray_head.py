@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +29,7 @@ class LocalHead:
     """Starts on entry, ends on exit; `with LocalHead() as head: JobSubmissionClient(head.address, headers=head.headers)`.
 
     Ray has no users: whoever reaches its ports runs code as us. So the ports are bound to loopback and ask for a token that
-    lies in a folder which only we can read (Ray before 2.51 does not know tokens and ignores it).
+    only the environment of our own processes holds (a Ray that does not know tokens yet ignores it).
     """
 
     def __init__(self, *, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
@@ -71,7 +72,7 @@ class LocalHead:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
-        assert keeper.stdin is not None and keeper.stdout is not None  # noqa: PT018 - both are pipes
+        assert keeper.stdin is not None and keeper.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             keeper.stdin.close()
         with keeper.stdout:
@@ -82,23 +83,15 @@ class LocalHead:
         folder = Path(tempfile.mkdtemp(prefix="tau2rl-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))  # noqa: S108
         try:
             token = secrets.token_hex(32)
-            with os.fdopen(os.open(folder / "token", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(token)
             dashboard, agent, client, metrics = _free_ports(4)
             self.address = f"http://127.0.0.1:{dashboard}"
             self.headers = {"Authorization": f"Bearer {token}"}
-            command = [
-                settings.python(),
-                "-m",
-                "tau2rl.launch.keeper",
-                str(folder),
-                *self._command(folder, dashboard, agent, client),
-            ]
+            ray = self._command(folder, dashboard, agent, client)
             self._keeper = subprocess.Popen(
-                command,
+                [settings.python(), "-m", "tau2rl.launch.keeper", str(folder), *ray],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=settings.child_environment(_environment(folder, metrics)),
+                env=settings.child_environment(_environment(token, metrics)),
                 cwd=folder,  # Python puts it on the path of every process: the user's files must not hide libraries
                 start_new_session=True,  # Ctrl-C in the terminal is ours to handle, not the head's
             )
@@ -119,7 +112,7 @@ class LocalHead:
             "min-worker-port": 0,
             "max-worker-port": 0,
             "object-store-memory": OBJECT_STORE_BYTES,
-            "temp-dir": folder,
+            "temp-dir": folder / "ray",  # below ours, because Ray opens its own to everybody
             "include-dashboard": "true",  # the job server is part of it
             "include-log-monitor": "false",  # a job's output reaches us through the job server
             "num-cpus": self._num_cpus,
@@ -146,11 +139,11 @@ class LocalHead:
 _HINT = "`--inline` runs in this process without Ray; `--address` uses a cluster that is running"
 
 
-def _environment(folder: Path, metrics_port: int) -> dict[str, str]:
+def _environment(token: str, metrics_port: int) -> dict[str, str]:
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # without it Ray turns 127.0.0.1 into this machine's public address
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_prestart_worker_first_driver": "0",  # the job needs a worker with an environment of its own
         "DASHBOARD_METRIC_PORT": str(metrics_port),
@@ -168,7 +161,7 @@ def _free_ports(count: int) -> list[int]:
 
 def _answers(url: str, headers: dict[str, str]) -> bool:
     try:
-        return httpx.get(url, headers=headers, timeout=5, trust_env=False).status_code == httpx.codes.OK
+        return httpx.get(url, headers=headers, timeout=5, trust_env=False).status_code == HTTPStatus.OK
     except httpx.TransportError:
         return False
 

@@ -12,7 +12,7 @@ from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.store.progress import Progress
+from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.run import RunFolder, run_path, stage_of
 
 
@@ -36,8 +36,10 @@ def submit(config: StageConfig, *, on_line: jobs.OnLine, on_progress: Progress) 
 
 
 def _as_job(config: StageConfig, address: str | None, on_line: jobs.OnLine, on_progress: Progress) -> int:
+    jobs.require_ray()
     if address is None:
         path = _create(config)  # first: a wrong request need not wait for a head
+        on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
         with LocalHead() as head:
             client = jobs.connect(head.address, head.headers)
             job = jobs.submit_command(client, _command(path), label=_label(config))
@@ -65,5 +67,9 @@ def _label(config: StageConfig) -> str:
 
 
 def _command(path: Path) -> str:
-    """The job's command line; only paths are in it. `exec`: the shell leaves, so signals and exit code are the entry's own."""
-    return "exec " + shlex.join([settings.python(), "-m", "tau2rl.launch.entry", str(path), str(Path.cwd())])
+    """The job's command line: a line of shell with nothing but paths in it."""
+    # This interpreter where the worker has it (this machine, a shared file system, the same image), else the worker's own.
+    # `exec`: the shell leaves, so signals reach the entry and the exit code is the entry's.
+    ours = shlex.quote(settings.python())
+    entry_and_paths = shlex.join(["-m", "tau2rl.launch.entry", str(path), str(Path.cwd())])
+    return f'python={ours}; [ -x "$python" ] || python=python; exec "$python" {entry_and_paths}'

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from itertools import chain
 
 from tau2rl.bench.domain import domain
 from tau2rl.bench.env import EnvLimits, Tau2Env
@@ -16,7 +17,7 @@ from tau2rl.bench.gold import gold_script
 from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import describe, select
 from tau2rl.bench.users import make_user
-from tau2rl.chat import make_codec
+from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import EvalConfig
 from tau2rl.metrics.report import build_report
 from tau2rl.policies import make_policy
@@ -47,7 +48,7 @@ def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
     if config.user.kind == "llm":  # a missing key is said now, and not by a hundred failed episodes
         api_key(config.user.model, config.user.api_base, config.user.api_key_env)
     codec = make_codec(config.chat)
-    stands_on = environment(config, bench_identity(config.tasks.domains, config.user))
+    stands_on = environment(config, bench_identity(config.tasks.domains, config.user), {"chat": fingerprint(codec)})
     folder.write_environment(stands_on)
     planned = plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed, greedy=config.rollout.greedy)
     counter = _Counter(progress, total=len(planned))
@@ -55,7 +56,7 @@ def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
     log.info("evaluating %d tasks, %d attempts, %d of them already done", len(tasks), len(planned), len(counter.keys))
     asyncio.run(_play(config, folder, [a for a in planned if a.key not in counter.keys], codec, spec, counter))
     report = build_report(
-        folder.records(),
+        chain(folder.records(), folder.failed_records()),
         planned=planned,
         floors=floors(tasks),
         digest=stands_on["digest"],

@@ -45,3 +45,7 @@ class RunLock:
                         hint="wait until it has ended, or give this run another `--name`",
                     ) from None
                 time.sleep(0.1)
+            except OSError as error:
+                raise UserError(
+                    f"cannot lock `{path}`: {error.strerror}", hint="the file system has no locks; choose another `--output`"
+                ) from None

@@ -124,5 +124,5 @@ def test_the_key_of_a_public_api_is_not_replaced() -> None:
     from tau2rl.bench.session import Session
     from tau2rl.bench.users import LlmUser
 
-    session = Session(domain("mock"), domain("mock").task(CREATE), max_steps=10, user=lambda s: None, deliver=lambda e: None)  # pyright: ignore
+    session = Session(domain("mock"), domain("mock").task(CREATE), max_steps=10, user=lambda s: None, deliver=lambda e: None)
     assert "api_key" not in LlmUser(session, UserConfig(kind="llm", model="gpt-4.1-mini"), seed=1).llm_args

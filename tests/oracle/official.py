@@ -17,7 +17,12 @@ from tau2.gym.gym_agent import AgentGymEnv  # isort: skip
 
 
 class OfficialEnv(AgentGymEnv):
-    """tau2's gym as it is, but for the user: the same scripted one."""
+    """tau2's gym as it is, but the user is the scripted one and the task file is parsed once, not at every step."""
+
+    def _get_task(self) -> Any:
+        if not hasattr(self, "_parsed_task"):
+            self._parsed_task = super()._get_task()
+        return self._parsed_task
 
     def _get_user(self) -> Any:
         env = self

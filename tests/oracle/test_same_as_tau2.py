@@ -40,9 +40,9 @@ SAMPLE = [
 ]
 
 
-def check(ref: TaskRef, *, variations: bool) -> None:
+def check(ref: TaskRef, *, only: tuple[str, ...] = ()) -> None:
     script = gold_script(ref)
-    scripts = {"gold": script, **(perturbed(script, ref) if variations else {})}
+    scripts = {"gold": script, **{name: turns for name, turns in perturbed(script, ref).items() if not only or name in only}}
     for name, actions in scripts.items():
         official = play_official(ref, actions)
         ours = asyncio.run(play_ours(ref, actions))
@@ -58,13 +58,14 @@ def check(ref: TaskRef, *, variations: bool) -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize("ref", SAMPLE, ids=lambda r: r.key)
 def test_a_task_plays_and_scores_as_in_the_untouched_package(ref: TaskRef) -> None:
-    check(ref, variations=True)
+    # The untouched package takes seconds for each conversation of the large domains.
+    check(ref, only=("one argument changed",) if ref.domain in ("airline", "retail") else ())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ref", select(TasksConfig(split="test")), ids=lambda r: r.key)
 def test_every_test_task_plays_and_scores_as_in_the_untouched_package(ref: TaskRef) -> None:
-    check(ref, variations=True)
+    check(ref)
 
 
 @pytest.mark.oracle

@@ -176,7 +176,9 @@ def correction_weights(spec: LossSpec, *, old_logp: Tensor, rollout_logp: Tensor
     elif spec.correction == "clip":
         treated = weight.clamp(spec.correction_low, spec.correction_high)
     else:
-        treated = torch.where((weight >= spec.correction_low) & (weight <= spec.correction_high), weight, torch.zeros_like(weight))
+        treated = torch.where(
+            (weight >= spec.correction_low) & (weight <= spec.correction_high), weight, torch.zeros_like(weight)
+        )
     if spec.veto is not None:
         hit = ((raw < spec.veto) & (mask > 0)).any(-1, keepdim=True)
         treated = torch.where(hit, torch.zeros_like(treated), treated)

@@ -79,7 +79,7 @@ def test_every_gold_call_of_tau2_passes(domain: str, least: int) -> None:
     tools = [tool.openai_schema for tool in registry.get_env_constructor(domain)().get_tools()]
     gold = [
         CallTool(name=action.name, arguments=action.arguments)
-        for task in registry.get_tasks_loader(domain)()
+        for task in registry.get_tasks_loader(domain)(None)
         for action in (task.evaluation_criteria.actions if task.evaluation_criteria else None) or []
         if action.requestor == "assistant"
     ]

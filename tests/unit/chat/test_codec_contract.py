@@ -14,8 +14,7 @@ import json
 import unicodedata
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec, system_prompt

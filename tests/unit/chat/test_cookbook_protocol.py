@@ -139,7 +139,7 @@ def test_another_text_is_not_taken_for_the_checkpoints_prompt(tmp_path: Path) ->
         upstream_prompt(file)
     file.write_text(UPSTREAM_SHAPE)
     with pytest.raises(UserError, match="is not the prompt that the checkpoints were trained with") as caught:
-        make_codec(ChatConfig(protocol="cookbook", tokenizer="bytes"), cookbook_prompt=file)
+        make_codec(ChatConfig(protocol="cookbook", tokenizer="bytes", cookbook_prompt=file))
     assert "git clone" in caught.value.hint
     file.write_text("x = 1\n")
     with pytest.raises(UserError, match="has no text with `domain`, `policy`, `tools_text`"):

@@ -63,6 +63,7 @@ REFUSES_GREETING = each(
 NO_END_TOKEN = each("{{ m.role }}: {{ m.content }}\n", "assistant:")
 TOOLS_WITH_THE_LAST_USER = each("{% if tools and m.role == 'user' and loop.last %}{{ tools }}{% endif %}" + TURN)
 COUNTS_MESSAGES = each("{{ loop.index }}" + TURN)
+NAMES_THE_CALL = each("{{ m.tool_call_id or '' }}" + TURN)
 NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{% endif %}" + TURN)
 
 
@@ -74,9 +75,21 @@ NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{%
         (NO_END_TOKEN, "does not end an assistant turn with a control token"),
         (TOOLS_WITH_THE_LAST_USER, "does not follow on its prompt in a conversation with"),
         (COUNTS_MESSAGES, "depends on more than the message|does not follow on its prompt"),
+        (
+            NAMES_THE_CALL,
+            "for a new message depends on more than the message in a conversation with several tool calls in one turn",
+        ),
         (NO_SYSTEM, "no system message"),
     ],
-    ids=["drops thinking", "refuses a greeting", "no end token", "moves the tools", "counts messages", "no system message"],
+    ids=[
+        "drops thinking",
+        "refuses a greeting",
+        "no end token",
+        "moves the tools",
+        "counts messages",
+        "names the call",
+        "no system message",
+    ],
 )
 def test_a_template_that_cannot_be_used_is_refused_with_the_reason(template: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.types import Actions, CallTool, Message, Opening, Say

@@ -1,0 +1,149 @@
+"""The job's side, in this process.
+
+- the exit code says how a run ended: done, incomplete, wrong request, interrupted, bug
+- a bug is one line for people and a traceback in the log of that start, without secrets
+- progress is written at most once a second, and its end always
+- the first signal interrupts, the second ends at once, an ignored one stays ignored
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tau2rl.config import EvalConfig, build
+from tau2rl.launch import entry
+from tau2rl.launch.interrupts import interruptible
+from tau2rl.launch.progress import PREFIX, JsonProgress, parse
+from tau2rl.store.progress import ProgressEvent
+from tau2rl.store.run import RunFolder
+
+
+def config(**changes: object) -> EvalConfig:
+    small = {
+        "tasks": {"domains": ["mock"], "split": "base", "limit": 2},
+        "policy": {"kind": "gold"},
+        "chat": {"protocol": "transcript"},
+        "user": {"kind": "scripted"},
+        "rollout": {"num_samples": 1, "concurrency": 2},
+    }
+    return build(EvalConfig, {**small, **changes})
+
+
+def made(folder: Path, **changes: object) -> Path:
+    return RunFolder.create(folder / "run", config(**changes), resume=False)
+
+
+def job(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tau2rl.launch.entry", str(path), str(path.parent)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+@pytest.mark.e2e
+def test_a_run_that_is_done_ends_with_0_and_a_report(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    done = job(path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((path / "report.json").read_text())["tasks"] == 2
+    events = [event for line in done.stdout.splitlines() if (event := parse(line))]
+    assert (events[-1].done, events[-1].total, events[-1].successes) == (2, 2, 2)
+    log = (path / "logs" / "latest" / "job.log").read_text().splitlines()
+    assert f"eval {path} begins, start 1" in log[0]
+    assert f"eval {path} ends with code 0" in log[-1]
+
+
+def test_a_wrong_request_ends_with_2_and_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([str(made(tmp_path, tasks={"domains": ["mock"], "split": "tset"}))]) == 2
+    assert "`tset`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["/no/such/run"]])
+def test_no_run_folder_is_a_wrong_request(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(arguments) == 2
+    assert "run folder" in capsys.readouterr().err
+
+
+def test_a_bug_is_one_line_for_people_and_a_traceback_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-1")
+    path, said = made(tmp_path), []
+
+    def broken(event: ProgressEvent) -> None:
+        raise ZeroDivisionError("near sk-planted-1\nsecond line")
+
+    assert entry.run(path, broken, say=said.append) == 1
+    log = (path / "logs" / "attempt_1" / "job.log").read_text()
+    assert said == [f"error: ZeroDivisionError: near [OPENAI_API_KEY]\n\nhint: see {path / 'logs' / 'attempt_1' / 'job.log'}"]
+    assert "Traceback" in log
+    assert "planted" not in log
+
+
+def test_an_interrupted_run_ends_with_130_and_can_be_continued(tmp_path: Path) -> None:
+    path, said = made(tmp_path), []
+
+    def interrupt(event: ProgressEvent) -> None:
+        if event.done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with interruptible():
+        assert entry.run(path, interrupt, say=said.append) == 130
+    assert "--resume" in said[0]
+    assert entry.run(path, lambda event: None, say=said.append) == 0
+    with RunFolder.open(path) as folder:
+        assert len(list(folder.records())) == 2
+        assert folder.attempt == 3
+
+
+def test_progress_is_written_at_most_once_an_interval_and_its_end_always() -> None:
+    now, out = [0.0], io.StringIO()
+    progress = JsonProgress(out, interval_seconds=1.0, clock=lambda: now[0])
+    for done in range(1, 31):
+        now[0] = done / 10
+        progress(ProgressEvent(done=done, total=30))
+    progress.flush()
+    progress.flush()
+    events = [parse(line) for line in out.getvalue().splitlines()]
+    assert [event.done for event in events if event] == [1, 11, 21, 30]
+
+
+def test_a_mixed_up_progress_line_is_no_event_and_no_crash() -> None:
+    assert parse(PREFIX + '{"done": 3, "to' + PREFIX + "{") is None
+
+
+SIGNALLED = """
+import sys, time
+from tau2rl.launch.interrupts import interruptible
+with interruptible():
+    try:
+        sys.stdout.write("ready\\n"); sys.stdout.flush(); time.sleep(60)
+    except KeyboardInterrupt:
+        sys.stdout.write("closing\\n"); sys.stdout.flush(); time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_interrupts_and_the_second_ends(number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        for word in ("ready\n", "closing\n"):
+            assert process.stdout.readline() == word
+            process.send_signal(number)
+        assert process.wait(60) == 130
+
+
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,179 @@
+"""From a config to an exit code, through a real Ray job.
+
+- a run carried out as a job leaves the same report as one in this process, and its exit code is the job's
+- the job finds relative paths where the command was given
+- SIGTERM to the command ends the job, the head and the command: 130, and the run can be continued
+- `--detach` submits and returns; it needs a cluster that stays
+- wrong requests are refused before anything is started
+- no secret gets into the run folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.config import EvalConfig, build, dump
+from tau2rl.errors import UserError
+from tau2rl.launch import processes
+from tau2rl.launch.ray_head import LocalHead
+from tau2rl.launch.submit import submit
+from tau2rl.store.progress import ProgressEvent
+from tau2rl.store.run import RunFolder
+
+pytestmark = pytest.mark.e2e
+SECRET = "sk-planted-for-the-job"
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[LocalHead]:
+    with LocalHead() as running:
+        yield running
+
+
+def config(output: Path, **changes: Any) -> EvalConfig:
+    small = {
+        "tasks": {"domains": ["mock"], "split": "base", "limit": 2},
+        "policy": {"kind": "gold"},
+        "chat": {"protocol": "transcript"},
+        "user": {"kind": "scripted"},
+        "rollout": {"num_samples": 1, "concurrency": 2},
+    }
+    return build(EvalConfig, {"output": str(output), **small, **changes})
+
+
+def carry_out(asked: EvalConfig) -> tuple[int, list[str], list[ProgressEvent]]:
+    lines: list[str] = []
+    events: list[ProgressEvent] = []
+    return submit(asked, on_line=lines.append, on_progress=events.append), lines, events
+
+
+def scores(run: Path) -> object:
+    report = json.loads((run / "report.json").read_text())
+    return {key: report[key] for key in ("tasks", "attempts", "overall", "by_domain", "floor", "digest")}
+
+
+def test_a_job_leaves_the_same_report_as_a_run_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    code, lines, events = carry_out(config(tmp_path / "job"))
+    assert code == 0, lines
+    assert [line for line in lines if "error" in line] == []
+    assert (events[-1].done, events[-1].total) == (2, 2)
+    code, _, events = carry_out(config(tmp_path / "here", launch={"inline": True}))
+    assert code == 0
+    assert (events[-1].done, events[-1].total) == (2, 2)
+    assert scores(tmp_path / "job") == scores(tmp_path / "here")
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 8
+    assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
+def on_cluster(head: LocalHead, asked: EvalConfig, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Submit to the head as to any cluster: its address from the config, its token from where Ray's client looks for it."""
+    token = head.headers["Authorization"].removeprefix("Bearer ")
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    command = [sys.executable, "-c", COMMAND, json.dumps(dump(asked))]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=directory)
+
+
+def test_what_the_job_refuses_comes_back_as_2_in_its_words(head: LocalHead, tmp_path: Path) -> None:
+    asked = config(tmp_path / "run", tasks={"domains": ["mock"], "split": "tset"}, launch={"address": head.address})
+    done = on_cluster(head, asked, tmp_path)
+    assert done.returncode == 2
+    assert "`tset`" in done.stderr
+
+
+def test_a_detached_run_goes_on_alone(head: LocalHead, tmp_path: Path) -> None:
+    asked = config(Path("relative run"), launch={"address": head.address, "detach": True})
+    done = on_cluster(head, asked, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "ray job logs --follow" in done.stderr
+    wait_until((tmp_path / "relative run" / "report.json").exists)
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.2)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+COMMAND = """
+import json, sys
+from tau2rl.config import EvalConfig, build
+from tau2rl.launch.submit import submit
+
+def say(event):
+    sys.stdout.write(f"{event.done}\\n")
+    sys.stdout.flush()
+
+def tell(line):
+    sys.stderr.write(line + "\\n")
+
+sys.exit(submit(build(EvalConfig, json.loads(sys.argv[1])), on_line=tell, on_progress=say))
+"""
+
+
+def test_sigterm_ends_the_job_the_head_and_the_command(tmp_path: Path) -> None:
+    asked = config(tmp_path / "run", tasks={"domains": ["mock"], "split": "base"}, rollout={"num_samples": 500, "concurrency": 2})
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, json.dumps(dump(asked))], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    with command.stdout:
+        for line in command.stdout:
+            if int(line) > 0:
+                break
+        owned = processes.descendants(command.pid)
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(120) == 130
+    assert len(owned) > 10
+    assert [process for process in owned if alive(process)] == []
+    with RunFolder.open(RunFolder.create(tmp_path / "run", asked, resume=True)) as folder:
+        assert folder.done_keys()
+        assert not folder.report.exists()
+        assert "interrupted" in (tmp_path / "run" / "logs" / "attempt_1" / "job.log").read_text()
+
+
+@pytest.mark.parametrize("launch", [{"detach": True}, {"detach": True, "inline": True, "address": "http://127.0.0.1:9"}])
+def test_detach_needs_a_cluster_that_stays(tmp_path: Path, launch: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="needs a cluster that stays"):
+        carry_out(config(tmp_path / "run", launch=launch))
+
+
+def test_a_dead_address_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        carry_out(config(tmp_path / "run", launch={"address": "http://127.0.0.1:9"}))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at `127\.0\.0\.1:9`"):
+        carry_out(config(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_exists_is_refused_before_a_head_is_started(tmp_path: Path) -> None:
+    path = RunFolder.create(tmp_path / "run", config(tmp_path / "run"), resume=False)
+    (path / "report.json").write_text("{}")
+    before = processes.descendants(os.getpid())
+    with pytest.raises(UserError, match="holds a run already"):
+        carry_out(config(tmp_path / "run"))
+    assert set(processes.descendants(os.getpid())) <= set(before)

@@ -1,0 +1,84 @@
+"""A whole `tau2rl eval`, in this process and on the real `mock` domain, pinned here:
+
+- with `--json` stdout is `report.json` and nothing else; progress is on stderr;
+- a second start is refused, and with `--resume` it prints the same report again;
+- a run that lacks an attempt exits 1, has no headline number, and says how to continue with a command that works;
+- a run that breaks before it has a result prints no result, not even the one of an earlier start.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tau2rl.cli import app
+
+runner = CliRunner()
+GOLD = {
+    "tasks": {"domains": ["mock"], "split": "base"},
+    "policy": {"kind": "gold"},
+    "user": {"kind": "scripted"},
+    "chat": {"protocol": "transcript"},
+    "rollout": {"num_samples": 1, "retries": 0},
+    "launch": {"inline": True},
+}
+UNPLAYABLE = "update_task_with_history_and_env_assertions"  # it has no reference actions, so gold cannot play it
+
+
+@pytest.fixture
+def gold(tmp_path: Path) -> list[str]:
+    """The words of a small run that gold solves."""
+    (tmp_path / "gold.yaml").write_text(yaml.safe_dump(GOLD), "utf-8")
+    return ["eval", "-c", str(tmp_path / "gold.yaml"), "--output", str(tmp_path / "run")]
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text("utf-8"))
+
+
+def test_a_run_prints_its_report_and_can_be_asked_again(gold: list[str], tmp_path: Path) -> None:
+    first = runner.invoke(app, [*gold, "--limit", "2", "--json"])
+    assert first.exit_code == 0, first.stderr
+    assert json.loads(first.stdout) == report_in(tmp_path / "run")
+    assert json.loads(first.stdout)["overall"]["pass@1"]["value"] == 1.0
+    assert first.stderr.splitlines()[-1].startswith("2/2 episodes, success 1.000 [")
+
+    again = runner.invoke(app, [*gold, "--limit", "2", "--json"])
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "`--resume`" in again.stderr
+
+    resumed = runner.invoke(app, [*gold, "--limit", "2", "--json", "--resume"])
+    assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout) == json.loads(first.stdout)
+
+
+def test_a_run_without_all_its_attempts_says_how_to_continue(gold: list[str], tmp_path: Path) -> None:
+    result = runner.invoke(app, [*gold, "--set", f"tasks.ids=[{UNPLAYABLE}, create_task_1]"])
+    assert result.exit_code == 1
+    headline = next(line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["overall"])
+    assert headline[:3] == ["overall", "2", "-"]
+    said, command = result.stderr.splitlines()[-2:]
+    assert said == "not complete; continue with"
+    words = shlex.split(command)
+    assert words[:2] == ["tau2rl", "eval"]
+    continued = runner.invoke(app, [*words[1:], "--json"])
+    assert continued.exit_code == 1
+    assert json.loads(continued.stdout)["overall"]["pass@1"]["value"] is None
+    assert len((tmp_path / "run" / "episodes.jsonl").read_text("utf-8").splitlines()) == 1
+
+
+def test_a_run_that_breaks_early_prints_no_older_result(gold: list[str], tmp_path: Path) -> None:
+    assert runner.invoke(app, [*gold, "--limit", "1"]).exit_code == 0
+    environment = tmp_path / "run" / "environment.json"
+    stored = json.loads(environment.read_text("utf-8"))
+    stored["identity"]["bench"]["distribution"] = "another"
+    environment.write_text(json.dumps(stored), "utf-8")
+    result = runner.invoke(app, [*gold, "--limit", "1", "--resume"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "bench.distribution" in result.stderr

@@ -1,0 +1,145 @@
+"""`tau2rl report` and `tau2rl compare`, pinned here on run folders that hold real reports of made-up episodes:
+
+- `report` prints the table and what became of every attempt; exit 1 for an incomplete run, whose headline is empty;
+- `compare` pairs by task: numbers that can be worked out on paper;
+- `compare` refuses runs that differ in more than the agent, naming the keys; `--force` shows them all the same, with a warning;
+- `compare` never compares an incomplete run;
+- a folder without a result is refused with what to do next.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tau2rl.cli import app
+from tau2rl.metrics.report import build_report
+from tau2rl.types import Attempt, Checks, Episode, EpisodeRecord, Grade, Status, TaskRef
+
+runner = CliRunner()
+SETTINGS = {"settings": {"policy.kind": "gold", "user.model": "u", "seed": 300}, "bench": {"tasks": "abc"}}
+
+
+def record(task: str, *, solved: bool) -> EpisodeRecord:
+    ref = TaskRef(domain="mock", task_id=task, split="base")
+    grade = Grade(reward=float(solved), checks=Checks(db=(solved,)), reward_basis=("DB",))
+    episode = Episode(
+        task=ref, seed=1, status=Status.COMPLETED, termination="user_stop", token_ids=(), turns=(), messages=(), grade=grade
+    )
+    return EpisodeRecord(schema=1, run="r", attempt=Attempt(task=ref, index=0, seed=1), tries=1, episode=episode, score=None)
+
+
+def run_folder(path: Path, solved: str, *, identity: dict[str, Any] | None = None, missing: int = 0) -> Path:
+    """A run of one attempt a task: `solved` is `1` or `0` a task, and `missing` tasks more were planned."""
+    path.mkdir()
+    records = [record(f"t{i}", solved=mark == "1") for i, mark in enumerate(solved)]
+    planned = [r.attempt for r in records] + [record(f"m{i}", solved=False).attempt for i in range(missing)]
+    floors = {"mock": {"do_nothing": 0.25, "always_transfer": 0.0}}
+    report = build_report(records, planned=planned, floors=floors, digest="d")
+    (path / "report.json").write_text(json.dumps(report), "utf-8")
+    (path / "environment.json").write_text(json.dumps({"identity": identity or SETTINGS}), "utf-8")
+    (path / "config.json").write_text("{}", "utf-8")
+    return path
+
+
+def test_the_report_is_printed_as_a_table(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["report", str(run_folder(tmp_path / "a", "1100"))])
+    assert result.exit_code == 0
+    row = next(line for line in result.stdout.splitlines() if line.split()[:1] == ["overall"])
+    assert row.split() == ["overall", "4", "0.500", "[0.150,", "0.850]", "0.250"]
+    assert "episodes: 4 completed, 0 truncated, 0 malformed, 0 failed\n" in result.stdout
+    assert "faults: agent 2\n" in result.stdout
+    assert "floor: do nothing 0.250, always transfer 0.000\n" in result.stdout
+
+
+def test_the_report_as_json_is_the_file(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a", "10")
+    for place in (folder, folder / "report.json"):
+        result = runner.invoke(app, ["report", str(place), "--json"])
+        assert json.loads(result.stdout) == json.loads((folder / "report.json").read_text("utf-8"))
+
+
+def test_an_incomplete_run_exits_1_and_says_what_is_missing(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["report", str(run_folder(tmp_path / "a", "11", missing=1))])
+    assert result.exit_code == 1
+    headline = next(line for line in result.stdout.splitlines() if line.split()[:1] == ["overall"])
+    assert headline.split() == ["overall", "3", "-", "0.250"]
+    assert "incomplete: 1 of 3 attempts missing or failed\n" in result.stdout
+    assert "not done: mock/m0#0\n" in result.stdout
+
+
+def test_two_runs_are_compared_task_by_task(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a", "1110"), run_folder(tmp_path / "b", "1000")
+    result = runner.invoke(app, ["compare", str(a), str(b), "--json"])
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["differing"] == []
+    numbers = shown["pass@1"]
+    assert (numbers["tasks"], numbers["a"], numbers["b"], numbers["difference"]["value"]) == (4, 0.75, 0.25, 0.5)
+    assert numbers["p"] == 0.5  # two tasks differ, both in favour: 2 of the 4 sign patterns are as extreme
+    assert numbers["mcnemar"] == {"only_a": 2, "only_b": 0, "p": 0.5}
+    table = runner.invoke(app, ["compare", str(a), str(b)])
+    assert "+0.500" in table.stdout
+    assert "4 tasks, paired; " in table.stdout
+
+
+def test_two_agents_may_be_compared(tmp_path: Path) -> None:
+    other = {
+        **SETTINGS,
+        "settings": {**SETTINGS["settings"], "policy.kind": "sglang", "policy.model": "m", "chat.tokenizer": "d"},
+    }
+    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11", identity=other)
+    assert runner.invoke(app, ["compare", str(a), str(b)]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("identity", "key"),
+    [
+        ({**SETTINGS, "settings": {**SETTINGS["settings"], "user.model": "v"}}, "settings.user.model: 'u' and 'v'"),
+        ({**SETTINGS, "bench": {"tasks": "xyz"}}, "bench.tasks: 'abc' and 'xyz'"),
+        ({**SETTINGS, "judge": "j"}, "judge: None and 'j'"),
+    ],
+)
+def test_runs_of_different_benchmarks_are_refused_by_key(identity: dict[str, Any], key: str, tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11", identity=identity)
+    refused = runner.invoke(app, ["compare", str(a), str(b)])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert key in refused.stderr
+    forced = runner.invoke(app, ["compare", str(a), str(b), "--force", "--json"])
+    assert forced.exit_code == 0
+    assert forced.stderr.startswith("warning: ")
+    assert json.loads(forced.stdout)["differing"] == [key.partition(":")[0]]
+
+
+def test_runs_on_different_tasks_are_refused_even_by_force(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "110")
+    result = runner.invoke(app, ["compare", str(a), str(b), "--force"])
+    assert result.exit_code == 2
+    assert "`mock/t2`" in result.stderr
+
+
+def test_an_incomplete_run_is_not_compared(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11", missing=1)
+    result = runner.invoke(app, ["compare", str(a), str(b)])
+    assert result.exit_code == 2
+    assert f"--output {b} --resume" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["report"], ["compare", "--force"]])
+def test_a_folder_without_a_result_is_refused(command: list[str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = runner.invoke(app, [*command, *[str(empty)] * (2 if command[0] == "compare" else 1)])
+    assert result.exit_code == 2
+    assert "\n\nhint: " in result.stderr
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"x": 1}', "utf-8")
+    result = runner.invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is not a report of an evaluation" in result.stderr

@@ -1,0 +1,31 @@
+"""A two-layer model over 40 tokens, and conversations for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tau2rl.backends.local.model import Shape, create
+from tau2rl.types import TrainingSample
+
+VOCAB = 40
+SHAPE = Shape(hidden=16, layers=2, heads=2, head_dim=8, intermediate=24, max_positions=512)
+
+
+def tiny_model(seed: int = 0) -> nn.Module:
+    """The same weights for the same seed."""
+    torch.set_num_threads(1)
+    return create(SHAPE, vocab_size=VOCAB, seed=seed, eos_token_id=1, pad_token_id=0)
+
+
+def sample(length: int, *, seed: int, shared: Sequence[int] = (), with_logprobs: bool = False) -> TrainingSample:
+    """A random conversation: some spans of it sampled, the rest given."""
+    rng = random.Random(seed)
+    ids = [*shared, *(rng.randrange(2, VOCAB) for _ in range(length))]
+    mask = [0] * len(shared) + [int(rng.random() < 0.4) for _ in range(length)]
+    mask[-1] = 1
+    logprobs = tuple(-rng.random() * m for m in mask) if with_logprobs else None
+    return TrainingSample(token_ids=tuple(ids), loss_mask=tuple(mask), logprobs=logprobs, turn_spans=())
