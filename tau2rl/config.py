@@ -286,7 +286,7 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
 
     >>> d = {}
     >>> put(d, "a.b", 1)
-    ... d
+    >>> d
     {'a': {'b': 1}}
     """
     *path, last = name.split(".")

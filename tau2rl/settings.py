@@ -13,6 +13,7 @@ from tau2rl.errors import UserError
 
 SECRETS_FILE = "TAU2RL_SECRETS_FILE"  # a file of NAME=VALUE lines that only its owner can read
 OUTPUT_ROOT = "TAU2RL_OUTPUTS"
+NO_KEY = "none"  # what a server of one's own is given: litellm insists on a key
 KNOWN_KEYS = (
     "OPENAI_API_KEY",
     "ANTHROPIC_API_KEY",
@@ -75,7 +76,7 @@ def api_key(model: str, api_base: str | None, variable: str | None) -> str | Non
         return key
     load_secrets()
     # A server of one's own takes any key; the one for OpenAI must not go there.
-    return "none" if api_base and model.startswith("openai/") else None
+    return NO_KEY if api_base and model.startswith("openai/") else None
 
 
 def litellm_options() -> dict[str, bool]:

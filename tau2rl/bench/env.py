@@ -50,7 +50,8 @@ class Tau2Env:
     async def open(self) -> Opening:
         """Start the conversation: the greeting, and what the user says to it. Raises EpisodeFailure."""
         self._loop = asyncio.get_running_loop()
-        self._session.start()
+        # Starting a thread waits until it runs, and it begins with heavy work: not on the event loop.
+        await asyncio.to_thread(self._session.start)
         event = await self._next(self._limits.step_timeout_seconds)
         if isinstance(event, Ended):
             raise UserSimulatorFailure("the user ended the conversation before the agent's first turn")

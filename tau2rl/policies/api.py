@@ -125,7 +125,7 @@ class ApiPolicy:
     def _reason(self, error: Exception) -> str:
         """The provider's words, without litellm's prefix, its stack and the key."""
         text = str(error).partition("Traceback")[0].rpartition("Exception - ")[2]
-        if self._key and self._key != NO_KEY:
+        if self._key and self._key != settings.NO_KEY:
             text = text.replace(self._key, "***")
         return shorten(text) or type(error).__name__
 

@@ -35,9 +35,7 @@ class ScriptedPolicy:
         ids = self._codec.write(next(self._turns, self._after))
         kept = tuple(ids[:max_tokens])
         return Completion(
-            token_ids=kept,
-            logprobs=None,
-            finish_reason=FinishReason.STOP if len(kept) == len(ids) else FinishReason.LENGTH,
+            token_ids=kept, logprobs=None, finish_reason=FinishReason.STOP if len(kept) == len(ids) else FinishReason.LENGTH
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import ssl
 import string
 import uuid
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +29,7 @@ BUSY = (429, 502, 503, 504)
 ROUTING_HEADER = "X-SMG-Routing-Key"  # the router's key of prefix-cache affinity
 CONNECT_SECONDS = 10.0
 ABORT_SECONDS = 2.0
+SESSIONS_A_CLIENT = 4
 
 
 class SGLangPolicy:
@@ -42,19 +45,26 @@ class SGLangPolicy:
     def __init__(
         self, config: PolicyConfig, *, stop: Sequence[str] = (), stop_token_ids: Sequence[int] = (), concurrency: int = 256
     ) -> None:
-        """`concurrency` is the most calls in flight; more wait for a connection. Raises UserError for a bad URL."""
+        """`concurrency` is how many calls to be ready for; more are served, less cheaply. Raises UserError for a bad URL."""
         self._url = _base_url(config.url)
         self._config = config
         self._sampling = config.sampling
         self._stop = tuple(stop)
         self._stop_token_ids = tuple(stop_token_ids)
-        self._client = httpx.AsyncClient(
-            base_url=self._url,
-            # Reading waits as long as the call's own deadline allows. Servers drop an idle connection after 5 s.
-            timeout=httpx.Timeout(None, connect=min(CONNECT_SECONDS, config.timeout_seconds)),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency, keepalive_expiry=4.0),
-            trust_env=False,  # a proxy for the internet must not sit between us and our own server
-        )
+        # httpx looks through all connections of a client at every request: with one client for everything, a hundred
+        # conversations spend most of their CPU time there. So an episode keeps to one of many small clients.
+        context = ssl.create_default_context()
+        self._clients = [
+            httpx.AsyncClient(
+                base_url=self._url,
+                verify=context,
+                # Reading waits as long as the call's own deadline allows. Servers drop an idle connection after 5 s.
+                timeout=httpx.Timeout(None, connect=min(CONNECT_SECONDS, config.timeout_seconds)),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=SESSIONS_A_CLIENT, keepalive_expiry=4.0),
+                trust_env=False,  # a proxy for the internet must not sit between us and our own server
+            )
+            for _ in range(-(-concurrency // SESSIONS_A_CLIENT))
+        ]
         self._aborts: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -67,7 +77,7 @@ class SGLangPolicy:
         """Close the connections, after the last abort requests went out; safe to call twice."""
         if self._aborts:
             await asyncio.wait(self._aborts, timeout=ABORT_SECONDS)
-        await self._client.aclose()
+        await asyncio.gather(*(client.aclose() for client in self._clients))
 
     def greedy(self) -> Self:
         """The same policy at temperature 0, over the same connections; closing either closes both."""
@@ -109,7 +119,7 @@ class SGLangPolicy:
         )
         headers = {ROUTING_HEADER: quote(session, safe=string.punctuation)}
         try:
-            response = await self._client.post("/generate", json=body, headers=headers)
+            response = await self._client(session).post("/generate", json=body, headers=headers)
         except asyncio.CancelledError:  # by the caller, or by the deadline
             self._abort(rid)
             raise
@@ -123,6 +133,10 @@ class SGLangPolicy:
             raise refusal(response.status_code, response.content)
         return response
 
+    def _client(self, session: str) -> httpx.AsyncClient:
+        """The client of an episode: always the same one, so that its connection is open already."""
+        return self._clients[zlib.crc32(session.encode(errors="replace")) % len(self._clients)]
+
     def _abort(self, rid: str) -> None:
         """Ask the server to stop working on `rid`, without waiting: by itself it notices a lost client after seconds."""
         task = asyncio.get_running_loop().create_task(self._post_abort(rid))
@@ -131,10 +145,10 @@ class SGLangPolicy:
 
     async def _post_abort(self, rid: str) -> None:
         with suppress(httpx.HTTPError):  # best effort: the server may be the very thing that is broken
-            await self._client.post("/abort_request", json={"rid": rid}, timeout=ABORT_SECONDS)
+            await self._clients[0].post("/abort_request", json={"rid": rid}, timeout=ABORT_SECONDS)
 
     async def _describe(self, context_tokens: int | None) -> str:
-        health = await self._client.get("/health")
+        health = await self._clients[0].get("/health")
         if health.status_code != 200:
             raise UserError(
                 f"the server at `{self._url}` is not ready: HTTP {health.status_code}", hint="loading a model takes minutes"
@@ -158,7 +172,7 @@ class SGLangPolicy:
 
     async def _get_object(self, path: str) -> dict[str, Any]:
         """The JSON object at `path`; empty when there is none."""
-        response = await self._client.get(path)
+        response = await self._clients[0].get(path)
         with suppress(ValueError, RecursionError):
             value: Any = response.json()
             if response.status_code == 200 and isinstance(value, dict):

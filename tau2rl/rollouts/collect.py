@@ -10,6 +10,8 @@ from tau2rl.errors import EpisodeFailure, TaskFailure
 from tau2rl.rollouts.episode import Limits, run_episode
 from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, TaskRef, derive_seed
 
+START_PAUSE_SECONDS = 0.002  # episodes that began in one instant would stay in step, and come to the server all at once
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -70,6 +72,7 @@ async def collect(
         while True:
             while len(running) < concurrency and (attempt := next(waiting, None)) is not None:
                 running.add(asyncio.create_task(one(attempt), name=attempt.key))
+                await asyncio.sleep(START_PAUSE_SECONDS)
             if not running:
                 return
             finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
