@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from typing import Any
 
@@ -31,6 +32,9 @@ def pytest_configure() -> None:
         if name.startswith("TAU2RL_") or name in OF_THIS_PERSON or name.endswith(SECRET_ENDINGS):
             del os.environ[name]
     os.environ.update(FIXED)
+    # A shell that starts the suite in the background has SIGINT ignored, which the processes of the tests would inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

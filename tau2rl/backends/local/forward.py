@@ -36,7 +36,7 @@ def score_tokens(
     beginning that all rows have in common (system prompt and tools) once; the result is the same.
     """
     rows, columns = batch.mask.nonzero(as_tuple=True)
-    prefix = _shared_prefix(batch) if share else 0
+    prefix = _shared_prefix(batch) if share and not _checkpointed(model) else 0
     if prefix < SHARING_PAYS:
         prefix = 0
     hidden = _hidden(model, batch.ids, prefix)  # [batch, time - prefix, hidden]
@@ -51,6 +51,11 @@ def score_tokens(
         logp=blank.index_put((rows, columns), chosen),
         entropy=None if spread is None else blank.index_put((rows, columns), spread),
     )
+
+
+def _checkpointed(model: nn.Module) -> bool:
+    """Whether activations are computed again in the backward pass: transformers then takes no keys and values from a cache."""
+    return model.training and bool(getattr(backbone(model), "gradient_checkpointing", False))
 
 
 def _shared_prefix(batch: Batch) -> int:

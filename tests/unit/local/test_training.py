@@ -24,6 +24,7 @@ from tau2rl.backends.local.forward import score_tokens
 from tau2rl.backends.local.generate import Generator, Request, Sampling
 from tau2rl.backends.local.grpo import GRPOSpec, GRPOTrainer, Judged
 from tau2rl.backends.local.losses import LossSpec
+from tau2rl.backends.local.model import save_memory
 from tau2rl.backends.local.optim import OptimSpec
 from tau2rl.backends.local.sft import SFTSpec, SFTStep, mean_loss, train
 from tau2rl.errors import UserError
@@ -67,6 +68,18 @@ def test_running_the_shared_beginning_once_changes_neither_scores_nor_gradients(
         scores = score_tokens(model, batch, share=share)
         scores.logp.sum().backward()
         found.append((scores.logp.detach(), gradient(model)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    batch, found = collate(ROWS), []
+    for recompute in (True, False):
+        model = tiny_model()
+        if recompute:
+            save_memory(model)
+        model.train()
+        score_tokens(model, batch).logp.sum().backward()
+        found.append(gradient(model))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
