@@ -18,6 +18,7 @@ from tau2rl.errors import UserError
 
 DomainName = Literal["airline", "retail", "telecom", "mock"]
 DOMAINS: tuple[DomainName, ...] = get_args(DomainName)
+PolicyKind = Literal["sglang", "api", "gold", "do-nothing", "always-transfer"]
 
 
 class Section(BaseModel):
@@ -78,7 +79,7 @@ class SamplingConfig(Section):
 class PolicyConfig(Section):
     """Who plays the agent."""
 
-    kind: Literal["sglang", "api", "gold", "do-nothing", "always-transfer"] = "sglang"
+    kind: PolicyKind = "sglang"
     """`sglang`: a server's `/generate`, token ids in and out. `api`: any litellm model, eval and data only.
     `gold`: replays the reference actions. `do-nothing`, `always-transfer`: the floors."""
     url: str = "http://127.0.0.1:30000"
@@ -203,20 +204,142 @@ class EvalConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> EvalConfig:
-        if self.policy.kind == "sglang":
-            if self.chat.protocol == "transcript":
-                raise ValueError("chat.protocol `transcript` has no tokens for policy.kind `sglang`: use `native` or `cookbook`")
-            if not self.chat.tokenizer:
-                raise ValueError("policy.kind `sglang` needs chat.tokenizer: the directory of the checkpoint's tokenizer")
-        elif self.policy.kind == "api":
-            if self.chat.protocol != "transcript":
-                raise ValueError("policy.kind `api` exchanges messages, not tokens: set chat.protocol to `transcript`")
-            if not self.policy.model:
-                raise ValueError("policy.kind `api` needs policy.model, a litellm model name")
+        _check_agent(self.policy, self.chat)
         return self
 
 
-STAGES: dict[str, type[StageConfig]] = {"eval": EvalConfig}
+class TrainTasksConfig(TasksConfig):
+    """Which tasks to learn from."""
+
+    split: str = "train"
+    """`train`; for `mock` the synthesised `synth-train`."""
+
+
+class TeacherConfig(PolicyConfig):
+    """Who demonstrates."""
+
+    kind: PolicyKind = "gold"
+    """`gold`: replays the reference actions. `sglang`, `api`: a model that can already solve the tasks."""
+
+
+class TeacherUserConfig(UserConfig):
+    """Who plays the customer of a demonstration."""
+
+    kind: Literal["llm", "scripted"] = "scripted"
+    """`scripted`: deterministic, no model, follows the task. `llm`: tau2's own user simulator through litellm."""
+
+
+class TeacherChatConfig(ChatConfig):
+    """How demonstrations are written."""
+
+    protocol: Literal["native", "cookbook", "transcript"] = "transcript"
+    """`transcript`, `native`: OpenAI messages with tools; `native` checks each turn against a tokenizer. `cookbook`: one
+    `<tool_call>` a turn as text, with its system prompt."""
+
+
+class TeacherRolloutConfig(RolloutConfig):
+    """How many demonstrations, and how many at once."""
+
+    num_samples: int = Field(default=1, ge=1)
+    """Attempts a task."""
+
+
+class SeedConfig(StageConfig):
+    """`tau2rl seed`."""
+
+    stage: Literal["seed"] = "seed"
+    tasks: TrainTasksConfig = TrainTasksConfig()
+    policy: TeacherConfig = TeacherConfig()
+    user: TeacherUserConfig = TeacherUserConfig()
+    chat: TeacherChatConfig = TeacherChatConfig()
+    limits: LimitsConfig = LimitsConfig()
+    rollout: TeacherRolloutConfig = TeacherRolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    keep: Literal["solved", "all"] = "solved"
+    """`solved`: only what tau2 graded 1. `all`: every graded demonstration, as a teacher whom nobody checked would give them."""
+    slip: float = Field(default=0.0, ge=0, le=1)
+    """Synthesised tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
+    allow_held_out: bool = False
+    """Accept tasks of a test or selection split, which no training set should have."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> SeedConfig:
+        _check_agent(self.policy, self.chat)
+        if self.slip and (self.policy.kind != "gold" or not self.tasks.split.startswith("synth-")):
+            raise ValueError("slip is the gold teacher's, on synthesised tasks: tasks.domains [mock], tasks.split `synth-train`")
+        return self
+
+
+class RftSamplingConfig(SamplingConfig):
+    """How attempts are sampled."""
+
+    temperature: float = Field(default=0.8, ge=0)
+    """High enough that attempts at a task differ; 0 = greedy."""
+
+
+class RftPolicyConfig(PolicyConfig):
+    """Who makes the attempts."""
+
+    sampling: RftSamplingConfig = RftSamplingConfig()
+
+
+class KeepConfig(Section):
+    """Which attempts are kept; the limits hold in this order."""
+
+    partial_backoff: float | None = Field(default=None, gt=0, le=1)
+    """For a task without a success: its best attempt, if its partial score is at least this (published recipes: 0.6). It
+    trains on failures, so it is off by default."""
+    exclude_no_op: bool = False
+    """Leave out successes in which nobody called a tool that changes anything."""
+    dedupe: bool = True
+    """Keep one of several attempts at a task with the same tool calls in the same order."""
+    per_task: int | None = Field(default=2, ge=1)
+    """At most so many of a task, so that easy tasks do not take over."""
+    per_kind: int | None = Field(default=None, ge=1)
+    """At most so many of a kind of task (`tau2rl.bench.tasks.kind_of`), those of different tasks first."""
+    per_domain: int | None = Field(default=None, ge=1)
+    """At most so many of a domain, those of different tasks first."""
+
+
+class RftConfig(StageConfig):
+    """`tau2rl rft-filter`."""
+
+    stage: Literal["rft-filter"] = "rft-filter"
+    sources: tuple[Path, ...] = ()
+    """Run folders whose episodes are filtered. Empty: attempts are sampled, by the settings below."""
+    tasks: TrainTasksConfig = TrainTasksConfig()
+    policy: RftPolicyConfig = RftPolicyConfig()
+    user: UserConfig = UserConfig()
+    chat: ChatConfig = ChatConfig()
+    limits: LimitsConfig = LimitsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    keep: KeepConfig = KeepConfig()
+    allow_held_out: bool = False
+    """Accept tasks of a test or selection split, which no training set should have."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> RftConfig:
+        if not self.sources:
+            _check_agent(self.policy, self.chat)
+        return self
+
+
+def _check_agent(policy: PolicyConfig, chat: ChatConfig) -> None:
+    """Refuse a policy that does not speak the protocol."""
+    if policy.kind == "sglang":
+        if chat.protocol == "transcript":
+            raise ValueError("chat.protocol `transcript` has no tokens for policy.kind `sglang`: use `native` or `cookbook`")
+        if not chat.tokenizer:
+            raise ValueError("policy.kind `sglang` needs chat.tokenizer: the directory of the checkpoint's tokenizer")
+    elif policy.kind == "api":
+        if chat.protocol != "transcript":
+            raise ValueError("policy.kind `api` exchanges messages, not tokens: set chat.protocol to `transcript`")
+        if not policy.model:
+            raise ValueError("policy.kind `api` needs policy.model, a litellm model name")
+
+
+STAGES: dict[str, type[StageConfig]] = {"eval": EvalConfig, "seed": SeedConfig, "rft-filter": RftConfig}
 # Settings that say where and how a run is carried out, not what it measures: a resumed run may change them.
 NOT_IDENTITY = {"name", "output", "resume", "launch"}
 

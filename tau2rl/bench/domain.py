@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import pickle
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from tau2rl.types import TaskRef, ToolSchema
 
 prepare()
 
-from tau2.data_model.tasks import Task  # noqa: E402
+from tau2rl.bench import synth  # noqa: E402
+
+from tau2.data_model.tasks import Task  # noqa: E402  # isort: skip
 from tau2.environment.environment import Environment  # noqa: E402
 from tau2.environment.toolkit import ToolKitBase, get_tool_types  # noqa: E402
 from tau2.registry import registry  # noqa: E402
@@ -59,7 +62,7 @@ class Domain:
         self._lock = threading.Lock()
         self._vpn: Any = None
         self._snapshot = self._take_snapshot()
-        self._tasks: dict[str, dict[str, Task]] = {}
+        self._tasks: dict[str, Mapping[str, Task]] = {}
         environment = self.environment()
         self.policy = environment.get_policy()
         self.agent_tools = environment.get_tools()  # for their schemas alone: they would act on this environment
@@ -85,16 +88,18 @@ class Domain:
         return made
 
     def splits(self) -> list[str]:
-        """The names of the task splits, `base` (all) among them."""
+        """The names of the task splits, `base` (all of tau2's) among them; `mock` has synthesised ones too."""
         loader = registry.get_task_splits_loader(self.name)
-        return list(loader()) if loader else ["base"]
+        return [*(loader() if loader else ["base"]), *(synth.SIZES if self.name == "mock" else ())]
 
-    def tasks(self, split: str = "base") -> dict[str, Task]:
+    def tasks(self, split: str = "base") -> Mapping[str, Task]:
         """Task id -> task, in tau2's order. Raises UserError for an unknown split."""
         with self._lock:
             if split not in self._tasks:
                 if split not in self.splits():
                     raise UserError(f"no such split `{split}` in `{self.name}`", hint=f"one of: {', '.join(self.splits())}")
+                if synth.is_synth(split):
+                    return self._tasks.setdefault(split, synth.Pool(split))
                 loader: Any = registry.get_tasks_loader(self.name)
                 found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
                 self._tasks[split] = {task.id: task for task in found}
@@ -116,6 +121,7 @@ class Domain:
             "tasks": hashlib.sha256(self._task_file.read_bytes()).hexdigest()[:16],
             "policy": hashlib.sha256(self.policy.encode()).hexdigest()[:16],
             "tools": hashlib.sha256(repr(self.tools).encode()).hexdigest()[:16],
+            **({"synth": synth.fingerprint()} if self.name == "mock" else {}),
         }
 
     def _current(self) -> _Snapshot:

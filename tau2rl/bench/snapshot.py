@@ -100,7 +100,8 @@ class Snapshot:
 
     def database(self) -> BaseModel:
         """A database in the initial state, as cheap as its number of tables."""
-        return self._kind.model_construct(**{name: Table(table) for name, table in self._tables.items()})
+        tables: dict[str, Any] = {name: Table(table) for name, table in self._tables.items()}
+        return self._kind.model_construct(**tables)
 
     def hash(self, db: BaseModel) -> str:
         """tau2's `get_dict_hash(db.model_dump())` of a database that `database` made."""

@@ -1,4 +1,4 @@
-"""The simulated customer: tau2's own LLM simulator with deadlines and checks, and a scripted one that needs no model."""
+"""The simulated customer: tau2's own LLM simulator with deadlines and checks, and scripted ones that need no model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tau2rl.bench.session import Session
+from tau2rl.bench.synth import SAY_YOUR_LINES
 from tau2rl.config import UserConfig
 from tau2rl.errors import UserSimulatorFailure
 from tau2rl.settings import api_key, litellm_options
 from tau2rl.types import Usage, derive_seed
 
 from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage  # isort: skip
+from tau2.user.base import STOP
 from tau2.user.user_simulator import DummyUser, UserSimulator
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ def make_user(config: UserConfig, *, seed: int) -> Callable[[Session], UserSimul
     def make(session: Session) -> UserSimulator:
         match config.kind:
             case "scripted":
-                return ScriptedUser(session, patience=config.patience)
+                return LineUser(session) if has_lines(session.task) else ScriptedUser(session, patience=config.patience)
             case "llm":
                 return LlmUser(session, config, seed=derive_seed(seed, "user"))
 
@@ -182,6 +184,28 @@ class ScriptedUser(DummyUser):
             m.content.lower().replace(",", "") for m in self._session.trajectory if isinstance(m, AssistantMessage) and m.content
         ]
         return sum(not any(info in text for text in said) for info in self._to_hear)
+
+
+class LineUser(DummyUser):
+    """A customer who says the lines of their task one at a time, each in answer to a message of the agent, then stops.
+
+    Hears nothing: an agent that asks too little is told too late, and one that asks for something else gets the next line.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.usage = Usage()
+        instructions = session.task.user_scenario.instructions
+        self._lines = iter([instructions.reason_for_call, *(instructions.known_info or "").splitlines(), STOP])  # pyright: ignore[reportAttributeAccessIssue]
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
+        """The next line."""
+        return _user(next(self._lines)), state
+
+
+def has_lines(task: Any) -> bool:
+    """Whether the task asks for a user who says its lines word for word."""
+    return getattr(task.user_scenario.instructions, "task_instructions", None) == SAY_YOUR_LINES
 
 
 def opening_words(task: Any) -> str:

@@ -45,7 +45,7 @@ class SGLangPolicy:
     def __init__(
         self, config: PolicyConfig, *, stop: Sequence[str] = (), stop_token_ids: Sequence[int] = (), concurrency: int = 256
     ) -> None:
-        """`concurrency` is how many calls to be ready for; more are served, less cheaply. Raises UserError for a bad URL."""
+        """`concurrency` is the most calls in flight; more wait their turn. Raises UserError for a bad URL."""
         self._url = _base_url(config.url)
         self._config = config
         self._sampling = config.sampling
@@ -65,6 +65,7 @@ class SGLangPolicy:
             )
             for _ in range(-(-concurrency // SESSIONS_A_CLIENT))
         ]
+        self._turns = asyncio.Semaphore(concurrency)
         self._aborts: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -119,7 +120,8 @@ class SGLangPolicy:
         )
         headers = {ROUTING_HEADER: quote(session, safe=string.punctuation)}
         try:
-            response = await self._client(session).post("/generate", json=body, headers=headers)
+            async with self._turns:
+                response = await self._client(session).post("/generate", json=body, headers=headers)
         except asyncio.CancelledError:  # by the caller, or by the deadline
             self._abort(rid)
             raise

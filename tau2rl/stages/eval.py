@@ -3,185 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from itertools import chain
 
-from tau2rl.bench.domain import domain
-from tau2rl.bench.env import EnvLimits, Tau2Env
-from tau2rl.bench.floors import POLICIES, solved_by
-from tau2rl.bench.gold import gold_script
-from tau2rl.bench.identity import bench_identity
-from tau2rl.bench.tasks import describe, select
-from tau2rl.bench.users import make_user
-from tau2rl.chat import fingerprint, make_codec
+from tau2rl.bench.tasks import describe
 from tau2rl.config import EvalConfig
 from tau2rl.metrics.report import build_report
-from tau2rl.policies import make_policy
-from tau2rl.policies.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
-from tau2rl.rewards.presets import RewardSpec, spec_from
-from tau2rl.rewards.scoring import score_episode
-from tau2rl.rollouts.collect import Outcome, collect, plan
-from tau2rl.rollouts.episode import Limits
-from tau2rl.settings import api_key
 from tau2rl.stages import Result
-from tau2rl.store.progress import Progress, ProgressEvent
-from tau2rl.store.provenance import environment
-from tau2rl.store.records import SCHEMA
+from tau2rl.stages.play import floors, play, prepare, write_environment
+from tau2rl.store.progress import Progress
 from tau2rl.store.run import RunFolder
-from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Policy, Status, TaskRef
-
-log = logging.getLogger(__name__)
-NO_CONTEXT_LIMIT = 10**9  # the `transcript` protocol counts bytes, not tokens: a context budget means nothing there
 
 
 def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
     """Carry out or continue an evaluation. Raises UserError for what cannot be run as asked."""
-    progress(ProgressEvent(done=0, total=None, note="loading tasks"))
-    spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
-    tasks = select(config.tasks)
-    for name in dict.fromkeys(config.tasks.domains):
-        domain(name)  # seconds of parsing, before the clock of any episode runs
-    if config.user.kind == "llm":  # a missing key is said now, and not by a hundred failed episodes
-        api_key(config.user.model, config.user.api_base, config.user.api_key_env)
-    codec = make_codec(config.chat)
-    stands_on = environment(config, bench_identity(config.tasks.domains, config.user), {"chat": fingerprint(codec)})
-    folder.write_environment(stands_on)
-    planned = plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed, greedy=config.rollout.greedy)
-    counter = _Counter(progress, total=len(planned))
-    counter.resume(folder)
-    log.info("evaluating %d tasks, %d attempts, %d of them already done", len(tasks), len(planned), len(counter.keys))
-    asyncio.run(_play(config, folder, [a for a in planned if a.key not in counter.keys], codec, spec, counter))
+    prepared = prepare(config, progress)
+    digest = write_environment(config, folder, prepared)
+    asyncio.run(play(config, folder, prepared, progress))
     report = build_report(
         chain(folder.records(), folder.failed_records()),
-        planned=planned,
-        floors=floors(tasks),
-        digest=stands_on["digest"],
-        tasks_with_writes={t.key for t in tasks if describe(t).changes_state},
+        planned=prepared.planned,
+        floors=floors(prepared.tasks),
+        digest=digest,
+        tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
     )
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])
-
-
-def floors(tasks: Sequence[TaskRef]) -> dict[str, dict[str, float | None]]:
-    """Domain -> floor policy -> its success rate over these very tasks."""
-    found: dict[str, dict[str, float | None]] = {}
-    for name in dict.fromkeys(t.domain for t in tasks):
-        mine = [t for t in tasks if t.domain == name]
-        found[name] = {policy: len(solved_by(policy, mine)) / len(mine) for policy in POLICIES}
-    return found
-
-
-async def _play(
-    config: EvalConfig, folder: RunFolder, attempts: Sequence[Attempt], codec: ChatCodec, spec: RewardSpec, counter: _Counter
-) -> None:
-    """Play the attempts and keep each episode as it ends; stop early when nothing but failures comes back."""
-    if not attempts:
-        return
-    failed_in_a_row = 0
-    async with open_agent(config, codec) as policy_for:
-        episodes = collect(
-            attempts,
-            make_env=lambda attempt: make_env(config, attempt),
-            make_policy=policy_for,
-            codec=codec,
-            limits=episode_limits(config),
-            concurrency=config.rollout.concurrency,
-            retries=config.rollout.retries,
-        )
-        async with aclosing(episodes):
-            async for outcome in episodes:
-                folder.append(record_of(outcome, config, spec))
-                counter.add(outcome)
-                failed_in_a_row = failed_in_a_row + 1 if outcome.episode.status is Status.FAILED else 0
-                if failed_in_a_row >= config.rollout.give_up_after:
-                    log.error("%d episodes in a row failed, giving up: %s", failed_in_a_row, outcome.episode.failure)
-                    return
-
-
-def make_env(config: EvalConfig, attempt: Attempt) -> Tau2Env:
-    """The environment of one attempt, with its user."""
-    limits = EnvLimits(
-        max_steps=config.limits.max_steps,
-        step_timeout_seconds=config.limits.step_timeout_seconds,
-        grade_timeout_seconds=config.limits.grade_timeout_seconds,
-    )
-    return Tau2Env(attempt.task, make_user=make_user(config.user, seed=attempt.seed), limits=limits)
-
-
-def episode_limits(config: EvalConfig) -> Limits:
-    """The loop's part of the limits."""
-    return Limits(
-        max_turns=config.limits.max_turns,
-        context_tokens=NO_CONTEXT_LIMIT if config.chat.protocol == "transcript" else config.limits.context_tokens,
-        repairs=config.limits.repairs,
-        episode_timeout_seconds=config.limits.episode_timeout_seconds,
-    )
-
-
-@asynccontextmanager
-async def open_agent(config: EvalConfig, codec: ChatCodec) -> AsyncGenerator[Callable[[Attempt], Policy]]:
-    """Attempt -> its policy: a script an episode, or one served policy for all. Raises UserError when no server answers."""
-    match config.policy.kind:
-        case "gold":
-            yield lambda attempt: ScriptedPolicy(gold_script(attempt.task), codec)
-        case "do-nothing":
-            yield lambda attempt: ScriptedPolicy(do_nothing_script(), codec)
-        case "always-transfer":
-            yield lambda attempt: ScriptedPolicy(always_transfer_script(), codec)
-        case "sglang" | "api":
-            async with make_policy(config.policy, codec, concurrency=config.rollout.concurrency) as policy:
-                log.info("the agent is %s", await policy.ready(context_tokens=config.limits.context_tokens))
-                greedy = policy.greedy()
-                yield lambda attempt: greedy if attempt.greedy else policy
-
-
-def record_of(outcome: Outcome, config: EvalConfig, spec: RewardSpec) -> EpisodeRecord:
-    """The line that is kept. The bytes of a transcript are no tokens of any model, and are left out."""
-    episode = outcome.episode
-    return EpisodeRecord(
-        schema=SCHEMA,
-        run=config.name,
-        attempt=outcome.attempt,
-        tries=outcome.tries,
-        episode=replace(episode, token_ids=()) if config.chat.protocol == "transcript" else episode,
-        score=score_episode(episode, spec),
-    )
-
-
-class _Counter:
-    """How far the run is, for whoever watches."""
-
-    def __init__(self, progress: Progress, *, total: int) -> None:
-        self._progress = progress
-        self._started = time.monotonic()
-        self.keys: set[str] = set()
-        self.event = ProgressEvent(done=0, total=total)
-
-    def resume(self, folder: RunFolder) -> None:
-        """Take over what earlier starts of the run have."""
-        for record in folder.records():
-            self.keys.add(record.attempt.key)
-            solved = record.episode.grade is not None and record.episode.grade.success
-            self.event = replace(
-                self.event, done=self.event.done + 1, valid=self.event.valid + 1, successes=self.event.successes + solved
-            )
-        self._progress(self.event)
-
-    def add(self, outcome: Outcome) -> None:
-        """Count an episode and say so."""
-        episode, event = outcome.episode, self.event
-        failed = episode.status is Status.FAILED
-        self.event = replace(
-            event,
-            done=event.done + 1,
-            valid=event.valid + (not failed),
-            failed=event.failed + failed,
-            successes=event.successes + (episode.grade is not None and episode.grade.success),
-            tokens=event.tokens + sum(turn.usage.completion_tokens for turn in episode.turns),
-            seconds=time.monotonic() - self._started,
-        )
-        self._progress(self.event)

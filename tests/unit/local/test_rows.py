@@ -46,7 +46,7 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "assistant", "content": "One and two."},
     {"role": "user", "content": "###STOP###"},
 ]
-CALLS = '<tool_call>\n{"name": "get", "arguments": {"id": "a"}}\n</tool_call>\n<tool_call>\n{"name": "get", "arguments": {"id": "b"}}\n</tool_call>'
+CALLS = "\n".join('<tool_call>\n{"name": "get", "arguments": ' + json.dumps({"id": i}) + "}\n</tool_call>" for i in "ab")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tau2rl.config import SamplingConfig
 from tau2rl.errors import PolicyFailure

@@ -14,8 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tau2rl.chat.native import system_prompt
 from tau2rl.chat.transcript import TranscriptCodec
