@@ -24,7 +24,14 @@ PolicyKind = Literal["sglang", "api", "gold", "do-nothing", "always-transfer"]
 class Section(BaseModel):
     """A frozen group of knobs that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,  # YAML reads a task id like `17` as a number
+        allow_inf_nan=False,
+    )
 
 
 class TasksConfig(Section):
@@ -280,7 +287,7 @@ class RftSamplingConfig(SamplingConfig):
 class RftPolicyConfig(PolicyConfig):
     """Who makes the attempts."""
 
-    sampling: RftSamplingConfig = RftSamplingConfig()
+    sampling: RftSamplingConfig = RftSamplingConfig()  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so a subclass will do
 
 
 class KeepConfig(Section):

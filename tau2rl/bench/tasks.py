@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tau2rl.bench import synth
 from tau2rl.bench.domain import domain
 from tau2rl.bench.gold import gold_actions
 from tau2rl.bench.quarantine import QUARANTINE
 from tau2rl.config import TasksConfig
 from tau2rl.errors import UserError
-from tau2rl.types import TaskRef
+from tau2rl.types import CallTool, Episode, TaskRef
 
 ENTITY_PATTERNS = {
     "user": r"\b[a-z]+_[a-z]+_\d{3,5}\b",
@@ -89,6 +90,38 @@ def describe(ref: TaskRef) -> TaskRow:
         basis=tuple(str(b.value) for b in criteria.reward_basis) if criteria else (),
         quarantined=QUARANTINE.get(ref.domain, {}).get(ref.task_id, ""),
         purpose=((task.description.purpose if task.description else "") or "").strip(),
+    )
+
+
+def kind_of(ref: TaskRef) -> str:
+    """What sort of task it is, for limits and reports.
+
+    A synthesised task: its requests. Telecom: the intent that its id begins with. Others: the tools on the reference path that
+    change something, "read only" where there is none.
+    """
+    if synth.is_synth(ref.split):
+        return "+".join(synth.kinds_of(ref.task_id))
+    if family := re.match(r"\[([a-z_]+)\]", ref.task_id):
+        return family[1]
+    loaded = domain(ref.domain)
+    names = {a.name for a in gold_actions(loaded.task(ref)) if loaded.tool_types.get(a.name) == "write" or a.requestor == "user"}
+    return "+".join(sorted(names)) or "read only"
+
+
+def held_out(ref: TaskRef) -> bool:
+    """Whether the task belongs to a split that is kept for selection or testing, by whatever split it was named."""
+    if synth.is_synth(ref.split):
+        return ref.split in synth.HELD_OUT
+    loaded = domain(ref.domain)
+    return "test" in loaded.splits() and ref.task_id in loaded.tasks("test")
+
+
+def changed_something(episode: Episode) -> bool:
+    """Whether anybody called a tool that can change the world: one of the agent's that writes, or any of the user's."""
+    types = domain(episode.task.domain).tool_types
+    agent = (action for turn in episode.turns for action in turn.actions if isinstance(action, CallTool))
+    return any(types.get(call.name) == "write" for call in agent) or any(
+        message.get("role") == "user" and message.get("tool_calls") for message in episode.trajectory
     )
 
 

@@ -41,9 +41,13 @@ class CookbookCodec:
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn: the system prompt with policy and tools, then the messages from the user's first on."""
+        return self._chat.open(self.conversation(opening), None)
+
+    def conversation(self, opening: Opening) -> list[ChatDict]:
+        """A conversation as this protocol's chat messages, from the user's first on, the system message in front."""
         system = self.prompt.text(opening.policy, opening.tools, compressed=self._compressed)
         first = next((i for i, message in enumerate(opening.messages) if message.role != "assistant" or message.tool_calls), 0)
-        return self._chat.open([{"role": "system", "content": system}, *self._dicts(opening.messages[first:], [])], None)
+        return [{"role": "system", "content": system}, *self._dicts(opening.messages[first:], [])]
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
         """The prompt of the next turn; see `ChatCodec.extend`."""

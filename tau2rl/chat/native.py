@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tau2rl.chat.parsing import CLOSE, OPEN, check_call, fail, read_call, read_json, split_blocks
 from tau2rl.chat.probes import TOOL_USE, prove
 from tau2rl.chat.template import TemplateChat, chat_dicts
-from tau2rl.chat.tokenizers import Tokenizer
+from tau2rl.chat.tokenizers import ChatDict, Tokenizer
 from tau2rl.chat.writing import Dump, write_back
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
@@ -35,6 +35,11 @@ def system_prompt(policy: str) -> str:
     return SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=policy)
 
 
+def conversation(opening: Opening) -> list[ChatDict]:
+    """A conversation as this protocol's chat messages, the system message first."""
+    return [{"role": "system", "content": system_prompt(opening.policy)}, *chat_dicts(opening.messages)]
+
+
 class NativeCodec:
     """`types.ChatCodec` over a chat template that reads Hermes/Qwen tool calls; see `chat/__init__.py`."""
 
@@ -52,8 +57,7 @@ class NativeCodec:
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn: tau2's system prompt, the tools, the messages so far."""
-        system = {"role": "system", "content": system_prompt(opening.policy)}
-        return self._chat.open([system, *chat_dicts(opening.messages)], opening.tools)
+        return self._chat.open(conversation(opening), opening.tools)
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
         """The prompt of the next turn; see `ChatCodec.extend`."""

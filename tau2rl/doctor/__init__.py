@@ -37,7 +37,7 @@ def examine(
     )
     yield machine.check_gpu(needed=training)
     for name in ("slime", "sglang", "megatron"):
-        yield software.check_module(name, needed=training, hint="it comes with the `slimerl/slime` container, see `docker/`")
+        yield software.check_module(name, needed=training, hint="it comes with the `slimerl/slime` container")
     yield services.check_keys()
     yield services.check_user(user)
     yield services.check_policy(policy)

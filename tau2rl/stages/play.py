@@ -1,13 +1,13 @@
-"""Playing episodes, the part that every stage which plays has in common: who plays, against whom, where it is cut, what is kept."""
+"""What every stage that plays episodes has in common: who plays, against whom, where it is cut, what is kept."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from tau2rl.bench.domain import domain
 from tau2rl.bench.env import EnvLimits, Tau2Env
@@ -17,16 +17,7 @@ from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import select
 from tau2rl.bench.users import make_user
 from tau2rl.chat import fingerprint, make_codec
-from tau2rl.config import (
-    ChatConfig,
-    LimitsConfig,
-    PolicyConfig,
-    RewardConfig,
-    RolloutConfig,
-    StageConfig,
-    TasksConfig,
-    UserConfig,
-)
+from tau2rl.config import EvalConfig, RftConfig, SeedConfig
 from tau2rl.policies import make_policy
 from tau2rl.policies.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
 from tau2rl.rewards.presets import RewardSpec, spec_from
@@ -44,29 +35,7 @@ log = logging.getLogger(__name__)
 NO_CONTEXT_LIMIT = 10**9  # the `transcript` protocol counts bytes, not tokens: a context budget means nothing there
 
 
-class Plays(Protocol):
-    """The settings that playing needs; every stage's config that has them will do."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def tasks(self) -> TasksConfig: ...
-    @property
-    def policy(self) -> PolicyConfig: ...
-    @property
-    def user(self) -> UserConfig: ...
-    @property
-    def chat(self) -> ChatConfig: ...
-    @property
-    def limits(self) -> LimitsConfig: ...
-    @property
-    def rollout(self) -> RolloutConfig: ...
-    @property
-    def reward(self) -> RewardConfig: ...
-
-
+Plays = EvalConfig | SeedConfig | RftConfig  # what has tasks, policy, user, chat, limits, rollout and reward
 PolicyFor = Callable[[Attempt], Policy]
 
 
@@ -102,7 +71,7 @@ def prepare(config: Plays, progress: Progress) -> Prepared:
     )
 
 
-def write_environment(config: StageConfig, folder: RunFolder, prepared: Prepared) -> str:
+def write_environment(config: Plays, folder: RunFolder, prepared: Prepared) -> str:
     """Keep what the run stands on; its digest. Raises UserError when a resumed run stood on something else."""
     stands_on = environment(config, prepared.identity, {"chat": prepared.chat})
     folder.write_environment(stands_on)
@@ -110,16 +79,11 @@ def write_environment(config: StageConfig, folder: RunFolder, prepared: Prepared
 
 
 async def play(
-    config: Plays,
-    folder: RunFolder,
-    prepared: Prepared,
-    progress: Progress,
-    *,
-    agent: Callable[[Plays, ChatCodec], Any] | None = None,
+    config: Plays, folder: RunFolder, prepared: Prepared, progress: Progress, *, policies: PolicyFor | None = None
 ) -> None:
     """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
 
-    `agent` opens the policies; default: `open_agent`.
+    `policies` replaces those of the config's `policy`.
     """
     counter = Counter(progress, total=len(prepared.planned))
     counter.resume(folder)
@@ -128,7 +92,7 @@ async def play(
     if not attempts:
         return
     failed_in_a_row = 0
-    async with (agent or open_agent)(config, prepared.codec) as policy_for:
+    async with nullcontext(policies) if policies else open_agent(config, prepared.codec) as policy_for:
         episodes = collect(
             attempts,
             make_env=lambda attempt: make_env(config, attempt),

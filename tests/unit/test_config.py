@@ -319,3 +319,10 @@ def test_a_child_inherits_the_environment_and_what_is_added_wins(monkeypatch: py
     monkeypatch.setenv("TAU2RL_OUTPUTS", "parent")
     assert settings.child_environment()["TAU2RL_OUTPUTS"] == "parent"
     assert settings.child_environment({"TAU2RL_OUTPUTS": "child"})["TAU2RL_OUTPUTS"] == "child"
+
+
+def test_a_number_is_a_task_id_and_infinity_is_no_deadline() -> None:
+    base = ["policy.kind=gold", "chat.protocol=transcript"]
+    assert load(EvalConfig, None, [*base, "tasks.ids=[17]", "name=5"]).tasks.ids == ("17",)
+    with pytest.raises(UserError, match=r"user\.timeout_seconds"):
+        load(EvalConfig, None, [*base, "user.timeout_seconds=inf"])

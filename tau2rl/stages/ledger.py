@@ -1,0 +1,155 @@
+"""Which attempts become data: every attempt is entered once, then rules strike out what is not kept, each with its reason.
+
+The entries lie in a temporary SQLite database on disk, so a million of them take no memory, and the rules are sorts that spill
+to disk. Nothing depends on the order in which episodes ended: who stays is decided by a hash of (seed, source, attempt).
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from types import TracebackType
+
+from tau2rl.config import KeepConfig
+
+CACHE_KIB = 16 * 1024  # what SQLite may hold in memory; the rest is on disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One attempt: `Entry(source=0, position=5120, domain="mock", task="mock/a", kind="update", key="mock/a#1", ...)`."""
+
+    source: int
+    position: int  # of its line in the source's `episodes.jsonl`
+    domain: str
+    task: str
+    kind: str
+    key: str
+    index: int
+    reward: float
+    partial: float
+    no_op: bool
+    fault: str  # "user", "task" or "infra" when the world broke, else ""
+    signature: str  # names its tool calls in their order
+    pick: int  # a hash: the lowest stay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """What was struck out, and why: `Dropped(source=0, key="mock/a#2", task="mock/a", reward=1.0, reason="same actions")`."""
+
+    source: int
+    key: str
+    task: str
+    reward: float
+    partial: float
+    reason: str
+
+
+COLUMNS = (
+    "source", "position", "domain", "task", "kind", "key", "number", "reward", "partial", "no_op", "fault", "signature", "pick",
+)  # fmt: skip
+STAYS, SOLVED, ORDER = "reason IS NULL", "reward >= 1 - 1e-6", "pick, source, key"
+
+
+class Ledger:
+    """Enter attempts, apply `strike`, read what stays and what does not. A context manager."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)  # no name: a private file that goes with the connection
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._db.execute("PRAGMA temp_store = FILE")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute(f"CREATE TABLE attempt (id INTEGER PRIMARY KEY, {', '.join(COLUMNS)}, turn, reason)")
+        self._db.execute("BEGIN")
+
+    def enter(self, entry: Entry) -> None:
+        """Take an attempt in."""
+        places = ", ".join("?" * len(COLUMNS))
+        self._db.execute(f"INSERT INTO attempt ({', '.join(COLUMNS)}) VALUES ({places})", astuple(entry))  # noqa: S608 - names of ours
+
+    def strike(self, keep: KeepConfig, *, solved_only: bool = True) -> None:
+        """Apply the rules, once, after the last entry."""
+        # A resumed run may have repeated what had failed: of one attempt only the episode that is evidence counts.
+        self._db.execute(
+            "DELETE FROM attempt WHERE id IN (SELECT id FROM (SELECT id, ROW_NUMBER() OVER "
+            "(PARTITION BY source, key ORDER BY fault <> '', id DESC) AS n FROM attempt) WHERE n > 1)"
+        )
+        self._out("'fault: ' || fault", "fault <> ''")
+        if solved_only:
+            self._out("'not solved'", f"NOT ({SOLVED})")
+        if keep.exclude_no_op:
+            self._out("'solved without changing anything'", "no_op")
+        if keep.dedupe:
+            self._beyond(1, "task, signature", ORDER, "same actions as another")
+        if keep.partial_backoff is not None:
+            self._back_off(keep.partial_backoff)
+        self._db.execute(
+            "UPDATE attempt SET turn = n FROM (SELECT id AS i, ROW_NUMBER() OVER "
+            f"(PARTITION BY task ORDER BY {ORDER}) AS n FROM attempt WHERE {STAYS}) WHERE id = i"
+        )
+        for limit, group, of in (
+            (keep.per_task, "task", "task"),
+            (keep.per_kind, "domain, kind", "kind"),
+            (keep.per_domain, "domain", "domain"),
+        ):
+            if limit is not None:  # by `turn` first: second ones of a task come behind first ones of all others
+                self._beyond(limit, group, f"turn, {ORDER}", f"over the limit of its {of}")
+
+    def kept(self) -> Iterator[tuple[int, int]]:
+        """(source, position) of what stays: first attempts of all tasks before second ones."""
+        yield from self._db.execute(f"SELECT source, position FROM attempt WHERE {STAYS} ORDER BY source, number, task, key")
+
+    def dropped(self) -> Iterator[Dropped]:
+        """What was struck out."""
+        names = ("source", "key", "task", "reward", "partial", "reason")
+        query = f"SELECT {', '.join(names)} FROM attempt WHERE NOT ({STAYS}) ORDER BY source, number, task, key"  # noqa: S608 - names of ours
+        for values in self._db.execute(query):
+            yield Dropped(**dict(zip(names, values, strict=True)))
+
+    def reasons(self) -> dict[str, int]:
+        """Reason -> how many were struck out for it, the commonest first."""
+        query = f"SELECT reason, COUNT(*) AS n FROM attempt WHERE NOT ({STAYS}) GROUP BY reason ORDER BY n DESC, reason"
+        return dict(self._db.execute(query))
+
+    def counts(self, column: str = "'all'") -> dict[str, dict[str, int]]:
+        """Value of a column -> attempts tried, graded, solved and kept, and tasks tried and covered."""
+        query = (
+            f"SELECT {column}, COUNT(*), SUM(fault = ''), SUM({SOLVED}), SUM({STAYS}), COUNT(DISTINCT task), "  # noqa: S608 - names of ours
+            f"COUNT(DISTINCT CASE WHEN {STAYS} THEN task END) FROM attempt GROUP BY 1 ORDER BY 1"
+        )
+        names = ("tried", "graded", "solved", "kept", "tasks", "covered")
+        return {row[0]: dict(zip(names, row[1:], strict=True)) for row in self._db.execute(query)}
+
+    def spread(self, column: str) -> dict[str, float | int]:
+        """How evenly what stays is spread: Shannon entropy in bits, and how many equally frequent values would have it."""
+        total, weighted, distinct = 0, 0.0, 0
+        for (count,) in self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {STAYS} GROUP BY {column}"):  # noqa: S608 - names of ours
+            total, weighted, distinct = total + count, weighted + count * math.log2(count), distinct + 1
+        bits = math.log2(total) - weighted / total if total else 0.0
+        return {"bits": round(bits, 4), "effective": round(2**bits, 2) if total else 0.0, "distinct": distinct}
+
+    def _out(self, reason: str, where: str) -> None:
+        self._db.execute(f"UPDATE attempt SET reason = {reason} WHERE {STAYS} AND ({where})")  # noqa: S608 - words of ours
+
+    def _beyond(self, limit: int, group: str, order: str, reason: str) -> None:
+        ranked = f"SELECT id, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {order}) AS n FROM attempt WHERE {STAYS}"  # noqa: S608
+        self._out(f"'{reason}'", f"id IN (SELECT id FROM ({ranked}) WHERE n > {limit})")
+
+    def _back_off(self, least: float) -> None:
+        best = (
+            f"SELECT id, ROW_NUMBER() OVER (PARTITION BY task ORDER BY partial DESC, {ORDER}) AS n FROM attempt AS a "  # noqa: S608
+            f"WHERE fault = '' AND partial >= ? AND NOT EXISTS (SELECT 1 FROM solved WHERE solved.task = a.task)"
+        )
+        self._db.execute(f"CREATE TEMP TABLE solved AS SELECT DISTINCT task FROM attempt WHERE {SOLVED} AND fault = ''")
+        self._db.execute("CREATE UNIQUE INDEX temp.solved_task ON solved (task)")
+        self._db.execute(f"UPDATE attempt SET reason = NULL WHERE id IN (SELECT id FROM ({best}) WHERE n = 1)", (least,))
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._db.close()
