@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -18,7 +19,7 @@ from tau2rl.errors import UserError
 
 DomainName = Literal["airline", "retail", "telecom", "mock"]
 DOMAINS: tuple[DomainName, ...] = get_args(DomainName)
-PolicyKind = Literal["sglang", "api", "gold", "do-nothing", "always-transfer"]
+PolicyKind = Literal["sglang", "api", "local", "gold", "do-nothing", "always-transfer"]
 
 
 class Section(BaseModel):
@@ -45,6 +46,8 @@ class TasksConfig(Section):
     """Only these task ids (`17`, or `retail/17` when several domains are on); empty = all of the split."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many tasks of each domain, the first ones of the split."""
+    skip: int = Field(default=0, ge=0)
+    """Pass over so many tasks of each domain first, so that stages learn from different tasks of one split."""
     exclude_quarantined: bool = False
     """Leave out tasks with a known defect (`tau2rl tasks audit` lists them)."""
 
@@ -88,7 +91,10 @@ class PolicyConfig(Section):
 
     kind: PolicyKind = "sglang"
     """`sglang`: a server's `/generate`, token ids in and out. `api`: any litellm model, eval and data only.
-    `gold`: replays the reference actions. `do-nothing`, `always-transfer`: the floors."""
+    `local`: a checkpoint, sampled in this process. `gold`: replays the reference actions. `do-nothing`, `always-transfer`:
+    the floors."""
+    checkpoint: Path | None = None
+    """`local`: the directory of the checkpoint (`outputs/sft/default/checkpoints/final`); its tokenizer is in it."""
     url: str = "http://127.0.0.1:30000"
     """`sglang`: base URL of the server or router."""
     model: str | None = None
@@ -133,7 +139,7 @@ class LimitsConfig(Section):
     step_timeout_seconds: float = Field(default=300.0, gt=0)
     """One agent turn in the environment: its tool calls, or the user's whole answer."""
     grade_timeout_seconds: float = Field(default=120.0, gt=0)
-    """tau2's grading of one conversation."""
+    """tau2's grading of a conversation that was cut off; other gradings are part of the step that ended it."""
     episode_timeout_seconds: float = Field(default=1800.0, gt=0)
     """One conversation; when it is over, the episode is truncated."""
 
@@ -183,6 +189,19 @@ class LaunchConfig(Section):
     """Submit and return (needs `address`)."""
 
 
+class LocalConfig(Section):
+    """How a model runs in this process: `policy.kind: local` and the `local` backend."""
+
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: float32 on a CPU, which has no fast bfloat16, and bfloat16 on a GPU."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of one matrix product. More than the idle cores is slower than one."""
+    slots: int = Field(default=64, ge=1)
+    """Conversations whose keys and values are kept; more in flight take turns and pay for their prompt again."""
+
+
 class StageConfig(Section):
     """What every stage has."""
 
@@ -208,6 +227,7 @@ class EvalConfig(StageConfig):
     limits: LimitsConfig = LimitsConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    local: LocalConfig = LocalConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> EvalConfig:
@@ -262,6 +282,7 @@ class SeedConfig(StageConfig):
     limits: LimitsConfig = LimitsConfig()
     rollout: TeacherRolloutConfig = TeacherRolloutConfig()
     reward: RewardConfig = RewardConfig()
+    local: LocalConfig = LocalConfig()
     keep: Literal["solved", "all"] = "solved"
     """`solved`: only what tau2 graded 1. `all`: every graded demonstration, as a teacher whom nobody checked would give them."""
     slip: float = Field(default=0.0, ge=0, le=1)
@@ -322,6 +343,7 @@ class RftConfig(StageConfig):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     keep: KeepConfig = KeepConfig()
+    local: LocalConfig = LocalConfig()
     allow_held_out: bool = False
     """Accept tasks of a test or selection split, which no training set should have."""
 
@@ -332,8 +354,312 @@ class RftConfig(StageConfig):
         return self
 
 
+class ModelConfig(Section):
+    """What training starts from."""
+
+    init: str = "tiny"
+    """A checkpoint's directory, or `tiny`: a small Qwen3 with random weights and a tokenizer made from the training rows."""
+
+
+class TrainConfig(Section):
+    """How weights move, on any backend."""
+
+    steps: int = Field(default=100, ge=1)
+    """Optimizer steps (GRPO: rollout rounds) of the whole run."""
+    lr: float = Field(default=1e-6, gt=0)
+    """Highest learning rate."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up."""
+    min_lr_share: float = Field(default=0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of `lr`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """On matrices; never on norms and biases."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 = off."""
+    save_every: int = Field(default=50, ge=1)
+    """Steps between states from which an interrupted run goes on."""
+    export_every: int = Field(default=0, ge=0)
+    """Steps between whole checkpoints beside the final one; 0 = none."""
+
+
+class SftTrainConfig(TrainConfig):
+    """How weights move in supervised training."""
+
+    lr: float = Field(default=1e-5, gt=0)
+    """Highest learning rate."""
+    batch_size: int = Field(default=16, ge=1)
+    """Conversations a step; the loss is the mean over all their assistant tokens."""
+    eval_every: int = Field(default=50, ge=1)
+    """Steps between looks at the held-out loss."""
+    patience: int = Field(default=0, ge=0)
+    """Looks without a better held-out loss after which training stops; 0 = never."""
+
+
+class GrpoTrainConfig(TrainConfig):
+    """How weights move in reinforcement learning."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """On matrices; never on norms and biases."""
+    tasks_per_step: int = Field(default=16, ge=1)
+    """Groups a step; the episodes of a group are `rollout.num_samples`."""
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimizer steps over the episodes of one round; 1 = on-policy."""
+    eval_every: int = Field(default=0, ge=0)
+    """Steps between looks at the selection tasks (`select`); 0 = none."""
+
+
+class DataConfig(Section):
+    """Rows to train on."""
+
+    files: tuple[Path, ...] = ()
+    """JSONL files: rows of `seed` and `rft-filter`, plain OpenAI `messages`, `tau2-sft-seed-v3`, AReaL-tau2-data."""
+    max_tokens: int = Field(default=32768, ge=2)
+    """A longer row is left out whole and named in the report; nothing is cut."""
+    held_out: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the rows that is never trained on, chosen by a hash of the row's id; its loss is the held-out loss."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many rows of each file, the first ones."""
+    allow_empty: bool = False
+    """Where no row is left: hand the model on as it is, in place of a refusal. For smoke runs."""
+
+
+class ShapeConfig(Section):
+    """The random model behind `model.init: tiny`; its size is a matter of seconds, not of quality."""
+
+    hidden: int = Field(default=96, ge=8)
+    """Width."""
+    layers: int = Field(default=3, ge=1)
+    """Depth."""
+    heads: int = Field(default=3, ge=1)
+    """Attention heads."""
+    head_dim: int = Field(default=32, ge=2)
+    """Width of a head."""
+    intermediate: int = Field(default=192, ge=8)
+    """Width of the feed-forward layer."""
+    vocab_size: int = Field(default=2048, ge=300)
+    """Of the tokenizer at most; 256 bytes and the control tokens are in it."""
+    copy_gain: float = Field(default=0.3, ge=0)
+    """How strongly attention starts out as a copier of tokens; 0 = a plain start, which needs ten times the steps."""
+
+
+class LoraConfig(Section):
+    """Low-rank additions in place of whole weights."""
+
+    rank: int = Field(default=0, ge=0)
+    """0 = train all weights."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale, divided by the rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On their input."""
+    targets: str = "all-linear"
+    """Which layers, in peft's words."""
+
+
+class LocalTrainConfig(LocalConfig):
+    """How a model is trained in this process."""
+
+    micro_tokens: int = Field(default=4096, ge=1)
+    """Padded tokens of one forward pass; a step sums over as many passes as it needs."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice in place of keeping them: slower, far less memory."""
+    lora: LoraConfig = LoraConfig()
+    shape: ShapeConfig = ShapeConfig()
+
+
+class TrackingConfig(Section):
+    """Where curves go beside `metrics.jsonl`."""
+
+    wandb: Literal["off", "offline", "online"] = "off"
+    """`offline` writes below the run folder; `wandb sync` sends it later."""
+    project: str = "tau2rl"
+    """The W&B project."""
+
+
+class SftConfig(StageConfig):
+    """`tau2rl sft`."""
+
+    stage: Literal["sft"] = "sft"
+    backend: Literal["local"] = "local"
+    """`local`: torch in this process, on a CPU or one GPU."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: SftTrainConfig = SftTrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    local: LocalTrainConfig = LocalTrainConfig()
+
+
+class RolloutSamplingConfig(SamplingConfig):
+    """How episodes to learn from are sampled; top_p and top_k would bias their log-probabilities."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """The trainer divides its logits by it too."""
+
+    @model_validator(mode="after")
+    def _whole_distribution(self) -> RolloutSamplingConfig:
+        if self.top_p != 1.0 or self.top_k != -1:
+            raise ValueError("episodes to learn from are sampled from the whole distribution: top_p 1, top_k -1")
+        return self
+
+
+class CurriculumConfig(Section):
+    """Which tasks come next; see `rewards/curriculum.py`."""
+
+    enabled: bool = False
+    """Prefer tasks whose group is likely to hold both a success and a failure; off: every task in turn, shuffled."""
+    floor: float = Field(default=0.05, gt=0, le=1)
+    """Least weight of a task; a certain mixed group weighs 1."""
+    decay: float = Field(default=0.9, gt=0, le=1)
+    """What each step leaves of older evidence."""
+
+
+class AlgoConfig(Section):
+    """The policy gradient, on any backend."""
+
+    estimator: Literal["grpo", "dr_grpo", "rloo", "mt_grpo", "gtpo", "mt_gtpo"] = "grpo"
+    """Scores to advantages: `grpo`, `dr_grpo`, `rloo` for an episode; `mt_grpo`, `gtpo`, `mt_gtpo` for each turn."""
+    gamma: float = Field(default=0.9, ge=0, le=1)
+    """Discount of a turn's return, `gtpo` and `mt_gtpo`."""
+    outcome_weight: float = Field(default=0.3, ge=0)
+    """Weight of the outcome beside the turns, `mt_gtpo`."""
+    turn_rewards: Literal["reference_write", "calibrated", "dense"] = "reference_write"
+    """What a turn's tool calls are worth, for the estimators of turns; see `rewards/tiers.py`."""
+    ratio: Literal["token", "sequence"] = "token"
+    """`sequence`: GSPO, one ratio for all tokens of an episode."""
+    eps_low: float = Field(default=0.2, ge=0)
+    """The ratio is clipped below 1 - this."""
+    eps_high: float = Field(default=0.28, ge=0)
+    """The ratio is clipped above 1 + this."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bounds the loss of a bad token whose ratio has grown, at this many times its advantage."""
+    normaliser: Literal["token-mean", "seq-mean", "constant"] = "token-mean"
+    """What the sum of token losses is divided by, over the whole batch. `constant`: Dr. GRPO."""
+    constant: int = Field(default=1024, ge=1)
+    """Tokens of an episode that `constant` assumes."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the frozen starting model; 0 = none, and no second model is kept."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Which estimate of it."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of an entropy bonus."""
+    correction: Literal["none", "tis", "mis", "clip"] = "none"
+    """Of a sampler whose log-probabilities are not the trainer's: truncate, mask or clip the importance weight."""
+    correction_level: Literal["token", "sequence", "geometric"] = "token"
+    """What has one weight."""
+    correction_low: float = Field(default=0.5, ge=0)
+    """Least weight, `mis` and `clip`."""
+    correction_high: float = Field(default=2.0, gt=0)
+    """Greatest weight."""
+    veto: float | None = Field(default=None, gt=0)
+    """Leave out an episode with a token whose weight is below this."""
+    dynamic_sampling: bool = True
+    """Leave out groups without variance; with refills, until `train.tasks_per_step` groups have some."""
+    max_refills: int = Field(default=0, ge=0)
+    """At most so many more rounds of tasks a step."""
+    truncated: Literal["keep", "drop"] = "keep"
+    """Episodes that were cut off: `keep` trains on them with the score they have, `drop` leaves them out of loss and mean."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+
+class GrpoRolloutConfig(RolloutConfig):
+    """The episodes of a group, and how many at once."""
+
+    num_samples: int = Field(default=8, ge=2)
+    """Episodes of a group: attempts at one task with one policy."""
+    keep: bool = False
+    """Write every episode to `episodes.jsonl`: tens of kilobytes each."""
+
+
+class SelectConfig(TasksConfig):
+    """The tasks by which one looks at a training that goes on. Never the test split."""
+
+    split: str = "synth-select"
+    """A split that is neither trained on nor tested on."""
+    limit: int | None = Field(default=50, ge=1)
+    """At most so many tasks of each domain, the first ones of the split."""
+    num_samples: int = Field(default=1, ge=1)
+    """Attempts a task."""
+
+
+class GrpoConfig(StageConfig):
+    """`tau2rl grpo`."""
+
+    stage: Literal["grpo"] = "grpo"
+    backend: Literal["local"] = "local"
+    """`local`: torch in this process, on a CPU or one GPU."""
+    model: ModelConfig = ModelConfig()
+    tasks: TrainTasksConfig = TrainTasksConfig()
+    select: SelectConfig = SelectConfig()
+    user: UserConfig = UserConfig()
+    chat: ChatConfig = ChatConfig()
+    sampling: RolloutSamplingConfig = RolloutSamplingConfig()
+    limits: LimitsConfig = LimitsConfig()
+    rollout: GrpoRolloutConfig = GrpoRolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    algo: AlgoConfig = AlgoConfig()
+    train: GrpoTrainConfig = GrpoTrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    local: LocalTrainConfig = LocalTrainConfig()
+    allow_held_out: bool = False
+    """Accept tasks of a test or selection split, which no training should see."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> GrpoConfig:
+        if self.model.init == "tiny":
+            raise ValueError("model.init `tiny` knows nothing that could be reinforced: give a checkpoint, made by `tau2rl sft`")
+        if self.chat.protocol == "transcript":
+            raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
+        if self.rollout.greedy:
+            raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
+        return self
+
+
+class StepConfig(Section):
+    """One step of a pipeline."""
+
+    stage: Literal["seed", "sft", "rft-filter", "grpo"]
+    """What it does."""
+    file: Path | None = None
+    """Its settings, as a config file; relative to the pipeline's own file."""
+    settings: dict[str, Any] = {}
+    """Its settings, in front of those of `file`."""
+    data: tuple[str, ...] = ()
+    """`sft`: the earlier steps whose rows are trained on."""
+    model: str | None = None
+    """The earlier step whose checkpoint is trained further, or makes the attempts."""
+
+
+class EvaluationConfig(Section):
+    """How the model is evaluated after each step that trains it."""
+
+    file: Path | None = None
+    """The settings of the evaluation, as a config file; relative to the pipeline's own file."""
+    settings: dict[str, Any] = {}
+    """The settings of the evaluation, in front of those of `file`."""
+
+
+class PipelineConfig(StageConfig):
+    """`tau2rl run`."""
+
+    stage: Literal["pipeline"] = "pipeline"
+    steps: dict[str, StepConfig] = {}
+    """Name of a step -> the step, in the order in which they run."""
+    evaluation: EvaluationConfig | None = None
+    """None: no step is evaluated."""
+    limit: int | None = Field(default=None, ge=1)
+    """A smoke run of the whole chain: so many tasks in each step, and a few optimizer steps. It shows that the chain holds."""
+
+
 def _check_agent(policy: PolicyConfig, chat: ChatConfig) -> None:
     """Refuse a policy that does not speak the protocol."""
+    if policy.kind == "local":
+        if chat.protocol == "transcript":
+            raise ValueError("chat.protocol `transcript` has no tokens for policy.kind `local`: use `native` or `cookbook`")
+        if policy.checkpoint is None:
+            raise ValueError("policy.kind `local` needs policy.checkpoint, the directory of a checkpoint")
     if policy.kind == "sglang":
         if chat.protocol == "transcript":
             raise ValueError("chat.protocol `transcript` has no tokens for policy.kind `sglang`: use `native` or `cookbook`")
@@ -346,7 +672,14 @@ def _check_agent(policy: PolicyConfig, chat: ChatConfig) -> None:
             raise ValueError("policy.kind `api` needs policy.model, a litellm model name")
 
 
-STAGES: dict[str, type[StageConfig]] = {"eval": EvalConfig, "seed": SeedConfig, "rft-filter": RftConfig}
+STAGES: dict[str, type[StageConfig]] = {
+    "seed": SeedConfig,
+    "sft": SftConfig,
+    "rft-filter": RftConfig,
+    "grpo": GrpoConfig,
+    "eval": EvalConfig,
+    "pipeline": PipelineConfig,
+}
 # Settings that say where and how a run is carried out, not what it measures: a resumed run may change them.
 NOT_IDENTITY = {"name", "output", "resume", "launch"}
 
@@ -477,6 +810,9 @@ def _explain(model: type[BaseModel], error: ValidationError) -> UserError:
             lines.append(f"no such setting `{name}`")
             hints += [f"did you mean `{near[0]}`?"] if near else []
         else:
+            if item["type"] == "literal_error":
+                words = re.findall(r"'([^']+)'", str(item.get("ctx", {}).get("expected", "")))
+                hints += [f"did you mean `{near}`?" for near in difflib.get_close_matches(str(item["input"]), words, n=1)]
             message = item["msg"].removeprefix("Value error, ")
             shown = (
                 ""

@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tau2rl.bench.package import prepare
 from tau2rl.bench.synth_requests import REQUESTS, Person, World, draw_kinds, perform
 from tau2rl.types import Action, CallTool, TaskRef, derive_seed
 
-from tau2.data_model.tasks import Task  # isort: skip
+prepare()
+
+from tau2.data_model.tasks import Task  # noqa: E402
 
 PREFIX = "synth-"
 SIZES = {"synth-train": 5000, "synth-select": 500, "synth-test": 1000}

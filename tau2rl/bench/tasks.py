@@ -56,14 +56,15 @@ def select(config: TasksConfig) -> list[TaskRef]:
             refs = [r for r in refs if r.key in wanted or r.task_id in wanted]
         if config.exclude_quarantined:
             refs = [r for r in refs if r.task_id not in QUARANTINE.get(name, {})]
-        chosen += refs[: config.limit]
+        chosen += refs[config.skip :][: config.limit]
     if missing := wanted - {r.key for r in chosen} - {r.task_id for r in chosen}:
         raise UserError(
             f"no such tasks in split `{config.split}`: {', '.join(sorted(missing))}", hint="`tau2rl tasks list` shows them"
         )
     if not chosen:
         raise UserError(
-            "no tasks are left to run", hint="look at tasks.domains, tasks.split, tasks.ids and tasks.exclude_quarantined"
+            "no tasks are left to run",
+            hint="look at tasks.domains, tasks.split, tasks.ids, tasks.skip and tasks.exclude_quarantined",
         )
     return chosen
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tau2rl.bench.session import Session
 from tau2rl.bench.synth import SAY_YOUR_LINES
 from tau2rl.config import UserConfig
-from tau2rl.errors import UserSimulatorFailure
+from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.settings import api_key, litellm_options
 from tau2rl.types import Usage, derive_seed
 
@@ -35,6 +35,21 @@ def make_user(config: UserConfig, *, seed: int) -> Callable[[Session], UserSimul
                 return LlmUser(session, config, seed=derive_seed(seed, "user"))
 
     return make
+
+
+def check_key(config: UserConfig) -> None:
+    """Raises UserError when the user model's key is missing, as far as litellm can tell without a call."""
+    key = api_key(config.model, config.api_base, config.api_key_env)
+    if key or config.api_base:
+        return
+    import litellm
+
+    missing = litellm.validate_environment(model=config.model).get("missing_keys") or []
+    if missing:
+        raise UserError(
+            f"no key for the user model `{config.model}`: {' or '.join(f'`{name}`' for name in missing)} is not set",
+            hint="export it, name it with `user.api_key_env`, or use `--user-model scripted`",
+        )
 
 
 def user_identity(config: UserConfig) -> dict[str, Any]:

@@ -56,7 +56,9 @@ class HFTokenizer:
         try:
             transformers: Any = import_module("transformers")  # untyped, and seconds to import
         except ImportError:
-            raise UserError("a checkpoint's tokenizer needs `transformers`", hint="pip install 'tau2rl[tokenizers]'") from None
+            raise UserError(
+                "a checkpoint's tokenizer needs `transformers`", hint="pip install -e '.[tokenizers]' in the clone of tau2rl"
+            ) from None
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError, KeyError) as error:

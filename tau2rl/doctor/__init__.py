@@ -30,7 +30,7 @@ def examine(
     yield software.check_job_server()
     yield services.check_cluster(address)
     yield software.check_module(
-        "transformers", needed=policy.kind == "sglang" or training, hint="pip install 'tau2rl[tokenizers]'"
+        "transformers", needed=policy.kind == "sglang" or training, hint="pip install -e '.[tokenizers]' in the clone of tau2rl"
     )
     yield software.check_module(
         "torch", needed=training, hint="pip install torch (https://pytorch.org says which build fits your GPU)"

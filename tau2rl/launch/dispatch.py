@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tau2rl.config import EvalConfig
+from tau2rl.config import EvalConfig, RftConfig, SeedConfig
 from tau2rl.errors import UserError
 from tau2rl.store.progress import Progress
 from tau2rl.store.run import RunFolder, stage_of
@@ -18,6 +18,14 @@ def run_stage(folder: RunFolder, progress: Progress) -> Result:
     match folder.config:
         case EvalConfig() as config:
             from tau2rl.stages import eval as stage
+
+            return stage.run(config, folder, progress)
+        case SeedConfig() as config:
+            from tau2rl.stages import seed as stage
+
+            return stage.run(config, folder, progress)
+        case RftConfig() as config:
+            from tau2rl.stages import rft as stage
 
             return stage.run(config, folder, progress)
         case other:

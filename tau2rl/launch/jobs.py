@@ -37,7 +37,9 @@ OnLine = Callable[[str], None]
 def require_ray() -> None:
     """Raise UserError where Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
-        raise UserError("Ray is not installed", hint="pip install 'tau2rl[ray]', or run in this process with `--inline`")
+        raise UserError(
+            "Ray is not installed", hint="pip install -e '.[ray]' in the clone of tau2rl, or run in this process with `--inline`"
+        )
 
 
 def connect(address: str, headers: dict[str, str] | None = None) -> JobSubmissionClient:

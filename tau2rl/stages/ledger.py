@@ -4,6 +4,8 @@ The entries lie in a temporary SQLite database on disk, so a million of them tak
 to disk. Nothing depends on the order in which episodes ended: who stays is decided by a hash of (seed, source, attempt).
 """
 
+# ruff: noqa: S608 - the queries are put together from words of this file, and every value is bound
+
 from __future__ import annotations
 
 import math
@@ -69,7 +71,7 @@ class Ledger:
     def enter(self, entry: Entry) -> None:
         """Take an attempt in."""
         places = ", ".join("?" * len(COLUMNS))
-        self._db.execute(f"INSERT INTO attempt ({', '.join(COLUMNS)}) VALUES ({places})", astuple(entry))  # noqa: S608 - names of ours
+        self._db.execute(f"INSERT INTO attempt ({', '.join(COLUMNS)}) VALUES ({places})", astuple(entry))
 
     def strike(self, keep: KeepConfig, *, solved_only: bool = True) -> None:
         """Apply the rules, once, after the last entry."""
@@ -106,7 +108,7 @@ class Ledger:
     def dropped(self) -> Iterator[Dropped]:
         """What was struck out."""
         names = ("source", "key", "task", "reward", "partial", "reason")
-        query = f"SELECT {', '.join(names)} FROM attempt WHERE NOT ({STAYS}) ORDER BY source, number, task, key"  # noqa: S608 - names of ours
+        query = f"SELECT {', '.join(names)} FROM attempt WHERE NOT ({STAYS}) ORDER BY source, number, task, key"
         for values in self._db.execute(query):
             yield Dropped(**dict(zip(names, values, strict=True)))
 
@@ -118,7 +120,7 @@ class Ledger:
     def counts(self, column: str = "'all'") -> dict[str, dict[str, int]]:
         """Value of a column -> attempts tried, graded, solved and kept, and tasks tried and covered."""
         query = (
-            f"SELECT {column}, COUNT(*), SUM(fault = ''), SUM({SOLVED}), SUM({STAYS}), COUNT(DISTINCT task), "  # noqa: S608 - names of ours
+            f"SELECT {column}, COUNT(*), SUM(fault = ''), SUM({SOLVED}), SUM({STAYS}), COUNT(DISTINCT task), "
             f"COUNT(DISTINCT CASE WHEN {STAYS} THEN task END) FROM attempt GROUP BY 1 ORDER BY 1"
         )
         names = ("tried", "graded", "solved", "kept", "tasks", "covered")
@@ -127,21 +129,21 @@ class Ledger:
     def spread(self, column: str) -> dict[str, float | int]:
         """How evenly what stays is spread: Shannon entropy in bits, and how many equally frequent values would have it."""
         total, weighted, distinct = 0, 0.0, 0
-        for (count,) in self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {STAYS} GROUP BY {column}"):  # noqa: S608 - names of ours
+        for (count,) in self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {STAYS} GROUP BY {column}"):
             total, weighted, distinct = total + count, weighted + count * math.log2(count), distinct + 1
         bits = math.log2(total) - weighted / total if total else 0.0
         return {"bits": round(bits, 4), "effective": round(2**bits, 2) if total else 0.0, "distinct": distinct}
 
     def _out(self, reason: str, where: str) -> None:
-        self._db.execute(f"UPDATE attempt SET reason = {reason} WHERE {STAYS} AND ({where})")  # noqa: S608 - words of ours
+        self._db.execute(f"UPDATE attempt SET reason = {reason} WHERE {STAYS} AND ({where})")
 
     def _beyond(self, limit: int, group: str, order: str, reason: str) -> None:
-        ranked = f"SELECT id, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {order}) AS n FROM attempt WHERE {STAYS}"  # noqa: S608
+        ranked = f"SELECT id, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {order}) AS n FROM attempt WHERE {STAYS}"
         self._out(f"'{reason}'", f"id IN (SELECT id FROM ({ranked}) WHERE n > {limit})")
 
     def _back_off(self, least: float) -> None:
         best = (
-            f"SELECT id, ROW_NUMBER() OVER (PARTITION BY task ORDER BY partial DESC, {ORDER}) AS n FROM attempt AS a "  # noqa: S608
+            f"SELECT id, ROW_NUMBER() OVER (PARTITION BY task ORDER BY partial DESC, {ORDER}) AS n FROM attempt AS a "
             f"WHERE fault = '' AND partial >= ? AND NOT EXISTS (SELECT 1 FROM solved WHERE solved.task = a.task)"
         )
         self._db.execute(f"CREATE TEMP TABLE solved AS SELECT DISTINCT task FROM attempt WHERE {SOLVED} AND fault = ''")

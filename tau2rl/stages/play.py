@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -15,7 +16,7 @@ from tau2rl.bench.floors import POLICIES, solved_by
 from tau2rl.bench.gold import gold_script
 from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import select
-from tau2rl.bench.users import make_user
+from tau2rl.bench.users import check_key, make_user
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig
 from tau2rl.policies import make_policy
@@ -24,7 +25,6 @@ from tau2rl.rewards.presets import RewardSpec, spec_from
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rollouts.collect import Outcome, collect, plan
 from tau2rl.rollouts.episode import Limits
-from tau2rl.settings import api_key
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
 from tau2rl.store.records import SCHEMA
@@ -48,6 +48,7 @@ class Prepared:
     spec: RewardSpec
     codec: ChatCodec
     chat: str  # the codec's fingerprint
+    agent: str  # who plays, in its own words
     identity: dict[str, Any]  # of the benchmark, for `environment.json`
 
 
@@ -59,7 +60,7 @@ def prepare(config: Plays, progress: Progress) -> Prepared:
     for name in dict.fromkeys(config.tasks.domains):
         domain(name)  # seconds of parsing, before the clock of any episode runs
     if config.user.kind == "llm":  # a missing key is said now, and not by a hundred failed episodes
-        api_key(config.user.model, config.user.api_base, config.user.api_key_env)
+        check_key(config.user)
     codec = make_codec(config.chat)
     return Prepared(
         tasks=tasks,
@@ -67,13 +68,14 @@ def prepare(config: Plays, progress: Progress) -> Prepared:
         spec=spec,
         codec=codec,
         chat=fingerprint(codec),
+        agent=describe_agent(config, codec),
         identity=bench_identity(config.tasks.domains, config.user),
     )
 
 
 def write_environment(config: Plays, folder: RunFolder, prepared: Prepared) -> str:
     """Keep what the run stands on; its digest. Raises UserError when a resumed run stood on something else."""
-    stands_on = environment(config, prepared.identity, {"chat": prepared.chat})
+    stands_on = environment(config, prepared.identity, {"chat": prepared.chat, "agent": prepared.agent})
     folder.write_environment(stands_on)
     return str(stands_on["digest"])
 
@@ -130,6 +132,18 @@ def episode_limits(config: Plays) -> Limits:
         repairs=config.limits.repairs,
         episode_timeout_seconds=config.limits.episode_timeout_seconds,
     )
+
+
+def describe_agent(config: Plays, codec: ChatCodec) -> str:
+    """Who plays: the kind of policy, or what an SGLang server says of its checkpoint. Raises UserError when none answers."""
+    if config.policy.kind != "sglang":
+        return config.policy.model or config.policy.kind
+
+    async def ask() -> str:
+        async with make_policy(config.policy, codec, concurrency=1) as policy:
+            return await policy.ready(context_tokens=config.limits.context_tokens)
+
+    return asyncio.run(ask())
 
 
 @asynccontextmanager

@@ -208,3 +208,26 @@ def test_every_room_says_what_lives_there() -> None:
 
 def test_the_package_is_marked_as_typed() -> None:
     assert (files("tau2rl") / "py.typed").is_file()
+
+
+def test_every_module_of_the_bench_checks_which_tau2_is_installed_before_it_imports_it() -> None:
+    """With another `tau2` in its place each module answers with the hint, whichever is imported first."""
+    modules = [
+        f"tau2rl.bench.{file.stem}"
+        for file in (ROOT / "tau2rl" / "bench").glob("*.py")
+        if file.stem not in ("__init__", "package")
+    ]
+    program = (
+        "import importlib, importlib.metadata, sys\n"
+        "from tau2rl.errors import UserError\n"
+        "importlib.metadata.packages_distributions = lambda: {'tau2': ['chemistry']}\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except UserError as error:\n"
+        "        assert 'is not tau2-bench' in str(error), error\n"
+        "    else:\n"
+        "        assert not any(m == 'tau2' or m.startswith('tau2.') for m in sys.modules), name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *modules], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

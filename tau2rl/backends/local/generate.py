@@ -9,27 +9,18 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from tau2rl.backends.local.cache import SlotCache
 from tau2rl.backends.local.model import backbone, head
+from tau2rl.backends.local.sampling import Sampling, draw
 from tau2rl.types import Completion, FinishReason, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How to draw a token: `Sampling(temperature=0.8, stop_token_ids=(2,))`."""
-
-    temperature: float = 1.0  # 0 = greedy
-    top_p: float = 1.0
-    top_k: int = -1  # -1 = off
-    stop_token_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -51,57 +42,6 @@ class Request:
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
-
-
-class SlotCache:
-    """Keys and values of every conversation, [layers][slots, heads, capacity, head_dim]; speaks transformers' cache protocol."""
-
-    def __init__(self, *, layers: int, slots: int, device: torch.device) -> None:
-        self.slots = slots
-        self.device = device
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
-        self.capacity = 0
-        self.rows = torch.zeros(0, dtype=torch.long)  # [batch], the slots of this forward pass
-        self.columns = torch.zeros(0, 0, dtype=torch.long)  # [batch, new], where its new tokens go
-        self.width = 0  # how far back this pass looks
-        self.is_compileable = False
-
-    def reserve(self, capacity: int) -> None:
-        """Room for conversations of `capacity` tokens; what is stored stays."""
-        if capacity <= self.capacity:
-            return
-        wanted = max(capacity, 2 * self.capacity, 256)
-        for store in (self.keys, self.values):
-            for i, old in enumerate(store):
-                if old is not None:
-                    new = old.new_zeros(old.shape[0], old.shape[1], wanted, old.shape[3])
-                    new[:, :, : old.shape[2]] = old
-                    store[i] = new
-        self.capacity = wanted
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values, [batch, heads, new, head_dim]; return all that these rows may look at."""
-        out: list[Tensor] = []
-        for store, new in ((self.keys, key_states), (self.values, value_states)):
-            held = store[layer_idx]
-            if held is None:
-                held = new.new_zeros(self.slots, new.shape[1], self.capacity, new.shape[3])
-                store[layer_idx] = held
-            held[self.rows[:, None], :, self.columns] = new.transpose(1, 2)
-            out.append(held[:, :, : self.width].index_select(0, self.rows))  # several times faster than held[rows, :, :width]
-        return out[0], out[1]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Part of the cache protocol; positions are always passed in."""
-        return self.width
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give one conversation the beginning of another."""
-        for store in (self.keys, self.values):
-            for held in store:
-                if held is not None:
-                    held[target, :, :length] = held[source, :, :length]
 
 
 class Generator:
@@ -235,7 +175,7 @@ class Generator:
         logits = self._logits([r.slot for r in batch], starts, new)
         for request, tokens in zip(batch, new, strict=True):
             self._held[request.slot].extend(tokens)
-        tokens, logprobs = _sample(logits, batch)
+        tokens, logprobs = draw(logits, [r.sampling for r in batch], [r.draw.random() for r in batch])
         return [r for r, t, p in zip(batch, tokens, logprobs, strict=True) if self._take(r, t, p)]
 
     def _logits(self, slots: list[int], starts: list[int], new: list[list[int]]) -> Tensor:
@@ -281,31 +221,3 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     if a == b[: len(a)]:
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _sample(logits: Tensor, batch: list[Request]) -> tuple[list[int], list[float]]:
-    """One token and its log-probability for each row. Greedy rows report the model's own (temperature 1)."""
-    temperature = torch.tensor([r.sampling.temperature or 1.0 for r in batch], device=logits.device)
-    logp = torch.log_softmax(logits / temperature[:, None], dim=-1)
-    if any(r.sampling.top_k > 0 or r.sampling.top_p < 1 for r in batch):
-        logp = _truncate(logp, batch)
-    cumulative = logp.exp().double().cumsum(-1)
-    # One uniform number a token from the request's own stream: the draw does not depend on who shares the batch.
-    points = torch.tensor([r.draw.random() for r in batch], dtype=torch.double, device=logits.device)
-    tokens = torch.searchsorted(cumulative, (points * cumulative[:, -1])[:, None], right=True)[:, 0]
-    tokens = tokens.clamp(max=logits.shape[1] - 1)
-    greedy = torch.tensor([r.sampling.temperature == 0 for r in batch], device=logits.device)
-    tokens = torch.where(greedy, logits.argmax(-1), tokens)
-    return tokens.tolist(), logp.gather(1, tokens[:, None])[:, 0].tolist()
-
-
-def _truncate(logp: Tensor, batch: list[Request]) -> Tensor:
-    """Keep each row's top-k tokens, of them the smallest set whose mass reaches top-p, and renormalise."""
-    ordered, index = logp.sort(dim=-1, descending=True)
-    rank = torch.arange(logp.shape[1], device=logp.device)
-    top_k = torch.tensor([r.sampling.top_k if r.sampling.top_k > 0 else logp.shape[1] for r in batch], device=logp.device)
-    kept = torch.where(rank < top_k[:, None], ordered, -torch.inf).log_softmax(-1)
-    before = kept.exp().cumsum(-1) - kept.exp()
-    top_p = torch.tensor([r.sampling.top_p for r in batch], device=logp.device)
-    kept = torch.where((before < top_p[:, None]) | (rank == 0), kept, -torch.inf).log_softmax(-1)
-    return torch.empty_like(logp).scatter_(1, index, kept)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tau2rl.backends.local.generate import Generator, Request, Sampling
+from tau2rl.backends.local.generate import Generator, Request
+from tau2rl.backends.local.sampling import Sampling
 from tau2rl.errors import PolicyFailure
 from tau2rl.types import Completion
 

@@ -50,8 +50,8 @@ class SFTResult:
     """How it ended."""
 
     steps: int
-    loss: float
-    held_out_loss: float | None
+    loss: float  # of the last step; nan when there was nothing left to do
+    best_held_out_loss: float | None
     stopped_early: bool
 
 
@@ -77,7 +77,7 @@ def train(
     if state is not None:
         optimiser.restore(state["optimiser"])
         watch = _Watch(**state["watch"])
-    last = SFTResult(steps=optimiser.steps, loss=float("nan"), held_out_loss=watch.best, stopped_early=False)
+    final = float("nan")
     order = epochs(len(samples), batch_size=spec.batch_size, seed=spec.seed, start=optimiser.steps)
     while optimiser.steps < spec.optim.total_steps and not watch.ran_out(spec.patience):
         began = time.monotonic()
@@ -101,12 +101,11 @@ def train(
                 seconds=time.monotonic() - began,
             )
         )
-        last = SFTResult(steps=optimiser.steps, loss=loss, held_out_loss=seen or watch.best, stopped_early=False)
+        final = loss
     if folder:
         _save(folder, model, optimiser, watch)
-    return SFTResult(
-        steps=last.steps, loss=last.loss, held_out_loss=last.held_out_loss, stopped_early=optimiser.steps < spec.optim.total_steps
-    )
+    unfinished = optimiser.steps < spec.optim.total_steps
+    return SFTResult(steps=optimiser.steps, loss=final, best_held_out_loss=watch.best, stopped_early=unfinished)
 
 
 @torch.no_grad()

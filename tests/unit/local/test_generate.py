@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from tau2rl.backends.local.generate import Generator, Request, Sampling
+from tau2rl.backends.local.generate import Generator, Request
+from tau2rl.backends.local.sampling import Sampling
 from tau2rl.types import FinishReason
 from tests.unit.local.tiny import VOCAB, tiny_model
 

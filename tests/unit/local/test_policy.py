@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from tau2rl.backends.local.generate import Generator, Request, Sampling
+from tau2rl.backends.local.generate import Generator, Request
 from tau2rl.backends.local.policy import LocalPolicy
+from tau2rl.backends.local.sampling import Sampling
 from tau2rl.errors import PolicyFailure
 from tests.unit.local.tiny import tiny_model
 

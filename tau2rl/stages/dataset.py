@@ -1,0 +1,157 @@
+"""From the episodes of runs to dataset rows: what `seed` and `rft-filter` have in common.
+
+Two passes over the sources. The first enters every episode in a `Ledger`; the second reads the ones that stay once more and
+writes them. No more than one episode is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tau2rl.bench.tasks import changed_something, held_out, kind_of
+from tau2rl.errors import UserError
+from tau2rl.rewards.presets import RewardSpec
+from tau2rl.rewards.scoring import score_episode
+from tau2rl.stages.ledger import Entry, Ledger
+from tau2rl.stages.play import floors
+from tau2rl.stages.sft_rows import Source, row_of
+from tau2rl.store import records
+from tau2rl.store.progress import Progress, ProgressEvent
+from tau2rl.store.rows import write_rows
+from tau2rl.types import CallTool, Episode, EpisodeRecord, TaskRef, derive_seed
+
+FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
+PROGRESS_EVERY = 1000
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What the first pass found, beside the ledger."""
+
+    episodes: list[str] = field(default_factory=list[str])  # sha256 of each source's `episodes.jsonl`
+    held_out: int = 0  # episodes on tasks that no training set should have
+    floor_tasks: dict[str, dict[str, TaskRef]] = field(default_factory=dict[str, dict[str, TaskRef]])
+
+
+def scan(sources: Sequence[Source], ledger: Ledger, *, spec: RewardSpec, seed: int, progress: Progress) -> Seen:
+    """Enter every episode of the sources, those that FAILED too. Raises UserError for a line that is no episode."""
+    seen, count = Seen(), 0
+    kind, forbidden = functools.lru_cache(maxsize=65536)(kind_of), functools.lru_cache(maxsize=65536)(held_out)
+    for number, source in enumerate(sources):
+        digest = hashlib.sha256()
+        for file, evidence in (("episodes.jsonl", True), ("failures.jsonl", False)):
+            for position, record in read_episodes(source.path / file, digest.update if evidence else None):
+                task = record.episode.task
+                ledger.enter(_entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed))
+                seen.held_out += forbidden(task)
+                of_domain = seen.floor_tasks.setdefault(task.domain, {})
+                if len(of_domain) < FLOOR_TASKS:
+                    of_domain[task.key] = task
+                count += 1
+                if count % PROGRESS_EVERY == 0:
+                    progress(ProgressEvent(done=count, total=None, note="reading episodes"))
+        seen.episodes.append(digest.hexdigest())
+    return seen
+
+
+def write(folder: Path, name: str, sources: Sequence[Source], ledger: Ledger) -> Mapping[str, Any]:
+    """Write what stays to `name` and what does not to `dropped.jsonl`, with its reason; what was written, for the report."""
+    rows = write_rows(folder / name, _kept_rows(sources, ledger))
+    dropped = write_rows(
+        folder / "dropped.jsonl", ({**asdict(d), "source": str(sources[d.source].path)} for d in ledger.dropped())
+    )
+    return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
+
+
+def missing(ledger: Ledger, planned: int) -> int:
+    """Planned attempts that a resumed run could still bring: all that are neither graded nor refused by their task."""
+    return planned - ledger.counts().get("all", {"graded": 0})["graded"] - ledger.reasons().get("fault: task", 0)
+
+
+def summary(ledger: Ledger, seen: Seen) -> dict[str, Any]:
+    """The report of a dataset: kept of tried, by domain and kind, how evenly it is spread, and what a constant policy solves."""
+    overall = ledger.counts().get("all", {"tried": 0, "graded": 0, "solved": 0, "kept": 0, "tasks": 0, "covered": 0})
+    tasks = [task for of_domain in seen.floor_tasks.values() for task in of_domain.values()]
+    return {
+        **overall,
+        "coverage": round(overall["covered"] / overall["tasks"], 4) if overall["tasks"] else None,
+        "domains": ledger.counts("domain"),
+        "kinds": ledger.counts("domain || '/' || kind"),
+        "spread": {"kinds": ledger.spread("domain, kind"), "tasks": ledger.spread("task")},
+        "dropped": ledger.reasons(),
+        "floor": floors(tasks),
+        "floor_tasks": len(tasks),
+    }
+
+
+def read_episodes(path: Path, each: Callable[[bytes], object] | None = None) -> Iterator[tuple[int, EpisodeRecord]]:
+    """Position and record of every whole line of a file, which need not exist; `each` is given the lines' bytes."""
+    if not path.exists():
+        return
+    position = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = records.decode(line)
+            except UserError as error:
+                raise UserError(f"`{path}` line {number}: {error.message}", hint=error.hint) from None
+            if each:
+                each(line)
+            yield position, record
+            position += len(line)
+
+
+def signature(episode: Episode) -> str:
+    """16 hex digits that name the tool calls of an episode in their order, and where it spoke between them.
+
+    What it said does not count: two attempts that do the same in other words are the same.
+    """
+    done = [
+        [action.name, action.arguments] if isinstance(action, CallTool) else "say"
+        for turn in episode.turns
+        for action in turn.actions
+    ]
+    return hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _entry(record: EpisodeRecord, *, kind: str, source: int, position: int, spec: RewardSpec, seed: int) -> Entry:
+    episode, attempt = record.episode, record.attempt
+    score = score_episode(episode, spec)
+    return Entry(
+        source=source,
+        position=position,
+        domain=episode.task.domain,
+        task=episode.task.key,
+        kind=kind,
+        key=attempt.key,
+        index=attempt.index,
+        reward=score.task if score else 0.0,
+        partial=(score.partial if score else None) or 0.0,
+        no_op=not changed_something(episode),
+        fault=episode.failure.fault.value if episode.failure else "",
+        signature=signature(episode),
+        pick=derive_seed(seed, source, attempt.key),
+    )
+
+
+def _kept_rows(sources: Sequence[Source], ledger: Ledger) -> Iterator[dict[str, Any]]:
+    opened: tuple[int, BinaryIO] | None = None
+    try:
+        for number, position in ledger.kept():
+            if opened is None or opened[0] != number:
+                if opened:
+                    opened[1].close()
+                opened = number, (sources[number].path / "episodes.jsonl").open("rb")
+            opened[1].seek(position)
+            yield row_of(records.decode(opened[1].readline()), sources[number])
+    finally:
+        if opened:
+            opened[1].close()
