@@ -1,0 +1,90 @@
+"""How close an evaluation comes to its bound: 64 episodes at concurrency 32 against a stub SGLang server with 100 ms latency.
+
+    python scripts/bench_rollouts.py [DOMAIN] [TURNS]
+
+The bound is the longest episode's latency, or all latency divided by the concurrency, whichever is larger. The server runs in
+a process of its own. Prints one line: wall seconds, their ratio to the bound, CPU seconds, and how long the event loop was
+late at most while episodes ran. Timings of a busy machine mean little: look at the ratio on an idle one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LATENCY, EPISODES, CONCURRENCY = 0.1, 64, 32
+SERVER = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tau2rl.chat import make_codec
+from tau2rl.config import ChatConfig
+from tau2rl.types import Say
+from tests.stubs.sglang import SGLangStub
+turn = make_codec(ChatConfig(protocol="native", tokenizer="bytes")).write((Say(text="One moment, please."),))
+with SGLangStub(answer=lambda ids, params: turn, latency={LATENCY}, context=10**7) as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def main(domain: str = "mock", turns: str = "10") -> None:
+    """Run it once and print the line."""
+    from tau2rl.config import EvalConfig, load
+    from tau2rl.stages import eval as stage
+    from tau2rl.store.run import RunFolder
+
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    settings = [
+        *(
+            f"tasks.domains=[{domain}]",
+            "tasks.split=base",
+            "tasks.limit=8",
+            "tasks.exclude_quarantined=true",
+            f"policy.url={url}",
+        ),
+        *("chat.tokenizer=bytes", "user.kind=scripted", f"user.patience={turns}", "limits.context_tokens=1000000"),
+        *(f"rollout.concurrency={CONCURRENCY}", f"rollout.num_samples={EPISODES // 8}"),
+    ]
+    late = wall = cpu = 0.0
+
+    async def watched(*arguments: object, **options: object) -> None:
+        nonlocal late, wall, cpu
+
+        async def watch() -> None:
+            nonlocal late
+            while True:
+                before = time.perf_counter()
+                await asyncio.sleep(0.005)
+                late = max(late, time.perf_counter() - before - 0.005)
+
+        watching = asyncio.create_task(watch())
+        late, wall, cpu = 0.0, time.perf_counter(), time.process_time()
+        await play(*arguments, **options)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        watching.cancel()
+
+    play, stage.play = stage.play, watched
+    with tempfile.TemporaryDirectory() as folder:
+        config = load(EvalConfig, None, settings)
+        with RunFolder.open(RunFolder.create(Path(folder) / "run", config, resume=False)) as run:
+            stage.run(load(EvalConfig, None, [*settings, "rollout.num_samples=1", "seed=1"]), run, lambda event: None)  # warm
+        with RunFolder.open(RunFolder.create(Path(folder) / "measured", config, resume=False)) as run:
+            stage.run(config, run, lambda event: None)
+            turns_of = [len(record.episode.turns) for record in run.records()]
+    process.kill()
+    bound = LATENCY * max(max(turns_of), sum(turns_of) / CONCURRENCY)
+    print(
+        f"{domain}: {len(turns_of)} episodes, {sum(turns_of)} turns, wall {wall:.2f} s = {wall / bound:.2f} x the bound of "
+        f"{bound:.2f} s, cpu {cpu:.2f} s, event loop late by {late * 1000:.0f} ms at most"
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
