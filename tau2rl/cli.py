@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 import tau2rl
 from tau2rl import console
-from tau2rl.commands import config, eval, machine, results, tasks
+from tau2rl.commands import config, eval, grpo, machine, pipeline, results, rft, seed, sft, tasks
 from tau2rl.commands.options import examples
 from tau2rl.errors import RunIncomplete, UserError
 
@@ -69,7 +69,52 @@ def root(
         typer.echo(ctx.get_help())
 
 
-EVALUATE, LOOK, SETUP = "Evaluate", "Look at the benchmark", "Set up"
+DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
+
+app.command(
+    "seed",
+    rich_help_panel=DATA,
+    epilog=examples(
+        "tau2rl seed --domains airline,retail,telecom",
+        "tau2rl seed --domains mock --task-split synth-train --limit 500 --slip 0.3 --keep all",
+        "tau2rl seed --domains retail --policy api --model gpt-4.1 --user-model gpt-4.1-mini --num-samples 4",
+    ),
+)(seed.demonstrate)
+app.command(
+    "rft-filter",
+    rich_help_panel=DATA,
+    epilog=examples(
+        "tau2rl rft-filter --tokenizer DIR --url http://127.0.0.1:30000 --domains retail --num-samples 8",
+        "tau2rl rft-filter --from outputs/eval/train-1 --from outputs/eval/train-2 --per-task 1 --exclude-no-op",
+    ),
+)(rft.rejection_sample)
+
+app.command(
+    "sft",
+    rich_help_panel=TRAIN,
+    epilog=examples(
+        "tau2rl sft -c configs/laptop/sft.yaml",
+        "tau2rl sft --model DIR --data outputs/seed/default/rows.jsonl --lr 1e-5 --steps 200 --device cuda",
+        "tau2rl sft -c outputs/sft/default/config.json --resume",
+    ),
+)(sft.fine_tune)
+app.command(
+    "grpo",
+    rich_help_panel=TRAIN,
+    epilog=examples(
+        "tau2rl grpo -c configs/laptop/grpo.yaml",
+        "tau2rl grpo --model outputs/sft/default/checkpoints/final --domains retail --user-model scripted --device cuda",
+    ),
+)(grpo.reinforce)
+app.command(
+    "run",
+    rich_help_panel=TRAIN,
+    epilog=examples(
+        "tau2rl run -c configs/laptop/pipeline.yaml",
+        "tau2rl run -c configs/laptop/pipeline.yaml --limit 1",
+        "tau2rl run -c configs/laptop/pipeline.yaml --seed 1 --name seed-1",
+    ),
+)(pipeline.run)
 
 app.command(
     "eval",

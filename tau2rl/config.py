@@ -10,16 +10,34 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tau2rl.errors import UserError
 
 DomainName = Literal["airline", "retail", "telecom", "mock"]
 DOMAINS: tuple[DomainName, ...] = get_args(DomainName)
 PolicyKind = Literal["sglang", "api", "local", "gold", "do-nothing", "always-transfer"]
+
+
+def _variable_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise ValueError("this is the name of an environment variable, such as `OPENAI_API_KEY`, and never the key itself")
+    return text
+
+
+def _without_password(url: str) -> str:
+    authority = re.split(r"[/?#]", re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", url), maxsplit=1)[0]
+    if "@" in authority:
+        raise ValueError("a URL is stored and shown, so it holds no user and no password; keys come from the environment")
+    return url
+
+
+VariableName = Annotated[str, AfterValidator(_variable_name)]
+Url = Annotated[str, AfterValidator(_without_password)]
+UNSEEN = {"api_key_env", "api_base", "url", "address"}  # settings whose wrong values no message repeats
 
 
 class Section(BaseModel):
@@ -32,6 +50,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         coerce_numbers_to_str=True,  # YAML reads a task id like `17` as a number
         allow_inf_nan=False,
+        hide_input_in_errors=True,  # people put keys where the name of a variable should be
     )
 
 
@@ -41,7 +60,7 @@ class TasksConfig(Section):
     domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
     """`airline`, `retail`, `telecom`, and the small `mock`."""
     split: str = "test"
-    """`train`, `test` or `base` (all); telecom also has `small` and `full`."""
+    """`train`, `test` or `base` (all); telecom also has `small`, `full`; mock has `base`, `synth-train`, `-select`, `-test`."""
     ids: tuple[str, ...] = ()
     """Only these task ids (`17`, or `retail/17` when several domains are on); empty = all of the split."""
     limit: int | None = Field(default=None, ge=1)
@@ -59,9 +78,9 @@ class UserConfig(Section):
     """`llm`: tau2's own user simulator through litellm. `scripted`: deterministic, no model, follows the task."""
     model: str = "gpt-4.1-mini"
     """litellm model name; `openai/NAME` with `api_base` for a local SGLang or vLLM server."""
-    api_base: str | None = None
+    api_base: Url | None = None
     """Base URL of an OpenAI-compatible server (`http://127.0.0.1:30001/v1`); default: the provider's own."""
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     """Name of the environment variable that holds the key; default: what litellm looks for."""
     temperature: float = Field(default=0.7, ge=0)
     """Of the user model; the published numbers used 0.7."""
@@ -95,13 +114,13 @@ class PolicyConfig(Section):
     the floors."""
     checkpoint: Path | None = None
     """`local`: the directory of the checkpoint (`outputs/sft/default/checkpoints/final`); its tokenizer is in it."""
-    url: str = "http://127.0.0.1:30000"
+    url: Url = "http://127.0.0.1:30000"
     """`sglang`: base URL of the server or router."""
     model: str | None = None
     """`api`: litellm model name."""
-    api_base: str | None = None
+    api_base: Url | None = None
     """`api`: base URL of an OpenAI-compatible server; default: the provider's own."""
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     """`api`: name of the environment variable that holds the key; default: what litellm looks for."""
     sampling: SamplingConfig = SamplingConfig()
     timeout_seconds: float = Field(default=300.0, gt=0)
@@ -123,6 +142,16 @@ class ChatConfig(Section):
     cookbook_prompt: Path | None = None
     """`cookbook`: `tau2_rl_pipeline/prompting.py` of jbarnes850/Tau2-RL-Pipeline, whose exact words the published checkpoints
     were trained with. Default: a prompt of our own in the same format."""
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> ChatConfig:
+        idle = [name for name in ("policy_text", "cookbook_prompt") if getattr(self, name) not in ("full", None)]
+        if idle and self.protocol != "cookbook":
+            raise ValueError(
+                f"{' and '.join(f'chat.{name}' for name in idle)} would have no effect under chat.protocol `{self.protocol}`: "
+                "leave it out, or set chat.protocol to `cookbook`"
+            )
+        return self
 
 
 class LimitsConfig(Section):
@@ -181,7 +210,7 @@ class RewardConfig(Section):
 class LaunchConfig(Section):
     """Where the job runs. Not part of a run's identity."""
 
-    address: str | None = None
+    address: Url | None = None
     """A running cluster's job server (`http://HEAD:8265`); default: a local head, started and stopped for this run."""
     inline: bool = False
     """Run in this process, without Ray."""
@@ -228,6 +257,11 @@ class EvalConfig(StageConfig):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     local: LocalConfig = LocalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_tokenizer(cls, values: Any) -> Any:
+        return _with_tokenizer(values, "policy", "checkpoint")
 
     @model_validator(mode="after")
     def _fits(self) -> EvalConfig:
@@ -290,6 +324,11 @@ class SeedConfig(StageConfig):
     allow_held_out: bool = False
     """Accept tasks of a test or selection split, which no training set should have."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_tokenizer(cls, values: Any) -> Any:
+        return _with_tokenizer(values, "policy", "checkpoint")
+
     @model_validator(mode="after")
     def _fits(self) -> SeedConfig:
         _check_agent(self.policy, self.chat)
@@ -346,6 +385,11 @@ class RftConfig(StageConfig):
     local: LocalConfig = LocalConfig()
     allow_held_out: bool = False
     """Accept tasks of a test or selection split, which no training set should have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_tokenizer(cls, values: Any) -> Any:
+        return _with_tokenizer(values, "policy", "checkpoint")
 
     @model_validator(mode="after")
     def _fits(self) -> RftConfig:
@@ -555,10 +599,9 @@ class AlgoConfig(Section):
     """Greatest weight."""
     veto: float | None = Field(default=None, gt=0)
     """Leave out an episode with a token whose weight is below this."""
-    dynamic_sampling: bool = True
-    """Leave out groups without variance; with refills, until `train.tasks_per_step` groups have some."""
     max_refills: int = Field(default=0, ge=0)
-    """At most so many more rounds of tasks a step."""
+    """Groups whose attempts all score the same teach nothing and are left out; at most so many more rounds of tasks a step
+    are played until `train.tasks_per_step` groups teach something."""
     truncated: Literal["keep", "drop"] = "keep"
     """Episodes that were cut off: `keep` trains on them with the score they have, `drop` leaves them out of loss and mean."""
     curriculum: CurriculumConfig = CurriculumConfig()
@@ -606,6 +649,11 @@ class GrpoConfig(StageConfig):
     allow_held_out: bool = False
     """Accept tasks of a test or selection split, which no training should see."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_tokenizer(cls, values: Any) -> Any:
+        return _with_tokenizer(values, "model", "init")
+
     @model_validator(mode="after")
     def _fits(self) -> GrpoConfig:
         if self.model.init == "tiny":
@@ -651,6 +699,19 @@ class PipelineConfig(StageConfig):
     """None: no step is evaluated."""
     limit: int | None = Field(default=None, ge=1)
     """A smoke run of the whole chain: so many tasks in each step, and a few optimizer steps. It shows that the chain holds."""
+
+
+def _with_tokenizer(values: Any, section: str, key: str) -> Any:
+    """Settings whose `chat.tokenizer`, where it is not given, is the checkpoint that they name."""
+    if not isinstance(values, Mapping):
+        return values
+    given = cast("Mapping[str, Any]", values)
+    inner, chat = given.get(section), given.get("chat", {})
+    checkpoint = cast("Mapping[str, Any]", inner).get(key) if isinstance(inner, Mapping) else None
+    if checkpoint is None or not isinstance(chat, Mapping):
+        return given
+    chat = cast("Mapping[str, Any]", chat)
+    return {**given, "chat": {**chat, "tokenizer": chat.get("tokenizer") or str(checkpoint)}}
 
 
 def _check_agent(policy: PolicyConfig, chat: ChatConfig) -> None:
@@ -818,7 +879,11 @@ def _explain(model: type[BaseModel], error: ValidationError) -> UserError:
                 ""
                 if not name
                 else f"`{name}`"
-                + ("" if isinstance(item["input"], dict) else f" = {json.dumps(item['input'], default=str)}")
+                + (
+                    ""
+                    if isinstance(item["input"], dict) or UNSEEN.intersection(item["loc"])
+                    else f" = {json.dumps(item['input'], default=str)}"
+                )
                 + ": "
             )
             lines.append(f"{shown}{message[:1].lower()}{message[1:]}")

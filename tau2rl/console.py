@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tau2rl.errors import UserError
-from tau2rl.metrics.intervals import wilson
 from tau2rl.store.progress import ProgressEvent
 
 if TYPE_CHECKING:
@@ -74,12 +73,12 @@ def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> 
     """Where a run stands, in a line. `first` is the first event of this start: what a resumed run had already took no time.
 
     >>> progress_words(ProgressEvent(done=20, total=100, successes=9, valid=18, failed=2, tokens=3000, seconds=30.0))
-    '20/100 episodes, success 0.500 [0.290, 0.710], 2 failed, 100 tokens/s, 2:00 left'
+    '20/100 episodes, success 0.500 (9/18), 2 failed, 100 tokens/s, 2:00 left'
     """
-    words = [f"{event.done}/{'?' if event.total is None else event.total} episodes"]
+    words = [f"{event.done}/{'?' if event.total is None else event.total} {event.unit}"]
     if event.valid:
-        low, high = wilson(event.successes, event.valid)
-        words.append(f"success {event.successes / event.valid:.3f} [{low:.3f}, {high:.3f}]")
+        # No interval: attempts at one task are no independent evidence, and an event does not say how many tasks there are.
+        words.append(f"success {event.successes / event.valid:.3f} ({event.successes}/{event.valid})")
     if event.failed:
         words.append(f"{event.failed} failed")
     if event.tokens and event.seconds > 0:

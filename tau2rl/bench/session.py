@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ GRADED = (TerminationReason.AGENT_STOP, TerminationReason.USER_STOP)
 # Building and grading an environment is pure CPU work in one GIL. One thread at a time does it, so that the event loop waits
 # for the lock behind one of them and not behind all.
 _cpu = threading.Lock()
+PATIENCE_SECONDS = 1.0  # it is a courtesy, not a need: who waits longer goes on without it, past a thread that hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class _MailboxAgent(GymAgent):
         super().__init__(tools=tools, domain_policy=domain_policy)
         self._session = session
         self._seen = 0
+        self._done = False
 
     def generate_next_message(self, message: Any, state: Any) -> Any:
         if isinstance(message, MultiToolMessage):
@@ -76,10 +79,15 @@ class _MailboxAgent(GymAgent):
         elif message is not None:
             state.messages.append(message)
         action = self._session.exchange(Observed(state.messages[self._seen :]))
+        self._done = any(call.name == self.STOP_FUNCTION_NAME for call in action.tool_calls or ())
         action = self._check_if_stop_toolcall(action)
         state.messages.append(action)
         self._seen = len(state.messages)
         return action, state
+
+    def is_stop(self, message: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] - tau2 asks the instance
+        """Only `done` ends a conversation: the gym also takes the stop token inside a text, which tau2's own agent does not."""
+        return self._done
 
     def stop(self, message: Any = None, state: Any = None) -> None:
         """Keep the last message to the agent; nobody waits for an observation any more."""
@@ -150,11 +158,11 @@ class Session(AgentGymEnv):
 
     def _main(self) -> None:
         try:
-            with _cpu:
+            with _one_at_a_time():
                 self._orchestrator = self._get_orchestrator()
             simulation = self._orchestrator.run()
             self.doing = "grading"
-            with _cpu:
+            with _one_at_a_time():
                 event: Event = Ended(self.last, simulation.termination_reason.value, self._grade(simulation), self._hashes())
         except Abandoned:
             return
@@ -206,6 +214,16 @@ class Session(AgentGymEnv):
     def _get_user(self) -> UserSimulator:
         self.user = self._make_user(self)
         return self.user
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    mine = _cpu.acquire(timeout=PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        if mine:
+            _cpu.release()
 
 
 def assistant_message(text: str, calls: list[tuple[str, str, dict[str, Any]]]) -> AssistantMessage:

@@ -1,7 +1,7 @@
 """Tasks in number for tau2's `mock` domain, made from its own tools and database: the splits `synth-train`, `-select`, `-test`.
 
-A task is what its split and number say, on every machine. Its id tells what it is: `synth-test-0017-create_ask+update` is
-number 17 of the test pool, a customer who wants a task created, gives their user id when asked, and then wants another updated.
+A task is what its split and number say, on every machine. Its id tells what it is: `synth-test-0000-update+create_ask` is
+number 0 of the test pool, a customer who wants a task updated, then another created, and gives their user id when asked.
 People, ids and titles are shared out between the splits before anything is drawn, so nothing that a test task names was ever
 seen in training. Every request changes the database or demands a fact: a policy that always does the same solves none.
 """
@@ -98,7 +98,7 @@ def task_id(split: str, number: int) -> str:
     """The id of a task, without making the task.
 
     >>> task_id("synth-train", 0)
-    'synth-train-0000-update+create_ask'
+    'synth-train-0000-update'
     """
     return f"{split}-{number:04}-{'+'.join(_kinds(split, number))}"
 
@@ -106,8 +106,8 @@ def task_id(split: str, number: int) -> str:
 def kinds_of(id: str) -> tuple[str, ...]:
     """What a synthesised task asks for, from its id.
 
-    >>> kinds_of("synth-test-0017-create_ask+update")
-    ('create_ask', 'update')
+    >>> kinds_of("synth-test-0000-update+create_ask")
+    ('update', 'create_ask')
     """
     return tuple(id.split("-", 3)[3].split("+"))
 

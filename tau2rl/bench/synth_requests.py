@@ -180,7 +180,7 @@ def draw_kinds(rng: random.Random, first: str, count: int) -> tuple[str, ...]:
     """`count` kinds of request, `first` in front; once a task was created, the next request is often about it.
 
     >>> draw_kinds(random.Random(1), "create", 3)
-    ('create', 'update_ask', 'follow_up')
+    ('create', 'follow_up', 'list_named')
     """
     kinds = [first]
     while len(kinds) < count:

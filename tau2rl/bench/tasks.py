@@ -49,22 +49,23 @@ class TaskRow:
 def select(config: TasksConfig) -> list[TaskRef]:
     """The tasks that a config names, domain by domain, in tau2's order. Raises UserError."""
     chosen: list[TaskRef] = []
-    wanted = set(config.ids)
+    wanted, known = set(config.ids), set[str]()
     for name in dict.fromkeys(config.domains):
         refs = [TaskRef(domain=name, task_id=i, split=config.split) for i in domain(name).tasks(config.split)]
         if wanted:
             refs = [r for r in refs if r.key in wanted or r.task_id in wanted]
+            known |= {name for r in refs for name in (r.key, r.task_id)}
         if config.exclude_quarantined:
             refs = [r for r in refs if r.task_id not in QUARANTINE.get(name, {})]
         chosen += refs[config.skip :][: config.limit]
-    if missing := wanted - {r.key for r in chosen} - {r.task_id for r in chosen}:
+    if missing := wanted - known:
         raise UserError(
             f"no such tasks in split `{config.split}`: {', '.join(sorted(missing))}", hint="`tau2rl tasks list` shows them"
         )
     if not chosen:
         raise UserError(
             "no tasks are left to run",
-            hint="look at tasks.domains, tasks.split, tasks.ids, tasks.skip and tasks.exclude_quarantined",
+            hint="look at tasks.domains, tasks.split, tasks.ids, tasks.skip, tasks.exclude_quarantined",
         )
     return chosen
 
@@ -97,11 +98,12 @@ def describe(ref: TaskRef) -> TaskRow:
 def kind_of(ref: TaskRef) -> str:
     """What sort of task it is, for limits and reports.
 
-    A synthesised task: its requests. Telecom: the intent that its id begins with. Others: the tools on the reference path that
-    change something, "read only" where there is none.
+    A synthesised task: its first request, and how many follow (`create_ask+1`). Telecom: the intent that its id begins with.
+    Others: the tools on the reference path that change something, "read only" where there is none.
     """
     if synth.is_synth(ref.split):
-        return "+".join(synth.kinds_of(ref.task_id))
+        first, *more = synth.kinds_of(ref.task_id)
+        return f"{first}+{len(more)}" if more else first
     if family := re.match(r"\[([a-z_]+)\]", ref.task_id):
         return family[1]
     loaded = domain(ref.domain)

@@ -144,13 +144,13 @@ class ScriptedUser(DummyUser):
         self._session = session
         self._patience = patience
         self._waited = 0
-        self._progress = 0
         self._user_actions_done = 0
         criteria = session.task.evaluation_criteria
         gold = list((criteria.actions if criteria else None) or ())
         self._mine = [a for a in gold if a.requestor == "user"]
         self._agents = [a for a in gold if a.requestor == "assistant"]
         self._to_hear = [info.lower() for info in (criteria.communicate_info if criteria else None) or ()]
+        self._progress = -len(self._to_hear)  # counts up to the number of reference actions of both sides
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
         """The user's answer."""

@@ -16,7 +16,6 @@ from tau2rl.errors import MalformedTurn
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
 NEWLINE = 10
-DONE = "done"  # the gym's stop tool, which no tool list names; a scripted policy may end the conversation with it
 _BYTES = ByteTokenizer()
 
 
@@ -40,7 +39,7 @@ class TranscriptCodec:
         """The actions of an assistant line. Raises MalformedTurn, and nothing else."""
         actions = self._read(completion_ids)
         for action in actions:
-            if isinstance(action, CallTool) and action != CallTool(name=DONE, arguments={}):
+            if isinstance(action, CallTool):
                 check_call(action, tools)
         return actions
 

@@ -120,7 +120,7 @@ def evaluate(
 def _run(config: EvalConfig, *, as_json: bool) -> int:
     file = run_path(config) / "report.json"
     before = _written(file)
-    code = carry_out(config)
+    code = carry_out(config, as_json=as_json)
     if config.launch.detach:
         return code
     if _written(file) != before:  # a run that broke early leaves the report of an earlier start as it was

@@ -20,7 +20,14 @@ from tau2rl.store.provenance import differences
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 
 # Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.
-SUBJECT = ("settings.policy.kind", "settings.policy.model", "settings.chat.tokenizer", "chat", "agent")
+SUBJECT = (
+    "settings.policy.kind",
+    "settings.policy.model",
+    "settings.policy.checkpoint",
+    "settings.chat.tokenizer",
+    "chat",
+    "agent",
+)
 
 
 def report(run: RunDir, as_json: Json = False) -> None:

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import yaml
 
 from tau2rl import console
 from tau2rl.config import StageConfig, dump
-from tau2rl.store.run import run_path, stage_of
+from tau2rl.store.run import has_results, run_path, stage_of
 
 INCOMPLETE, INTERRUPTED = 1, 130
 
 
-def job_argv(run: Path) -> list[str]:
-    """The command line of the job; `python` is the worker's own.
-
-    >>> job_argv(Path("/runs/a"))
-    ['python', '-m', 'tau2rl.launch.entry', '/runs/a']
-    """
-    return ["python", "-m", "tau2rl.launch.entry", str(run)]
-
-
 def print_plan(config: StageConfig, *, as_json: bool) -> None:
     """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
+    from tau2rl.launch.submit import job_argv
+
     argv = job_argv(run_path(config))
     if as_json:
         console.emit_json({"config": dump(config), "argv": argv})
     else:
-        console.emit(yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True) + f"# would run: {' '.join(argv)}")
+        console.emit(yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True) + f"# would run: {shlex.join(argv)}")
 
 
-def carry_out(config: StageConfig) -> int:
-    """Run a stage and follow it on stderr; its exit code. Raises UserError."""
+def carry_out(config: StageConfig, *, as_json: bool) -> int:
+    """Run a stage and follow it on stderr; its exit code. A detached run is all that there is to show of it. Raises UserError."""
     from tau2rl.launch.submit import submit
 
+    def on_detached(job: str, address: str) -> None:
+        if as_json:
+            console.emit_json({"run": str(run), "job": job, "address": address})
+
+    run = run_path(config)
+    if config.resume and not has_results(run):
+        console.say(f"nothing to resume in `{shown(run)}`, starting")
     with console.Follower() as follower:
-        code = submit(config, on_line=follower.on_line, on_progress=follower.on_progress)
-    if code in (INCOMPLETE, INTERRUPTED) and (run_path(config) / "config.json").exists():
+        code = submit(config, on_line=follower.on_line, on_progress=follower.on_progress, on_detached=on_detached)
+    if code in (INCOMPLETE, INTERRUPTED) and (run / "config.json").exists():
         word = "interrupted" if code == INTERRUPTED else "not complete"
         console.say(f"{word}; continue with\n  {resume_command(config)}")
     return code

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from tau2rl.config import EvalConfig, RftConfig, SeedConfig
+from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig
 from tau2rl.errors import UserError
+from tau2rl.store.files import write_json
 from tau2rl.store.progress import Progress
 from tau2rl.store.run import RunFolder, stage_of
 
@@ -14,7 +16,15 @@ if TYPE_CHECKING:
 
 
 def run_stage(folder: RunFolder, progress: Progress) -> Result:
-    """Run the stage of the folder's config to its end. Raises what the stage raises."""
+    """Run the stage of the folder's config to its end, and keep what it took. Raises what the stage raises."""
+    began, cpu = time.monotonic(), time.process_time()
+    try:
+        return _run(folder, progress)
+    finally:
+        write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
+
+
+def _run(folder: RunFolder, progress: Progress) -> Result:
     match folder.config:
         case EvalConfig() as config:
             from tau2rl.stages import eval as stage
@@ -26,6 +36,14 @@ def run_stage(folder: RunFolder, progress: Progress) -> Result:
             return stage.run(config, folder, progress)
         case RftConfig() as config:
             from tau2rl.stages import rft as stage
+
+            return stage.run(config, folder, progress)
+        case SftConfig() as config:
+            from tau2rl.stages import sft as stage
+
+            return stage.run(config, folder, progress)
+        case GrpoConfig() as config:
+            from tau2rl.stages import grpo as stage
 
             return stage.run(config, folder, progress)
         case other:

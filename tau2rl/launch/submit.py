@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from tau2rl import settings
@@ -15,11 +16,16 @@ from tau2rl.launch.ray_head import LocalHead
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.run import RunFolder, run_path, stage_of
 
+OnDetached = Callable[[str, str], None]  # (job, address of its server)
 
-def submit(config: StageConfig, *, on_line: jobs.OnLine, on_progress: Progress) -> int:
+
+def submit(
+    config: StageConfig, *, on_line: jobs.OnLine, on_progress: Progress, on_detached: OnDetached = lambda job, address: None
+) -> int:
     """Carry out a run; its exit code. Raises UserError.
 
-    `on_line` gets every line that the run has for people, `on_progress` how far it is; both are called in this thread.
+    `on_line` gets every line that the run has for people, `on_progress` how far it is, `on_detached` the job that is left to
+    itself; all are called in this thread.
     Where: in this process with `launch.inline`; else on the cluster of `launch.address` or RAY_ADDRESS; else on a head of
     its own that is gone when this returns. Ctrl-C stops the run and gives 130.
     """
@@ -29,28 +35,31 @@ def submit(config: StageConfig, *, on_line: jobs.OnLine, on_progress: Progress) 
     with interruptible():
         try:
             if config.launch.inline:
-                return entry.run(_create(config), on_progress, say=on_line)
-            return _as_job(config, address, on_line, on_progress)
+                return entry.run(create_folder(config), on_progress, say=on_line)
+            return _as_job(config, address, on_line, on_progress, on_detached)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
 
 
-def _as_job(config: StageConfig, address: str | None, on_line: jobs.OnLine, on_progress: Progress) -> int:
+def _as_job(
+    config: StageConfig, address: str | None, on_line: jobs.OnLine, on_progress: Progress, on_detached: OnDetached
+) -> int:
     jobs.require_ray()
     if address is None:
-        path = _create(config)  # first: a wrong request need not wait for a head
+        path = create_folder(config)  # first: a wrong request need not wait for a head
         on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
         with LocalHead() as head:
             client = jobs.connect(head.address, head.headers)
-            job = jobs.submit_command(client, _command(path), label=_label(config))
+            job = jobs.submit_command(client, job_command(path), label=job_label(config))
             code = jobs.follow(client, job, on_line=on_line, on_progress=on_progress, alive=head.alive)
     else:
         client = jobs.connect(address)  # first: a dead address leaves no folder behind
-        path = _create(config)
-        job = jobs.submit_command(client, _command(path), label=_label(config))
+        path = create_folder(config)
+        job = jobs.submit_command(client, job_command(path), label=job_label(config))
         if config.launch.detach:
             on_line(f"job `{job}` is running; follow it with: ray job logs --follow --address {client.get_address()} {job}")
             on_line(f"run folder: {path}")
+            on_detached(job, client.get_address())
             return entry.EXIT_DONE
         code = jobs.follow(client, job, on_line=on_line, on_progress=on_progress)
     if code == entry.EXIT_INCOMPLETE:
@@ -58,18 +67,24 @@ def _as_job(config: StageConfig, address: str | None, on_line: jobs.OnLine, on_p
     return code
 
 
-def _create(config: StageConfig) -> Path:
+def create_folder(config: StageConfig) -> Path:
+    """The run folder of a config, made or taken up again. Raises UserError."""
     return RunFolder.create(run_path(config), config, resume=config.resume)
 
 
-def _label(config: StageConfig) -> str:
+def job_label(config: StageConfig) -> str:
+    """What the dashboard calls the job."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{stage_of(config)}-{run_path(config).name}")
 
 
-def _command(path: Path) -> str:
-    """The job's command line: a line of shell with nothing but paths in it."""
+def job_argv(path: Path) -> list[str]:
+    """What a job runs: this interpreter, the entry, the run folder, and where relative paths are meant from."""
+    return [settings.python(), "-m", "tau2rl.launch.entry", str(path), str(Path.cwd())]
+
+
+def job_command(path: Path) -> str:
+    """`job_argv` as a line of shell, with nothing but paths in it."""
     # This interpreter where the worker has it (this machine, a shared file system, the same image), else the worker's own.
     # `exec`: the shell leaves, so signals reach the entry and the exit code is the entry's.
-    ours = shlex.quote(settings.python())
-    entry_and_paths = shlex.join(["-m", "tau2rl.launch.entry", str(path), str(Path.cwd())])
-    return f'python={ours}; [ -x "$python" ] || python=python; exec "$python" {entry_and_paths}'
+    ours, *rest = job_argv(path)
+    return f'python={shlex.quote(ours)}; [ -x "$python" ] || python=python; exec "$python" {shlex.join(rest)}'

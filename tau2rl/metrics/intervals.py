@@ -65,25 +65,41 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count * (count - 1)))
 
 
-def mean_over_tasks(values: Sequence[float]) -> Estimate:
+def mean_over_tasks(values: Sequence[float], *, trials: float = 1.0) -> Estimate:
     """The mean of one number per task, each from 0 to 1, with an interval for tasks like these.
 
-    Where every task is plainly solved or not: Wilson. Else: Student's t on the standard error between tasks. Tasks that all
-    agree, or a single task, have no spread to measure, and an interval of width 0 would be a lie: Wilson again, with each
-    task counted as one trial.
+    Wilson's interval, with as many trials as the tasks are worth. A task that is plainly solved or not is one trial; a task
+    with several attempts is up to `trials` of them (attempts / k for pass@k and pass^k), the fewer the more its attempts agree.
 
-    >>> mean_over_tasks([1.0, 1.0, 1.0, 0.0]).method, mean_over_tasks([0.5, 0.25]).method, mean_over_tasks([0.5, 0.5]).method
-    ('wilson', 'clustered', 'wilson, tasks agree')
+    >>> mean_over_tasks([1.0, 1.0, 1.0, 0.0]).method, mean_over_tasks([0.5, 0.25], trials=4).method
+    ('wilson', 'wilson, clustered')
     """
     if not values:
         return Estimate(value=None, ci95=None, reason="no tasks")
     count, value = len(values), math.fsum(values) / len(values)
     if all(v in (0.0, 1.0) for v in values):
         return Estimate(value=value, ci95=wilson(math.fsum(values), count), method="wilson")
-    if max(values) - min(values) < 1e-12:
-        return Estimate(value=value, ci95=wilson(math.fsum(values), count), method="wilson, tasks agree")
-    half = t_quantile(count - 1) * standard_error(values)
-    return Estimate(value=value, ci95=(_clip(value - half), _clip(value + half)), method="clustered")
+    total = effective_trials(values, trials=trials)
+    return Estimate(value=value, ci95=wilson(value * total, total), method="wilson, clustered")
+
+
+def effective_trials(values: Sequence[float], *, trials: float) -> float:
+    """How many independent trials have the spread that these tasks have: from one to `trials` a task.
+
+    p (1 - p) / variance of a task's value (the inverse of Kish's design effect, 1965; Korn and Graubard 1998 put it into
+    intervals of proportions), where two solved and two unsolved tasks are added (Agresti and Coull 1998). Without them tasks
+    that almost all agree would seem to prove that attempts are independent, and a result that is slightly worse than
+    perfect would get a narrower interval than a perfect one.
+
+    >>> effective_trials([1.0, 0.0, 1.0], trials=4), effective_trials([0.5] * 20, trials=4.0)
+    (3.0, 80.0)
+    >>> round(effective_trials([1.0] * 99 + [0.75], trials=4), 1)
+    109.3
+    """
+    count = len(values) + 4
+    mean = (math.fsum(values) + 2) / count
+    spread = (math.fsum((v - mean) ** 2 for v in values) + 2 * (1 - mean) ** 2 + 2 * mean**2) / count
+    return len(values) * max(1.0, min(trials, mean * (1 - mean) / spread))
 
 
 def mean_over_groups(estimates: Sequence[Estimate]) -> Estimate:

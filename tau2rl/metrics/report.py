@@ -82,6 +82,10 @@ def _account(tally: Tally, not_done: int) -> dict[str, Any]:
             "failed": tally.failed,
         },
         "missing": not_done - tally.failed,
+        "failed_tries": tally.failed_tries,
+        "failures": [
+            {"fault": fault, "message": message, "count": count} for (fault, message), count in tally.reasons.most_common(5)
+        ],
         "records": {"unplanned": tally.unplanned, "repeated": tally.repeated},
         "terminations": dict(sorted(terminations.items())),
         "faults": dict(sorted(faults.items())),
@@ -115,8 +119,9 @@ def _section(counts: Sequence[TaskCount], largest_k: int) -> Section:
     if not planned or valid < planned:
         reason = f"{planned - valid} of {planned} attempts missing or failed" if planned else "no such attempts were planned"
         return {name: Estimate(value=None, ci95=None, reason=reason) for name, _, _ in measures(largest_k)}
+    attempts = len(counts) / math.fsum(1 / count.valid for count in counts)  # of a task: the mean that a variance sees
     section = {
-        name: mean_over_tasks([estimator(count.valid, count.solved, k) for count in counts])
+        name: mean_over_tasks([estimator(count.valid, count.solved, k) for count in counts], trials=attempts / k)
         for name, estimator, k in measures(largest_k)
     }
     section["pass@1"] = replace(section["pass@1"], rerun_se=rerun_se((count.valid, count.solved) for count in counts))

@@ -14,7 +14,9 @@ from enum import Enum
 
 from tau2rl.errors import UserError
 from tau2rl.metrics.passk import Estimator
-from tau2rl.types import Attempt, EpisodeRecord, Fault, Status
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status
+
+MAX_REASONS = 1000  # different messages that are counted; an outage has few
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class Tally:
         self.cost_usd = array("d")
         self.turns = array("q")
         self.tokens: Counter[str] = Counter()
+        self.failed_tries = 0  # FAILED records, those that a later try made good among them
+        self.reasons: Counter[tuple[str, str]] = Counter()  # (fault, message) of FAILED records
         self.unplanned = 0
         self.repeated = 0
         self._states: dict[str, _State] = {}
@@ -64,6 +68,10 @@ class Tally:
         if state is None:
             self.unplanned += 1
         elif episode.status is Status.FAILED:
+            self.failed_tries += 1
+            if episode.failure is not None and (len(self.reasons) < MAX_REASONS or self._reason(episode) in self.reasons):
+                self.reasons[self._reason(episode)] += 1
+            self.cost_usd.append(sum((turn.usage for turn in episode.turns), episode.user_usage).cost_usd)
             if state is not _State.VALID:
                 self._states[key] = _State.FAILED
                 self._failures[key] = (episode.termination, episode.fault or Fault.INFRA)
@@ -73,6 +81,11 @@ class Tally:
             self._states[key] = _State.VALID
             self._failures.pop(key, None)
             self._add_valid(record)
+
+    @staticmethod
+    def _reason(episode: Episode) -> tuple[str, str]:
+        assert episode.failure is not None
+        return episode.failure.fault.value, episode.failure.message[:200]
 
     def _add_valid(self, record: EpisodeRecord) -> None:
         episode = record.episode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Sequence
@@ -9,13 +10,15 @@ from typing import Any, cast
 
 from tau2rl.chat.native import system_prompt
 from tau2rl.errors import PolicyFailure
-from tau2rl.types import CallTool, FinishReason, Opening
+from tau2rl.types import CallTool, FinishReason, Message, Opening
 
 
 def to_openai(conversation: Opening) -> list[dict[str, Any]]:
     """The messages of a chat request: the system prompt that the native protocol has, then the conversation.
 
-    Our messages carry no call ids: results follow their calls in order, so that ids can be given here.
+    Our messages carry no call ids: results follow their calls in order, so that ids can be given here. APIs refuse calls
+    without results and results without calls, so calls that were not carried out (an unknown tool, wrong arguments: the next
+    message asks for a better turn) become text.
 
     >>> from tau2rl.types import Message
     >>> calls = (CallTool(name="f", arguments={"a": 1}),)
@@ -24,16 +27,21 @@ def to_openai(conversation: Opening) -> list[dict[str, Any]]:
     [None, None, 'call_0']
     """
     waiting: deque[str] = deque()
-    ids = (f"call_{number}" for number in range(1_000_000))
+    ids = (f"call_{number}" for number in itertools.count())
     messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt(conversation.policy)}]
-    for message in conversation.messages:
+    for index, message in enumerate(conversation.messages):
         one: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.tool_calls:
+        if message.role == "tool":
+            # A result whose call stands nowhere can still be told, as what the other side said.
+            one |= {"tool_call_id": waiting.popleft()} if waiting else {"role": "user"}
+        else:
+            waiting.clear()
+        if message.tool_calls and _results_after(conversation.messages, index) == len(message.tool_calls):
             made = [_call(call, next(ids)) for call in message.tool_calls]
             waiting.extend(call["id"] for call in made)
             one |= {"content": message.content or None, "tool_calls": made}
-        elif message.role == "tool":
-            one["tool_call_id"] = waiting.popleft()
+        elif message.tool_calls:
+            one["content"] = _as_text(message)
         messages.append(one)
     return messages
 
@@ -59,6 +67,17 @@ def finish_of(reason: str | None) -> FinishReason:
     if reason == "content_filter":
         raise PolicyFailure("the API's content filter ended the answer")
     return FinishReason.LENGTH if reason == "length" else FinishReason.STOP
+
+
+def _results_after(messages: Sequence[Message], index: int) -> int:
+    """How many tool messages follow the message at `index` without a break."""
+    return sum(1 for _ in itertools.takewhile(lambda message: message.role == "tool", messages[index + 1 :]))
+
+
+def _as_text(message: Message) -> str:
+    """What an assistant said and called, as text; in words that nobody takes for the way to call a tool."""
+    calls = (f"[this call was not carried out: {call.name} with {json.dumps(call.arguments)}]" for call in message.tool_calls)
+    return "\n".join(filter(None, (message.content, *calls)))
 
 
 def _call(call: CallTool, call_id: str) -> dict[str, Any]:

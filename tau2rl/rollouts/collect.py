@@ -15,11 +15,21 @@ START_PAUSE_SECONDS = 0.002  # episodes that began in one instant would stay in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One attempt with its last episode: `Outcome(attempt=..., episode=..., tries=1)`."""
+    """One attempt with its last episode: `Outcome(attempt=..., episode=..., failed=())`."""
 
     attempt: Attempt
     episode: Episode
-    tries: int
+    failed: tuple[Episode, ...] = ()  # the tries before it, every one FAILED
+
+    @property
+    def tries(self) -> int:
+        """How often the attempt was played."""
+        return len(self.failed) + 1
+
+    def every_try(self) -> list[Outcome]:
+        """The failed tries one by one, then this one: what a record is kept of."""
+        tries = [Outcome(attempt=self.attempt, episode=e, failed=self.failed[:i]) for i, e in enumerate(self.failed)]
+        return [*tries, self]
 
 
 def plan(tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool = False) -> list[Attempt]:
@@ -60,13 +70,13 @@ async def collect(
         return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits)
 
     async def one(attempt: Attempt) -> Outcome:
-        tries = 1
+        failed: list[Episode] = []
         episode = await once(attempt)
-        while tries <= retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
-            await asyncio.sleep(retry_pause_seconds * 2 ** (tries - 1))
-            tries += 1
+        while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
+            await asyncio.sleep(retry_pause_seconds * 2 ** len(failed))
+            failed.append(episode)
             episode = await once(attempt)
-        return Outcome(attempt=attempt, episode=episode, tries=tries)
+        return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
 
     try:
         while True:

@@ -6,7 +6,6 @@ before it and its completion, and carries a hash that proves it.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -21,8 +20,8 @@ from tau2rl.types import (
     Failure,
     FinishReason,
     Grade,
+    MalformedKind,
     Message,
-    Opening,
     Policy,
     Status,
     Turn,
@@ -89,25 +88,27 @@ class _Play:
             self._advance()
             if stop := self._limit_reached():
                 return Status.TRUNCATED, stop, await self._close()
+            completion, seconds = await self._sample()
             try:
-                completion, seconds = await self._sample()
-            except asyncio.TimeoutError:
-                return Status.TRUNCATED, "deadline", await self._close()
-            try:
-                actions = self._parse(completion, opening)
+                actions = self.codec.parse(completion.token_ids, opening.tools)
             except MalformedTurn as error:
-                self._record(completion, seconds, (), error)
+                self._record(completion, seconds, malformed=error.kind)
                 if completion.finish_reason is FinishReason.LENGTH:
                     return Status.TRUNCATED, "length", await self._close()
+                self.malformed_in_a_row += 1
                 if self.malformed_in_a_row > self.limits.repairs:
                     return Status.MALFORMED, "malformed", await self._close()
+                self._follow(repair_request(error))
                 continue
             if completion.finish_reason is FinishReason.LENGTH:  # cut in the middle of a sentence: nobody said that
-                self._record(completion, seconds, actions, None)
+                self._record(completion, seconds)
                 return Status.TRUNCATED, "length", await self._close()
+            self.malformed_in_a_row = 0
             before = time.monotonic()
             reply = await self.env.step(actions)
-            self._record(completion, seconds, actions, None, reply.messages, time.monotonic() - before)
+            self._record(completion, seconds, actions, env_seconds=time.monotonic() - before)
+            self.messages.append(Message.of(actions))
+            self._follow(*reply.messages)
             if reply.done:
                 if reply.grade is None:
                     raise EnvironmentFailure("the conversation ended without a grade")
@@ -126,41 +127,36 @@ class _Play:
             return "turns"
         if len(self.prompt) >= self.limits.context_tokens:
             return "context"
-        return "deadline" if self._seconds_left() <= 0 else ""
-
-    def _seconds_left(self) -> float:
-        return self.limits.episode_timeout_seconds - (time.monotonic() - self.started)
+        # Only between turns: a call in flight has a deadline of its own, and one that is never answered is the server's failure.
+        late = time.monotonic() - self.started >= self.limits.episode_timeout_seconds
+        return "deadline" if late and self.turns else ""
 
     async def _sample(self) -> tuple[Completion, float]:
-        """One turn of the policy. Raises PolicyFailure, and asyncio.TimeoutError when the episode's time is up."""
+        """One turn of the policy. Raises PolicyFailure."""
         before = time.monotonic()
         room = self.limits.context_tokens - len(self.prompt)
-        call = self.policy.complete(
+        completion = await self.policy.complete(
             self.prompt,
             seed=derive_seed(self.attempt.seed, len(self.turns)),
             session=f"{self.attempt.key}@{self.attempt.seed}",
             max_tokens=room,
         )
-        completion = await asyncio.wait_for(call, self._seconds_left())
         if not completion.token_ids:
             raise PolicyFailure("the policy sampled no tokens")
         if completion.logprobs is not None and len(completion.logprobs) != len(completion.token_ids):
             raise PolicyFailure(f"{len(completion.token_ids)} tokens came with {len(completion.logprobs)} logprobs")
         return completion, time.monotonic() - before
 
-    def _parse(self, completion: Completion, opening: Opening) -> Actions:
-        return self.codec.parse(completion.token_ids, opening.tools)
-
     def _record(
         self,
         completion: Completion,
         seconds: float,
-        actions: Actions,
-        malformed: MalformedTurn | None,
-        answer: tuple[Message, ...] = (),
+        actions: Actions = (),
+        *,
+        malformed: MalformedKind | None = None,
         env_seconds: float = 0.0,
     ) -> None:
-        """Append the turn and what followed it."""
+        """Append the turn; `actions` are those that reached the environment."""
         start = len(self.prompt)
         self.turns.append(
             Turn(
@@ -170,21 +166,18 @@ class _Play:
                 logprobs=completion.logprobs,
                 finish_reason=completion.finish_reason,
                 actions=actions,
-                malformed=malformed.kind if malformed else None,
+                malformed=malformed,
                 seconds=seconds,
                 env_seconds=env_seconds,
                 usage=completion.usage,
             )
         )
         self.sampled = completion.token_ids
-        if malformed is None:
-            self.malformed_in_a_row = 0
-            self.messages.append(Message.of(actions))
-            self.new = answer
-        else:
-            self.malformed_in_a_row += 1
-            self.new = (repair_request(malformed),)
-        self.messages += self.new
+
+    def _follow(self, *messages: Message) -> None:
+        """What came back for the turn just recorded."""
+        self.new = messages
+        self.messages += messages
 
     async def _close(self) -> Grade | None:
         grade = await self.env.close(grade=True)

@@ -18,13 +18,14 @@ from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import select
 from tau2rl.bench.users import check_key, make_user
 from tau2rl.chat import fingerprint, make_codec
-from tau2rl.config import EvalConfig, RftConfig, SeedConfig
+from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig
 from tau2rl.policies import make_policy
 from tau2rl.policies.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
 from tau2rl.rewards.presets import RewardSpec, spec_from
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rollouts.collect import Outcome, collect, plan
 from tau2rl.rollouts.episode import Limits
+from tau2rl.stages.lineage import checkpoint_hash
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
 from tau2rl.store.records import SCHEMA
@@ -36,6 +37,7 @@ NO_CONTEXT_LIMIT = 10**9  # the `transcript` protocol counts bytes, not tokens: 
 
 
 Plays = EvalConfig | SeedConfig | RftConfig  # what has tasks, policy, user, chat, limits, rollout and reward
+Talks = Plays | GrpoConfig  # what has user, chat and limits
 PolicyFor = Callable[[Attempt], Policy]
 
 
@@ -106,7 +108,10 @@ async def play(
         )
         async with aclosing(episodes):
             async for outcome in episodes:
-                folder.append(record_of(outcome, config, prepared.spec))
+                for each in outcome.every_try():
+                    folder.append(record_of(each, config, prepared.spec))
+                    if each.episode.failure is not None:
+                        log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
                 counter.add(outcome)
                 failed_in_a_row = failed_in_a_row + 1 if outcome.episode.status is Status.FAILED else 0
                 if failed_in_a_row >= config.rollout.give_up_after:
@@ -114,7 +119,7 @@ async def play(
                     return
 
 
-def make_env(config: Plays, attempt: Attempt) -> Tau2Env:
+def make_env(config: Talks, attempt: Attempt) -> Tau2Env:
     """The environment of one attempt, with its user."""
     limits = EnvLimits(
         max_steps=config.limits.max_steps,
@@ -124,7 +129,7 @@ def make_env(config: Plays, attempt: Attempt) -> Tau2Env:
     return Tau2Env(attempt.task, make_user=make_user(config.user, seed=attempt.seed), limits=limits)
 
 
-def episode_limits(config: Plays) -> Limits:
+def episode_limits(config: Talks) -> Limits:
     """The loop's part of the limits."""
     return Limits(
         max_turns=config.limits.max_turns,
@@ -135,7 +140,12 @@ def episode_limits(config: Plays) -> Limits:
 
 
 def describe_agent(config: Plays, codec: ChatCodec) -> str:
-    """Who plays: the kind of policy, or what an SGLang server says of its checkpoint. Raises UserError when none answers."""
+    """Who plays: the kind of policy, the hash of a checkpoint, or what an SGLang server says of its own.
+
+    Raises UserError when there is none.
+    """
+    if config.policy.kind == "local" and config.policy.checkpoint:
+        return f"checkpoint {checkpoint_hash(config.policy.checkpoint)}"
     if config.policy.kind != "sglang":
         return config.policy.model or config.policy.kind
 
@@ -156,6 +166,12 @@ async def open_agent(config: Plays, codec: ChatCodec) -> AsyncGenerator[PolicyFo
             yield lambda attempt: ScriptedPolicy(do_nothing_script(), codec)
         case "always-transfer":
             yield lambda attempt: ScriptedPolicy(always_transfer_script(), codec)
+        case "local":
+            from tau2rl.stages.local_agent import open_checkpoint  # torch: seconds, and only here
+
+            async with open_checkpoint(config, codec) as local:
+                greedy_local = local.greedy()
+                yield lambda attempt: greedy_local if attempt.greedy else local
         case "sglang" | "api":
             async with make_policy(config.policy, codec, concurrency=config.rollout.concurrency) as policy:
                 log.info("the agent is %s", await policy.ready(context_tokens=config.limits.context_tokens))
@@ -163,7 +179,7 @@ async def open_agent(config: Plays, codec: ChatCodec) -> AsyncGenerator[PolicyFo
                 yield lambda attempt: greedy if attempt.greedy else policy
 
 
-def record_of(outcome: Outcome, config: Plays, spec: RewardSpec) -> EpisodeRecord:
+def record_of(outcome: Outcome, config: Talks, spec: RewardSpec) -> EpisodeRecord:
     """The line that is kept. The bytes of a transcript are no tokens of any model, and are left out."""
     episode = outcome.episode
     return EpisodeRecord(

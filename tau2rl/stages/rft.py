@@ -35,7 +35,7 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
     else:
         prepared = prepare(config, progress)
         if not config.allow_held_out:
-            refuse_held_out(prepared)
+            refuse_held_out(prepared.tasks)
         digest = write_environment(config, folder, prepared)
         asyncio.run(play(config, folder, prepared, progress))
         planned = len(prepared.planned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from tau2rl.bench.gold import gold_script
 from tau2rl.bench.tasks import held_out
@@ -16,7 +17,7 @@ from tau2rl.stages.play import PolicyFor, Prepared, play, prepare, write_environ
 from tau2rl.stages.sft_rows import make_source
 from tau2rl.store.progress import Progress
 from tau2rl.store.run import RunFolder
-from tau2rl.types import Attempt, Policy
+from tau2rl.types import Attempt, Policy, TaskRef
 
 ROWS = "rows.jsonl"
 EVERYTHING = KeepConfig(dedupe=False, per_task=None)
@@ -26,7 +27,7 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
     """Play and write, or continue with it. Raises UserError for what cannot be run as asked."""
     prepared = prepare(config, progress)
     if not config.allow_held_out:
-        refuse_held_out(prepared)
+        refuse_held_out(prepared.tasks)
     digest = write_environment(config, folder, prepared)
     asyncio.run(play(config, folder, prepared, progress, policies=_imperfect(config, prepared)))
     source = make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)
@@ -46,9 +47,9 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
     return Result(report=report, complete=not report["incomplete"])
 
 
-def refuse_held_out(prepared: Prepared) -> None:
+def refuse_held_out(tasks: Iterable[TaskRef]) -> None:
     """Raise UserError when a task belongs to a test or selection split."""
-    if found := [task.key for task in prepared.tasks if held_out(task)]:
+    if found := [task.key for task in tasks if held_out(task)]:
         raise UserError(
             f"{len(found)} of the tasks are kept for tests, among them `{found[0]}`; a training set must not have them",
             hint="choose a training split with `--task-split train` (mock: synth-train), or accept it with `allow_held_out=true`",

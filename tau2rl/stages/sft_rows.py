@@ -19,7 +19,7 @@ from tau2rl.types import Episode, EpisodeRecord, Opening
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One run whose episodes are used: `Source(path=Path("outputs/eval/x"), run="x", policy="sglang", protocol="native", ...)`."""
+    """One run whose episodes are used: `Source(path=Path("outputs/eval/x"), policy="sglang", protocol="native", ...)`."""
 
     path: Path
     run: str

@@ -18,6 +18,7 @@ class ProgressEvent:
     tokens: int = 0  # sampled so far
     seconds: float = 0.0  # since the stage began
     note: str = ""  # what it is doing, for people: "loading tasks"
+    unit: str = "episodes"  # what `done` counts
 
 
 class Progress(Protocol):

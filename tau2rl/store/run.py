@@ -77,7 +77,7 @@ class RunFolder:
             raise UserError(f"cannot make the run folder `{path}`: {error.strerror}") from None
         lock = RunLock(path / "logs" / "lock", patience_seconds=patience_seconds)
         try:
-            if _has_results(path):
+            if has_results(path):
                 if not resume:
                     raise UserError(
                         f"`{path}` holds a run already",
@@ -129,6 +129,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def usage(self) -> Path:
+        """What this start took."""
+        return self.logs / "usage.json"
+
+    @property
     def job_log(self) -> Path:
         """The log of this start."""
         return self.logs / "job.log"
@@ -153,7 +158,7 @@ class RunFolder:
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what `provenance.environment` made; on a resumed run, refuse an identity that is not the stored one."""
         path = self.path / "environment.json"
-        if path.exists() and _has_results(self.path):
+        if path.exists() and has_results(self.path):
             stored = files.read_json(path)
             found = differences(stored.get("identity", {}), environment["identity"])
             _refuse_differences(found, self.path, "what it stands on has changed")
@@ -203,7 +208,8 @@ def read_config(path: Path) -> StageConfig:
     return build(STAGES[stage], values)
 
 
-def _has_results(path: Path) -> bool:
+def has_results(path: Path) -> bool:
+    """Whether a run has left anything in a folder that a new run would mix with."""
     places = [path / name for name in _RESULTS]
     return any(any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size > 0 for place in places)
 

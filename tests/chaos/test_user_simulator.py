@@ -3,7 +3,7 @@
 - it plays its part with tau2's prompt, tools and the task's scenario, and its tokens are counted
 - down, hanging, dripping, HTML, HTTP 500, broken JSON, an empty answer, a tool that it does not have: the episode is FAILED,
   the fault is the user's, nothing is a reward of 0
-- one bad answer among good ones is asked for again, and the conversation goes on
+- one bad answer among good ones is asked for again, and the conversation goes on; so is a call that was refused twice
 - its tool calls in telecom reach its own phone
 """
 
@@ -59,6 +59,7 @@ def test_the_user_model_plays_the_customer() -> None:
         "drip",
         "html",
         "500",
+        "400",
         "truncated",
         "cut",
         "disconnect",
@@ -85,6 +86,16 @@ def test_one_bad_answer_is_asked_for_again(mode: str) -> None:
         seeds = [body["seed"] for body in server.bodies]
     assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.success
     assert len(seeds) == 3 and seeds[0] != seeds[1]  # the same seed would get the same answer
+
+
+def test_a_busy_server_is_asked_as_often_as_the_settings_say() -> None:
+    with OpenAIStub(answer=customer, mode=["429", "429", "ok"]) as server:
+        episode = play(SOLVED, env=mock_env(user=user(server, retries=2)))
+    assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.success
+    assert len(server.requests) == 4  # three for the first answer, one for the second
+    with OpenAIStub(answer=customer, mode=["429", "429", "ok"]) as server:
+        episode = play(SOLVED, env=mock_env(user=user(server, retries=1)))
+    assert episode.status is Status.FAILED and len(server.requests) == 2
 
 
 def test_a_user_that_breaks_in_the_middle_fails_the_episode() -> None:

@@ -3,7 +3,7 @@
 - a run carried out as a job leaves the same report as one in this process, and its exit code is the job's
 - the job finds relative paths where the command was given
 - SIGTERM to the command ends the job, the head and the command: 130, and the run can be continued
-- `--detach` submits and returns; it needs a cluster that stays
+- `--detach` submits and returns, with `--json` the run, the job and its server; it needs a cluster that stays
 - wrong requests are refused before anything is started
 - no secret gets into the run folder
 """
@@ -104,6 +104,22 @@ def test_a_detached_run_goes_on_alone(head: LocalHead, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     assert "ray job logs --follow" in done.stderr
     wait_until((tmp_path / "relative run" / "report.json").exists)
+
+
+def test_a_detached_run_is_named_in_json(head: LocalHead, tmp_path: Path) -> None:
+    token = head.headers["Authorization"].removeprefix("Bearer ")
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    (tmp_path / "config.json").write_text(json.dumps(dump(config(tmp_path / "run"))))
+    arguments = ["eval", "-c", "config.json", "--address", head.address, "--detach", "--json"]
+    code = "import sys; from tau2rl.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert (shown["run"], shown["address"]) == (str(tmp_path / "run"), head.address)
+    assert shown["job"] in done.stderr
+    wait_until((tmp_path / "run" / "report.json").exists)
 
 
 def wait_until(what: Callable[[], bool]) -> None:

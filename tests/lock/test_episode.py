@@ -5,6 +5,8 @@
 - a malformed turn is answered with a repair request that stays in the history; too many of them are MALFORMED with reward 0
 - several tool calls in one turn are all carried out; text beside a call is kept in the message, not sent to the user
 - a conversation cut off by turns, context, length, time or tau2's steps is TRUNCATED: reward 0, real checks, no thread left
+- a call that is never answered is FAILED, whatever the episode's deadline; a grading that hangs does not stop other episodes
+- `done` ends a conversation, the stop token inside a text does not
 - a broken user, tool room or grader is FAILED with the right fault, never a reward
 - the same attempt plays the same episode again
 """
@@ -25,6 +27,7 @@ from tau2rl.chat import make_codec
 from tau2rl.chat.pack import pack
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import ChatConfig
+from tau2rl.errors import PolicyFailure
 from tau2rl.policies.scripted import ScriptedPolicy
 from tau2rl.rollouts.episode import Limits, run_episode
 from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef, prefix_hash
@@ -145,7 +148,7 @@ def test_a_refused_call_is_an_error_message_and_counted() -> None:
     [
         (Limits(max_turns=2, context_tokens=10**6), 100, "turns"),
         (Limits(context_tokens=10), 100, "context"),
-        (Limits(context_tokens=10**6, episode_timeout_seconds=0.0), 100, "deadline"),
+        (Limits(context_tokens=10**6, episode_timeout_seconds=1e-9), 100, "deadline"),
         (WIDE, 4, "max_steps"),
     ],
 )
@@ -165,6 +168,8 @@ def test_a_turn_cut_at_its_token_limit_is_truncated_and_not_said() -> None:
     episode = play(policy=policy, codec=codec)
     assert (episode.status, episode.termination) == (Status.TRUNCATED, "length")
     assert episode.token_ids[episode.turns[0].start :] == tuple(line(codec, Say(text="The task is")).encode())
+    assert episode.turns[0].actions == ()
+    assert episode.messages[-1].role == "user"
 
 
 def test_solving_the_task_and_being_cut_off_is_still_zero() -> None:
@@ -231,6 +236,44 @@ def test_a_policy_that_fails_leaves_no_evidence() -> None:
 
     episode = play(policy=Empty())
     assert episode.status is Status.FAILED and episode.failure is not None and episode.failure.kind == "PolicyFailure"
+
+
+def test_a_call_that_is_not_answered_in_time_is_the_servers_failure() -> None:
+    class Times(RawPolicy):
+        async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+            await asyncio.sleep(0.05)
+            raise PolicyFailure("no completion within 0.05 s")
+
+    episode = play(policy=Times(""), limits=Limits(context_tokens=10**6, episode_timeout_seconds=0.01))
+    assert (episode.status, episode.grade) == (Status.FAILED, None)
+    assert episode.fault is Fault.INFRA
+
+
+def test_a_grading_that_hangs_does_not_stop_other_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    grade = Session._grade
+
+    def hangs(self: Session, run: Any) -> dict[str, Any]:
+        if self.task.id == UPDATE.task_id:
+            release.wait(60)
+        return grade(self, run)
+
+    monkeypatch.setattr(Session, "_grade", hangs)
+    try:
+        hung = play(((Say(text="No."),),) * 4, ref=UPDATE, env=mock_env(UPDATE, step_timeout_seconds=0.5))
+        assert hung.status is Status.FAILED
+        assert play(SOLVED).status is Status.COMPLETED
+    finally:
+        release.set()
+
+
+def test_only_done_ends_a_conversation() -> None:
+    episode = play(((Say(text="###STOP###"),), (CREATE_CALL,), (Say(text="Done."),)))
+    assert episode.termination == "user_stop"
+    assert len(episode.turns) == 3
+    cookbook = make_codec(ChatConfig(protocol="cookbook", tokenizer="bytes"))
+    ended = play(((CREATE_CALL,), (CallTool(name="done", arguments={}),)), codec=cookbook)
+    assert (ended.termination, ended.grade is not None and ended.grade.success) == ("agent_stop", True)
 
 
 def test_the_same_attempt_plays_the_same_episode() -> None:

@@ -75,11 +75,13 @@ async def play_ours(ref: TaskRef, script: Sequence[Actions]) -> SimpleNamespace:
         reply = await env.step(actions)
         if reply.done:
             break
-    await env.close(grade=True)
+    grade = await env.close(grade=True)
     assert env._ended is not None
+    assert grade is not None
     return SimpleNamespace(
         messages=[comparable(m) for m in env.trajectory],
         reward_info=env._ended.reward_info,
+        grade=grade,
         hashes=env.db_hashes,
         done=bool(reply and reply.done),
     )

@@ -7,6 +7,8 @@
 are an object, or text that is sent as it is. Modes beyond those of every stub: `empty` (no text), `null` (null content),
 `unknown_tool` (a call of a tool that nobody offered), `role_flip` (speaks as the other side would), `no_choices`,
 `wrong_types`, `filtered` (finish_reason content_filter), `length` (cut at max_tokens).
+
+As the real API does, it refuses (HTTP 400) a conversation in which a tool call has no answer or a `tool` message no call.
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ class OpenAIStub(StubServer):
         body = request.body
         if body.get("stream"):
             return Response(status=400, payload={"error": {"message": "the stub does not stream"}})
+        if problem := _problem(body["messages"]):
+            error = {"message": problem, "type": "invalid_request_error", "param": "messages", "code": None}
+            return Response(status=400, payload={"error": error})
         return Response(payload=self._completion(body, mode))
 
     def _completion(self, body: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -87,6 +92,21 @@ class OpenAIStub(StubServer):
         if isinstance(answer, str):
             return {"role": "assistant", "content": answer}
         return answer if isinstance(answer, dict) else _calls(answer)
+
+
+def _problem(messages: Sequence[dict[str, Any]]) -> str:
+    """What the API has against a conversation: calls and results must belong together, without a message between them."""
+    waiting: list[str] = []
+    for message in [*messages, {"role": "end"}]:
+        if message["role"] == "tool":
+            if message.get("tool_call_id") not in waiting:
+                return "messages with role 'tool' must be a response to a preceding message with 'tool_calls'"
+            waiting.remove(message["tool_call_id"])
+        elif waiting:
+            return f"tool calls must be followed by tool messages; these have no response: {', '.join(waiting)}"
+        else:
+            waiting = [call["id"] for call in message.get("tool_calls") or ()]
+    return ""
 
 
 def _calls(calls: ToolCalls) -> dict[str, Any]:

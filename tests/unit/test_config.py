@@ -6,6 +6,7 @@
 - a config never changes once it is made, and survives the way to JSON and back;
 - the combinations that cannot work are refused when the config is made, not after an hour;
 - every file in `configs/` loads;
+- a key where the name of its variable should be, or a password in a URL, is refused, and no message repeats it;
 - a file that others can read is not accepted for secrets, and no secret is ever shown.
 """
 
@@ -25,6 +26,7 @@ from tau2rl.config import (
     EvalConfig,
     RolloutConfig,
     TasksConfig,
+    UserConfig,
     build,
     dump,
     flatten,
@@ -222,11 +224,51 @@ def test_identity_leaves_out_where_a_run_is_carried_out() -> None:
         ({"chat": {"protocol": "transcript"}}, "no tokens for policy.kind `sglang`"),
         ({"policy": {"kind": "api", "model": "gpt-4.1"}}, "set chat.protocol to `transcript`"),
         ({"policy": {"kind": "api"}, "chat": {"protocol": "transcript"}}, "needs policy.model"),
+        ({"policy": {"kind": "gold"}, "chat": {"policy_text": "compressed"}}, "chat.policy_text would have no effect"),
+        (
+            {"policy": {"kind": "gold"}, "chat": {"protocol": "transcript", "cookbook_prompt": "a.py"}},
+            "chat.cookbook_prompt would have no effect under chat.protocol `transcript`",
+        ),
     ],
 )
 def test_a_policy_and_a_protocol_that_do_not_fit_are_refused(values: dict[str, object], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=told) as refused:
         build(EvalConfig, values)
+    assert refused.value.hint
+
+
+def test_the_cookbooks_own_settings_stand_under_its_protocol() -> None:
+    chat = {"protocol": "cookbook", "tokenizer": "bytes", "policy_text": "compressed", "cookbook_prompt": "a.py"}
+    assert build(EvalConfig, {"chat": chat}).chat.policy_text == "compressed"
+
+
+@pytest.mark.parametrize("name", ["user.api_key_env", "policy.api_key_env"])
+@pytest.mark.parametrize("key", ["sk-live-PLANTED", "PLANTED KEY", "1PLANTED", "[PLANTED]", "PLANTED="])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(name: str, key: str) -> None:
+    with pytest.raises(UserError, match=f"`{name}`: ") as refused:
+        load(EvalConfig, None, ["policy.kind=gold", f"{name}={key}"])
+    assert "PLANTED" not in str(refused.value)
+    assert load(EvalConfig, None, ["policy.kind=gold", f"{name}=MY_KEY_2"]).model_dump()[name.partition(".")[0]]["api_key_env"]
+
+
+@pytest.mark.parametrize("name", ["policy.url", "policy.api_base", "user.api_base", "launch.address"])
+@pytest.mark.parametrize("url", ["http://me:PLANTED@host:1/v1", "https://PLANTED@host", "me:PLANTED@host:1", "//me:PLANTED@host"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(name: str, url: str) -> None:
+    with pytest.raises(UserError, match=f"`{name}`: a URL is stored and shown") as refused:
+        load(EvalConfig, None, ["policy.kind=gold", f"{name}={url}"])
+    assert "PLANTED" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://h:1/v1", "http://h/a@b", "http://h?mail=a@b", "http://h/?next=http://b@c", "auto", "h:6379"])
+def test_an_at_sign_behind_the_host_is_no_password(url: str) -> None:
+    config = load(EvalConfig, None, ["policy.kind=gold", f"policy.url={url}", f"launch.address={url}"])
+    assert (config.policy.url, config.launch.address) == (url, url)
+
+
+def test_python_does_not_repeat_a_key_either() -> None:
+    with pytest.raises(ValidationError) as refused:
+        UserConfig(api_key_env="sk-live-PLANTED")
+    assert "PLANTED" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_setting_stands_below_its_documentation() -> None:
 
 
 def test_show_refuses_an_unknown_stage_and_an_unknown_setting() -> None:
-    for arguments, words in (["--stage", "evil"], "one of: eval"), (["--set", "seeds=3"], "did you mean `seed`?"):
+    for arguments, words in (["--stage", "evil"], "one of: seed, sft,"), (["--set", "seeds=3"], "did you mean `seed`?"):
         result = runner.invoke(app, ["config", "show", *arguments])
         assert result.exit_code == 2
         assert words in result.stderr

@@ -2,7 +2,7 @@
 
 - in a log: the first event and the last are shown, and of those between one a minute; every line of the run is passed on;
 - on a terminal: a bar that redraws itself, with no colours under NO_COLOR and no bar under TERM=dumb;
-- what a resumed run had already does not make it look fast;
+- what a resumed run had already does not make it look fast; the success so far claims no precision;
 - data is exact: JSON without NaN, text that looks like markup unchanged, tables in a pipe without broken cells.
 """
 
@@ -95,6 +95,11 @@ def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch: pytest.Monk
 def test_what_a_resumed_run_had_takes_no_time() -> None:
     first, now = event(90, total=100), event(95, total=100, seconds=50.0)
     assert console.progress_words(now, first).endswith("0:50 left")
+
+
+def test_success_so_far_is_a_count() -> None:
+    now = ProgressEvent(done=5, total=10, successes=3, valid=4, failed=1)
+    assert console.progress_words(now) == "5/10 episodes, success 0.750 (3/4), 1 failed, 0:00 left"
 
 
 def test_an_unknown_total_has_no_time_left() -> None:

@@ -4,13 +4,15 @@
 - an option wins over `--set`, which wins over the file, which wins over the defaults;
 - `--domains` takes commas and repetition alike; `--user-model scripted` chooses the scripted user;
 - `--dry-run` starts nothing and leaves no folder; its YAML is a config file that gives the same config again;
-- `--dry-run --json` prints `{"config", "argv"}` and nothing else;
+- `--dry-run --json` prints `{"config", "argv"}` and nothing else; `argv` is what a job runs, and it does run;
 - what cannot be right is refused by the name of its setting.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, build, dump, flatten
+from tau2rl.launch.submit import job_command
+from tau2rl.store.run import RunFolder
 
 runner = CliRunner()
 BASE = {"chat": {"tokenizer": "bytes"}}
@@ -94,9 +98,23 @@ def test_the_scripted_user_of_a_file_gives_way_to_a_named_model(tmp_path: Path) 
     assert (user["kind"], user["model"]) == ("llm", "gpt-4.1")
 
 
-def test_the_job_gets_the_run_folder_and_nothing_else(tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "a"
-    assert plan("--output", str(run), folder=tmp_path)["argv"] == ["python", "-m", "tau2rl.launch.entry", str(run)]
+def test_the_job_gets_the_run_folder_and_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "a b"
+    monkeypatch.chdir(tmp_path)
+    argv = plan("--output", str(run), folder=tmp_path)["argv"]
+    assert argv == [sys.executable, "-m", "tau2rl.launch.entry", str(run), str(tmp_path)]
+    shell = "exec() { command printf '%s\\n' \"$@\"; }; " + job_command(run)  # the line of a job, with what it runs printed
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == argv
+
+
+def test_what_a_dry_run_shows_carries_out_the_run(tmp_path: Path) -> None:
+    gold = {**BASE, "tasks": {"domains": ["mock"], "split": "base", "limit": 1}, "policy": {"kind": "gold"}}
+    gold |= {"chat": {"protocol": "transcript"}, "user": {"kind": "scripted"}, "output": str(tmp_path / "run")}
+    argv = plan(file=gold, folder=tmp_path)["argv"]
+    RunFolder.create(tmp_path / "run", build(EvalConfig, gold), resume=False)
+    assert subprocess.run(argv, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["episodes"]["completed"] == 4
 
 
 def test_a_dry_run_leaves_no_folder(tmp_path: Path) -> None:
@@ -108,7 +126,7 @@ def test_a_dry_run_leaves_no_folder(tmp_path: Path) -> None:
 def test_the_yaml_of_a_dry_run_is_a_config_file_of_the_same_run(tmp_path: Path) -> None:
     first = runner.invoke(app, ["eval", "--tokenizer", "bytes", "--limit", "2", "--dry-run"])
     assert first.exit_code == 0
-    assert first.stdout.splitlines()[-1].startswith("# would run: python -m tau2rl.launch.entry ")
+    assert first.stdout.splitlines()[-1].startswith(f"# would run: {sys.executable} -m tau2rl.launch.entry ")
     saved = tmp_path / "saved.yaml"
     saved.write_text(first.stdout, "utf-8")
     assert runner.invoke(app, ["eval", "-c", str(saved), "--dry-run"]).stdout == first.stdout
@@ -129,6 +147,7 @@ def test_every_ready_made_config_can_be_planned(file: Path) -> None:
         (["--policy", "magic"], "`policy.kind`"),
         (["--set", "rollout.num_sample=3"], "did you mean `rollout.num_samples`?"),
         (["--set", "oops"], "NAME=VALUE"),
+        (["--set", "chat.policy_text=compressed"], "chat.policy_text would have no effect under chat.protocol `native`"),
         (["-c", "no/such/file.yaml"], "no such config file"),
     ],
 )

@@ -1,7 +1,7 @@
 """A whole `tau2rl eval`, in this process and on the real `mock` domain, pinned here:
 
 - with `--json` stdout is `report.json` and nothing else; progress is on stderr;
-- a second start is refused, and with `--resume` it prints the same report again;
+- a second start is refused, and with `--resume` it prints the same report again; `--resume` of nothing says so and starts;
 - a run that lacks an attempt exits 1, has no headline number, and says how to continue with a command that works;
 - a run that breaks before it has a result prints no result, not even the one of an earlier start.
 """
@@ -47,7 +47,7 @@ def test_a_run_prints_its_report_and_can_be_asked_again(gold: list[str], tmp_pat
     assert first.exit_code == 0, first.stderr
     assert json.loads(first.stdout) == report_in(tmp_path / "run")
     assert json.loads(first.stdout)["overall"]["pass@1"]["value"] == 1.0
-    assert first.stderr.splitlines()[-1].startswith("2/2 episodes, success 1.000 [")
+    assert first.stderr.splitlines()[-1].startswith("2/2 episodes, success 1.000 (2/2)")
 
     again = runner.invoke(app, [*gold, "--limit", "2", "--json"])
     assert (again.exit_code, again.stdout) == (2, "")
@@ -56,6 +56,13 @@ def test_a_run_prints_its_report_and_can_be_asked_again(gold: list[str], tmp_pat
     resumed = runner.invoke(app, [*gold, "--limit", "2", "--json", "--resume"])
     assert resumed.exit_code == 0, resumed.stderr
     assert json.loads(resumed.stdout) == json.loads(first.stdout)
+
+
+def test_a_resume_of_nothing_says_so_and_starts(gold: list[str], tmp_path: Path) -> None:
+    first = runner.invoke(app, [*gold, "--limit", "1", "--resume"])
+    assert first.exit_code == 0
+    assert first.stderr.splitlines()[0] == f"nothing to resume in `{tmp_path / 'run'}`, starting"
+    assert "nothing to resume" not in runner.invoke(app, [*gold, "--limit", "1", "--resume"]).stderr
 
 
 def test_a_run_without_all_its_attempts_says_how_to_continue(gold: list[str], tmp_path: Path) -> None:

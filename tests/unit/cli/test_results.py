@@ -90,7 +90,9 @@ def test_two_runs_are_compared_task_by_task(tmp_path: Path) -> None:
 def test_two_agents_may_be_compared(tmp_path: Path) -> None:
     other = {
         **SETTINGS,
-        "settings": {**SETTINGS["settings"], "policy.kind": "sglang", "policy.model": "m", "chat.tokenizer": "d"},
+        "settings": {**SETTINGS["settings"], "policy.kind": "local", "policy.checkpoint": "c", "chat.tokenizer": "d"},
+        "chat": "another template",
+        "agent": "checkpoint 12ab",
     }
     a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11", identity=other)
     assert runner.invoke(app, ["compare", str(a), str(b)]).exit_code == 0

@@ -17,6 +17,7 @@ import pytest
 
 from tau2rl.errors import UserError
 from tau2rl.metrics.compare import compare
+from tau2rl.metrics.intervals import wilson
 from tau2rl.metrics.passk import pass_at_k
 from tau2rl.metrics.report import build_report
 from tau2rl.metrics.table import report_rows
@@ -96,7 +97,12 @@ def test_numbers_worked_out_by_hand():
     assert value(r["by_domain"]["airline"], "pass^2") == pytest.approx((1 + 0) / 2)
     assert value(r["macro"], "pass@1") == pytest.approx((5 / 8 + 2 / 8) / 2)
     assert r["overall"]["pass@4"]["method"] == "wilson"
-    assert r["overall"]["pass@1"]["method"] == "clustered"
+    assert r["overall"]["pass@1"]["method"] == "wilson, clustered"
+    # With two solved and two unsolved tasks the shares are 1, 1/4, 1/2, 0, 1, 1, 0, 0: sum 15/4, sum of squares 53/16.
+    mean, square = 15 / 32, 53 / 128
+    trials = 4 * mean * (1 - mean) / (square - mean**2)
+    assert r["overall"]["pass@1"]["ci95"] == pytest.approx(wilson(7 / 16 * trials, trials))
+    assert r["overall"]["pass^2"]["method"] == "wilson, clustered"
     # p(1-p)/3 summed over tasks: 0 + 3/48 + 4/48 + 0, root, over 4 tasks
     assert r["overall"]["pass@1"]["rerun_se"] == pytest.approx((7 / 48) ** 0.5 / 4)
     assert not r["incomplete"]
@@ -192,7 +198,9 @@ def test_a_resumed_run_reports_what_an_unbroken_one_does():
     again = [*RECORDS, *lost, *lost]
     random.Random(2).shuffle(again)
     resumed, unbroken = report(again, PLAN), report(RECORDS, PLAN)
-    assert resumed == unbroken
+    assert resumed.pop("failed_tries") == 12  # counted and shown, though a later try made each of them good
+    assert resumed.pop("failures") == [{"fault": "infra", "message": "", "count": 12}]
+    assert {**resumed, "failed_tries": 0, "failures": []} == unbroken
 
 
 def test_repeated_and_unplanned_records_are_counted_and_not_used():

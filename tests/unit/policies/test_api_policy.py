@@ -4,6 +4,7 @@ Pinned here:
 
 - the API gets the conversation of the transcript prompt, the tools, the sampling settings and the seed
 - a turn comes back as a transcript line that its codec reads; broken tool arguments arrive as the model wrote them
+- a turn that called a tool which nobody offered goes back in a way that the API accepts
 - there are no logprobs; usage is what the API says
 - a named key is sent and never shown; no key leaves for a server of one's own unless it is named
 """
@@ -14,6 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 
 from tau2rl.chat.transcript import TranscriptCodec
@@ -90,6 +92,38 @@ def test_a_second_turn_carries_the_call_and_its_result() -> None:
     call, result = server.bodies[1]["messages"][3:]
     assert call["tool_calls"][0]["function"] == {"name": "get_user", "arguments": '{"id": "u1"}'}
     assert result == {"role": "tool", "content": '{"name": "Ann"}', "tool_call_id": call["tool_calls"][0]["id"]}
+
+
+def test_the_api_accepts_the_conversation_behind_a_turn_that_was_not_carried_out() -> None:
+    async def repaired(policy: ApiPolicy) -> None:
+        prompt = CODEC.open(OPENING)
+        wrong = await policy.complete(prompt, seed=1, session="s", max_tokens=4000)
+        prompt = CODEC.extend(prompt, wrong.token_ids, [Message(role="user", content="FORMAT ERROR")])
+        call = await policy.complete(prompt, seed=2, session="s", max_tokens=4000)
+        prompt = CODEC.extend(prompt, call.token_ids, [Message(role="tool", content="{}")])
+        await policy.complete(prompt, seed=3, session="s", max_tokens=4000)
+
+    with OpenAIStub(answer=lambda messages, tools: [("get_user", {"id": "u1"})], mode=["unknown_tool", "ok"]) as server:
+        run(server, repaired)
+    wrong, repair, call, result = server.bodies[2]["messages"][3:]
+    assert "tool_calls" not in wrong and "launch_rocket" in wrong["content"]
+    assert repair["content"] == "FORMAT ERROR"
+    assert call["tool_calls"][0]["id"] == result["tool_call_id"]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "tool_calls": [{"id": "a"}]}, {"role": "user", "content": "?"}],
+        [{"role": "assistant", "tool_calls": [{"id": "a"}, {"id": "b"}]}, {"role": "tool", "tool_call_id": "a", "content": ""}],
+        [{"role": "user", "content": "?"}, {"role": "tool", "tool_call_id": "a", "content": ""}],
+    ],
+)
+def test_the_stub_refuses_what_the_real_api_refuses(messages: list[dict[str, Any]]) -> None:
+    with OpenAIStub() as server:
+        response = httpx.post(f"{server.api_base}/chat/completions", json={"model": "m", "messages": messages})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_broken_arguments_are_a_malformed_turn_and_no_failure() -> None:

@@ -4,6 +4,7 @@ Pinned here:
 
 - the system prompt is the native protocol's, so an API model and a checkpoint are told the same
 - results get the ids of their calls, in order, over several turns and several calls a turn
+- a call that has no result, and a result that has no call, go as text: APIs refuse both
 - whatever tool arguments an API sends, `TranscriptCodec.parse` gives actions or says what is wrong: never a crash
 """
 
@@ -72,6 +73,48 @@ def test_results_get_the_ids_of_their_calls_in_order() -> None:
     ]
     assert (second["content"], second["tool_calls"][0]["id"], third["tool_call_id"]) == (None, "call_2", "call_2")
     assert done == {"role": "assistant", "content": "Done."}
+
+
+def test_a_call_that_was_not_carried_out_is_text_and_takes_no_id() -> None:
+    rocket = CallTool(name="launch_rocket", arguments={"to": "moon"})
+    messages = (
+        Message(role="assistant", content="One moment.", tool_calls=(rocket,)),
+        Message(role="user", content="FORMAT ERROR"),
+        Message(role="assistant", tool_calls=(LOOKUP,)),
+        Message(role="tool", content="found"),
+        Message(role="assistant", tool_calls=(rocket,)),
+    )
+    wrong, repair, call, result, last = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
+    text = '[this call was not carried out: launch_rocket with {"to": "moon"}]'
+    assert wrong == {"role": "assistant", "content": f"One moment.\n{text}"}
+    assert repair == {"role": "user", "content": "FORMAT ERROR"}
+    assert (call["tool_calls"][0]["id"], result["tool_call_id"]) == ("call_0", "call_0")
+    assert last == {"role": "assistant", "content": text}
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                Message(role="user", content="Hi"),
+                Message(role="assistant", content="Yes"),
+                Message(role="assistant", tool_calls=(LOOKUP,)),
+                Message(role="assistant", tool_calls=(LOOKUP, CANCEL)),
+                Message(role="tool", content="found"),
+            ]
+        )
+    )
+)
+def test_whatever_the_history_every_call_has_its_result_and_every_result_its_call(messages: list[Message]) -> None:
+    sent = to_openai(Opening(policy="", messages=tuple(messages), tools=()))
+    assert len(sent) == 1 + len(messages)
+    waiting: list[str] = []
+    for message in [*sent, {"role": "end"}]:
+        if message["role"] == "tool":
+            assert message["tool_call_id"] == waiting.pop(0)
+        else:
+            assert not waiting
+            waiting = [call["id"] for call in message.get("tool_calls", ())]
 
 
 def test_text_and_calls_become_actions() -> None:

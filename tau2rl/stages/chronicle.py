@@ -1,0 +1,159 @@
+"""What a pipeline has done: an account of each finished run, the chain of hashes that ties them together, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from tau2rl.metrics.compare import compare
+from tau2rl.stages.pipeline import BASE, ROWS, Planned
+from tau2rl.store.files import read_json
+from tau2rl.store.run import stage_of
+
+Account = dict[str, Any]
+
+
+def finished(planned: Planned) -> bool:
+    """Whether a run has ended with a whole result."""
+    report = planned.folder / "report.json"
+    return report.exists() and not read_json(report)["incomplete"]
+
+
+def account(planned: Planned) -> Account:
+    """What a finished run stood on, took in, gave out and cost."""
+    report = read_json(planned.folder / "report.json")
+    identity = read_json(planned.folder / "environment.json")["identity"]
+    usage = [read_json(file) for file in sorted((planned.folder / "logs").glob("attempt_*/usage.json"))]
+    return {
+        "stage": stage_of(planned.config),
+        "folder": str(planned.folder),
+        "digest": report["digest"],
+        "parents": list(planned.parents),
+        "took": _took(identity, report),
+        "gave": _gave(planned, report),
+        "cpu_seconds": round(sum(float(u["cpu_seconds"]) for u in usage), 2),
+        "seconds": round(sum(float(u["seconds"]) for u in usage), 2),
+    }
+
+
+def build_report(runs: list[Planned], *, complete: bool) -> dict[str, Any]:
+    """The pipeline's report over the runs that are finished."""
+    done = [planned for planned in runs if finished(planned)]
+    steps = {planned.name: account(planned) for planned in done if planned.kind == "step"}
+    evaluations = [_evaluation(planned, account(planned)) for planned in done if planned.kind == "evaluation"]
+    accounts = [*steps.values(), *evaluations]
+    return {
+        "stage": "pipeline",
+        "incomplete": not complete,
+        "steps": steps,
+        "evaluations": _with_rises(_with_costs(done, steps, evaluations)),
+        "chain": chain(steps, evaluations),
+        "cpu_seconds": round(sum(a["cpu_seconds"] for a in accounts), 2),
+        "cpu_seconds_training": round(sum(a["cpu_seconds"] for a in steps.values()), 2),
+    }
+
+
+def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str, Any]:
+    """Whether what each run took in is what its parents gave out, by hash; the links that do not hold, by name."""
+    broken: list[str] = []
+    links = 0
+    runs = [*steps.items(), *((f"{e['model']}-eval", e) for e in evaluations if e["model"] != BASE)]
+    for name, run in runs:
+        for parent in run["parents"]:
+            links += 1
+            if parent not in steps or steps[parent]["gave"] not in run["took"]:
+                broken.append(f"{parent} -> {name}")
+    return {"links": links, "broken": broken, "holds": not broken}
+
+
+def rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table for people: a header, and a row for each model that was evaluated."""
+    table = [["model", "pass@1 [95%]", "pass@4", "floor", "rise [95%]", "cpu s"]]
+    for entry in report["evaluations"]:
+        rise = entry["rise"]
+        table.append(
+            [
+                str(entry["model"]),
+                _interval(entry["pass@1"], ""),
+                _number(entry["pass@4"]),
+                _number(entry["floor"]),
+                "-" if rise is None else _interval(rise, "+"),
+                _number(entry["cpu_seconds_to_here"], digits=0),
+            ]
+        )
+    total, training = report["cpu_seconds"], report["cpu_seconds_training"]
+    return [*table, ["all", "", "", "", f"evaluations {total - training:.0f} cpu s", f"{total:.0f}"]]
+
+
+def _evaluation(planned: Planned, run: Account) -> Account:
+    report = read_json(planned.folder / "report.json")
+    overall = report["overall"]
+    floors = [value for value in report["floor"].values() if value is not None]
+    return {
+        "model": planned.name,
+        **run,
+        "tasks": report["tasks"],
+        "attempts": report["attempts"],
+        "pass@1": overall["pass@1"],
+        "pass@4": overall.get("pass@4", {}).get("value"),
+        "floor": max(floors, default=None),
+    }
+
+
+def _with_costs(done: list[Planned], steps: Mapping[str, Account], evaluations: list[Account]) -> list[Account]:
+    """Each evaluation with the CPU seconds of the steps since the one before; the base model cost nothing."""
+    names = [planned.name for planned in done if planned.kind == "step"]
+    out: list[Account] = []
+    for entry in evaluations:
+        upto = [] if entry["model"] == BASE else names[: names.index(entry["model"]) + 1]
+        out.append({**entry, "cpu_seconds_to_here": sum(float(steps[name]["cpu_seconds"]) for name in upto)})
+        names = names[len(upto) :]
+    return out
+
+
+def _with_rises(evaluations: list[Account]) -> list[Account]:
+    """Each evaluation with its paired difference to the one before."""
+    out: list[Account] = []
+    before: Mapping[str, float] | None = None
+    for entry in evaluations:
+        solved = _solved(Path(entry["folder"]))
+        difference = None if before is None else compare(solved, before).difference.to_json()
+        out.append({**entry, "rise": difference})
+        before = solved
+    return out
+
+
+def _solved(folder: Path) -> dict[str, float]:
+    counts = cast("dict[str, dict[str, int]]", read_json(folder / "report.json")["by_task"])
+    return {key: count["solved"] / count["valid"] for key, count in counts.items()}
+
+
+def _took(identity: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """sha256 of every file and checkpoint that went in."""
+    inputs: Mapping[str, Any] = report.get("inputs", {})
+    found = [str(part["sha256"]) for part in inputs.get("data", [])]
+    if "parent" in inputs:
+        found.append(str(inputs["parent"]["sha256"]))
+    agent = str(identity.get("agent", ""))
+    return [*found, *([agent.removeprefix("checkpoint ")] if agent.startswith("checkpoint ") else [])]
+
+
+def _gave(planned: Planned, report: Mapping[str, Any]) -> str | None:
+    """sha256 of the rows or of the checkpoint that came out; None for an evaluation."""
+    if "outputs" in report:
+        return str(report["outputs"]["checkpoint"]["sha256"])
+    name = ROWS.get(stage_of(planned.config))
+    return None if name is None else str(report["files"][name]["sha256"])
+
+
+def _interval(estimate: Mapping[str, Any], sign: str) -> str:
+    value, ci95 = estimate.get("value"), estimate.get("ci95")
+    if value is None:
+        return "-"
+    text = f"{value:{sign}.3f}"
+    return text if ci95 is None else f"{text} [{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]"
+
+
+def _number(value: float | None, *, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,218 @@
+"""`tau2rl grpo`: play groups, compare the attempts within each, move the weights, play on with the new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tau2rl.backends.local.grpo import GRPOTrainer, Update
+from tau2rl.backends.local.hyper import grpo_spec, policy_of
+from tau2rl.backends.local.model import num_parameters
+from tau2rl.backends.local.policy import LocalPolicy
+from tau2rl.backends.local.setup import open_model, trainable, write_checkpoint
+from tau2rl.bench.identity import bench_identity
+from tau2rl.bench.tasks import select
+from tau2rl.bench.users import check_key
+from tau2rl.chat import fingerprint, make_codec
+from tau2rl.config import GrpoConfig
+from tau2rl.rewards.presets import spec_from
+from tau2rl.rollouts.collect import plan
+from tau2rl.stages import Result
+from tau2rl.stages.lineage import described_checkpoint
+from tau2rl.stages.rounds import Player, Round, Tasks
+from tau2rl.stages.seed import refuse_held_out
+from tau2rl.stages.training import FINAL, STATE, Curves, exports
+from tau2rl.store.progress import Progress, ProgressEvent
+from tau2rl.store.provenance import environment
+from tau2rl.store.run import RunFolder
+from tau2rl.types import TaskRef, derive_seed
+
+log = logging.getLogger(__name__)
+ENDS = 5  # steps at either end whose mean the report shows
+
+
+def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
+    """Learn, or go on with it. Raises UserError for what cannot be run as asked, RunIncomplete when the world stays broken."""
+    progress(ProgressEvent(done=0, total=config.train.steps, unit="steps", note="loading tasks and model"))
+    tasks = select(config.tasks)
+    if not config.allow_held_out:
+        refuse_held_out(tasks)
+    if config.user.kind == "llm":
+        check_key(config.user)
+    start = Path(config.model.init).expanduser()
+    parent = described_checkpoint(start)
+    codec = make_codec(config.chat)
+    bench = bench_identity(config.tasks.domains, config.user)
+    stands_on = environment(config, bench, {"chat": fingerprint(codec), "parent": parent["sha256"]})
+    folder.write_environment(stands_on)
+    spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
+    learner = _Learner(
+        config=config,
+        folder=folder,
+        progress=progress,
+        trainer=_trainer(config, start),
+        player=Player(config=config, codec=codec, spec=spec, folder=folder),
+        tasks=Tasks(refs=tasks, config=config),
+        selection=select(config.select) if config.train.eval_every else [],
+    )
+    asyncio.run(learner.learn())
+    final = folder.checkpoints / FINAL
+    write_checkpoint(learner.trainer.model, final, tokenizer=start)
+    report = {
+        "stage": "grpo",
+        "digest": stands_on["digest"],
+        "incomplete": False,
+        "inputs": {"parent": parent},
+        "outputs": {"checkpoint": described_checkpoint(final)},
+        "tasks": len(tasks),
+        "training": {
+            "parameters": num_parameters(learner.trainer.model),
+            "trained_parameters": num_parameters(learner.trainer.model, trainable=True),
+            **summary(folder.metrics),
+        },
+    }
+    folder.write_report(report)
+    return Result(report=report, complete=True)
+
+
+def _trainer(config: GrpoConfig, start: Path) -> GRPOTrainer:
+    model = trainable(open_model(start, config.local), config.local, seed=config.seed)
+    reference = None
+    if config.algo.kl_coef and not config.local.lora.rank:
+        reference = open_model(start, config.local)
+        reference.requires_grad_(False)
+    return GRPOTrainer(model, grpo_spec(config), reference=reference)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Learner:
+    """The loop over steps, and what it needs to go on after an interruption."""
+
+    config: GrpoConfig
+    folder: RunFolder
+    progress: Progress
+    trainer: GRPOTrainer
+    player: Player
+    tasks: Tasks
+    selection: Sequence[TaskRef]
+    began: float = field(default_factory=time.monotonic)
+
+    async def learn(self) -> None:
+        """From the saved state, or the start, to the last step."""
+        config = self.config
+        done = self._restore()
+        self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
+        policy = policy_of(self.trainer.model, config.sampling, config.local, config.chat, self.player.codec)
+        with Curves(config, config.tracking, self.folder) as curves:
+            async with policy:
+                for step in range(done + 1, config.train.steps + 1):
+                    numbers = await self._step(step, policy)
+                    curves.write(step, numbers)
+                    self._tell(step, numbers)
+                    if step % config.train.save_every == 0 or step == config.train.steps:
+                        self._save(step)
+                    if exports(step, config.train.export_every):
+                        self._export(step)
+
+    async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
+        began, cpu = time.monotonic(), time.process_time()
+        played = await self.player.round(step, self.tasks, policy)
+        rolled = time.monotonic()
+        update = self.trainer.update(played.judged())
+        self.trainer.model.eval()  # sampling is without dropout
+        await policy.refresh()
+        numbers = {**played.numbers(), **_numbers(update)}
+        numbers |= _speed(played, update, rollout=rolled - began, train=time.monotonic() - rolled)
+        if self.config.train.eval_every and step % self.config.train.eval_every == 0:
+            numbers["select/pass@1"] = await self._look(policy)
+        return {**numbers, "seconds/cpu": time.process_time() - cpu}
+
+    async def _look(self, policy: LocalPolicy) -> float | None:
+        """The share of the selection tasks that is solved: the same attempts at every look."""
+        config = self.config
+        attempts = plan(self.selection, num_samples=config.select.num_samples, seed=derive_seed(config.seed, "select"))
+        async with aclosing(self.player.play(attempts, policy)) as outcomes:
+            grades = [outcome.episode.grade async for outcome in outcomes]
+        solved = [grade.success for grade in grades if grade is not None]
+        return sum(solved) / len(solved) if solved else None
+
+    def _save(self, step: int) -> None:
+        self.trainer.save(self.folder.checkpoints / STATE, step=step, tasks=self.tasks.to_json())
+
+    def _restore(self) -> int:
+        """The steps that are done."""
+        state = self.trainer.restore(self.folder.checkpoints / STATE)
+        if state is None:
+            return 0
+        self.tasks.restore(state["tasks"])
+        log.info("goes on behind step %d", state["step"])
+        return int(state["step"])
+
+    def _export(self, step: int) -> None:
+        write_checkpoint(
+            self.trainer.model, self.folder.checkpoints / f"step_{step:05}", tokenizer=Path(self.config.model.init).expanduser()
+        )
+
+    def _tell(self, step: int, numbers: dict[str, float | None]) -> None:
+        reward = numbers["reward/mean"]
+        shown = "-" if reward is None else f"{reward:.3f}"
+        log.info("step %d: reward %s, %s of %s groups useful", step, shown, numbers["groups/useful"], numbers["groups/tried"])
+        seconds = time.monotonic() - self.began
+        self.progress(
+            ProgressEvent(done=step, total=self.config.train.steps, seconds=seconds, unit="steps", note=f"reward {shown}")
+        )
+
+
+def _numbers(update: Update | None) -> dict[str, float | None]:
+    """The trainer's page; None throughout when no group taught anything."""
+    if update is None:
+        names = [name for name in Update.__dataclass_fields__ if name != "mismatch"]
+        return {f"train/{name}": None for name in names} | dict.fromkeys(MISMATCH)
+    values = asdict(update)
+    apart = values.pop("mismatch")
+    return {f"train/{name}": value for name, value in values.items()} | {
+        f"mismatch/{name}": value for name, value in apart.items()
+    }
+
+
+MISMATCH = ("mismatch/mean_abs", "mismatch/max_abs", "mismatch/k3", "mismatch/effective_share")
+
+
+def _speed(played: Round, update: Update | None, *, rollout: float, train: float) -> dict[str, float | None]:
+    sampled = played.numbers()["tokens/sampled"] or 0
+    return {
+        "seconds/rollout": rollout,
+        "seconds/train": train,
+        "tokens_per_second/rollout": sampled / rollout if rollout else None,
+        "tokens_per_second/train": update.tokens / train if update and train else None,
+    }
+
+
+def summary(metrics: Path) -> dict[str, Any]:
+    """The whole run, however often it was interrupted, from its curves."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+
+    def mean(part: Sequence[dict[str, Any]], name: str) -> float | None:
+        values = [float(line[name]) for line in part if line.get(name) is not None]
+        return sum(values) / len(values) if values else None
+
+    apart = [float(line["mismatch/max_abs"]) for line in lines if line["mismatch/max_abs"] is not None]
+    return {
+        "steps": len(lines),
+        "reward_first": mean(lines[:ENDS], "reward/mean"),
+        "reward_last": mean(lines[-ENDS:], "reward/mean"),
+        "useful_groups": sum(int(line["groups/useful"]) for line in lines),
+        "tried_groups": sum(int(line["groups/tried"]) for line in lines),
+        "failed_episodes": sum(int(line["episodes/failed"]) for line in lines),
+        "mismatch_max_abs": max(apart, default=None),
+        "rollout_tokens_per_second": mean(lines, "tokens_per_second/rollout"),
+        "train_tokens_per_second": mean(lines, "tokens_per_second/train"),
+        "selection": {line["step"]: line["select/pass@1"] for line in lines if line.get("select/pass@1") is not None},
+    }
