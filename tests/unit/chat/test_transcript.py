@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tau2rl.chat.transcript import TranscriptCodec, read
+from tau2rl.errors import MalformedTurn
 from tau2rl.types import Actions, CallTool, Message, Opening, Say
 from tests.unit.chat.talk import followers, native_actions, openings
 
@@ -47,14 +48,18 @@ def test_a_malformed_turn_is_what_the_assistant_said() -> None:
     assert read(prompt).messages == (Message(role="assistant", content="not json"), Message(role="user", content="again"))
 
 
-def test_a_scripted_policy_may_end_with_done() -> None:
-    actions: Actions = (CallTool(name="done", arguments={}),)
-    assert CODEC.parse(CODEC.write(actions), ()) == actions
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_done_is_no_tool_that_nobody_listed() -> None:
+    """A policy that could end the conversation by itself would score what doing nothing scores."""
+    with pytest.raises(MalformedTurn, match="there is no tool `done`"):
+        CODEC.parse(CODEC.write((CallTool(name="done", arguments={}),)), (TOOL,))
 
 
 def test_text_beside_calls_is_kept() -> None:
-    actions = (Say(text="One moment."), CallTool(name="done", arguments={}))
-    assert CODEC.parse(CODEC.write(actions), ()) == actions
+    actions: Actions = (Say(text="One moment."), CallTool(name="look", arguments={}))
+    assert CODEC.parse(CODEC.write(actions), (TOOL,)) == actions
 
 
 @pytest.mark.parametrize("ids", [[], list(b"hello"), list(b"{}\n"), list(b"[1]\n"), [-1, 700]], ids=str)
