@@ -29,7 +29,7 @@ def _variable_name(text: str) -> str:
 
 
 def _without_password(url: str) -> str:
-    authority = re.split(r"[/?#]", re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", url), maxsplit=1)[0]
+    authority = re.split(r"[/?#]", re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*:)?//", "", url), maxsplit=1)[0]
     if "@" in authority:
         raise ValueError("a URL is stored and shown, so it holds no user and no password; keys come from the environment")
     return url

@@ -40,7 +40,7 @@ class Estimate:
         return out
 
 
-def wilson(successes: float, total: int) -> tuple[float, float]:
+def wilson(successes: float, total: float) -> tuple[float, float]:
     """Wilson's 95% interval of a proportion (Wilson 1927).
 
     >>> [round(100 * bound, 1) for bound in wilson(57, 100)]

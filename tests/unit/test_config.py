@@ -259,7 +259,9 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(name: str, url: str) ->
     assert "PLANTED" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["http://h:1/v1", "http://h/a@b", "http://h?mail=a@b", "http://h/?next=http://b@c", "auto", "h:6379"])
+@pytest.mark.parametrize(
+    "url", ["http://h:1/v1", "http://h/a@b", "http://h?mail=a@b", "http://h/?next=http://b@c", "auto", "h:6379"]
+)
 def test_an_at_sign_behind_the_host_is_no_password(url: str) -> None:
     config = load(EvalConfig, None, ["policy.kind=gold", f"policy.url={url}", f"launch.address={url}"])
     assert (config.policy.url, config.launch.address) == (url, url)

@@ -1,0 +1,152 @@
+"""A pipeline, from its file to its table; pinned here:
+
+- every run's config is known, and refused where it is wrong, before the first one starts;
+- a step starts from the rows and the checkpoint of the steps that it names, and only of earlier ones;
+- (in this process) the whole laptop chain holds: each run took in, by hash, what its parents gave out;
+- started again it plays nothing again; a run that is missing, and only that, is made again;
+- with other settings it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tau2rl.cli import app
+from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, SftConfig, build, load
+from tau2rl.errors import UserError
+from tau2rl.stages.chronicle import chain
+from tau2rl.stages.pipeline import Planned, plan, with_files
+
+LAPTOP = Path(__file__).parents[3] / "configs" / "laptop" / "pipeline.yaml"
+runner = CliRunner()
+
+
+def planned(**values: Any) -> list[Planned]:
+    config = build(PipelineConfig, values)
+    return plan(with_files(config, LAPTOP.parent), Path("/runs"))
+
+
+def laptop(**overrides: Any) -> dict[str, Planned]:
+    config = with_files(load(PipelineConfig, LAPTOP, (), overrides), LAPTOP.parent)
+    return {f"{run.kind}:{run.name}": run for run in plan(config, Path("/runs"))}
+
+
+def test_each_step_starts_from_what_it_names() -> None:
+    runs = laptop()
+    assert list(runs) == [
+        "step:seed", "step:sft", "evaluation:base", "evaluation:sft", "step:rft-filter", "step:rft", "evaluation:rft",
+        "step:grpo", "evaluation:grpo",
+    ]  # fmt: skip
+    sft, rft, grpo, last = (runs[f"{name}"].config for name in ("step:sft", "step:rft", "step:grpo", "evaluation:grpo"))
+    assert isinstance(sft, SftConfig) and isinstance(rft, SftConfig)
+    assert sft.data.files == (Path("/runs/runs/01-seed/rows.jsonl"),)
+    assert rft.data.files == (Path("/runs/runs/05-rft-filter/sft.jsonl"),)
+    assert rft.model.init == "/runs/runs/02-sft/checkpoints/final"
+    assert isinstance(grpo, GrpoConfig)
+    assert grpo.model.init == grpo.chat.tokenizer == "/runs/runs/06-rft/checkpoints/final"
+    assert isinstance(last, EvalConfig)
+    assert last.policy.checkpoint == Path("/runs/runs/08-grpo/checkpoints/final")
+    assert runs["evaluation:base"].config.model_dump()["policy"]["checkpoint"] == Path("/runs/runs/02-sft/checkpoints/initial")
+
+
+def test_the_pipelines_own_settings_win() -> None:
+    runs = laptop(**{"seed": 5, "steps.grpo.settings.train.lr": 0.5, "limit": 2})
+    grpo, seed = runs["step:grpo"].config, runs["step:seed"].config
+    assert isinstance(grpo, GrpoConfig)
+    assert (grpo.train.lr, grpo.train.tasks_per_step, grpo.rollout.num_samples, grpo.seed) == (0.5, 2, 8, 5)
+    assert seed.model_dump()["tasks"]["limit"] == 2
+
+
+def test_train_and_test_tasks_of_the_laptop_chain_are_apart() -> None:
+    runs = {name: run.config.model_dump().get("tasks") for name, run in laptop().items()}
+    spans = [runs[name] for name in ("step:seed", "step:rft-filter", "step:grpo")]
+    assert {span["split"] for span in spans} == {"synth-train"}
+    assert [(span["skip"], span["skip"] + (span["limit"] or 3000)) for span in spans] == [(0, 1500), (1500, 2000), (2000, 5000)]
+    assert {runs[name]["split"] for name in runs if name.startswith("evaluation")} == {"synth-test"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ({}, "has no steps"),
+        ({"base": {"stage": "seed"}}, "`base` cannot name a step"),
+        ({"a/b": {"stage": "seed"}}, "`a/b` cannot name a step"),
+        ({"sft": {"stage": "sft", "data": ["seed"]}}, "step `sft` needs `seed`"),
+        ({"a": {"stage": "seed"}, "b": {"stage": "sft", "model": "a"}}, "step `b` needs `a`"),
+        ({"a": {"stage": "seed", "settings": {"slips": 1}}}, "step `a`: no such setting `slips`"),
+        ({"a": {"stage": "seed", "file": "sft.yaml"}}, "is of stage `sft`"),
+    ],
+)
+def test_a_wrong_step_is_refused_before_anything_runs(steps: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        planned(steps=steps)
+
+
+def test_a_link_that_does_not_hold_is_named() -> None:
+    seed = {"parents": [], "took": [], "gave": "a"}
+    sft = {"parents": ["seed"], "took": ["b"], "gave": "c"}
+    assert chain({"seed": seed, "sft": {**sft, "took": ["a"]}}, [])["holds"]
+    assert chain({"seed": seed, "sft": sft}, [])["broken"] == ["seed -> sft"]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A finished smoke run of the laptop chain, and the command that made it."""
+    folder = tmp_path_factory.mktemp("chain") / "run"
+    words = ["run", "-c", str(LAPTOP), "--limit", "1", "--inline", "--output", str(folder), "--json"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads((folder / "report.json").read_text("utf-8"))
+    return folder, words
+
+
+def test_the_whole_chain_holds(smoke: tuple[Path, list[str]]) -> None:
+    report = json.loads((smoke[0] / "report.json").read_text("utf-8"))
+    assert report["chain"] == {"links": 8, "broken": [], "holds": True}
+    assert not report["incomplete"]
+    assert [e["model"] for e in report["evaluations"]] == ["base", "sft", "rft", "grpo"]
+    assert all(e["floor"] == 0.0 and e["tasks"] == 1 and e["attempts"] == 4 for e in report["evaluations"])
+    assert report["steps"]["grpo"]["cpu_seconds"] > 0
+
+
+def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str]]) -> None:
+    folder, words = smoke
+    before = json.loads((folder / "report.json").read_text("utf-8"))
+    starts = {run.name: len(list(run.glob("logs/attempt_*"))) for run in (folder / "runs").iterdir()}
+    (folder / "runs" / "09-grpo-eval" / "report.json").unlink()
+    shutil.rmtree(folder / "runs" / "08-grpo")
+    again = runner.invoke(app, words)
+    assert again.exit_code == 0, again.stderr
+    assert "7 of 9 runs are finished already" in again.stderr
+    after = json.loads(again.stdout)
+    assert after["steps"]["grpo"]["gave"] == before["steps"]["grpo"]["gave"]
+    now = {run.name: len(list(run.glob("logs/attempt_*"))) for run in (folder / "runs").iterdir()}
+    assert now == {**starts, "08-grpo": 1, "09-grpo-eval": 2}
+
+
+def test_with_other_settings_it_is_refused(smoke: tuple[Path, list[str]]) -> None:
+    result = runner.invoke(app, [*smoke[1], "--set", "steps.sft.settings.train.lr=0.5"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "steps.sft.settings.train.lr: was 0.003, now 0.5" in result.stderr
+
+
+def test_a_run_that_breaks_ends_the_chain_with_its_code(tmp_path: Path) -> None:
+    steps = {"a": {"stage": "seed", "settings": {"tasks": {"domains": ["mock"], "split": "synth-test", "limit": 1}}}}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"stage": "pipeline", "steps": steps}), "utf-8")
+    result = runner.invoke(app, ["run", "-c", str(tmp_path / "p.yaml"), "--output", str(tmp_path / "run"), "--inline"])
+    assert result.exit_code == 2
+    assert "kept for tests" in result.stderr
+
+
+def test_a_dry_run_shows_every_run_and_makes_none(tmp_path: Path) -> None:
+    words = ["run", "-c", str(LAPTOP), "--dry-run", "--json", "--output", str(tmp_path / "run")]
+    shown = json.loads(runner.invoke(app, words).stdout)
+    assert [run["config"]["stage"] for run in shown["runs"]][:2] == ["seed", "sft"]
+    assert not (tmp_path / "run").exists()
