@@ -51,7 +51,7 @@ def parse(line: str) -> ProgressEvent | None:
     """The event in a line of a job's log; None for every other line.
 
     >>> parse('::tau2rl-progress {"done": 3, "total": 8, "note": "x"}')
-    ProgressEvent(done=3, total=8, successes=0, valid=0, failed=0, tokens=0, seconds=0.0, note='x')
+    ProgressEvent(done=3, total=8, successes=0, valid=0, failed=0, tokens=0, seconds=0.0, note='x', unit='episodes')
     >>> parse("::tau2rl-progress {") is parse("3 of 8") is None
     True
     """
