@@ -45,12 +45,12 @@ def main(domain: str = "mock", turns: str = "10") -> None:
         *(
             f"tasks.domains=[{domain}]",
             "tasks.split=base",
-            "tasks.limit=8",
+            "tasks.limit=4",
             "tasks.exclude_quarantined=true",
             f"policy.url={url}",
         ),
         *("chat.tokenizer=bytes", "user.kind=scripted", f"user.patience={turns}", "limits.context_tokens=1000000"),
-        *(f"rollout.concurrency={CONCURRENCY}", f"rollout.num_samples={EPISODES // 8}"),
+        *(f"rollout.concurrency={CONCURRENCY}", f"rollout.num_samples={EPISODES // 4}"),
     ]
     late = wall = cpu = 0.0
 

@@ -6,10 +6,11 @@ Field names and rules are those of SGLang 0.5 (`srt/managers/io_struct.py`, `srt
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, cast
+
+import orjson
 
 from tau2rl.config import SamplingConfig
 from tau2rl.errors import PolicyFailure
@@ -58,8 +59,8 @@ def build_request(
 def read_json(body: bytes) -> Any:
     """The JSON value of a response body. Raises PolicyFailure for anything else (HTML, a body cut short, ...)."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return orjson.loads(body)
+    except ValueError:
         raise PolicyFailure(f"the server sent something that is not JSON: `{shorten(body)}`") from None
 
 
@@ -113,13 +114,13 @@ def shorten(text: bytes | str, limit: int = 160) -> str:
 def _said(body: bytes) -> str:
     """The message inside SGLang's, FastAPI's or the router's error body; else the body."""
     try:
-        value: Any = json.loads(body)
-    except (ValueError, RecursionError):
+        value: Any = orjson.loads(body)
+    except ValueError:
         return shorten(body)
     for key in ("error", "message", "detail"):
         if isinstance(value, dict) and key in value:
             value = cast("dict[str, Any]", value)[key]
-    return shorten(value if isinstance(value, str) else json.dumps(value))
+    return shorten(value if isinstance(value, str) else orjson.dumps(value))
 
 
 def _finish_reason(value: Any) -> FinishReason:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import ssl
 import string
 import uuid
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-import httpx
+import orjson
 
 from tau2rl.config import PolicyConfig
-from tau2rl.errors import PolicyFailure, UserError
-from tau2rl.policies.generate import build_request, read_completion, read_json, refusal, shorten
+from tau2rl.errors import UserError
+from tau2rl.policies.connections import Connections, Response, Unreachable
+from tau2rl.policies.generate import build_request, read_completion, read_json, refusal
 from tau2rl.policies.patience import Unavailable, patiently
 from tau2rl.types import Completion
 
@@ -29,7 +28,6 @@ BUSY = (429, 502, 503, 504)
 ROUTING_HEADER = "X-SMG-Routing-Key"  # the router's key of prefix-cache affinity
 CONNECT_SECONDS = 10.0
 ABORT_SECONDS = 2.0
-SESSIONS_A_CLIENT = 4
 
 
 class SGLangPolicy:
@@ -51,20 +49,8 @@ class SGLangPolicy:
         self._sampling = config.sampling
         self._stop = tuple(stop)
         self._stop_token_ids = tuple(stop_token_ids)
-        # httpx looks through all connections of a client at every request: with one client for everything, a hundred
-        # conversations spend most of their CPU time there. So an episode keeps to one of many small clients.
-        context = ssl.create_default_context()
-        self._clients = [
-            httpx.AsyncClient(
-                base_url=self._url,
-                verify=context,
-                # Reading waits as long as the call's own deadline allows. Servers drop an idle connection after 5 s.
-                timeout=httpx.Timeout(None, connect=min(CONNECT_SECONDS, config.timeout_seconds)),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=SESSIONS_A_CLIENT, keepalive_expiry=4.0),
-                trust_env=False,  # a proxy for the internet must not sit between us and our own server
-            )
-            for _ in range(-(-concurrency // SESSIONS_A_CLIENT))
-        ]
+        # Reading waits as long as the call's own deadline allows.
+        self._http = Connections(self._url, connect_seconds=min(CONNECT_SECONDS, config.timeout_seconds))
         self._turns = asyncio.Semaphore(concurrency)
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -78,7 +64,7 @@ class SGLangPolicy:
         """Close the connections, after the last abort requests went out; safe to call twice."""
         if self._aborts:
             await asyncio.wait(self._aborts, timeout=ABORT_SECONDS)
-        await asyncio.gather(*(client.aclose() for client in self._clients))
+        await self._http.aclose()
 
     def greedy(self) -> Self:
         """The same policy at temperature 0, over the same connections; closing either closes both."""
@@ -91,7 +77,7 @@ class SGLangPolicy:
         limit = min(max_tokens, self._sampling.max_tokens)
         send = functools.partial(self._post, prompt_ids, seed=seed, session=session, max_tokens=limit)
         response = await patiently(send, self._config, server=self._url)
-        return read_completion(read_json(response.content), num_prompt=len(prompt_ids), max_tokens=limit)
+        return read_completion(read_json(response.body), num_prompt=len(prompt_ids), max_tokens=limit)
 
     async def ready(self, *, context_tokens: int | None = None, timeout_seconds: float = 20.0) -> str:
         """What answers at the URL, in a few words: `Qwen/Qwen3-4B, 32768 tokens of context`.
@@ -100,13 +86,13 @@ class SGLangPolicy:
         """
         try:
             return await asyncio.wait_for(self._describe(context_tokens), timeout_seconds)
-        except (asyncio.TimeoutError, httpx.HTTPError):
+        except (asyncio.TimeoutError, Unreachable):
             raise UserError(
                 f"no SGLang server answers at `{self._url}`",
                 hint="start one with `python -m sglang.launch_server --model-path MODEL --port PORT`, or set `policy.url`",
             ) from None
 
-    async def _post(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> httpx.Response:
+    async def _post(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Response:
         """One request. A new id each time: SGLang refuses an id that it still works on."""
         rid = uuid.uuid4().hex
         body = build_request(
@@ -121,23 +107,17 @@ class SGLangPolicy:
         headers = {ROUTING_HEADER: quote(session, safe=string.punctuation)}
         try:
             async with self._turns:
-                response = await self._client(session).post("/generate", json=body, headers=headers)
+                response = await self._http.post("/generate", orjson.dumps(body), headers)
         except asyncio.CancelledError:  # by the caller, or by the deadline
             self._abort(rid)
             raise
-        except (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError) as error:
-            raise Unavailable(f"cannot reach `{self._url}`: {_reason(error)}") from None
-        except httpx.HTTPError as error:
-            raise PolicyFailure(f"cannot talk to `{self._url}`: {_reason(error)}") from None
-        if response.status_code in BUSY:
-            raise Unavailable(f"`{self._url}` is overloaded: HTTP {response.status_code}")
-        if response.status_code != 200:
-            raise refusal(response.status_code, response.content)
+        except Unreachable as error:
+            raise Unavailable(f"cannot reach `{self._url}`: {error}") from None
+        if response.status in BUSY:
+            raise Unavailable(f"`{self._url}` is overloaded: HTTP {response.status}")
+        if response.status != 200:
+            raise refusal(response.status, response.body)
         return response
-
-    def _client(self, session: str) -> httpx.AsyncClient:
-        """The client of an episode: always the same one, so that its connection is open already."""
-        return self._clients[zlib.crc32(session.encode(errors="replace")) % len(self._clients)]
 
     def _abort(self, rid: str) -> None:
         """Ask the server to stop working on `rid`, without waiting: by itself it notices a lost client after seconds."""
@@ -146,14 +126,14 @@ class SGLangPolicy:
         task.add_done_callback(self._aborts.discard)
 
     async def _post_abort(self, rid: str) -> None:
-        with suppress(httpx.HTTPError):  # best effort: the server may be the very thing that is broken
-            await self._clients[0].post("/abort_request", json={"rid": rid}, timeout=ABORT_SECONDS)
+        with suppress(Unreachable, asyncio.TimeoutError):  # best effort: the server may be the very thing that is broken
+            await asyncio.wait_for(self._http.post("/abort_request", orjson.dumps({"rid": rid}), {}), ABORT_SECONDS)
 
     async def _describe(self, context_tokens: int | None) -> str:
-        health = await self._clients[0].get("/health")
-        if health.status_code != 200:
+        health = await self._http.get("/health")
+        if health.status != 200:
             raise UserError(
-                f"the server at `{self._url}` is not ready: HTTP {health.status_code}", hint="loading a model takes minutes"
+                f"the server at `{self._url}` is not ready: HTTP {health.status}", hint="loading a model takes minutes"
             )
         models = await self._get_object("/v1/models")
         # `/get_model_info` is the older name; routers have only that one.
@@ -174,10 +154,10 @@ class SGLangPolicy:
 
     async def _get_object(self, path: str) -> dict[str, Any]:
         """The JSON object at `path`; empty when there is none."""
-        response = await self._clients[0].get(path)
-        with suppress(ValueError, RecursionError):
-            value: Any = response.json()
-            if response.status_code == 200 and isinstance(value, dict):
+        response = await self._http.get(path)
+        with suppress(ValueError):
+            value: Any = orjson.loads(response.body)
+            if response.status == 200 and isinstance(value, dict):
                 return cast("dict[str, Any]", value)
         return {}
 
@@ -189,13 +169,10 @@ def _first(value: Any) -> dict[str, Any]:
 
 def _base_url(url: str) -> str:
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+        parsed = urlsplit(url)
+        valid = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0  # reading a bad port raises
+    except ValueError:
+        valid = False
+    if not valid:
         raise UserError(f"`policy.url` = `{url}` is not the address of a server", hint="write it as http://HOST:PORT")
     return url.rstrip("/")
-
-
-def _reason(error: httpx.HTTPError) -> str:
-    return shorten(str(error)) or type(error).__name__

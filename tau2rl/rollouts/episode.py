@@ -23,10 +23,10 @@ from tau2rl.types import (
     MalformedKind,
     Message,
     Policy,
+    PrefixHash,
     Status,
     Turn,
     derive_seed,
-    prefix_hash,
 )
 
 # tau2's own words for a conversation that it cut off; every other ending is a verdict.
@@ -73,6 +73,7 @@ class _Play:
     limits: Limits
     started: float = field(default_factory=time.monotonic)
     prompt: list[int] = field(default_factory=list[int])  # [num_tokens], of the turn at hand
+    prompt_hash: PrefixHash = field(default_factory=PrefixHash)
     sampled: tuple[int, ...] = ()  # the last completion, not yet part of a prompt
     new: tuple[Message, ...] = ()  # what followed it
     turns: list[Turn] = field(default_factory=list[Turn])
@@ -162,7 +163,7 @@ class _Play:
             Turn(
                 start=start,
                 end=start + len(completion.token_ids),
-                prompt_hash=prefix_hash(self.prompt),
+                prompt_hash=self.prompt_hash.of(self.prompt),
                 logprobs=completion.logprobs,
                 finish_reason=completion.finish_reason,
                 actions=actions,

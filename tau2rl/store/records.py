@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, from_json
 
 from tau2rl.errors import UserError
 from tau2rl.types import EpisodeRecord
@@ -22,16 +22,18 @@ def encode(record: EpisodeRecord) -> bytes:
 
     UTF-8 has no lone surrogates (a model can sample half a pair): each becomes `?`. The token ids still have the truth.
     """
-    values = _adapter().dump_python(record)
-    # dump_python + json.dumps, because pydantic's own writer turns an infinite log probability into null.
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace") + b"\n"
+    try:
+        return _writer().dump_json((record,))[1:-1] + b"\n"
+    except PydanticSerializationError:  # a lone surrogate
+        values = _reader().dump_python(record)
+        text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace") + b"\n"
 
 
 def decode(line: bytes) -> EpisodeRecord:
     """The record in a line. Raises UserError."""
     try:
-        record = _adapter().validate_json(line)
+        record = _reader().validate_json(line)
     except ValidationError as error:
         _refuse_other_schema(line)
         first = error.errors(include_url=False, include_input=False)[0]
@@ -61,8 +63,14 @@ def read(path: Path) -> Iterator[EpisodeRecord]:
 
 
 @cache
-def _adapter() -> TypeAdapter[EpisodeRecord]:
+def _reader() -> TypeAdapter[EpisodeRecord]:
     return TypeAdapter(EpisodeRecord)
+
+
+@cache
+def _writer() -> TypeAdapter[tuple[EpisodeRecord]]:
+    # Infinite log-probabilities stay what they are, which is a matter of the outermost type's config; a dataclass has none.
+    return TypeAdapter(tuple[EpisodeRecord], config=ConfigDict(ser_json_inf_nan="constants"))
 
 
 def _refuse_other_schema(line: bytes) -> None:
