@@ -8,6 +8,7 @@ The environments are registered in tau2's own registry under `tau2rl:NAME`, so i
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import pickle
@@ -110,6 +111,7 @@ class Domain:
                 with readable(self.name):
                     found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
                 self._tasks[split] = {task.id: task for task in found}
+                _keep_what_is_loaded()
             return self._tasks[split]
 
     def task(self, ref: TaskRef) -> Task:
@@ -161,6 +163,12 @@ class Domain:
         return tuple((s.st_size, s.st_mtime_ns) for s in (file.stat() for file in self._db_files))
 
 
+def _keep_what_is_loaded() -> None:
+    """Take what is loaded out of the garbage collector's sight: to look through it stops every episode for half a second."""
+    gc.collect()  # what is garbage by now would be kept as well
+    gc.freeze()
+
+
 def _share_hash(toolkit: Any, shared: Snapshot) -> None:
     """Let the toolkit hash its database by what it has touched."""
     toolkit.get_db_hash = lambda: shared.hash(toolkit.db)
@@ -192,4 +200,5 @@ def domain(name: str) -> Domain:
         if name not in _loaded:
             with readable(name):
                 _loaded[name] = Domain(name)
+            _keep_what_is_loaded()
         return _loaded[name]
