@@ -1,0 +1,187 @@
+"""The groups of knobs that several stages have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tau2rl.config.base import DomainName, Section, Url, VariableName
+
+PolicyKind = Literal["sglang", "api", "local", "gold", "do-nothing", "always-transfer"]
+PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
+
+
+class TasksConfig(Section):
+    """Which tasks."""
+
+    domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
+    """`airline`, `retail`, `telecom`, and the small `mock`."""
+    split: str = "test"
+    """`train`, `test` or `base` (all); telecom also has `small`, `full`; mock has `base`, `synth-train`, `-select`, `-test`."""
+    ids: tuple[str, ...] = ()
+    """Only these task ids (`17`, or `retail/17` when several domains are on); empty = all of the split."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many tasks of each domain, the first ones of the split."""
+    skip: int = Field(default=0, ge=0)
+    """Pass over so many tasks of each domain first, so that stages learn from different tasks of one split."""
+    exclude_quarantined: bool = False
+    """Leave out tasks with a known defect (`tau2rl tasks audit` lists them)."""
+
+
+class UserConfig(Section):
+    """Who plays the customer."""
+
+    kind: Literal["llm", "scripted"] = "llm"
+    """`llm`: tau2's own user simulator through litellm. `scripted`: deterministic, no model, follows the task."""
+    model: str = "gpt-4.1-mini"
+    """litellm model name; `openai/NAME` with `api_base` for a local SGLang or vLLM server."""
+    api_base: Url | None = None
+    """Base URL of an OpenAI-compatible server (`http://127.0.0.1:30001/v1`); default: the provider's own."""
+    api_key_env: VariableName | None = None
+    """Name of the environment variable that holds the key; default: what litellm looks for."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Of the user model; the published numbers used 0.7."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """Deadline of one call to the user model."""
+    retries: int = Field(default=2, ge=0)
+    """Calls tried again after an error or an empty answer, each with the same deadline."""
+    patience: int = Field(default=3, ge=1)
+    """`scripted` only: agent messages in a row without progress before the user hangs up."""
+
+
+class SamplingConfig(Section):
+    """How the policy samples."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    """0 = greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; 1 = off."""
+    top_k: int = Field(default=-1, ge=-1)
+    """-1 = off."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """At most so many new tokens a turn."""
+
+
+class PolicyConfig(Section):
+    """Who plays the agent."""
+
+    kind: PolicyKind = "sglang"
+    """`sglang`: a server's `/generate`, token ids in and out. `api`: any litellm model, eval and data only.
+    `local`: a checkpoint, sampled in this process. `gold`: replays the reference actions. `do-nothing`, `always-transfer`:
+    the floors."""
+    checkpoint: Path | None = None
+    """`local`: the directory of the checkpoint (`outputs/sft/default/checkpoints/final`); its tokenizer is in it."""
+    url: Url = "http://127.0.0.1:30000"
+    """`sglang`: base URL of the server or router."""
+    model: str | None = None
+    """`api`: litellm model name."""
+    api_base: Url | None = None
+    """`api`: base URL of an OpenAI-compatible server; default: the provider's own."""
+    api_key_env: VariableName | None = None
+    """`api`: name of the environment variable that holds the key; default: what litellm looks for."""
+    sampling: SamplingConfig = SamplingConfig()
+    timeout_seconds: float = Field(default=300.0, gt=0)
+    """Deadline of one policy call."""
+    retries: int = Field(default=3, ge=0)
+    """Tries again after an overloaded or unreachable server."""
+
+
+class ChatConfig(Section):
+    """How messages become tokens."""
+
+    protocol: Literal["native", "cookbook", "transcript"] = "native"
+    """`native`: the checkpoint's own chat template. `cookbook`: one `<tool_call>` a turn with `respond` and `done`, as the
+    published Qwen3-4B-tau2 checkpoints were trained. `transcript`: JSON lines, for policies that read messages."""
+    tokenizer: str | None = None
+    """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
+    policy_text: Literal["full", "compressed"] = "full"
+    """`cookbook`: the domain's whole policy, or the cookbook's short form."""
+    cookbook_prompt: Path | None = None
+    """`cookbook`: `tau2_rl_pipeline/prompting.py` of jbarnes850/Tau2-RL-Pipeline, whose exact words the published checkpoints
+    were trained with. Default: a prompt of our own in the same format."""
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> ChatConfig:
+        idle = [name for name in ("policy_text", "cookbook_prompt") if getattr(self, name) not in ("full", None)]
+        if idle and self.protocol != "cookbook":
+            raise ValueError(
+                f"{' and '.join(f'chat.{name}' for name in idle)} would have no effect under chat.protocol `{self.protocol}`: "
+                "leave it out, or set chat.protocol to `cookbook`"
+            )
+        return self
+
+
+class LimitsConfig(Section):
+    """Where a conversation is cut, and every deadline."""
+
+    max_steps: int = Field(default=100, ge=1)
+    """tau2's own limit: messages of agent, user and environment together."""
+    max_turns: int = Field(default=100, ge=1)
+    """Agent turns, repairs included."""
+    context_tokens: int = Field(default=32768, ge=2)
+    """Prompt and completion together; a turn that would not fit ends the episode as truncated."""
+    repairs: int = Field(default=1, ge=0)
+    """Malformed turns in a row that are answered with a repair request."""
+    step_timeout_seconds: float = Field(default=300.0, gt=0)
+    """One agent turn in the environment: its tool calls, or the user's whole answer."""
+    grade_timeout_seconds: float = Field(default=120.0, gt=0)
+    """tau2's grading of a conversation that was cut off; other gradings are part of the step that ended it."""
+    episode_timeout_seconds: float = Field(default=1800.0, gt=0)
+    """One conversation; when it is over, the episode is truncated."""
+
+
+class RolloutConfig(Section):
+    """How many episodes, and how many at once."""
+
+    num_samples: int = Field(default=4, ge=1)
+    """Attempts a task, sampled."""
+    greedy: bool = False
+    """One more attempt a task at temperature 0, reported apart from the sampled ones."""
+    concurrency: int = Field(default=32, ge=1)
+    """Episodes in flight."""
+    retries: int = Field(default=2, ge=0)
+    """Fresh attempts for an episode that FAILED (server, simulator, grader)."""
+    give_up_after: int = Field(default=20, ge=1)
+    """Episodes in a row that FAILED, retries included, after which the run stops: something is down for good."""
+
+
+class RewardConfig(Section):
+    """How tau2's verdicts become a score; every preset is documented in `rewards/presets.py`."""
+
+    preset: Literal["cookbook", "pipeline", "outcome", "guarded"] = "pipeline"
+    alpha: float | None = Field(default=None, ge=0)
+    """Weight of the partial score, the same in every domain; default: the preset's, which may differ by domain."""
+    normalise: bool | None = None
+    """Divide by the weights of the kinds that the task has; default: the preset's."""
+    step_penalty: float | None = Field(default=None, ge=0)
+    """Taken off for each agent turn; default: the preset's."""
+    tool_penalty: float | None = Field(default=None, ge=0)
+    """Taken off for each refused call and malformed turn, up to the preset's cap; default: the preset's."""
+    allow_dominated: bool = False
+    """Accept settings under which a failure can outscore a success."""
+
+
+class LaunchConfig(Section):
+    """Where the job runs. Not part of a run's identity."""
+
+    address: Url | None = None
+    """A running cluster's job server (`http://HEAD:8265`); default: a local head, started and stopped for this run."""
+    inline: bool = False
+    """Run in this process, without Ray."""
+    detach: bool = False
+    """Submit and return (needs `address`)."""
+
+
+class LocalConfig(Section):
+    """How a model runs in this process: `policy.kind: local` and the `local` backend."""
+
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: float32 on a CPU, which has no fast bfloat16, and bfloat16 on a GPU."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of one matrix product. More than the idle cores is slower than one."""
+    slots: int = Field(default=64, ge=1)
+    """Conversations whose keys and values are kept; more in flight take turns and pay for their prompt again."""

@@ -1,0 +1,165 @@
+"""One class a stage: `tau2rl eval` and its kin read all their knobs here."""
+
+# pyright: reportIncompatibleVariableOverride=false
+# Sections are frozen, so one of a subclass may stand where one of the base does.
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from tau2rl.config.algo import AlgoConfig, GrpoRolloutConfig, RolloutSamplingConfig, SelectConfig
+from tau2rl.config.base import Section
+from tau2rl.config.data import (
+    DataConfig,
+    KeepConfig,
+    RftPolicyConfig,
+    TeacherChatConfig,
+    TeacherConfig,
+    TeacherRolloutConfig,
+    TeacherUserConfig,
+)
+from tau2rl.config.playing import AgentConfig, LearnConfig, StageConfig
+from tau2rl.config.slime import SlimeConfig
+from tau2rl.config.training import GrpoTrainConfig, LocalTrainConfig, ModelConfig, SftTrainConfig, TrackingConfig
+
+
+class SeedConfig(LearnConfig, AgentConfig):
+    """`tau2rl seed`."""
+
+    stage: Literal["seed"] = "seed"
+    policy: TeacherConfig = TeacherConfig()
+    user: TeacherUserConfig = TeacherUserConfig()
+    chat: TeacherChatConfig = TeacherChatConfig()
+    rollout: TeacherRolloutConfig = TeacherRolloutConfig()
+    keep: Literal["solved", "all"] = "solved"
+    """`solved`: only what tau2 graded 1. `all`: every graded demonstration, as a teacher whom nobody checked would give them."""
+    slip: float = Field(default=0.0, ge=0, le=1)
+    """Synthesised tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
+
+    @model_validator(mode="after")
+    def _slip_takes_effect(self) -> SeedConfig:
+        if self.slip and (self.policy.kind != "gold" or not self.tasks.split.startswith("synth-")):
+            raise ValueError("slip is the gold teacher's, on synthesised tasks: tasks.domains [mock], tasks.split `synth-train`")
+        return self
+
+
+class SftConfig(StageConfig):
+    """`tau2rl sft`."""
+
+    stage: Literal["sft"] = "sft"
+    backend: Literal["local", "slime"] = "local"
+    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: SftTrainConfig = SftTrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    local: LocalTrainConfig = LocalTrainConfig()
+    slime: SlimeConfig = SlimeConfig()
+
+
+class RftConfig(LearnConfig, AgentConfig):
+    """`tau2rl rft-filter`."""
+
+    stage: Literal["rft-filter"] = "rft-filter"
+    sources: tuple[Path, ...] = ()
+    """Run folders whose episodes are filtered. Empty: attempts are sampled, by the settings below."""
+    policy: RftPolicyConfig = RftPolicyConfig()
+    keep: KeepConfig = KeepConfig()
+
+    @property
+    def plays(self) -> bool:
+        """Whether attempts are sampled."""
+        return not self.sources
+
+
+class GrpoConfig(LearnConfig):
+    """`tau2rl grpo`."""
+
+    CHECKPOINT: ClassVar[tuple[str, str]] = ("model", "init")
+
+    stage: Literal["grpo"] = "grpo"
+    backend: Literal["local", "slime"] = "local"
+    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
+    model: ModelConfig = ModelConfig()
+    select: SelectConfig = SelectConfig()
+    sampling: RolloutSamplingConfig = RolloutSamplingConfig()
+    rollout: GrpoRolloutConfig = GrpoRolloutConfig()
+    algo: AlgoConfig = AlgoConfig()
+    train: GrpoTrainConfig = GrpoTrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    local: LocalTrainConfig = LocalTrainConfig()
+    slime: SlimeConfig = SlimeConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> GrpoConfig:
+        if self.model.init == "tiny":
+            raise ValueError("model.init `tiny` knows nothing that could be reinforced: give a checkpoint, made by `tau2rl sft`")
+        if self.chat.protocol == "transcript":
+            raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
+        if self.rollout.greedy:
+            raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
+        if self.train.eval_every:
+            self._select_apart()
+        return self
+
+    def _select_apart(self) -> None:
+        """Refuse selection tasks that are tested on or trained on."""
+        if self.select.split in ("test", "synth-test", "base", "small", "full"):
+            raise ValueError(f"select.split `{self.select.split}` holds test tasks: use `train-select`, for mock `synth-select`")
+        if (self.tasks.split, self.select.split) == ("train", "train-select"):
+            raise ValueError("tasks.split `train` holds the tasks of select.split `train-select`: train on `train-learn`")
+
+
+class EvalConfig(AgentConfig):
+    """`tau2rl eval`."""
+
+    stage: Literal["eval"] = "eval"
+
+
+class StepConfig(Section):
+    """One step of a pipeline."""
+
+    stage: Literal["seed", "sft", "rft-filter", "grpo"]
+    """What it does."""
+    file: Path | None = None
+    """Its settings, as a config file; relative to the pipeline's own file."""
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Its settings, in front of those of `file`."""
+    data: tuple[str, ...] = ()
+    """`sft`: the earlier steps whose rows are trained on."""
+    model: str | None = None
+    """The earlier step whose checkpoint is trained further, or makes the attempts."""
+
+
+class EvaluationConfig(Section):
+    """How the model is evaluated after each step that trains it."""
+
+    file: Path | None = None
+    """The settings of the evaluation, as a config file; relative to the pipeline's own file."""
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """The settings of the evaluation, in front of those of `file`."""
+
+
+class PipelineConfig(StageConfig):
+    """`tau2rl run`."""
+
+    stage: Literal["pipeline"] = "pipeline"
+    steps: dict[str, StepConfig] = Field(default_factory=dict[str, StepConfig])
+    """Name of a step -> the step, in the order in which they run."""
+    evaluation: EvaluationConfig | None = None
+    """None: no step is evaluated."""
+    limit: int | None = Field(default=None, ge=1)
+    """A smoke run of the whole chain: so many tasks in each step, and a few optimizer steps. It shows that the chain holds."""
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    "seed": SeedConfig,
+    "sft": SftConfig,
+    "rft-filter": RftConfig,
+    "grpo": GrpoConfig,
+    "eval": EvalConfig,
+    "pipeline": PipelineConfig,
+}
