@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 import tau2rl
 from tau2rl import console
-from tau2rl.commands import config, eval, grpo, machine, pipeline, results, rft, seed, sft, tasks
+from tau2rl.commands import config, convert, eval, grpo, machine, pipeline, results, rft, seed, select, sft, tasks
 from tau2rl.commands.options import examples
 from tau2rl.errors import RunIncomplete, UserError
 
@@ -117,6 +117,16 @@ app.command(
 )(pipeline.run)
 
 app.command(
+    "convert",
+    rich_help_panel=TRAIN,
+    epilog=examples(
+        "tau2rl convert --to hf outputs/grpo/default /models/trained",
+        "tau2rl convert --to hf outputs/grpo/default/checkpoints/megatron/iter_0000049 /models/step-50 --origin /models/start",
+        "tau2rl convert --to megatron /models/start /models/start_torch_dist --dry-run",
+    ),
+)(convert.convert)
+
+app.command(
     "eval",
     rich_help_panel=EVALUATE,
     epilog=examples(
@@ -126,6 +136,15 @@ app.command(
         "tau2rl eval -c outputs/eval/default/config.json --resume",
     ),
 )(eval.evaluate)
+app.command(
+    "select-checkpoint",
+    rich_help_panel=EVALUATE,
+    epilog=examples(
+        "tau2rl select-checkpoint outputs/grpo/default",
+        "tau2rl eval -c eval.yaml --set policy.checkpoint=CHECKPOINT --task-split train-select --name at-40",
+        "tau2rl select-checkpoint outputs/eval/at-20 outputs/eval/at-40 --json",
+    ),
+)(select.choose)
 app.command("report", rich_help_panel=EVALUATE, epilog=examples("tau2rl report outputs/eval/default"))(results.report)
 app.command("compare", rich_help_panel=EVALUATE, epilog=examples("tau2rl compare outputs/eval/after outputs/eval/before"))(
     results.compare

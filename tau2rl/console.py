@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tau2rl.errors import UserError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOG_SECONDS = 60.0  # without a terminal: one progress line in so many seconds
+WHOSE = {"agent": "the agent", "user": "the customer", "task": "the task", "infra": "servers or this machine"}  # by fault
 PIPE_WIDTH = 160  # of a table that goes to a file or a pipe: no cell is broken over lines
 
 
@@ -64,7 +65,7 @@ def crash(error: BaseException, *, debug: bool) -> None:
         return
     with tempfile.NamedTemporaryFile("w", prefix="tau2rl-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(story)
-    first = str(error).partition("\n")[0]
+    first = _first_line(str(error))
     say(f"error: this is a bug in tau2rl: {type(error).__name__}{': ' + first if first else ''}")
     say(f"\nhint: the traceback is in `{file.name}`; `tau2rl --debug ...` shows it here")
 
@@ -87,6 +88,21 @@ def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> 
     if event.total is not None and ended > 0 and event.done < event.total:
         words.append(f"{clock(event.seconds * (event.total - event.done) / ended)} left")
     return ", ".join(words) + (f" ({event.note})" if event.note else "")
+
+
+def failure_words(failures: Sequence[Mapping[str, Any]], *, tries: int) -> list[str]:
+    """Why tries at episodes failed, the most frequent reason first; `failures` and `failed_tries` of a report.
+
+    >>> failure_words([{"fault": "user", "message": "HTTP 500", "count": 3}], tries=4)
+    ['failed tries: 4, most often', '  3 times, the customer: HTTP 500']
+    """
+    if not failures:
+        return []
+    lines: list[str] = []
+    for each in failures:
+        times = "1 time" if each["count"] == 1 else f"{each['count']} times"
+        lines.append(f"  {times}, {WHOSE.get(each['fault'], each['fault'])}: {_first_line(each['message'])}")
+    return [f"failed tries: {tries}, most often", *lines]
 
 
 def clock(seconds: float) -> str:
@@ -158,6 +174,10 @@ class Follower:
         self._said_at = time.monotonic()
         self._shown = event
         _write(self._stream, progress_words(event, self._first))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -385,14 +385,6 @@ class ChatCodec(Protocol):
         ...
 
 
-class Verifier(Protocol):
-    """Scores an episode from what a deployment would see; never reads a task's evaluation criteria."""
-
-    def score(self, episode: Episode) -> float:
-        """Higher is better; the scale is the verifier's own."""
-        ...
-
-
 def prefix_hash(token_ids: Sequence[int]) -> str:
     """16 hex digits that name a token sequence, the same on every machine.
 

@@ -10,7 +10,8 @@ import typer
 
 import tau2rl
 from tau2rl import console
-from tau2rl.commands.options import WHAT, ConfigFile, Json, Sets, user_overrides
+from tau2rl.commands.options import ConfigFile, Json, Sets, user_settings
+from tau2rl.commands.setting import WHAT
 from tau2rl.config import EvalConfig, UserConfig, build, load
 from tau2rl.doctor import USES, examine
 from tau2rl.doctor.check import Check
@@ -46,7 +47,7 @@ def doctor(
     if config or sets:
         # An evaluation must name its tokenizer; whether its servers answer can be asked without one.
         first = [] if config else ["chat.tokenizer=bytes"]
-        chosen = load(EvalConfig, config, first + (sets or []), user_overrides(user_model))
+        chosen = load(EvalConfig, config, first + (sets or []), user_settings(user_model))
         asked = {"user": chosen.user, "policy": chosen.policy, "address": chosen.launch.address}
     elif user_model:
         asked = {"user": build(UserConfig, {"kind": "scripted"} if user_model == "scripted" else {"model": user_model})}

@@ -8,17 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from tau2rl import console
-from tau2rl.commands.dataset import Address, DryRun, Inline, Name, Output
-from tau2rl.commands.options import RUN, WHAT, ConfigFile, Json, Sets, setting
+from tau2rl.commands.options import Address, ConfigFile, DryRun, Inline, Json, Name, Output, Sets
 from tau2rl.commands.run import shown
+from tau2rl.commands.setting import RUN, WHAT, options_of
 from tau2rl.config import PipelineConfig, dump, load
 from tau2rl.store.files import read_json
 from tau2rl.store.run import run_path
 
-
-def option(name: str, flag: str, panel: str, metavar: str, note: str = "") -> Any:
-    """An option of one of this stage's settings."""
-    return setting(name, flag, panel=panel, metavar=metavar, note=note, config=PipelineConfig)
+option = options_of(PipelineConfig)
 
 
 def run(

@@ -15,19 +15,9 @@ from tau2rl.errors import UserError
 from tau2rl.metrics.compare import Comparison, compare as compare_values
 from tau2rl.metrics.table import report_rows
 from tau2rl.store.files import read_json
-from tau2rl.store.provenance import differences
+from tau2rl.store.provenance import SUBJECT, differences
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
-
-# Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.
-SUBJECT = (
-    "settings.policy.kind",
-    "settings.policy.model",
-    "settings.policy.checkpoint",
-    "settings.chat.tokenizer",
-    "chat",
-    "agent",
-)
 
 
 def report(run: RunDir, as_json: Json = False) -> None:
@@ -97,10 +87,23 @@ def print_report(report: Mapping[str, Any]) -> None:
         f"{name.replace('_', ' ')} {'unknown' if value is None else f'{value:.3f}'}" for name, value in report["floor"].items()
     )
     console.emit(f"floor: {floor}")
+    if selected_by := report.get("selected_by"):
+        console.emit(_of_the_test(selected_by))
+    for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):
+        console.emit(line)
     if report["incomplete"]:
         console.emit(f"incomplete: {report['reason']}")
         if report["so_far"]:
             console.emit("not done: " + ", ".join(report["so_far"]["not_done"]))
+
+
+def _of_the_test(selected_by: Mapping[str, Any]) -> str:
+    """Which selection a test belongs to, and what is wrong with it."""
+    words = (
+        selected_by["warning"]
+        or f"look {selected_by['look']} at the test tasks of the checkpoint chosen by `{selected_by['file']}`"
+    )
+    return f"{'warning: ' if selected_by['warning'] else ''}{words}"
 
 
 def _print_comparison(a: Path, b: Path, result: Comparison) -> None:

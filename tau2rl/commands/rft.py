@@ -5,28 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from tau2rl.commands.dataset import Address, Concurrency, Detach, DryRun, Inline, Name, Output, Resume, Seed, run
+from tau2rl.commands.dataset import print_report
 from tau2rl.commands.options import (
-    AGENT,
-    CUSTOMER,
-    WHAT,
+    Address,
+    Concurrency,
     ConfigFile,
+    Detach,
     Domains,
+    DryRun,
+    Inline,
     Json,
     Limit,
+    Name,
+    NumSamples,
+    Output,
+    Policy,
+    PolicyModel,
+    PolicyUrl,
+    Protocol,
+    Resume,
+    Seed,
     Sets,
-    setting,
-    split_list,
-    user_overrides,
+    Tokenizer,
+    TrainSplit,
+    UserModel,
+    agent_settings,
+    run_settings,
+    tasks_settings,
+    user_settings,
 )
+from tau2rl.commands.run import run
+from tau2rl.commands.setting import AGENT, WHAT, options_of
 from tau2rl.config import RftConfig, load
+from tau2rl.store.run import run_path
 
 KEEP = "What is kept"
-
-
-def option(name: str, flag: str, panel: str, metavar: str | None, note: str = "") -> Any:
-    """An option of one of this stage's settings."""
-    return setting(name, flag, panel=panel, metavar=metavar, note=note, config=RftConfig)
+option = options_of(RftConfig)
 
 
 def rejection_sample(
@@ -37,25 +51,22 @@ def rejection_sample(
         option("sources", "--from", WHAT, "RUN_DIR", "Filter the episodes of this run and sample none; repeat for more."),
     ] = None,
     domains: Domains = None,
-    split: Annotated[str | None, option("tasks.split", "--task-split", WHAT, "NAME")] = None,
+    split: TrainSplit = None,
     limit: Limit = None,
-    num_samples: Annotated[int | None, option("rollout.num_samples", "--num-samples", WHAT, "N")] = None,
+    num_samples: NumSamples = None,
     per_task: Annotated[int | None, option("keep.per_task", "--per-task", KEEP, "N")] = None,
     per_kind: Annotated[int | None, option("keep.per_kind", "--per-kind", KEEP, "N")] = None,
     per_domain: Annotated[int | None, option("keep.per_domain", "--per-domain", KEEP, "N")] = None,
     partial_backoff: Annotated[float | None, option("keep.partial_backoff", "--partial-backoff", KEEP, "X")] = None,
-    dedupe: Annotated[bool | None, option("keep.dedupe", "--dedupe/--no-dedupe", KEEP, None)] = None,
-    exclude_no_op: Annotated[bool | None, option("keep.exclude_no_op", "--exclude-no-op/--include-no-op", KEEP, None)] = None,
-    policy: Annotated[str | None, option("policy.kind", "--policy", AGENT, "KIND")] = None,
-    url: Annotated[str | None, option("policy.url", "--url", AGENT, "URL")] = None,
-    model: Annotated[str | None, option("policy.model", "--model", AGENT, "NAME")] = None,
+    dedupe: Annotated[bool | None, option("keep.dedupe", "--dedupe/--no-dedupe", KEEP)] = None,
+    exclude_no_op: Annotated[bool | None, option("keep.exclude_no_op", "--exclude-no-op/--include-no-op", KEEP)] = None,
+    policy: Policy = None,
+    url: PolicyUrl = None,
+    model: PolicyModel = None,
     temperature: Annotated[float | None, option("policy.sampling.temperature", "--temperature", AGENT, "X")] = None,
-    tokenizer: Annotated[str | None, option("chat.tokenizer", "--tokenizer", AGENT, "DIR")] = None,
-    protocol: Annotated[str | None, option("chat.protocol", "--protocol", AGENT, "NAME")] = None,
-    user_model: Annotated[
-        str | None,
-        option("user.model", "--user-model", CUSTOMER, "NAME", "litellm model that plays the customer, or `scripted` for none."),
-    ] = None,
+    tokenizer: Tokenizer = None,
+    protocol: Protocol = None,
+    user_model: UserModel = None,
     name: Name = None,
     output: Output = None,
     resume: Resume = None,
@@ -76,9 +87,7 @@ def rejection_sample(
     """
     overrides: dict[str, Any] = {
         "sources": [str(source) for source in sources] if sources else None,
-        "tasks.domains": split_list(domains),
-        "tasks.split": split,
-        "tasks.limit": limit,
+        **tasks_settings(domains, split, limit),
         "rollout.num_samples": num_samples,
         "rollout.concurrency": concurrency,
         "keep.per_task": per_task,
@@ -87,19 +96,9 @@ def rejection_sample(
         "keep.partial_backoff": partial_backoff,
         "keep.dedupe": dedupe,
         "keep.exclude_no_op": exclude_no_op,
-        "policy.kind": policy,
-        "policy.url": url,
-        "policy.model": model,
-        "policy.sampling.temperature": temperature,
-        "chat.tokenizer": tokenizer,
-        "chat.protocol": protocol,
-        **user_overrides(user_model),
-        "name": name,
-        "output": None if output is None else str(output),
-        "resume": resume,
-        "seed": seed,
-        "launch.address": address,
-        "launch.inline": inline,
-        "launch.detach": detach,
+        **agent_settings(policy, url, model, temperature, tokenizer, protocol),
+        **user_settings(user_model),
+        **run_settings(name, output, resume, seed, address, inline, detach),
     }
-    run(load(RftConfig, config, sets or (), overrides), dry_run=dry_run, as_json=as_json)
+    chosen = load(RftConfig, config, sets or (), overrides)
+    run(chosen, lambda report: print_report(report, run_path(chosen)), dry_run=dry_run, as_json=as_json)

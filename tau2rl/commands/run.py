@@ -1,17 +1,58 @@
-"""What every stage's command does with its config: show what would run, or run it and follow it."""
+"""What every stage's command does with its config: show what would run, or run it, follow it and print its report."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import typer
 import yaml
 
 from tau2rl import console
-from tau2rl.config import StageConfig, dump
+from tau2rl.config import PlayConfig, StageConfig, dump
+from tau2rl.store.files import read_json
 from tau2rl.store.run import has_results, run_path, stage_of
 
 INCOMPLETE, INTERRUPTED = 1, 130
+
+
+def run(config: StageConfig, show: Callable[[Mapping[str, Any]], None], *, dry_run: bool, as_json: bool) -> None:
+    """Show what would run, or run it and `show` its report. Raises UserError; ends with the run's exit code."""
+    if dry_run:
+        print_plan(config, as_json=as_json)
+        return
+    file = run_path(config) / "report.json"
+    before = _written(file)
+    code = carry_out(config, as_json=as_json)
+    if not config.launch.detach and _written(file) != before:  # a run that broke early leaves an older report as it was
+        report = read_json(file)
+        if as_json:
+            console.emit_json(report)
+        else:
+            show(report)
+        if isinstance(config, PlayConfig) and (left := not_played(report)):
+            in_a_row = config.rollout.give_up_after
+            console.say(
+                f"gave up: {in_a_row} episodes in a row failed (`rollout.give_up_after`), {left} attempts were not played"
+            )
+    if code in (INCOMPLETE, INTERRUPTED) and (run_path(config) / "config.json").exists():
+        word = "interrupted" if code == INTERRUPTED else "not complete"
+        console.say(f"{word}; continue with\n  {resume_command(config)}")
+    raise typer.Exit(code)
+
+
+def not_played(report: Mapping[str, Any]) -> int:
+    """Planned attempts that a run left alone; one that writes its report has left them because it gave up.
+
+    >>> not_played({"missing": 3}), not_played({"planned": 8, "tried": 6}), not_played({"planned": None, "tried": 6})
+    (3, 2, 0)
+    """
+    if "missing" in report:
+        return int(report["missing"])
+    planned = report.get("planned")
+    return int(planned) - int(report["tried"]) if planned is not None else 0
 
 
 def print_plan(config: StageConfig, *, as_json: bool) -> None:
@@ -31,26 +72,26 @@ def carry_out(config: StageConfig, *, as_json: bool) -> int:
 
     def on_detached(job: str, address: str) -> None:
         if as_json:
-            console.emit_json({"run": str(run), "job": job, "address": address})
+            console.emit_json({"run": str(folder), "job": job, "address": address})
 
-    run = run_path(config)
-    if config.resume and not has_results(run):
-        console.say(f"nothing to resume in `{shown(run)}`, starting")
+    folder = run_path(config)
+    if config.resume and not has_results(folder):
+        console.say(f"nothing to resume in `{shown(folder)}`, starting")
     with console.Follower() as follower:
-        code = submit(config, on_line=follower.on_line, on_progress=follower.on_progress, on_detached=on_detached)
-    if code in (INCOMPLETE, INTERRUPTED) and (run / "config.json").exists():
-        word = "interrupted" if code == INTERRUPTED else "not complete"
-        console.say(f"{word}; continue with\n  {resume_command(config)}")
-    return code
+        return submit(config, on_line=follower.on_line, on_progress=follower.on_progress, on_detached=on_detached)
 
 
 def resume_command(config: StageConfig) -> str:
     """What to type to go on with a run."""
-    run = shown(run_path(config))
-    return f"tau2rl {stage_of(config)} -c {run}/config.json --output {run} --resume"
+    folder = shown(run_path(config))
+    return f"tau2rl {stage_of(config)} -c {folder}/config.json --output {folder} --resume"
 
 
 def shown(path: Path) -> str:
     """A path as one would type it here: relative to the current directory when it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _written(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None

@@ -4,47 +4,57 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from tau2rl.commands.dataset import Address, Concurrency, Detach, DryRun, Inline, Name, Output, Resume, Seed, run
+from tau2rl.commands.dataset import print_report
 from tau2rl.commands.options import (
-    AGENT,
-    CUSTOMER,
-    WHAT,
+    Address,
+    Concurrency,
     ConfigFile,
+    Detach,
     Domains,
+    DryRun,
+    Inline,
     Json,
     Limit,
+    Name,
+    Output,
+    PolicyModel,
+    PolicyUrl,
+    Resume,
+    Seed,
     Sets,
-    setting,
-    split_list,
-    user_overrides,
+    Temperature,
+    Tokenizer,
+    TrainSplit,
+    UserModel,
+    agent_settings,
+    run_settings,
+    tasks_settings,
+    user_settings,
 )
+from tau2rl.commands.run import run
+from tau2rl.commands.setting import AGENT, WHAT, options_of
 from tau2rl.config import SeedConfig, load
+from tau2rl.store.run import run_path
 
-
-def option(name: str, flag: str, panel: str, metavar: str, note: str = "") -> Any:
-    """An option of one of this stage's settings."""
-    return setting(name, flag, panel=panel, metavar=metavar, note=note, config=SeedConfig)
+option = options_of(SeedConfig)
 
 
 def demonstrate(
     config: ConfigFile = None,
     sets: Sets = None,
     domains: Domains = None,
-    split: Annotated[str | None, option("tasks.split", "--task-split", WHAT, "NAME")] = None,
+    split: TrainSplit = None,
     limit: Limit = None,
     num_samples: Annotated[int | None, option("rollout.num_samples", "--num-samples", WHAT, "N")] = None,
     keep: Annotated[str | None, option("keep", "--keep", WHAT, "WHICH")] = None,
     slip: Annotated[float | None, option("slip", "--slip", WHAT, "SHARE")] = None,
     policy: Annotated[str | None, option("policy.kind", "--policy", AGENT, "KIND")] = None,
-    url: Annotated[str | None, option("policy.url", "--url", AGENT, "URL")] = None,
-    model: Annotated[str | None, option("policy.model", "--model", AGENT, "NAME")] = None,
-    temperature: Annotated[float | None, option("policy.sampling.temperature", "--temperature", AGENT, "X")] = None,
-    tokenizer: Annotated[str | None, option("chat.tokenizer", "--tokenizer", AGENT, "DIR")] = None,
+    url: PolicyUrl = None,
+    model: PolicyModel = None,
+    temperature: Temperature = None,
+    tokenizer: Tokenizer = None,
     protocol: Annotated[str | None, option("chat.protocol", "--protocol", AGENT, "NAME")] = None,
-    user_model: Annotated[
-        str | None,
-        option("user.model", "--user-model", CUSTOMER, "NAME", "litellm model that plays the customer, or `scripted` for none."),
-    ] = None,
+    user_model: UserModel = None,
     name: Name = None,
     output: Output = None,
     resume: Resume = None,
@@ -64,26 +74,14 @@ def demonstrate(
     Exits with 0 when every attempt was graded, 1 when the run failed or is incomplete, 2 for a wrong request, 130 if interrupted.
     """
     overrides: dict[str, Any] = {
-        "tasks.domains": split_list(domains),
-        "tasks.split": split,
-        "tasks.limit": limit,
+        **tasks_settings(domains, split, limit),
         "rollout.num_samples": num_samples,
         "rollout.concurrency": concurrency,
         "keep": keep,
         "slip": slip,
-        "policy.kind": policy,
-        "policy.url": url,
-        "policy.model": model,
-        "policy.sampling.temperature": temperature,
-        "chat.tokenizer": tokenizer,
-        "chat.protocol": protocol,
-        **user_overrides(user_model),
-        "name": name,
-        "output": None if output is None else str(output),
-        "resume": resume,
-        "seed": seed,
-        "launch.address": address,
-        "launch.inline": inline,
-        "launch.detach": detach,
+        **agent_settings(policy, url, model, temperature, tokenizer, protocol),
+        **user_settings(user_model),
+        **run_settings(name, output, resume, seed, address, inline, detach),
     }
-    run(load(SeedConfig, config, sets or (), overrides), dry_run=dry_run, as_json=as_json)
+    chosen = load(SeedConfig, config, sets or (), overrides)
+    run(chosen, lambda report: print_report(report, run_path(chosen)), dry_run=dry_run, as_json=as_json)

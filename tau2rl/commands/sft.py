@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
-from tau2rl.commands.dataset import Address, Detach, DryRun, Inline, Name, Output, Resume
-from tau2rl.commands.options import RUN, WHERE, ConfigFile, Json, Sets, setting, split_list
-from tau2rl.commands.training import run
+from tau2rl.commands.options import (
+    Address,
+    ConfigFile,
+    Detach,
+    Device,
+    DryRun,
+    InitialModel,
+    Inline,
+    Json,
+    LoraRank,
+    Name,
+    Output,
+    Resume,
+    Sets,
+    Steps,
+    run_settings,
+    split_list,
+)
+from tau2rl.commands.run import run
+from tau2rl.commands.setting import RUN, TRAINING, WHERE, options_of
+from tau2rl.commands.training import print_report
 from tau2rl.config import SftConfig, load
 
-DATA, MODEL, TRAINING = "The data", "The model", "The training"
-
-
-def option(name: str, flag: str, panel: str, metavar: str, note: str = "") -> Any:
-    """An option of one of this stage's settings."""
-    return setting(name, flag, panel=panel, metavar=metavar, note=note, config=SftConfig)
+DATA = "The data"
+option = options_of(SftConfig)
 
 
 def fine_tune(
@@ -25,13 +38,13 @@ def fine_tune(
         list[str] | None, option("data.files", "--data", DATA, "FILES", "JSONL files of rows; separated by commas or repeated.")
     ] = None,
     max_tokens: Annotated[int | None, option("data.max_tokens", "--max-tokens", DATA, "N")] = None,
-    model: Annotated[str | None, option("model.init", "--model", MODEL, "DIR")] = None,
-    lora_rank: Annotated[int | None, option("local.lora.rank", "--lora-rank", MODEL, "N")] = None,
-    steps: Annotated[int | None, option("train.steps", "--steps", TRAINING, "N")] = None,
+    model: InitialModel = None,
+    lora_rank: LoraRank = None,
+    steps: Steps = None,
     batch_size: Annotated[int | None, option("train.batch_size", "--batch-size", TRAINING, "N")] = None,
     lr: Annotated[float | None, option("train.lr", "--lr", TRAINING, "X")] = None,
     backend: Annotated[str | None, option("backend", "--backend", WHERE, "NAME")] = None,
-    device: Annotated[str | None, option("local.device", "--device", WHERE, "NAME")] = None,
+    device: Device = None,
     name: Name = None,
     output: Output = None,
     resume: Resume = None,
@@ -59,27 +72,6 @@ def fine_tune(
         "train.lr": lr,
         "backend": backend,
         "local.device": device,
-        **run_overrides(name, output, resume, seed, address, inline, detach),
+        **run_settings(name, output, resume, seed, address, inline, detach),
     }
-    run(load(SftConfig, config, sets or (), overrides), dry_run=dry_run, as_json=as_json)
-
-
-def run_overrides(
-    name: str | None,
-    output: Path | None,
-    resume: bool | None,
-    seed: int | None,
-    address: str | None,
-    inline: bool | None,
-    detach: bool | None,
-) -> dict[str, Any]:
-    """The settings behind the options that every run has."""
-    return {
-        "name": name,
-        "output": None if output is None else str(output),
-        "resume": resume,
-        "seed": seed,
-        "launch.address": address,
-        "launch.inline": inline,
-        "launch.detach": detach,
-    }
+    run(load(SftConfig, config, sets or (), overrides), print_report, dry_run=dry_run, as_json=as_json)

@@ -1,4 +1,4 @@
-"""What `tau2rl sft` and `tau2rl grpo` have in common: run it, and say what was learned."""
+"""What `tau2rl sft` and `tau2rl grpo` print: what was learned."""
 
 from __future__ import annotations
 
@@ -6,30 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from tau2rl import console
-from tau2rl.commands.run import carry_out, print_plan, shown
-from tau2rl.config import GrpoConfig, SftConfig
-from tau2rl.store.files import read_json
-from tau2rl.store.run import run_path
-
-
-def run(config: SftConfig | GrpoConfig, *, dry_run: bool, as_json: bool) -> None:
-    """Show what would run, or run it and print its report. Raises UserError; ends with the run's exit code."""
-    if dry_run:
-        print_plan(config, as_json=as_json)
-        return
-    file = run_path(config) / "report.json"
-    before = _written(file)
-    code = carry_out(config, as_json=as_json)
-    if not config.launch.detach and _written(file) != before:  # a run that broke early leaves an older report as it was
-        report = read_json(file)
-        if as_json:
-            console.emit_json(report)
-        else:
-            print_report(report)
-    raise typer.Exit(code)
+from tau2rl.commands.run import shown
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -51,7 +29,3 @@ def _word(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _written(file: Path) -> int | None:
-    return file.stat().st_mtime_ns if file.exists() else None

@@ -25,6 +25,8 @@ class SlimeUserConfig(Section):
     """Share of the memory of its GPUs for weights and cached keys and values."""
     context_tokens: int = Field(default=32768, ge=1024)
     """The longest conversation that it reads."""
+    tool_parser: str = "qwen25"
+    """How SGLang reads its tool calls (customers in telecom have tools): `qwen25` for Qwen2.5 and Qwen3, `llama3`, ..."""
 
 
 class SlimeConfig(Section):
@@ -74,12 +76,13 @@ class SlimeConfig(Section):
     """Keep slime's own dump of every round, gigabytes each."""
     extra: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Other options of slime, Megatron or SGLang, by name without dashes: `{log-multi-turn: true, optimizer-cpu-offload: true}`.
-    They are checked as all others are, and go in front of what is made from the settings."""
+    They are checked as all others are. One that a setting makes is refused; one that is always the same, such as
+    `attention-backend`, is replaced, and `false` takes a switch away."""
 
     @model_validator(mode="after")
     def _fits(self) -> SlimeConfig:
         if self.overlap and self.layout == "colocate":
             raise ValueError("slime.overlap plays and trains at once, so it needs slime.layout `split`")
         if self.user.gpus and self.user.checkpoint is None:
-            raise ValueError("slime.user.gpus serve slime.user.checkpoint, a directory with the customer's model: give it, or 0 GPUs")
+            raise ValueError("slime.user.gpus serve slime.user.checkpoint, the customer's model: give its directory, or 0 GPUs")
         return self

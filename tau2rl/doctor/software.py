@@ -15,6 +15,12 @@ from tau2rl.errors import UserError
 
 # What Ray's job server imports (ray/dashboard/optional_deps.py); plain `pip install ray` leaves these out.
 JOB_SERVER_MODULES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry", "prometheus_client")
+# What tau2 reads of a domain (tau2/domains/*/utils.py, environment.py).
+_FILES = ("db.json", "policy.md", "tasks.json", "split_tasks.json")
+DOMAIN_FILES: dict[str, tuple[str, ...]] = {
+    "telecom": ("db.toml", "user_db.toml", "main_policy.md", "tech_support_manual.md", "tasks.json", "split_tasks.json")
+}
+NAMED = 4  # missing files that are named
 DISTRIBUTIONS = {"megatron": "megatron-core"}  # where it is not the module's own name
 
 
@@ -34,7 +40,7 @@ def check_tau2() -> Check:
 
 
 def check_tau2_data() -> Check:
-    """The domains' data files, beside the package or where an official checkout keeps them."""
+    """Every data file of every domain, beside the package or where an official checkout keeps them; what is missing is named."""
     name, hint = "tau2-bench data", f"install it again: {package.INSTALL}"
     spec = importlib.util.find_spec("tau2")
     if spec is None or not spec.submodule_search_locations:
@@ -43,9 +49,16 @@ def check_tau2_data() -> Check:
     for folder in (root / "data", root.parent / "data", root.parent.parent / "data"):
         domains = folder / "tau2" / "domains"
         if domains.is_dir():
-            lacking = [d for d in DOMAINS if not any((domains / d).glob("tasks*.json"))]
-            return need(name, not lacking, f"no tasks of {', '.join(lacking)} in {domains}" if lacking else str(domains), hint)
+            lacking = _lacking(domains)
+            shown = ", ".join(lacking[:NAMED]) + (f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else "")
+            return need(name, not lacking, f"missing or empty in {domains}: {shown}" if lacking else str(domains), hint)
     return Check(name=name, state="missing", detail=f"no data folder beside {root}", hint=hint)
+
+
+def _lacking(domains: Path) -> list[str]:
+    """`telecom/user_db.toml` and the like: what tau2 would read below the folder and cannot."""
+    names = [f"{domain}/{file}" for domain in DOMAINS for file in DOMAIN_FILES.get(domain, _FILES)]
+    return [name for name in names if not (domains / name).is_file() or not (domains / name).stat().st_size]
 
 
 def check_ray() -> Check:

@@ -12,7 +12,7 @@ from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.launch.submit import create_folder, job_command, job_label
+from tau2rl.launch.submit import follow_job, in_folder
 from tau2rl.stages.chronicle import build_report, finished
 from tau2rl.stages.pipeline import Planned, plan
 from tau2rl.store.progress import ProgressEvent
@@ -83,7 +83,7 @@ def _place(launch: LaunchConfig, watcher: Watcher) -> Generator[CarryOut]:
     """Where runs are carried out: this process, the cluster at an address, or a head of our own for the whole chain."""
     address = launch.address or settings.ray_address()
     if launch.inline:
-        yield lambda config, watcher: entry.run(create_folder(config), watcher.on_progress, say=watcher.on_line)
+        yield lambda config, watcher: in_folder(config, lambda path: entry.run(path, watcher.on_progress, say=watcher.on_line))
         return
     jobs.require_ray()
     if address is not None:
@@ -96,12 +96,7 @@ def _place(launch: LaunchConfig, watcher: Watcher) -> Generator[CarryOut]:
 
 def _on_cluster(client: jobs.JobSubmissionClient, alive: Callable[[], bool]) -> CarryOut:
     def carry_out(config: StageConfig, watcher: Watcher) -> int:
-        path = create_folder(config)
-        job = jobs.submit_command(client, job_command(path), label=job_label(config))
-        code = jobs.follow(client, job, on_line=watcher.on_line, on_progress=watcher.on_progress, alive=alive)
-        if code == entry.EXIT_INCOMPLETE:
-            watcher.on_line(f"hint: see {path / 'logs' / 'latest' / 'job.log'}")
-        return code
+        return in_folder(config, lambda path: follow_job(client, config, path, watcher.on_line, watcher.on_progress, alive=alive))
 
     return carry_out
 

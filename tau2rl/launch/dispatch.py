@@ -38,6 +38,10 @@ def _run(folder: RunFolder, progress: Progress) -> Result:
             from tau2rl.stages import rft as stage
 
             return stage.run(config, folder, progress)
+        case SftConfig(backend="slime") | GrpoConfig(backend="slime") as config:
+            from tau2rl.stages import slime_run as stage
+
+            return stage.run(config, folder, progress)
         case SftConfig() as config:
             from tau2rl.stages import sft as stage
 

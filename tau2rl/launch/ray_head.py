@@ -32,10 +32,14 @@ class LocalHead:
     only the environment of our own processes holds (a Ray that does not know tokens yet ignores it).
     """
 
-    def __init__(self, *, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
-        """Default: what Ray finds on this machine."""
+    def __init__(self, *, num_cpus: int | None = None, num_gpus: int | None = None, training: bool = False) -> None:
+        """Default: what Ray finds on this machine. `training`: for jobs with actors of their own, as slime's are.
+
+        Batches pass through its object store, so it is as large as Ray makes it, and the words of actors reach their driver.
+        """
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
+        self._training = training
         self._keeper: subprocess.Popen[bytes] | None = None
         self.address = ""
         self.headers: dict[str, str] = {}
@@ -111,10 +115,11 @@ class LocalHead:
             "metrics-export-port": 0,
             "min-worker-port": 0,
             "max-worker-port": 0,
-            "object-store-memory": OBJECT_STORE_BYTES,
+            "object-store-memory": None if self._training else OBJECT_STORE_BYTES,
             "temp-dir": folder / "ray",  # below ours, because Ray opens its own to everybody
             "include-dashboard": "true",  # the job server is part of it
-            "include-log-monitor": "false",  # a job's output reaches us through the job server
+            # A job's own output reaches us through the job server; that of its actors only through the monitor.
+            "include-log-monitor": "true" if self._training else "false",
             "num-cpus": self._num_cpus,
             "num-gpus": self._num_gpus,
         }

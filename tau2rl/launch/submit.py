@@ -14,7 +14,7 @@ from tau2rl.launch import entry, jobs
 from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.store.progress import Progress, ProgressEvent
-from tau2rl.store.run import RunFolder, run_path, stage_of
+from tau2rl.store.run import RunFolder, is_vacant, run_path, stage_of, withdraw
 
 OnDetached = Callable[[str, str], None]  # (job, address of its server)
 
@@ -35,7 +35,7 @@ def submit(
     with interruptible():
         try:
             if config.launch.inline:
-                return entry.run(create_folder(config), on_progress, say=on_line)
+                return in_folder(config, lambda path: entry.run(path, on_progress, say=on_line))
             return _as_job(config, address, on_line, on_progress, on_detached)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
@@ -46,30 +46,65 @@ def _as_job(
 ) -> int:
     jobs.require_ray()
     if address is None:
-        path = create_folder(config)  # first: a wrong request need not wait for a head
-        on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
-        with LocalHead() as head:
-            client = jobs.connect(head.address, head.headers)
-            job = jobs.submit_command(client, job_command(path), label=job_label(config))
-            code = jobs.follow(client, job, on_line=on_line, on_progress=on_progress, alive=head.alive)
-    else:
-        client = jobs.connect(address)  # first: a dead address leaves no folder behind
-        path = create_folder(config)
+
+        def on_own_head(path: Path) -> int:
+            on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
+            with LocalHead() as head:
+                client = jobs.connect(head.address, head.headers)
+                return follow_job(client, config, path, on_line, on_progress, alive=head.alive)
+
+        return in_folder(config, on_own_head)  # the folder first: a name that is taken need not wait for a head
+
+    client = jobs.connect(address)  # first: a dead address leaves no folder behind
+
+    def detached(path: Path) -> int:
         job = jobs.submit_command(client, job_command(path), label=job_label(config))
-        if config.launch.detach:
-            on_line(f"job `{job}` is running; follow it with: ray job logs --follow --address {client.get_address()} {job}")
-            on_line(f"run folder: {path}")
-            on_detached(job, client.get_address())
-            return entry.EXIT_DONE
-        code = jobs.follow(client, job, on_line=on_line, on_progress=on_progress)
-    if code == entry.EXIT_INCOMPLETE:
-        on_line(f"hint: see {path / 'logs' / 'latest' / 'job.log'}")
+        on_line(f"job `{job}` is running; follow it with: ray job logs --follow --address {client.get_address()} {job}")
+        on_line(f"run folder: {path}")
+        on_detached(job, client.get_address())
+        return entry.EXIT_DONE
+
+    def followed(path: Path) -> int:
+        return follow_job(client, config, path, on_line, on_progress)
+
+    return in_folder(config, detached if config.launch.detach else followed)
+
+
+def in_folder(config: StageConfig, carry_out: Callable[[Path], int]) -> int:
+    """Make or take up the run folder and carry the run out in it; the exit code. Raises UserError.
+
+    A folder that is made for a request which turns out to be wrong goes again: most mistakes are found only where the run is
+    carried out, which has the data and the checkpoints, and what was refused must not hold the name.
+    """
+    path = run_path(config)
+    ours = is_vacant(path)
+    RunFolder.create(path, config, resume=config.resume)
+    try:
+        code = carry_out(path)
+    except UserError:
+        if ours:
+            withdraw(path)
+        raise
+    if ours and code == entry.EXIT_WRONG_REQUEST:
+        withdraw(path)
     return code
 
 
-def create_folder(config: StageConfig) -> Path:
-    """The run folder of a config, made or taken up again. Raises UserError."""
-    return RunFolder.create(run_path(config), config, resume=config.resume)
+def follow_job(
+    client: jobs.JobSubmissionClient,
+    config: StageConfig,
+    path: Path,
+    on_line: jobs.OnLine,
+    on_progress: Progress,
+    *,
+    alive: Callable[[], bool] = lambda: True,
+) -> int:
+    """Submit the run in a folder as a job and follow it to its end; its exit code. Raises UserError."""
+    job = jobs.submit_command(client, job_command(path), label=job_label(config))
+    code = jobs.follow(client, job, on_line=on_line, on_progress=on_progress, alive=alive)
+    if code == entry.EXIT_INCOMPLETE:
+        on_line(f"hint: see {path / 'logs' / 'latest' / 'job.log'}")
+    return code
 
 
 def job_label(config: StageConfig) -> str:

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tau2rl.errors import UserError
-from tau2rl.metrics.passk import Estimator
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status
 
 MAX_REASONS = 1000  # different messages that are counted; an outage has few
@@ -141,19 +139,3 @@ def by_domain(counts: Mapping[str, TaskCount]) -> dict[str, dict[str, TaskCount]
     for key, count in counts.items():
         out.setdefault(domain_of(key), {})[key] = count
     return out
-
-
-def task_values(counts: Mapping[str, TaskCount], estimator: Estimator, k: int) -> dict[str, float]:
-    """One number per task, for `compare`. Raises UserError when a task has fewer than k valid attempts.
-
-    >>> from tau2rl.metrics.passk import pass_at_k
-    >>> task_values({"mock/a": TaskCount(planned=4, valid=4, solved=1)}, pass_at_k, 1)
-    {'mock/a': 0.25}
-    """
-    short = [key for key, count in counts.items() if count.valid < k]
-    if short:
-        raise UserError(
-            f"{len(short)} tasks have fewer than {k} valid attempts, the first `{short[0]}`",
-            hint="finish the run with `--resume`",
-        )
-    return {key: estimator(count.valid, count.solved, k) for key, count in counts.items()}

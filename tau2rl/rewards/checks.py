@@ -44,23 +44,6 @@ def grade_from_tau2(reward_info: Mapping[str, Any]) -> Grade:
     return Grade(reward=_reward(reward_info), checks=_checks(reward_info) if graded else None, reward_basis=_basis(reward_info))
 
 
-def basis_reward(grade: Grade) -> float | None:
-    """What the checks alone are worth: 1.0 when every check of the basis is met, else 0.0; None when it cannot be told.
-
-    For a conversation that was cut off, where tau2's reward is 0 whatever was done; and a cross-check of tau2's product.
-
-    >>> basis_reward(Grade(reward=0.0, checks=Checks(db=(True,)), reward_basis=("DB", "COMMUNICATE")))
-    1.0
-    """
-    if grade.checks is None:
-        return None
-    verdicts = kinds_met(grade.checks)
-    kinds = [BASIS_KIND.get(name) for name in grade.reward_basis]
-    if None in kinds or ("nl" in kinds and grade.checks.nl is None):
-        return None
-    return float(all(all(verdicts.get(cast(Kind, kind), ())) for kind in kinds))
-
-
 def kinds_met(checks: Checks) -> dict[Kind, tuple[bool, ...]]:
     """The verdicts by kind, without the kinds that the task has none of.
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from tau2rl.types import derive_seed
+from tau2rl.config import CurriculumConfig
+from tau2rl.types import Episode, Status, derive_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,16 @@ class CurriculumState:
         return CurriculumState(
             evidence={task: (float(pair[0]), float(pair[1])) for task, pair in evidence.items()}, updates=int(values["updates"])
         )
+
+
+def curriculum_spec(config: CurriculumConfig, *, group_size: int) -> CurriculumSpec:
+    """The settings of `algo.curriculum`, for groups of `rollout.num_samples`."""
+    return CurriculumSpec(group_size=group_size, floor=config.floor, decay=config.decay)
+
+
+def outcome(episode: Episode) -> bool | None:
+    """Whether an attempt is a success; None where it is no evidence: FAILED, or never graded."""
+    return None if episode.status is Status.FAILED or episode.grade is None else episode.grade.success
 
 
 def observe(state: CurriculumState, outcomes: Mapping[str, Sequence[bool | None]], spec: CurriculumSpec) -> CurriculumState:
@@ -116,6 +127,16 @@ def choose(state: CurriculumState, tasks: Sequence[str], count: int, spec: Curri
         chosen += [task for _, task in heapq.nsmallest(min(count - len(chosen), len(names)), clocks)]
         round_number += 1
     return chosen
+
+
+def draw(state: CurriculumState, tasks: Sequence[str], count: int, spec: CurriculumSpec, *, seed: int, number: int) -> list[str]:
+    """The tasks of draw number 1, 2, ... of a run: what every backend trains on next.
+
+    >>> state, spec = CurriculumState(evidence={"mock/hopeless": (0.0, 400.0)}), CurriculumSpec(floor=0.01)
+    >>> draw(state, ["mock/hopeless", "mock/new"], 1, spec, seed=7, number=1)
+    ['mock/new']
+    """
+    return choose(state, tasks, count, spec, seed=derive_seed(seed, "tasks", number))
 
 
 def _power_mean(a: float, b: float, n: int) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from tau2rl.errors import EpisodeFailure, TaskFailure
 from tau2rl.rollouts.episode import Limits, run_episode
 from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, TaskRef, derive_seed
 
+Play = Callable[[Attempt], Awaitable[Episode]]  # plays an attempt once; a broken world is a FAILED episode, never an exception
 START_PAUSE_SECONDS = 0.002  # episodes that began in one instant would stay in step, and come to the server all at once
 
 
@@ -43,7 +44,22 @@ def plan(tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool 
     return [Attempt(task=t, index=max(i, 0), seed=derive_seed(seed, t.key, i), greedy=i < 0) for i in rounds for t in tasks]
 
 
-async def collect(
+def player(
+    *, make_env: Callable[[Attempt], Env], make_policy: Callable[[Attempt], Policy], codec: ChatCodec, limits: Limits
+) -> Play:
+    """Plays attempts in this process, each in a fresh environment."""
+
+    async def play(attempt: Attempt) -> Episode:
+        try:
+            env, policy = make_env(attempt), make_policy(attempt)
+        except TaskFailure as failure:
+            return never_began(attempt, failure)
+        return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits)
+
+    return play
+
+
+def collect(
     attempts: Iterable[Attempt],
     *,
     make_env: Callable[[Attempt], Env],
@@ -54,6 +70,14 @@ async def collect(
     retries: int,
     retry_pause_seconds: float = 1.0,
 ) -> AsyncGenerator[Outcome, None]:
+    """`outcomes` of attempts that are played in this process."""
+    play = player(make_env=make_env, make_policy=make_policy, codec=codec, limits=limits)
+    return outcomes(attempts, play=play, concurrency=concurrency, retries=retries, retry_pause_seconds=retry_pause_seconds)
+
+
+async def outcomes(
+    attempts: Iterable[Attempt], *, play: Play, concurrency: int, retries: int, retry_pause_seconds: float = 1.0
+) -> AsyncGenerator[Outcome, None]:
     """Run the attempts, at most `concurrency` at a time, and yield each as it ends.
 
     An episode that FAILED for a reason that may pass is played again in a fresh environment, at most `retries` times, after a
@@ -62,20 +86,13 @@ async def collect(
     waiting = iter(attempts)
     running: set[asyncio.Task[Outcome]] = set()
 
-    async def once(attempt: Attempt) -> Episode:
-        try:
-            env, policy = make_env(attempt), make_policy(attempt)
-        except TaskFailure as failure:
-            return _never_began(attempt, failure)
-        return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits)
-
     async def one(attempt: Attempt) -> Outcome:
         failed: list[Episode] = []
-        episode = await once(attempt)
+        episode = await play(attempt)
         while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
             await asyncio.sleep(retry_pause_seconds * 2 ** len(failed))
             failed.append(episode)
-            episode = await once(attempt)
+            episode = await play(attempt)
         return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
 
     try:
@@ -94,7 +111,8 @@ async def collect(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:
+def never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:
+    """The FAILED episode of an attempt that nobody could begin."""
     return Episode(
         task=attempt.task,
         seed=attempt.seed,

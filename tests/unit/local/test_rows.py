@@ -4,23 +4,26 @@
 - all published layouts are read; the greeting is history; of an AReaL row only the answer is learned
 - the sample is what the codec would have produced in a live conversation
 - a row that cannot be used is named with its reason; a long one is left out whole
+- tokens that were sampled are trained on as they are where the checkpoint writes as their sampler did, also when rendering the
+  messages would give others; elsewhere they are not looked at; both are counted
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from tau2rl.backends.local.rows import encode_rows, read_file
+from tau2rl.backends.local.rows import encode_rows
 from tau2rl.backends.local.tokenizer import save_tokenizer, train_tokenizer
-from tau2rl.chat import make_codec
+from tau2rl.chat import fingerprint, make_codec
 from tau2rl.chat.native import system_prompt
 from tau2rl.chat.tokenizers import Tokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
+from tau2rl.store.rows import read_file
 from tau2rl.types import CallTool, Message, Opening, Say, TrainingSample
 
 TOOLS = [
@@ -145,3 +148,54 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         next(rows)
     with pytest.raises(UserError, match="cannot read"):
         list(read_file(tmp_path / "none.jsonl"))
+
+
+def sampled_row(tokenizer: Tokenizer, folder: Path, protocol: Literal["native", "cookbook"] = "native") -> dict[str, Any]:
+    """The row of a conversation whose last turn was sampled byte by byte, as no tokenizer would write it."""
+    rendered = one(tokenizer, {"messages": MESSAGES, "tools": TOOLS})
+    start, end = rendered.turn_spans[-1]
+    spelled = [token for letter in "One and two." for token in tokenizer.encode(letter)]
+    ids = [*rendered.token_ids[:start], *spelled, rendered.token_ids[end - 1]]
+    return {
+        "messages": MESSAGES,
+        "tools": TOOLS,
+        "metadata": {"id": "mock/a#0", "chat": fingerprint(make_codec(ChatConfig(protocol=protocol, tokenizer=str(folder))))},
+        "token_ids": ids,
+        "loss_mask": [*rendered.loss_mask[:start], *[1] * (len(spelled) + 1)],
+    }
+
+
+@pytest.mark.parametrize("protocol", ["native", "cookbook"])
+def test_what_was_sampled_is_learned_and_not_what_rendering_gives(
+    tokenizer: Tokenizer, folder: Path, protocol: Literal["native", "cookbook"]
+) -> None:
+    row = sampled_row(tokenizer, folder, protocol)
+    encoded = encode_rows([("row", row), ("words", {"messages": MESSAGES, "tools": TOOLS})], tokenizer, max_tokens=10_000)
+    exact, rendered = encoded.samples
+    assert (encoded.exact, encoded.ids) == (1, ("mock/a#0", "words"))
+    assert list(exact.token_ids) == row["token_ids"] != list(rendered.token_ids)
+    assert list(exact.loss_mask) == row["loss_mask"]
+    assert learned(tokenizer, exact) == learned(tokenizer, rendered) == [f"{CALLS}<|im_end|>", "One and two.<|im_end|>"]
+
+
+def test_tokens_of_another_tokenizer_are_not_looked_at(tokenizer: Tokenizer, folder: Path) -> None:
+    row = sampled_row(tokenizer, folder)
+    row["metadata"]["chat"] = fingerprint(make_codec(ChatConfig(protocol="native", tokenizer="bytes")))
+    encoded = encode_rows([("row", row)], tokenizer, max_tokens=10_000)
+    assert encoded.exact == 0
+    assert encoded.samples == (one(tokenizer, {"messages": MESSAGES, "tools": TOOLS}),)
+
+
+def test_a_turn_that_is_masked_in_the_row_stays_history(tokenizer: Tokenizer, folder: Path) -> None:
+    row = sampled_row(tokenizer, folder)
+    first = row["loss_mask"].index(1)
+    size = row["loss_mask"][first:].index(0)
+    row["loss_mask"][first : first + size] = [0] * size
+    assert learned(tokenizer, one(tokenizer, row)) == ["One and two.<|im_end|>"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("token_ids", ["a"] * 3), ("loss_mask", [0, 0, 2]), ("loss_mask", [1, 1])])
+def test_tokens_that_cannot_be_used_say_why(tokenizer: Tokenizer, folder: Path, field: str, value: list[Any]) -> None:
+    row = {**sampled_row(tokenizer, folder), "token_ids": [1, 2, 3], "loss_mask": [0, 0, 1], field: value}
+    (dropped,) = encode_rows([("row", row)], tokenizer, max_tokens=10_000).dropped
+    assert "`token_ids`" in dropped.reason

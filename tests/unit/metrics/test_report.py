@@ -15,13 +15,10 @@ from dataclasses import replace
 
 import pytest
 
-from tau2rl.errors import UserError
-from tau2rl.metrics.compare import compare
 from tau2rl.metrics.intervals import wilson
-from tau2rl.metrics.passk import pass_at_k
 from tau2rl.metrics.report import build_report
 from tau2rl.metrics.table import report_rows
-from tau2rl.metrics.tally import Tally, task_values
+from tau2rl.metrics.tally import Tally
 from tau2rl.types import (
     Attempt,
     Checks,
@@ -275,17 +272,6 @@ def test_records_are_read_once_and_not_kept():
     assert len(seen) == 16
     assert all(ref() is None for ref in seen)
     assert sum(count.solved for count in tally.sampled.values()) == 7
-
-
-def test_task_values_feed_a_comparison():
-    mine, other = Tally(PLAN), Tally(PLAN)
-    for r in RECORDS:
-        mine.add(r)
-        other.add(record(r.attempt, solved=False))
-    result = compare(task_values(mine.sampled, pass_at_k, 1), task_values(other.sampled, pass_at_k, 1))
-    assert result.difference.value == pytest.approx(7 / 16)
-    with pytest.raises(UserError, match="fewer than 1 valid attempts"):
-        task_values(Tally(PLAN).sampled, pass_at_k, 1)
 
 
 def test_the_table_shows_domains_then_macro_then_overall():

@@ -2,14 +2,14 @@
 
 - A real RewardInfo is read alike from either of pydantic's dumps.
 - "No checks of this kind", "not judged" and "not graded" stay three different things.
-- The basis is what tau2 says, and a basis that checks cannot settle gives None.
+- The basis is what tau2 says.
 - Anything that is not a RewardInfo is a broken environment, not a reward of 0.
 """
 
 import pytest
 
 from tau2rl.errors import EnvironmentFailure
-from tau2rl.rewards.checks import basis_reward, grade_from_tau2, kinds_met
+from tau2rl.rewards.checks import grade_from_tau2, kinds_met
 from tau2rl.types import Checks, Grade
 
 
@@ -56,22 +56,6 @@ def test_assertions_that_no_judge_saw_are_none_and_not_empty():
 
 def test_kinds_without_checks_are_left_out():
     assert kinds_met(Checks(db=(True,), communicate=(False, True))) == {"communicate": (False, True), "db": (True,)}
-
-
-@pytest.mark.parametrize(
-    ("checks", "basis", "expected"),
-    [
-        (Checks(db=(True,), action=(False,)), ("DB", "COMMUNICATE"), 1.0),  # actions are not in the basis
-        (Checks(db=(True,), communicate=(True, False)), ("DB", "COMMUNICATE"), 0.0),
-        (Checks(db=(False,)), ("DB",), 0.0),
-        (Checks(db=(True,)), ("DB", "NL_ASSERTION"), None),  # not judged
-        (Checks(db=(True,), nl=(False,)), ("DB", "NL_ASSERTION"), 0.0),
-        (Checks(db=(True,)), ("DB", "A_KIND_OF_TOMORROW"), None),
-        (None, ("DB",), None),
-    ],
-)
-def test_what_the_checks_alone_are_worth(checks, basis, expected):
-    assert basis_reward(Grade(reward=0.0, checks=checks, reward_basis=basis)) == expected
 
 
 @pytest.mark.parametrize(

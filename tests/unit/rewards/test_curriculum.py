@@ -3,7 +3,8 @@
 - The chance of a mixed group: closed form against numerical integration.
 - Tasks that are neither solved nor hopeless are drawn most; nothing is ever left out for good.
 - The choice is a function of (state, seed): the order of the tasks and a trip through JSON change nothing.
-- Older evidence fades, and attempts without evidence add none.
+- Older evidence fades, and attempts without evidence add none: what FAILED, what nobody graded.
+- A run's draws follow from its seed and their number alone.
 """
 
 import json
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import integrate, stats
 
-from tau2rl.rewards.curriculum import CurriculumSpec, CurriculumState, choose, mixed_group_chance, observe, weight
+from tau2rl.rewards.curriculum import CurriculumSpec, CurriculumState, choose, draw, mixed_group_chance, observe, outcome, weight
+from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
 
 SPEC = CurriculumSpec(group_size=8, floor=0.05)
 
@@ -90,3 +92,31 @@ def test_a_task_that_becomes_learnable_comes_back():
 def test_constants_without_a_meaning_are_refused(broken):
     with pytest.raises(ValueError, match=r">= 2|positive"):
         CurriculumSpec(**broken)
+
+
+def test_a_draw_follows_from_the_seed_and_its_number():
+    tasks = [f"retail/{i}" for i in range(40)]
+    draws = {
+        (seed, number): tuple(draw(CurriculumState(), tasks, 4, SPEC, seed=seed, number=number))
+        for seed in (1, 2)
+        for number in (1, 2)
+    }
+    assert len(set(draws.values())) == 4
+    assert tuple(draw(CurriculumState(), tasks[::-1], 4, SPEC, seed=2, number=1)) == draws[2, 1]
+
+
+def test_only_a_graded_episode_has_an_outcome():
+    task = TaskRef(domain="mock", task_id="a", split="base")
+
+    def ended(status: Status, reward: float | None) -> Episode:
+        grade = None if reward is None else Grade(reward=reward, checks=None, reward_basis=())
+        broken = Failure(fault=Fault.USER, kind="UserSimulatorFailure", message="gone") if status is Status.FAILED else None
+        return Episode(
+            task=task, seed=1, status=status, termination="", token_ids=(), turns=(), messages=(), grade=grade, failure=broken
+        )
+
+    assert outcome(ended(Status.COMPLETED, 1.0)) is True
+    assert outcome(ended(Status.TRUNCATED, 0.0)) is False
+    assert outcome(ended(Status.COMPLETED, 0.5)) is False
+    assert outcome(ended(Status.COMPLETED, None)) is None
+    assert outcome(ended(Status.FAILED, None)) is None

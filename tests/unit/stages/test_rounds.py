@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tau2rl.bench.turn_credit import turn_calls
 from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec
 from tau2rl.config import GrpoConfig, build
@@ -24,7 +25,6 @@ from tau2rl.errors import PolicyFailure, RunIncomplete
 from tau2rl.policies.scripted import ScriptedPolicy
 from tau2rl.rewards.presets import spec_from
 from tau2rl.stages.rounds import Group, Player, Round, Tasks, judge
-from tau2rl.stages.turn_credit import turn_calls
 from tau2rl.store.run import RunFolder
 from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Say, Status, TaskRef
 from tests.play import CREATE, play

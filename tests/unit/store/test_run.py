@@ -7,6 +7,7 @@
 - a process that is killed while it writes loses that line and no other; the next start glues nothing to it
 - two processes never write one run; the lock goes with its holder, however it dies
 - no secret gets into the folder
+- the folder of a run that was refused goes away again, unless it holds a result or a process has it open
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pytest
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import UserError
 from tau2rl.store import files, provenance, records
-from tau2rl.store.run import RunFolder, read_config, run_path
+from tau2rl.store.run import RunFolder, is_vacant, read_config, run_path, withdraw
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Status, TaskRef
 
 
@@ -61,6 +62,10 @@ def fill(path: Path, *indices: int) -> None:
             folder.append(record(index))
 
 
+def done(folder: RunFolder) -> set[str]:
+    return {record.attempt.key for record in folder.records()}
+
+
 def test_a_new_run_is_made_opened_and_filled(path: Path) -> None:
     with RunFolder.open(path) as folder:
         assert (folder.config, folder.attempt, folder.torn_bytes) == (config(), 1, 0)
@@ -69,7 +74,7 @@ def test_a_new_run_is_made_opened_and_filled(path: Path) -> None:
         folder.append(record(2))
         assert [r.attempt.index for r in folder.records()] == [0, 2]
         assert [r.attempt.index for r in folder.failed_records()] == [1]
-        assert folder.done_keys() == {"mock/a#0", "mock/a#2"}
+        assert done(folder) == {"mock/a#0", "mock/a#2"}
 
 
 def test_a_record_is_on_disk_before_append_returns(path: Path) -> None:
@@ -117,7 +122,7 @@ def test_resume_continues_and_may_change_the_route(path: Path) -> None:
     moved = config(launch={"inline": True}, policy={"kind": "gold", "url": "http://127.0.0.1:9"}, rollout={"concurrency": 2})
     RunFolder.create(path, moved, resume=True)
     with RunFolder.open(path) as folder:
-        assert folder.done_keys() == {"mock/a#0"}
+        assert done(folder) == {"mock/a#0"}
         assert folder.config.launch.inline
 
 
@@ -151,7 +156,7 @@ def test_a_torn_line_is_cut_off_before_the_next_is_written(path: Path, cut: int)
         file.write(torn)
     with RunFolder.open(path) as folder:
         assert folder.torn_bytes == len(torn)
-        assert folder.done_keys() == {"mock/a#0"}
+        assert done(folder) == {"mock/a#0"}
         folder.append(record(1))
         assert [r.attempt.index for r in folder.records()] == [0, 1]
 
@@ -278,7 +283,38 @@ def test_an_append_that_finds_the_disk_full_leaves_no_half_line(path: Path) -> N
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             assert folder.episodes.read_bytes() == line
             folder.append(dataclasses.replace(record(2)))
-            assert folder.done_keys() == {"mock/a#0", "mock/a#2"}
+            assert done(folder) == {"mock/a#0", "mock/a#2"}
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_place_is_vacant_until_something_is_there(tmp_path: Path) -> None:
+    assert is_vacant(tmp_path / "run")
+    assert is_vacant(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    assert not is_vacant(tmp_path)
+    assert not is_vacant(tmp_path / "notes.txt")
+
+
+def test_a_refused_run_leaves_no_folder_whatever_it_had_prepared(path: Path) -> None:
+    with RunFolder.open(path) as folder:
+        folder.write_environment({"identity": {}, "digest": "d"})
+        (folder.checkpoints / "initial").mkdir(parents=True)
+        folder.failures.touch()
+    assert withdraw(path)
+    assert not path.exists()
+    assert not withdraw(path)
+
+
+def test_a_folder_that_holds_a_result_stays(path: Path) -> None:
+    fill(path, 0)
+    assert not withdraw(path)
+    with RunFolder.open(path) as folder:
+        assert done(folder) == {"mock/a#0"}
+
+
+def test_a_folder_that_is_open_stays(path: Path) -> None:
+    with RunFolder.open(path):
+        assert not withdraw(path)
+    assert path.exists()
