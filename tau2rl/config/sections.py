@@ -141,6 +141,8 @@ class RolloutConfig(Section):
     """One more attempt a task at temperature 0, reported apart from the sampled ones."""
     concurrency: int = Field(default=32, ge=1)
     """Episodes in flight."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that play them, as actors of the Ray cluster with a core each, spread over its nodes; 0 = the job's own."""
     retries: int = Field(default=2, ge=0)
     """Fresh attempts for an episode that FAILED (server, simulator, grader)."""
     give_up_after: int = Field(default=20, ge=1)

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tau2rl.bench.domain import domain
-from tau2rl.bench.env import EnvLimits, Tau2Env
 from tau2rl.bench.floors import POLICIES, solved_by
-from tau2rl.bench.gold import gold_script
 from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import select
-from tau2rl.bench.users import check_key, make_user
+from tau2rl.bench.users import check_key
 from tau2rl.chat import fingerprint, make_codec
-from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig
-from tau2rl.policies import make_policy
-from tau2rl.policies.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
 from tau2rl.rewards.presets import RewardSpec, spec_from
 from tau2rl.rewards.scoring import score_episode
-from tau2rl.rollouts.collect import Outcome, collect, plan
-from tau2rl.rollouts.episode import Limits
-from tau2rl.stages.lineage import checkpoint_hash
+from tau2rl.rollouts.collect import Outcome, outcomes, plan
+from tau2rl.stages.players import Plays, PolicyFor, Talks, describe_agent, open_players
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
 from tau2rl.store.records import SCHEMA
 from tau2rl.store.run import RunFolder
-from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Policy, Status, TaskRef
+from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Status, TaskRef
 
 log = logging.getLogger(__name__)
-NO_CONTEXT_LIMIT = 10**9  # the `transcript` protocol counts bytes, not tokens: a context budget means nothing there
-
-
-Plays = EvalConfig | SeedConfig | RftConfig  # what has tasks, policy, user, chat, limits, rollout and reward
-Talks = Plays | GrpoConfig  # what has user, chat and limits
-PolicyFor = Callable[[Attempt], Policy]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +62,10 @@ def prepare(config: Plays, progress: Progress) -> Prepared:
     )
 
 
-def write_environment(config: Plays, folder: RunFolder, prepared: Prepared) -> str:
+def write_environment(config: Plays, folder: RunFolder, prepared: Prepared, *, recorded: Mapping[str, Any] | None = None) -> str:
     """Keep what the run stands on; its digest. Raises UserError when a resumed run stood on something else."""
-    stands_on = environment(config, prepared.identity, {"chat": prepared.chat, "agent": prepared.agent})
+    named = {"chat": prepared.chat, "agent": prepared.agent}
+    stands_on = environment(config, prepared.identity, named, recorded=recorded)
     folder.write_environment(stands_on)
     return str(stands_on["digest"])
 
@@ -96,16 +84,8 @@ async def play(
     if not attempts:
         return
     failed_in_a_row = 0
-    async with nullcontext(policies) if policies else open_agent(config, prepared.codec) as policy_for:
-        episodes = collect(
-            attempts,
-            make_env=lambda attempt: make_env(config, attempt),
-            make_policy=policy_for,
-            codec=prepared.codec,
-            limits=episode_limits(config),
-            concurrency=config.rollout.concurrency,
-            retries=config.rollout.retries,
-        )
+    async with open_players(config, prepared.codec, policies) as play_once:
+        episodes = outcomes(attempts, play=play_once, concurrency=config.rollout.concurrency, retries=config.rollout.retries)
         async with aclosing(episodes):
             async for outcome in episodes:
                 for each in outcome.every_try():
@@ -117,66 +97,6 @@ async def play(
                 if failed_in_a_row >= config.rollout.give_up_after:
                     log.error("%d episodes in a row failed, giving up: %s", failed_in_a_row, outcome.episode.failure)
                     return
-
-
-def make_env(config: Talks, attempt: Attempt) -> Tau2Env:
-    """The environment of one attempt, with its user."""
-    limits = EnvLimits(
-        max_steps=config.limits.max_steps,
-        step_timeout_seconds=config.limits.step_timeout_seconds,
-        grade_timeout_seconds=config.limits.grade_timeout_seconds,
-    )
-    return Tau2Env(attempt.task, make_user=make_user(config.user, seed=attempt.seed), limits=limits)
-
-
-def episode_limits(config: Talks) -> Limits:
-    """The loop's part of the limits."""
-    return Limits(
-        max_turns=config.limits.max_turns,
-        context_tokens=NO_CONTEXT_LIMIT if config.chat.protocol == "transcript" else config.limits.context_tokens,
-        repairs=config.limits.repairs,
-        episode_timeout_seconds=config.limits.episode_timeout_seconds,
-    )
-
-
-def describe_agent(config: Plays, codec: ChatCodec) -> str:
-    """Who plays: the kind of policy, the hash of a checkpoint, or what an SGLang server says of its own.
-
-    Raises UserError when there is none.
-    """
-    if config.policy.kind == "local" and config.policy.checkpoint:
-        return f"checkpoint {checkpoint_hash(config.policy.checkpoint)}"
-    if config.policy.kind != "sglang":
-        return config.policy.model or config.policy.kind
-
-    async def ask() -> str:
-        async with make_policy(config.policy, codec, concurrency=1) as policy:
-            return await policy.ready(context_tokens=config.limits.context_tokens)
-
-    return asyncio.run(ask())
-
-
-@asynccontextmanager
-async def open_agent(config: Plays, codec: ChatCodec) -> AsyncGenerator[PolicyFor]:
-    """Attempt -> its policy: a script an episode, or one served policy for all. Raises UserError when no server answers."""
-    match config.policy.kind:
-        case "gold":
-            yield lambda attempt: ScriptedPolicy(gold_script(attempt.task), codec)
-        case "do-nothing":
-            yield lambda attempt: ScriptedPolicy(do_nothing_script(), codec)
-        case "always-transfer":
-            yield lambda attempt: ScriptedPolicy(always_transfer_script(), codec)
-        case "local":
-            from tau2rl.stages.local_agent import open_checkpoint  # torch: seconds, and only here
-
-            async with open_checkpoint(config, codec) as local:
-                greedy_local = local.greedy()
-                yield lambda attempt: greedy_local if attempt.greedy else local
-        case "sglang" | "api":
-            async with make_policy(config.policy, codec, concurrency=config.rollout.concurrency) as policy:
-                log.info("the agent is %s", await policy.ready(context_tokens=config.limits.context_tokens))
-                greedy = policy.greedy()
-                yield lambda attempt: greedy if attempt.greedy else policy
 
 
 def record_of(outcome: Outcome, config: Talks, spec: RewardSpec) -> EpisodeRecord:

@@ -11,17 +11,18 @@ from typing import Any
 
 from tau2rl.backends.local.data import epochs
 from tau2rl.backends.local.grpo import Judged
+from tau2rl.bench.turn_credit import episode_turn_rewards
 from tau2rl.chat.pack import pack
 from tau2rl.config import GrpoConfig
 from tau2rl.errors import RunIncomplete
 from tau2rl.rewards.advantages import TURN_ESTIMATORS, AdvantageSpec, group_advantages, turn_advantages
-from tau2rl.rewards.curriculum import CurriculumSpec, CurriculumState, choose, observe
+from tau2rl.rewards.curriculum import CurriculumSpec, CurriculumState, curriculum_spec, draw, observe, outcome
 from tau2rl.rewards.presets import RewardSpec
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rewards.tiers import TABLES
-from tau2rl.rollouts.collect import Outcome, collect
-from tau2rl.stages.play import episode_limits, make_env, record_of
-from tau2rl.stages.turn_credit import episode_turn_rewards
+from tau2rl.rollouts.collect import Outcome, outcomes
+from tau2rl.stages.play import record_of
+from tau2rl.stages.players import player_of
 from tau2rl.store.run import RunFolder
 from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef, TrainingSample, derive_seed
 
@@ -63,8 +64,8 @@ class Tasks:
         self.drawn += 1
         if config.algo.curriculum.enabled:
             by_key = {ref.key: ref for ref in self.refs}
-            seed = derive_seed(config.seed, "tasks", self.drawn)
-            names = choose(self.curriculum, list(by_key), config.train.tasks_per_step, self._spec(), seed=seed)
+            count = config.train.tasks_per_step
+            names = draw(self.curriculum, list(by_key), count, self._spec(), seed=config.seed, number=self.drawn)
             return [by_key[name] for name in names]
         batches = epochs(len(self.refs), batch_size=config.train.tasks_per_step, seed=config.seed, start=self.drawn - 1)
         return [self.refs[i] for i in next(batches)]
@@ -75,7 +76,7 @@ class Tasks:
             return
         outcomes: dict[str, list[bool | None]] = {}
         for group in groups:
-            outcomes.setdefault(group.task.key, []).extend(_solved(e) for e in group.episodes)
+            outcomes.setdefault(group.task.key, []).extend(outcome(e) for e in group.episodes)
         self.curriculum = observe(self.curriculum, outcomes, self._spec())
 
     def to_json(self) -> dict[str, Any]:
@@ -87,8 +88,7 @@ class Tasks:
         self.drawn, self.curriculum = int(values["drawn"]), CurriculumState.from_json(values["curriculum"])
 
     def _spec(self) -> CurriculumSpec:
-        chosen = self.config.algo.curriculum
-        return CurriculumSpec(group_size=self.config.rollout.num_samples, floor=chosen.floor, decay=chosen.decay)
+        return curriculum_spec(self.config.algo.curriculum, group_size=self.config.rollout.num_samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Round:
         return {
             "reward/mean": _mean([e.grade.reward for e in evidence if e.grade]),
             "score/mean": _mean(scores),
-            "success": _mean([float(_solved(e) or False) for e in evidence]),
+            "success": _mean([float(outcome(e) or False) for e in evidence]),
             "groups/tried": len(self.groups),
             "groups/useful": len([g for g in self.groups if g.teaches]),
             "groups/trained": len(self.useful),
@@ -149,15 +149,8 @@ class Player:
     async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
         """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
         rollout = self.config.rollout
-        episodes = collect(
-            attempts,
-            make_env=lambda attempt: make_env(self.config, attempt),
-            make_policy=lambda _: policy,
-            codec=self.codec,
-            limits=episode_limits(self.config),
-            concurrency=rollout.concurrency,
-            retries=rollout.retries,
-        )
+        play = player_of(self.config, self.codec, lambda _: policy)
+        episodes = outcomes(attempts, play=play, concurrency=rollout.concurrency, retries=rollout.retries)
         async with aclosing(episodes):
             async for outcome in episodes:
                 failed = outcome.episode.status is Status.FAILED
@@ -220,10 +213,6 @@ def _dropped(episode: Episode, config: GrpoConfig) -> bool:
 def _shaped(episode: Episode, spec: RewardSpec) -> float | None:
     score = score_episode(episode, spec)
     return None if score is None else score.shaped
-
-
-def _solved(episode: Episode) -> bool | None:
-    return None if episode.status is Status.FAILED or episode.grade is None else episode.grade.success
 
 
 def _mean(values: Sequence[float] | Iterator[float]) -> float | None:

@@ -1,0 +1,174 @@
+"""Episodes in processes of their own, on a Ray cluster of several nodes on this machine.
+
+- every attempt has exactly one outcome, and the work is spread over the nodes
+- a worker that is killed costs its episodes a try each and nothing else; another takes its place
+- a node that is lost costs no episode and doubles none
+- a player that cannot be opened, and a cluster with too few cores, are told as a person's mistake
+- (slow) the same on ten nodes
+
+The players here play nothing, so that what is tested is who plays; `test_pipeline_jobs.py` runs the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.errors import UserError
+from tau2rl.rollouts.collect import Outcome, Play, outcomes, plan
+from tau2rl.rollouts.workers import Workers
+from tau2rl.types import Attempt, Episode, Status, TaskRef
+
+pytestmark = pytest.mark.e2e
+TASKS = [TaskRef(domain="mock", task_id=f"task_{i}", split="base") for i in range(12)]
+
+
+class Nodes:
+    """A cluster on this machine: a head without cores, and nodes of one core each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes: list[Any] = []
+
+    def add(self, count: int) -> None:
+        self.nodes += [self.cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(count)]
+
+    def lose(self) -> None:
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    made = Nodes()
+    ray.init(address=made.cluster.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.cluster.shutdown()
+
+
+def opener(folder: Path, *, seconds: float = 0.05, dies_on: str = "") -> Callable[[], Any]:
+    """What opens a player that notes its process and plays nothing; on `dies_on` the process is killed, the first time."""
+    mark = str(folder / "died")
+
+    # Everything that the worker needs is inside: this file is not on its path.
+    @asynccontextmanager
+    async def open_player() -> AsyncGenerator[Play]:
+        def die_once() -> None:
+            if not os.path.exists(mark):
+                open(mark, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        async def play(attempt: Attempt) -> Episode:
+            if attempt.key == dies_on:
+                die_once()
+            await asyncio.sleep(seconds)
+            return Episode(
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=f"pid {os.getpid()}",
+                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+            )  # fmt: skip
+
+        yield play
+
+    return open_player
+
+
+async def play_all(
+    attempts: list[Attempt], opened: Callable[[], Any], count: int, *, on: Callable[[int], None] = lambda done: None
+) -> list[Outcome]:
+    found: list[Outcome] = []
+    async with Workers(opened, count=count, concurrency=4 * count) as workers:
+        playing = outcomes(attempts, play=workers.play, concurrency=4 * count, retries=3, retry_pause_seconds=0.1)
+        async for outcome in playing:
+            found.append(outcome)
+            on(len(found))
+    return found
+
+
+def check_whole(attempts: list[Attempt], found: list[Outcome]) -> None:
+    assert sorted(o.attempt.key for o in found) == sorted(a.key for a in attempts)
+    assert all(o.episode.status is Status.COMPLETED for o in found)
+
+
+def test_a_killed_worker_costs_its_episodes_a_try_and_nothing_else(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(2)
+    attempts = plan(TASKS, num_samples=4, seed=1)
+    found = asyncio.run(play_all(attempts, opener(tmp_path, dies_on=attempts[9].key), 2))
+    check_whole(attempts, found)
+    tries = {o.attempt.key: o.tries for o in found}
+    assert tries[attempts[9].key] == 2
+    # Eight are in flight at most, four of them in the process that died.
+    assert sum(t - 1 for t in tries.values()) <= 8
+    assert len({o.episode.termination for o in found}) >= 2  # at least two processes played
+
+
+def test_a_lost_node_costs_no_episode(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(3)
+    attempts = plan(TASKS, num_samples=6, seed=1)
+    found = asyncio.run(
+        play_all(attempts, opener(tmp_path, seconds=0.3), 3, on=lambda done: nodes.lose() if done == 10 else None)
+    )
+    check_whole(attempts, found)
+
+
+@pytest.mark.slow
+def test_ten_nodes_of_which_two_are_lost(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(10)
+    attempts = plan(TASKS, num_samples=40, seed=1)
+    found = asyncio.run(
+        play_all(attempts, opener(tmp_path, seconds=0.3), 10, on=lambda done: nodes.lose() if done in (40, 80) else None)
+    )
+    check_whole(attempts, found)
+    assert len({o.episode.termination for o in found}) >= 10
+
+
+def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(1)
+
+    async def open_three() -> None:
+        async with Workers(opener(tmp_path), count=3, concurrency=4, start_timeout_seconds=12):
+            raise AssertionError("unreachable")
+
+    with pytest.raises(UserError, match="the cluster has 1 cores"):
+        asyncio.run(open_three())
+
+    @asynccontextmanager
+    async def broken() -> AsyncGenerator[Play]:
+        from tau2rl.errors import UserError
+
+        raise UserError("no SGLang server answers", hint="start one")
+        yield  # pragma: no cover
+
+    async def open_broken() -> None:
+        async with Workers(broken, count=1, concurrency=4):
+            raise AssertionError("unreachable")
+
+    with pytest.raises(UserError, match="no SGLang server answers") as caught:
+        asyncio.run(open_broken())
+    assert caught.value.hint == "start one"
+
+
+def test_without_a_cluster_the_hint_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    async def open_one() -> None:
+        async with Workers(opener(tmp_path), count=1, concurrency=4):
+            raise AssertionError("unreachable")
+
+    with pytest.raises(UserError, match="there is none"):
+        asyncio.run(open_one())
