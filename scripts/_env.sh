@@ -21,15 +21,15 @@ find_python() {
     die "no Python 3.10 or newer on this machine" "name one: PYTHON=/path/to/python3 $0"
 }
 
-make_venv() { # make_venv EXTRAS, in the repository's root
+make_venv() { # make_venv EXTRAS, in the repository's root; extras that another script installed stay
     local extras=$1 python=.venv/bin/python started=$SECONDS mark base
     # A virtual environment that was moved or copied still runs its programs from where it was.
     if ! recent "$python" || ! grep -qsF "$(pwd -P)/.venv/bin/python" .venv/bin/pip; then
         base=$(find_python) || exit
         "$base" -m venv --clear .venv || die "cannot make a virtual environment" "on Debian and Ubuntu: apt install python3-venv"
     fi
-    mark=.venv/installed-$(printf '%s\n' "$extras" | cat - pyproject.toml scripts/constraints.txt | cksum | tr ' ' -)
-    if [ -e "$mark" ]; then return; fi
+    mark=.venv/installed-$(cat pyproject.toml scripts/constraints.txt | cksum | tr ' ' -) # an extra a line
+    if [ -e "$mark" ] && ! tr , '\n' <<<"$extras" | grep -qvxFf "$mark"; then return; fi
 
     say "installing .[$extras] into .venv"
     local pip=("$python" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt)
@@ -43,6 +43,6 @@ make_venv() { # make_venv EXTRAS, in the repository's root
         "${pip[@]}" --editable ".[$extras]" ||
             die "cannot install .[$extras]" "the lines above say why; PyPI or a mirror of it must be reachable"
     fi
-    touch "$mark"
+    tr , '\n' <<<"$extras" >>"$mark"
     say "installed in $((SECONDS - started)) s"
 }

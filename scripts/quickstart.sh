@@ -1,10 +1,44 @@
 #!/usr/bin/env bash
-# From a fresh clone to a result: the reference actions of every test task of tau2-bench, as a Ray job on this machine.
-# Options go to `tau2rl eval`: ./scripts/quickstart.sh --domains retail --limit 5
+# From a fresh clone to two results, in Ray jobs on this machine:
+#
+#   ./scripts/quickstart.sh                   both of these, one after the other
+#   ./scripts/quickstart.sh gold [OPTIONS]    the reference actions of every test task of tau2-bench: is the installation right?
+#   ./scripts/quickstart.sh train [OPTIONS]   a tiny model learns: seed -> sft -> rft-filter -> sft -> grpo -> eval
+#
+# The options of `gold` are those of `tau2rl eval` (--domains retail --limit 5), those of `train` those of `tau2rl run`
+# (--limit 1: a smoke run). Options without a word before them go to `gold`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_env.sh
 
-make_venv laptop
 # A run folder of its own each time, so that it can be called again; a later `--name` or `--output` wins.
-exec .venv/bin/tau2rl eval -c configs/eval/gold.yaml --name "quickstart-$(date +%Y%m%d-%H%M%S)" "$@"
+name=quickstart-$(date +%Y%m%d-%H%M%S)
+gold=(.venv/bin/tau2rl eval -c configs/eval/gold.yaml --name "$name")
+train=(.venv/bin/tau2rl run -c configs/laptop/pipeline.yaml --name "$name")
+
+case "${1:-both}" in
+both)
+    say "1 of 2: 100 real tasks, played by their reference actions; about a minute on two cores, behind the installation"
+    make_venv laptop
+    "${gold[@]}"
+    say ""
+    say "2 of 2: a model learns from nothing; 5 to 10 minutes on two cores, behind the installation of torch"
+    say "        (Ctrl-C keeps what is done, and says how to go on with it)"
+    make_venv laptop,local
+    exec "${train[@]}"
+    ;;
+train)
+    make_venv laptop,local
+    exec "${train[@]}" "${@:2}"
+    ;;
+gold)
+    make_venv laptop
+    exec "${gold[@]}" "${@:2}"
+    ;;
+-h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' scripts/quickstart.sh ;;
+-*)
+    make_venv laptop
+    exec "${gold[@]}" "$@"
+    ;;
+*) die "no such word \`$1\`" "\`gold\`, \`train\`, or nothing for both; ./scripts/quickstart.sh --help" ;;
+esac

@@ -25,13 +25,13 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 
 
-def bounded(calculate: Callable[[str], str]) -> Callable[[str], str]:
-    """tau2's bound method, with powers evaluated by `power_safe`. Schema and docstring stay tau2's."""
+def bounded(calculate: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
+    """tau2's method, with powers evaluated by `power_safe`. Schema and docstring stay tau2's."""
 
     @functools.wraps(calculate)
-    def guarded(expression: str) -> str:
+    def guarded(self: Any, expression: str) -> str:
         if "**" not in expression or not all(char in "0123456789+-*/(). " for char in expression):
-            return calculate(expression)
+            return calculate(self, expression)
         return str(round(float(power_safe(expression)), 2))
 
     return guarded

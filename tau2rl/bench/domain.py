@@ -1,9 +1,7 @@
-"""A domain loaded once: its tasks, policy, tool schemas, and databases as snapshots from which environments are made.
+"""A domain loaded once: its tasks, policy, tool schemas, and the environments that are made of it.
 
-tau2 parses and validates its data files again for every environment, three times an episode and twice a grading. Here each
-file is read once a process; databases whose files change on disk (size or time) are loaded anew. What was loaded is named by
-content hashes.
-The environments are registered in tau2's own registry under `tau2rl:NAME`, so its evaluator uses them too.
+tau2 parses its task file again at every step of its gym; here it is read once a process. What was loaded is named by content
+hashes. The environments are registered in tau2's own registry under `tau2rl:NAME`, so its evaluator uses them too.
 """
 
 from __future__ import annotations
@@ -11,43 +9,31 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib
-import pickle
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tau2rl.bench.calculator import bounded
+from tau2rl.bench.making import Maker
 from tau2rl.bench.package import INSTALL, prepare
-from tau2rl.bench.snapshot import Snapshot
 from tau2rl.errors import UserError
 from tau2rl.types import TaskRef, ToolSchema
 
 prepare()
 
-from tau2rl.bench import synth  # noqa: E402
+from tau2rl.bench import splits, synth  # noqa: E402
 
 from tau2.data_model.tasks import Task  # noqa: E402  # isort: skip
 from tau2.environment.environment import Environment  # noqa: E402
 from tau2.environment.toolkit import ToolKitBase, get_tool_types  # noqa: E402
 from tau2.registry import registry  # noqa: E402
 
-SHARED_FROM_BYTES = 200_000  # below, copying the whole database costs less than a millisecond
+KEPT_ENDS = 4096  # synthesised tasks are without number
+Hashes = tuple[str | None, str | None]  # of the agent's and of the user's database
 NAMES = ("airline", "retail", "telecom", "mock")
 _loaded: dict[str, Domain] = {}
 _loading = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """The databases of one state of the files, ready to be handed out."""
-
-    stamp: tuple[tuple[int, int], ...]  # (size, mtime) of each file: when it moves, the content is hashed again
-    content: str  # sha256 over the files
-    shared: Snapshot | None  # of a large agent database
-    pickled: bytes  # the other keyword arguments of tau2's environment constructor
 
 
 class Domain:
@@ -56,16 +42,12 @@ class Domain:
     def __init__(self, name: str) -> None:
         self.name = name
         self.registered = f"tau2rl:{name}"
-        self._module = importlib.import_module(f"tau2.domains.{name}.environment")
         paths = importlib.import_module(f"tau2.domains.{name}.utils")
-        prefix = name.upper()
-        self._db_files = [Path(getattr(paths, f"{prefix}_DB_PATH"))]
-        if hasattr(paths, f"{prefix}_USER_DB_PATH"):
-            self._db_files.append(Path(getattr(paths, f"{prefix}_USER_DB_PATH")))
-        self._task_file = Path(getattr(paths, f"{prefix}_TASK_SET_PATH"))
+        self._task_file = Path(getattr(paths, f"{name.upper()}_TASK_SET_PATH"))
+        self._maker = Maker(name)
         self._lock = threading.Lock()
-        self._vpn: Any = None
-        self._snapshot = self._take_snapshot()
+        self._handed_out = threading.local()
+        self._gold_ends: dict[str, Hashes] = {}
         self._tasks: dict[str, Mapping[str, Task]] = {}
         environment = self.environment()
         self.policy = environment.get_policy()
@@ -74,39 +56,56 @@ class Domain:
         self.tool_types = {tool: str(kind.value) for tool, kind in get_tool_types(_toolkit(environment)).items()}
         self.user_tools = environment.get_user_tools() if environment.user_tools else None
         if self.registered not in registry.get_domains():
-            registry.register_domain(self.environment, self.registered)
+            registry.register_domain(self._construct, self.registered)
 
-    def environment(self, solo_mode: bool = False) -> Environment:
+    def environment(self) -> Environment:
         """A fresh environment in its initial state, equal to what tau2's own constructor gives."""
-        now = self._current()
-        databases = pickle.loads(now.pickled)  # noqa: S301 - pickled by this process
-        if now.shared is not None:
-            databases["db"] = now.shared.database()
-        made: Environment = self._module.get_environment(**databases, solo_mode=solo_mode)
-        toolkit: Any = made.tools
-        if now.shared is not None:
-            _share_hash(toolkit, now.shared)
-        if hasattr(toolkit, "calculate"):
-            toolkit.calculate = bounded(toolkit.calculate)
-        if self._vpn is not None:
-            # tau2 keeps these on the class, and `break_vpn` writes into them: every later episode would start with a bad VPN.
-            phone: Any = made.user_tools
-            phone.default_vpn_details = self._vpn.model_copy(deep=True)
-        return made
+        return self._maker.environment()
+
+    @property
+    def content(self) -> str:
+        """A hash of the database files."""
+        return self._maker.content
+
+    def gold_end(self, name: str) -> Hashes | None:
+        """What a reference path made of the databases, if `keep_gold_end` was told; see `grading.py`."""
+        return self._gold_ends.get(name)
+
+    def keep_gold_end(self, name: str, hashes: Hashes) -> None:
+        """Remember how a reference path ends."""
+        with self._lock:
+            if len(self._gold_ends) >= KEPT_ENDS:
+                self._gold_ends.pop(next(iter(self._gold_ends)))
+            self._gold_ends[name] = hashes
+
+    @contextmanager
+    def handing_out(self, *environments: Any) -> Iterator[None]:
+        """Give these to whoever asks tau2's registry for a fresh environment of this domain in this thread, in this order."""
+        self._handed_out.next = list(environments)
+        try:
+            yield
+        finally:
+            self._handed_out.next = []
 
     def splits(self) -> list[str]:
-        """The names of the task splits, `base` (all of tau2's) among them; `mock` has synthesised ones too."""
+        """The names of the task splits, `base` (all of tau2's) among them, and those that are made here."""
         loader = registry.get_task_splits_loader(self.name)
-        return [*(loader() if loader else ["base"]), *(synth.SIZES if self.name == "mock" else ())]
+        names = list(loader() if loader else ["base"])
+        halves = (splits.LEARN, splits.SELECT) if "train" in names else ()
+        return [*names, *halves, *(synth.SIZES if self.name == "mock" else ())]
 
     def tasks(self, split: str = "base") -> Mapping[str, Task]:
         """Task id -> task, in tau2's order. Raises UserError for an unknown split."""
+        halved = split in (splits.LEARN, splits.SELECT) and split in self.splits()
+        train = self.tasks("train") if halved else {}
         with self._lock:
             if split not in self._tasks:
                 if split not in self.splits():
                     raise UserError(f"no such split `{split}` in `{self.name}`", hint=f"one of: {', '.join(self.splits())}")
                 if synth.is_synth(split):
                     return self._tasks.setdefault(split, synth.Pool(split))
+                if halved:
+                    return self._tasks.setdefault(split, splits.half(split, self.name, train, self.tool_types))
                 loader: Any = registry.get_tasks_loader(self.name)
                 with readable(self.name):
                     found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
@@ -126,52 +125,25 @@ class Domain:
     def hashes(self) -> dict[str, str]:
         """What pins this domain: hashes of databases, task file, policy and tool schemas (16 hex digits each)."""
         return {
-            "database": self._current().content[:16],
+            "database": self.content[:16],
             "tasks": hashlib.sha256(self._task_file.read_bytes()).hexdigest()[:16],
             "policy": hashlib.sha256(self.policy.encode()).hexdigest()[:16],
             "tools": hashlib.sha256(repr(self.tools).encode()).hexdigest()[:16],
             **({"synth": synth.fingerprint()} if self.name == "mock" else {}),
         }
 
-    def _current(self) -> _Snapshot:
-        with self._lock:
-            if self._stamp() != self._snapshot.stamp:
-                self._snapshot = self._take_snapshot()
-            return self._snapshot
-
-    def _take_snapshot(self) -> _Snapshot:
-        stamp = self._stamp()
-        content = hashlib.sha256()
-        for file in self._db_files:
-            content.update(file.read_bytes())
-        made = self._module.get_environment()
-        databases: dict[str, Any] = {"db": made.tools.db}
-        if made.user_tools is not None:
-            databases["user_db"] = made.user_tools.db
-            if self._vpn is None and hasattr(made.user_tools, "default_vpn_details"):
-                self._vpn = made.user_tools.default_vpn_details.model_copy(deep=True)
-        large = self._db_files[0].stat().st_size > SHARED_FROM_BYTES and Snapshot.fits(made.tools.db)
-        shared = Snapshot(databases.pop("db")) if large else None
-        return _Snapshot(
-            stamp=stamp,
-            content=content.hexdigest(),
-            shared=shared,
-            pickled=pickle.dumps(databases, protocol=pickle.HIGHEST_PROTOCOL),
-        )
-
-    def _stamp(self) -> tuple[tuple[int, int], ...]:
-        return tuple((s.st_size, s.st_mtime_ns) for s in (file.stat() for file in self._db_files))
+    def _construct(self, solo_mode: bool = False) -> Any:
+        """What stands in tau2's registry."""
+        if solo_mode:
+            raise UserError("tau2's solo mode has no customer: it is not played here")
+        waiting = getattr(self._handed_out, "next", None)
+        return waiting.pop(0) if waiting else self.environment()
 
 
 def _keep_what_is_loaded() -> None:
     """Take what is loaded out of the garbage collector's sight: to look through it stops every episode for half a second."""
     gc.collect()  # what is garbage by now would be kept as well
     gc.freeze()
-
-
-def _share_hash(toolkit: Any, shared: Snapshot) -> None:
-    """Let the toolkit hash its database by what it has touched."""
-    toolkit.get_db_hash = lambda: shared.hash(toolkit.db)
 
 
 def _toolkit(environment: Environment) -> ToolKitBase:

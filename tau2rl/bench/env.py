@@ -38,8 +38,8 @@ class Tau2Env:
         self._domain: Domain = domain(task.domain)
         self._limits = limits or EnvLimits()
         self._task = self._domain.task(task)
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._coming: asyncio.Future[Event]  # the event that the session owes us
         self._session = Session(self._domain, self._task, max_steps=self._limits.max_steps, user=make_user, deliver=self._deliver)
         self._calls = 0
         self._ended: Ended | None = None
@@ -50,6 +50,7 @@ class Tau2Env:
     async def open(self) -> Opening:
         """Start the conversation: the greeting, and what the user says to it. Raises EpisodeFailure."""
         self._loop = asyncio.get_running_loop()
+        self._coming = self._loop.create_future()
         # Starting a thread waits until it runs, and it begins with heavy work: not on the event loop.
         await asyncio.to_thread(self._session.start)
         event = await self._next(self._limits.step_timeout_seconds)
@@ -61,7 +62,7 @@ class Tau2Env:
         """Perform one agent turn and wait for what it brings. Raises EpisodeFailure."""
         if self._ended:
             raise RuntimeError("step() after the conversation ended")
-        self._session.act(self._as_tau2(actions))
+        self._act(self._as_tau2(actions))
         event = await self._next(self._limits.step_timeout_seconds)
         if isinstance(event, Observed):
             return Reply(messages=_messages(event.new))
@@ -79,7 +80,7 @@ class Tau2Env:
             self._broken = self._broken or not self._ended
             self._session.abandon()
             return grade_from_tau2(self._ended.reward_info) if self._ended else None
-        self._session.act(assistant_message("", [("cut_off", CUT_OFF, {})]))
+        self._act(assistant_message("", [("cut_off", CUT_OFF, {})]))
         event = await self._next(self._limits.grade_timeout_seconds)
         if isinstance(event, Observed):
             raise EnvironmentFailure("tau2 went on after `done`")
@@ -100,9 +101,14 @@ class Tau2Env:
         """Every message of both sides as JSON values, in tau2's own layout: what an official replay needs."""
         return [message.model_dump(mode="json", exclude_none=True) for message in self._session.trajectory]
 
+    def _act(self, message: Any) -> None:
+        assert self._loop is not None
+        self._coming = self._loop.create_future()
+        self._session.act(message)
+
     async def _next(self, seconds: float) -> Observed | Ended:
         try:
-            event = await asyncio.wait_for(self._events.get(), seconds)
+            event = await asyncio.wait_for(self._coming, seconds)
         except asyncio.TimeoutError:
             self._broken = True
             self._session.abandon()
@@ -123,7 +129,11 @@ class Tau2Env:
     def _deliver(self, event: Event) -> None:
         assert self._loop is not None
         with suppress(RuntimeError):  # the loop is gone: the run was stopped while this thread was busy
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._arrived, event)
+
+    def _arrived(self, event: Event) -> None:
+        if not self._coming.done():  # else its deadline has passed
+            self._coming.set_result(event)
 
     def _as_tau2(self, actions: Actions) -> Any:
         calls: list[tuple[str, str, dict[str, Any]]] = []

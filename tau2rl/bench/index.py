@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def index_rows(refs: Sequence[TaskRef]) -> list[dict[str, Any]]:
         }
         rows.append({"text": opening_words(tasks[ref.task_id]), "metadata": metadata})
     return rows
+
+
+def write_prompts(refs: Sequence[TaskRef], path: Path) -> Path:
+    """The rows from which a training on slime plays, `--input-key input --metadata-key metadata`.
+
+    A row only names its task, `{"input": "retail/17", "metadata": {"task": {"domain", "task_id", "split"}}}`: the episode's
+    prompt is made when it begins.
+    """
+    return _write(path, [{"input": ref.key, "metadata": {"task": asdict(ref)}} for ref in refs])
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

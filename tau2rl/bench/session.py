@@ -8,6 +8,7 @@ daemon when its deadline passes: it holds no slot of any pool, and it ends as so
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -15,15 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.bench.domain import Domain
+from tau2rl.bench.domain import Domain, Hashes
+from tau2rl.bench.grading import grade
 from tau2rl.errors import EnvironmentFailure, EpisodeFailure
 
 from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage  # isort: skip
 from tau2.data_model.simulation import SimulationRun, TerminationReason
 from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
-from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
-from tau2.gym.gym_agent import AgentGymEnv, GymAgent
+from tau2.environment.tool import Tool, as_tool
+from tau2.gym.gym_agent import AgentGymEnv, GymAgent, done
+from tau2.orchestrator.orchestrator import Orchestrator
 from tau2.user.user_simulator import UserSimulator
 
 GRADED = (TerminationReason.AGENT_STOP, TerminationReason.USER_STOP)
@@ -47,7 +50,7 @@ class Ended:
     new: list[Any]  # what was still addressed to the agent
     termination: str
     reward_info: dict[str, Any]  # tau2's RewardInfo as JSON values
-    db_hashes: tuple[str | None, str | None]
+    db_hashes: Hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,10 @@ class _MailboxAgent(GymAgent):
         self._session = session
         self._seen = 0
         self._done = False
+
+    def add_stop_tool(self) -> None:
+        """The gym's `done`, whose schema is made once and not for every episode."""
+        self.tools.append(_done_tool())
 
     def generate_next_message(self, message: Any, state: Any) -> Any:
         if isinstance(message, MultiToolMessage):
@@ -163,7 +170,8 @@ class Session(AgentGymEnv):
             simulation = self._orchestrator.run()
             self.doing = "grading"
             with _one_at_a_time():
-                event: Event = Ended(self.last, simulation.termination_reason.value, self._grade(simulation), self._hashes())
+                hashes = self._hashes()  # before the grader asks the environment its questions
+                event: Event = Ended(self.last, simulation.termination_reason.value, self._grade(simulation, hashes), hashes)
         except Abandoned:
             return
         except EpisodeFailure as error:
@@ -175,25 +183,24 @@ class Session(AgentGymEnv):
         self.doing = "done"
         self._deliver(event)
 
-    def _grade(self, simulation: SimulationRun) -> dict[str, Any]:
+    def _grade(self, simulation: SimulationRun, hashes: Hashes) -> dict[str, Any]:
         """tau2's verdict; for a conversation that it does not grade, its checks with a reward of 0.
 
         tau2 gives 0 and no checks unless somebody stopped. The checks of a conversation that was cut off are those that it
         would have had if the agent had stopped there.
         """
+        assert self._made is not None
         graded = (
             simulation
             if simulation.termination_reason in GRADED
             else simulation.model_copy(update={"termination_reason": TerminationReason.AGENT_STOP})
         )
-        info = evaluate_simulation(
-            simulation=graded, task=self.task, evaluation_type=EvaluationType.ALL, solo_mode=False, domain=self.loaded.registered
-        ).model_dump(mode="json")
+        info = grade(self.loaded, self.task, graded, self._made, hashes)
         if graded is not simulation:
             info["reward"] = 0.0
         return info
 
-    def _hashes(self) -> tuple[str | None, str | None]:
+    def _hashes(self) -> Hashes:
         assert self._made is not None
         return self._made.get_db_hash(), self._made.get_user_db_hash()
 
@@ -207,6 +214,11 @@ class Session(AgentGymEnv):
             self._made = self.loaded.environment()
         return self._made
 
+    def _get_orchestrator(self) -> Orchestrator:
+        orchestrator = super()._get_orchestrator()
+        orchestrator.get_trajectory = functools.partial(_in_order, orchestrator)
+        return orchestrator
+
     def _get_agent(self) -> GymAgent:
         # Agent and user read the tools' schemas and never call them, so those of the domain serve every episode.
         return _MailboxAgent(self, list(self.loaded.agent_tools), self.loaded.policy)
@@ -214,6 +226,18 @@ class Session(AgentGymEnv):
     def _get_user(self) -> UserSimulator:
         self.user = self._make_user(self)
         return self.user
+
+
+@functools.cache
+def _done_tool() -> Tool:
+    return as_tool(done)
+
+
+def _in_order(orchestrator: Orchestrator) -> list[Any]:
+    """tau2's `get_trajectory` (messages by time, numbered) with one shallow copy of each message in place of two deep ones."""
+    trajectory: list[Any] = orchestrator.trajectory
+    messages = sorted(trajectory, key=lambda message: message.timestamp)
+    return [message.model_copy(update={"turn_idx": index}) for index, message in enumerate(messages)]
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 Airline and retail hold thousands of entities, of which an episode touches a few. tau2 copies and hashes all of them for every
 environment and every grading. Here an environment starts with nothing of its own: looking an entity up by its id makes a
 private copy of that one, going through all of them shows the shared originals (tau2's tools only read there), and the hash
-is put together from what was computed once and what this environment has touched. It equals tau2's own, digit for digit.
+is put together from what was computed once and what this environment has changed. It equals tau2's own, digit for digit.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pickle
@@ -15,6 +16,10 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from pydantic import BaseModel
+
+from tau2rl.bench.written import Written
+
+KEPT_HASHES = 1024  # of changed databases: the episodes of a task, and its reference path, mostly end in the same few
 
 
 class Originals:
@@ -56,30 +61,32 @@ class Table(MutableMapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         """Ids in tau2's order: the originals, then what was added."""
-        yield from (key for key in self._originals.entities if key not in self._deleted)
-        yield from (key for key in self._own if key not in self._originals.entities)
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._originals.entities) - len(self._deleted) + sum(k not in self._originals.entities for k in self._own)
+        return len(self._all())
 
     def items(self) -> Any:
         """(id, entity) pairs: own copies where there are any, else the shared originals, which are for reading only."""
-        return [(key, self._own[key] if key in self._own else self._originals.entities[key]) for key in self]
+        return self._all().items()
 
     def values(self) -> Any:
         """The entities; see `items`."""
-        return [value for _, value in self.items()]
+        return self._all().values()
+
+    def _all(self) -> dict[str, Any]:
+        if not self._own and not self._deleted:
+            return self._originals.entities
+        everything = {**self._originals.entities, **self._own}
+        for key in self._deleted:
+            everything.pop(key, None)
+        return everything
 
     def changes(self) -> dict[str, str | None]:
         """Id -> JSON of what differs from the original; None for a deleted one."""
         own = {key: fragment(value) for key, value in self._own.items()}
         changed: dict[str, str | None] = {key: text for key, text in own.items() if self._originals.fragments.get(key) != text}
         return {**changed, **dict.fromkeys(self._deleted & self._originals.entities.keys())}
-
-    def json(self, changes: dict[str, str | None]) -> str:
-        """The whole table as `json.dumps(..., sort_keys=True)` writes it."""
-        texts = {**self._originals.fragments, **changes}
-        return "{" + ", ".join(f"{json.dumps(key)}: {texts[key]}" for key in sorted(texts) if texts[key] is not None) + "}"
 
 
 class Snapshot:
@@ -88,7 +95,8 @@ class Snapshot:
     def __init__(self, db: BaseModel) -> None:
         self._kind: type[BaseModel] = type(f"Shared{type(db).__name__}", (type(db),), {"model_dump": _dump})
         self._tables = {name: Originals(getattr(db, name)) for name in type(db).model_fields}
-        self._hash = _hash({name: Table(table) for name, table in self._tables.items()}, {})
+        text = Written({name: table.fragments for name, table in self._tables.items()})
+        self._hash = functools.lru_cache(KEPT_HASHES)(lambda changes: text.hash(json.loads(changes)))
 
     @staticmethod
     def fits(db: BaseModel) -> bool:
@@ -109,7 +117,7 @@ class Snapshot:
         if not all(isinstance(table, Table) for table in tables.values()):  # a task's initial data made plain tables of them
             return hashlib.sha256(json.dumps(db.model_dump(), sort_keys=True, default=str).encode()).hexdigest()
         changes = {name: changed for name, table in tables.items() if (changed := table.changes())}
-        return _hash(tables, changes) if changes else self._hash
+        return self._hash(json.dumps(changes, sort_keys=True))
 
 
 def fragment(entity: BaseModel) -> str:
@@ -121,8 +129,3 @@ def _dump(db: BaseModel, **options: Any) -> dict[str, Any]:
     """`model_dump` of a shared database, for whoever in tau2 wants all of it."""
     tables: dict[str, Any] = {name: getattr(db, name) for name in type(db).model_fields}
     return {name: {key: value.model_dump(**options) for key, value in table.items()} for name, table in tables.items()}
-
-
-def _hash(tables: dict[str, Table], changes: dict[str, dict[str, str | None]]) -> str:
-    text = "{" + ", ".join(f"{json.dumps(name)}: {tables[name].json(changes.get(name, {}))}" for name in sorted(tables)) + "}"
-    return hashlib.sha256(text.encode()).hexdigest()

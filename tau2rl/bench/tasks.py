@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.bench import synth
+from tau2rl.bench import splits, synth
 from tau2rl.bench.domain import domain
 from tau2rl.bench.gold import gold_actions
 from tau2rl.bench.quarantine import QUARANTINE
@@ -113,10 +113,33 @@ def kind_of(ref: TaskRef) -> str:
 
 def held_out(ref: TaskRef) -> bool:
     """Whether the task belongs to a split that is kept for selection or testing, by whatever split it was named."""
+    return ref.split in (splits.SELECT, *synth.HELD_OUT) or is_test(ref)
+
+
+def is_test(ref: TaskRef) -> bool:
+    """Whether it is a test task, by whatever split it was named (`base` has test tasks too)."""
     if synth.is_synth(ref.split):
-        return ref.split in synth.HELD_OUT
+        return ref.split == "synth-test"
     loaded = domain(ref.domain)
     return "test" in loaded.splits() and ref.task_id in loaded.tasks("test")
+
+
+def refuse_leak(learned: Iterable[TaskRef], selection: Iterable[TaskRef]) -> None:
+    """Raise UserError when checkpoints would be chosen by test tasks, or by tasks that are trained on."""
+    selection = list(selection)
+    if tested := [ref.key for ref in selection if is_test(ref)]:
+        raise UserError(
+            f"{len(tested)} of the tasks to choose a checkpoint by are test tasks, among them `{tested[0]}`: "
+            "a checkpoint that was chosen by them has no test left",
+            hint="choose by `train-select` (mock: synth-select), and evaluate on the test split what was chosen, once",
+        )
+    trained = {ref.key for ref in learned}
+    if seen := [ref.key for ref in selection if ref.key in trained]:
+        raise UserError(
+            f"{len(seen)} of the tasks to choose a checkpoint by are trained on, among them `{seen[0]}`: "
+            "success on them shows what was memorised",
+            hint="train on `train-learn` and choose by `train-select`, which share no task",
+        )
 
 
 def changed_something(episode: Episode) -> bool:

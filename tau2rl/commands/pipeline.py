@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from tau2rl import console
 from tau2rl.commands.options import Address, ConfigFile, DryRun, Inline, Json, Name, Output, Sets
-from tau2rl.commands.run import shown
+from tau2rl.commands.run import resume_command, shown
 from tau2rl.commands.setting import RUN, WHAT, options_of
 from tau2rl.config import PipelineConfig, dump, load
 from tau2rl.store.files import read_json
@@ -61,9 +62,22 @@ def run(
         raise typer.Exit(_run(chosen, as_json=as_json))
 
 
+def print_report(report: Mapping[str, Any]) -> None:
+    """The table, and below it what each step gave, whether the chain of hashes holds, and what is not done."""
+    from tau2rl.stages.chronicle import rows, step_rows
+
+    if report["evaluations"]:
+        console.emit_table(rows(report))
+    console.emit_table(step_rows(report))
+    chain = report["chain"]
+    broken = f"broken: {', '.join(chain['broken'])}" if chain["broken"] else "sound"
+    console.emit(f"chain of hashes: {chain['links']} links, {broken}")
+    if report["incomplete"]:
+        console.emit(f"not done: {', '.join(report['not_done']) or 'nothing is left, but the last start was broken off'}")
+
+
 def _run(config: PipelineConfig, *, as_json: bool) -> int:
     from tau2rl.launch.chain import run_chain
-    from tau2rl.stages.chronicle import rows
 
     code = run_chain(config, watch=console.Follower, say=console.say)
     file = run_path(config) / "report.json"
@@ -71,9 +85,8 @@ def _run(config: PipelineConfig, *, as_json: bool) -> int:
         report = read_json(file)
         if as_json:
             console.emit_json(report)
-        elif report["evaluations"]:
-            console.emit_table(rows(report))
-            console.emit(f"chain: {report['chain']['links']} links, {'sound' if report['chain']['holds'] else 'broken'}")
+        else:
+            print_report(report)
     if code:
-        console.say(f"not complete; the same command goes on with it ({shown(run_path(config))})")
+        console.say(f"not complete; continue with\n  {resume_command(config)}")
     return code

@@ -10,18 +10,21 @@ from typing import Annotated, Any, cast
 import typer
 
 from tau2rl import console
+from tau2rl.commands import dataset, pipeline, training
 from tau2rl.commands.options import Json
+from tau2rl.commands.run import resume_command
 from tau2rl.errors import UserError
 from tau2rl.metrics.compare import Comparison, compare as compare_values
 from tau2rl.metrics.table import report_rows
 from tau2rl.store.files import read_json
 from tau2rl.store.provenance import SUBJECT, differences
+from tau2rl.store.run import read_config
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 
 
 def report(run: RunDir, as_json: Json = False) -> None:
-    """Print the result of a run again.
+    """Print the result of a run again, of whatever stage; of a pipeline, the table of its evaluations.
 
     Exits with 1 when the run is incomplete.
     """
@@ -29,8 +32,21 @@ def report(run: RunDir, as_json: Json = False) -> None:
     if as_json:
         console.emit_json(values)
     else:
-        print_report(values)
+        _print_any(values, run if run.is_dir() else run.parent)
     raise typer.Exit(1 if values["incomplete"] else 0)
+
+
+def _print_any(values: Mapping[str, Any], folder: Path) -> None:
+    """A report as the command that made it prints it."""
+    match values.get("stage"):
+        case "seed" | "rft-filter":
+            dataset.print_report(values, folder)
+        case "sft" | "grpo":
+            training.print_report(values)
+        case "pipeline":
+            pipeline.print_report(values)
+        case _:
+            print_report(values)
 
 
 def compare(
@@ -62,16 +78,12 @@ def read_report(run: Path) -> dict[str, Any]:
     """The `report.json` of a run folder, or the file itself. Raises UserError."""
     file = run / "report.json" if run.is_dir() else run
     if not file.exists():
-        config = run / "config.json"
-        hint = (
-            f"finish the run: `tau2rl eval -c {config} --output {run} --resume`"
-            if config.exists()
-            else "name a run folder, such as `outputs/eval/default`"
-        )
-        raise UserError(f"`{run}` has no report", hint=hint)
+        if (run / "config.json").exists():
+            raise UserError(f"`{run}` has no report yet", hint=f"it is running, or finish it: `{_go_on(run)}`")
+        raise UserError(f"`{run}` has no report", hint="name a run folder, such as `outputs/eval/default`")
     values = read_json(file)
-    if not {"incomplete", "overall", "by_task"} <= values.keys():
-        raise UserError(f"`{file}` is not a report of an evaluation")
+    if "incomplete" not in values or not ("stage" in values or {"overall", "by_task"} <= values.keys()):
+        raise UserError(f"`{file}` is not a report of a run")
     return values
 
 
@@ -120,13 +132,17 @@ def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
 
 def _solved_share(run: Path) -> dict[str, float]:
     values = read_report(run)
+    if "by_task" not in values:
+        raise UserError(f"`{run}` is no evaluation but a run of `{values['stage']}`", hint="`tau2rl report` shows it")
     if values["incomplete"]:
-        raise UserError(
-            f"`{run}` is incomplete: {values['reason']}",
-            hint=f"finish it: `tau2rl eval -c {run / 'config.json'} --output {run} --resume`",
-        )
+        raise UserError(f"`{run}` is incomplete: {values['reason']}", hint=f"finish it: `{_go_on(run)}`")
     counts = cast("dict[str, dict[str, int]]", values["by_task"])
     return {key: count["solved"] / count["valid"] for key, count in counts.items()}
+
+
+def _go_on(run: Path) -> str:
+    """What to type to finish the run in a folder."""
+    return resume_command(read_config(run).model_copy(update={"output": run}))
 
 
 def _identity(run: Path) -> dict[str, Any]:

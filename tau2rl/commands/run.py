@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from tau2rl import console
-from tau2rl.config import PlayConfig, StageConfig, dump
+from tau2rl.config import PipelineConfig, PlayConfig, StageConfig, dump
 from tau2rl.store.files import read_json
 from tau2rl.store.run import has_results, run_path, stage_of
 
@@ -84,6 +84,8 @@ def carry_out(config: StageConfig, *, as_json: bool) -> int:
 def resume_command(config: StageConfig) -> str:
     """What to type to go on with a run."""
     folder = shown(run_path(config))
+    if isinstance(config, PipelineConfig):  # which goes on by itself
+        return f"tau2rl run -c {folder}/config.json --output {folder}"
     return f"tau2rl {stage_of(config)} -c {folder}/config.json --output {folder} --resume"
 
 

@@ -11,6 +11,7 @@ import typer
 from tau2rl import console
 from tau2rl.commands.options import Json
 from tau2rl.commands.run import shown
+from tau2rl.metrics.table import number
 
 RunDirs = Annotated[
     list[Path],
@@ -25,13 +26,16 @@ RunDirs = Annotated[
 def choose(runs: RunDirs, as_json: Json = False) -> None:
     """Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.
 
-    Name the training run, and the looks that it took (`train.eval_every`, `select.split`) decide; or name one finished evaluation
-    for each checkpoint, and they do. The rule: of all checkpoints whose success is within one standard error of the best, paired
-    over tasks, the one with the fewest steps. Success is tau2's own reward; shaped scores, losses and curves have no say.
+    Name the training run, and the looks that it took decide (`train.eval_every`, `select.split`).
+    Or name one finished evaluation for each of its checkpoints, and they do.
 
-    Results on test tasks, and on tasks that the run was trained on, are refused. The choice goes into `selection.json` of the
-    training run. An evaluation of that run's checkpoints on a test split is written there too: the test is for what was
-    chosen, once, and a second look is allowed but said.
+    Chosen is the checkpoint with the fewest steps of those within one standard error of the best, paired over tasks.
+    Success is tau2's own reward; shaped scores, losses and curves have no say.
+
+    The choice goes into `selection.json` of the training run; results on test tasks, or on tasks it was trained on, are refused.
+    Evaluations of its checkpoints on a test split are counted there: the second look is allowed, and said.
+
+    Exits with 0 when there is a choice, 2 when there is nothing to choose by.
     """
     from tau2rl.stages.select import select_checkpoint
 
@@ -54,16 +58,12 @@ def _print(selection: Mapping[str, Any]) -> None:
     for one in selection["candidates"]:
         step = one["step"]
         note = ", ".join(word for word, holds in (("chosen", step == chosen["step"]), ("best", step == best)) if holds)
-        numbers = [_number(one[name]) for name in ("success", "se", "gap", "gap_se")]
+        numbers = [number(one[name]) for name in ("success", "se", "gap", "gap_se")]
         rows.append([str(step), *numbers, "yes" if one["within"] else "no", note])
     console.emit_table(rows)
     console.emit(f"step {chosen['step']}: {selection['rule']}; {selection['tasks']} tasks of {', '.join(selection['splits'])}")
     if start := selection["start"]:
-        apart = f"{start['gap']:.3f} behind the chosen (standard error {_number(start['gap_se'])})"
+        apart = f"{start['gap']:.3f} behind the chosen (standard error {number(start['gap_se'])})"
         console.emit(f"before training: {start['success']:.3f}, {apart}")
     console.emit(f"{shown(Path(chosen['path']))}: sha256 {chosen['sha256'][:16]}")
     console.say("its success here is a little too good, because it was chosen by it; what counts is one test of it")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

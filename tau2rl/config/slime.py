@@ -68,6 +68,8 @@ class SlimeConfig(Section):
     loss_mask: Literal["qwen", "qwen3", "qwen3_5"] = "qwen3_5"
     """`sft`: how slime finds the assistant's tokens. `qwen3_5` is exact for the templates of Qwen3-Instruct-2507, of hybrid Qwen3
     and of Qwen2.5; `qwen3` is exact for the first alone."""
+    saves: Literal["all", "last"] = "all"
+    """What is kept of the states from which training goes on, 56 GB each at 4B; `last` deletes one once the next is written."""
     fault_tolerance: bool = True
     """Watch the engines and start dead ones again."""
     health_seconds: float = Field(default=60.0, gt=0)

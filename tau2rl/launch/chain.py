@@ -61,7 +61,7 @@ def _run_all(runs: list[Planned], folder: RunFolder, launch: LaunchConfig, watch
     if waiting:
         with watch() as watcher, _place(launch, watcher) as carry_out:
             code = _run_waiting(runs, waiting, folder, carry_out, watch, say)
-    folder.write_report(build_report(runs, complete=code == entry.EXIT_DONE))
+    folder.write_report(build_report(runs))
     return code
 
 
@@ -74,7 +74,7 @@ def _run_waiting(
             code = carry_out(planned.config, watcher)
         if code != entry.EXIT_DONE:
             return code
-        folder.write_report(build_report(runs, complete=False))
+        folder.write_report(build_report(runs))
     return entry.EXIT_DONE
 
 

@@ -40,14 +40,14 @@ def _block(
             f"{label}{domain}",
             str(counts["tasks_by_domain"][domain]),
             *_numbers(section, largest),
-            _number(_highest(floors[domain])),
+            number(_highest(floors[domain])),
         ]
         for domain, section in results["by_domain"].items()
     ]
     if len(rows) > 1:
         rows.append([f"{label}macro", str(counts["tasks"]), *_numbers(results["macro"], largest), NONE])
     overall = [f"{label}overall", str(counts["tasks"]), *_numbers(results["overall"], largest)]
-    return [*rows, [*overall, _number(_highest(report["floor"]))]]
+    return [*rows, [*overall, number(_highest(report["floor"]))]]
 
 
 def _highest(floors: Mapping[str, float | None]) -> float | None:
@@ -58,15 +58,16 @@ def _highest(floors: Mapping[str, float | None]) -> float | None:
 
 def _numbers(section: Mapping[str, Mapping[str, Any]], largest: int) -> list[str]:
     names = [f"pass@{largest}", f"pass^{largest}"] if largest > 1 else []
-    return [_with_interval(section.get("pass@1", {})), *(_number(section.get(name, {}).get("value")) for name in names)]
+    return [_with_interval(section.get("pass@1", {})), *(number(section.get(name, {}).get("value")) for name in names)]
 
 
 def _with_interval(estimate: Mapping[str, Any]) -> str:
     """`0.570 [0.472, 0.663]`."""
     ci95 = estimate.get("ci95")
-    text = _number(estimate.get("value"))
+    text = number(estimate.get("value"))
     return text if ci95 is None else f"{text} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """`0.570`, `-` where there is none."""
     return NONE if value is None else f"{value:.3f}"

@@ -37,15 +37,16 @@ def account(planned: Planned) -> Account:
     }
 
 
-def build_report(runs: list[Planned], *, complete: bool) -> dict[str, Any]:
-    """The pipeline's report over the runs that are finished."""
+def build_report(runs: list[Planned]) -> dict[str, Any]:
+    """The pipeline's report over the runs that are finished; it is incomplete until all are."""
     done = [planned for planned in runs if finished(planned)]
     steps = {planned.name: account(planned) for planned in done if planned.kind == "step"}
     evaluations = [_evaluation(planned, account(planned)) for planned in done if planned.kind == "evaluation"]
     accounts = [*steps.values(), *evaluations]
     return {
         "stage": "pipeline",
-        "incomplete": not complete,
+        "incomplete": len(done) < len(runs),
+        "not_done": [planned.label for planned in runs if planned not in done],
         "steps": steps,
         "evaluations": _with_rises(_with_costs(done, steps, evaluations)),
         "chain": chain(steps, evaluations),
@@ -55,35 +56,54 @@ def build_report(runs: list[Planned], *, complete: bool) -> dict[str, Any]:
 
 
 def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str, Any]:
-    """Whether what each run took in is what its parents gave out, by hash; the links that do not hold, by name."""
-    broken: list[str] = []
-    links = 0
-    runs = [*steps.items(), *((f"{e['model']}-eval", e) for e in evaluations if e["model"] != BASE)]
-    for name, run in runs:
+    """Whether what each run took in is what its parents gave out, by hash; the links that do not hold, by name.
+
+    The evaluation of `base` must have played the checkpoint that its step was trained from.
+    """
+    links: dict[str, bool] = {}
+    runs = [*((name, False, step) for name, step in steps.items())]
+    runs += [(f"{e['model']}-eval", e["model"] == BASE, e) for e in evaluations]
+    for name, of_base, run in runs:
         for parent in run["parents"]:
-            links += 1
-            if parent not in steps or steps[parent]["gave"] not in run["took"]:
-                broken.append(f"{parent} -> {name}")
-    return {"links": links, "broken": broken, "holds": not broken}
+            given = [] if parent not in steps else steps[parent]["took"] if of_base else [steps[parent]["gave"]]
+            links[f"{parent} -> {name}"] = any(sha256 in run["took"] for sha256 in given)
+    broken = [link for link, holds in links.items() if not holds]
+    return {"links": len(links), "broken": broken, "holds": not broken}
 
 
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The table for people: a header, and a row for each model that was evaluated."""
-    table = [["model", "pass@1 [95%]", "pass@4", "floor", "rise [95%]", "cpu s"]]
+    """The table for people: a header, and a row for each model that was evaluated.
+
+    `rise` is over the row above, paired by task; `cpu s` are those of the steps since then.
+    """
+    largest = max((int(entry["attempts"]) for entry in report["evaluations"]), default=1)
+    more = f"pass@{largest}"
+    table = [["model", "pass@1 [95%]", *([more] if largest > 1 else []), "floor", "rise [95%]", "cpu s"]]
     for entry in report["evaluations"]:
         rise = entry["rise"]
         table.append(
             [
                 str(entry["model"]),
                 _interval(entry["pass@1"], ""),
-                _number(entry["pass@4"]),
+                *([_number(entry.get(more))] if largest > 1 else []),
                 _number(entry["floor"]),
                 "-" if rise is None else _interval(rise, "+"),
                 _number(entry["cpu_seconds_to_here"], digits=0),
             ]
         )
     total, training = report["cpu_seconds"], report["cpu_seconds_training"]
-    return [*table, ["all", "", "", "", f"evaluations {total - training:.0f} cpu s", f"{total:.0f}"]]
+    blank = [""] * (len(table[0]) - 3)
+    return [*table, ["all", *blank, f"evaluations {total - training:.0f} cpu s", f"{total:.0f}"]]
+
+
+def step_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """What each finished step was made from and gave: the chain of provenance, with the first 16 digits of each sha256."""
+    table = [["step", "stage", "from", "digest", "gave", "cpu s"]]
+    for name, step in report["steps"].items():
+        gave = str(step["gave"] or "-")[:16]
+        parents = ", ".join(step["parents"]) or "-"
+        table.append([name, step["stage"], parents, step["digest"], gave, _number(step["cpu_seconds"], digits=0)])
+    return table
 
 
 def _evaluation(planned: Planned, run: Account) -> Account:
@@ -96,7 +116,7 @@ def _evaluation(planned: Planned, run: Account) -> Account:
         "tasks": report["tasks"],
         "attempts": report["attempts"],
         "pass@1": overall["pass@1"],
-        "pass@4": overall.get("pass@4", {}).get("value"),
+        **({most: overall[most]["value"]} if (most := f"pass@{report['attempts']}") != "pass@1" else {}),
         "floor": max(floors, default=None),
     }
 

@@ -9,6 +9,7 @@ from tau2rl.bench.tasks import describe
 from tau2rl.config import EvalConfig
 from tau2rl.metrics.report import build_report
 from tau2rl.stages import Result
+from tau2rl.stages.exams import find_exam, register
 from tau2rl.stages.play import floors, play, prepare, write_environment
 from tau2rl.store.progress import Progress
 from tau2rl.store.run import RunFolder
@@ -17,7 +18,10 @@ from tau2rl.store.run import RunFolder
 def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
     """Carry out or continue an evaluation. Raises UserError for what cannot be run as asked."""
     prepared = prepare(config, progress)
-    digest = write_environment(config, folder, prepared)
+    exam = find_exam(config, prepared.agent, prepared.tasks)
+    recorded = {"selected_by": exam.described()} if exam else None
+    digest = write_environment(config, folder, prepared, recorded=recorded)
+    selected_by = register(exam, run=folder.path, digest=digest) if exam else None
     asyncio.run(play(config, folder, prepared, progress))
     report = build_report(
         chain(folder.records(), folder.failed_records()),
@@ -26,5 +30,7 @@ def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
         digest=digest,
         tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
     )
+    if selected_by:
+        report["selected_by"] = selected_by
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])

@@ -18,20 +18,24 @@ from tau2rl.backends.local.model import num_parameters
 from tau2rl.backends.local.policy import LocalPolicy
 from tau2rl.backends.local.setup import open_model, trainable, write_checkpoint
 from tau2rl.bench.identity import bench_identity
-from tau2rl.bench.tasks import select
+from tau2rl.bench.tasks import refuse_leak, select
 from tau2rl.bench.users import check_key
 from tau2rl.chat import fingerprint, make_codec
-from tau2rl.config import GrpoConfig
+from tau2rl.config import GrpoConfig, dump
+from tau2rl.rewards.curriculum import outcome as outcome_of
 from tau2rl.rewards.presets import spec_from
 from tau2rl.rollouts.collect import plan
 from tau2rl.stages import Result
 from tau2rl.stages.lineage import described_checkpoint
+from tau2rl.stages.play import record_of
 from tau2rl.stages.rounds import Player, Round, Tasks
 from tau2rl.stages.seed import refuse_held_out
 from tau2rl.stages.training import FINAL, STATE, Curves, exports
+from tau2rl.store.looks import write_look
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
 from tau2rl.store.run import RunFolder
+from tau2rl.store.secrets import Redactor, key_variables
 from tau2rl.types import TaskRef, derive_seed
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
     tasks = select(config.tasks)
     if not config.allow_held_out:
         refuse_held_out(tasks)
+    selection = select(config.select) if config.train.eval_every else []
+    refuse_leak(tasks, selection)
     if config.user.kind == "llm":
         check_key(config.user)
     start = Path(config.model.init).expanduser()
@@ -60,7 +66,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
         trainer=_trainer(config, start),
         player=Player(config=config, codec=codec, spec=spec, folder=folder),
         tasks=Tasks(refs=tasks, config=config),
-        selection=select(config.select) if config.train.eval_every else [],
+        selection=selection,
     )
     asyncio.run(learner.learn())
     final = folder.checkpoints / FINAL
@@ -131,16 +137,17 @@ class _Learner:
         numbers = {**played.numbers(), **_numbers(update)}
         numbers |= _speed(played, update, rollout=rolled - began, train=time.monotonic() - rolled)
         if self.config.train.eval_every and step % self.config.train.eval_every == 0:
-            numbers["select/pass@1"] = await self._look(policy)
+            numbers["select/pass@1"] = await self._look(step, policy)
         return {**numbers, "seconds/cpu": time.process_time() - cpu}
 
-    async def _look(self, policy: LocalPolicy) -> float | None:
-        """The share of the selection tasks that is solved: the same attempts at every look."""
+    async def _look(self, step: int, policy: LocalPolicy) -> float | None:
+        """The share of the selection tasks that is solved: the same attempts at every look. Its episodes are kept."""
         config = self.config
         attempts = plan(self.selection, num_samples=config.select.num_samples, seed=derive_seed(config.seed, "select"))
         async with aclosing(self.player.play(attempts, policy)) as outcomes:
-            grades = [outcome.episode.grade async for outcome in outcomes]
-        solved = [grade.success for grade in grades if grade is not None]
+            records = [record_of(outcome, config, self.player.spec) async for outcome in outcomes]
+        write_look(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
+        solved = [won for record in records if (won := outcome_of(record.episode)) is not None]
         return sum(solved) / len(solved) if solved else None
 
     def _save(self, step: int) -> None:

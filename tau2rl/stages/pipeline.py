@@ -44,6 +44,11 @@ class Planned:
     parents: tuple[str, ...]  # the steps whose data or model it needs
 
     @property
+    def label(self) -> str:
+        """Its name among all runs: `grpo`, `grpo-eval`."""
+        return _label(self.kind, self.name)
+
+    @property
     def folder(self) -> Path:
         """Its run folder."""
         assert self.config.output is not None  # every run of a pipeline is given one
@@ -109,7 +114,7 @@ class _Planner:
         self, name: str, kind: Literal["step", "evaluation"], stage: str, values: dict[str, Any], parents: tuple[str, ...]
     ) -> Planned:
         config = self._config
-        label = name if kind == "step" else f"{name}-eval"
+        label = _label(kind, name)
         if config.limit is not None:
             _shorten(values, stage, config.limit)
         given = {
@@ -136,6 +141,10 @@ class _Planner:
                 f"step `{name}` needs `{parent}`, which is no earlier step that could give it",
                 hint=f"of the steps before it: {', '.join(known) or 'none'}",
             )
+
+
+def _label(kind: Literal["step", "evaluation"], name: str) -> str:
+    return name if kind == "step" else f"{name}-eval"
 
 
 def _taken_in(part: Any, directory: Path) -> Any:

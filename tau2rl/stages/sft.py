@@ -48,6 +48,7 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress) -> Result:
     encoded = encode_rows(read_rows(config.data), load_tokenizer(str(initial)), max_tokens=config.data.max_tokens)
     rows = split_off(encoded, share=config.data.held_out)
     log.info("%d rows to train on, %d held out, %d left out", len(rows.train), len(rows.held_out), len(encoded.dropped))
+    log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
     trained = _train(config, folder, progress, initial, rows)
     report = {
         "stage": "sft",
@@ -161,6 +162,8 @@ def _account(encoded: Encoded, rows: Split) -> dict[str, Any]:
         "used": len(rows.train),
         "held_out": len(rows.held_out),
         "dropped": len(encoded.dropped),
+        "exact": encoded.exact,  # of used and held out: trained on as they were sampled
+        "rendered": len(encoded.samples) - encoded.exact,  # written anew from their messages
         "reasons": dict(Counter(d.reason for d in encoded.dropped).most_common()),
         "dropped_rows": [asdict(d) for d in encoded.dropped[:DROPPED_SHOWN]],
         "tokens": sum(len(s.token_ids) for s in rows.train),

@@ -48,7 +48,7 @@ class Curves:
                 WandbSink(
                     project=self._tracking.project,
                     name=self._config.name,
-                    folder=self._folder.path / "wandb",
+                    folder=self._folder.path,  # W&B makes `wandb/` in it
                     config=dump(self._config),
                     mode=mode,
                 )

@@ -3,16 +3,23 @@
 - every relative link and every file named in the map and the documents is in the tree
 - every room has its line in the map
 - every config file that a document names loads
+- every `tau2rl` command in a document could be typed: its options and the settings of `--set` exist
+- docs/eval.md has a line for every setting of an evaluation, and no other
 """
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from tau2rl.config import STAGES, build, read_file
+from tau2rl.cli import app
+from tau2rl.config import STAGES, EvalConfig, build, known_names, read_file
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tau2rl" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,3 +45,41 @@ def test_the_map_names_every_room_and_every_file_of_it() -> None:
 def test_every_config_names_its_stage_and_loads(file: Path) -> None:
     values = read_file(file)
     assert build(STAGES[values["stage"]], values)
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """The words of every `tau2rl` command in a block of code, but for those that are shown to be refused."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^    (?:\$ )?((?:\.venv/bin/)?tau2rl .*)$(?!\n    error: )", text, flags=re.MULTILINE):
+        yield shlex.split(line, comments=True)[1:]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_in_a_document_could_be_typed(document: Path) -> None:
+    for words in commands(document):
+        command: Any = typer.main.get_command(app)
+        path: list[str] = []
+        while words and words[0] in getattr(command, "commands", {}):
+            path.append(words[0])
+            command = command.commands[words.pop(0)]
+        if words == ["..."]:
+            continue
+        values = command.make_context(" ".join(path), words).params  # raises for an option that there is not
+        stage = {"run": "pipeline"}.get(path[-1], path[-1])
+        names = [item.partition("=")[0] for item in values.get("sets") or ()]
+        unknown = [name for name in names if stage in STAGES and name not in known_names(STAGES[stage])]
+        assert [name for name in unknown if not name.startswith("steps.")] == [], words
+        file = values.get("config")
+        assert not str(file).startswith("configs/") or (ROOT / str(file)).exists(), words
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    text = (ROOT / "docs" / "eval.md").read_text(encoding="utf-8")
+    table = text.partition("## Settings")[2].partition("## Config files")[0]
+    told: list[str] = []
+    for cell in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE):
+        for name in re.findall(r"`([^`]+)`", cell):  # `policy.sampling.temperature`, `.top_p`
+            told.append(told[-1].rpartition(".")[0] + name if name.startswith(".") else name)
+    every = known_names(EvalConfig)
+    settings = {name for name in every if not any(other.startswith(f"{name}.") for other in every)}
+    assert set(told) == settings - {"stage"}

@@ -72,9 +72,12 @@ class GRPOTrainer:
             raise ValueError("kl_coef needs a reference model")
 
     def update(self, judged: Sequence[Judged]) -> Update | None:
-        """Move the weights once for each of `spec.updates`; None, and no move, when there is nothing to learn from."""
-        judged = [j for j in judged if any(j.advantages) and any(j.sample.loss_mask)]
-        if not judged:
+        """Move the weights once for each of `spec.updates`; None, and no move, when there is nothing to learn from.
+
+        An advantage of 0 pushes nothing, and is still evidence: its tokens are in every mean, and in KL and entropy.
+        """
+        judged = [j for j in judged if any(j.sample.loss_mask[1:])]
+        if not any(any(j.advantages) for j in judged):
             return None
         self.model.train()
         totals = Totals(tokens=float(sum(sum(j.sample.loss_mask[1:]) for j in judged)), sequences=len(judged))

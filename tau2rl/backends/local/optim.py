@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +44,22 @@ def learning_rate(spec: OptimSpec, step: int) -> float:
 
 
 class Optimiser:
-    """Owns the AdamW state and counts the steps."""
+    """Owns the AdamW state and counts the steps.
+
+    Weights of 16 bits are kept here in 32 as well, with their gradients: one step moves a weight by less than the last digit of
+    bfloat16, and steps that are rounded away teach nothing.
+    """
 
     def __init__(self, model: nn.Module, spec: OptimSpec) -> None:
+        """One for each model: it takes the gradients of its short weights away as they come."""
         self.spec = spec
         self.steps = 0
-        self._weights = [p for p in model.parameters() if p.requires_grad]
+        weights = [p for p in model.parameters() if p.requires_grad]
+        self._short = [(p, nn.Parameter(p.detach().float())) for p in weights if torch.finfo(p.dtype).bits < 32]
+        for weight, exact in self._short:
+            weight.register_post_accumulate_grad_hook(_handed_on(exact))
+        exact_of = dict(self._short)
+        self._weights = [exact_of.get(p, p) for p in weights]
         groups = [
             {"params": [p for p in self._weights if p.dim() > 1], "weight_decay": spec.weight_decay},
             {"params": [p for p in self._weights if p.dim() <= 1], "weight_decay": 0.0},
@@ -63,14 +77,37 @@ class Optimiser:
             group["lr"] = learning_rate(self.spec, self.steps)
         if math.isfinite(norm):
             self._adam.step()
+            self._round()
         self.steps += 1
         return norm
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
-        return {"steps": self.steps, "adam": self._adam.state_dict()}
+        exact = [exact.detach() for _, exact in self._short]
+        return {"steps": self.steps, "adam": self._adam.state_dict(), "exact": exact}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
         self.steps = int(state["steps"])
         self._adam.load_state_dict(state["adam"])
+        with torch.no_grad():
+            for (_, exact), saved in zip(self._short, state["exact"], strict=True):
+                exact.copy_(saved)
+        self._round()
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for weight, exact in self._short:
+            weight.copy_(exact)
+
+
+def _handed_on(exact: nn.Parameter) -> Callable[[Tensor], None]:
+    """Adds a gradient to that of the exact weight, and frees it."""
+
+    def take(weight: Tensor) -> None:
+        assert weight.grad is not None  # autograd calls this when it has just been set
+        grad = weight.grad.float()
+        exact.grad = grad if exact.grad is None else exact.grad.add_(grad)
+        weight.grad = None
+
+    return take

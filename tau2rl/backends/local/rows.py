@@ -1,40 +1,24 @@
 """Rows of conversations to training samples: which tokens an assistant would have sampled, and nothing else.
 
-Layouts that are read:
-- ours and plain OpenAI: `messages`, optionally `tools` and `metadata`; every assistant turn after a user's is trained on
-- `tau2-sft-seed-v3`: `prompt` holds the whole conversation, calls are text
-- `AReaL-tau2-data`: `messages` is the history of one turn, `answer` is that turn; only the answer is trained on
+A row that has the tokens that were sampled is trained on those, where the checkpoint writes as the one that sampled them did;
+all others are rendered from their messages. How rows are read is `store/rows.py`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from tau2rl.chat import fingerprint
+from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.template import TemplateChat, chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.errors import UserError
-from tau2rl.types import CallTool, Message, Say, ToolSchema, TrainingSample
-
-ROLES = ("system", "user", "assistant", "tool")
-
-
-class BadRow(ValueError):
-    """A row that cannot be trained on; the message says why, in words for the report."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One conversation: `Row(id="17", messages=(...), tools=(...,), last_only=False)`."""
-
-    id: str
-    messages: tuple[Message, ...]  # the system message first, where there is one
-    tools: tuple[ToolSchema, ...]
-    last_only: bool  # only the last turn is to be learned; the others are history
+from tau2rl.store.rows import BadRow, Row, exact_sample, read_row
+from tau2rl.types import Message, Say, TrainingSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +37,7 @@ class Encoded:
     samples: tuple[TrainingSample, ...]
     ids: tuple[str, ...]  # of the samples
     dropped: tuple[Dropped, ...]
+    exact: int = 0  # of the samples: those with the tokens that were sampled; the others were rendered from their messages
 
 
 def encode_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokenizer, *, max_tokens: int) -> Encoded:
@@ -61,10 +46,12 @@ def encode_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokeni
     samples: list[TrainingSample] = []
     ids: list[str] = []
     dropped: list[Dropped] = []
+    exact = 0
     for name, data in rows:
         try:
             row = read_row(data, name=name)
-            sample = encoder.encode(row)
+            sampled = encoder.sampled(row, data)
+            sample = sampled or encoder.encode(row)
         except BadRow as error:
             dropped.append(Dropped(id=name, reason=str(error)))
             continue
@@ -73,35 +60,8 @@ def encode_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokeni
             continue
         samples.append(sample)
         ids.append(row.id)
-    return Encoded(samples=tuple(samples), ids=tuple(ids), dropped=tuple(dropped))
-
-
-def read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name and content of each line of a JSONL file, one at a time. Raises UserError, naming the line."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path.name}:{number}", _object(line, path, number)
-    except OSError as error:
-        raise UserError(f"cannot read `{path}`: {error.strerror}") from None
-
-
-def read_row(data: Mapping[str, Any], *, name: str) -> Row:
-    """A row of any of the layouts. Raises BadRow."""
-    metadata = data.get("metadata")
-    known = metadata if isinstance(metadata, Mapping) else {}
-    answer = data.get("answer")
-    history = data.get("messages") if "messages" in data else data.get("prompt")
-    if not isinstance(history, Sequence) or isinstance(history, str) or not history:
-        raise BadRow("no `messages` and no `prompt`")
-    turns = [*history, answer] if isinstance(answer, Mapping) else list(history)
-    return Row(
-        id=str(data.get("id") or data.get("task_id") or known.get("id") or name),
-        messages=tuple(_message(turn) for turn in turns),
-        tools=tuple(cast("Sequence[ToolSchema]", data.get("tools") or ())),
-        last_only=isinstance(answer, Mapping),
-    )
+        exact += sampled is not None
+    return Encoded(samples=tuple(samples), ids=tuple(ids), dropped=tuple(dropped), exact=exact)
 
 
 class RowEncoder:
@@ -111,6 +71,11 @@ class RowEncoder:
         """Raises UserError when the template cannot be used."""
         self._chat = TemplateChat(tokenizer)
         self._codec = NativeCodec(tokenizer)
+        self._fingerprints = _fingerprints(tokenizer, self._codec)
+
+    def sampled(self, row: Row, data: Mapping[str, Any]) -> TrainingSample | None:
+        """A row's tokens as they were sampled; None where this checkpoint would write them otherwise. Raises BadRow."""
+        return exact_sample(data) if row.chat in self._fingerprints else None
 
     def encode(self, row: Row) -> TrainingSample:
         """The conversation up to its last assistant turn. Raises BadRow when no turn can be trained on."""
@@ -138,6 +103,14 @@ class RowEncoder:
             raise BadRow(f"a turn that this protocol cannot write: {error}") from None
 
 
+def _fingerprints(tokenizer: Tokenizer, native: NativeCodec) -> set[str]:
+    """Of the protocols that write with this tokenizer and chat template."""
+    found = {fingerprint(native)}
+    with suppress(UserError):  # a template that this protocol refuses
+        found.add(fingerprint(CookbookCodec(tokenizer)))
+    return found
+
+
 def _trained(row: Row) -> list[int]:
     """Where the turns to be learned stand. What the assistant says before anyone spoke to it (a greeting) is not sampled."""
     heard = next((i for i, m in enumerate(row.messages) if m.role in ("user", "tool")), len(row.messages))
@@ -149,37 +122,3 @@ def _trained(row: Row) -> list[int]:
     if empty := [i for i in turns if not row.messages[i].content.strip() and not row.messages[i].tool_calls]:
         raise BadRow(f"message {empty[0]} is an empty assistant turn")
     return turns
-
-
-def _message(data: Any) -> Message:
-    if not isinstance(data, Mapping) or data.get("role") not in ROLES:
-        raise BadRow(f"a message with the role {data.get('role') if isinstance(data, Mapping) else data!r}")
-    content = data.get("content")
-    if content is not None and not isinstance(content, str):
-        raise BadRow("a message whose content is not text")
-    return Message(role=data["role"], content=content or "", tool_calls=tuple(_call(c) for c in data.get("tool_calls") or ()))
-
-
-def _call(data: Any) -> CallTool:
-    inner = data.get("function", data) if isinstance(data, Mapping) else None
-    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-        raise BadRow("a tool call without a name")
-    arguments = inner.get("arguments")
-    if isinstance(arguments, str):  # OpenAI writes them as JSON in a string
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            raise BadRow(f"arguments of `{inner['name']}` that are not JSON") from None
-    if not isinstance(arguments, dict):
-        raise BadRow(f"arguments of `{inner['name']}` that are not an object")
-    return CallTool(name=inner["name"], arguments=cast("dict[str, Any]", arguments))
-
-
-def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"`{path}` line {number} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"`{path}` line {number} is not an object")
-    return cast("dict[str, Any]", data)

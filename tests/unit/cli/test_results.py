@@ -4,7 +4,7 @@
 - `compare` pairs by task: numbers that can be worked out on paper;
 - `compare` refuses runs that differ in more than the agent, naming the keys; `--force` shows them all the same, with a warning;
 - `compare` never compares an incomplete run;
-- a folder without a result is refused with what to do next.
+- a folder without a result is refused with what to do next, which for a run that is not finished is the command to go on with.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run_folder(path: Path, solved: str, *, identity: dict[str, Any] | None = Non
     report = build_report(records, planned=planned, floors=floors, digest="d")
     (path / "report.json").write_text(json.dumps(report), "utf-8")
     (path / "environment.json").write_text(json.dumps({"identity": identity or SETTINGS}), "utf-8")
-    (path / "config.json").write_text("{}", "utf-8")
+    (path / "config.json").write_text('{"stage": "eval", "chat": {"tokenizer": "bytes"}}', "utf-8")
     return path
 
 
@@ -144,4 +144,28 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"x": 1}', "utf-8")
     result = runner.invoke(app, ["report", str(tmp_path)])
     assert result.exit_code == 2
-    assert "is not a report of an evaluation" in result.stderr
+    assert "is not a report of a run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"stage": "eval", "chat": {"tokenizer": "bytes"}}, "tau2rl eval -c {0}/config.json --output {0} --resume"),
+        ({"stage": "sft"}, "tau2rl sft -c {0}/config.json --output {0} --resume"),
+        ({"stage": "pipeline"}, "tau2rl run -c {0}/config.json --output {0}`"),
+    ],
+)
+def test_a_run_without_a_report_yet_says_how_to_finish_it(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    result = runner.invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "has no report yet" in result.stderr
+    assert words.format(tmp_path) in result.stderr
+
+
+def test_what_is_no_evaluation_is_not_compared(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11")
+    (b / "report.json").write_text('{"stage": "sft", "incomplete": false}', "utf-8")
+    result = runner.invoke(app, ["compare", str(a), str(b), "--force"])
+    assert result.exit_code == 2
+    assert "is no evaluation but a run of `sft`" in result.stderr

@@ -34,7 +34,7 @@ from tau2rl.rewards.advantages import (
     turn_advantages,
 )
 from tau2rl.types import TrainingSample
-from tests.unit.local.tiny import VOCAB, tiny_model
+from tests.unit.local.tiny import VOCAB, gradient, tiny_model
 
 ESTIMATORS = (*TRAJECTORY_ESTIMATORS, *TURN_ESTIMATORS)
 GAMMA, WEIGHT, EPS = 0.9, 0.3, 1e-6
@@ -189,10 +189,6 @@ def update(spec: LossSpec, batch: Sequence[Judged], *, micro_tokens: int = 8192)
     done = trainer.update(batch)
     assert done is not None
     return done, gradient(model)
-
-
-def gradient(model: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 OPTIONS = {

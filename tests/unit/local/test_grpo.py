@@ -23,18 +23,10 @@ from tau2rl.backends.local.losses import LossSpec
 from tau2rl.backends.local.optim import OptimSpec
 from tau2rl.backends.local.sampling import Sampling
 from tau2rl.types import TrainingSample
-from tests.unit.local.tiny import VOCAB, sample, tiny_model
+from tests.unit.local.tiny import VOCAB, gradient, sample, tiny_model, weights
 
 SHARED = tuple(range(2, 26))
 ROWS = [sample(6 + i, seed=i, shared=SHARED, with_logprobs=True) for i in range(12)]
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def gradient(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def trainer(

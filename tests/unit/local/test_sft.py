@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -23,18 +22,10 @@ from tau2rl.backends.local.optim import OptimSpec
 from tau2rl.backends.local.sft import SFTSpec, SFTStep, mean_loss, train
 from tau2rl.errors import UserError
 from tau2rl.types import TrainingSample
-from tests.unit.local.tiny import sample, tiny_model
+from tests.unit.local.tiny import Killed, gradient, killer, sample, tiny_model, weights
 
 SHARED = tuple(range(2, 26))
 ROWS = [sample(6 + i, seed=i, shared=SHARED, with_logprobs=True) for i in range(12)]
-
-
-def weights(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def gradient(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def sft_spec(steps: int = 8, *, micro_tokens: int = 8192, lr: float = 1e-3, patience: int = 0, save_every: int = 50) -> SFTSpec:
@@ -112,18 +103,6 @@ def test_tokens_outside_the_mask_teach_nothing() -> None:
     logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
     logits.log_softmax(-1)[8].backward()
     torch.testing.assert_close(with_last, gradient(model), rtol=1e-4, atol=1e-6)
-
-
-class Killed(Exception):
-    """Stands for the power cut."""
-
-
-def killer(at: int) -> Callable[[SFTStep], None]:
-    def on_step(step: SFTStep) -> None:
-        if step.step == at:
-            raise Killed
-
-    return on_step
 
 
 @pytest.mark.parametrize("killed_at", [3, 4, 7])

@@ -1,14 +1,15 @@
-"""A two-layer model over 40 tokens, and conversations for it."""
+"""A two-layer model over 40 tokens, conversations for it, and what tests ask of models."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from tau2rl.backends.local.model import Shape, create
+from tau2rl.backends.local.sft import SFTStep
 from tau2rl.types import TrainingSample
 
 VOCAB = 40
@@ -29,3 +30,27 @@ def sample(length: int, *, seed: int, shared: Sequence[int] = (), with_logprobs:
     mask[-1] = 1
     logprobs = tuple(-rng.random() * m for m in mask) if with_logprobs else None
     return TrainingSample(token_ids=tuple(ids), loss_mask=tuple(mask), logprobs=logprobs, turn_spans=())
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    """Those that are trained, in one row."""
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def gradient(model: nn.Module) -> torch.Tensor:
+    """Of all weights that have one, in one row."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+class Killed(Exception):
+    """Stands for the power cut."""
+
+
+def killer(at: int) -> Callable[[SFTStep], None]:
+    """Cuts the power behind step `at`."""
+
+    def on_step(step: SFTStep) -> None:
+        if step.step == at:
+            raise Killed
+
+    return on_step

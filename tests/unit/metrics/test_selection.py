@@ -46,11 +46,17 @@ def test_a_gap_that_could_be_luck_does_not_keep_a_later_one() -> None:
 
 
 def test_pairing_sees_what_two_separate_errors_would_hide() -> None:
-    # Each alone has a standard error of .14 (4 of 8 and 5 of 8), more than the gap of .125; so has the pair when tasks cross over.
-    crossed = chosen(s20="11110000", s40="00011111")
-    assert (crossed.best, crossed.chosen) == (40, 20)
-    uniform = chosen(s20="0" * 8, s40="h" * 8)
-    assert (uniform.chosen, uniform.judged[0].gap, uniform.judged[0].gap_se) == (40, 0.5, 0.0)
+    # 4 of 20 tasks are half a success behind: mean .1, standard error sqrt((4 * .4^2 + 16 * .1^2) / 380) = .0459.
+    choice = chosen(s20="hhhh111111" + "0" * 10, s40="1111111111" + "0" * 10)
+    early, best = choice.judged
+    assert (early.gap, early.gap_se) == (pytest.approx(0.1), pytest.approx(math.sqrt(0.8 / 380)))
+    assert best.se == pytest.approx(math.sqrt(5 / 380)) and best.se > early.gap  # 10 of 20 solved: alone it would not tell
+    assert choice.chosen == 40
+
+
+def test_a_gap_that_is_the_same_on_every_task_is_no_luck() -> None:
+    choice = chosen(s20="0" * 8, s40="h" * 8)
+    assert (choice.chosen, choice.judged[0].gap, choice.judged[0].gap_se) == (40, 0.5, 0.0)
 
 
 def test_of_equals_the_earliest_is_best_and_chosen() -> None:

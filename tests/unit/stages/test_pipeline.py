@@ -4,7 +4,8 @@
 - a step starts from the rows and the checkpoint of the steps that it names, and only of earlier ones;
 - (in this process) the whole laptop chain holds: each run took in, by hash, what its parents gave out;
 - started again it plays nothing again; a run that is missing, and only that, is made again;
-- with other settings it is refused.
+- with other settings it is refused;
+- `tau2rl report` prints the result of every run of the chain and of the chain itself, and names what is left of one that broke.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, SftConfig, build, load
 from tau2rl.errors import UserError
-from tau2rl.stages.chronicle import chain
+from tau2rl.stages.chronicle import build_report, chain
 from tau2rl.stages.pipeline import Planned, plan, with_files
 
 LAPTOP = Path(__file__).parents[3] / "configs" / "laptop" / "pipeline.yaml"
@@ -96,6 +97,12 @@ def test_a_link_that_does_not_hold_is_named() -> None:
     assert chain({"seed": seed, "sft": sft}, [])["broken"] == ["seed -> sft"]
 
 
+@pytest.mark.parametrize(("played", "broken"), [("start", []), ("end", ["sft -> base-eval"])])
+def test_base_is_what_the_step_was_trained_from(played: str, broken: list[str]) -> None:
+    sft = {"parents": [], "took": ["rows", "start"], "gave": "end"}
+    assert chain({"sft": sft}, [{"model": "base", "parents": ["sft"], "took": [played]}])["broken"] == broken
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished smoke run of the laptop chain, and the command that made it."""
@@ -109,11 +116,58 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def test_the_whole_chain_holds(smoke: tuple[Path, list[str]]) -> None:
     report = json.loads((smoke[0] / "report.json").read_text("utf-8"))
-    assert report["chain"] == {"links": 8, "broken": [], "holds": True}
+    assert report["chain"] == {"links": 9, "broken": [], "holds": True}
     assert not report["incomplete"]
     assert [e["model"] for e in report["evaluations"]] == ["base", "sft", "rft", "grpo"]
     assert all(e["floor"] == 0.0 and e["tasks"] == 1 and e["attempts"] == 4 for e in report["evaluations"])
     assert report["steps"]["grpo"]["cpu_seconds"] > 0
+    assert report["not_done"] == []
+
+
+def shown(*words: str, code: int = 0) -> str:
+    result = runner.invoke(app, ["report", *words])
+    assert result.exit_code == code, result.stderr
+    return result.stdout
+
+
+def test_the_report_of_a_pipeline_is_its_table_and_its_chain(smoke: tuple[Path, list[str]]) -> None:
+    folder, _ = smoke
+    text, stored = shown(str(folder)), json.loads((folder / "report.json").read_text("utf-8"))
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["model"] == ["model", "pass@1", "[95%]", "pass@4", "floor", "rise", "[95%]", "cpu", "s"]
+    assert [rows[name][:1] for name in ("base", "all")] == [["base"], ["all"]]
+    for name in ("seed", "rft-filter"):
+        step = stored["steps"][name]
+        assert rows[name][1:5] == [name, ", ".join(step["parents"]) or "-", step["digest"], step["gave"][:16]]
+    assert "chain of hashes: 9 links, sound\n" in text
+    assert json.loads(shown(str(folder), "--json")) == stored
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("01-seed", ["domain", "tried", "solved", "kept"]),
+        ("02-sft", ["training"]),
+        ("05-rft-filter", ["domain", "tried", "solved", "kept"]),
+        ("08-grpo", ["training"]),
+        ("09-grpo-eval", ["domain", "tasks", "pass@1", "[95%]"]),
+    ],
+)
+def test_the_report_of_every_stage_can_be_printed(run: str, words: list[str], smoke: tuple[Path, list[str]]) -> None:
+    folder = smoke[0] / "runs" / run
+    head = next(line.split() for line in shown(str(folder)).splitlines() if line.strip())
+    assert head[: len(words)] == words
+    stored = json.loads((folder / "report.json").read_text("utf-8"))
+    assert json.loads(shown(str(folder / "report.json"), "--json")) == stored
+
+
+def test_a_pipeline_that_is_not_finished_names_what_is_left(smoke: tuple[Path, list[str]], tmp_path: Path) -> None:
+    config = with_files(load(PipelineConfig, LAPTOP, (), {"limit": 1}), LAPTOP.parent)
+    runs = plan(config, smoke[0])
+    (tmp_path / "report.json").write_text(json.dumps(build_report([*runs[:2], *plan(config, tmp_path)[2:]])), "utf-8")
+    text = shown(str(tmp_path), code=1)
+    assert "not done: base-eval, sft-eval, rft-filter, rft, rft-eval, grpo, grpo-eval\n" in text
+    assert "chain of hashes: 1 links, sound\n" in text
 
 
 def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str]]) -> None:

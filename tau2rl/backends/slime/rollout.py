@@ -1,0 +1,208 @@
+"""What the rollout process has, made once: the codec, the policy's clients, the reward's settings, the records; and one attempt.
+
+slime calls its hooks with nothing but `args`; everything here is found by them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tau2rl.backends.slime.handover import received
+from tau2rl.backends.slime.journal import Journal
+from tau2rl.backends.slime.marks import Marks, mark
+from tau2rl.backends.slime.outage import Outage
+from tau2rl.bench.attempts import make_env
+from tau2rl.bench.domain import domain
+from tau2rl.bench.turn_credit import episode_turn_rewards
+from tau2rl.bench.users import check_key
+from tau2rl.chat import make_codec
+from tau2rl.chat.pack import pack
+from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, UserConfig
+from tau2rl.errors import EpisodeFailure
+from tau2rl.policies.sglang import SGLangPolicy
+from tau2rl.rewards.advantages import TURN_ESTIMATORS
+from tau2rl.rewards.presets import spec_from
+from tau2rl.rewards.scoring import score_episode
+from tau2rl.rewards.tiers import TABLES
+from tau2rl.rollouts.collect import Outcome, collect, never_began, plan
+from tau2rl.rollouts.episode import Limits
+from tau2rl.store.records import SCHEMA
+from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, Fault, Policy, Status, TaskRef, TrainingSample, derive_seed
+
+log = logging.getLogger(__name__)
+TRIAL_PAUSE_SECONDS = 10.0  # between two looks whether a broken world is back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """An attempt as slime's sample needs it: `Played(marks=..., episode=..., packed=...)`."""
+
+    marks: Marks
+    episode: Episode
+    packed: TrainingSample | None  # None: nothing to learn from
+
+
+class Rollout:
+    """One a process: made cheaply, made ready by the first attempt (`prepare`), used from one event loop."""
+
+    def __init__(self, config: GrpoConfig, folder: Path) -> None:
+        self.config = config
+        self.journal = Journal(folder, config)
+        self.dropped = 0  # groups that the filter has dropped in this round
+        self.ready = False
+        self._outage = Outage(
+            after=config.rollout.give_up_after,
+            deadline_seconds=config.rollout.outage_seconds,
+            pause_seconds=min(TRIAL_PAUSE_SECONDS, config.rollout.outage_seconds / 20),
+        )
+        self._policies: dict[SamplingConfig, SGLangPolicy] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, *, router: str, user: UserConfig, tokenizer: str) -> None:
+        """Load what takes seconds: domains, tokenizer. For any thread; safe to call twice. Raises UserError.
+
+        `router` is the URL of the policy's servers; `tokenizer` serves where the settings name none.
+        """
+        config = self.config
+        with self._lock:
+            if self.ready:
+                return
+            if user.kind == "llm":
+                check_key(user)
+            for name in dict.fromkeys((*config.tasks.domains, *(config.select.domains if config.train.eval_every else ()))):
+                domain(name)
+            self._codec = make_codec(config.chat.model_copy(update={"tokenizer": config.chat.tokenizer or tokenizer}))
+            self._spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
+            self._router, self._user = router, user
+            self.ready = True
+
+    def attempt(self, task: TaskRef, index: int, *, look: bool) -> Attempt:
+        """The attempt behind slime's sample of this index: new in every round, and the same at every look at the selection."""
+        seed = self.config.seed
+        if look:
+            number = self.config.select.num_samples
+            return plan([task], num_samples=number, seed=derive_seed(seed, "select"))[index % number]
+        return Attempt(task=task, index=index, seed=derive_seed(seed, "grpo", index))
+
+    async def play(self, attempt: Attempt, sampling: SamplingConfig, *, context_tokens: int, look: bool) -> Played:
+        """Play an attempt to its end and keep its record. A broken world makes it FAILED. Raises RunIncomplete if it stays so."""
+        limits = Limits(
+            max_turns=self.config.limits.max_turns,
+            context_tokens=min(context_tokens, self.config.limits.context_tokens),
+            repairs=self.config.limits.repairs,
+            episode_timeout_seconds=self.config.limits.episode_timeout_seconds,
+        )
+        policy = self._policy(sampling)
+        while True:
+            async with self._outage.seat() as trial:
+                pulse = _Pulse(policy, lambda: self._outage.well(trial=True)) if trial else policy
+                outcome = await self._try(attempt, pulse, limits, retries=0 if trial else self.config.rollout.retries)
+                failure = outcome.episode.failure
+                world_failed = failure is not None and failure.fault is not Fault.TASK
+                if failure is None:
+                    self._outage.well(trial=trial)
+                elif world_failed:
+                    self._outage.failed(failure, tries=outcome.tries)
+            # What an outage has spoiled is played again behind it, whatever the retries.
+            if not (world_failed and self._outage.on):
+                break
+        # Hashing and encoding a long episode takes tens of milliseconds: not on the event loop.
+        return await asyncio.to_thread(self._finish, outcome, look=look)
+
+    async def aclose(self) -> None:
+        """Close the connections to the policy."""
+        for policy in self._policies.values():
+            await policy.aclose()
+
+    def _policy(self, sampling: SamplingConfig) -> SGLangPolicy:
+        if sampling not in self._policies:
+            self._policies[sampling] = SGLangPolicy(
+                PolicyConfig(url=self._router, sampling=sampling),
+                stop=self._codec.stop,
+                stop_token_ids=self._codec.stop_token_ids,
+                concurrency=self.config.rollout.concurrency,
+            )
+        return self._policies[sampling]
+
+    async def _try(self, attempt: Attempt, policy: Policy, limits: Limits, *, retries: int) -> Outcome:
+        outcomes = collect(
+            [attempt],
+            make_env=lambda attempt: make_env(attempt, user=self._user, limits=self.config.limits),
+            make_policy=lambda _: policy,
+            codec=self._codec,
+            limits=limits,
+            concurrency=1,
+            retries=retries,
+        )
+        try:
+            async with aclosing(outcomes):
+                outcome = await anext(outcomes)
+        # An exception out of one episode ends slime's job, and the work of all others. A bug is kept as a failure instead, and
+        # ends the job as an outage when it does not go away.
+        except Exception as error:  # noqa: BLE001
+            outcome = _broke(attempt, error)
+        failure = outcome.episode.failure
+        if failure is None:
+            return outcome
+        clean = replace(failure, message=self.journal.clean(failure.message))
+        return replace(outcome, episode=replace(outcome.episode, failure=clean))
+
+    def _finish(self, outcome: Outcome, *, look: bool) -> Played:
+        try:
+            played, record = self._judge(outcome)
+        except Exception as error:  # noqa: BLE001 - as in `_try`: an episode that cannot be packed or scored is a failure of ours
+            played, record = self._judge(_broke(outcome.attempt, error))
+        self.journal.keep(record, played.marks, look=look)
+        return played
+
+    def _judge(self, outcome: Outcome) -> tuple[Played, EpisodeRecord]:
+        episode, algo = outcome.episode, self.config.algo
+        alive = episode.status is not Status.FAILED and bool(episode.turns)
+        score = score_episode(episode, self._spec)
+        per_turn = alive and algo.estimator in TURN_ESTIMATORS
+        turn_rewards = episode_turn_rewards(episode, TABLES[algo.turn_rewards]) if per_turn else ()
+        marks = mark(outcome, score, turn_rewards, drop_truncated=algo.truncated == "drop")
+        record = EpisodeRecord(
+            schema=SCHEMA, run=self.config.name, attempt=outcome.attempt, tries=outcome.tries, episode=episode, score=score
+        )
+        return Played(marks=marks, episode=episode, packed=pack(episode) if alive else None), record
+
+
+class _Pulse:
+    """A policy that says when its second turn is asked for: by then user, environment and policy have all answered once."""
+
+    def __init__(self, policy: Policy, alive: Callable[[], None]) -> None:
+        self._policy = policy
+        self._alive = alive
+        self._begun = False
+
+    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+        if self._begun:
+            self._alive()
+        self._begun = True
+        return await self._policy.complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+
+
+def _broke(attempt: Attempt, error: Exception) -> Outcome:
+    log.error("%s: %s: %s", attempt.key, type(error).__name__, error, exc_info=error)
+    return Outcome(attempt=attempt, episode=never_began(attempt, EpisodeFailure(f"{type(error).__name__}: {error}")))
+
+
+_opened: dict[int, tuple[Any, Rollout]] = {}  # by the identity of `args`, which slime hands to every hook
+_opening = threading.Lock()
+
+
+def rollout_of(args: Any) -> Rollout:
+    """The one object behind the hooks of a process."""
+    with _opening:
+        if id(args) not in _opened:
+            run = received(args)
+            _opened[id(args)] = (args, Rollout(run.grpo, run.folder))  # `args` are held, so that their identity stays theirs
+        return _opened[id(args)][1]

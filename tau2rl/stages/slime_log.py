@@ -1,0 +1,107 @@
+"""slime's own log as it streams by: every line kept, the numbers of each optimizer step taken out of it.
+
+slime writes `step 3: {'train/loss': 0.41, ...}` behind every optimizer step (backends/megatron_utils/model.py:918) and
+`rollout 3: {'rollout/raw_reward': 0.25, ...}` behind every round (observability/train_metric_utils.py:135).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TextIO, cast
+
+from tau2rl.metrics.sinks import JsonlSink
+from tau2rl.store.progress import Progress, ProgressEvent
+
+KEPT_LINES = 400  # of the end: enough for the traceback that says why
+_NUMBERS = re.compile(r"(?:^|[ \]])(step|rollout) (\d+): (\{.*\})\s*$")
+_PAIR = re.compile(r"'([^']+)': (-?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|nan|inf))(?=[,}])")
+_ERROR = re.compile(r"^(?:\S*\([^)]*\)\S* )?(?:[\w.]*\.)?([A-Z]\w*(?:Error|Exception)|RunIncomplete): (.+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What a line tells: `Numbers(kind="step", index=3, values={"train/loss": 0.41})`."""
+
+    kind: Literal["step", "rollout"]
+    index: int
+    values: dict[str, float]
+
+
+def read_numbers(line: str) -> Numbers | None:
+    """The numbers of a line; None for every other line.
+
+    >>> read_numbers("[2026-08-21 17:14:19] model.py:918 - step 3: {'train/loss': 0.5, 'train/grad_norm': nan}").values
+    {'train/loss': 0.5, 'train/grad_norm': nan}
+    >>> read_numbers("(raylet) step 3: waiting") is None
+    True
+    """
+    found = _NUMBERS.search(line)
+    if found is None:
+        return None
+    values = {name: float(value) for name, value in _PAIR.findall(found[3])}
+    return Numbers(kind=cast("Literal['step', 'rollout']", found[1]), index=int(found[2]), values=values)
+
+
+class SlimeLog:
+    """Takes each line: to the job's log, to a file of the run folder, and what it tells to `metrics.jsonl` and the progress."""
+
+    def __init__(
+        self, *, file: Path, metrics: Path, steps: int, updates: int, clean: Callable[[str], str], say: TextIO, progress: Progress
+    ) -> None:
+        """`updates`: optimizer steps of a round; slime numbers them through, we count rounds."""
+        self._file = file.open("a", encoding="utf-8")
+        self._curves = JsonlSink(metrics)
+        self._steps = steps
+        self._updates = updates
+        self._clean = clean
+        self._say = say
+        self._progress = progress
+        self._began = time.monotonic()
+        self._note = ""
+        self._last: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def __call__(self, line: str) -> None:
+        """Take a line. Raises OSError when it cannot be kept."""
+        line = self._clean(line)
+        self._last.append(line)
+        self._file.write(line + "\n")
+        self._file.flush()
+        self._say.write(line + "\n")
+        self._say.flush()
+        numbers = read_numbers(line)
+        if numbers is not None:
+            self._take(numbers)
+
+    def reason(self) -> str:
+        """The last error that the lines name: "ValueError: ..."; "" where there is none."""
+        named = [found for found in map(_ERROR.match, self._last) if found]
+        return f"{named[-1][1]}: {named[-1][2]}" if named else ""
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        self._curves.close()
+
+    def __enter__(self) -> SlimeLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _take(self, numbers: Numbers) -> None:
+        if numbers.kind == "rollout":
+            reward = numbers.values.get("rollout/raw_reward")
+            self._note = "" if reward is None else f"reward {reward:.3f}"
+            return
+        step = numbers.index // self._updates + 1
+        self._curves.write(step, {name: value for name, value in numbers.values.items() if name != "train/step"})
+        loss = numbers.values.get("train/loss")
+        note = self._note or ("" if loss is None else f"loss {loss:.3f}")
+        seconds = time.monotonic() - self._began
+        self._progress(ProgressEvent(done=step, total=self._steps, seconds=seconds, unit="steps", note=note))

@@ -1,0 +1,202 @@
+"""`tau2rl sft` and `tau2rl grpo` on a cluster: check everything, write what slime reads, let slime train, collect what it left.
+
+This process is the command of the Ray job. slime's `train.py` is its child and the driver of the cluster: its actors belong to
+the same job. Nothing here needs a GPU, and nothing of slime is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tau2rl import settings
+from tau2rl.backends.slime import handover
+from tau2rl.backends.slime.argv import build_argv
+from tau2rl.backends.slime.handover import SlimeRun
+from tau2rl.backends.slime.machine import Machine, collect
+from tau2rl.backends.slime.model_shape import read_shape
+from tau2rl.backends.slime.preflight import Problem, preflight
+from tau2rl.bench.identity import bench_identity
+from tau2rl.bench.index import write_prompts
+from tau2rl.bench.tasks import refuse_leak, select
+from tau2rl.bench.users import check_key
+from tau2rl.chat import fingerprint, make_codec
+from tau2rl.chat.tokenizers import load_tokenizer
+from tau2rl.config import GrpoConfig, SftConfig, dump
+from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.stages import Result
+from tau2rl.stages.lineage import described, described_checkpoint
+from tau2rl.stages.seed import refuse_held_out
+from tau2rl.stages.slime_checkpoints import exports, look, point_final, refuse_megatron, steps_done
+from tau2rl.stages.slime_child import run_child
+from tau2rl.stages.slime_data import longest_row, write_conversations
+from tau2rl.stages.slime_environment import child_environment, cluster_gpus, shared_variables, tracker_login
+from tau2rl.stages.slime_log import SlimeLog
+from tau2rl.stages.slime_report import report_of, summary
+from tau2rl.stages.training import rewind
+from tau2rl.store.files import write_json
+from tau2rl.store.progress import Progress, ProgressEvent
+from tau2rl.store.provenance import environment
+from tau2rl.store.run import RunFolder
+from tau2rl.store.secrets import Redactor, key_variables
+
+log = logging.getLogger(__name__)
+CUSTOMER_ELSEWHERE = "http://127.0.0.1/v1"  # in a run's identity; the address of an engine is known only in the job
+LOG = "slime.log"  # below `logs/attempt_N`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What was made before the start."""
+
+    digest: str
+    inputs: dict[str, Any]
+    made: dict[str, Any]  # of rows or tasks, for the report
+
+
+def run(config: SftConfig | GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
+    """Train, or go on with it. Raises UserError before anything starts, RunIncomplete when slime ends early."""
+    steps = config.train.steps
+    progress(ProgressEvent(done=0, total=steps, unit="steps", note="checking the request"))
+    asked, config = config, handover.absolute(config)
+    refuse_megatron(Path(config.model.init))
+    here = SlimeRun(folder=folder.path, shape=read_shape(Path(config.model.init)))
+    done = steps_done(look(here.save), draws_tasks=isinstance(config, GrpoConfig))
+    argv = build_argv(config, here)
+    _refuse(preflight(config))  # what the settings themselves say, before tasks and rows are read
+    made = _write_rows(config, here) if isinstance(config, SftConfig) else _write_tasks(config, here)
+    machine = collect(config, here, cluster_gpus=cluster_gpus(settings.child_environment()))
+    # The stored settings do not say that this start is a resumed one; a folder with a checkpoint is only opened for one.
+    _refuse(preflight(config.model_copy(update={"resume": True}), machine))
+    prepared = _stand_on(asked, config, made, machine, folder)
+    handover.write(config, here)
+    ended = "" if done >= steps else _train(config, here, folder, progress, argv, done)
+    return _conclude(config, folder, prepared, ended)
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Tell all that is wrong at once. Raises UserError for what would not work."""
+    errors = [problem for problem in problems if problem.kind == "error"]
+    if errors:
+        hints = dict.fromkeys(problem.hint for problem in errors if problem.hint)
+        raise UserError("\n".join(problem.message for problem in errors), hint="; ".join(hints))
+    for problem in problems:
+        log.warning("%s (%s)", problem.message, problem.hint)
+
+
+def _stand_on(
+    asked: SftConfig | GrpoConfig, config: SftConfig | GrpoConfig, made: dict[str, Any], machine: Machine, folder: RunFolder
+) -> _Prepared:
+    """Write down what the run stands on. `asked` is the config as it is stored, with its paths as they were given."""
+    parent = described_checkpoint(Path(config.model.init))
+    inputs: dict[str, Any] = {"parent": parent}
+    bench: dict[str, Any] = {}
+    known: dict[str, Any] = {"parent": parent["sha256"]}
+    if isinstance(config, SftConfig):
+        inputs["data"] = described(config.data.files)
+        known["data"] = [file["sha256"] for file in inputs["data"]]
+    else:
+        bench = bench_identity(config.tasks.domains, handover.user_config(config, CUSTOMER_ELSEWHERE))
+        known["chat"] = fingerprint(make_codec(config.chat))
+    recorded = {"slime": {"root": str(config.slime.root), "commit": machine.slime_commit}}
+    stands_on = environment(asked, bench, known, recorded=recorded)
+    folder.write_environment(stands_on)
+    return _Prepared(digest=stands_on["digest"], inputs=inputs, made=made)
+
+
+def _write_tasks(config: GrpoConfig, here: SlimeRun) -> dict[str, Any]:
+    """Write the prompts; how many tasks there are. Raises UserError for tasks that no training should see."""
+    tasks = select(config.tasks)
+    if not config.allow_held_out:
+        refuse_held_out(tasks)
+    looks = select(config.select) if config.train.eval_every else []
+    refuse_leak(tasks, looks)
+    if config.user.kind == "llm" and not config.slime.user.gpus:
+        check_key(config.user)
+    here.own.mkdir(parents=True, exist_ok=True)
+    write_prompts(tasks, here.prompts)
+    if looks:
+        write_prompts(looks, here.eval_prompts)
+    return {"tasks": len(tasks)}
+
+
+def _write_rows(config: SftConfig, here: SlimeRun) -> dict[str, Any]:
+    """Write the conversations; what became of every row. Raises UserError when there are too few for one step."""
+    from tau2rl.stages.sft import read_rows  # it imports torch, which `grpo` has no use for here
+
+    account = write_conversations(
+        read_rows(config.data), load_tokenizer(config.model.init), here.prompts, max_tokens=longest_row(config)
+    )
+    told = account.told()
+    log.info("%d rows to train on, %d left out", account.used, len(account.dropped))
+    if account.used < config.train.batch_size:
+        raise UserError(
+            f"{account.used} rows can be trained on, fewer than `train.batch_size` = {config.train.batch_size}",
+            hint=", ".join(f"{count} rows are left out: {why}" for why, count in told["reasons"].items())
+            or "`data.files` names the rows",
+        )
+    return {"rows": told}
+
+
+def _train(
+    config: SftConfig | GrpoConfig, here: SlimeRun, folder: RunFolder, progress: Progress, argv: list[str], done: int
+) -> str:
+    """Run slime to its end; why it ended early, in words for people, "" where it did not."""
+    redactor = Redactor(key_variables(dump(config)))
+    redactor.refuse({"argv": argv})
+    command = [settings.python(), str(handover.script(config)), *argv]
+    write_json(here.own / "command.json", {"command": command})
+    rewind(folder.metrics, before=done + 1)
+    progress(ProgressEvent(done=done, total=config.train.steps, unit="steps", note="slime starts"))
+    log.info("slime begins behind step %d of %d", done, config.train.steps)
+    present = settings.child_environment()
+    key = settings.secret("WANDB_API_KEY") if config.tracking.wandb == "online" else None
+    words = SlimeLog(
+        file=folder.logs / LOG,
+        metrics=folder.metrics,
+        steps=config.train.steps,
+        updates=config.train.updates_per_batch if isinstance(config, GrpoConfig) else 1,
+        clean=redactor.text,
+        say=sys.stderr,
+        progress=progress,
+    )
+    with words, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
+        shared = shared_variables(present, {**handover.environment(config), **login})
+        redactor.refuse(shared)
+        code = run_child(command, environment=child_environment(present, shared), on_line=words, cwd=Path.cwd())
+    log.info("slime ended with code %d", code)
+    if code == 0:
+        return ""
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    reason = words.reason()
+    return f"slime {how}{': ' + reason if reason else ''}\nits log: {folder.logs / LOG}"
+
+
+def _conclude(config: SftConfig | GrpoConfig, folder: RunFolder, prepared: _Prepared, ended: str) -> Result:
+    """Find the checkpoints and write the report. Raises RunIncomplete."""
+    found = exports(folder.checkpoints)
+    last = max(found, default=0)
+    complete = not ended and last == config.train.steps
+    report: dict[str, Any] = {}
+    if last:
+        checkpoint = point_final(folder.checkpoints, found[last]) if complete else found[last]
+        report = report_of(
+            config,
+            digest=prepared.digest,
+            inputs=prepared.inputs,
+            checkpoint=described_checkpoint(checkpoint),
+            made=prepared.made,
+            training=summary(folder.metrics),
+            complete=complete,
+        )
+        folder.write_report(report)
+    if not complete:
+        raise RunIncomplete(
+            ended
+            or f"slime ended well, but left no whole Hugging Face checkpoint of step {config.train.steps} (last: step {last})"
+        )
+    return Result(report=report, complete=True)

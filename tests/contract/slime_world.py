@@ -1,0 +1,87 @@
+"""What the tests of the slime backend play: tau2's mock domain, an agent with a few scripts behind a stub SGLang server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tau2rl.backends.slime.rollout import Rollout, rollout_of
+from tau2rl.chat.native import NativeCodec
+from tau2rl.chat.tokenizers import HFTokenizer
+from tau2rl.config import GrpoConfig, SamplingConfig, build, dump
+from tau2rl.types import Actions, CallTool, ChatCodec, Say
+from tests.stubs.sglang import Answer, SGLangStub
+
+SAMPLING = SamplingConfig(temperature=1.0, max_tokens=512)
+RIGHT = (CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),)
+WRONG = (CallTool(name="create_task", arguments={"user_id": "nobody", "title": "Important Meeting"}),)
+ASK = (Say(text="One moment, please."),)
+DONE = (Say(text="That is done."),)
+HOLD = (Say(text="Let me see."),)
+SCRIPTS = ((ASK, RIGHT, DONE), (HOLD, WRONG, DONE), (RIGHT, DONE), (WRONG, DONE))  # told apart by their first turns
+
+
+def settings(**values: Any) -> GrpoConfig:
+    """A GRPO run on the mock domain, a group of four a round."""
+    given = {
+        "model": {"init": "a/checkpoint"},
+        "backend": "slime",
+        "tasks": {"domains": ["mock"], "split": "base", "ids": ["create_task_1"]},
+        "user": {"kind": "scripted"},
+        "chat": {"tokenizer": "bytes"},
+        "limits": {"context_tokens": 100_000},
+        "reward": {"preset": "outcome"},
+        "sampling": {"max_tokens": 512},
+        "train": {"tasks_per_step": 1},
+    }
+    rollout = {"num_samples": 4, "concurrency": 8, "retries": 0, **values.pop("rollout", {})}
+    return build(GrpoConfig, {**given, "rollout": rollout, **values})
+
+
+def handed(config: GrpoConfig, folder: Path, **more: Any) -> Any:
+    """slime's `args`, as far as our own code reads them."""
+    return SimpleNamespace(tau2rl={"folder": str(folder), "stage": "grpo", "config": dump(config)}, **more)
+
+
+def rollout(config: GrpoConfig, folder: Path, server: SGLangStub) -> Rollout:
+    """The rollout process's object, ready to play."""
+    made = rollout_of(handed(config, folder))
+    made.prepare(router=server.url, user=config.user, tokenizer="bytes")
+    return made
+
+
+def codec_of(checkpoint: Path) -> NativeCodec:
+    """The codec of a checkpoint's own template."""
+    return NativeCodec(HFTokenizer(str(checkpoint)))
+
+
+def agent(codec: ChatCodec, scripts: Sequence[Sequence[Actions]] = SCRIPTS) -> Answer:
+    """An answer for the stub server: the first turn's seed chooses a script, the prompt says how far it is."""
+    written = [[_text(codec.write(turn)) for turn in script] for script in scripts]
+
+    def answer(input_ids: list[int], params: dict[str, Any]) -> list[int]:
+        prompt = _text(input_ids)
+        done = [_done(prompt, turns) for turns in written]
+        most = max(done)
+        chosen = done.index(most) if most else params["sampling_seed"] % len(scripts)
+        script = scripts[chosen]
+        return codec.write(script[min(most, len(script) - 1)])
+
+    return answer
+
+
+def _done(prompt: str, turns: Sequence[str]) -> int:
+    """How many turns of a script stand in the prompt, in order, from its first on."""
+    end = 0
+    for number, turn in enumerate(turns):
+        at = prompt.find(turn, end)
+        if at < 0:
+            return number
+        end = at + len(turn)
+    return len(turns)
+
+
+def _text(ids: Sequence[int]) -> str:
+    return " " + " ".join(map(str, ids)) + " "

@@ -1,0 +1,198 @@
+"""Which tasks slime is given, through slime's real data source; pinned here:
+
+- the local backend and slime choose the same tasks from the same outcomes, round by round, refills too;
+- what FAILED and what was called off is no evidence; the parts of one episode are one;
+- a resumed source goes on where the checkpoint was saved, even when a later round had begun; without its state it is refused;
+- groups, numbers and copies are slime's own; the curriculum off gives slime's shuffled epochs;
+- in slime's own rollout, started by our command line, every group that was played reaches the source, dropped ones too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tau2rl.backends.local.tokenizer import save_tokenizer, train_tokenizer
+from tau2rl.backends.slime.marks import KEY
+from tau2rl.bench.index import write_prompts
+from tau2rl.config import GrpoConfig
+from tau2rl.errors import UserError
+from tau2rl.rewards.curriculum import outcome
+from tau2rl.stages.rounds import Group, Tasks
+from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
+from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
+from tests.contract.slime_world import DONE, RIGHT, WRONG, agent, codec_of, handed, settings
+from tests.stubs.slime_stubs import checkout, install
+
+TASKS = [TaskRef(domain="mock", task_id=f"t{i}", split="base") for i in range(6)]
+PLAYED = Episode(
+    task=TASKS[0], seed=1, status=Status.COMPLETED, termination="user_stop", token_ids=(), turns=(), messages=(), grade=None
+)
+SIZE = 4  # attempts in a group
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes sources over `TASKS`, each as slime would in a process of its own."""
+    install(monkeypatch)
+    monkeypatch.delitem(sys.modules, "tau2rl.backends.slime.curriculum", raising=False)  # it holds an earlier test's slime
+    ours = importlib.import_module("tau2rl.backends.slime.curriculum")
+    save_tokenizer(train_tokenizer(["mock/t0 mock/t1"], vocab_size=300), tmp_path / "tokenizer")
+    prompts = write_prompts(TASKS, tmp_path / "prompts.jsonl")
+
+    def make(config: GrpoConfig) -> Any:
+        args: dict[str, Any] = {
+            "prompt_data": str(prompts), "input_key": "input", "metadata_key": "metadata", "rollout_global_dataset": True,
+            "hf_checkpoint": str(tmp_path / "tokenizer"), "n_samples_per_prompt": SIZE, "rollout_max_prompt_len": None,
+            "rollout_shuffle": True, "rollout_seed": config.seed, "label_key": None, "tool_key": None, "multimodal_keys": None,
+            "apply_chat_template": False, "apply_chat_template_kwargs": None, "dump_details": None, "buffer_filter_path": None,
+            "save": str(tmp_path / "save"), "load": str(tmp_path / "save"),
+        }  # fmt: skip
+        return ours.CurriculumDataSource(handed(config, tmp_path, **args))
+
+    def end(made: Any, groups: Sequence[Any]) -> None:
+        ours.learn(made.args, groups, made.get_samples)
+
+    return lambda config: SimpleNamespace(slime=make(config), end=end)
+
+
+def configured(*, enabled: bool = True) -> GrpoConfig:
+    return settings(algo={"curriculum": {"enabled": enabled}}, train={"tasks_per_step": 2}, seed=11)
+
+
+def episode(task: TaskRef, number: int, attempt: int) -> Episode:
+    """An attempt of round `number`: later tasks are solved less, and some attempts are no evidence."""
+    of = TASKS.index(task)
+    if (number + attempt + of) % 5 == 0:
+        gone = Failure(fault=Fault.USER, kind="UserSimulatorFailure", message="gone")
+        return replace(PLAYED, task=task, status=Status.FAILED, failure=gone)
+    reward = float((number + attempt) % 6 >= of)
+    return replace(PLAYED, task=task, grade=Grade(reward=reward, checks=None, reward_basis=()))
+
+
+def ref_of(group: Sequence[Any]) -> TaskRef:
+    return TaskRef(**group[0].metadata["task"])
+
+
+def played(groups: Sequence[Sequence[Any]], number: int) -> Sequence[Sequence[Any]]:
+    """slime's groups with what the hooks leave on their samples."""
+    for group in groups:
+        for attempt, sample in enumerate(group):
+            sample.metadata[KEY] = {"solved": outcome(episode(ref_of(group), number, attempt))}
+    return groups
+
+
+def test_both_backends_choose_the_same_tasks(source: Callable[..., Any]) -> None:
+    config = configured()
+    world, local = source(config), Tasks(refs=TASKS, config=config)
+    chosen: list[list[str]] = []
+    for number in range(12):
+        draws = 2 if number % 4 == 3 else 1  # every fourth round needs more groups
+        slime_groups = [group for _ in range(draws) for group in world.slime.get_samples(2)]
+        local_refs = [ref for _ in range(draws) for ref in local.next()]
+        assert [ref_of(group) for group in slime_groups] == local_refs
+        chosen.append([ref.key for ref in local_refs])
+        world.end(world.slime, played(slime_groups, number))
+        local.learn(
+            [
+                Group(task=ref, episodes=tuple(episode(ref, number, i) for i in range(SIZE)), scores=(), advantages=())
+                for ref in local_refs
+            ]
+        )
+    assert len({tuple(keys) for keys in chosen}) > 3  # it did choose, and not always alike
+
+
+def test_what_is_no_evidence_teaches_nothing(source: Callable[..., Any]) -> None:
+    world = source(configured())
+    groups = world.slime.get_samples(2)
+    (one, other), keys = groups, [ref_of(group).key for group in groups]
+    for sample, solved in zip(one, (True, False, None, None), strict=True):
+        sample.metadata[KEY] = {"solved": solved}
+    fanned = [[sample, sample] for sample in other[:2]] + other[2:]  # the last two were called off before they had marks
+    for sample in other[:2]:
+        sample.metadata[KEY] = {"solved": True}
+    world.end(world.slime, [one, fanned])
+    world.slime.save(0)
+    again = source(configured()).slime
+    again.load(0)
+    assert again._known.evidence == {keys[0]: (1.0, 2.0), keys[1]: (2.0, 2.0)}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_resumed_source_goes_on_behind_its_checkpoint(source: Callable[..., Any], enabled: bool) -> None:
+    world = source(configured(enabled=enabled))
+    for number in range(3):
+        world.end(world.slime, played(world.slime.get_samples(2), number))
+    expected = world.slime.get_samples(2)
+    world.end(world.slime, played(expected, 3))  # round 3 is played before round 2 is saved, as train_async.py does
+    world.slime.save(2)
+    again = source(configured(enabled=enabled))
+    again.slime.load(2)
+    groups = again.slime.get_samples(2)
+    assert [[(s.index, s.group_index, ref_of(g)) for s in g] for g in groups] == [
+        [(s.index, s.group_index, ref_of(g)) for s in g] for g in expected
+    ]
+    again.end(again.slime, played(groups, 3))
+    assert [ref_of(g) for g in again.slime.get_samples(2)] == [ref_of(g) for g in world.slime.get_samples(2)]
+
+
+def test_a_beginning_needs_no_state_and_a_resumption_does(source: Callable[..., Any]) -> None:
+    slime = source(configured()).slime
+    slime.load(-1)
+    with pytest.raises(UserError, match=r"tasks_4\.json` is missing") as refused:
+        slime.load(4)
+    assert "latest_checkpointed_iteration.txt" in refused.value.hint
+
+
+def test_groups_are_slimes_own(source: Callable[..., Any]) -> None:
+    slime = source(configured()).slime
+    assert len(slime) == len(TASKS)
+    groups = [*slime.get_samples(2), *slime.get_samples(9)]
+    assert [group[0].group_index for group in groups] == list(range(11))
+    assert [sample.index for group in groups for sample in group] == list(range(11 * SIZE))
+    assert len(slime) == len(TASKS)
+    twice = [group for group in groups if ref_of(group) == ref_of(groups[-1])]
+    assert len(twice) > 1
+    twice[0][0].metadata["task"]["task_id"] = "changed"
+    assert ref_of(twice[1]).task_id != "changed"
+    slime.add_samples([twice[1]])
+    assert slime.get_samples(1) == [twice[1]]
+
+
+def test_without_the_curriculum_every_task_comes_once_an_epoch(source: Callable[..., Any]) -> None:
+    slime = source(configured(enabled=False)).slime
+    epochs = [[ref_of(g).key for _ in range(3) for g in slime.get_samples(2)] for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == [ref.key for ref in TASKS]
+    assert epochs[0] != epochs[1]
+
+
+def test_slimes_own_rollout_tells_the_source_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout()
+    model = write_checkpoint(tmp_path / "model")
+    with RouterStub(answer=agent(codec_of(model), scripts=((RIGHT, DONE),))) as server:
+        tasks = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"]}
+        algo = {"curriculum": {"enabled": True}, "max_refills": 2}
+        job = SlimeJob(tmp_path / "run", monkeypatch, server, checkpoint=model, tasks=tasks, algo=algo)
+        try:
+            job.played()  # every attempt succeeds, so groups are dropped up to the cap
+            source = job.manager.data_source
+            won, tried = source._known.evidence["mock/create_task_1"]
+            assert won == tried and tried >= 8  # two groups of four and more, of which one is trained on
+            server.answer = agent(codec_of(model), scripts=((WRONG, DONE),))
+            job.played(1)
+            job.manager.save(0)
+            job.manager.save(1)
+            known = source._known.evidence
+            assert known["mock/create_task_1"][1] > known["mock/create_task_1"][0]
+            job.args.load = job.args.save  # what slime finds there when the run is resumed
+            job.manager.load(0)
+            assert source._known.evidence == {"mock/create_task_1": (won, tried)}
+        finally:
+            job.close()

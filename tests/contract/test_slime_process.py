@@ -1,0 +1,230 @@
+"""The rollout process of the slime backend, without slime: our loop, the mock domain, a stub SGLang server. Pinned here:
+
+- the same attempts through it and through the local backend have the same tokens, masks, log-probabilities, scores and advantages
+- a server that lies, a user that is gone, a task that does not exist: FAILED, kept in `failures.jsonl`, evidence of nothing
+- a prompt that fills the context is no evidence; a conversation that outgrows it is cut off and counts
+- when the user is gone for long, nothing is lost once it is back; when it stays away, the run ends with the reason
+- 64 conversations are in flight at once, and wait for their user together
+- an evaluation is kept apart, one file a look
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from tau2rl.backends.slime.group_scores import Member, score_batch, spec_of
+from tau2rl.backends.slime.rollout import Played, Rollout
+from tau2rl.chat.byte_tokenizer import ByteTokenizer
+from tau2rl.chat.native import NativeCodec
+from tau2rl.config import PolicyConfig
+from tau2rl.errors import RunIncomplete
+from tau2rl.policies.sglang import SGLangPolicy
+from tau2rl.rewards.presets import spec_from
+from tau2rl.stages.rounds import Player, Tasks
+from tau2rl.store.looks import look_file
+from tau2rl.store.records import read
+from tau2rl.store.run import RunFolder
+from tau2rl.types import Attempt, Status, TaskRef
+from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, rollout, settings
+from tests.play import CREATE
+from tests.stubs.openai import OpenAIStub
+from tests.stubs.sglang import SGLangStub
+
+T = TypeVar("T")
+CODEC = NativeCodec(ByteTokenizer())
+ANSWER = agent(CODEC)
+
+
+def using(made: Rollout, use: Callable[[Rollout], Awaitable[T]]) -> T:
+    async def main() -> T:
+        try:
+            return await use(made)
+        finally:
+            await made.aclose()
+
+    return asyncio.run(main())
+
+
+async def play(made: Rollout, index: int = 0, *, task: TaskRef = CREATE, context: int = 100_000, look: bool = False) -> Played:
+    return await made.play(made.attempt(task, index, look=look), SAMPLING, context_tokens=context, look=look)
+
+
+async def together(made: Rollout, count: int) -> list[Played]:
+    return await asyncio.gather(*(play(made, index) for index in range(count)))
+
+
+def customer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    return "Thank you. ###STOP###" if "done" in str(messages[-1]["content"]) else "Please create it for user_1."
+
+
+def llm(server: OpenAIStub, **changes: Any) -> dict[str, Any]:
+    values = {"kind": "llm", "model": "openai/stub", "api_base": server.api_base, "retries": 0, "timeout_seconds": 20}
+    return {"user": {**values, **changes}}
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "mt_gtpo"])
+def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimator: str) -> None:
+    config = settings(seed=303, algo={"estimator": estimator, "turn_rewards": "dense"})  # a seed that chooses every script
+    config = config.model_copy(update={"train": config.train.model_copy(update={"tasks_per_step": 2})})
+    spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=["mock"])
+    refs = [CREATE, TaskRef(domain="mock", task_id="update_task_1", split="base")]
+    with SGLangStub(answer=ANSWER) as server:
+
+        async def local() -> tuple[Any, list[Attempt]]:
+            run = RunFolder.open(RunFolder.create(tmp_path / "local", config, resume=False))
+            player = Player(config=config, codec=CODEC, spec=spec, folder=run)
+            async with SGLangPolicy(
+                PolicyConfig(url=server.url, sampling=SAMPLING), stop=CODEC.stop, stop_token_ids=CODEC.stop_token_ids
+            ) as policy:
+                played = await player.round(0, Tasks(refs=refs, config=config), policy)
+            run.close()
+            # Round 0 of the local backend numbers its attempts from 0, as slime numbers its samples.
+            attempts = [Attempt(task=group.task, index=0, seed=e.seed) for group in played.groups for e in group.episodes]
+            return played, attempts
+
+        theirs, attempts = asyncio.run(local())
+
+        async def hooks(made: Rollout) -> list[Played]:
+            tasks = [group.task for group in theirs.groups for _ in group.episodes]
+            return await asyncio.gather(*(play(made, index, task=task) for index, task in enumerate(tasks)))
+
+        ours = using(rollout(config, tmp_path, server), hooks)
+    members = [
+        Member(marks=p.marks, group=i // 4, attempt=i, length=len(p.packed.token_ids) - p.packed.turn_spans[0][0])
+        for i, p in enumerate(ours)
+        if p.packed is not None
+    ]
+    scored = score_batch(members, spec_of(config.algo))
+    assert [attempt.seed for attempt in attempts] == [p.episode.seed for p in ours]
+    assert [e.token_ids for group in theirs.groups for e in group.episodes] == [p.episode.token_ids for p in ours]
+    assert [s for group in theirs.groups for s in group.scores] == [p.marks.score for p in ours]
+    judged = iter([judged for group in theirs.groups for judged in group.judged()])
+    assert any(group.teaches for group in theirs.groups)
+    for number, played in enumerate(ours):
+        known = next(judged)
+        end = known.sample.turn_spans[-1][1]
+        assert played.packed is not None
+        assert played.packed.token_ids[:end] == known.sample.token_ids
+        assert played.packed.loss_mask[:end] == known.sample.loss_mask
+        assert played.packed.logprobs is not None and played.packed.logprobs[:end] == known.sample.logprobs
+        if scored.tokens is None:
+            assert (scored.rewards[number],) == known.advantages
+        else:
+            spans = played.marks.spans
+            assert tuple(scored.tokens[number][start] for _, start, _ in spans) == known.advantages
+
+
+@pytest.mark.parametrize(
+    "mode", ["500", "html", "nan", "mismatch", "abort", "empty", "too_many", "wrong_types", "truncated_prompt"]
+)
+def test_a_server_that_lies_makes_no_evidence(tmp_path: Path, mode: str) -> None:
+    with SGLangStub(answer=ANSWER, mode=mode) as server:
+        played = using(rollout(settings(), tmp_path, server), play)
+    assert played.marks.status == "failed" and played.marks.fault == "infra" and played.packed is None
+    assert (played.marks.evidence, played.marks.score, played.marks.reward) == (False, None, None)
+    (record,) = read(tmp_path / "failures.jsonl")
+    assert record.episode.status is Status.FAILED and record.score is None and not (tmp_path / "episodes.jsonl").exists()
+
+
+def test_a_task_that_is_not_there_is_no_evidence(tmp_path: Path) -> None:
+    nobody = TaskRef(domain="mock", task_id="no_such_task", split="base")
+    with SGLangStub(answer=ANSWER) as server:
+        played = using(rollout(settings(), tmp_path, server), lambda made: play(made, task=nobody))
+    assert played.marks.status == "failed" and "no task `no_such_task`" in played.marks.failure
+
+
+def test_a_failed_try_is_played_again_in_a_fresh_environment(tmp_path: Path) -> None:
+    with SGLangStub(answer=ANSWER, mode=["500", "ok"]) as server:
+        played = using(rollout(settings(rollout={"retries": 1}), tmp_path, server), play)
+    assert played.marks.status == "completed" and played.marks.tries == 2 and played.marks.evidence
+
+
+def test_a_prompt_that_fills_the_context_is_no_evidence(tmp_path: Path) -> None:
+    with SGLangStub(answer=ANSWER) as server:
+        played = using(rollout(settings(), tmp_path, server), lambda made: play(made, context=50))
+        asked = len(server.requests)
+    assert (played.marks.status, played.marks.termination, played.marks.turns) == ("truncated", "context", 0)
+    assert not played.marks.evidence and played.packed is None and asked == 0
+
+
+def test_a_conversation_that_outgrows_the_context_is_cut_off_and_counts(tmp_path: Path) -> None:
+    with SGLangStub(answer=agent(CODEC, [(RIGHT, DONE)])) as server:
+        whole = using(rollout(settings(), tmp_path, server), play)
+        budget = whole.episode.turns[0].end + 1
+        played = using(rollout(settings(), tmp_path, server), lambda made: play(made, context=budget))
+        asked = [len(body["input_ids"]) + body["sampling_params"]["max_new_tokens"] for body in server.bodies[2:]]
+    assert (played.marks.status, played.marks.termination, played.marks.turns) == ("truncated", "context", 1)
+    assert played.marks.evidence and played.marks.reward == 0.0 and played.packed is not None
+    assert asked == [budget]
+
+
+def test_what_was_cut_off_is_dropped_where_the_settings_say_so(tmp_path: Path) -> None:
+    config = settings(algo={"truncated": "drop"}, limits={"context_tokens": 100_000, "max_turns": 1})
+    with SGLangStub(answer=ANSWER) as server:
+        played = using(rollout(config, tmp_path, server), play)
+    assert played.marks.status == "truncated" and not played.marks.evidence and played.marks.reward == 0.0
+
+
+def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_path: Path) -> None:
+    with OpenAIStub(answer=customer, mode="500") as user, SGLangStub(answer=ANSWER) as server:
+        config = settings(**llm(user), rollout={"give_up_after": 1, "outage_seconds": 20})
+        made = rollout(config, tmp_path, server)
+
+        async def story(made: Rollout) -> list[Played]:
+            attempts = asyncio.create_task(together(made, 6))
+            while len(user.requests) < 8:  # six that began, and trials, one at a time
+                await asyncio.sleep(0.05)
+            assert not attempts.done() and len(server.requests) == 0
+            user.set_mode("ok")
+            return await attempts
+
+        played = using(made, story)
+    assert [p.marks.status for p in played] == ["completed"] * 6
+    assert not (tmp_path / "failures.jsonl").exists()
+
+
+def test_a_user_that_stays_away_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    with OpenAIStub(answer=customer, mode="dead") as user, SGLangStub(answer=ANSWER) as server:
+        config = settings(**llm(user), rollout={"give_up_after": 2, "outage_seconds": 1.5})
+        with pytest.raises(RunIncomplete, match=r"nothing has worked for 1\.5 s: UserSimulatorFailure"):
+            using(rollout(config, tmp_path, server), lambda made: together(made, 4))
+
+
+def test_sixty_four_conversations_wait_for_their_user_together(tmp_path: Path) -> None:
+    waits = iter([4.0] * 64)  # the first words of all: long enough for the last conversation to have begun
+    with OpenAIStub(answer=customer, latency=lambda: next(waits, 0.0)) as user, SGLangStub(answer=ANSWER) as server:
+        played = using(
+            rollout(settings(**llm(user), rollout={"concurrency": 64}), tmp_path, server), lambda made: together(made, 64)
+        )
+        most = user.max_in_flight
+    assert [p.marks.status for p in played] == ["completed"] * 64
+    assert most == 64
+
+
+def test_a_look_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -> None:
+    config = settings(select={"domains": ["mock"], "split": "synth-select", "num_samples": 2}, rollout={"keep": True})
+    with SGLangStub(answer=ANSWER) as server:
+        made = rollout(config, tmp_path, server)
+
+        async def story(made: Rollout) -> list[Played]:
+            looked = [await play(made, index, look=True) for index in (4, 5)]
+            assert made.journal.look(0, [])[0] == 0
+            await play(made, 0)
+            made.journal.round(0, [], 1.0)
+            looked += [await play(made, index, look=True) for index in (4, 5)]
+            assert made.journal.look(0, [])[0] == 1
+            return looked
+
+        looked = using(made, story)
+    assert [p.episode.seed for p in looked[:2]] == [p.episode.seed for p in looked[2:]]
+    assert [len(list(read(look_file(tmp_path, step)))) for step in (0, 1)] == [2, 2]
+    assert [record.attempt.index for record in read(look_file(tmp_path, 0))] == [0, 1]
+    assert len(list(read(tmp_path / "episodes.jsonl"))) == 1
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "select/pass@1" in line) for line in lines] == [(0, True), (1, False), (1, True)]

@@ -1,0 +1,254 @@
+"""Our hooks in slime's own rollout, found by the command line that we build; needs a checkout of slime. Pinned here:
+
+- a round comes back as groups of samples whose trained tokens are exactly those that were sampled, with their log-probabilities
+- the samples are those that the same attempts give without slime
+- groups that teach nothing are played again up to the cap; what is left over when slime has enough is called off, and closed
+- an evaluation samples as slime says, changes nothing of slime's, is kept apart and counts successes
+- an attempt that fans out is one attempt; a server that lies and a user that is gone end nothing and poison nothing
+- the numbers of a round are among slime's own; a user served by the job is asked where slime serves it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.backends.slime.marks import KEY
+from tau2rl.backends.slime.rollout import rollout_of
+from tau2rl.backends.slime.samples import marks_of, task_of
+from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.store.looks import look_file
+from tau2rl.store.records import read
+from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
+from tests.contract.slime_world import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
+from tests.stubs.openai import OpenAIStub
+from tests.stubs.sglang import logprob_of
+from tests.stubs.slime_stubs import checkout
+
+Start = Callable[..., SlimeJob]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkout()
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Iterator[Start]:
+    """Starts the job of a test, on a folder of its own."""
+    jobs: list[SlimeJob] = []
+
+    def begin(server: RouterStub, **values: Any) -> SlimeJob:
+        jobs.append(SlimeJob(tmp_path / f"run{len(jobs)}", monkeypatch, server, checkpoint=model, **values))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.close()
+
+
+def test_a_round_trains_on_what_was_sampled(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        job = start(server, seed=303)
+        samples = job.played()
+    assert len(samples) == 4 and {sample.group_index for sample in samples} == {0}
+    for sample in samples:
+        marks, prompt = marks_of(sample), len(sample.tokens) - sample.response_length
+        assert marks.status == "completed" and sample.status is sample.Status.COMPLETED and sample.reward == marks.score
+        trained = [i for i, bit in enumerate(sample.loss_mask) if bit]
+        assert trained == [i for _, begin, end in marks.spans for i in range(begin, end)]
+        wanted = [logprob_of(token) if bit else 0.0 for token, bit in zip(sample.tokens[prompt:], sample.loss_mask, strict=True)]
+        assert sample.rollout_log_probs == wanted
+        assert sample.loss_mask[0] == 1 and sample.loss_mask[-1] == 1  # it ends where sampling ended
+        assert not sample.remove_sample and sample.prefix_cache_info.total_prompt_tokens > 0
+    assert sorted(sample.reward for sample in samples) == [0.0, 0.0, 1.0, 1.0]
+    assert {body["sampling_params"]["temperature"] for body in server.bodies} == {1.0}
+
+
+def test_the_samples_are_those_of_the_same_attempts_without_slime(start: Start, model: Path, tmp_path: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        job = start(server, seed=303)
+        samples = job.played()
+
+        async def alone() -> list[Any]:
+            made = rollout(job.config, tmp_path / "alone", server)
+            attempts = [made.attempt(task_of(sample), sample.index, look=False) for sample in samples]
+            played = [await made.play(attempt, SAMPLING, context_tokens=8192, look=False) for attempt in attempts]
+            await made.aclose()
+            return played
+
+        (tmp_path / "alone").mkdir()
+        played = asyncio.run(alone())
+    for sample, other in zip(samples, played, strict=True):
+        begin, end = other.packed.turn_spans[0][0], other.packed.turn_spans[-1][1]
+        assert tuple(sample.tokens) == other.packed.token_ids[:end]
+        assert tuple(sample.loss_mask) == other.packed.loss_mask[begin:end]
+        assert tuple(sample.rollout_log_probs) == other.packed.logprobs[begin:end]
+        assert sample.reward == other.marks.score
+
+
+def test_groups_that_teach_nothing_are_played_again_up_to_the_cap(start: Start, model: Path) -> None:
+    always = agent(codec_of(model), [(RIGHT, DONE)])
+    with RouterStub(answer=always) as server:
+        job = start(server, algo={"max_refills": 2})
+        output = job.manager.generate_rollout(job.args, 0, job.manager.data_source)
+    assert output.metrics == {"rollout/dynamic_filter/drop_same_scores": 2}
+    assert len(output.samples) == 1 and len(server.requests) == 3 * 4 * 2  # three groups of four, two turns each
+
+
+def test_what_slime_does_not_need_is_called_off_and_closed(start: Start, model: Path) -> None:
+    tasks = {"domains": ["mock"], "split": "base", "ids": ["create_task_1", "update_task_1", "impossible_task_1"]}
+
+    def slow(key: str) -> float:  # one group ends, and the others would take minutes
+        return 0.0 if key.startswith("mock/create_task_1#") else 300.0
+
+    with RouterStub(answer=agent(codec_of(model)), slow=slow) as server:
+        job = start(server, seed=303, argv=["--over-sampling-batch-size", "3"], tasks=tasks, rollout={"concurrency": 12})
+        samples = job.played()
+        numbers = rollout_of(job.args).journal.round(0, [], 1.0)
+        job.close()
+        aborted = [r.body["rid"] for r in server.traffic.others if r.path == "/abort_request" and "rid" in r.body]
+    assert {marks_of(sample).task for sample in samples} == {"mock/create_task_1"}
+    assert numbers["episodes/played"] == 4 and numbers["episodes/aborted"] == 8 and len(aborted) == 8
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("tau2 ")])
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that must come true; the suite's own timeout ends a test for which it does not."""
+    while not true():
+        time.sleep(0.05)
+
+
+def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Start, model: Path) -> None:
+    look = {"domains": ["mock"], "split": "synth-select", "limit": 3, "num_samples": 2}
+    with RouterStub(answer=agent(codec_of(model), [(WRONG, DONE)])) as server:
+        job = start(server, train={"tasks_per_step": 1, "eval_every": 1}, select=look)
+        job.manager.eval(0)
+        job.manager.generate(0)
+        job.manager.eval(0)
+        keys = {request.headers["x-smg-routing-key"] for request in server.requests}
+    for step in (0, 1):
+        records = list(read(look_file(job.run.folder, step)))
+        assert len(records) == 6 and {record.attempt.index for record in records} == {0, 1}
+    assert len(keys) == 6 + 4  # a key an episode: both looks play the same attempts
+    first, _, last = job.lines()
+    assert (first["step"], last["step"]) == (0, 1) and first["select/pass@1"] == last["select/pass@1"] == 0.0
+
+
+def test_what_failed_moves_no_mean_of_an_evaluation(start: Start, model: Path) -> None:
+    look = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"], "num_samples": 3}
+    with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=["500", "ok"]) as server:
+        job = start(server)
+        write = importlib.import_module("tau2rl.bench.index").write_prompts
+        select = importlib.import_module("tau2rl.bench.tasks").select
+        write(select(job.config.select.model_copy(update=look)), job.run.eval_prompts)
+        config = importlib.import_module("slime.utils.eval_config")
+        given = [{"name": "select", "path": str(job.run.eval_prompts), "n_samples_per_eval_prompt": 3, "input_key": "input"}]
+        job.args.eval_datasets = config.build_eval_dataset_configs(job.args, given, {})
+        found = job.manager.eval_generate_rollout(job.args, 0, job.manager.data_source, evaluation=True).data
+        importlib.import_module("tau2rl.backends.slime.hooks").log_eval(0, job.args, found, None)
+    assert sorted(marks_of(sample).status for sample in found["select"]["samples"]) == ["completed", "completed", "failed"]
+    assert found["select"]["rewards"] == [1.0, 1.0, 1.0]
+    (line,) = job.lines()
+    assert (line["select/pass@1"], line["select/episodes"], line["select/failed"]) == (1.0, 2, 1)
+
+
+def test_an_attempt_that_fans_out_is_one_attempt(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        path = "tests.contract.slime_fan_out.generate"
+        job = start(server, seed=303, argv=["--custom-generate-function-path", path], algo={"max_refills": 1})
+        samples = job.played()
+        data = job.manager._convert_samples_to_train_data(samples)
+    assert len(samples) == 8 and len(set(data["rollout_ids"])) == 4
+    by_rollout: dict[int, set[float]] = {}
+    for rollout_id, reward in zip(data["rollout_ids"], data["rewards"], strict=True):
+        by_rollout.setdefault(rollout_id, set()).add(round(reward, 4))
+    assert sorted(next(iter(values)) for values in by_rollout.values()) == [-1.0, -1.0, 1.0, 1.0]
+    assert all(len(values) == 1 for values in by_rollout.values())
+
+
+@pytest.mark.parametrize("mode", ["html", "nan", "context"])
+def test_a_server_that_lies_ends_nothing_and_poisons_nothing(start: Start, model: Path, mode: str) -> None:
+    with RouterStub(answer=agent(codec_of(model)), mode=["ok"] * 6 + [mode]) as server:
+        job = start(server, seed=303, rollout={"concurrency": 1, "give_up_after": 50})
+        job.args.sglang_server_concurrency = 1
+        samples = job.played()
+        data = job.manager._convert_samples_to_train_data(samples)
+    statuses = [marks_of(sample).status for sample in samples]
+    assert statuses.count("failed") >= 1 and len(samples) == 4
+    for sample, reward, mask in zip(samples, data["rewards"], data["loss_masks"], strict=True):
+        if marks_of(sample).status == "failed":
+            assert sample.reward == 0.0 and reward == 0.0 and not any(mask) and len(mask) == sample.response_length >= 1
+    (again,) = {len(data[key]) for key in ("tokens", "rewards", "rollout_log_probs", "loss_masks")}
+    assert again == 4
+
+
+def test_a_context_that_overflows_is_cut_and_trains(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model)), context=100_000) as server:
+        job = start(server, seed=303)
+        longest = max(len(sample.tokens) for sample in job.played())
+    with RouterStub(answer=agent(codec_of(model)), context=100_000) as server:
+        job = start(server, seed=303, limits={"context_tokens": longest - 20})
+        samples = job.played()
+        sizes = [len(body["input_ids"]) + body["sampling_params"]["max_new_tokens"] for body in server.bodies]
+    assert max(len(sample.tokens) for sample in samples) <= longest - 20 and max(sizes) <= longest - 20
+    cut = [sample for sample in samples if sample.status is sample.Status.TRUNCATED]
+    assert cut and all(sample.reward == 0.0 and not sample.remove_sample for sample in cut)
+
+
+def test_a_user_that_stays_away_ends_the_job_with_the_reason(start: Start, model: Path) -> None:
+    with OpenAIStub(mode="dead") as user, RouterStub(answer=agent(codec_of(model))) as server:
+        someone = {"kind": "llm", "model": "openai/stub", "api_base": user.api_base, "retries": 0}
+        job = start(server, user=someone, rollout={"give_up_after": 2, "outage_seconds": 1.0})
+        with pytest.raises(RunIncomplete, match="nothing has worked for 1 s: UserSimulatorFailure"):
+            job.played()
+
+
+def test_a_user_of_the_job_is_asked_where_slime_serves_it(start: Start, model: Path) -> None:
+    def customer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        return "Thank you. ###STOP###" if "done" in str(messages[-1]["content"]) else "Please create it for user_1."
+
+    served = {"user": {"gpus": 2, "checkpoint": str(model)}}
+    with OpenAIStub(answer=customer) as user, RouterStub(answer=agent(codec_of(model))) as server:
+        job = start(
+            server,
+            seed=303,
+            slime=served,
+            user={"kind": "llm"},
+            attributes={"sglang_model_routers": {"user_sim": ("127.0.0.1", user.port)}},
+        )
+        samples = job.played()
+        asked = {body["model"] for body in user.bodies}
+    assert {marks_of(sample).status for sample in samples} == {"completed"} and asked == {"user_sim"}
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        job = start(server, slime=served, user={"kind": "llm"}, attributes={"sglang_model_routers": None})
+        with pytest.raises(UserError, match="slime serves no model `user_sim`"):
+            job.played()
+
+
+def test_the_numbers_of_a_round_are_among_slimes_own(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        job = start(server, seed=303)
+        logged: list[dict[str, Any]] = []
+        tracking = importlib.import_module("slime.observability.logging_utils")
+        tracking.log = lambda args, metrics, step_key: logged.append(metrics)
+        job.manager.generate(0)
+    (line,) = job.lines()
+    assert (line["step"], line["success"], line["episodes/failed"], line["groups/useful"]) == (1, 0.5, 0, 1)
+    (slimes,) = [metrics for metrics in logged if "rollout/step" in metrics]
+    assert slimes["rollout/tau2rl/success"] == 0.5 and slimes["rollout/tau2rl/domain/mock/success"] == 0.5
+    assert "rollout/response_len/mean" in slimes and slimes["perf/non_generation_time/mean"] > 0
+
+
+def test_marks_are_small(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        samples = start(server, seed=303).played()
+    assert all(len(str(sample.metadata[KEY])) < 2000 for sample in samples)

@@ -1,0 +1,173 @@
+"""From our samples to slime's gradient, through its own conversion, split, advantages and loss; needs a checkout. Pinned here:
+
+- the gradient is on the tokens that were sampled and on no other, and pushes each up or down as its advantage says
+- an estimator of turns gives a sample of three turns three advantages, with the batch split over two ranks
+- what failed and what teaches nothing is in the batch and in no sum; nothing becomes a NaN, not even when everything failed
+- the trainer's advantages are ours, in float32
+- a batch that carries nothing is refused and not trained on
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.backends.slime.samples import marks_of
+from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
+from tests.contract.slime_world import DONE, RIGHT, agent, codec_of
+from tests.stubs.slime_stubs import checkout
+
+VOCABULARY = 640
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkout()
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """slime's formulas reduce over a group of processes; here it has one."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, one_process: None) -> Iterator[Callable[..., SlimeJob]]:
+    jobs: list[SlimeJob] = []
+
+    def start(server: RouterStub, **values: Any) -> SlimeJob:
+        jobs.append(SlimeJob(tmp_path / "run", monkeypatch, server, checkpoint=model, **{"seed": 303, **values}))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.close()
+
+
+def ranks(job: SlimeJob, boxes: list[Any]) -> list[dict[str, Any]]:
+    """What each of two data-parallel ranks has after `compute_advantages_and_returns`."""
+    data = importlib.import_module("slime.utils.data")
+    loss = importlib.import_module("slime.backends.megatron_utils.loss")
+    found = [data.process_rollout_data(job.args, boxes, rank, len(boxes)) for rank in range(len(boxes))]
+    for rank in found:  # slime/backends/megatron_utils/actor.py does this on its way to the GPU
+        for key in ("rollout_log_probs", "teacher_log_probs"):
+            if key in rank:
+                lengths = zip(rank[key], rank["total_lengths"], rank["response_lengths"], strict=True)
+                rank[key] = [loss.slice_log_prob_with_cp(values, total, response) for values, total, response in lengths]
+        loss.compute_advantages_and_returns(job.args, rank)
+    return found
+
+
+def gradients(job: SlimeJob, rank: dict[str, Any]) -> Iterator[tuple[int, Any, Any]]:
+    """(sample, its logits' gradient [tokens, vocabulary], the loss), for every sample of a rank."""
+    import torch
+
+    loss = importlib.import_module("slime.backends.megatron_utils.loss")
+    keys = ("total_lengths", "response_lengths", "loss_masks", "advantages", "returns", "rollout_log_probs")
+    for indices in rank["micro_batch_indices"]:
+        batch = {key: [rank[key][i] for i in indices] for key in keys}
+        batch |= {
+            "unconcat_tokens": [rank["tokens"][i] for i in indices],
+            "rollout_mask_sums": rank["rollout_mask_sums"][indices],
+        }
+        logits = torch.randn(1, sum(batch["total_lengths"]), VOCABULARY, generator=torch.Generator().manual_seed(0))
+        logits.requires_grad_()
+        value, _, _ = loss.loss_function(job.args, batch, len(rank["micro_batch_indices"]), rank["global_batch_sizes"][0], logits)
+        value.backward()
+        assert logits.grad is not None
+        pieces = logits.grad[0].split(batch["total_lengths"])
+        yield from ((i, piece, value.detach()) for i, piece in zip(indices, pieces, strict=True))
+
+
+def played(begin: Callable[..., SlimeJob], model: Path, **values: Any) -> tuple[SlimeJob, list[Any], list[dict[str, Any]]]:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        job = begin(server, **values)
+        samples = job.played()
+        data = job.manager._convert_samples_to_train_data(samples)
+        boxes = job.manager._split_train_data_by_dp(data)
+    return job, samples, ranks(job, boxes)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "mt_gtpo"])
+def test_the_gradient_is_on_what_was_sampled_and_goes_the_way_of_its_advantage(
+    begin: Callable[..., SlimeJob], model: Path, estimator: str
+) -> None:
+    job, _, found = played(begin, model, algo={"estimator": estimator, "turn_rewards": "dense"})
+    assert [len(rank["tokens"]) for rank in found] == [2, 2]
+    for rank in found:
+        for i, gradient, value in gradients(job, rank):
+            response, mask, advantages = rank["response_lengths"][i], rank["loss_masks"][i], rank["advantages"][i]
+            first = rank["total_lengths"][i] - response - 1  # what predicts the first token of the response
+            touched = gradient.abs().sum(-1) > 0
+            assert value.isfinite() and not touched[:first].any() and not touched[first + response :].any()
+            assert touched[first : first + response].tolist() == [bool(m and a) for m, a in zip(mask, advantages, strict=True)]
+            own = gradient[first : first + response].gather(1, rank["tokens"][i][-response:, None])[:, 0]
+            assert (own.sign() == -(advantages * mask).sign()).all()
+
+
+def test_a_sample_of_three_turns_has_three_advantages(begin: Callable[..., SlimeJob], model: Path) -> None:
+    _, samples, found = played(begin, model, algo={"estimator": "mt_gtpo", "turn_rewards": "dense"})
+    by_length = {sample.response_length: sample for sample in samples}
+    most = 0
+    for rank in found:
+        for length, advantages in zip(rank["response_lengths"], rank["advantages"], strict=True):
+            marks = marks_of(by_length[length])
+            turns = [set(advantages[start:end].tolist()) for _, start, end in marks.spans]
+            assert all(len(values) == 1 for values in turns)
+            most = max(most, len(set.union(*turns)))
+            assert advantages.tolist() == pytest.approx(by_length[length].teacher_log_probs, abs=1e-6)
+        assert "teacher_log_probs" not in rank
+    assert most >= 3
+
+
+def test_the_trainers_advantages_are_ours(begin: Callable[..., SlimeJob], model: Path) -> None:
+    import torch
+
+    job, samples, found = played(begin, model, algo={"estimator": "rloo"})
+    _, rewards = importlib.import_module("tau2rl.backends.slime.hooks").post_process_rewards(job.args, samples)
+    assert sorted(round(reward, 6) for reward in rewards) == [-0.666667, -0.666667, 0.666667, 0.666667]
+    order = [position for rank in found for position in rank["partition"]]
+    theirs = [advantages for rank in found for advantages in rank["advantages"]]
+    for position, advantages in zip(order, theirs, strict=True):
+        assert set(advantages.tolist()) == {torch.tensor(rewards[position]).item()}
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "mt_grpo"])
+def test_what_failed_is_in_the_batch_and_in_no_sum(begin: Callable[..., SlimeJob], model: Path, estimator: str) -> None:
+    with RouterStub(answer=agent(codec_of(model)), mode=["500", "ok"]) as server:
+        job = begin(server, algo={"estimator": estimator}, rollout={"concurrency": 1, "give_up_after": 50})
+        boxes = job.manager.generate(0)
+    found = ranks(job, boxes)
+    sums = [float(total) for rank in found for total in rank["rollout_mask_sums"]]
+    assert sums.count(0.0) == 1 and len(sums) == 4
+    for rank in found:
+        for i, gradient, value in gradients(job, rank):
+            assert value.isfinite() and gradient.isfinite().all()
+            if not rank["loss_masks"][i].any():
+                assert not gradient.any()
+
+
+@pytest.mark.parametrize("mode", ["500", "ok"])
+def test_a_round_that_teaches_nothing_moves_nothing(begin: Callable[..., SlimeJob], model: Path, mode: str) -> None:
+    with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=mode) as server:  # all failed, or all the same
+        job = begin(server, rollout={"give_up_after": 50}, algo={"estimator": "gtpo"})
+        boxes = job.manager.generate(0)
+    for rank in ranks(job, boxes):
+        assert not rank["rollout_mask_sums"].any()
+        for _, gradient, value in gradients(job, rank):
+            assert float(value) == 0.0 and not gradient.any()
+
+
+def test_a_batch_that_carries_nothing_is_refused(begin: Callable[..., SlimeJob], model: Path) -> None:
+    hooks = importlib.import_module("tau2rl.backends.slime.hooks")
+    with pytest.raises(RuntimeError, match="post_process_rewards"):
+        hooks.turn_advantages(None, {"rewards": [0.0]})

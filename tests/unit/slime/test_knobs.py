@@ -1,0 +1,324 @@
+"""One knob, two backends: every setting outside `slime:` and `local:` reaches the trainer of either, or is refused.
+
+- slime: every setting changes the command line or what our hooks are handed; which of the two is written down here, for each;
+- a setting that belongs to slime's trainer changes the command line itself, not only what is handed over;
+- local: every setting of `train:` and `algo:` that is a number of the trainer changes its specification;
+- what slime cannot honour is refused with a reason, and no setting is missing from the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tau2rl.backends.local.hyper import grpo_spec, sft_spec
+from tau2rl.backends.slime.argv import build_argv
+from tau2rl.backends.slime.handover import SlimeRun, custom_config
+from tau2rl.config import GrpoConfig, Section, SftConfig, build, flatten, put
+from tau2rl.errors import UserError
+from tests.slime_configs import SHAPE
+
+RUN = SlimeRun(folder=Path("/run"), shape=SHAPE)
+START: dict[str, dict[str, Any]] = {
+    "grpo": {
+        "backend": "slime",
+        "model": {"init": "/start"},
+        "train": {"eval_every": 10},
+        "tasks": {"split": "train-learn"},
+        "select": {"split": "train-select"},
+        "slime": {"max_tokens_per_gpu": 32768},
+    },
+    "sft": {"backend": "slime", "model": {"init": "/start"}, "data": {"held_out": 0, "files": ["/rows.jsonl"]}},
+}
+KINDS: dict[str, type[GrpoConfig] | type[SftConfig]] = {"grpo": GrpoConfig, "sft": SftConfig}
+NOT_SETTINGS = (
+    "stage",
+    "backend",
+    "output",
+    "resume",
+    "launch",
+    "slime",
+    "local",
+    "allow_held_out",
+)  # of the run, not of the training
+
+# How each setting is changed, and what else has to be set for it to mean anything.
+ARGV = {  # slime's own trainer or engines read it
+    "grpo": {
+        "seed": 7,
+        "model.init": "/other",
+        "train.steps": 50,
+        "train.lr": 3e-6,
+        "train.warmup_steps": 3,
+        "train.schedule": "constant",
+        "train.min_lr_share": 0.5,
+        "train.betas": [0.8, 0.9],
+        "train.weight_decay": 0.3,
+        "train.clip": 0.5,
+        "train.save_every": 5,
+        "train.tasks_per_step": 8,
+        "train.updates_per_batch": 2,
+        "train.eval_every": 20,
+        "rollout.num_samples": 4,
+        "rollout.concurrency": 128,
+        "sampling.temperature": 0.7,
+        "sampling.max_tokens": 99,
+        "limits.context_tokens": 9000,
+        "select.num_samples": 3,
+        "algo.estimator": "mt_grpo",
+        "algo.ratio": "sequence",
+        "algo.eps_low": 0.1,
+        "algo.eps_high": 0.4,
+        "algo.dual_clip": 3.0,
+        "algo.normaliser": "seq-mean",
+        "algo.constant": ({"algo.normaliser": "constant"}, 99),
+        "algo.kl_coef": 0.01,
+        "algo.kl": ({"algo.kl_coef": 0.01}, "k1"),
+        "algo.entropy_coef": 0.01,
+        "algo.correction": "tis",
+        "algo.correction_level": ({"algo.correction": "tis"}, "sequence"),
+        "algo.correction_low": ({"algo.correction": "clip"}, 0.7),
+        "algo.correction_high": ({"algo.correction": "tis"}, 3.0),
+        "algo.veto": ({"algo.correction": "tis"}, 1e-4),
+        "algo.max_refills": 2,
+        "tracking.wandb": "offline",
+        "tracking.project": ({"tracking.wandb": "offline"}, "mine"),
+        "name": ({"tracking.wandb": "offline"}, "x"),
+    },
+    "sft": {
+        "seed": 7,
+        "model.init": "/other",
+        "train.steps": 50,
+        "train.lr": 3e-6,
+        "train.warmup_steps": 3,
+        "train.schedule": "constant",
+        "train.min_lr_share": 0.5,
+        "train.betas": [0.8, 0.9],
+        "train.weight_decay": 0.3,
+        "train.clip": 0.5,
+        "train.save_every": 5,
+        "train.batch_size": 8,
+        "tracking.wandb": "offline",
+        "tracking.project": ({"tracking.wandb": "offline"}, "mine"),
+        "name": ({"tracking.wandb": "offline"}, "x"),
+    },
+}
+HANDED = {  # our hooks, our data source or the stage that writes the rows read it
+    "grpo": {
+        "tasks.domains": ["retail"],
+        "tasks.split": "synth-train",
+        "tasks.ids": ["1"],
+        "tasks.limit": 3,
+        "tasks.skip": 1,
+        "tasks.exclude_quarantined": True,
+        "select.domains": ["retail"],
+        "select.split": "synth-select",
+        "select.ids": ["1"],
+        "select.limit": 3,
+        "select.skip": 1,
+        "select.exclude_quarantined": True,
+        "user.kind": "scripted",
+        "user.model": "gpt-x",
+        "user.api_base": "http://u/v1",
+        "user.api_key_env": "MY_KEY",
+        "user.temperature": 0.1,
+        "user.timeout_seconds": 5,
+        "user.retries": 1,
+        "user.patience": 2,
+        "chat.protocol": "cookbook",
+        "chat.tokenizer": "/tokenizer",
+        "chat.policy_text": ({"chat.protocol": "cookbook"}, "compressed"),
+        "chat.cookbook_prompt": ({"chat.protocol": "cookbook"}, "/p"),
+        "limits.max_steps": 50,
+        "limits.max_turns": 50,
+        "limits.repairs": 0,
+        "limits.step_timeout_seconds": 5,
+        "limits.grade_timeout_seconds": 5,
+        "limits.episode_timeout_seconds": 5,
+        "rollout.retries": 1,
+        "rollout.give_up_after": 3,
+        "rollout.keep": True,
+        "rollout.outage_seconds": 5,
+        "reward.preset": "outcome",
+        "reward.alpha": 0.1,
+        "reward.normalise": True,
+        "reward.step_penalty": 0.001,
+        "reward.tool_penalty": 0.001,
+        "reward.allow_dominated": True,
+        "algo.gamma": 0.5,
+        "algo.outcome_weight": 0.5,
+        "algo.turn_rewards": "dense",
+        "algo.truncated": "drop",
+        "algo.curriculum.enabled": True,
+        "algo.curriculum.floor": 0.1,
+        "algo.curriculum.decay": 0.5,
+        "train.export_every": 50,
+    },
+    "sft": {"data.files": ["/more.jsonl"], "data.max_tokens": 5000, "data.limit": 7, "train.export_every": 50},
+}
+REFUSED = {
+    "grpo": {
+        "model.init": "tiny",
+        "sampling.top_p": 0.9,
+        "sampling.top_k": 20,
+        "rollout.greedy": True,
+        "rollout.workers": 2,
+        "train.export_every": 7,
+    },
+    "sft": {
+        "model.init": "tiny",
+        "data.held_out": 0.1,
+        "train.patience": 2,
+        "train.eval_every": 9,
+        "data.allow_empty": True,
+        "train.export_every": 7,
+    },
+}
+OF_EVERY_TRAINER = [
+    "train.steps",
+    "train.lr",
+    "train.warmup_steps",
+    "train.schedule",
+    "train.min_lr_share",
+    "train.betas",
+    "train.weight_decay",
+    "train.clip",
+]
+OF_THE_LOSS = [
+    "ratio",
+    "eps_low",
+    "eps_high",
+    "dual_clip",
+    "normaliser",
+    "constant",
+    "kl_coef",
+    "kl",
+    "entropy_coef",
+    "correction",
+    "veto",
+]
+OF_THE_CORRECTION = ["algo.correction_level", "algo.correction_low", "algo.correction_high"]
+LOCAL = {  # what the local trainer's own specification holds
+    "grpo": [
+        *OF_EVERY_TRAINER,
+        *(f"algo.{name}" for name in OF_THE_LOSS),
+        *OF_THE_CORRECTION,
+        "train.updates_per_batch",
+        "sampling.temperature",
+    ],
+    "sft": [*OF_EVERY_TRAINER, "seed", "train.save_every", "train.batch_size"],
+}
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every setting of a config that is no section, by its dotted name."""
+    for key, field in model.model_fields.items():
+        if not prefix and key in NOT_SETTINGS:
+            continue
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from settings(kind, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def config_of(stage: str, changes: dict[str, Any]) -> GrpoConfig | SftConfig:
+    values: dict[str, Any] = {}
+    for name, value in {**flatten(START[stage]), **changes}.items():
+        put(values, name, value)
+    return build(KINDS[stage], values)
+
+
+def pair(stage: str, name: str, change: Any) -> tuple[GrpoConfig | SftConfig, GrpoConfig | SftConfig]:
+    """The config before and after the change."""
+    given, value = change if isinstance(change, tuple) else ({}, change)
+    return config_of(stage, given), config_of(stage, {**given, name: value})
+
+
+def rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(stage, name) for stage, changes in table.items() for name in changes]
+
+
+@pytest.mark.parametrize("stage", KINDS)
+def test_every_setting_is_in_the_table(stage: str) -> None:
+    assert {*ARGV[stage], *HANDED[stage], *REFUSED[stage]} == set(settings(KINDS[stage]))
+
+
+def read_by_slime(config: GrpoConfig | SftConfig) -> tuple[list[str], dict[str, Any]]:
+    """The command line, and the keys that slime's own code looks for on `args`."""
+    return build_argv(config, RUN), {key: value for key, value in custom_config(config, RUN).items() if key != "tau2rl"}
+
+
+@pytest.mark.parametrize(("stage", "name"), rows(ARGV))
+def test_a_setting_of_the_trainer_changes_the_command(stage: str, name: str) -> None:
+    before, after = pair(stage, name, ARGV[stage][name])
+    reached = [
+        (build_argv(config, RUN), {k: v for k, v in custom_config(config, RUN).items() if k != "tau2rl"})
+        for config in (before, after)
+    ]
+    assert reached[0] != reached[1]
+
+
+@pytest.mark.parametrize(("stage", "name"), rows(HANDED))
+def test_any_other_setting_is_handed_over(stage: str, name: str) -> None:
+    before, after = pair(stage, name, HANDED[stage][name])
+    assert build_argv(after, RUN)  # accepted
+    handed = [flatten(custom_config(config, RUN)["tau2rl"]["config"])[name] for config in (before, after)]
+    assert handed[0] != handed[1]
+
+
+@pytest.mark.parametrize(("stage", "name"), rows(REFUSED))
+def test_what_slime_cannot_honour_is_refused(stage: str, name: str) -> None:
+    with pytest.raises(UserError):
+        build_argv(config_of(stage, {name: REFUSED[stage][name]}), RUN)
+
+
+@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, names in LOCAL.items() for name in names])
+def test_the_same_setting_changes_the_local_trainer(stage: str, name: str) -> None:
+    before, after = pair(stage, name, ARGV[stage][name])
+    specs = [grpo_spec(config) if isinstance(config, GrpoConfig) else sft_spec(config) for config in (before, after)]
+    assert specs[0] != specs[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"algo.normaliser": "constant", "algo.kl_coef": 0.1}, "divides the policy term alone"),
+        ({"algo.normaliser": "constant", "slime.context_parallel": 2}, "needs slime.context_parallel 1"),
+        ({"train.updates_per_batch": 3}, "128 episodes a round cannot be cut into 3"),
+        ({"slime.user.gpus": 1, "slime.user.checkpoint": "/u", "user.api_base": "http://u/v1"}, "the customer is somebody else"),
+        ({"slime.extra": {"lr": 1e-5}}, "made from the other settings"),
+        ({"slime.extra": {"partial-rollout": True}}, "cannot go on in a fresh environment"),
+        ({"slime.extra": {"log-multiturn": True}}, "no option `--log-multiturn`"),
+        ({"slime.extra": {"attention-backend": "flsh"}}, "cannot be `flsh`"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], says: str) -> None:
+    values: dict[str, Any] = {}
+    for name, value in {**flatten(START["grpo"]), **changes}.items():
+        put(values, name, value)
+    with pytest.raises(UserError, match=says):
+        build_argv(build(GrpoConfig, values), RUN)
+
+
+def test_extra_options_are_added_replaced_and_taken_away() -> None:
+    extra = {
+        "attention_backend": "fused",
+        "--balance-data": False,
+        "log-multi-turn": True,
+        "train-env-vars": {"A": "1"},
+        "lr-warmup-init": 0,
+    }
+    values: dict[str, Any] = {}
+    for name, value in {**flatten(START["grpo"]), "slime.extra": extra}.items():
+        put(values, name, value)
+    argv = build_argv(build(GrpoConfig, values), RUN)
+    assert argv[argv.index("--attention-backend") + 1] == "fused"
+    assert "--balance-data" not in argv
+    assert "--log-multi-turn" in argv
+    assert argv[argv.index("--train-env-vars") + 1] == '{"A": "1"}'
+    assert argv[argv.index("--lr-warmup-init") + 1] == "0"

@@ -1,0 +1,181 @@
+"""slime's own code over every config of `configs/`: its parser reads each option, its placement accepts each layout.
+
+Runs where SLIME_CHECKOUT names a checkout of slime at the pinned commit; skipped elsewhere. Real here: slime's parsers with
+their validation, among it the model's shape against `config.json`; `SglangConfig`; the placement of `start_rollout_servers`. With
+MEGATRON_CHECKOUT also Megatron's parser and validation. What stands in for the rest: `tests/stubs/slime_stubs.py`.
+
+- no option of a config is left unread, and the values arrive as they were written;
+- our settings arrive as `args.tau2rl` and are the config again;
+- the GPUs that train, serve the policy and serve the customer are those that our layout names;
+- the list of slime's own options is the one that its source has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tau2rl.backends.slime.argv import build_argv
+from tau2rl.backends.slime.contract import FILE, contract, lookup, split
+from tau2rl.backends.slime.handover import SlimeRun, absolute, received, write
+from tau2rl.backends.slime.layout import POLICY, Layout, layout_of
+from tau2rl.backends.slime.model_shape import read_shape
+from tau2rl.config import GrpoConfig, SftConfig
+from tests.slime_configs import CONFIGS, QWEN3_4B, load_slime
+from tests.stubs.slime_stubs import checkout, install, parse, unread
+
+GRPO = [name for name in CONFIGS if "grpo" in name]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A directory that says what shape its model has."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(QWEN3_4B))
+    return tmp_path / "model"
+
+
+def prepared(name: str, checkpoint: Path, *sets: str) -> tuple[SftConfig | GrpoConfig, SlimeRun, list[str]]:
+    """A config whose checkpoints are there, its files written, and its command line."""
+    config = load_slime(name, f"model.init={checkpoint}", *sets)
+    if config.slime.user.gpus:
+        config = load_slime(name, f"model.init={checkpoint}", f"slime.user.checkpoint={checkpoint}", *sets)
+    config = absolute(config)
+    run = SlimeRun(folder=checkpoint.parent / "run", shape=read_shape(checkpoint))
+    write(config, run)
+    return config, run, build_argv(config, run)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_slime_reads_every_option(name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run, argv = prepared(name, checkpoint)
+    args = parse(argv, monkeypatch)
+    assert unread(argv, args) == []
+    assert wrong_values(argv, args) == []
+    back = received(args)
+    assert (back.config, back.folder) == (config, run.folder)
+
+
+def wrong_values(argv: Sequence[str], args: Namespace) -> list[str]:
+    """Options of one number whose value is another one after parsing."""
+    wrong: list[str] = []
+    for given in split(argv):
+        option = lookup(given.name)
+        read = getattr(args, given.name[2:].replace("-", "_"), None)
+        if (
+            option.nargs is None
+            and option.type in ("int", "float")
+            and read is not None
+            and float(read) != float(given.values[0])
+        ):
+            wrong.append(f"{given.name}: {given.values[0]} became {read}")
+    return wrong
+
+
+MORE = [
+    "algo.estimator=mt_gtpo",
+    "algo.ratio=sequence",
+    "algo.normaliser=constant",
+    "algo.dual_clip=3.0",
+    "algo.kl_coef=0.01",
+    "algo.correction=mis",
+    "algo.correction_level=geometric",
+    "algo.veto=1e-4",
+    "train.updates_per_batch=2",
+    "slime.overlap=true",
+    "slime.dump=true",
+    "slime.saves=last",
+    "slime.log_probs_chunk=1024",
+    "tracking.wandb=offline",
+    "slime.extra={optimizer-cpu-offload: true, overlap-cpu-optimizer-d2h-h2d: true, use-precision-aware-optimizer: true}",
+]
+
+
+@pytest.mark.parametrize("setting", MORE)
+def test_slime_reads_the_options_of_other_settings(setting: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, argv = prepared("8xh100/grpo.yaml", checkpoint, setting)
+    args = parse(argv, monkeypatch)
+    assert (unread(argv, args), wrong_values(argv, args)) == ([], [])
+
+
+@pytest.mark.parametrize("setting", MORE)
+def test_dotted_paths_into_slime_lead_somewhere(setting: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, argv = prepared("8xh100/grpo.yaml", checkpoint, setting)
+    install(monkeypatch)
+    paths = [value for given in split(argv) if given.name.endswith("-path") for value in given.values]
+    theirs = [path for path in paths if path.startswith(("slime.", "examples."))]
+    assert all(callable(getattr(importlib.import_module(path.rpartition(".")[0]), path.rpartition(".")[2])) for path in theirs)
+
+
+@pytest.mark.parametrize("name", GRPO)
+def test_slime_places_the_gpus_as_the_layout_says(name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _, argv = prepared(name, checkpoint)
+    args = parse(argv, monkeypatch)
+    layout = layout_of(config)
+    placement = importlib.import_module("slime.ray.placement_group")
+    total, first_rollout = placement._get_placement_group_layout(args)
+    assert (total, first_rollout) == (layout.total, 0 if layout.colocate else layout.train)
+    servers = started(args, monkeypatch)
+    assert {name: gpus for name, (gpus, _) in servers.items()} == expected(config, layout)
+    updated = [name for name, (_, updates) in servers.items() if updates]
+    assert updated == [next(iter(servers))]  # the first model is the trained one
+
+
+def started(args: Namespace, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[range, bool]]:
+    """The models that slime would start, each with its GPUs and whether it is sent weights."""
+    rollout: ModuleType = importlib.import_module("slime.ray.rollout")
+    monkeypatch.setattr(rollout, "_start_router", lambda *_, **__: ("127.0.0.1", 1))
+    monkeypatch.setattr(rollout.ServerGroup, "start_engines", lambda _, cursors: ([], cursors))
+    servers, _ = rollout.start_rollout_servers(args, None)
+    offset = rollout._compute_rollout_offset(args)
+    groups = {name: server.server_groups[0] for name, server in servers.items()}
+    return {name: (gpus_of(group, offset), bool(servers[name].update_weights)) for name, group in groups.items()}
+
+
+def gpus_of(group: Any, offset: int) -> range:
+    first = offset + group.gpu_offset
+    return range(first, first + len(group.all_engines) * group.num_gpus_per_engine)
+
+
+def expected(config: SftConfig | GrpoConfig, layout: Layout) -> dict[str, range]:
+    first = 0 if layout.colocate else layout.train
+    policy = range(first, first + layout.policy)
+    if not layout.user:
+        return {"default": policy}
+    return {POLICY: policy, config.slime.user.name: range(layout.total - layout.user, layout.total)}
+
+
+def test_a_customer_beside_the_trainer_is_never_put_to_sleep(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, argv = prepared("8xh100/grpo-colocate.yaml", checkpoint)
+    args = parse(argv, monkeypatch)
+    rollout = importlib.import_module("slime.ray.rollout")
+    monkeypatch.setattr(rollout, "_start_router", lambda *_, **__: ("127.0.0.1", 1))
+    monkeypatch.setattr(rollout.ServerGroup, "start_engines", lambda _, cursors: ([], cursors))
+    servers, _ = rollout.start_rollout_servers(args, None)
+    assert [servers[name].server_groups[0].needs_offload for name in (POLICY, "user_sim")] == [True, False]
+
+
+def test_the_contract_has_the_options_of_slimes_source() -> None:
+    path = ROOT / "scripts" / "make_slime_contract.py"
+    spec = importlib.util.spec_from_file_location("make_slime_contract", path)
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    known = json.loads((ROOT / "tau2rl" / "backends" / "slime" / FILE).read_text("utf-8"))
+    made = maker.from_checkout(checkout(), known)
+
+    def by_name(options: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {option["names"][0]: option for option in options}
+
+    assert by_name(made["options"]) == by_name(known["options"])
+    assert sum(option.source.startswith("slime") for option in contract().options.values()) > 200
