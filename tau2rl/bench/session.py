@@ -129,6 +129,7 @@ class Session(AgentGymEnv):
         self._deliver = deliver
         self._actions: queue.SimpleQueue[AssistantMessage | None] = queue.SimpleQueue()
         self._made: Environment | None = None
+        self._hashes: Hashes = (None, None)  # at the end
         self._thread = threading.Thread(target=self._main, name=f"tau2 {domain.name}/{task.id}", daemon=True)
 
     def start(self) -> None:
@@ -169,9 +170,10 @@ class Session(AgentGymEnv):
                 self._orchestrator = self._get_orchestrator()
             simulation = self._orchestrator.run()
             self.doing = "grading"
+            assert self._made is not None
             with _one_at_a_time():
-                hashes = self._hashes()  # before the grader asks the environment its questions
-                event: Event = Ended(self.last, simulation.termination_reason.value, self._grade(simulation, hashes), hashes)
+                self._hashes = self._made.get_db_hash(), self._made.get_user_db_hash()  # before the grader asks its questions
+                event: Event = Ended(self.last, simulation.termination_reason.value, self._grade(simulation), self._hashes)
         except Abandoned:
             return
         except EpisodeFailure as error:
@@ -183,7 +185,7 @@ class Session(AgentGymEnv):
         self.doing = "done"
         self._deliver(event)
 
-    def _grade(self, simulation: SimulationRun, hashes: Hashes) -> dict[str, Any]:
+    def _grade(self, simulation: SimulationRun) -> dict[str, Any]:
         """tau2's verdict; for a conversation that it does not grade, its checks with a reward of 0.
 
         tau2 gives 0 and no checks unless somebody stopped. The checks of a conversation that was cut off are those that it
@@ -195,14 +197,10 @@ class Session(AgentGymEnv):
             if simulation.termination_reason in GRADED
             else simulation.model_copy(update={"termination_reason": TerminationReason.AGENT_STOP})
         )
-        info = grade(self.loaded, self.task, graded, self._made, hashes)
+        info = grade(self.loaded, self.task, graded, self._made, self._hashes)
         if graded is not simulation:
             info["reward"] = 0.0
         return info
-
-    def _hashes(self) -> Hashes:
-        assert self._made is not None
-        return self._made.get_db_hash(), self._made.get_user_db_hash()
 
     # What AgentGymEnv asks of itself when it makes the orchestrator.
 

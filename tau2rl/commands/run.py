@@ -11,7 +11,8 @@ import typer
 import yaml
 
 from tau2rl import console
-from tau2rl.config import PipelineConfig, PlayConfig, StageConfig, dump
+from tau2rl.commands.slime_plan import slime_plan
+from tau2rl.config import GrpoConfig, PipelineConfig, PlayConfig, SftConfig, StageConfig, dump
 from tau2rl.store.files import read_json
 from tau2rl.store.run import has_results, run_path, stage_of
 
@@ -59,11 +60,17 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
     """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
     from tau2rl.launch.submit import job_argv
 
-    argv = job_argv(run_path(config))
+    job = job_argv(run_path(config))
+    plan: dict[str, Any] = {"argv": job}
+    if isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime":
+        plan = {**slime_plan(config), "job": job}
     if as_json:
-        console.emit_json({"config": dump(config), "argv": argv})
-    else:
-        console.emit(yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True) + f"# would run: {shlex.join(argv)}")
+        console.emit_json({"config": dump(config), **plan})
+        return
+    remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
+    remarks += [f"{problem['kind']}: {problem['message']} ({problem['hint']})" for problem in plan.get("problems", ())]
+    text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
+    console.emit(text + "\n".join(f"# {line}" for remark in remarks for line in remark.splitlines()))
 
 
 def carry_out(config: StageConfig, *, as_json: bool) -> int:

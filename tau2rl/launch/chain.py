@@ -12,7 +12,7 @@ from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.launch.submit import follow_job, in_folder
+from tau2rl.launch.submit import follow_job, in_folder, trains_on_actors
 from tau2rl.stages.chronicle import build_report, finished
 from tau2rl.stages.pipeline import Planned, plan
 from tau2rl.store.progress import ProgressEvent
@@ -59,7 +59,7 @@ def _run_all(runs: list[Planned], folder: RunFolder, launch: LaunchConfig, watch
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     code = entry.EXIT_DONE
     if waiting:
-        with watch() as watcher, _place(launch, watcher) as carry_out:
+        with watch() as watcher, _place(launch, runs, watcher) as carry_out:
             code = _run_waiting(runs, waiting, folder, carry_out, watch, say)
     folder.write_report(build_report(runs))
     return code
@@ -79,7 +79,7 @@ def _run_waiting(
 
 
 @contextmanager
-def _place(launch: LaunchConfig, watcher: Watcher) -> Generator[CarryOut]:
+def _place(launch: LaunchConfig, runs: list[Planned], watcher: Watcher) -> Generator[CarryOut]:
     """Where runs are carried out: this process, the cluster at an address, or a head of our own for the whole chain."""
     address = launch.address or settings.ray_address()
     if launch.inline:
@@ -90,7 +90,7 @@ def _place(launch: LaunchConfig, watcher: Watcher) -> Generator[CarryOut]:
         yield _on_cluster(jobs.connect(address), lambda: True)
         return
     watcher.on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
-    with LocalHead() as head:
+    with LocalHead(training=any(trains_on_actors(planned.config) for planned in runs)) as head:
         yield _on_cluster(jobs.connect(head.address, head.headers), head.alive)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tau2rl import settings
-from tau2rl.config import StageConfig
+from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
@@ -49,7 +49,7 @@ def _as_job(
 
         def on_own_head(path: Path) -> int:
             on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
-            with LocalHead() as head:
+            with LocalHead(training=trains_on_actors(config)) as head:
                 client = jobs.connect(head.address, head.headers)
                 return follow_job(client, config, path, on_line, on_progress, alive=head.alive)
 
@@ -105,6 +105,11 @@ def follow_job(
     if code == entry.EXIT_INCOMPLETE:
         on_line(f"hint: see {path / 'logs' / 'latest' / 'job.log'}")
     return code
+
+
+def trains_on_actors(config: StageConfig) -> bool:
+    """Whether the job has actors that pass tensors to one another and whose words must be heard, as slime's are."""
+    return isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime"
 
 
 def job_label(config: StageConfig) -> str:

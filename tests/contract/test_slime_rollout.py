@@ -146,7 +146,7 @@ def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Sta
 def test_what_failed_moves_no_mean_of_an_evaluation(start: Start, model: Path) -> None:
     look = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"], "num_samples": 3}
     with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=["500", "ok"]) as server:
-        job = start(server)
+        job = start(server, reward={"preset": "guarded"})  # under which a success scores less than 1
         write = importlib.import_module("tau2rl.bench.index").write_prompts
         select = importlib.import_module("tau2rl.bench.tasks").select
         write(select(job.config.select.model_copy(update=look)), job.run.eval_prompts)
@@ -156,6 +156,7 @@ def test_what_failed_moves_no_mean_of_an_evaluation(start: Start, model: Path) -
         found = job.manager.eval_generate_rollout(job.args, 0, job.manager.data_source, evaluation=True).data
         importlib.import_module("tau2rl.backends.slime.hooks").log_eval(0, job.args, found, None)
     assert sorted(marks_of(sample).status for sample in found["select"]["samples"]) == ["completed", "completed", "failed"]
+    assert sorted(sample.reward for sample in found["select"]["samples"]) == [0.0, 1.0, 1.0]
     assert found["select"]["rewards"] == [1.0, 1.0, 1.0]
     (line,) = job.lines()
     assert (line["select/pass@1"], line["select/episodes"], line["select/failed"]) == (1.0, 2, 1)

@@ -56,13 +56,10 @@ def conversation(group: int, member: int) -> TrainingSample:
         spans.append((len(mask), len(mask) + turn))
         mask += [1] * turn
     ids = tuple(rng.randrange(2, VOCAB) for _ in mask)
-    logprobs = tuple(scored(tiny_model(), ids, t) + rng.uniform(-0.4, 0.4) if on else 0.0 for t, on in enumerate(mask))
-    return TrainingSample(token_ids=ids, loss_mask=tuple(mask), logprobs=logprobs, turn_spans=tuple(spans))
-
-
-@torch.no_grad()
-def scored(model: nn.Module, ids: Sequence[int], t: int) -> float:
-    return float(model(input_ids=torch.tensor([ids[:t]])).logits[0, -1].log_softmax(-1)[ids[t]])
+    with torch.no_grad():
+        table = tiny_model()(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    sampled = [float(table[t - 1, ids[t]]) + rng.uniform(-0.4, 0.4) if on else 0.0 for t, on in enumerate(mask)]
+    return TrainingSample(token_ids=ids, loss_mask=tuple(mask), logprobs=tuple(sampled), turn_spans=tuple(spans))
 
 
 @functools.cache
