@@ -15,8 +15,9 @@ from tau2rl.bench.turn_credit import episode_turn_rewards
 from tau2rl.chat.pack import pack
 from tau2rl.config import GrpoConfig
 from tau2rl.errors import RunIncomplete
-from tau2rl.rewards.advantages import TURN_ESTIMATORS, AdvantageSpec, group_advantages, turn_advantages
+from tau2rl.rewards.advantages import TURN_ESTIMATORS
 from tau2rl.rewards.curriculum import CurriculumSpec, CurriculumState, curriculum_spec, draw, observe, outcome
+from tau2rl.rewards.judging import advantage_spec, judge_group
 from tau2rl.rewards.presets import RewardSpec
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rewards.tiers import TABLES
@@ -74,10 +75,10 @@ class Tasks:
         """Take note of how the groups went."""
         if not self.config.algo.curriculum.enabled:
             return
-        outcomes: dict[str, list[bool | None]] = {}
+        found: dict[str, list[bool | None]] = {}
         for group in groups:
-            outcomes.setdefault(group.task.key, []).extend(outcome(e) for e in group.episodes)
-        self.curriculum = observe(self.curriculum, outcomes, self._spec())
+            found.setdefault(group.task.key, []).extend(outcome(e) for e in group.episodes)
+        self.curriculum = observe(self.curriculum, found, self._spec())
 
     def to_json(self) -> dict[str, Any]:
         """What `restore` needs."""
@@ -152,14 +153,14 @@ class Player:
         play = player_of(self.config, self.codec, lambda _: policy)
         episodes = outcomes(attempts, play=play, concurrency=rollout.concurrency, retries=rollout.retries)
         async with aclosing(episodes):
-            async for outcome in episodes:
-                failed = outcome.episode.status is Status.FAILED
+            async for one in episodes:
+                failed = one.episode.status is Status.FAILED
                 self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
                 if failed or rollout.keep:
-                    self.folder.append(record_of(outcome, self.config, self.spec))
+                    self.folder.append(record_of(one, self.config, self.spec))
                 if self.failed_in_a_row >= rollout.give_up_after:
-                    raise RunIncomplete(f"{self.failed_in_a_row} episodes in a row failed: {outcome.episode.failure}")
-                yield outcome
+                    raise RunIncomplete(f"{self.failed_in_a_row} episodes in a row failed: {one.episode.failure}")
+                yield one
 
     async def _groups(self, step: int, refill: int, refs: Sequence[TaskRef], policy: Policy) -> list[Group]:
         size = self.config.rollout.num_samples
@@ -170,9 +171,9 @@ class Player:
             for j in range(size)
         ]
         found: dict[int, Episode] = {}
-        async with aclosing(self.play(attempts, policy)) as outcomes:
-            async for outcome in outcomes:
-                found[outcome.attempt.index] = outcome.episode
+        async with aclosing(self.play(attempts, policy)) as played:
+            async for one in played:
+                found[one.attempt.index] = one.episode
         return [
             judge(ref, [found[first + i * size + j] for j in range(size)], self.config, self.spec) for i, ref in enumerate(refs)
         ]
@@ -182,14 +183,9 @@ def judge(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: 
     """Scores and advantages of a group; what FAILED, or was cut off where the config drops that, is no evidence."""
     algo = config.algo
     scores_G = [None if _dropped(e, config) else _shaped(e, spec) for e in episodes]
-    how = AdvantageSpec(estimator=algo.estimator, gamma=algo.gamma, outcome_weight=algo.outcome_weight)
-    if algo.estimator in TURN_ESTIMATORS:
-        table = TABLES[algo.turn_rewards]
-        rewards_G = [episode_turn_rewards(e, table) for e in episodes]
-        per_turn = turn_advantages(rewards_G, scores_G, how)
-        advantages = [None if row is None else tuple(row) for row in per_turn]
-    else:
-        advantages = [None if a is None else (a,) for a in group_advantages(scores_G, how)]
+    table = TABLES[algo.turn_rewards]
+    rewards_G = [episode_turn_rewards(e, table) for e in episodes] if algo.estimator in TURN_ESTIMATORS else [()] * len(episodes)
+    advantages = judge_group(scores_G, rewards_G, advantage_spec(algo))
     return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages))
 
 

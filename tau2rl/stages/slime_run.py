@@ -67,11 +67,11 @@ def run(config: SftConfig | GrpoConfig, folder: RunFolder, progress: Progress) -
     here = SlimeRun(folder=folder.path, shape=read_shape(Path(config.model.init)))
     done = steps_done(look(here.save), draws_tasks=isinstance(config, GrpoConfig))
     argv = build_argv(config, here)
-    _refuse(preflight(config))  # what the settings themselves say, before tasks and rows are read
+    # What the settings themselves say is said before tasks and rows are read; warnings come with the machine's.
+    _refuse([problem for problem in preflight(config) if problem.kind == "error"])
     made = _write_rows(config, here) if isinstance(config, SftConfig) else _write_tasks(config, here)
     machine = collect(config, here, cluster_gpus=cluster_gpus(settings.child_environment()))
-    # The stored settings do not say that this start is a resumed one; a folder with a checkpoint is only opened for one.
-    _refuse(preflight(config.model_copy(update={"resume": True}), machine))
+    _refuse(preflight(config, machine))
     prepared = _stand_on(asked, config, made, machine, folder)
     handover.write(config, here)
     ended = "" if done >= steps else _train(config, here, folder, progress, argv, done)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.group_scores import Member, judge_group, score_batch, spec_of
+from tau2rl.backends.slime.group_scores import Member, score_batch
 from tau2rl.backends.slime.journal import look_numbers, round_numbers
 from tau2rl.backends.slime.marks import Marks, mark
 from tau2rl.backends.slime.outage import Outage
@@ -27,6 +27,7 @@ from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec
 from tau2rl.errors import RunIncomplete
 from tau2rl.rewards.advantages import AdvantageSpec
+from tau2rl.rewards.judging import advantage_spec, judge_group
 from tau2rl.rewards.presets import spec_from
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rollouts.collect import Outcome
@@ -103,7 +104,7 @@ def test_a_sample_with_a_part_of_the_turns_has_the_advantages_of_that_part() -> 
 
 def test_the_settings_reach_the_estimator() -> None:
     algo = settings(algo={"estimator": "mt_gtpo", "gamma": 0.25, "outcome_weight": 2.0}).algo
-    assert spec_of(algo) == AdvantageSpec(estimator="mt_gtpo", gamma=0.25, outcome_weight=2.0)
+    assert advantage_spec(algo) == AdvantageSpec(estimator="mt_gtpo", gamma=0.25, outcome_weight=2.0)
 
 
 # Marks

@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tau2rl.backends.slime.group_scores import Member, score_batch, spec_of
+from tau2rl.backends.slime.group_scores import Member, score_batch
 from tau2rl.backends.slime.rollout import Played, Rollout
 from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import RunIncomplete
 from tau2rl.policies.sglang import SGLangPolicy
+from tau2rl.rewards.judging import advantage_spec
 from tau2rl.rewards.presets import spec_from
 from tau2rl.stages.rounds import Player, Tasks
 from tau2rl.store.looks import look_file
@@ -100,7 +101,7 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
         for i, p in enumerate(ours)
         if p.packed is not None
     ]
-    scored = score_batch(members, spec_of(config.algo))
+    scored = score_batch(members, advantage_spec(config.algo))
     assert [attempt.seed for attempt in attempts] == [p.episode.seed for p in ours]
     assert [e.token_ids for group in theirs.groups for e in group.episodes] == [p.episode.token_ids for p in ours]
     assert [s for group in theirs.groups for s in group.scores] == [p.marks.score for p in ours]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +11,23 @@ from tau2rl.bench.domain import domain  # prepares tau2 (quiet, offline) before 
 from tau2rl.bench.env import Tau2Env
 from tau2rl.bench.users import ScriptedUser, make_user
 from tau2rl.config import UserConfig
+from tau2rl.errors import EpisodeFailure
 from tau2rl.types import Actions, CallTool, Say, TaskRef
 
-from tau2.gym.gym_agent import AgentGymEnv  # isort: skip
+from tau2.domains.telecom.user_tools import TelecomUserTools  # isort: skip
+from tau2.gym.gym_agent import AgentGymEnv
+
+VPN = TelecomUserTools.default_vpn_details.model_copy(deep=True)
+MakeUser = Callable[[Any], Any]
+SCRIPTED = UserConfig(kind="scripted")
 
 
 class OfficialEnv(AgentGymEnv):
-    """tau2's gym as it is, but the user is the scripted one and the task file is parsed once, not at every step."""
+    """tau2's gym as it is, but the user is one of ours and the task file is parsed once, not at every step."""
+
+    def __init__(self, ref: TaskRef, make: MakeUser) -> None:
+        super().__init__(domain=ref.domain, task_id=ref.task_id)
+        self.make = make
 
     def _get_task(self) -> Any:
         if not hasattr(self, "_parsed_task"):
@@ -36,12 +46,14 @@ class OfficialEnv(AgentGymEnv):
             def trajectory(self) -> list[Any]:
                 return env._orchestrator.trajectory if env._orchestrator else []
 
-        return ScriptedUser(View(), patience=3)  # pyright: ignore[reportArgumentType]
+        return self.make(View())
 
 
-def play_official(ref: TaskRef, script: Sequence[Actions]) -> SimpleNamespace:
-    """(messages of both sides, reward info, hashes) of tau2's own run of the script."""
-    env = OfficialEnv(domain=ref.domain, task_id=ref.task_id)
+def play_official(ref: TaskRef, script: Sequence[Actions], make: MakeUser | None = None) -> SimpleNamespace:
+    """(messages of both sides, reward info, hashes) of tau2's own run of the script. Raises what tau2's grader raises."""
+    # What an earlier episode did to tau2's class is the one thing in which we want to differ.
+    TelecomUserTools.default_vpn_details = VPN.model_copy(deep=True)
+    env = OfficialEnv(ref, make or (lambda view: ScriptedUser(view, patience=3)))
     env.reset()
     calls, terminated, info = 0, False, {}
     for actions in script:
@@ -63,12 +75,13 @@ def play_official(ref: TaskRef, script: Sequence[Actions]) -> SimpleNamespace:
         messages=[comparable(m.model_dump(mode="json", exclude_none=True)) for m in env._orchestrator.trajectory],
         reward_info=json.loads(info["reward_info"]),
         hashes=(environment.get_db_hash(), environment.get_user_db_hash()),
+        cut=False,
     )
 
 
-async def play_ours(ref: TaskRef, script: Sequence[Actions]) -> SimpleNamespace:
-    """The same through `Tau2Env`."""
-    env = Tau2Env(ref, make_user=make_user(UserConfig(kind="scripted"), seed=0))
+async def play_ours(ref: TaskRef, script: Sequence[Actions], make: MakeUser | None = None) -> SimpleNamespace:
+    """The same through `Tau2Env`. Raises EpisodeFailure."""
+    env = Tau2Env(ref, make_user=make or make_user(SCRIPTED, seed=0))
     await env.open()
     reply = None
     for actions in script:
@@ -84,7 +97,23 @@ async def play_ours(ref: TaskRef, script: Sequence[Actions]) -> SimpleNamespace:
         grade=grade,
         hashes=env.db_hashes,
         done=bool(reply and reply.done),
+        cut=env._ended.termination not in ("agent_stop", "user_stop"),
     )
+
+
+def outcome(play: Callable[[], SimpleNamespace]) -> tuple[Any, ...]:
+    """What a conversation came to: its messages, verdicts and database hashes, or that it could not be graded.
+
+    A conversation that tau2 ended for its errors is not graded by tau2, and has its checks in our environment.
+    """
+    try:
+        played = play()
+    except (EpisodeFailure, ValueError):
+        return ("not graded",)
+    ended = played.reward_info.get("info") or {}
+    if "terminated prematurely" in str(ended.get("note", "")) or played.cut:
+        return (played.messages, "cut off", played.hashes)
+    return (played.messages, played.reward_info, played.hashes)
 
 
 def comparable(message: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Our environment against the untouched package, action for action.
 
 - the same messages of both sides, the same database hashes, the same reward information, for gold, perturbed and cut-off play
+- the same for seeded random conversations: calls of both sides, right and wrong, with arguments from the databases
 - gold scores 1.0 on the graded tasks through the real grader
 - environments made from a snapshot are equal to those that tau2 loads from its files
 - the telecom user's VPN does not leak from one episode into the next
@@ -19,7 +20,8 @@ from tau2rl.bench.gold import gold_script
 from tau2rl.bench.tasks import select
 from tau2rl.config import TasksConfig
 from tau2rl.types import TaskRef
-from tests.oracle.official import perturbed, play_official, play_ours
+from tests.oracle.official import outcome, perturbed, play_official, play_ours
+from tests.oracle.random_play import RandomUser, random_script
 
 from tau2.registry import registry  # isort: skip
 
@@ -66,6 +68,37 @@ def test_a_task_plays_and_scores_as_in_the_untouched_package(ref: TaskRef) -> No
 @pytest.mark.parametrize("ref", select(TasksConfig(split="test")), ids=lambda r: r.key)
 def test_every_test_task_plays_and_scores_as_in_the_untouched_package(ref: TaskRef) -> None:
     check(ref)
+
+
+def random_tasks(seeds: range) -> list[tuple[TaskRef, int]]:
+    """One task of each domain a seed, from all over its tasks."""
+    listed = {name: list(domain(name).tasks("base")) for name in ("mock", "airline", "retail", "telecom")}
+    return [
+        (TaskRef(domain=name, task_id=ids[(37 * seed + 5) % len(ids)], split="base"), seed)
+        for seed in seeds
+        for name, ids in listed.items()
+    ]
+
+
+def check_random(ref: TaskRef, seed: int) -> None:
+    script = random_script(ref, seed)
+    official = outcome(lambda: play_official(ref, script, lambda _: RandomUser(ref, seed)))
+    ours = outcome(lambda: asyncio.run(play_ours(ref, script, lambda _: RandomUser(ref, seed))))
+    assert len(ours) == len(official), (ref.key, seed, ours[0], official[0])
+    for mine, theirs in zip(ours, official, strict=True):
+        assert mine == theirs, (ref.key, seed)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("ref", "seed"), random_tasks(range(1)), ids=str)
+def test_random_actions_end_as_in_the_untouched_package(ref: TaskRef, seed: int) -> None:
+    check_random(ref, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ref", "seed"), random_tasks(range(1, 16)), ids=str)
+def test_many_random_actions_end_as_in_the_untouched_package(ref: TaskRef, seed: int) -> None:
+    check_random(ref, seed)
 
 
 @pytest.mark.oracle

@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tau2rl.backends.slime.marks import Marks
-from tau2rl.config import AlgoConfig
-from tau2rl.rewards.advantages import TURN_ESTIMATORS, AdvantageSpec, group_advantages, turn_advantages
+from tau2rl.rewards.advantages import TURN_ESTIMATORS, AdvantageSpec
+from tau2rl.rewards.judging import judge_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +33,6 @@ class Scored:
     rewards: list[float]  # for its trainer: the advantage; for an estimator of turns that of the outcome, which only curves show
     tokens: list[list[float]] | None  # [samples][length]: the advantage of each token, for an estimator of turns
     teaches: list[bool]  # whether any of its tokens moves the policy
-
-
-def spec_of(algo: AlgoConfig) -> AdvantageSpec:
-    """The settings as `rewards.advantages` takes them."""
-    return AdvantageSpec(estimator=algo.estimator, gamma=algo.gamma, outcome_weight=algo.outcome_weight)
 
 
 def score_batch(members: Sequence[Member], spec: AdvantageSpec) -> Scored:
@@ -80,19 +75,6 @@ def _advantages(members: Sequence[Member], group: Sequence[int], spec: Advantage
     return {
         i: value if members[i].marks.evidence else None for samples, value in zip(attempts, found, strict=True) for i in samples
     }
-
-
-def judge_group(
-    scores_G: Sequence[float | None], turn_rewards_G: Sequence[Sequence[float]], spec: AdvantageSpec
-) -> list[tuple[float, ...] | None]:
-    """The advantage of each attempt (one value), or of each of its turns; None where it is no evidence.
-
-    >>> judge_group([1.0, None, 0.0], [(), (), ()], AdvantageSpec(estimator="dr_grpo"))
-    [(0.5,), None, (-0.5,)]
-    """
-    if spec.estimator in TURN_ESTIMATORS:
-        return [None if row is None else tuple(row) for row in turn_advantages(turn_rewards_G, scores_G, spec)]
-    return [None if value is None else (value,) for value in group_advantages(scores_G, spec)]
 
 
 def _spread(member: Member, values: Sequence[float]) -> list[float]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from tau2rl.backends.slime.group_scores import score_batch, spec_of
+from tau2rl.backends.slime.group_scores import score_batch
 from tau2rl.backends.slime.handover import received, user_config
 from tau2rl.backends.slime.samples import fill, flat, give_up, marks_of, members, task_of
 from tau2rl.backends.slime.stopping import unless
 from tau2rl.config import GrpoConfig, SamplingConfig, UserConfig
 from tau2rl.errors import UserError
+from tau2rl.rewards.judging import advantage_spec
 
 if TYPE_CHECKING:
     from slime.utils.types import Sample
@@ -61,7 +62,7 @@ def keep_group(args: Any, group: list[Any], **_: Any) -> Any:
 
     rollout = _rollout(args)
     samples = flat(group)
-    scored = score_batch(members(samples), spec_of(rollout.config.algo))
+    scored = score_batch(members(samples), advantage_spec(rollout.config.algo))
     most = rollout.config.algo.max_refills * args.rollout_batch_size
     if any(scored.teaches) or rollout.dropped >= most:
         return DynamicFilterOutput(keep=True)
@@ -76,7 +77,7 @@ def post_process_rewards(args: Any, samples: list[Sample]) -> tuple[list[float],
     A sample without an advantage is taken out of the loss and of what it is divided by. An estimator of turns gives every
     sample, also those, one advantage a token to carry.
     """
-    scored = score_batch(members(samples), spec_of(received(args).grpo.algo))
+    scored = score_batch(members(samples), advantage_spec(received(args).grpo.algo))
     for number, sample in enumerate(samples):
         sample.remove_sample = sample.remove_sample or not scored.teaches[number]
         if scored.tokens is not None:

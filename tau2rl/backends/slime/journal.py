@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tau2rl.backends.slime.group_scores import Member, score_batch, spec_of
+from tau2rl.backends.slime.group_scores import Member, score_batch
 from tau2rl.backends.slime.marks import Marks
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.metrics.sinks import JsonlSink
+from tau2rl.rewards.judging import advantage_spec
 from tau2rl.store import records
 from tau2rl.store.looks import write_look
 from tau2rl.store.secrets import Redactor, key_variables
@@ -99,7 +100,7 @@ def round_numbers(played: Sequence[Marks], batch: Sequence[Member], config: Grpo
     evidence = [m for m in ended if m.status != Status.FAILED.value]
     statuses = Counter(m.status for m in played)
     groups: dict[object, list[bool]] = {}
-    for member, teaches in zip(batch, score_batch(batch, spec_of(config.algo)).teaches, strict=True):
+    for member, teaches in zip(batch, score_batch(batch, advantage_spec(config.algo)).teaches, strict=True):
         groups.setdefault(member.group, []).append(teaches)
     return {
         **_outcomes(evidence),

@@ -1,0 +1,211 @@
+"""What a turn costs late in a long conversation: `python scripts/benchmarks/length.py [--domain retail] [--turns 200]`.
+
+CPU microseconds of a turn (its 20 neighbours' mean, over a few episodes) at 50, 100 and 200 turns, and their ratio, for
+
+- `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the customers of `bench/users.py`, the first
+  on a model that answers at once
+- `loop`: `rollouts/episode.py` around it, with a policy that answers at once
+- `server`: the same with an SGLang stub in another process, to which the whole prompt is sent every turn
+
+and, for the loop, what a turn adds to the memory in use (`tracemalloc`). The agent alternates a look-up with a sentence, so
+that turns are alike; a prompt grows by as many tokens (bytes, here) a turn as the last line says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tau2rl.bench.domain import domain
+from tau2rl.bench.env import EnvLimits, Tau2Env
+from tau2rl.bench.session import Session
+from tau2rl.bench.users import make_user
+from tau2rl.chat import make_codec
+from tau2rl.config import ChatConfig, PolicyConfig, UserConfig
+from tau2rl.policies.sglang import SGLangPolicy
+from tau2rl.rollouts.episode import Limits, run_episode
+from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Policy, Say, TaskRef
+
+from tau2.data_model.message import AssistantMessage, UserMessage  # isort: skip
+from tau2.user import user_simulator
+from tau2.user.user_simulator import DummyUser
+
+ROOT = Path(__file__).parents[2]
+AT, WINDOW, EPISODES = (50, 100, 200), 20, 4
+LOOKUPS: dict[str, Actions] = {
+    "airline": (CallTool(name="get_user_details", arguments={"user_id": "mia_li_3668"}),),
+    "retail": (CallTool(name="get_user_details", arguments={"user_id": "yusuf_rossi_9620"}),),
+    "telecom": (CallTool(name="get_customer_by_phone", arguments={"phone_number": "555-123-2002"}),),
+    "mock": (CallTool(name="get_users", arguments={}),),
+}
+SENTENCE: Actions = (Say(text="One moment, please."),)
+SERVER = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.stubs.sglang import SGLangStub
+turns = json.loads(sys.argv[1])
+counts = {{}}
+def answer(ids, params):
+    counts["calls"] = counts.get("calls", 0) + 1
+    return turns[counts["calls"] % 2]
+with SGLangStub(answer=answer, context=10**9) as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+class Patient(DummyUser):
+    """A customer with one sentence."""
+
+    usage = None
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
+        """That sentence."""
+        return UserMessage(role="user", content="Please go on.", cost=0.0), state
+
+
+class Clocked:
+    """A policy that notes the process's CPU time, and `tracemalloc`'s bytes when that runs, whenever it is asked."""
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner, self.marks, self.bytes, self.prompts = inner, list[float](), list[int](), list[int]()
+
+    async def complete(self, prompt_ids: Sequence[int], **options: Any) -> Completion:
+        """Of the policy inside."""
+        self.marks.append(time.process_time())
+        self.bytes.append(tracemalloc.get_traced_memory()[0])
+        self.prompts.append(len(prompt_ids))
+        return await self.inner.complete(prompt_ids, **options)
+
+
+class Instant:
+    """A policy that samples given turns in a circle."""
+
+    def __init__(self, turns: Sequence[Sequence[int]]) -> None:
+        self.completions = [
+            Completion(token_ids=tuple(ids), logprobs=(-0.5,) * len(ids), finish_reason=FinishReason.STOP) for ids in turns
+        ]
+        self.asked = 0
+
+    async def complete(self, prompt_ids: Sequence[int], **_: Any) -> Completion:
+        """The next turn."""
+        self.asked += 1
+        return self.completions[self.asked % 2]
+
+
+def patient(_: Session) -> DummyUser:
+    """The customer of most lines."""
+    return Patient()
+
+
+def llm_user(session: Session) -> Any:
+    """The LLM customer, whose model answers at once: tau2's function that calls litellm is the edge that is replaced."""
+    user_simulator.generate = lambda **_: AssistantMessage(role="assistant", content="Please go on.", cost=0.0)
+    return make_user(UserConfig(kind="llm", model="openai/none", api_base="http://127.0.0.1:9"), seed=0)(session)
+
+
+def scripted_user(session: Session) -> Any:
+    """The scripted customer, who would leave for boredom."""
+    return make_user(UserConfig(kind="scripted", patience=10**6), seed=0)(session)
+
+
+def environment(ref: TaskRef, user: Callable[[Session], Any]) -> Tau2Env:
+    """One that does not end by itself."""
+    return Tau2Env(ref, make_user=user, limits=EnvLimits(max_steps=10**6))
+
+
+async def steps(ref: TaskRef, turns: int, user: Callable[[Session], Any]) -> list[float]:
+    """CPU time at each step of the environment alone."""
+    env, marks = environment(ref, user), [0.0] * (turns + 1)
+    await env.open()
+    for number in range(turns):
+        marks[number] = time.process_time()
+        await env.step(SENTENCE if number % 2 else LOOKUPS[ref.domain])
+    marks[turns] = time.process_time()
+    await env.close(grade=False)
+    return marks
+
+
+async def loop(ref: TaskRef, turns: int, codec: Any, policy: Policy) -> Clocked:
+    """One episode of the loop."""
+    clocked = Clocked(policy)
+    attempt = Attempt(task=ref, index=0, seed=0)
+    limits = Limits(max_turns=turns, context_tokens=10**9)
+    await run_episode(attempt, env=environment(ref, patient), policy=clocked, codec=codec, limits=limits)
+    return clocked
+
+
+def late(series: Sequence[Sequence[float]], at: int) -> float:
+    """Mean difference of neighbours in the last `WINDOW` before `at`, over all series."""
+    return sum(marks[at - 1] - marks[at - 1 - WINDOW] for marks in series) / WINDOW / len(series)
+
+
+def line(name: str, values: Sequence[float], unit: str) -> str:
+    """One row of the table."""
+    return f"| {name} | " + " | ".join(f"{v:.0f}" for v in values) + f" | {unit} | {values[-1] / values[0]:.2f} |"
+
+
+async def measure(name: str, turns: int) -> list[str]:
+    """The rows of the table."""
+    at = [a for a in AT if a <= turns] or [turns]
+    loaded = domain(name)
+    ref = TaskRef(domain=name, task_id=next(iter(loaded.tasks("base"))), split="base")
+    codec = make_codec(ChatConfig(protocol="native", tokenizer="bytes"))
+    samples = [codec.write(SENTENCE), codec.write(LOOKUPS[name])]
+    rows: list[str] = []
+    users = {"environment": patient, "with LlmUser": llm_user, "with ScriptedUser": scripted_user}
+    for label, user in users.items():
+        await steps(ref, 5, user)
+        marks = [await steps(ref, turns, user) for _ in range(EPISODES)]
+        rows.append(line(label, [1e6 * late(marks, a) for a in at], "µs a turn"))
+    await loop(ref, 5, codec, Instant(samples))
+    played = [await loop(ref, turns, codec, Instant(samples)) for _ in range(EPISODES)]
+    rows.append(line("loop", [1e6 * late([p.marks for p in played], a) for a in at], "µs a turn"))
+    served = await against_server(ref, turns, codec, samples)
+    rows.append(line("server", [1e6 * late([p.marks for p in served], a) for a in at], "µs a turn"))
+    tracemalloc.start()
+    traced = await loop(ref, turns, codec, Instant(samples))
+    tracemalloc.stop()
+    rows.append(line("loop", [late([traced.bytes], a) for a in at], "bytes a turn"))
+    rows.append(line("prompt", [late([traced.prompts], a) for a in at], "tokens a turn"))
+    return rows
+
+
+async def against_server(ref: TaskRef, turns: int, codec: Any, samples: Sequence[Sequence[int]]) -> list[Clocked]:
+    """Episodes of the loop with the stub server."""
+    command = [sys.executable, "-c", SERVER, json.dumps([list(ids) for ids in samples])]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        config = PolicyConfig(url=process.stdout.readline().strip())
+        async with SGLangPolicy(config, stop=codec.stop, stop_token_ids=codec.stop_token_ids) as policy:
+            await loop(ref, 5, codec, policy)
+            return [await loop(ref, turns, codec, policy) for _ in range(EPISODES)]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domain", choices=LOOKUPS, default="retail")
+    parser.add_argument("--turns", type=int, default=max(AT))
+    arguments = parser.parse_args()
+    rows = asyncio.run(measure(arguments.domain, arguments.turns))
+    at = [a for a in AT if a <= arguments.turns] or [arguments.turns]
+    print(f"| {arguments.domain} | " + " | ".join(f"turn {a}" for a in at) + " | unit | last to first |")
+    print("|" + " --- |" * (len(at) + 3))
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
