@@ -36,14 +36,15 @@ class RandomUser(DummyUser):
         self._rng = random.Random(f"user/{ref.key}/{seed}")
         self._draw = _Draw(ref.domain, self._rng)
         self._tools = [tool.openai_schema for tool in domain(ref.domain).user_tools or ()]
-        self._calls = 0
+        self._calls = self._said = 0
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
         """One or two calls, or a sentence."""
         if self._tools and self._rng.random() < 0.4:
             calls = [self._call() for _ in range(self._rng.choice((1, 1, 2)))]
             return UserMessage(role="user", content=None, tool_calls=calls, cost=0.0), state
-        text = "That is all. ###STOP###" if self._rng.random() < 0.02 else "Please go on."
+        self._said += 1
+        text = "That is all. ###STOP###" if self._said > 1 and self._rng.random() < 0.03 else "Please go on."
         return UserMessage(role="user", content=text, cost=0.0), state
 
     def _call(self) -> ToolCall:
