@@ -18,11 +18,11 @@ train=(.venv/bin/tau2rl run -c configs/laptop/pipeline.yaml --name "$name")
 
 case "${1:-both}" in
 both)
-    say "1 of 2: 100 real tasks, played by their reference actions; about a minute on two cores, behind the installation"
+    say "1 of 2: 100 real tasks, played by their reference actions; about a minute on two cores (measured), behind the installation"
     make_venv laptop
     "${gold[@]}"
     say ""
-    say "2 of 2: a model learns from nothing; 5 to 10 minutes on two cores, behind the installation of torch"
+    say "2 of 2: a model learns from nothing; 6 to 13 minutes on two cores (measured), behind the installation of torch"
     say "        (Ctrl-C keeps what is done, and says how to go on with it)"
     make_venv laptop,local
     exec "${train[@]}"

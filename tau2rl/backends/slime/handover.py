@@ -27,7 +27,7 @@ CURRICULUM = "tau2rl.backends.slime.curriculum"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlimeRun:
-    """Where a run keeps what: `SlimeRun(folder=Path("/work/outputs/grpo/first"), shape=read_shape(checkpoint))`."""
+    """Where a run keeps what: `SlimeRun(folder=Path("/data/outputs/grpo/first"), shape=read_shape(checkpoint))`."""
 
     folder: Path  # absolute: slime's actors have working directories of their own
     shape: ModelShape | None  # None: the checkpoint is not at hand, and the options that build the model are left out
