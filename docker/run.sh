@@ -7,7 +7,8 @@
 #
 # This clone is /work in it, MODELS (default ./models) is /models. SECRETS (default .env, 0600, see .env.example) is mounted as a
 # file, so that no key is in the container's settings, which `docker inspect` shows, or in a layer of the image.
-# What runs is the tau2rl of the image: build it again after a change, or: docker/run.sh env PYTHONPATH=/work tau2rl ...
+# What runs is the tau2rl of this clone, for the command and for its jobs alike: they start in /work, where Python finds it first.
+# Build the image again where docker/ or the dependencies have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,7 +29,7 @@ if ! docker container inspect "$name" >/dev/null 2>&1; then
         --network host                                 # `ray start` of further machines must reach this one
         --user "$(id -u):$(id -g)"
         --volume "$PWD:/work" --volume "$models:/models" --workdir /work
-        --env "HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-0}"
+        --env "HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-0}" --env PYTHONPATH=/work:/root/slime:/root/Megatron-LM
     )
     if [[ -e $secrets ]]; then
         mode=$(stat -c %a "$secrets")

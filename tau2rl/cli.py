@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 import tau2rl
 from tau2rl import console
-from tau2rl.commands import config, convert, eval, grpo, machine, pipeline, results, rft, seed, select, sft, tasks
+from tau2rl.commands import bench, config, convert, eval, grpo, machine, pipeline, results, rft, seed, select, sft, tasks
 from tau2rl.commands.options import examples
 from tau2rl.errors import RunIncomplete, UserError
 
@@ -151,6 +151,11 @@ app.command("compare", rich_help_panel=EVALUATE, epilog=examples("tau2rl compare
 )
 app.add_typer(tasks.app, name="tasks", rich_help_panel=LOOK)
 app.add_typer(config.app, name="config", rich_help_panel=SETUP)
+app.command(
+    "bench",
+    rich_help_panel=SETUP,
+    epilog=examples("tau2rl bench --list", "tau2rl bench env_cost rollouts_400", "tau2rl bench scale --json"),
+)(bench.bench)
 app.command(
     "doctor", rich_help_panel=SETUP, epilog=examples("tau2rl doctor", "tau2rl doctor --for eval -c configs/eval/sglang.yaml")
 )(machine.doctor)

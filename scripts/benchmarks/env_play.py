@@ -57,19 +57,23 @@ class Official:
         self.spec, self.env, self.info = spec, Gym(domain=spec["domain"], task_id=spec["task_id"]), {}
 
     async def construct(self) -> None:
+        """Reset: up to the agent's first turn."""
         self.env.reset()
 
     async def step(self, number: int) -> None:
+        """One turn of the agent."""
         turn = self.spec["turns"][number]
         text = turn if isinstance(turn, str) else json.dumps({"id": f"call_{number}", "name": turn[0], "arguments": turn[1]})
         _, _, terminated, _, _ = self.env.step(text)
         assert not terminated, f"ended at turn {number}"
 
     async def grade(self) -> None:
+        """End it, and have it graded."""
         _, _, terminated, _, self.info = self.env.step(DONE)
         assert terminated
 
     def outcome(self) -> Any:
+        """Messages of both sides, verdicts, hashes of the databases."""
         orchestrator = self.env._orchestrator
         messages = [message.model_dump(mode="json", exclude_none=True) for message in orchestrator.trajectory]
         environment = orchestrator.environment
@@ -87,9 +91,11 @@ class Ours:
         self.spec, self.env = spec, Tau2Env(ref, make_user=lambda session: customer(spec))
 
     async def construct(self) -> None:
+        """Reset: up to the agent's first turn."""
         await self.env.open()
 
     async def step(self, number: int) -> None:
+        """One turn of the agent."""
         from tau2rl.types import CallTool, Say
 
         turn = self.spec["turns"][number]
@@ -98,9 +104,11 @@ class Ours:
         assert not reply.done, f"ended at turn {number}"
 
     async def grade(self) -> None:
+        """End it, and have it graded."""
         assert await self.env.close(grade=True) is not None
 
     def outcome(self) -> Any:
+        """Messages of both sides, verdicts, hashes of the databases."""
         return self.env.trajectory, self.env._ended.reward_info, self.env.db_hashes
 
 

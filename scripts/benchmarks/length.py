@@ -1,6 +1,6 @@
 """What a turn costs late in a long conversation: `python scripts/benchmarks/length.py [--domain retail] [--turns 200]`.
 
-CPU microseconds of a turn (its 20 neighbours' mean, over a few episodes) at 50, 100 and 200 turns, and their ratio, for
+CPU microseconds of a turn (a mean over 20 turns, the median of nine episodes) at 50, 100 and 200 turns, and their ratio, for
 
 - `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the customers of `bench/users.py`, the first
   on a model that answers at once
@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from tau2.user import user_simulator
 from tau2.user.user_simulator import DummyUser
 
 ROOT = Path(__file__).parents[2]
-AT, WINDOW, EPISODES = (50, 100, 200), 20, 4
+AT, WINDOW, EPISODES = (50, 100, 200), 20, 9
 LOOKUPS: dict[str, Actions] = {
     "airline": (CallTool(name="get_user_details", arguments={"user_id": "mia_li_3668"}),),
     "retail": (CallTool(name="get_user_details", arguments={"user_id": "yusuf_rossi_9620"}),),
@@ -144,8 +146,8 @@ async def loop(ref: TaskRef, turns: int, codec: Any, policy: Policy) -> Clocked:
 
 
 def late(series: Sequence[Sequence[float]], at: int) -> float:
-    """Mean difference of neighbours in the last `WINDOW` before `at`, over all series."""
-    return sum(marks[at - 1] - marks[at - 1 - WINDOW] for marks in series) / WINDOW / len(series)
+    """Mean difference of neighbours in the last `WINDOW` before `at`; the median of all series."""
+    return statistics.median(marks[at - 1] - marks[at - 1 - WINDOW] for marks in series) / WINDOW
 
 
 def line(name: str, values: Sequence[float], unit: str) -> str:
@@ -169,7 +171,10 @@ async def measure(name: str, turns: int) -> list[str]:
     await loop(ref, 5, codec, Instant(samples))
     played = [await loop(ref, turns, codec, Instant(samples)) for _ in range(EPISODES)]
     rows.append(line("loop", [1e6 * late([p.marks for p in played], a) for a in at], "µs a turn"))
-    served = await against_server(ref, turns, codec, samples)
+    with server(samples) as url:
+        async with SGLangPolicy(PolicyConfig(url=url), stop=codec.stop, stop_token_ids=codec.stop_token_ids) as policy:
+            await loop(ref, 5, codec, policy)
+            served = [await loop(ref, turns, codec, policy) for _ in range(EPISODES)]
     rows.append(line("server", [1e6 * late([p.marks for p in served], a) for a in at], "µs a turn"))
     tracemalloc.start()
     traced = await loop(ref, turns, codec, Instant(samples))
@@ -179,16 +184,14 @@ async def measure(name: str, turns: int) -> list[str]:
     return rows
 
 
-async def against_server(ref: TaskRef, turns: int, codec: Any, samples: Sequence[Sequence[int]]) -> list[Clocked]:
-    """Episodes of the loop with the stub server."""
+@contextmanager
+def server(samples: Sequence[Sequence[int]]) -> Iterator[str]:
+    """The URL of a stub server that samples these turns."""
     command = [sys.executable, "-c", SERVER, json.dumps([list(ids) for ids in samples])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        config = PolicyConfig(url=process.stdout.readline().strip())
-        async with SGLangPolicy(config, stop=codec.stop, stop_token_ids=codec.stop_token_ids) as policy:
-            await loop(ref, 5, codec, policy)
-            return [await loop(ref, turns, codec, policy) for _ in range(EPISODES)]
+        yield process.stdout.readline().strip()
     finally:
         process.kill()
         process.wait()

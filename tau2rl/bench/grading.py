@@ -27,10 +27,7 @@ DRAWS_LOTS = frozenset({"refuel_data"})  # its bill has a random id
 
 def grade(domain: Domain, task: Task, simulation: SimulationRun, live: Environment, hashes: Hashes) -> dict[str, Any]:
     """tau2's RewardInfo of a conversation as JSON values; `live` is its environment, `hashes` those of its databases now."""
-    stands_in = (
-        _Played(live, hashes) if _is_repeatable(simulation.messages, live) else domain.environment(),
-        _Gold(domain, task),
-    )
+    stands_in = (_Played(live, hashes) if is_repeatable(simulation.messages, live) else domain.environment(), _Gold(domain, task))
     with domain.handing_out(*(stands_in if _known_evaluator() else ())):
         info = evaluate_simulation(
             simulation=simulation, task=task, evaluation_type=EvaluationType.ALL, solo_mode=False, domain=domain.registered
@@ -60,7 +57,7 @@ class _Gold:
 
     def __init__(self, domain: Domain, task: Task) -> None:
         self._domain = domain
-        self._name = _content(domain, task)
+        self._name = reference(domain, task)
         self._hashes = domain.gold_end(self._name)
         self._environment = None if self._hashes else domain.environment()
 
@@ -86,7 +83,7 @@ class _Gold:
         return self._hashes
 
 
-def _content(domain: Domain, task: Task) -> str:
+def reference(domain: Domain, task: Task) -> str:
     """What decides the end of a reference path: the databases, the task's initial state, the actions."""
     actions = task.evaluation_criteria.actions if task.evaluation_criteria else None
     parts = [domain.content, *(part.model_dump_json() for part in (task.initial_state, *(actions or ())) if part)]
@@ -98,7 +95,7 @@ def _known_evaluator() -> bool:
     return installed().distribution == NVIDIA
 
 
-def _is_repeatable(messages: Sequence[Any], live: Environment) -> bool:
+def is_repeatable(messages: Sequence[Any], live: Environment) -> bool:
     """Whether the tool calls, carried out again, are certain to give the same answers and the same databases."""
     for message in messages:
         if isinstance(message, ToolMessage):

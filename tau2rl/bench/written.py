@@ -55,8 +55,9 @@ class Written:
     True
     """
 
-    def __init__(self, tables: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, tables: Mapping[str, Mapping[str, str]], *, stride: int = STRIDE) -> None:
         """`tables`: name -> id -> JSON of the entity, all in ASCII as Python's encoder writes it."""
+        self._stride = stride
         self._places: dict[str, _Place] = {}
         parts: list[str] = []
         length = 0
@@ -67,8 +68,9 @@ class Written:
             length += len(part)
             return length
 
+        write("{")
         for number, name in enumerate(sorted(tables)):
-            at = write(f"{', ' if number else '{'}{json.dumps(name)}: {{")
+            at = write(f"{', ' if number else ''}{json.dumps(name)}: {{")
             ids, entries, values = sorted(tables[name]), [at], list[int]()
             for place, id in enumerate(ids):
                 if place:
@@ -81,15 +83,14 @@ class Written:
             self._places[name] = _Place(tables[name], ids, entries, values)
         write("}")
         self._text = memoryview("".join(parts).encode())
-        self._states = _states(self._text)
+        self._states = _states(self._text, stride)
 
     def hash(self, changes: Mapping[str, Mapping[str, str | None]]) -> str:
         """SHA-256 of the text with these changes: table -> id -> JSON, None for a deleted entity."""
-        edits = [
-            edit for name in sorted(changes) if changes[name] for edit in self._places[name].edits(changes[name])
-        ]  # left to right
-        done = edits[0][0] // STRIDE if edits else len(self._states) - 1
-        state, at = self._states[done].copy(), done * STRIDE
+        changed = [name for name in sorted(changes) if changes[name]]
+        edits = [edit for name in changed for edit in self._places[name].edits(changes[name])]  # from left to right
+        done = edits[0][0] // self._stride if edits else len(self._states) - 1
+        state, at = self._states[done].copy(), done * self._stride
         for start, end, text in edits:
             state.update(self._text[at:start])
             state.update(text)
@@ -102,11 +103,11 @@ def _entry(id: str, text: str) -> str:
     return f"{json.dumps(id)}: {text}"
 
 
-def _states(text: memoryview) -> list[Any]:
-    """The hash's state after 0, STRIDE, 2 * STRIDE... bytes."""
+def _states(text: memoryview, stride: int) -> list[Any]:
+    """The hash's state after 0, stride, 2 * stride... bytes."""
     state = hashlib.sha256()
     states = [state.copy()]
-    for start in range(0, len(text) - STRIDE + 1, STRIDE):
-        state.update(text[start : start + STRIDE])
+    for start in range(0, len(text) - stride + 1, stride):
+        state.update(text[start : start + stride])
         states.append(state.copy())
     return states

@@ -15,7 +15,7 @@ from tau2rl.commands.options import Json
 from tau2rl.commands.run import resume_command
 from tau2rl.errors import UserError
 from tau2rl.metrics.compare import Comparison, compare as compare_values
-from tau2rl.metrics.table import report_rows
+from tau2rl.metrics.table import cost_words, report_rows
 from tau2rl.store.files import read_json
 from tau2rl.store.provenance import SUBJECT, differences
 from tau2rl.store.run import read_config
@@ -99,6 +99,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         f"{name.replace('_', ' ')} {'unknown' if value is None else f'{value:.3f}'}" for name, value in report["floor"].items()
     )
     console.emit(f"floor: {floor}")
+    if cost := report.get("cost"):
+        console.emit(f"cost: {cost_words(cost)}")
     if selected_by := report.get("selected_by"):
         console.emit(_of_the_test(selected_by))
     for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tau2rl.metrics.cost import Costs, Start
 from tau2rl.metrics.intervals import Estimate, mean_over_groups, mean_over_tasks, rerun_se
 from tau2rl.metrics.passk import measures
 from tau2rl.metrics.tally import Tally, TaskCount, by_domain
@@ -31,15 +32,18 @@ def build_report(
     floors: Mapping[str, Mapping[str, float | None]],
     digest: str,
     tasks_with_writes: Collection[str] | None = None,
+    starts: Sequence[Start] = (),
 ) -> dict[str, Any]:
     """The report of a run, JSON-ready; reads `records` once and keeps none.
 
     `floors[domain]["do_nothing"]` is the success rate of that policy over the tasks of the run in the domain (likewise
     `always_transfer`; None = not known). `tasks_with_writes` are the task keys whose reference actions write.
+    `starts` are what the starts of the run measured of themselves.
     """
-    tally = Tally(planned)
+    tally, costs = Tally(planned), Costs()
     for record in records:
         tally.add(record)
+        costs.add(record)
     not_done = tally.not_done()
     reason = _reason(tally.sampled, tally.greedy) if planned else "nothing was planned"
     sampled = _results(tally.sampled)
@@ -66,6 +70,7 @@ def build_report(
             key: {"attempts": count.planned, "valid": count.valid, "solved": count.solved}
             for key, count in sorted(tally.sampled.items())
         },
+        "cost": costs.account(starts),
         "digest": digest,
     }
 

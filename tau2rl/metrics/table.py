@@ -26,6 +26,24 @@ def report_rows(report: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def cost_words(cost: Mapping[str, Any]) -> str:
+    """The `cost` of a report in a line.
+
+    >>> tokens = {"policy_in": 1_200_000, "policy_out": 45_000, "policy_cached": 900_000, "user_in": 0, "user_out": 0}
+    >>> bound = "87% of episode time waits for the policy"
+    >>> cost_words({"process": {"wall_seconds": 40.0}, "episode_seconds": {"total": 900.0}, "tokens": tokens, "bound": bound})
+    '40.0 s for 900.0 s of episodes; agent 1,200,000 tokens in (75% cached), 45,000 out; 87% of episode time waits for the policy'
+    """
+    wall, tokens = cost["process"]["wall_seconds"], cost["tokens"]
+    words = [f"{'unknown' if wall is None else f'{wall:.1f} s'} for {cost['episode_seconds']['total']:.1f} s of episodes"]
+    if tokens["policy_in"]:
+        cached = tokens["policy_cached"] / tokens["policy_in"]
+        words.append(f"agent {tokens['policy_in']:,} tokens in ({cached:.0%} cached), {tokens['policy_out']:,} out")
+    if tokens["user_in"]:
+        words.append(f"customer {tokens['user_in']:,} tokens in, {tokens['user_out']:,} out")
+    return "; ".join([*words, *([cost["bound"]] if cost["bound"] else [])])
+
+
 def _header(largest: int) -> list[str]:
     more = [f"pass@{largest}", f"pass^{largest}"] if largest > 1 else []
     return ["domain", "tasks", "pass@1 [95%]", *more, "floor"]

@@ -9,6 +9,7 @@ from tau2rl.bench.tasks import describe
 from tau2rl.config import EvalConfig
 from tau2rl.metrics.report import build_report
 from tau2rl.stages import Result
+from tau2rl.stages.clock import starts
 from tau2rl.stages.exams import find_exam, register
 from tau2rl.stages.play import floors, play, prepare, write_environment
 from tau2rl.store.progress import Progress
@@ -29,6 +30,7 @@ def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
         floors=floors(prepared.tasks),
         digest=digest,
         tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
+        starts=starts(folder),
     )
     if selected_by:
         report["selected_by"] = selected_by

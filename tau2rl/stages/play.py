@@ -18,6 +18,7 @@ from tau2rl.chat import fingerprint, make_codec
 from tau2rl.rewards.presets import RewardSpec, spec_from
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rollouts.collect import Outcome, outcomes, plan
+from tau2rl.stages.clock import clocked
 from tau2rl.stages.players import Plays, PolicyFor, Talks, describe_agent, open_players
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
@@ -86,17 +87,18 @@ async def play(
     failed_in_a_row = 0
     async with open_players(config, prepared.codec, policies) as play_once:
         episodes = outcomes(attempts, play=play_once, concurrency=config.rollout.concurrency, retries=config.rollout.retries)
-        async with aclosing(episodes):
-            async for outcome in episodes:
-                for each in outcome.every_try():
-                    folder.append(record_of(each, config, prepared.spec))
-                    if each.episode.failure is not None:
-                        log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
-                counter.add(outcome)
-                failed_in_a_row = failed_in_a_row + 1 if outcome.episode.status is Status.FAILED else 0
-                if failed_in_a_row >= config.rollout.give_up_after:
-                    log.error("%d episodes in a row failed, giving up: %s", failed_in_a_row, outcome.episode.failure)
-                    return
+        with clocked(folder):
+            async with aclosing(episodes):
+                async for outcome in episodes:
+                    for each in outcome.every_try():
+                        folder.append(record_of(each, config, prepared.spec))
+                        if each.episode.failure is not None:
+                            log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
+                    counter.add(outcome)
+                    failed_in_a_row = failed_in_a_row + 1 if outcome.episode.status is Status.FAILED else 0
+                    if failed_in_a_row >= config.rollout.give_up_after:
+                        log.error("%d episodes in a row failed, giving up: %s", failed_in_a_row, outcome.episode.failure)
+                        return
 
 
 def record_of(outcome: Outcome, config: Talks, spec: RewardSpec) -> EpisodeRecord:

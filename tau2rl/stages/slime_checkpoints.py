@@ -16,6 +16,7 @@ from tau2rl.stages.training import FINAL
 from tau2rl.store import files
 
 TRACKER = "latest_checkpointed_iteration.txt"  # Megatron writes it last: the checkpoint that it names is whole
+PLACES = {True: "rollout/tasks_{}.json", False: "rollout/global_dataset_state_dict_{}.pt"}  # ours for tasks, slime's for rows
 INDEX = "model.safetensors.index.json"  # slime writes it last: the Hugging Face directory is whole
 
 
@@ -27,24 +28,25 @@ class Found:
     names: frozenset[str]
     tracker: str | None
     tasks: frozenset[int]  # rounds behind which the choice of tasks was saved
+    rows: frozenset[int] = frozenset()  # and those behind which slime's own place in the rows was
 
 
 def look(save: Path) -> Found:
     """Read the folder; one that is not there is empty."""
     tracker = save / TRACKER
-    states = [re.fullmatch(r"tasks_(\d+)\.json", file.name) for file in (save / "rollout").glob("tasks_*.json")]
     return Found(
         path=save,
         names=frozenset(item.name for item in save.iterdir()) if save.is_dir() else frozenset(),
         tracker=tracker.read_text("utf-8").strip() if tracker.is_file() else None,
-        tasks=frozenset(int(state[1]) for state in states if state),
+        tasks=_rounds(save, PLACES[True]),
+        rows=_rounds(save, PLACES[False]),
     )
 
 
 def steps_done(found: Found, *, draws_tasks: bool) -> int:
     """The steps that a start does not repeat, 0 for a new run. Raises UserError where slime would begin again in silence.
 
-    `draws_tasks`: whether the run has a choice of tasks to go on with.
+    `draws_tasks`: whether it goes on with a choice of tasks, or with slime's own place in the rows.
 
     >>> steps_done(Found(path=Path("x"), names=frozenset(), tracker=None, tasks=frozenset()), draws_tasks=True)
     0
@@ -63,9 +65,10 @@ def steps_done(found: Found, *, draws_tasks: bool) -> int:
         )
     last = int(found.tracker)
     if f"iter_{last:07}" not in found.names:
-        raise UserError(f"`{found.path}` has no `iter_{last:07}`, which `{TRACKER}` names", hint=_earlier(found))
-    if draws_tasks and last not in found.tasks:
-        raise UserError(f"`{found.path}` has no `rollout/tasks_{last}.json`: the save was interrupted", hint=_earlier(found))
+        raise UserError(f"`{found.path}` has no `iter_{last:07}`, which `{TRACKER}` names", hint=_earlier(found, draws_tasks))
+    if last not in (found.tasks if draws_tasks else found.rows):
+        missing = PLACES[draws_tasks].format(last)
+        raise UserError(f"`{found.path}` has no `{missing}`: the save was interrupted", hint=_earlier(found, draws_tasks))
     return last + 1
 
 
@@ -96,13 +99,18 @@ def point_final(checkpoints: Path, export: Path) -> Path:
     return link if link.exists() else export  # a file system without links
 
 
-def _earlier(found: Found) -> str:
-    whole = _whole_iterations(found.names, found.tasks)
+def _rounds(save: Path, place: str) -> frozenset[int]:
+    found = (re.search(r"_(\d+)\.\w+$", file.name) for file in save.glob(place.format("*")))
+    return frozenset(int(number[1]) for number in found if number)
+
+
+def _earlier(found: Found, draws_tasks: bool) -> str:
+    places = found.tasks if draws_tasks else found.rows
+    whole = [last for last in _iterations(found.names) if last in places]
     if not whole:
         return f"to begin again from step 0, remove `{found.path}`"
     return f"to go on from an earlier one: echo {max(whole)} > {found.path / TRACKER}"
 
 
-def _whole_iterations(names: Collection[str], tasks: Collection[int]) -> list[int]:
-    saved = [int(name[5:]) for name in names if re.fullmatch(r"iter_\d{7}", name)]
-    return [iteration for iteration in saved if not tasks or iteration in tasks]
+def _iterations(names: Collection[str]) -> list[int]:
+    return [int(name[5:]) for name in names if re.fullmatch(r"iter_\d{7}", name)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Generator, Mapping
@@ -23,7 +24,8 @@ from tau2rl import settings
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # ray/_private/runtime_env/constants.py
 LISTS = {"PYTHONPATH": ":", "no_proxy": ",", "NO_PROXY": ","}  # added to, in place of replaced
-LOOPBACK = {"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"}  # engines answer there, not at a proxy
+NO_PROXY = ("no_proxy", "NO_PROXY")
+HOST_IP = "SLIME_HOST_IP"  # slime/utils/http_utils.py
 WANDB_HOST = "api.wandb.ai"
 ASK_SECONDS = 60.0
 _ASK_GPUS = "import ray; ray.init(log_to_driver=False); print(ray.cluster_resources().get('GPU', 0))"
@@ -41,13 +43,33 @@ def child_environment(present: Mapping[str, str], ours: Mapping[str, str]) -> di
 
 
 def shared_variables(present: Mapping[str, str], made: Mapping[str, str]) -> dict[str, str]:
-    """What slime's processes need on every machine: what the backend says, no proxy for loopback, where the keys are.
+    """What slime's processes need on every machine: what the backend says, no proxy among themselves, where the keys are.
+
+    slime's routers and engines listen on this machine's own address, not on loopback. With several machines the others'
+    addresses have to be in `no_proxy` already, where there is a proxy at all.
 
     >>> sorted(shared_variables({"TAU2RL_SECRETS_FILE": "/keys", "OPENAI_API_KEY": "sk"}, {"X": "1"}))
     ['NO_PROXY', 'TAU2RL_SECRETS_FILE', 'X', 'no_proxy']
     """
     named = present.get(settings.SECRETS_FILE)
-    return {**LOOPBACK, **made, **({settings.SECRETS_FILE: str(Path(named).absolute())} if named else {})}
+    direct = ",".join(dict.fromkeys(("127.0.0.1", "localhost", own_address(present))))
+    return {**dict.fromkeys(NO_PROXY, direct), **made, **({settings.SECRETS_FILE: str(Path(named).absolute())} if named else {})}
+
+
+def own_address(present: Mapping[str, str]) -> str:
+    """The address at which slime serves on this machine: what it is told, else that of the way out; nothing is sent.
+
+    >>> own_address({"SLIME_HOST_IP": "10.0.0.5"})
+    '10.0.0.5'
+    """
+    if told := present.get(HOST_IP):
+        return told
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("8.8.8.8", 80))
+        except OSError:  # no way out: the address of the machine's name, as slime takes it then
+            return _address_of_name()
+        return str(probe.getsockname()[0])
 
 
 def cluster_gpus(present: Mapping[str, str]) -> int | None:
@@ -80,6 +102,13 @@ def tracker_login(key: str | None, *, base_url: str | None = None) -> Generator[
         yield {"NETRC": str(file)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _address_of_name() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"
 
 
 def _joined(name: str, value: str, present: str | None) -> str:

@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 def results(report: dict[str, Any]) -> dict[str, Any]:
     """The report without its clock and without what the server's cache happened to hold."""
     tokens = {k: v for k, v in report["tokens"].items() if k != "cached"}
-    return {**{k: v for k, v in report.items() if k != "seconds"}, "tokens": tokens}
+    return {**{k: v for k, v in report.items() if k not in ("seconds", "cost")}, "tokens": tokens}
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -97,6 +97,8 @@ def test_killed_and_resumed_gives_the_report_of_an_unbroken_run(tmp_path: Path) 
         resumed = run(command(server, tmp_path / "broken", "--resume"))
     assert resumed.returncode == 0, resumed.stderr
     assert results(json.loads(resumed.stdout)) == results(json.loads(unbroken.stdout))
+    process_cost = json.loads(resumed.stdout)["cost"]["process"]  # the start that was killed could not say what it took
+    assert (process_cost["wall_seconds"], process_cost["reason"][:6]) == (None, "1 of 2")
     after = keys(tmp_path / "broken")
     assert len(after) == 24 and set(after.values()) == {1}
     value = json.loads(resumed.stdout)["overall"]["pass@1"]["value"]

@@ -146,6 +146,9 @@ def _only_the_edges(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pylatexenc.latex2text", text)
     monkeypatch.setattr(ray, "put", lambda value, **_: value)
     monkeypatch.setattr(ray, "get", lambda value, **_: value)
-    monkeypatch.setattr(
-        torch, "compile", lambda **_: lambda function: function
-    )  # to compile a formula takes longer than to use it
+    monkeypatch.setattr(torch, "compile", _uncompiled)  # to compile a formula takes longer than to use it
+
+
+def _uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:
+    """`torch.compile`, as a decorator with and without arguments."""
+    return function or _uncompiled

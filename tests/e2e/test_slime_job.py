@@ -106,7 +106,7 @@ def test_slime_fails_and_is_continued(head: LocalHead, place: Path) -> None:
 
     actor = seen["actor"]
     assert actor["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
-    assert actor["PYTHONPATH"].split(":")[:2] == [str(place / "machine"), str(asked.slime.root)]
+    assert actor["PYTHONPATH"].split(":")[:2] == [str(asked.slime.root), str(place / "machine")]
     assert "127.0.0.1" in actor["no_proxy"]
     assert actor["TAU2RL_SECRETS_FILE"] == str(place / "secrets")
     assert actor["OPENAI_API_KEY"] is None  # it reads the file when it needs the key

@@ -50,7 +50,8 @@ def save(index):
     for name in ("config.json", "model.safetensors.index.json"):
         (export / name).write_text("{{}}")
     (folder / "rollout").mkdir(exist_ok=True)
-    (folder / "rollout" / f"tasks_{{index}}.json").write_text("{{}}")
+    for name in (f"tasks_{{index}}.json", f"global_dataset_state_dict_{{index}}.pt"):
+        (folder / "rollout" / name).write_text("{{}}")
     (folder / "latest_checkpointed_iteration.txt").write_text(str(index))
 
 (root / "pid.draft").write_text(str(os.getpid()))

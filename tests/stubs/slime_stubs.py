@@ -69,14 +69,20 @@ def install(monkeypatch: pytest.MonkeyPatch, *, real_megatron: bool = False) -> 
 
 
 def parse(argv: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    """What slime's real parser and its validation make of a command line. With MEGATRON_CHECKOUT Megatron's are real too."""
+    """What slime's real parser and its validation make of a command line. With MEGATRON_CHECKOUT Megatron's are real too.
+
+    Afterwards slime is there with the stand-ins, whose process groups need no GPU.
+    """
     install(monkeypatch, real_megatron=True)
     monkeypatch.setattr(sys, "argv", ["train.py", *argv])
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=9, minor=0))  # an H100
     from slime.utils.arguments import parse_args  # pyright: ignore[reportMissingImports] - in the checkout
 
-    return parse_args()
+    args = parse_args()
+    if megatron():
+        install(monkeypatch)
+    return args
 
 
 def module(name: str, **attributes: Any) -> ModuleType:

@@ -142,8 +142,12 @@ def absolute(config: SftConfig | GrpoConfig) -> SftConfig | GrpoConfig:
 
 
 def script(config: SftConfig | GrpoConfig) -> Path:
-    """The program of slime that trains: the one that plays ahead where asked for and, as in its own scripts, for `sft`."""
-    ahead = isinstance(config, SftConfig) or config.slime.overlap
+    """The program of slime that trains: the one that plays ahead where that is asked for.
+
+    `sft` has nothing to win by it, and would lose rows: the source of rows is saved when the next batch is drawn already, so that
+    each `--resume` would pass over one.
+    """
+    ahead = isinstance(config, GrpoConfig) and config.slime.overlap
     return config.slime.root / ("train_async.py" if ahead else "train.py")
 
 
@@ -151,8 +155,10 @@ def environment(config: SftConfig | GrpoConfig) -> dict[str, str]:
     """Variables of slime's job, for Ray's `runtime_env`, which anyone can read: no key is among them."""
     ours = Path(tau2rl.__file__).parents[1]
     variables = {
-        "PYTHONPATH": f"{config.slime.megatron}:{config.slime.root}:{ours}",
+        # slime in front: both have a package `examples`, and slime's holds the correction of more than one token.
+        "PYTHONPATH": f"{config.slime.root}:{config.slime.megatron}:{ours}",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron insists on it where GPUs share a layer or a sequence
+        "NCCL_NVLS_ENABLE": "0",  # SGLang turns it off in its engines, which share a group with the trainer that sends weights
         "PYTHONUNBUFFERED": "1",
     }
     if isinstance(config, SftConfig):  # not beside engines that are put to sleep: their memory saver maps pages by itself

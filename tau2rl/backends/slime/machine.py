@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from tau2rl.backends.slime.handover import SlimeRun
@@ -47,6 +50,7 @@ class Machine:
     wandb_key: bool
     user_reachable: bool | None  # None: the customer has no server of one's own outside the job
     engine_port_taken: bool
+    user_model: Mapping[str, Any] = field(default_factory=dict[str, Any])  # `config.json` of the customer that the job serves
 
 
 def collect(config: SftConfig | GrpoConfig, run: SlimeRun, *, cluster_gpus: int | None = None) -> Machine:
@@ -67,6 +71,7 @@ def collect(config: SftConfig | GrpoConfig, run: SlimeRun, *, cluster_gpus: int 
         wandb_key=present_keys()["WANDB_API_KEY"] or Path("~/.netrc").expanduser().exists(),
         user_reachable=_user_reachable(config),
         engine_port_taken=not _free(ENGINE_PORT),
+        user_model=_user_model(config),
     )
 
 
@@ -130,6 +135,18 @@ def _user_reachable(config: SftConfig | GrpoConfig) -> bool | None:
             return True
     except (OSError, ValueError):
         return False
+
+
+def _user_model(config: SftConfig | GrpoConfig) -> Mapping[str, Any]:
+    """Empty where there is none, and where it cannot be read: a file that is missing is said as that."""
+    checkpoint = config.slime.user.checkpoint
+    if isinstance(config, SftConfig) or not config.slime.user.gpus or checkpoint is None:
+        return {}
+    try:
+        found: Any = json.loads((checkpoint.expanduser() / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _free(port: int) -> bool:

@@ -22,6 +22,7 @@ from tau2rl.config import GrpoConfig, SftConfig
 GIB = 1 << 30
 STATE_BYTES = 14  # a weight on disk: half precision, master copy, two moments
 EXPORT_BYTES = 2  # and once more for Hugging Face
+CUSTOMER = ("max_position_embeddings", "num_attention_heads")  # of `config.json`
 USED_BY_OTHERS = 2 * GIB  # memory of an idle GPU stays below this
 
 
@@ -44,7 +45,7 @@ def preflight(config: SftConfig | GrpoConfig, machine: Machine | None = None) ->
         found += _model(config, shape)
     if machine is not None:
         found += [*_software(config, machine), *_paths(machine), *_data(config, machine), *_gpus(layout, machine)]
-        found += _services(config, machine)
+        found += [*_services(config, machine), *_customer(config, machine)]
         if shape is not None:
             found += [*_disk(config, shape, machine), *_memory(config, shape, layout, machine)]
     return sorted(found, key=lambda problem: problem.kind != "error")
@@ -213,6 +214,20 @@ def _services(config: SftConfig | GrpoConfig, machine: Machine) -> Iterator[Prob
     if machine.user_reachable is False and isinstance(config, GrpoConfig):
         yield error(
             "the customer's server does not answer", "start it first (scripts/start_user_sim.sh), and look at user.api_base"
+        )
+
+
+def _customer(config: SftConfig | GrpoConfig, machine: Machine) -> Iterator[Problem]:
+    """The model of the customer that the job serves: SGLang refuses what does not fit it, when all GPUs are taken."""
+    user, longest, heads = config.slime.user, *(machine.user_model.get(key) for key in CUSTOMER)
+    if isinstance(longest, int) and user.context_tokens > longest:
+        yield error(
+            f"the customer's model was made for {longest} tokens, not {user.context_tokens}", "lower slime.user.context_tokens"
+        )
+    if isinstance(heads, int) and heads % user.gpus_per_engine:
+        yield error(
+            f"the customer's {heads} attention heads cannot be shared by {user.gpus_per_engine} GPUs",
+            f"slime.user.gpus_per_engine divides {heads}",
         )
 
 

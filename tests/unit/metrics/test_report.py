@@ -197,6 +197,7 @@ def test_a_resumed_run_reports_what_an_unbroken_one_does():
     resumed, unbroken = report(again, PLAN), report(RECORDS, PLAN)
     assert resumed.pop("failed_tries") == 12  # counted and shown, though a later try made each of them good
     assert resumed.pop("failures") == [{"fault": "infra", "message": "", "count": 12}]
+    assert (resumed.pop("cost")["episodes"], unbroken.pop("cost")["episodes"]) == (28, 16)  # the tries were paid for
     assert {**resumed, "failed_tries": 0, "failures": []} == unbroken
 
 

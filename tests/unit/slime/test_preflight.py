@@ -168,6 +168,19 @@ def test_the_facts_of_this_machine_are_gathered_without_changing_it(tmp_path: Pa
     assert collect(config, run).rows == 2
 
 
+def test_the_customers_model_has_to_fit_its_engines(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 8192, "num_attention_heads": 3}')
+    sets = [f"slime.user.checkpoint={tmp_path}", "slime.user.gpus_per_engine=2"]
+    facts = collect(load_slime(GRPO, *sets), SlimeRun(folder=tmp_path, shape=None)).user_model
+    assert [problem.message for problem in problems(GRPO, *sets, user_model=facts)] == [
+        "the customer's model was made for 8192 tokens, not 32768",
+        "the customer's 3 attention heads cannot be shared by 2 GPUs",
+    ]
+    assert problems(GRPO, *sets, user_model={"max_position_embeddings": 32768, "num_attention_heads": 4}) == []
+    (tmp_path / "config.json").write_text("no JSON")
+    assert collect(load_slime(GRPO, *sets), SlimeRun(folder=tmp_path, shape=None)).user_model == {}
+
+
 def test_a_customer_that_does_not_answer_is_noticed(tmp_path: Path) -> None:
     config = load_slime("8xh100/grpo-remote-user.yaml", "user.api_base=http://127.0.0.1:9/v1")
     assert collect(config, SlimeRun(folder=tmp_path, shape=None)).user_reachable is False

@@ -1,4 +1,4 @@
-"""`sft` on slime from rows to report, in this process, with a program in place of slime's `train_async.py`; pinned here:
+"""`sft` on slime from rows to report, in this process, with a program in place of slime's `train.py`; pinned here:
 
 - the rows that fit are written for slime, the others are in the report; slime gets its own command line and our variables;
 - the last export becomes `checkpoints/final`, and the report is of the same shape as that of the local backend;
@@ -38,6 +38,8 @@ for index in range(int(value("--num-rollout"))):
 last = int(value("--num-rollout")) - 1
 save = Path(value("--save"))
 (save / f"iter_{last:07}").mkdir(parents=True)
+(save / "rollout").mkdir()
+(save / "rollout" / f"global_dataset_state_dict_{last}.pt").touch()
 (save / "latest_checkpointed_iteration.txt").write_text(str(last))
 if not (root / "no-export").exists():
     export = Path(value("--save-hf").format(rollout_id=last))
@@ -98,7 +100,7 @@ def test_rows_become_a_checkpoint_and_a_report(start: Start, tmp_path: Path) -> 
     argv = seen["argv"]
     assert argv[argv.index("--prompt-data") + 1] == str(tmp_path / "run" / "slime" / "prompts.jsonl")
     assert argv[argv.index("--global-batch-size") + 1] == "4"
-    assert seen["path"].startswith(f"{tmp_path / 'machine'}:{tmp_path / 'slime'}:")
+    assert seen["path"].startswith(f"{tmp_path / 'slime'}:{tmp_path / 'machine'}:")
     assert seen["alloc"] == "expandable_segments:True"
     written = [json.loads(line) for line in (tmp_path / "run" / "slime" / "prompts.jsonl").read_text().splitlines()]
     assert [row["metadata"]["id"] for row in written] == ["a#0", "a#1", "a#2", "a#3"]

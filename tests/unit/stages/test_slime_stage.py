@@ -46,13 +46,16 @@ THANKS = {"role": "user", "content": "Thank you."}
 TOOL = {"type": "function", "function": {"name": "cancel", "description": "", "parameters": {"type": "object", "properties": {}}}}
 
 
-def saved(folder: Path, *iterations: int, tracker: str | None, tasks: tuple[int, ...] = ()) -> Path:
-    """What Megatron and the choice of tasks leave."""
+def saved(folder: Path, *iterations: int, tracker: str | None, tasks: tuple[int, ...] = (), rows: tuple[int, ...] = ()) -> Path:
+    """What Megatron leaves, and the choice of tasks, or slime's own source of rows."""
     for iteration in iterations:
         (folder / f"iter_{iteration:07}").mkdir(parents=True)
     for iteration in tasks:
         (folder / "rollout").mkdir(exist_ok=True)
         (folder / "rollout" / f"tasks_{iteration}.json").write_text("{}")
+    for iteration in rows:
+        (folder / "rollout").mkdir(exist_ok=True)
+        (folder / "rollout" / f"global_dataset_state_dict_{iteration}.pt").write_text("")
     if tracker is not None:
         (folder / TRACKER).write_text(tracker)
     return folder
@@ -68,9 +71,13 @@ def test_a_run_goes_on_behind_its_last_whole_save(tmp_path: Path) -> None:
     assert steps_done(look(save), draws_tasks=True) == 20  # rounds 0 to 19 are done
 
 
-def test_supervised_training_has_no_choice_of_tasks_to_go_on_with(tmp_path: Path) -> None:
-    save = saved(tmp_path, 9, tracker="9")
+def test_supervised_training_goes_on_with_the_rows_behind_its_save(tmp_path: Path) -> None:
+    save = saved(tmp_path, 9, 19, tracker="9", rows=(9,))
     assert steps_done(look(save), draws_tasks=False) == 10
+    (save / TRACKER).write_text("19")  # slime would begin with the first row again, and say nothing
+    with pytest.raises(UserError, match=r"has no `rollout/global_dataset_state_dict_19\.pt`") as refused:
+        steps_done(look(save), draws_tasks=False)
+    assert refused.value.hint == f"to go on from an earlier one: echo 9 > {save / TRACKER}"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,7 @@ def test_variables_go_on_top_of_those_of_the_job() -> None:
     present = {
         "PYTHONPATH": "/theirs",
         "no_proxy": "10.0.0.1",
+        "SLIME_HOST_IP": "10.0.0.5",
         "KEY": "sk",
         "TAU2RL_SECRETS_FILE": "/s",
         JOB_CONFIG: json.dumps(job),
@@ -147,8 +155,8 @@ def test_variables_go_on_top_of_those_of_the_job() -> None:
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
             "PYTHONPATH": "/megatron:/slime:/theirs",
             "A": "1",
-            "no_proxy": "127.0.0.1,localhost,10.0.0.1",
-            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost,10.0.0.5,10.0.0.1",  # slime's router and engines listen on 10.0.0.5
+            "NO_PROXY": "127.0.0.1,localhost,10.0.0.5",
             "TAU2RL_SECRETS_FILE": "/s",
         },
     }

@@ -1,6 +1,6 @@
 """Tokens/s of the local backend on a device: batched generation, then GRPO updates with LoRA, on random weights.
 
-    python scripts/bench_local.py --shape 0.6b --device cuda
+    python scripts/benchmarks/local.py --shape 0.6b --device cuda
 
 Shapes: `tiny` (the laptop pipeline's), `0.6b` and `4b` (Qwen3's dimensions and vocabulary). Nothing is downloaded. Random
 weights cost what trained ones cost; what they say is noise.

@@ -1,10 +1,10 @@
 """How close an evaluation comes to its bound: 64 episodes at concurrency 32 against a stub SGLang server with 100 ms latency.
 
-    python scripts/bench_rollouts.py [DOMAIN] [TURNS]
+    python scripts/benchmarks/rollouts.py [DOMAIN] [TURNS]
 
 The bound is the longest episode's latency, or all latency divided by the concurrency, whichever is larger. The server runs in
-a process of its own. Prints one line: wall seconds, their ratio to the bound, CPU seconds, and how long the event loop was
-late at most while episodes ran. Timings of a busy machine mean little: look at the ratio on an idle one.
+a process of its own. `busy` is CPU time / wall time of this process, `late` how long its event loop kept others waiting at
+most. Timings of a busy machine mean little: look at the ratio on an idle one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LATENCY, EPISODES, CONCURRENCY = 0.1, 64, 32
 SERVER = f"""
 import sys
@@ -33,7 +34,7 @@ with SGLangStub(answer=lambda ids, params: turn, latency={LATENCY}, context=10**
 
 
 def main(domain: str = "mock", turns: str = "10") -> None:
-    """Run it once and print the line."""
+    """Run it once and print the table."""
     from tau2rl.config import EvalConfig, load
     from tau2rl.stages import eval as stage
     from tau2rl.store.run import RunFolder
@@ -54,7 +55,7 @@ def main(domain: str = "mock", turns: str = "10") -> None:
     ]
     late = wall = cpu = 0.0
 
-    async def watched(*arguments: object, **options: object) -> None:
+    async def watched(*arguments: Any, **options: Any) -> None:
         nonlocal late, wall, cpu
 
         async def watch() -> None:
@@ -80,10 +81,17 @@ def main(domain: str = "mock", turns: str = "10") -> None:
             turns_of = [len(record.episode.turns) for record in run.records()]
     process.kill()
     bound = LATENCY * max(max(turns_of), sum(turns_of) / CONCURRENCY)
-    print(
-        f"{domain}: {len(turns_of)} episodes, {sum(turns_of)} turns, wall {wall:.2f} s = {wall / bound:.2f} x the bound of "
-        f"{bound:.2f} s, cpu {cpu:.2f} s, event loop late by {late * 1000:.0f} ms at most"
+    print("| domain | episodes | turns | wall s | against the bound | busy | late ms |\n|" + " --- |" * 7)
+    cells = (
+        domain,
+        len(turns_of),
+        sum(turns_of),
+        f"{wall:.2f}",
+        f"{wall / bound:.2f}x",
+        f"{cpu / wall:.0%}",
+        f"{late * 1000:.0f}",
     )
+    print("| " + " | ".join(map(str, cells)) + " |")
 
 
 if __name__ == "__main__":
