@@ -4,7 +4,7 @@
 
 Measured here, as CPU time of one process: to take an episode from a Ray worker (`message`), to score, encode and append its
 record (`record`), to keep so many episodes in flight (`in flight`), and to play an episode (`play`: environment, customer,
-tokens; without HTTP). The writer also pauses `START_PAUSE_SECONDS` before it starts an episode. Assumed: latencies, lengths of
+tokens; without HTTP). The writer also pauses (`collect.start_pause`) before it starts an episode. Assumed: latencies, lengths of
 episodes and what a GPU serves; each is an option. Simulated, in its own time and with a seed: a fixed number of episodes in
 flight; each waits for its turns, then takes its share of the workers, the policy servers, the customer's servers and the one
 process that writes, first come first served. `drivers` are runs side by side, each with its own writer. Nothing of this ever
@@ -40,7 +40,7 @@ from tau2rl.chat import make_codec
 from tau2rl.config import EvalConfig, load
 from tau2rl.policies.scripted import ScriptedPolicy
 from tau2rl.rewards.presets import spec_from
-from tau2rl.rollouts.collect import START_PAUSE_SECONDS, Outcome, Play, outcomes, plan, player
+from tau2rl.rollouts.collect import Outcome, Play, outcomes, plan, player, start_pause
 from tau2rl.rollouts.workers import Workers
 from tau2rl.stages.play import record_of
 from tau2rl.stages.players import episode_limits
@@ -174,7 +174,9 @@ def simulate(in_flight: int, services: dict[str, float], a: argparse.Namespace) 
 def row(in_flight: int, drivers: int, measured: dict[str, float], a: argparse.Namespace) -> list[str]:
     """One scenario."""
     cpu = measured["message"] + measured["record"] + in_flight_cost(measured, in_flight / drivers)
-    writing = max(cpu, START_PAUSE_SECONDS + measured["record"])  # messages are taken during the pause, records are not
+    writing = max(
+        cpu, start_pause(max(1, round(in_flight / drivers))) + measured["record"]
+    )  # messages are taken during the pause, records are not
     services = {
         "workers": measured["play"] / (a.nodes * a.workers),
         "policy": a.turns / (a.nodes * a.policy_gpus * a.policy_turns),

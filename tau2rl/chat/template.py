@@ -15,6 +15,7 @@ from tau2rl.errors import UserError
 from tau2rl.types import Message
 
 ANSWER = "Certainly."  # the assistant's text in the base conversation; no template writes it by itself
+KEPT_HEADS = 64  # encoded policies and tools, some hundred kB each
 BASE: tuple[ChatDict, ...] = ({"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."})
 
 
@@ -38,10 +39,20 @@ class TemplateChat:
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys((self.end_id, *tokenizer.end_of_turn_ids)))
         prompt = self.render(BASE, None, generation=True)
         self._opens_thinking = prompt[len(before) :].rstrip().endswith(THINK)
+        self._heads: dict[str, list[int]] = {}  # a prompt's text up to its first end of a turn -> its ids
 
     def open(self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
         """The prompt of the first turn."""
-        return self.tokenizer.encode(self.render(messages, tools, generation=True))
+        text = self.render(messages, tools, generation=True)
+        # Policy and tools are most of a prompt, and the same in every episode of a domain. A tokenizer never joins text across
+        # a control token; that the two parts give the ids of the whole is checked once for each head all the same.
+        head, end, rest = text.partition(self.end_text)
+        if head in self._heads:
+            return [*self._heads[head], *self.tokenizer.encode(end + rest)]
+        ids, head_ids = self.tokenizer.encode(text), self.tokenizer.encode(head)
+        if end and len(self._heads) < KEPT_HEADS and ids == [*head_ids, *self.tokenizer.encode(end + rest)]:
+            self._heads[head] = head_ids
+        return ids
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new: Sequence[ChatDict]) -> list[int]:
         """Everything so far, untouched, then what the template writes from the end of the turn to the next one's beginning."""

@@ -11,7 +11,18 @@ from tau2rl.rollouts.episode import Limits, run_episode
 from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, TaskRef, derive_seed
 
 Play = Callable[[Attempt], Awaitable[Episode]]  # plays an attempt once; a broken world is a FAILED episode, never an exception
-START_PAUSE_SECONDS = 0.002  # episodes that began in one instant would stay in step, and come to the server all at once
+# Episodes that began in one instant would stay in step, and come to the server all at once: a pause between two starts, which
+# is shorter where there are so many that the starts alone would take seconds.
+START_PAUSE_SECONDS, START_SECONDS = 0.002, 0.2
+
+
+def start_pause(concurrency: int) -> float:
+    """Seconds between two starts.
+
+    >>> start_pause(32), start_pause(1000)
+    (0.002, 0.0002)
+    """
+    return min(START_PAUSE_SECONDS, START_SECONDS / concurrency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +96,8 @@ async def outcomes(
     """
     waiting = iter(attempts)
     running: set[asyncio.Task[Outcome]] = set()
+    ended: asyncio.Queue[asyncio.Task[Outcome]] = asyncio.Queue()  # to wait for the whole set would cost its size each time
+    pause = start_pause(concurrency)
 
     async def one(attempt: Attempt) -> Outcome:
         failed: list[Episode] = []
@@ -98,13 +111,15 @@ async def outcomes(
     try:
         while True:
             while len(running) < concurrency and (attempt := next(waiting, None)) is not None:
-                running.add(asyncio.create_task(one(attempt), name=attempt.key))
-                await asyncio.sleep(START_PAUSE_SECONDS)
+                task = asyncio.create_task(one(attempt), name=attempt.key)
+                task.add_done_callback(ended.put_nowait)
+                running.add(task)
+                await asyncio.sleep(pause)
             if not running:
                 return
-            finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in finished:
-                yield task.result()
+            task = await ended.get()
+            running.discard(task)
+            yield task.result()
     finally:
         for task in running:
             task.cancel()

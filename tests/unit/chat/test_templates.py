@@ -3,7 +3,8 @@
 - the built-in template writes ChatML with tools, letter for letter;
 - a template that goes back on what it wrote, refuses the greeting, or has no end-of-turn token is refused with the reason;
 - a tokenizer that is missing, or has no chat template, is a UserError with a hint;
-- a reasoning template's `<think>` at the end of the prompt is part of the turn that follows.
+- a reasoning template's `<think>` at the end of the prompt is part of the turn that follows;
+- a prompt whose policy and tools were seen before has the ids of its whole text, also where a tokenizer joins text across turns.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tau2rl.chat import make_codec
 from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
+from tau2rl.chat.template import TemplateChat
 from tau2rl.chat.tokenizers import ChatDict, HFTokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
@@ -221,3 +223,21 @@ def test_a_history_with_calls_is_rendered_by_the_template() -> None:
         '<tool_call>\n{"name": "free", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nr\n'
         in text
     )
+
+
+class Joins(ByteTokenizer):
+    """Gives a text that begins with the end of a turn another first token than it has within a longer text."""
+
+    def encode(self, text: str) -> list[int]:
+        ids = super().encode(text)
+        return [*ids[:1], 33, *ids[1:]] if text.startswith("<|im_end|>") else ids
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Joins(), "bpe"], ids=["bytes", "joins", "bpe"])
+def test_a_prompt_with_a_known_head_has_the_ids_of_its_whole_text(tokenizer: ByteTokenizer | str, tmp_path: Path) -> None:
+    known = load_tokenizer(str(save_bpe(tmp_path))) if isinstance(tokenizer, str) else tokenizer
+    chat = TemplateChat(known)
+    for said in ("Hello.", "ol\u00e9 <|im_end|>\n", "", "Hello."):
+        messages: list[ChatDict] = [{"role": "system", "content": "Help <|im_start|> them."}, {"role": "user", "content": said}]
+        whole = known.encode(known.render(messages, TOOLS, add_generation_prompt=True))
+        assert chat.open(messages, TOOLS) == whole
