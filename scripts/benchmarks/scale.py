@@ -174,9 +174,8 @@ def simulate(in_flight: int, services: dict[str, float], a: argparse.Namespace) 
 def row(in_flight: int, drivers: int, measured: dict[str, float], a: argparse.Namespace) -> list[str]:
     """One scenario."""
     cpu = measured["message"] + measured["record"] + in_flight_cost(measured, in_flight / drivers)
-    writing = max(
-        cpu, start_pause(max(1, round(in_flight / drivers))) + measured["record"]
-    )  # messages are taken during the pause, records are not
+    pause = start_pause(max(1, round(in_flight / drivers)))
+    writing = max(cpu, pause + measured["record"])  # messages are taken during the pause, records are not
     services = {
         "workers": measured["play"] / (a.nodes * a.workers),
         "policy": a.turns / (a.nodes * a.policy_gpus * a.policy_turns),
