@@ -39,6 +39,7 @@ class TemplateChat:
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys((self.end_id, *tokenizer.end_of_turn_ids)))
         prompt = self.render(BASE, None, generation=True)
         self._opens_thinking = prompt[len(before) :].rstrip().endswith(THINK)
+        self._bases: dict[int, str] = {}  # calls in the turn before -> the text of the base conversation
         self._heads: dict[str, list[int]] = {}  # a prompt's text up to its first end of a turn -> its ids
 
     def open(self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
@@ -77,7 +78,9 @@ class TemplateChat:
         answer: ChatDict = {"role": "assistant", "content": "" if results else ANSWER}
         if results:
             answer["tool_calls"] = [call_dict(i, "act", {}) for i in range(results)]
-        base = self.render([*BASE, answer], None, generation=False)
+        if results not in self._bases:
+            self._bases[results] = self.render([*BASE, answer], None, generation=False)
+        base = self._bases[results]
         full = self.render([*BASE, answer, *new], None, generation=True)
         if not base.endswith(self.closing):
             raise self.refusal("it ends a turn with tool calls otherwise than one with text")

@@ -37,7 +37,8 @@ def settings(**values: Any) -> GrpoConfig:
         "train": {"tasks_per_step": 1},
     }
     rollout = {"num_samples": 4, "concurrency": 8, "retries": 0, **values.pop("rollout", {})}
-    return build(GrpoConfig, {**given, "rollout": rollout, **values})
+    slime = {"fault_tolerance": False, **values.pop("slime", {})}  # with it a failure is waited out for minutes
+    return build(GrpoConfig, {**given, "rollout": rollout, "slime": slime, **values})
 
 
 def handed(config: GrpoConfig, folder: Path, **more: Any) -> Any:

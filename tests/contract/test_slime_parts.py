@@ -165,12 +165,19 @@ def outage(clock: Clock, *, after: int = 3) -> Outage:
 
 def test_failures_in_a_row_make_an_outage_and_a_success_between_does_not() -> None:
     found = outage(Clock())
-    found.failed(FAILED, tries=2)
+    found.failed(FAILED, attempt="a", tries=2)
     found.well(trial=False)
-    found.failed(FAILED, tries=2)
+    found.failed(FAILED, attempt="a", tries=2)
     assert not found.on
-    found.failed(FAILED)
+    found.failed(FAILED, attempt="b")
     assert found.on
+
+
+def test_an_attempt_that_is_played_again_and_again_makes_no_outage_by_itself() -> None:
+    found = outage(Clock())
+    for _ in range(10):
+        found.failed(FAILED, attempt="a", tries=2)
+    assert not found.on
 
 
 def test_one_trial_at_a_time_and_its_success_ends_the_outage() -> None:
@@ -178,7 +185,7 @@ def test_one_trial_at_a_time_and_its_success_ends_the_outage() -> None:
     found = outage(clock, after=1)
 
     async def main() -> None:
-        found.failed(FAILED)
+        found.failed(FAILED, attempt="a")
         waiting = asyncio.create_task(take())
         await asyncio.sleep(0.3)
         assert not waiting.done()  # the pause before the first trial
@@ -204,10 +211,10 @@ def test_a_failed_trial_leaves_the_seat_to_the_next_after_a_pause() -> None:
     found = outage(clock, after=1)
 
     async def main() -> None:
-        found.failed(FAILED)
+        found.failed(FAILED, attempt="a")
         clock.now = 10.0
         async with found.seat():
-            found.failed(FAILED)
+            found.failed(FAILED, attempt="a")
         next_one = asyncio.create_task(seated())
         await asyncio.sleep(0.3)
         assert not next_one.done()
@@ -226,7 +233,7 @@ def test_an_outage_that_lasts_ends_the_run_with_the_reason() -> None:
     found = outage(clock, after=1)
 
     async def main() -> None:
-        found.failed(FAILED)
+        found.failed(FAILED, attempt="a")
         clock.now = 100.0
         with pytest.raises(RunIncomplete, match="nothing has worked for 100 s: UserSimulatorFailure: connection refused"):
             async with found.seat():

@@ -9,6 +9,7 @@ ended: it is called behind each, with every group that was played, those that te
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class _Chosen(RolloutDataSource):
     """slime's prompts, in the order that the curriculum says; without one, slime's shuffled epochs."""
 
     def __init__(self, args: Any) -> None:
+        # tau2 and litellm take seconds to import: here, before anything plays, and not on the event loop of all episodes.
+        importlib.import_module("tau2rl.backends.slime.rollout")
         super().__init__(args)
         self._config = received(args).grpo
         self._rows = {_key(row): row for row in self.dataset.origin_samples}

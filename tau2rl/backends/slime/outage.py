@@ -2,6 +2,10 @@
 
 A user simulator that has died makes every episode FAILED. None of them is evidence, but slime would go on asking for more for
 ever. So after several in a row nothing new begins, except one episode at a time that tries whether the world is back.
+
+Many places fail together when one engine of several dies, and that is an outage too, within a second. It is meant to be: a pause
+costs the seconds to the next trial that works, and what failed is played again behind it; to go on would cost the attempts. What
+counts is attempts: one that is played again and again counts once, and one success between begins the count anew.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ class Outage:
 
         async with outage.seat() as trial:  # waits while the world is broken; `trial` = this one tries whether it is back
             ...
-            outage.failed(failure)  # or outage.well()
+            outage.failed(failure, attempt="mock/a#0")  # or outage.well(trial=trial)
 
     One event loop uses it.
     """
@@ -32,12 +36,12 @@ class Outage:
     def __init__(
         self, *, after: int, deadline_seconds: float, pause_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`after`: failures in a row that make an outage; `pause_seconds`: between trials."""
+        """`after`: tries that FAILED, with no success between, that make an outage; `pause_seconds`: between trials."""
         self._after = after
         self._deadline = deadline_seconds
         self._pause = pause_seconds
         self._clock = clock
-        self._in_a_row = 0
+        self._failing: dict[str, int] = {}  # attempt -> its tries, of those that FAILED since the last success
         self._since: float | None = None
         self._trying = False
         self._next_trial = 0.0
@@ -62,19 +66,24 @@ class Outage:
     def well(self, *, trial: bool) -> None:
         """An episode ran; during an outage only a trial, which began in it, shows that it is over."""
         if self._since is None:
-            self._in_a_row = 0
+            self._failing.clear()
         elif trial:
             log.warning("the world is back after %.0f s", self._clock() - self._since)
-            self._since, self._in_a_row = None, 0
+            self._since = None
+            self._failing.clear()
 
-    def failed(self, failure: Failure, *, tries: int = 1) -> None:
-        """So many tries of an episode FAILED, one behind the other."""
-        self._in_a_row += tries
+    def failed(self, failure: Failure, *, attempt: str, tries: int = 1) -> None:
+        """So many tries of an attempt FAILED, one behind the other. Told of it again, it counts no more than before."""
+        self._failing[attempt] = max(tries, self._failing.get(attempt, 0))
         self._last = f"{failure.kind}: {failure.message}"
         if self._since is None and self._in_a_row >= self._after:
             self._since = self._clock()
             self._next_trial = self._since + self._pause
             log.error("%d episodes in a row failed, rollouts wait (%s)", self._in_a_row, self._last)
+
+    @property
+    def _in_a_row(self) -> int:
+        return sum(self._failing.values())
 
     async def _wait(self) -> bool:
         while self._since is not None:

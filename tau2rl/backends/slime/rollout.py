@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tau2rl.backends.slime.argv import HEALTH_INTERVAL
 from tau2rl.backends.slime.handover import received
 from tau2rl.backends.slime.journal import Journal
 from tau2rl.backends.slime.marks import Marks, mark
@@ -24,7 +26,7 @@ from tau2rl.bench.turn_credit import episode_turn_rewards
 from tau2rl.bench.users import check_key
 from tau2rl.chat import make_codec
 from tau2rl.chat.pack import pack
-from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, UserConfig
+from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, SlimeConfig, UserConfig
 from tau2rl.errors import EpisodeFailure
 from tau2rl.policies.sglang import SGLangPolicy
 from tau2rl.rewards.advantages import TURN_ESTIMATORS
@@ -38,6 +40,7 @@ from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, Fault, Pol
 
 log = logging.getLogger(__name__)
 TRIAL_PAUSE_SECONDS = 10.0  # between two looks whether a broken world is back
+REPLAYS = 20  # at most so many while an engine that died is still in its router
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ class Rollout:
             deadline_seconds=config.rollout.outage_seconds,
             pause_seconds=min(TRIAL_PAUSE_SECONDS, config.rollout.outage_seconds / 20),
         )
+        self._patience = _patience_seconds(config.slime)
         self._policies: dict[SamplingConfig, SGLangPolicy] = {}
         self._lock = threading.Lock()
 
@@ -100,6 +104,7 @@ class Rollout:
             episode_timeout_seconds=self.config.limits.episode_timeout_seconds,
         )
         policy = self._policy(sampling)
+        given_up_at: float | None = None
         while True:
             async with self._outage.seat() as trial:
                 pulse = _Pulse(policy, lambda: self._outage.well(trial=True)) if trial else policy
@@ -109,10 +114,17 @@ class Rollout:
                 if failure is None:
                     self._outage.well(trial=trial)
                 elif world_failed:
-                    self._outage.failed(failure, tries=outcome.tries)
-            # What an outage has spoiled is played again behind it, whatever the retries.
-            if not (world_failed and self._outage.on):
+                    self._outage.failed(failure, attempt=attempt.key, tries=outcome.tries)
+            if not world_failed:
                 break
+            if self._outage.on:  # what an outage has spoiled is played again behind it, whatever the retries
+                given_up_at = None
+                continue
+            # One engine of several may have died, and its router still sends to it what belongs together by its key.
+            given_up_at = given_up_at or time.monotonic() + self._patience
+            if time.monotonic() >= given_up_at:
+                break
+            await asyncio.sleep(min(TRIAL_PAUSE_SECONDS, self._patience / REPLAYS))
         # Hashing and encoding a long episode takes tens of milliseconds: not on the event loop.
         return await asyncio.to_thread(self._finish, outcome, look=look)
 
@@ -173,6 +185,14 @@ class Rollout:
             schema=SCHEMA, run=self.config.name, attempt=outcome.attempt, tries=outcome.tries, episode=episode, score=score
         )
         return Played(marks=marks, episode=episode, packed=pack(episode) if alive else None), record
+
+
+def _patience_seconds(slime: SlimeConfig) -> float:
+    """How long an engine that died may stay in its router: slime looks every so often, and a look may take so long.
+
+    Without its fault tolerance nobody takes it out, and there is nothing to wait for.
+    """
+    return 2 * HEALTH_INTERVAL + slime.health_seconds if slime.fault_tolerance else 0.0
 
 
 class _Pulse:
