@@ -17,6 +17,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     if "rows" in report:
         rows = report["rows"]
         console.emit(f"rows: {rows['used']} used, {rows['held_out']} held out, {rows['dropped']} left out")
+        if rows.get("exact"):
+            console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
         for reason, count in rows["reasons"].items():
             console.emit(f"left out: {count} {reason}")
     for step, value in report["training"].get("selection", {}).items():

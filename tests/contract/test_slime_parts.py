@@ -56,6 +56,11 @@ def test_what_failed_has_no_advantage_and_moves_no_mean() -> None:
     assert scored.raw == [1.0, 0.5, 0.0]  # the mean of those that are known: slime's curve stays at 0.5
 
 
+def test_an_attempt_of_average_worth_is_in_the_mean_of_the_loss() -> None:
+    scored = score_batch([member(0, 0, 1.0), member(0, 1, 0.5), member(0, 2, 0.0)], CENTRED)
+    assert scored.rewards == [0.5, 0.0, -0.5] and scored.teaches == [True, True, True]
+
+
 def test_a_group_that_is_all_alike_or_all_failed_teaches_nothing() -> None:
     batch = [member(0, 0, 1.0), member(0, 1, 1.0), member(1, 2, None), member(1, 3, None), member(2, 4, 1.0)]
     scored = score_batch(batch, AdvantageSpec(estimator="grpo"))

@@ -32,7 +32,7 @@ class Scored:
     raw: list[float]  # for its curves: tau2's reward
     rewards: list[float]  # for its trainer: the advantage; for an estimator of turns that of the outcome, which only curves show
     tokens: list[list[float]] | None  # [samples][length]: the advantage of each token, for an estimator of turns
-    teaches: list[bool]  # whether any of its tokens moves the policy
+    teaches: list[bool]  # whether it is evidence in a group that moves the policy: an attempt of average worth is in every mean
 
 
 def score_batch(members: Sequence[Member], spec: AdvantageSpec) -> Scored:
@@ -49,19 +49,23 @@ def score_batch(members: Sequence[Member], spec: AdvantageSpec) -> Scored:
     outcomes = AdvantageSpec(estimator="grpo") if per_turn else spec
     rewards = [0.0] * len(members)
     tokens = [[0.0] * member.length for member in members] if per_turn else None
+    teaches = [False] * len(members)
     for group in _alike(range(len(members)), lambda i: members[i].group):
         for i, values in _advantages(members, group, outcomes).items():
             rewards[i] = values[0] if values else 0.0
         if tokens is not None:
             for i, values in _advantages(members, group, spec).items():
                 tokens[i] = _spread(members[i], values) if values else tokens[i]
+        moves = any(rewards[i] if tokens is None else any(tokens[i]) for i in group)
+        for i in group:
+            teaches[i] = moves and members[i].marks.evidence and members[i].marks.score is not None
     known = [m.marks.reward for m in members if m.marks.reward is not None]
     unknown = math.fsum(known) / len(known) if known else 0.0  # moves no mean of slime's
     return Scored(
         raw=[unknown if m.marks.reward is None else m.marks.reward for m in members],
         rewards=rewards,
         tokens=tokens,
-        teaches=[bool(reward) for reward in rewards] if tokens is None else [any(row) for row in tokens],
+        teaches=teaches,
     )
 
 

@@ -74,8 +74,8 @@ def keep_group(args: Any, group: list[Any], **_: Any) -> Any:
 def post_process_rewards(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
     """`--custom-reward-post-process-path`: tau2's rewards for the curves, advantages for the trainer.
 
-    A sample without an advantage is taken out of the loss and of what it is divided by. An estimator of turns gives every
-    sample, also those, one advantage a token to carry.
+    What is no evidence, or of a group that teaches nothing, is out of the loss and of what it is divided by; an attempt of
+    average worth is in both, as with the local backend. An estimator of turns gives every sample one advantage a token to carry.
     """
     scored = score_batch(members(samples), advantage_spec(received(args).grpo.algo))
     for number, sample in enumerate(samples):

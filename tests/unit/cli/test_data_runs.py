@@ -94,7 +94,9 @@ def test_the_tokens_are_those_that_the_messages_give(tmp_path: Path) -> None:
     report = run("rft-filter", *MOCK, *NATIVE, *gold, "--limit", "7", "--num-samples", "2", "--output", str(tmp_path))
     assert report["dropped"] == {"same actions as another": 7}  # gold does the same each time
     kept = rows(tmp_path / "sft.jsonl")
-    encoded = encode_rows([(row["metadata"]["id"], row) for row in kept], load_tokenizer("bytes"), max_tokens=10**6)
+    messages = [{key: value for key, value in row.items() if key not in ("token_ids", "loss_mask")} for row in kept]
+    named = [(row["metadata"]["id"], row) for row in messages]
+    encoded = encode_rows(named, load_tokenizer("bytes"), max_tokens=10**6)
     exact = [exact_sample(row) for row in kept]
     assert len(exact) == 7 and not encoded.dropped
     for row, sample, again in zip(kept, exact, encoded.samples, strict=True):
