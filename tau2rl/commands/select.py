@@ -46,6 +46,8 @@ def choose(runs: RunDirs, as_json: Json = False) -> None:
         _print(selection)
     for step in selection["not_kept"]:
         console.say(f"step {step} was looked at, but its checkpoint was not kept")
+    for step in selection["without_look"]:
+        console.say(f"warning: step {step} was saved, but never looked at, and could not be chosen (`tau2rl eval` looks at it)")
     if left_out := selection["tasks_left_out"]:
         console.say(f"{len(left_out)} tasks left out: not every checkpoint has evidence on them")
     if looked := selection["test_evaluations"]:

@@ -102,3 +102,5 @@ class SelectConfig(TasksConfig):
     """At most so many tasks of each domain, the first ones of the split."""
     num_samples: int = Field(default=1, ge=1)
     """Attempts a task."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Of these attempts; default: that of the training (`sampling.temperature`). 0 = greedy."""

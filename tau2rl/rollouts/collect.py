@@ -13,14 +13,14 @@ from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Polic
 Play = Callable[[Attempt], Awaitable[Episode]]  # plays an attempt once; a broken world is a FAILED episode, never an exception
 # Episodes that began in one instant would stay in step, and come to the server all at once: a pause between two starts, which
 # is shorter where there are so many that the starts alone would take seconds.
-START_PAUSE_SECONDS, START_SECONDS = 0.002, 0.2
+START_PAUSE_SECONDS, START_SECONDS = 0.003, 0.2
 
 
 def start_pause(concurrency: int) -> float:
     """Seconds between two starts.
 
     >>> start_pause(32), start_pause(1000)
-    (0.002, 0.0002)
+    (0.003, 0.0002)
     """
     return min(START_PAUSE_SECONDS, START_SECONDS / concurrency)
 

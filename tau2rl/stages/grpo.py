@@ -28,9 +28,9 @@ from tau2rl.rollouts.collect import plan
 from tau2rl.stages import Result
 from tau2rl.stages.lineage import described_checkpoint
 from tau2rl.stages.play import record_of
-from tau2rl.stages.rounds import Player, Round, Tasks
+from tau2rl.stages.rounds import Player, Round, Tasks, first_index
 from tau2rl.stages.seed import refuse_held_out
-from tau2rl.stages.training import FINAL, STATE, Curves, exports
+from tau2rl.stages.training import FINAL, STATE, Curves, exports, rewind_episodes
 from tau2rl.store.looks import write_look
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
@@ -114,6 +114,7 @@ class _Learner:
         """From the saved state, or the start, to the last step."""
         config = self.config
         done = self._restore()
+        rewind_episodes(self.folder.episodes, before=first_index(config, done + 1))
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
         policy = policy_of(self.trainer.model, config.sampling, config.local, config.chat, self.player.codec)
         with Curves(config, config.tracking, self.folder) as curves:
@@ -144,7 +145,8 @@ class _Learner:
         """The share of the selection tasks that is solved: the same attempts at every look. Its episodes are kept."""
         config = self.config
         attempts = plan(self.selection, num_samples=config.select.num_samples, seed=derive_seed(config.seed, "select"))
-        async with aclosing(self.player.play(attempts, policy)) as outcomes:
+        looking = policy_of_looks(policy, config)
+        async with aclosing(self.player.play(attempts, looking)) as outcomes:
             records = [record_of(outcome, config, self.player.spec) async for outcome in outcomes]
         write_look(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
         solved = [won for record in records if (won := outcome_of(record.episode)) is not None]
@@ -175,6 +177,12 @@ class _Learner:
         self.progress(
             ProgressEvent(done=step, total=self.config.train.steps, seconds=seconds, unit="steps", note=f"reward {shown}")
         )
+
+
+def policy_of_looks(policy: LocalPolicy, config: GrpoConfig) -> LocalPolicy:
+    """The policy as the selection tasks are played with it."""
+    temperature = config.select.temperature
+    return policy if temperature is None else policy.at(temperature)
 
 
 def _numbers(update: Update | None) -> dict[str, float | None]:

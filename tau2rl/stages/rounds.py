@@ -164,7 +164,7 @@ class Player:
 
     async def _groups(self, step: int, refill: int, refs: Sequence[TaskRef], policy: Policy) -> list[Group]:
         size = self.config.rollout.num_samples
-        first = (step * (self.config.algo.max_refills + 1) + refill) * self.config.train.tasks_per_step * size
+        first = first_index(self.config, step, refill)
         attempts = [
             Attempt(task=ref, index=first + i * size + j, seed=derive_seed(self.config.seed, "grpo", first + i * size + j))
             for i, ref in enumerate(refs)
@@ -177,6 +177,12 @@ class Player:
         return [
             judge(ref, [found[first + i * size + j] for j in range(size)], self.config, self.spec) for i, ref in enumerate(refs)
         ]
+
+
+def first_index(config: GrpoConfig, step: int, refill: int = 0) -> int:
+    """The number of a step's first attempt; those of earlier steps are smaller."""
+    drawn = step * (config.algo.max_refills + 1) + refill
+    return drawn * config.train.tasks_per_step * config.rollout.num_samples
 
 
 def judge(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec) -> Group:

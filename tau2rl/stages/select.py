@@ -41,6 +41,7 @@ class Found:
     checkpoints: dict[int, Path] = field(default_factory=dict[int, Path])
     start: Shares | None = None  # of the model before training
     gone: list[int] = field(default_factory=list[int])  # steps that were looked at, and whose checkpoint was not kept
+    unseen: list[int] = field(default_factory=list[int])  # steps whose checkpoint was kept, and whose look was not taken
     tasks: dict[str, TaskRef] = field(default_factory=dict[str, TaskRef])
 
 
@@ -73,6 +74,7 @@ def _looked(run: Path) -> Found:
             found.success[step], found.checkpoints[step] = shares, checkpoint
         else:
             found.gone.append(step)
+    found.unseen = _unseen(run)
     if not found.source:
         raise UserError(f"`{run}` was never evaluated on a selection split", hint=HOW_TO)
     if not found.success:
@@ -81,6 +83,19 @@ def _looked(run: Path) -> Found:
             hint="keep them with `train.export_every`, the same as `train.eval_every`",
         )
     return found
+
+
+def _unseen(run: Path) -> list[int]:
+    """Steps at which there is a checkpoint and should be a look.
+
+    slime saves before it looks. A run that ends in between goes on behind the save, and never takes that look.
+    """
+    config = read_config(run)
+    if not isinstance(config, GrpoConfig) or not config.train.eval_every:
+        return []
+    due = range(config.train.eval_every, config.train.steps + 1, config.train.eval_every)
+    taken = looks(run)
+    return [step for step in due if step not in taken and checkpoint_of(run, step)]
 
 
 def _shares(file: Path, tasks: dict[str, TaskRef]) -> Shares:
@@ -204,6 +219,7 @@ def _described(found: Found, choice: Choice) -> dict[str, Any]:
         },
         "start": _start(found, choice),
         "not_kept": found.gone,
+        "without_look": found.unseen,
         "test_evaluations": read_json(file)["test_evaluations"] if file.exists() else [],
     }
 

@@ -72,6 +72,11 @@ def steps_done(found: Found, *, draws_tasks: bool) -> int:
     return last + 1
 
 
+def attempts_done(save: Path, done: int) -> int:
+    """The number that the next attempt will have: those of the steps done, dropped and called-off ones too, are smaller."""
+    return int(files.read_json(save / PLACES[True].format(done - 1))["sample_index"]) if done else 0
+
+
 def refuse_megatron(start: Path) -> None:
     """Refuse a model to start from that Megatron saved: engines and tokenizers read Hugging Face's layout alone."""
     if (start / TRACKER).is_file() or re.fullmatch(r"iter_\d{7}", start.name):

@@ -19,7 +19,8 @@ from tau2rl.backends.slime.argv import build_argv
 from tau2rl.backends.slime.handover import SlimeRun
 from tau2rl.backends.slime.machine import Machine, collect
 from tau2rl.backends.slime.model_shape import read_shape
-from tau2rl.backends.slime.preflight import Problem, preflight
+from tau2rl.backends.slime.preflight import preflight
+from tau2rl.backends.slime.problems import Problem
 from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.index import write_prompts
 from tau2rl.bench.tasks import refuse_leak, select
@@ -31,13 +32,13 @@ from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.stages import Result
 from tau2rl.stages.lineage import described, described_checkpoint
 from tau2rl.stages.seed import refuse_held_out
-from tau2rl.stages.slime_checkpoints import exports, look, point_final, refuse_megatron, steps_done
+from tau2rl.stages.slime_checkpoints import attempts_done, exports, look, point_final, refuse_megatron, steps_done
 from tau2rl.stages.slime_child import run_child
 from tau2rl.stages.slime_data import longest_row, write_conversations
 from tau2rl.stages.slime_environment import child_environment, cluster_gpus, shared_variables, tracker_login
 from tau2rl.stages.slime_log import SlimeLog
 from tau2rl.stages.slime_report import report_of, summary
-from tau2rl.stages.training import rewind
+from tau2rl.stages.training import rewind, rewind_episodes
 from tau2rl.store.files import write_json
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
@@ -151,6 +152,8 @@ def _train(
     command = [settings.python(), str(handover.script(config)), *argv]
     write_json(here.own / "command.json", {"command": command})
     rewind(folder.metrics, before=done + 1)
+    if isinstance(config, GrpoConfig):
+        rewind_episodes(folder.episodes, before=attempts_done(here.save, done))
     progress(ProgressEvent(done=done, total=config.train.steps, unit="steps", note="slime starts"))
     log.info("slime begins behind step %d of %d", done, config.train.steps)
     present = settings.child_environment()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tau2rl.config import StageConfig, TrackingConfig, dump
 from tau2rl.metrics.sinks import JsonlSink, Sink, Sinks, WandbSink
@@ -58,11 +59,23 @@ class Curves:
 
 def rewind(path: Path, *, before: int) -> None:
     """Take out the lines of step `before` and of those behind it."""
+    _keep(path, lambda line: int(line["step"]) < before)
+
+
+def rewind_episodes(path: Path, *, before: int) -> None:
+    """Take out the episodes of attempt number `before` and of those behind it: they are played again, by other weights.
+
+    Looks at the selection tasks are numbered apart, from 0, and the same at every look: they stay.
+    """
+    _keep(path, lambda line: int(line["attempt"]["index"]) < before)
+
+
+def _keep(path: Path, kept: Callable[[Any], bool]) -> None:
     if not path.exists():
         return
-    lines = [line for line in path.read_text("utf-8").splitlines() if line and int(json.loads(line)["step"]) < before]
     draft = path.with_suffix(".tmp")
-    draft.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    with path.open("rb") as lines, draft.open("wb") as file:  # a line at a time: episodes are gigabytes
+        file.writelines(line for line in lines if line.strip() and kept(json.loads(line)))
     draft.replace(path)
 
 

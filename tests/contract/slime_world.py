@@ -12,7 +12,8 @@ from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import HFTokenizer
 from tau2rl.config import GrpoConfig, SamplingConfig, build, dump
 from tau2rl.types import Actions, CallTool, ChatCodec, Say
-from tests.stubs.sglang import Answer, SGLangStub
+from tests.stubs.http import StubServer
+from tests.stubs.sglang import Answer
 
 SAMPLING = SamplingConfig(temperature=1.0, max_tokens=512)
 RIGHT = (CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),)
@@ -46,8 +47,9 @@ def handed(config: GrpoConfig, folder: Path, **more: Any) -> Any:
     return SimpleNamespace(tau2rl={"folder": str(folder), "stage": "grpo", "config": dump(config)}, **more)
 
 
-def rollout(config: GrpoConfig, folder: Path, server: SGLangStub) -> Rollout:
+def rollout(config: GrpoConfig, folder: Path, server: StubServer) -> Rollout:
     """The rollout process's object, ready to play."""
+    folder.mkdir(parents=True, exist_ok=True)
     made = rollout_of(handed(config, folder))
     made.prepare(router=server.url, user=config.user, tokenizer="bytes")
     return made

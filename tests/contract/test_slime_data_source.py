@@ -4,6 +4,7 @@
 - what FAILED and what was called off is no evidence; the parts of one episode are one;
 - a resumed source goes on where the checkpoint was saved, even when a later round had begun; without its state it is refused;
 - groups, numbers and copies are slime's own; the curriculum off gives slime's shuffled epochs;
+- tau2 is imported when the source is made, before anything plays, and not under episodes in flight;
 - in slime's own rollout, started by our command line, every group that was played reaches the source, dropped ones too.
 """
 
@@ -87,6 +88,15 @@ def played(groups: Sequence[Sequence[Any]], number: int) -> Sequence[Sequence[An
         for attempt, sample in enumerate(group):
             sample.metadata[KEY] = {"solved": outcome(episode(ref_of(group), number, attempt))}
     return groups
+
+
+def test_what_takes_seconds_to_import_is_there_before_anything_plays(
+    source: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "tau2rl.backends.slime.rollout"  # tau2 and litellm come with it
+    monkeypatch.delitem(sys.modules, slow, raising=False)
+    source(configured())
+    assert {slow, "tau2", "litellm"} <= sys.modules.keys()
 
 
 def test_both_backends_choose_the_same_tasks(source: Callable[..., Any]) -> None:

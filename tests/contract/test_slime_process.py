@@ -3,6 +3,7 @@
 - the same attempts through it and through the local backend have the same tokens, masks, log-probabilities, scores and advantages
 - a server that lies, a user that is gone, a task that does not exist: FAILED, kept in `failures.jsonl`, evidence of nothing
 - a prompt that fills the context is no evidence; a conversation that outgrows it is cut off and counts
+- one of two engines dies under 64 conversations: no attempt is lost or scored 0, and the run goes on
 - when the user is gone for long, nothing is lost once it is back; when it stays away, the run ends with the reason
 - 64 conversations are in flight at once, and wait for their user together
 - an evaluation is kept apart, one file a look
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +37,7 @@ from tau2rl.store.run import RunFolder
 from tau2rl.types import Attempt, Status, TaskRef
 from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, rollout, settings
 from tests.play import CREATE
+from tests.stubs.http import Request, Response, StubServer
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import SGLangStub
 
@@ -195,6 +199,71 @@ def test_a_user_that_stays_away_ends_the_run_with_the_reason(tmp_path: Path) -> 
         config = settings(**llm(user), rollout={"give_up_after": 2, "outage_seconds": 1.5})
         with pytest.raises(RunIncomplete, match=r"nothing has worked for 1\.5 s: UserSimulatorFailure"):
             using(rollout(config, tmp_path, server), lambda made: together(made, 4))
+
+
+class TwoEngines(StubServer):
+    """A router in front of engines, each in its turn; it tries nothing again. `says` is its status for an engine that is gone."""
+
+    main_paths = ("/generate",)
+
+    def __init__(self, engines: list[SGLangStub], *, says: int) -> None:
+        super().__init__()
+        self.engines = engines
+        self.says = says
+        self.refused = 0
+        self._turn = 0
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        self._turn += 1
+        url = self.engines[self._turn % len(self.engines)].url + request.path
+        head = {"Content-Type": "application/json", "X-SMG-Routing-Key": request.headers.get("x-smg-routing-key", "")}
+        return await asyncio.to_thread(self._forward, urllib.request.Request(url, json.dumps(request.body).encode(), head))
+
+    def _forward(self, asked: urllib.request.Request) -> Response:
+        try:
+            with urllib.request.urlopen(asked) as answered:
+                return Response(raw=answered.read())
+        except urllib.error.HTTPError as error:  # the engine's own word
+            return Response(status=error.code, raw=error.read())
+        except OSError:
+            self.refused += 1
+            return Response(status=self.says, payload={"error": {"message": "no route to the worker"}})
+
+
+@pytest.mark.parametrize("says", [500, 502])
+def test_a_dead_engine_costs_no_attempt(tmp_path: Path, says: int) -> None:
+    config = settings(
+        rollout={"concurrency": 64, "give_up_after": 20, "outage_seconds": 40},
+        slime={"fault_tolerance": True, "health_seconds": 1},
+    )
+    with SGLangStub(answer=ANSWER) as one, SGLangStub(answer=ANSWER) as other, TwoEngines([one, other], says=says) as router:
+        made = rollout(config, tmp_path, router)
+
+        async def story(made: Rollout) -> list[Played]:
+            attempts = asyncio.create_task(together(made, 64))
+            while len(router.requests) < 8:
+                await asyncio.sleep(0.01)
+            other.die()
+            while router.refused < 30:  # at 500, which nothing tries again, so many attempts FAILED once at least
+                await asyncio.sleep(0.01)
+            assert not attempts.done()
+            router.engines = [one]  # what slime does when the engine has not answered for a while
+            return await attempts
+
+        played = using(made, story)
+    assert [p.marks.status for p in played] == ["completed"] * 64 and all(p.marks.evidence for p in played)
+    assert not (tmp_path / "failures.jsonl").exists()
+    # What an attempt is worth is what it would have been worth with both engines: its seed chooses its script.
+    with SGLangStub(answer=ANSWER) as server:
+        undisturbed = using(rollout(settings(), tmp_path / "whole", server), lambda made: together(made, 64))
+    assert [p.marks.reward for p in played] == [p.marks.reward for p in undisturbed]
+
+
+def test_without_fault_tolerance_an_attempt_is_given_up_at_once(tmp_path: Path) -> None:
+    with SGLangStub(answer=ANSWER, mode="500") as server:
+        played = using(rollout(settings(), tmp_path, server), play)
+        asked = len(server.requests)
+    assert (played.marks.status, asked) == ("failed", 1)
 
 
 def test_sixty_four_conversations_wait_for_their_user_together(tmp_path: Path) -> None:

@@ -128,13 +128,14 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Start, model: Path) -> None:
-    look = {"domains": ["mock"], "split": "synth-select", "limit": 3, "num_samples": 2}
+    look = {"domains": ["mock"], "split": "synth-select", "limit": 3, "num_samples": 2, "temperature": 0.25}
     with RouterStub(answer=agent(codec_of(model), [(WRONG, DONE)])) as server:
         job = start(server, train={"tasks_per_step": 1, "eval_every": 1}, select=look)
         job.manager.eval(0)
         job.manager.generate(0)
         job.manager.eval(0)
         keys = {request.headers["x-smg-routing-key"] for request in server.requests}
+    assert {body["sampling_params"]["temperature"] for body in server.bodies} == {0.25, 1.0}
     for step in (0, 1):
         records = list(read(look_file(job.run.folder, step)))
         assert len(records) == 6 and {record.attempt.index for record in records} == {0, 1}

@@ -118,7 +118,8 @@ def test_a_mixed_up_progress_line_is_no_event_and_no_crash() -> None:
 
 
 SIGNALLED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup has it ignored
 from tau2rl.launch.interrupts import interruptible
 with interruptible():
     try:

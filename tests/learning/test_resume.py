@@ -31,6 +31,7 @@ from tau2rl.settings import child_environment
 from tau2rl.stages.lineage import checkpoint_hash
 from tau2rl.store.files import read_json
 from tau2rl.store.progress import ProgressEvent
+from tau2rl.store.records import read
 from tau2rl.store.run import RunFolder
 from tests.learning.chain import SAMPLING, TALK, demonstrate, final, tasks
 
@@ -82,7 +83,7 @@ def grpo(checkpoint: Path, **algo: Any) -> dict[str, Any]:
         "tasks": tasks("synth-train", 60, 5),
         "select": tasks("synth-select", 0, 2),
         "sampling": SAMPLING,
-        "rollout": {"num_samples": 4, "concurrency": 32},
+        "rollout": {"num_samples": 4, "concurrency": 32, "keep": True},
         "reward": {"preset": "guarded"},
         "algo": algo,
         "train": {"steps": 5, "tasks_per_step": 2, "lr": 1e-3, "warmup_steps": 1, "save_every": 2, "eval_every": 2},
@@ -167,6 +168,11 @@ def test_grpo_goes_on_where_it_was_interrupted(
     assert sum(line[3] for line in whole) > 0, "no group taught anything: the test would compare nothing"
     assert [line[0] for line in whole if line[-1] is not None] == [2, 4]  # the looks
     assert not algo.get("max_refills") or max(line[2] for line in whole) > 2, "no refill was played"
+    kept = [
+        sorted((record.attempt.key, record.episode.token_ids) for record in read(tmp_path / name / "episodes.jsonl"))
+        for name in ("whole", "broken")
+    ]
+    assert kept[0] == kept[1], "an episode of the discarded step was kept too"
     assert checkpoint_hash(final(tmp_path / "broken")) == checkpoint_hash(final(tmp_path / "whole"))
     assert checkpoint_hash(final(tmp_path / "whole")) != checkpoint_hash(checkpoint)
 

@@ -1,6 +1,6 @@
 """An HTTP/1.1 server for tests: asyncio in a background thread, a free port of 127.0.0.1, and the ways in which servers fail.
 
-Nothing but the standard library, so that a test which stubs a server needs no extra. A stub subclasses `StubServer` and
+Nothing but the core's own libraries, so that a test which stubs a server needs no extra. A stub subclasses `StubServer` and
 answers `reply`. `mode` names the behaviour of every request to a path in `main_paths`; a list of modes is used up one a
 request, and its last one stays:
 
@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 MODES = ("ok", "dead", "hang", "drip", "disconnect", "html", "truncated", "cut", "not_object")
@@ -204,4 +206,4 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
     length = int(headers.get("content-length", 0))
     data = await reader.readexactly(length) if length else b""
-    return Request(method=method, path=path.partition("?")[0], headers=headers, body=json.loads(data) if data else None)
+    return Request(method=method, path=path.partition("?")[0], headers=headers, body=orjson.loads(data) if data else None)

@@ -122,6 +122,8 @@ class SGLangStub(StubServer):
         """How many leading tokens of the prompt this routing key has seen; remembers the new ones."""
         before = self._seen.get(key, [])
         self._seen[key] = ids + sampled
+        if ids[: len(before)] == before:  # as it should be; a slow stub would be what a benchmark measures
+            return len(before)
         pairs = list(zip(before, ids, strict=False))
         return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
 

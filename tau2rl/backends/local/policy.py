@@ -61,8 +61,12 @@ class LocalPolicy:
 
     def greedy(self) -> Self:
         """The same policy at temperature 0, on the same thread; closing either closes both."""
+        return self.at(0.0)
+
+    def at(self, temperature: float) -> Self:
+        """The same policy at another temperature, on the same thread; closing either closes both."""
         twin = copy.copy(self)
-        twin._sampling = replace(self._sampling, temperature=0.0)
+        twin._sampling = replace(self._sampling, temperature=temperature)
         return twin
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:

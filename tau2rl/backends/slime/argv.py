@@ -22,6 +22,7 @@ from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig
 from tau2rl.errors import UserError
 
 EVAL_NAME = "select"  # slime's curves of the selection tasks begin with `eval/select`
+CONTEXT_SLACK = 256  # tokens; SGLang refuses a prompt and an answer that fill its context to the last one
 HEALTH_INTERVAL = 30  # seconds between looks at an engine
 NEVER = 1_000_000_000  # Megatron keeps the saves whose round is a multiple, and the last one
 
@@ -151,6 +152,8 @@ def _rollouts(config: GrpoConfig, run: SlimeRun) -> list[str]:
             *("--n-samples-per-eval-prompt", f"{config.select.num_samples}"),
             *("--custom-eval-rollout-log-function-path", f"{HOOKS}.log_eval"),
         ]
+        if config.select.temperature is not None:
+            options += ["--eval-temperature", f"{config.select.temperature}"]
     return options
 
 
@@ -174,7 +177,10 @@ def _engines(config: GrpoConfig, run: SlimeRun, layout: Layout) -> list[str]:
     slime = config.slime
     # slime admits this many times the number of engines, as it counts them: all serving GPUs by the size of a policy engine.
     counted = max(1, layout.rollout // slime.gpus_per_engine)
+    # Of every model that is served; the customer's own is in --sglang-config. Caches are laid out for no more than is played.
+    context = config.limits.context_tokens + CONTEXT_SLACK
     options = [
+        *("--sglang-context-length", f"{min(context, run.shape.longest) if run.shape else context}"),
         *("--sglang-mem-fraction-static", f"{slime.mem_fraction}"),
         *("--sglang-server-concurrency", f"{math.ceil(config.rollout.concurrency / counted)}"),
     ]

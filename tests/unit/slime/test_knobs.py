@@ -2,6 +2,7 @@
 
 - slime: every setting changes the command line or what our hooks are handed; which of the two is written down here, for each;
 - a setting that belongs to slime's trainer changes the command line itself, not only what is handed over;
+- looks at the selection tasks have the temperature of `select`, and that of the training where it has none;
 - local: every setting of `train:` and `algo:` that is a number of the trainer changes its specification;
 - what slime cannot honour is refused with a reason, and no setting is missing from the table.
 """
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import pytest
 from pydantic import BaseModel
 
 from tau2rl.backends.local.hyper import grpo_spec, sft_spec
+from tau2rl.backends.local.policy import LocalPolicy
+from tau2rl.backends.local.sampling import Sampling
 from tau2rl.backends.slime.argv import build_argv
 from tau2rl.backends.slime.handover import SlimeRun, custom_config
 from tau2rl.config import GrpoConfig, Section, SftConfig, build, flatten, put
 from tau2rl.errors import UserError
+from tau2rl.stages.grpo import policy_of_looks
 from tests.slime_configs import SHAPE
+from tests.unit.local.tiny import tiny_model
 
 RUN = SlimeRun(folder=Path("/run"), shape=SHAPE)
 START: dict[str, dict[str, Any]] = {
@@ -69,6 +75,7 @@ ARGV = {  # slime's own trainer or engines read it
         "sampling.max_tokens": 99,
         "limits.context_tokens": 9000,
         "select.num_samples": 3,
+        "select.temperature": 0.0,
         "algo.estimator": "mt_grpo",
         "algo.ratio": "sequence",
         "algo.eps_low": 0.1,
@@ -282,6 +289,25 @@ def test_the_same_setting_changes_the_local_trainer(stage: str, name: str) -> No
     before, after = pair(stage, name, ARGV[stage][name])
     specs = [grpo_spec(config) if isinstance(config, GrpoConfig) else sft_spec(config) for config in (before, after)]
     assert specs[0] != specs[1]
+
+
+def test_looks_have_their_own_temperature_on_both_backends() -> None:
+    asked, unasked = config_of("grpo", {"select.temperature": 0.25}), config_of("grpo", {})
+    assert isinstance(asked, GrpoConfig) and isinstance(unasked, GrpoConfig)
+    argv = build_argv(asked, RUN)
+    assert argv[argv.index("--eval-temperature") + 1] == "0.25" and argv[argv.index("--rollout-temperature") + 1] == "1.0"
+    assert "--eval-temperature" not in build_argv(unasked, RUN)  # slime then takes that of the rollouts
+    policy = LocalPolicy(tiny_model(), Sampling(temperature=1.0, stop_token_ids=(1,)))
+    assert policy_of_looks(policy, unasked) is policy
+    assert policy_of_looks(policy, asked)._sampling == Sampling(temperature=0.25, stop_token_ids=(1,))
+    assert policy._sampling.temperature == 1.0
+
+
+@pytest.mark.parametrize(("longest", "context"), [(262144, "9256"), (9000, "9000")])
+def test_engines_hold_no_more_than_is_played(longest: int, context: str) -> None:
+    run = SlimeRun(folder=Path("/run"), shape=replace(SHAPE, longest=longest))
+    argv = build_argv(config_of("grpo", {"limits.context_tokens": 9000}), run)
+    assert argv[argv.index("--sglang-context-length") + 1] == context
 
 
 @pytest.mark.parametrize(

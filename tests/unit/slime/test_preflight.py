@@ -17,7 +17,9 @@ from tau2rl.backends.slime.handover import SlimeRun
 from tau2rl.backends.slime.layout import layout_of
 from tau2rl.backends.slime.machine import Gpu, Machine, collect
 from tau2rl.backends.slime.model_shape import SHAPE_4B
-from tau2rl.backends.slime.preflight import GIB, Problem, preflight, training_bytes
+from tau2rl.backends.slime.preflight import preflight
+from tau2rl.backends.slime.preflight_machine import GIB, training_bytes
+from tau2rl.backends.slime.problems import Problem
 from tests.slime_configs import CONFIGS, load_slime
 
 H100 = Gpu(total=80 * GIB, used=0)

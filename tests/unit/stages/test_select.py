@@ -1,7 +1,8 @@
 """`tau2rl select-checkpoint` and the count of looks at the test split; pinned here, on run folders with made-up results:
 
 - success alone decides: where the shaped score rises and success falls, the early checkpoint is chosen;
-- looks of either backend are found with their checkpoints; one whose checkpoint was not kept is named and not chosen;
+- looks of either backend are found with their checkpoints; one whose checkpoint was not kept is named and not chosen, and so is
+  a checkpoint that was not looked at;
 - finished evaluations of checkpoints decide when they are named; others than of one training, with one measurement, are refused;
 - results on test tasks, and on tasks that were trained on, are refused;
 - an evaluation of the run's checkpoints on a test split is counted once however often it is resumed; a second look, and a look
@@ -75,10 +76,17 @@ def checkpoint(path: Path) -> Path:
     return path
 
 
-def training(path: Path, looks: Mapping[int, str], *, kept: str = "step_{0:05}", shaped: float = 0.0, **tasks: Any) -> Path:
+def training(
+    path: Path, looks: Mapping[int, str], *, kept: str = "step_{0:05}", shaped: float = 0.0, eval_every: int = 0, **tasks: Any
+) -> Path:
     """A GRPO run that looked behind some steps; results as marks, a task each."""
     learned = {"domains": ["mock"], "split": "synth-train", "limit": 3, **tasks}
-    make_run(path, build(GrpoConfig, {"model": {"init": "a/checkpoint"}, "tasks": learned, "train": {"steps": 60}}))
+    make_run(
+        path,
+        build(
+            GrpoConfig, {"model": {"init": "a/checkpoint"}, "tasks": learned, "train": {"steps": 60, "eval_every": eval_every}}
+        ),
+    )
     for step, marks in looks.items():
         write_look(path, step, [record(ref(i), m, shaped * step) for i, m in enumerate(marks)], redactor=Redactor())
         if step and kept:
@@ -138,6 +146,16 @@ def test_the_model_before_training_is_told_and_not_chosen(tmp_path: Path) -> Non
     assert found["chosen"]["step"] == 20
     assert found["start"] == {"success": 0.2, "gap": pytest.approx(0.1), "gap_se": pytest.approx(0.1)}
     assert [one["step"] for one in found["candidates"]] == [20, 40]
+
+
+def test_a_checkpoint_whose_look_was_lost_is_named(tmp_path: Path) -> None:
+    run = training(tmp_path / "run", {10: "1000000", 30: "1111000"}, kept="hf/{1}", eval_every=10)
+    checkpoint(run / "checkpoints" / "hf" / "19")  # saved, and the job was ended before the look
+    checkpoint(run / "checkpoints" / "hf" / "24")  # no look was due
+    told = runner.invoke(app, ["select-checkpoint", str(run)])
+    assert "step 20 was saved, but never looked at" in told.stderr and "step 25" not in told.stderr
+    selection = read_json(run / "selection.json")
+    assert selection["without_look"] == [20] and selection["chosen"]["step"] == 30
 
 
 def test_what_failed_is_no_evidence(tmp_path: Path) -> None:

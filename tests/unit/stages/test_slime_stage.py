@@ -1,6 +1,7 @@
 """What happens around slime, without it; pinned here:
 
 - a run begins where nothing is saved, goes on behind a whole save, and is refused where slime would silently begin again;
+- what was played behind the save is played again, and is not kept twice;
 - a model to start from that Megatron saved is refused, with the command that converts it;
 - an export counts when slime has ended writing it, and its number is the step, from 1;
 - the variables of slime's job go on top of those that the job has; lists are joined, and only paths of keys are among them;
@@ -24,12 +25,13 @@ import pytest
 
 from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.errors import UserError
-from tau2rl.stages.slime_checkpoints import TRACKER, exports, look, point_final, refuse_megatron, steps_done
+from tau2rl.stages.slime_checkpoints import TRACKER, attempts_done, exports, look, point_final, refuse_megatron, steps_done
 from tau2rl.stages.slime_child import run_child
 from tau2rl.stages.slime_data import write_conversations
 from tau2rl.stages.slime_environment import JOB_CONFIG, child_environment, cluster_gpus, shared_variables, tracker_login
 from tau2rl.stages.slime_log import SlimeLog, read_numbers
 from tau2rl.stages.slime_report import summary
+from tau2rl.stages.training import rewind_episodes
 from tau2rl.store.progress import ProgressEvent
 
 SYSTEM = {"role": "system", "content": "Help."}
@@ -105,6 +107,20 @@ def test_an_interrupted_save_names_the_one_before_it(tmp_path: Path) -> None:
     assert refused.value.hint == f"to go on from an earlier one: echo 19 > {save / TRACKER}"
     (save / TRACKER).write_text("19\n")
     assert steps_done(look(save), draws_tasks=True) == 20
+
+
+def test_episodes_of_discarded_rounds_go_as_their_numbers_do(tmp_path: Path) -> None:
+    save = saved(tmp_path / "megatron", 19, tracker="19", tasks=(19,))
+    (save / "rollout" / "tasks_19.json").write_text('{"sample_index": 24}')  # three groups of eight, one of them dropped
+    assert (attempts_done(save, 20), attempts_done(save, 0)) == (24, 0)
+    kept, again = tmp_path / "episodes.jsonl", tmp_path / "none.jsonl"
+    lines = [json.dumps({"attempt": {"index": index}, "said": "\u2028"}) for index in (23, 25, 0, 24)]  # as they ended
+    kept.write_text("".join(f"{line}\n" for line in lines))
+    rewind_episodes(kept, before=attempts_done(save, 20))
+    rewind_episodes(again, before=24)
+    assert kept.read_text().splitlines() == [lines[0], lines[2]] and not again.exists()
+    rewind_episodes(kept, before=0)
+    assert kept.read_text() == ""
 
 
 def test_megatrons_checkpoint_is_no_model_to_start_from(tmp_path: Path) -> None:
