@@ -1,11 +1,27 @@
-"""The environment of one attempt, as the settings say: its deadlines, and its user with the attempt's own seed."""
+"""What an attempt is played in: its environment, as the settings say, and what is loaded before the first one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from tau2rl.bench.domain import domain, keep_what_is_loaded
 from tau2rl.bench.env import EnvLimits, Tau2Env
 from tau2rl.bench.users import make_user
 from tau2rl.config import LimitsConfig, UserConfig
-from tau2rl.types import Attempt
+from tau2rl.types import Attempt, ChatCodec, Message, Opening
+
+GREETED = (Message(role="assistant", content="Hi! How can I help you today?"), Message(role="user", content="Hello."))
+
+
+def warm_up(names: Iterable[str], codec: ChatCodec) -> None:
+    """Load domains, and encode their policies and tools, before the clock of any episode runs: seconds and tenths of seconds.
+
+    Raises UserError for a domain without data, or a chat template that cannot write a first prompt.
+    """
+    for name in dict.fromkeys(names):
+        loaded = domain(name)
+        codec.open(Opening(policy=loaded.policy, messages=GREETED, tools=loaded.tools))
+    keep_what_is_loaded()  # a tokenizer brings libraries of its own
 
 
 def make_env(attempt: Attempt, *, user: UserConfig, limits: LimitsConfig) -> Tau2Env:

@@ -110,7 +110,7 @@ class Domain:
                 with readable(self.name):
                     found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
                 self._tasks[split] = {task.id: task for task in found}
-                _keep_what_is_loaded()
+                keep_what_is_loaded()
             return self._tasks[split]
 
     def task(self, ref: TaskRef) -> Task:
@@ -140,7 +140,7 @@ class Domain:
         return waiting.pop(0) if waiting else self.environment()
 
 
-def _keep_what_is_loaded() -> None:
+def keep_what_is_loaded() -> None:
     """Take what is loaded out of the garbage collector's sight: to look through it stops every episode for half a second."""
     gc.collect()  # what is garbage by now would be kept as well
     gc.freeze()
@@ -172,5 +172,5 @@ def domain(name: str) -> Domain:
         if name not in _loaded:
             with readable(name):
                 _loaded[name] = Domain(name)
-            _keep_what_is_loaded()
+            keep_what_is_loaded()
         return _loaded[name]

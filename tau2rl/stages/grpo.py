@@ -17,6 +17,7 @@ from tau2rl.backends.local.hyper import grpo_spec, policy_of
 from tau2rl.backends.local.model import num_parameters
 from tau2rl.backends.local.policy import LocalPolicy
 from tau2rl.backends.local.setup import open_model, trainable, write_checkpoint
+from tau2rl.bench.attempts import warm_up
 from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import refuse_leak, select
 from tau2rl.bench.users import check_key
@@ -55,6 +56,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
     start = Path(config.model.init).expanduser()
     parent = described_checkpoint(start)
     codec = make_codec(config.chat)
+    warm_up(config.tasks.domains, codec)
     bench = bench_identity(config.tasks.domains, config.user)
     stands_on = environment(config, bench, {"chat": fingerprint(codec), "parent": parent["sha256"]})
     folder.write_environment(stands_on)

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tau2rl.bench.domain import domain
+from tau2rl.bench.attempts import warm_up
 from tau2rl.bench.floors import POLICIES, solved_by
 from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import select
@@ -47,11 +47,10 @@ def prepare(config: Plays, progress: Progress) -> Prepared:
     progress(ProgressEvent(done=0, total=None, note="loading tasks"))
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
     tasks = select(config.tasks)
-    for name in dict.fromkeys(config.tasks.domains):
-        domain(name)  # seconds of parsing, before the clock of any episode runs
     if config.user.kind == "llm":  # a missing key is said now, and not by a hundred failed episodes
         check_key(config.user)
     codec = make_codec(config.chat)
+    warm_up(config.tasks.domains, codec)
     return Prepared(
         tasks=tasks,
         planned=plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed, greedy=config.rollout.greedy),

@@ -9,8 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from tau2rl import settings
-from tau2rl.bench.attempts import make_env
-from tau2rl.bench.domain import domain
+from tau2rl.bench.attempts import make_env, warm_up
 from tau2rl.bench.gold import gold_script
 from tau2rl.chat import make_codec
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig
@@ -58,9 +57,8 @@ async def open_in_worker(config: Plays) -> AsyncGenerator[Play]:
     """What a worker does before its first episode; it is another process, perhaps on another machine."""
     settings.load_secrets()
     settings.quiet_libraries()
-    for name in dict.fromkeys(config.tasks.domains):
-        domain(name)
     codec = make_codec(config.chat)
+    warm_up(config.tasks.domains, codec)
     async with open_agent(config, codec) as policies:
         yield player_of(config, codec, policies)
 

@@ -20,8 +20,7 @@ from tau2rl.backends.slime.handover import received
 from tau2rl.backends.slime.journal import Journal
 from tau2rl.backends.slime.marks import Marks, mark
 from tau2rl.backends.slime.outage import Outage
-from tau2rl.bench.attempts import make_env
-from tau2rl.bench.domain import domain
+from tau2rl.bench.attempts import make_env, warm_up
 from tau2rl.bench.turn_credit import episode_turn_rewards
 from tau2rl.bench.users import check_key
 from tau2rl.chat import make_codec
@@ -80,9 +79,8 @@ class Rollout:
                 return
             if user.kind == "llm":
                 check_key(user)
-            for name in dict.fromkeys((*config.tasks.domains, *(config.select.domains if config.train.eval_every else ()))):
-                domain(name)
             self._codec = make_codec(config.chat.model_copy(update={"tokenizer": config.chat.tokenizer or tokenizer}))
+            warm_up((*config.tasks.domains, *(config.select.domains if config.train.eval_every else ())), self._codec)
             self._spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
             self._router, self._user = router, user
             self.ready = True
