@@ -51,7 +51,7 @@ def save(index):
         (export / name).write_text("{{}}")
     (folder / "rollout").mkdir(exist_ok=True)
     for name in (f"tasks_{{index}}.json", f"global_dataset_state_dict_{{index}}.pt"):
-        (folder / "rollout" / name).write_text("{{}}")
+        (folder / "rollout" / name).write_text(json.dumps({{"sample_index": 8 * (index + 1)}}))
     (folder / "latest_checkpointed_iteration.txt").write_text(str(index))
 
 (root / "pid.draft").write_text(str(os.getpid()))
