@@ -18,7 +18,7 @@ train=(.venv/bin/tau2rl run -c configs/laptop/pipeline.yaml --name "$name")
 
 case "${1:-both}" in
 both)
-    say "1 of 2: 100 real tasks, played by their reference actions; about a minute on two cores (measured), behind the installation"
+    say "1 of 2: 100 real tasks, played by their reference actions; under a minute on two cores (measured), behind the installation"
     make_venv laptop
     "${gold[@]}"
     say ""
