@@ -88,9 +88,6 @@ class GrpoRolloutConfig(RolloutConfig):
     """Episodes of a group: attempts at one task with one policy."""
     keep: bool = False
     """Write every episode to `episodes.jsonl`: tens of kilobytes each."""
-    outage_seconds: float = Field(default=1800.0, gt=0)
-    """`slime`: after `give_up_after` episodes in a row that FAILED, one at a time tries whether the world is back; after so many
-    seconds the job ends."""
 
 
 class SelectConfig(TasksConfig):

@@ -101,6 +101,8 @@ class GrpoConfig(LearnConfig):
             raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
         if self.rollout.greedy:
             raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
+        if self.rollout.workers:
+            raise ValueError("training plays in the process that samples: it has no use for rollout.workers")
         if self.train.eval_every:
             self._select_apart()
         return self

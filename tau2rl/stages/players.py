@@ -37,15 +37,14 @@ async def open_players(config: Plays, codec: ChatCodec, policies: PolicyFor | No
     Raises UserError when no server answers, or there is no cluster for the workers.
     """
     workers = config.rollout.workers
+    if workers and (policies is not None or config.policy.kind == "local"):
+        who = "`policy.kind: local`" if policies is None else "a teacher that slips"
+        raise UserError(f"{who} plays in this process: it has no use for `rollout.workers`", hint="set `rollout.workers` to 0")
     if policies is not None:
         yield player_of(config, codec, policies)
     elif not workers:
         async with open_agent(config, codec) as mine:
             yield player_of(config, codec, mine)
-    elif config.policy.kind == "local":
-        raise UserError(
-            "`policy.kind: local` samples in this process: it has no use for `rollout.workers`", hint="set `rollout.workers` to 0"
-        )
     else:
         opening = functools.partial(open_in_worker, config)
         async with Workers(opening, count=workers, concurrency=config.rollout.concurrency) as others:

@@ -178,7 +178,7 @@ def test_what_was_cut_off_is_dropped_where_the_settings_say_so(tmp_path: Path) -
 
 def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_path: Path) -> None:
     with OpenAIStub(answer=customer, mode="500") as user, SGLangStub(answer=ANSWER) as server:
-        config = settings(**llm(user), rollout={"give_up_after": 1, "outage_seconds": 20})
+        config = settings(**llm(user), rollout={"give_up_after": 1}, slime={"outage_seconds": 20})
         made = rollout(config, tmp_path, server)
 
         async def story(made: Rollout) -> list[Played]:
@@ -196,7 +196,7 @@ def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_pa
 
 def test_a_user_that_stays_away_ends_the_run_with_the_reason(tmp_path: Path) -> None:
     with OpenAIStub(answer=customer, mode="dead") as user, SGLangStub(answer=ANSWER) as server:
-        config = settings(**llm(user), rollout={"give_up_after": 2, "outage_seconds": 1.5})
+        config = settings(**llm(user), rollout={"give_up_after": 2}, slime={"outage_seconds": 1.5})
         with pytest.raises(RunIncomplete, match=r"nothing has worked for 1\.5 s: UserSimulatorFailure"):
             using(rollout(config, tmp_path, server), lambda made: together(made, 4))
 
@@ -233,8 +233,8 @@ class TwoEngines(StubServer):
 @pytest.mark.parametrize("says", [500, 502])
 def test_a_dead_engine_costs_no_attempt(tmp_path: Path, says: int) -> None:
     config = settings(
-        rollout={"concurrency": 64, "give_up_after": 20, "outage_seconds": 40},
-        slime={"fault_tolerance": True, "health_seconds": 1},
+        rollout={"concurrency": 64, "give_up_after": 20},
+        slime={"fault_tolerance": True, "health_seconds": 1, "outage_seconds": 40},
     )
     with SGLangStub(answer=ANSWER) as one, SGLangStub(answer=ANSWER) as other, TwoEngines([one, other], says=says) as router:
         made = rollout(config, tmp_path, router)

@@ -209,7 +209,7 @@ def test_a_context_that_overflows_is_cut_and_trains(start: Start, model: Path) -
 def test_a_user_that_stays_away_ends_the_job_with_the_reason(start: Start, model: Path) -> None:
     with OpenAIStub(mode="dead") as user, RouterStub(answer=agent(codec_of(model))) as server:
         someone = {"kind": "llm", "model": "openai/stub", "api_base": user.api_base, "retries": 0}
-        job = start(server, user=someone, rollout={"give_up_after": 2, "outage_seconds": 1.0})
+        job = start(server, user=someone, rollout={"give_up_after": 2}, slime={"outage_seconds": 1.0})
         with pytest.raises(RunIncomplete, match="nothing has worked for 1 s: UserSimulatorFailure"):
             job.played()
 

@@ -39,8 +39,6 @@ def _refuse_sft(config: SftConfig) -> None:
 
 def _refuse_grpo(config: GrpoConfig) -> None:
     algo, train = config.algo, config.train
-    if config.rollout.workers:
-        raise UserError("slime plays in its own process: it has no use for rollout.workers", hint="set rollout.workers to 0")
     episodes = train.tasks_per_step * config.rollout.num_samples
     if episodes % train.updates_per_batch:
         raise UserError(

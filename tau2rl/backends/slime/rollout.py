@@ -61,8 +61,8 @@ class Rollout:
         self.ready = False
         self._outage = Outage(
             after=config.rollout.give_up_after,
-            deadline_seconds=config.rollout.outage_seconds,
-            pause_seconds=min(TRIAL_PAUSE_SECONDS, config.rollout.outage_seconds / 20),
+            deadline_seconds=config.slime.outage_seconds,
+            pause_seconds=min(TRIAL_PAUSE_SECONDS, config.slime.outage_seconds / 20),
         )
         self._patience = _patience_seconds(config.slime)
         self._policies: dict[SamplingConfig, SGLangPolicy] = {}

@@ -149,7 +149,6 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "rollout.retries": 1,
         "rollout.give_up_after": 3,
         "rollout.keep": True,
-        "rollout.outage_seconds": 5,
         "reward.preset": "outcome",
         "reward.alpha": 0.1,
         "reward.normalise": True,

@@ -2,7 +2,8 @@
 
 - each setting, changed alone, changes what the trainer is given;
 - a new setting without a line in this file fails the test;
-- sampling for training is never truncated, and its temperature is the trainer's too.
+- sampling for training is never truncated, and its temperature is the trainer's too;
+- `rollout.workers`, which only playing without training honours, is refused on both backends.
 """
 
 from __future__ import annotations
@@ -82,3 +83,9 @@ def test_what_cannot_work_is_refused_when_the_config_is_made(values: dict[str, A
 def test_the_tokenizer_is_the_checkpoints_own_unless_another_is_named() -> None:
     assert build(GrpoConfig, BASE).chat.tokenizer == "a/checkpoint"
     assert build(GrpoConfig, {**BASE, "chat": {"tokenizer": "bytes"}}).chat.tokenizer == "bytes"
+
+
+def test_training_does_not_take_workers_that_nobody_would_use() -> None:
+    for backend in ("local", "slime"):
+        with pytest.raises(UserError, match=r"no use for rollout\.workers"):
+            build(GrpoConfig, {**BASE, "backend": backend, "rollout": {"workers": 2}})
