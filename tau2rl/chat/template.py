@@ -7,6 +7,8 @@ right for a template that never goes back on what it wrote, so construction prov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tau2rl.chat.parsing import THINK, UNTHINK, text_of, without_thoughts
@@ -16,7 +18,14 @@ from tau2rl.types import Message
 
 ANSWER = "Certainly."  # the assistant's text in the base conversation; no template writes it by itself
 KEPT_HEADS = 64  # encoded policies and tools, some hundred kB each
+KEPT_SUFFIXES = 1024  # encoded messages between two turns, some kB each
 BASE: tuple[ChatDict, ...] = ({"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."})
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    tools: Sequence[Mapping[str, Any]] | None  # the very object: comparing schemas would cost as much as encoding them
+    ids: list[int] | None  # None: the whole must be written each time
 
 
 class TemplateChat:
@@ -40,27 +49,45 @@ class TemplateChat:
         prompt = self.render(BASE, None, generation=True)
         self._opens_thinking = prompt[len(before) :].rstrip().endswith(THINK)
         self._bases: dict[int, str] = {}  # calls in the turn before -> the text of the base conversation
-        self._heads: dict[str, list[int]] = {}  # a prompt's text up to its first end of a turn -> its ids
+        # The attempts of a task get the same results of the same calls.
+        self._encode_again = lru_cache(maxsize=KEPT_SUFFIXES)(tokenizer.encode)
+        self._heads: dict[tuple[str, ...], _Head] = {}  # by the system message, and the roles of those behind it
 
     def open(self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
-        """The prompt of the first turn."""
+        """The prompt of the first turn, which begins with a system message."""
+        key = (messages[0]["content"], *(message["role"] for message in messages))
+        known = self._heads.get(key)
+        if known is not None and known.tools is tools and known.ids is not None:
+            return [*known.ids, *self.tokenizer.encode(self._behind_head(messages))]
         text = self.render(messages, tools, generation=True)
-        # Policy and tools are most of a prompt, and the same in every episode of a domain. A tokenizer never joins text across
-        # a control token; that the two parts give the ids of the whole is checked once for each head all the same.
-        head, end, rest = text.partition(self.end_text)
-        if head in self._heads:
-            return [*self._heads[head], *self.tokenizer.encode(end + rest)]
-        ids, head_ids = self.tokenizer.encode(text), self.tokenizer.encode(head)
-        if end and len(self._heads) < KEPT_HEADS and ids == [*head_ids, *self.tokenizer.encode(end + rest)]:
-            self._heads[head] = head_ids
+        ids = self.tokenizer.encode(text)
+        if known is None and len(self._heads) < KEPT_HEADS:
+            self._heads[key] = _Head(tools, self._head(messages, text, ids))
         return ids
+
+    def _head(self, messages: Sequence[ChatDict], text: str, ids: list[int]) -> list[int] | None:
+        """The ids of a prompt up to its first end of a turn: policy and tools, the same in every episode of a domain.
+
+        None where what follows depends on them (some templates put the tools into the user's first message), or where the
+        two parts do not have the ids of the whole.
+        """
+        head, end, rest = text.partition(self.end_text)
+        behind = self._behind_head(messages)
+        head_ids = self.tokenizer.encode(head)
+        same = end + rest == behind and ids == [*head_ids, *self.tokenizer.encode(behind)]
+        return head_ids if same else None
+
+    def _behind_head(self, messages: Sequence[ChatDict]) -> str:
+        """From the end of the system message on, as the template writes it behind a short one without tools."""
+        _, end, rest = self.render([BASE[0], *messages[1:]], None, generation=True).partition(self.end_text)
+        return end + rest
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new: Sequence[ChatDict]) -> list[int]:
         """Everything so far, untouched, then what the template writes from the end of the turn to the next one's beginning."""
         suffix = self.suffix(new)
         if completion_ids and completion_ids[-1] == self.end_id:
             suffix = suffix[len(self.end_text) :]
-        return [*prompt_ids, *completion_ids, *self.tokenizer.encode(suffix)]
+        return [*prompt_ids, *completion_ids, *self._encode_again(suffix)]
 
     def read(self, completion_ids: Sequence[int]) -> str:
         """The text of a sampled turn, without the token that ended it and without thoughts. Raises MalformedTurn."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -79,21 +79,26 @@ class HFTokenizer:
         self.end_of_turn_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
         self.control_ids = frozenset({i for i, token in added.items() if token.special} | set(self.end_of_turn_ids))
         self._size = len(self._tokenizer)
+        self._encode = _encoder(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text; see `Tokenizer.encode`."""
         # A lone surrogate (from a JSON escape) is a str that no tokenizer takes.
-        return list(self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False))
+        return self._encode(text.encode("utf-8", "replace").decode("utf-8"))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of any ids; see `Tokenizer.decode`."""
+        ids = list(token_ids)
+        if ids and min(ids) >= 0 and max(ids) < self._size:
+            return self._text(ids)
         # The library skips an id past its vocabulary and fails on a negative one.
         return "".join(
-            self._tokenizer.decode(list(run), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            if known
-            else REPLACEMENT * len(list(run))
-            for known, run in groupby(token_ids, key=lambda i: 0 <= i < self._size)
+            self._text(list(run)) if known else REPLACEMENT * len(list(run))
+            for known, run in groupby(ids, key=lambda i: 0 <= i < self._size)
         )
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def render(
         self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None, *, add_generation_prompt: bool
@@ -103,6 +108,16 @@ class HFTokenizer:
             list(messages), tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=add_generation_prompt
         )
         return str(text)
+
+
+def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Text -> ids, without the offsets of each token, which nobody reads and which cost a quarter of the time."""
+    if not getattr(tokenizer, "is_fast", False):
+        return lambda text: list(tokenizer.encode(text, add_special_tokens=False))
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda text: backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def _generation_ends(directory: Path) -> list[int]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
-
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure
 
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout  # pyright: ignore[reportMissingImports, reportUnknownVariableType] - aiohttp brings it
+
 T = TypeVar("T")
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
 
 
 class Unavailable(PolicyFailure):
@@ -24,13 +30,29 @@ async def patiently(call: Callable[[], Awaitable[T]], config: PolicyConfig, *, s
     Raises PolicyFailure: the last one after `config.retries` retries, or one that says that `config.timeout_seconds` are over.
     `call` is cancelled when they are.
     """
-    retrying = AsyncRetrying(
-        stop=stop_after_attempt(config.retries + 1),
-        wait=wait_random_exponential(multiplier=0.25, max=10.0),  # varied, so that clients that failed together come apart
-        retry=retry_if_exception_type(Unavailable),
-        reraise=True,
-    )
+    tries = 0
     try:
-        return await asyncio.wait_for(retrying(call), config.timeout_seconds)
+        # No task and no retrying object for a call that goes well at once, which is nearly every one of thousands.
+        async with timeout(config.timeout_seconds):
+            while True:
+                try:
+                    return await call()
+                except Unavailable:
+                    if tries == config.retries:
+                        raise
+                await asyncio.sleep(pause_seconds(tries))
+                tries += 1
     except asyncio.TimeoutError:
         raise PolicyFailure(f"no completion from `{server}` within {config.timeout_seconds:g} s") from None
+
+
+def pause_seconds(tries: int) -> float:
+    """Any time up to a bound that doubles, so that clients that failed together come apart ("full jitter").
+
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+
+    >>> 0 <= pause_seconds(0) <= 0.25 and 0 <= pause_seconds(1000) <= 10
+    True
+    """
+    # No float is large enough for a power of hundreds.
+    return random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(tries, 30)))

@@ -4,7 +4,9 @@
 - a template that goes back on what it wrote, refuses the greeting, or has no end-of-turn token is refused with the reason;
 - a tokenizer that is missing, or has no chat template, is a UserError with a hint;
 - a reasoning template's `<think>` at the end of the prompt is part of the turn that follows;
-- a prompt whose policy and tools were seen before has the ids of its whole text, also where a tokenizer joins text across turns.
+- a prompt whose policy and tools were seen before has the ids of its whole text, also where a tokenizer joins text across turns,
+  where the template puts tools into the user's message, where a policy contains the end of a turn, and behind other tools;
+- a checkpoint's tokenizer gives the ids that transformers gives, for any text.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 from jinja2 import Environment
 
 from tau2rl.chat import make_codec
@@ -25,7 +28,7 @@ from tau2rl.chat.tokenizers import ChatDict, HFTokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
 from tau2rl.types import CallTool, Message, Opening, Say
-from tests.unit.chat.talk import FREE, TOOLS, save_bpe
+from tests.unit.chat.talk import FREE, TOOLS, save_bpe, texts, tricky
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>\n"
 HEAD = "<|im_start|>assistant\n"
@@ -233,11 +236,33 @@ class Joins(ByteTokenizer):
         return [*ids[:1], 33, *ids[1:]] if text.startswith("<|im_end|>") else ids
 
 
-@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Joins(), "bpe"], ids=["bytes", "joins", "bpe"])
-def test_a_prompt_with_a_known_head_has_the_ids_of_its_whole_text(tokenizer: ByteTokenizer | str, tmp_path: Path) -> None:
+TOOLS_BESIDE_THE_USER = each(
+    "<|im_start|>{{ m.role }}\n{{ tools or '' if loop.index == 2 }}{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>\n"
+)
+
+
+@pytest.mark.parametrize("policy", ["Help <|im_start|> them.", "Help <|im_end|> them."])
+@pytest.mark.parametrize(
+    "tokenizer", [ByteTokenizer(), Joins(), Templated(TOOLS_BESIDE_THE_USER), "bpe"], ids=["bytes", "joins", "beside", "bpe"]
+)
+def test_a_prompt_with_a_known_head_has_the_ids_of_its_whole_text(
+    tokenizer: ByteTokenizer | str, policy: str, tmp_path: Path
+) -> None:
     known = load_tokenizer(str(save_bpe(tmp_path))) if isinstance(tokenizer, str) else tokenizer
     chat = TemplateChat(known)
-    for said in ("Hello.", "ol\u00e9 <|im_end|>\n", "", "Hello."):
-        messages: list[ChatDict] = [{"role": "system", "content": "Help <|im_start|> them."}, {"role": "user", "content": said}]
-        whole = known.encode(known.render(messages, TOOLS, add_generation_prompt=True))
-        assert chat.open(messages, TOOLS) == whole
+    for said, tools in (
+        ("Hello.", TOOLS),
+        ("ol\u00e9 <|im_end|>\n", TOOLS),
+        ("", TOOLS),
+        ("Hello.", TOOLS[:1]),
+        ("Hello.", None),
+    ):
+        messages: list[ChatDict] = [{"role": "system", "content": policy}, {"role": "user", "content": said}]
+        whole = known.encode(known.render(messages, tools, add_generation_prompt=True))
+        assert chat.open(messages, tools) == whole
+
+
+@given(st.lists(tricky | texts).map("".join))
+def test_a_text_has_the_ids_that_transformers_gives_it(bpe: HFTokenizer, text: str) -> None:
+    theirs: list[int] = bpe._tokenizer.encode(text, add_special_tokens=False)
+    assert bpe.encode(text) == theirs
