@@ -1,6 +1,6 @@
 """400 episodes, 100 test tasks four times, against a policy and a customer that take 50 ms each: how near to what is possible.
 
-    python scripts/benchmarks/rollouts_400.py [--concurrency 32] [--workers 0 2] [--limit TASKS]
+    python scripts/benchmarks/rollouts_400.py [--concurrency 16 24 32] [--workers 0 2] [--limit TASKS]
 
 The policy server is a process of its own and answers with reference turns; the scripted customer sleeps before each message.
 Prompts have the layout of a Qwen checkpoint, in the tokens of a BPE that is trained on the policies first, about 4 characters
@@ -8,6 +8,8 @@ each. Every episode is graded, scored and written as in a run.
 
 `one at a time` is what evaluating sequentially costs: a sample of the episodes really played so, scaled to all by their latency.
 It is played by this project's own environments, which cost less CPU than the untouched package's, so the ratio is a low one.
+Every process that plays has seen each task once before (which is what `the first time` costs). The four attempts of a task make the
+same calls, so their results are encoded once: attempts of a model differ more.
 The bound is the largest of: the latency of the longest episode; the CPU time of the environments alone / cores; all latency /
 concurrency. `busy` is CPU time / wall time of the process that writes the records, not of the workers. Timings of a busy
 machine mean little: look at the ratios on an idle one.
@@ -53,7 +55,6 @@ async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
     """A player as a run has it, with a customer who takes its time."""
     import time
 
-    from tau2rl.bench.domain import domain
     from tau2rl.bench.env import Tau2Env
     from tau2rl.bench.users import make_user
     from tau2rl.chat import make_codec
@@ -71,8 +72,7 @@ async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
         made.generate_next_message = late
         return made
 
-    for name in config.tasks.domains:
-        domain(name)
+    await environments(config)
     codec = make_codec(config.chat)
     async with open_agent(config, codec) as policies:
         yield player(
@@ -125,10 +125,10 @@ def waits(episode: Episode) -> int:
     return len(episode.turns) + sum(message["role"] == "user" for message in episode.trajectory)
 
 
-async def environments(config: EvalConfig, attempts: list[Attempt]) -> float:
-    """CPU seconds of the environments alone, with reference turns at once."""
+async def environments(config: EvalConfig) -> float:
+    """CPU seconds of the environments alone, with reference turns at once, each task once."""
     began = time.process_time()
-    for attempt in attempts:
+    for attempt in plan(select(config.tasks), num_samples=1, seed=0):
         env = make_env(attempt, user=config.user, limits=config.limits)
         await env.open()
         for actions in gold_script(attempt.task):
@@ -145,45 +145,41 @@ async def with_workers(config: EvalConfig, attempts: list[Attempt], count: int, 
             return await collect(config, attempts, play, concurrency)
     opening = functools.partial(open_player, config, latency)
     async with Workers(opening, count=count, concurrency=concurrency) as workers:
-        warm = plan([attempts[0].task], num_samples=2 * count, seed=-count)
-        await asyncio.gather(*map(workers.play, warm))
         return await collect(config, attempts, workers.play, concurrency)
 
 
 async def measure(config: EvalConfig, a: argparse.Namespace) -> list[list[str]]:
     """The rows of the table."""
-    tasks = select(config.tasks)
-    once = plan(tasks, num_samples=1, seed=0)
-    await environments(config, once)  # warm
-    cpu = await environments(config, once) * a.samples
-    alone, wall_alone, _ = await with_workers(config, once[::SAMPLE], 0, 1, a.latency)
+    tasks, cores = select(config.tasks), len(os.sched_getaffinity(0))
+    first = await environments(config)
+    cpu = await environments(config)
+    alone, wall_alone, _ = await with_workers(config, plan(tasks, num_samples=1, seed=0)[::SAMPLE], 0, 1, a.latency)
     per_wait = wall_alone / sum(map(waits, alone))
-    rows = [["how", "wall s", "against one at a time", "against the bound", "busy"]]
-    cores = len(os.sched_getaffinity(0))
-    for count in a.workers:
-        attempts = plan(tasks, num_samples=a.samples, seed=1 + count)  # the server counts the turns of each seed
-        episodes, wall, spent = await with_workers(config, attempts, count, a.concurrency, a.latency)
+    rows = [["in flight", "workers", "wall s", "against one at a time", "bound s", "against the bound", "busy"]]
+    ways = [*((c, 0) for c in a.concurrency), *((a.concurrency[-1], workers) for workers in a.workers)]
+    for number, (concurrency, count) in enumerate(ways):
+        attempts = plan(tasks, num_samples=a.samples, seed=1 + number)  # the server counts the turns of each seed
+        episodes, wall, spent = await with_workers(config, attempts, count, concurrency, a.latency)
         counts = list(map(waits, episodes))
-        bounds = a.latency * max(counts), cpu / cores, a.latency * sum(counts) / a.concurrency
         if len(rows) == 1:
             solved = sum(e.grade is not None and e.grade.success for e in episodes)
             prompt = sum(turn.start for e in episodes for turn in e.turns) / sum(len(e.turns) for e in episodes)
-            said = f"{len(episodes)} episodes, {solved} solved, {sum(counts)} waits of {a.latency * 1000:g} ms"
-            said += f", {prompt:.0f} tokens a prompt"
-            print(f"{said}; concurrency {a.concurrency}, {cores} cores")
-            names = "longest episode {:.2f} s, environments / cores {:.2f} s, latency / concurrency {:.2f} s"
-            print("bound: the largest of " + names.format(*bounds))
-            rows.append([f"one at a time ({len(alone)} played)", f"{per_wait * sum(counts):.0f}", "1.0x", "", ""])
+            print(f"{len(episodes)} episodes, {solved} solved, {sum(counts)} waits of {a.latency * 1000:g} ms")
+            print(f"{prompt:.0f} tokens a prompt; {cores} cores")
+            print(f"environments of {len(tasks)} tasks: {first:.1f} s of CPU the first time, {cpu:.1f} s later")
+            rows.append(["1", f"({len(alone)} played)", f"{per_wait * sum(counts):.0f}", "1x", "", "", ""])
+        bound = max(a.latency * max(counts), cpu * a.samples / cores, a.latency * sum(counts) / concurrency)
         ratio = per_wait * sum(counts) / wall
-        rows.append([f"workers {count}", f"{wall:.2f}", f"{ratio:.1f}x", f"{wall / max(bounds):.2f}x", f"{spent / wall:.0%}"])
+        figures = [f"{wall:.2f}", f"{ratio:.1f}x", f"{bound:.2f}", f"{wall / bound:.2f}x", f"{spent / wall:.0%}"]
+        rows.append([str(concurrency), str(count), *figures])
     return rows
 
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that play; 0: this one")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 24, 32], help="episodes in flight, in this process")
+    parser.add_argument("--workers", type=int, nargs="*", default=[2], help="processes that play, with the last concurrency")
     parser.add_argument("--samples", type=int, default=4, help="episodes of each task")
     parser.add_argument("--limit", type=int, help="tasks of each domain")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds, of the policy and of the customer")
@@ -199,7 +195,7 @@ def main() -> None:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
             settings = [f"policy.url={url}", f"chat.tokenizer={tokenizer}", "user.kind=scripted", "limits.context_tokens=1000000"]
-            settings += [f"rollout.concurrency={a.concurrency}", *([f"tasks.limit={a.limit}"] if a.limit else [])]
+            settings += [f"rollout.concurrency={max(a.concurrency)}", *([f"tasks.limit={a.limit}"] if a.limit else [])]
             if any(a.workers):
                 import ray
 
