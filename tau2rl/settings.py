@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import stat
@@ -13,6 +14,7 @@ from tau2rl.errors import UserError
 
 SECRETS_FILE = "TAU2RL_SECRETS_FILE"  # a file of NAME=VALUE lines that only its owner can read
 OUTPUT_ROOT = "TAU2RL_OUTPUTS"
+NEW_OBJECTS = 50_000  # of Python's own 700, before it looks for garbage among the youngest
 NO_KEY = "none"  # what a server of one's own is given: litellm insists on a key
 KNOWN_KEYS = (
     "OPENAI_API_KEY",
@@ -62,6 +64,15 @@ def quiet_libraries() -> None:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def collect_rarely() -> None:
+    """For a process that is about to import: what libraries make then is no garbage.
+
+    tau2, litellm and torch make a million objects. With Python's own threshold, looking through them again and again is a third
+    of a job's start.
+    """
+    gc.set_threshold(NEW_OBJECTS, 20, 20)
 
 
 def api_key(model: str, api_base: str | None, variable: str | None) -> str | None:

@@ -211,6 +211,15 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnvTime:
+    """What an episode's environment took: `EnvTime(seconds=21.4, user_seconds=20.1, cpu_seconds=0.006)`."""
+
+    seconds: float = 0.0  # wall, waiting for it: the opening, every step, the grading
+    user_seconds: float = 0.0  # of them, until the simulated user had answered; where that is a model, this is it
+    cpu_seconds: float = 0.0  # of the episode's own thread, wherever that ran: reset, tools, user, grading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why an episode did not run to its own end: `Failure(fault=Fault.USER, kind="UserSimulatorFailure", message="HTTP 500")`."""
 
@@ -234,6 +243,8 @@ class Episode:
     failure: Failure | None = None
     seconds: float = 0.0
     user_usage: Usage = field(default_factory=Usage)
+    env_time: EnvTime | None = None  # None: nobody measured it (no environment, or a record from before it was measured)
+    worker_cpu_seconds: float = 0.0  # what its worker process used since the episode before; 0 where the run's own process played
     db_hashes: tuple[str | None, str | None] = (None, None)  # (agent database, user database) at the end
     trajectory: tuple[dict[str, Any], ...] = ()  # both sides' messages in tau2's own layout, so that tau2 can grade it again
 
@@ -326,6 +337,11 @@ class Env(Protocol):
     @property
     def user_usage(self) -> Usage:
         """What the simulated user has cost so far."""
+        ...
+
+    @property
+    def time(self) -> EnvTime:
+        """What it has taken so far."""
         ...
 
     @property

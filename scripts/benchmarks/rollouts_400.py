@@ -8,8 +8,8 @@ each. Every episode is graded, scored and written as in a run.
 
 `one at a time` is what evaluating sequentially costs: a sample of the episodes really played so, scaled to all by their latency.
 It is played by this project's own environments, which cost less CPU than the untouched package's, so the ratio is a low one.
-Every process that plays has seen each task once before (which is what `the first time` costs). The four attempts of a task make the
-same calls, so their results are encoded once: attempts of a model differ more.
+Every process that plays has seen each task once before (which is what `the first time` costs). The four attempts of a task
+make the same calls, so their results are encoded once: attempts of a model differ more.
 The bound is the largest of: the latency of the longest episode; the CPU time of the environments alone / cores; all latency /
 concurrency. `busy` is CPU time / wall time of the process that writes the records, not of the workers. Timings of a busy
 machine mean little: look at the ratios on an idle one.

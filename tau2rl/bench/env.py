@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from tau2rl.bench.domain import Domain, domain
-from tau2rl.bench.session import Broke, Ended, Event, Observed, Session, assistant_message
+from tau2rl.bench.mailbox import Broke, Ended, Event, Observed
+from tau2rl.bench.session import Session, assistant_message
 from tau2rl.bench.tasks import judged_by
 from tau2rl.errors import EnvironmentFailure, TaskFailure, UserSimulatorFailure
 from tau2rl.rewards.checks import grade_from_tau2
-from tau2rl.types import Actions, CallTool, Grade, Message, Opening, Reply, Say, TaskRef, Usage
+from tau2rl.types import Actions, CallTool, EnvTime, Grade, Message, Opening, Reply, Say, TaskRef, Usage
 
 CUT_OFF = "done"  # the gym's own stop tool: ends the conversation and has it graded
 
@@ -42,6 +44,7 @@ class Tau2Env:
         self._coming: asyncio.Future[Event]  # the event that the session owes us
         self._session = Session(self._domain, self._task, max_steps=self._limits.max_steps, user=make_user, deliver=self._deliver)
         self._calls = 0
+        self._seconds = 0.0  # waiting for the session
         self._ended: Ended | None = None
         self._broken = False
         if judged := judged_by(self._task):
@@ -51,8 +54,11 @@ class Tau2Env:
         """Start the conversation: the greeting, and what the user says to it. Raises EpisodeFailure."""
         self._loop = asyncio.get_running_loop()
         self._coming = self._loop.create_future()
-        # Starting a thread waits until it runs, and it begins with heavy work: not on the event loop.
-        await asyncio.to_thread(self._session.start)
+        began = monotonic()
+        if not self._session.start_at_once():
+            # Starting a thread waits until it runs, and it begins with heavy work: not on the event loop.
+            await asyncio.to_thread(self._session.start)
+        self._seconds += monotonic() - began
         event = await self._next(self._limits.step_timeout_seconds)
         if isinstance(event, Ended):
             raise UserSimulatorFailure("the user ended the conversation before the agent's first turn")
@@ -92,6 +98,12 @@ class Tau2Env:
         return getattr(self._session.user, "usage", Usage())
 
     @property
+    def time(self) -> EnvTime:
+        """What it has taken so far. CPU time is known up to the last answer: that of a thread which hangs is not."""
+        session = self._session
+        return EnvTime(seconds=self._seconds, user_seconds=session.user_seconds, cpu_seconds=session.cpu_seconds)
+
+    @property
     def db_hashes(self) -> tuple[str | None, str | None]:
         """tau2's hashes of the (agent, user) database at the end; (None, None) before."""
         return self._ended.db_hashes if self._ended else (None, None)
@@ -107,6 +119,7 @@ class Tau2Env:
         self._session.act(message)
 
     async def _next(self, seconds: float) -> Observed | Ended:
+        began = monotonic()
         try:
             event = await asyncio.wait_for(self._coming, seconds)
         except asyncio.TimeoutError:
@@ -119,6 +132,8 @@ class Tau2Env:
             self._broken = True
             self._session.abandon()
             raise
+        finally:
+            self._seconds += monotonic() - began
         if isinstance(event, Broke):
             self._broken = True
             raise event.error

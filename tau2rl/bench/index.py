@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.bench.domain import domain
+from tau2rl.bench.scripted_users import opening_words
 from tau2rl.bench.tasks import select
-from tau2rl.bench.users import opening_words
 from tau2rl.config import DomainName, TasksConfig
 from tau2rl.types import TaskRef
 

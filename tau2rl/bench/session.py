@@ -3,7 +3,8 @@
 tau2's gym runs its orchestrator in a daemon thread and polls it every 10 ms under a lock, without a deadline, and logs what
 the thread raises. Here the same orchestrator runs unchanged in the same kind of thread, but its agent hands each observation
 over and waits in a queue for the action; what the thread raises is handed over too. A thread that hangs is left behind as a
-daemon when its deadline passes: it holds no slot of any pool, and it ends as soon as it wakes up.
+daemon when its deadline passes: it holds no slot of any pool, and it ends as soon as it wakes up. A thread whose conversation
+has ended is used again (`threads.py`).
 """
 
 from __future__ import annotations
@@ -11,97 +12,31 @@ from __future__ import annotations
 import functools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from tau2rl.bench import threads
 from tau2rl.bench.domain import Domain, Hashes
 from tau2rl.bench.grading import grade
+from tau2rl.bench.mailbox import Abandoned, Broke, Ended, Event, MailboxAgent
 from tau2rl.errors import EnvironmentFailure, EpisodeFailure
 
-from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage  # isort: skip
+from tau2.data_model.message import AssistantMessage, ToolCall  # isort: skip
 from tau2.data_model.simulation import SimulationRun, TerminationReason
 from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
-from tau2.environment.tool import Tool, as_tool
-from tau2.gym.gym_agent import AgentGymEnv, GymAgent, done
+from tau2.gym.gym_agent import AgentGymEnv, GymAgent
 from tau2.orchestrator.orchestrator import Orchestrator
 from tau2.user.user_simulator import UserSimulator
 
+T = TypeVar("T")
 GRADED = (TerminationReason.AGENT_STOP, TerminationReason.USER_STOP)
 # Building and grading an environment is pure CPU work in one GIL. One thread at a time does it, so that the event loop waits
 # for the lock behind one of them and not behind all.
 _cpu = threading.Lock()
 PATIENCE_SECONDS = 1.0  # it is a courtesy, not a need: who waits longer goes on without it, past a thread that hangs
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """The agent's turn has come: what is new for it, and all it has seen when it is its first turn."""
-
-    new: list[Any]  # tau2 messages, oldest first
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The simulation is over and graded."""
-
-    new: list[Any]  # what was still addressed to the agent
-    termination: str
-    reward_info: dict[str, Any]  # tau2's RewardInfo as JSON values
-    db_hashes: Hashes
-
-
-@dataclass(frozen=True, slots=True)
-class Broke:
-    """The thread raised."""
-
-    error: EpisodeFailure
-
-
-Event = Observed | Ended | Broke
-
-
-class Abandoned(BaseException):
-    """Raised inside the simulation's thread to end it; not an Exception, so that no handler of tau2 keeps it."""
-
-
-class _MailboxAgent(GymAgent):
-    """The gym's agent (its `done` tool, its stop token, its history) with a queue in place of events and polling."""
-
-    def __init__(self, session: Session, tools: list[Any], domain_policy: str) -> None:
-        super().__init__(tools=tools, domain_policy=domain_policy)
-        self._session = session
-        self._seen = 0
-        self._done = False
-
-    def add_stop_tool(self) -> None:
-        """The gym's `done`, whose schema is made once and not for every episode."""
-        self.tools.append(_done_tool())
-
-    def generate_next_message(self, message: Any, state: Any) -> Any:
-        if isinstance(message, MultiToolMessage):
-            state.messages.extend(message.tool_messages)
-        elif message is not None:
-            state.messages.append(message)
-        action = self._session.exchange(Observed(state.messages[self._seen :]))
-        self._done = any(call.name == self.STOP_FUNCTION_NAME for call in action.tool_calls or ())
-        action = self._check_if_stop_toolcall(action)
-        state.messages.append(action)
-        self._seen = len(state.messages)
-        return action, state
-
-    def is_stop(self, message: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] - tau2 asks the instance
-        """Only `done` ends a conversation: the gym also takes the stop token inside a text, which tau2's own agent does not."""
-        return self._done
-
-    def stop(self, message: Any = None, state: Any = None) -> None:
-        """Keep the last message to the agent; nobody waits for an observation any more."""
-        if isinstance(message, MultiToolMessage):
-            self._session.last = list(message.tool_messages)
-        elif isinstance(message, UserMessage | ToolMessage):
-            self._session.last = [message]
 
 
 class Session(AgentGymEnv):
@@ -125,16 +60,28 @@ class Session(AgentGymEnv):
         self.last: list[Any] = []
         self.doing = "starting"
         self.loaded = domain
+        self.cpu_seconds = 0.0  # of its thread, up to the last event
         self._make_user = user
         self._deliver = deliver
         self._actions: queue.SimpleQueue[AssistantMessage | None] = queue.SimpleQueue()
         self._made: Environment | None = None
         self._hashes: Hashes = (None, None)  # at the end
-        self._thread = threading.Thread(target=self._main, name=f"tau2 {domain.name}/{task.id}", daemon=True)
+        self._aside_cpu_seconds = 0.0  # of calls that its thread made in another one
+        self._user_seconds = 0.0
+        self._asked_at: float | None = None  # when the user was asked who has not yet answered
+        self._cpu_before = 0.0  # of its thread, before it was this session's
+
+    def start_at_once(self) -> bool:
+        """Begin on a thread that has nothing to do; the first event follows. False when there is none."""
+        return threads.hand_over(self._main, name=self._name)
 
     def start(self) -> None:
-        """Begin; the first event follows."""
-        self._thread.start()
+        """Begin on a new thread, and return when that runs; the first event follows."""
+        threads.start(self._main, name=self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"tau2 {self.loaded.name}/{self.task.id}"
 
     def act(self, action: AssistantMessage) -> None:
         """Give the agent's turn; one event follows."""
@@ -147,7 +94,7 @@ class Session(AgentGymEnv):
     def exchange(self, event: Event) -> AssistantMessage:
         """Hand over an event and wait for the agent's action. Called in the session's thread."""
         self.doing = "waiting for the agent"
-        self._deliver(event)
+        self._hand_over(event)
         action = self._actions.get()
         if action is None:
             raise Abandoned
@@ -164,7 +111,22 @@ class Session(AgentGymEnv):
         """The live environment, once it was made."""
         return self._made
 
+    @property
+    def user_seconds(self) -> float:
+        """Wall time until the user had answered, of all that it was asked; up to now where it has not."""
+        asked_at = self._asked_at
+        return self._user_seconds + (0.0 if asked_at is None else time.monotonic() - asked_at)
+
+    def aside(self, call: Callable[[], T]) -> T:
+        """The result of `call`, made in another thread for this session: its CPU time counts as the session's."""
+        began = time.thread_time()
+        try:
+            return call()
+        finally:
+            self._aside_cpu_seconds += time.thread_time() - began
+
     def _main(self) -> None:
+        self._cpu_before = time.thread_time()
         try:
             with _one_at_a_time():
                 self._orchestrator = self._get_orchestrator()
@@ -183,6 +145,10 @@ class Session(AgentGymEnv):
             failure.__cause__ = error
             event = Broke(failure)
         self.doing = "done"
+        self._hand_over(event)
+
+    def _hand_over(self, event: Event) -> None:
+        self.cpu_seconds = time.thread_time() - self._cpu_before + self._aside_cpu_seconds
         self._deliver(event)
 
     def _grade(self, simulation: SimulationRun) -> dict[str, Any]:
@@ -219,16 +185,23 @@ class Session(AgentGymEnv):
 
     def _get_agent(self) -> GymAgent:
         # Agent and user read the tools' schemas and never call them, so those of the domain serve every episode.
-        return _MailboxAgent(self, list(self.loaded.agent_tools), self.loaded.policy)
+        return MailboxAgent(self, list(self.loaded.agent_tools), self.loaded.policy)
 
     def _get_user(self) -> UserSimulator:
         self.user = self._make_user(self)
+        self.user.generate_next_message = functools.partial(self._ask, self.user.generate_next_message)
         return self.user
 
-
-@functools.cache
-def _done_tool() -> Tool:
-    return as_tool(done)
+    def _ask(self, answer: Callable[[Any, Any], T], message: Any, state: Any) -> T:
+        """The user's answer, timed."""
+        self.doing, self._asked_at = "waiting for the user simulator", time.monotonic()
+        try:
+            said = answer(message, state)
+        finally:
+            took, self._asked_at = time.monotonic() - self._asked_at, None
+            self._user_seconds += took
+        self.doing = "running tools"
+        return said
 
 
 def _in_order(orchestrator: Orchestrator) -> list[Any]:

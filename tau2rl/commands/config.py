@@ -11,7 +11,8 @@ import typer
 import yaml
 
 from tau2rl import console
-from tau2rl.commands.options import ConfigFile, Json, Sets, examples
+from tau2rl.commands.markup import examples
+from tau2rl.commands.options import ConfigFile, Json, Sets
 from tau2rl.commands.setting import RUN
 from tau2rl.config import STAGES, Section, StageConfig, build, dump, flatten, load, read_file
 from tau2rl.errors import UserError

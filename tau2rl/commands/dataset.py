@@ -8,6 +8,7 @@ from typing import Any
 
 from tau2rl import console
 from tau2rl.commands.run import shown
+from tau2rl.metrics.table import cost_words
 
 
 def print_report(report: Mapping[str, Any], folder: Path) -> None:
@@ -27,6 +28,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
     )
     for name, file in report["files"].items():
         console.emit(f"{shown(folder / name)}: {file['rows']} rows, sha256 {file['sha256'][:16]}")
+    if cost := report.get("cost"):
+        console.emit(f"cost: {cost_words(cost)}")
     if report["incomplete"]:
         console.emit("incomplete: not every attempt was graded")
 

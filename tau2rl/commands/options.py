@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tau2rl.commands.setting import AGENT, CUSTOMER, MODEL, OUTPUT, RUN, TRAINING, WHAT, WHERE, escape, options_of
+from tau2rl.commands.setting import AGENT, CUSTOMER, MODEL, OUTPUT, RUN, TRAINING, WHAT, WHERE, options_of
 from tau2rl.config import DOMAINS, EvalConfig, SeedConfig, SftConfig, TasksConfig, build
 
 # Where stages share a section, one of them stands for all.
@@ -74,15 +74,6 @@ Json = Annotated[
         "--json", help="Machine-readable: JSON on stdout, and nothing else there.", rich_help_panel=OUTPUT, show_default=False
     ),
 ]
-
-
-def examples(*lines: str) -> str:
-    """The epilog of a command: one example a line.
-
-    >>> examples("tau2rl doctor", "tau2rl doctor --json")
-    'Examples:\\n\\n  tau2rl doctor\\n\\n  tau2rl doctor --json'
-    """
-    return "\n\n".join(["Examples:", *(f"  {escape(line)}" for line in lines)])
 
 
 def split_list(values: Iterable[str] | None) -> list[str] | None:

@@ -13,6 +13,7 @@ from tau2rl.commands.options import Address, ConfigFile, DryRun, Inline, Json, N
 from tau2rl.commands.run import resume_command, shown
 from tau2rl.commands.setting import RUN, WHAT, options_of
 from tau2rl.config import PipelineConfig, dump, load
+from tau2rl.metrics.table import cost_words, total_words
 from tau2rl.store.files import read_json
 from tau2rl.store.run import run_path
 
@@ -72,6 +73,12 @@ def print_report(report: Mapping[str, Any]) -> None:
     chain = report["chain"]
     broken = f"broken: {', '.join(chain['broken'])}" if chain["broken"] else "sound"
     console.emit(f"chain of hashes: {chain['links']} links, {broken}")
+    runs = [*report["steps"].items(), *((f"{entry['model']}-eval", entry) for entry in report["evaluations"])]
+    for name, account in runs:
+        if cost := account.get("cost"):
+            console.emit(f"cost of {name}: {cost_words(cost)}")
+    if total := report.get("cost"):
+        console.emit(f"cost: {total_words(total)}")
     if report["incomplete"]:
         console.emit(f"not done: {', '.join(report['not_done']) or 'nothing is left, but the last start was broken off'}")
 

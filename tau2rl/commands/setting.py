@@ -8,6 +8,7 @@ from typing import Any, cast
 import typer
 from pydantic import BaseModel
 
+from tau2rl.commands.markup import escape
 from tau2rl.config import EvalConfig
 
 WHAT, AGENT, CUSTOMER, RUN, WHERE, OUTPUT = "What to run", "The agent", "The customer", "The run", "Where it runs", "Output"
@@ -50,15 +51,6 @@ def describe(config: type[BaseModel], name: str) -> tuple[str, Any]:
         assert issubclass(info.annotation, BaseModel)
         return describe(info.annotation, rest)
     return " ".join((info.description or "").split()), info.default
-
-
-def escape(text: str) -> str:
-    """Square brackets as they are: Typer would read them as rich's markup.
-
-    >>> escape("[a, b]")
-    '\\\\[a, b]'
-    """
-    return text.replace("[", "\\[")
 
 
 def _shown(default: Any) -> str:

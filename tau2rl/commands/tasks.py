@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from tau2rl import console, settings
-from tau2rl.commands.options import Domains, Json, Limit, Split, examples, split_list, tasks_config
+from tau2rl.commands.markup import examples
+from tau2rl.commands.options import Domains, Json, Limit, Split, split_list, tasks_config
 from tau2rl.commands.setting import OUTPUT, WHAT
 from tau2rl.store.progress import ProgressEvent
 

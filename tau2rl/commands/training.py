@@ -8,6 +8,7 @@ from typing import Any
 
 from tau2rl import console
 from tau2rl.commands.run import shown
+from tau2rl.metrics.table import cost_words
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -23,6 +24,8 @@ def print_report(report: Mapping[str, Any]) -> None:
             console.emit(f"left out: {count} {reason}")
     for step, value in report["training"].get("selection", {}).items():
         console.emit(f"step {step}: {value:.3f} of the selection tasks solved")
+    if cost := report.get("cost"):
+        console.emit(f"cost: {cost_words(cost)}")
     checkpoint = report["outputs"]["checkpoint"]
     console.emit(f"{shown(Path(checkpoint['path']))}: sha256 {checkpoint['sha256'][:16]}")
 

@@ -28,6 +28,8 @@ from tau2rl.config.sections import (
 # Settings that say where and how a run is carried out, not what it measures: a resumed run may change them.
 NOT_IDENTITY = {"name", "output", "resume", "launch"}
 
+SERVED = ("sglang", "api")  # the kinds of policy that a server answers for
+
 
 class StageConfig(Section):
     """What every stage has."""
@@ -73,10 +75,19 @@ class AgentConfig(PlayConfig):
         """Whether the stage plays at all: it may have conversations already."""
         return True
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the number of episodes in flight follows a server."""
+        return self.rollout.adaptive is not False and self.policy.kind in SERVED
+
     @model_validator(mode="after")
     def _agent_speaks_the_protocol(self) -> AgentConfig:
         if self.plays:
             _check_agent(self.policy, self.chat)
+            if self.rollout.adaptive and not self.adaptive:
+                raise ValueError(
+                    f"rollout.adaptive follows a server, and policy.kind `{self.policy.kind}` has none: leave it out"
+                )
         return self
 
 

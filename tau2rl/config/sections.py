@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from tau2rl.config.base import DomainName, Section, Url, VariableName
 
@@ -74,7 +74,7 @@ class PolicyConfig(Section):
     checkpoint: Path | None = None
     """`local`: the directory of the checkpoint (`outputs/sft/default/checkpoints/final`); its tokenizer is in it."""
     url: Url = "http://127.0.0.1:30000"
-    """`sglang`: base URL of the server or router."""
+    """`sglang`: base URL of the server or router; of several servers of one model, separated by commas."""
     model: str | None = None
     """`api`: litellm model name."""
     api_base: Url | None = None
@@ -85,7 +85,32 @@ class PolicyConfig(Section):
     timeout_seconds: float = Field(default=300.0, gt=0)
     """Deadline of one policy call."""
     retries: int = Field(default=3, ge=0)
-    """Tries again after an overloaded or unreachable server."""
+    """Tries again after an overloaded or unreachable server; of several, each is tried so often."""
+    hedge_seconds: float | None = Field(default=None, gt=0)
+    """`sglang`, `eval` only: a question that has no answer after so long is put to a second server too, and the first answer is
+    taken. Of two answers the shorter comes first, so results lean to short turns, unless the servers are deterministic."""
+
+    @field_validator("url", mode="wrap")
+    @classmethod
+    def _one_or_several(cls, value: Any, one: ValidatorFunctionWrapHandler) -> str:
+        """A list, or text with commas, becomes text with commas; each part is checked as a URL."""
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)):
+            return one(value)
+        if not parts:
+            raise ValueError("no server is named")
+        return ",".join(one(part.strip() if isinstance(part, str) else part) for part in cast("list[Any]", parts))
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers that `url` names, each once."""
+        return tuple(dict.fromkeys(self.url.split(",")))
+
+    @model_validator(mode="after")
+    def _hedge_takes_effect(self) -> PolicyConfig:
+        if self.hedge_seconds is not None and self.kind != "sglang":
+            raise ValueError(f"policy.hedge_seconds would have no effect under policy.kind `{self.kind}`: leave it out")
+        return self
 
 
 class ChatConfig(Section):
@@ -140,9 +165,15 @@ class RolloutConfig(Section):
     greedy: bool = False
     """One more attempt a task at temperature 0, reported apart from the sampled ones."""
     concurrency: int = Field(default=32, ge=1)
-    """Episodes in flight."""
+    """Episodes in flight, at most."""
+    adaptive: bool | None = None
+    """Let the number of episodes in flight, up to `concurrency`, follow the queue, the memory and the failures of the policy's
+    servers; default: on for `policy.kind` `sglang` and `api`, which have servers."""
     workers: int = Field(default=0, ge=0)
     """Processes that play them, as actors of the Ray cluster with a core each, spread over its nodes; 0 = the job's own."""
+    worker_memory_gb: float = Field(default=4.0, gt=0)
+    """Memory of a worker. One with more plays what it has to the end and is replaced; with twice as much it ends at once, and
+    what it played is played again."""
     retries: int = Field(default=2, ge=0)
     """Fresh attempts for an episode that FAILED (server, simulator, grader)."""
     give_up_after: int = Field(default=20, ge=1)

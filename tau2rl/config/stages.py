@@ -26,7 +26,17 @@ from tau2rl.config.slime import SlimeConfig
 from tau2rl.config.training import GrpoTrainConfig, LocalTrainConfig, ModelConfig, SftTrainConfig, TrackingConfig
 
 
-class SeedConfig(LearnConfig, AgentConfig):
+class MakesDataConfig(LearnConfig, AgentConfig):
+    """What a stage has that writes conversations to train on."""
+
+    @model_validator(mode="after")
+    def _answers_are_not_chosen(self) -> MakesDataConfig:
+        if self.policy.hedge_seconds is not None:
+            raise ValueError("policy.hedge_seconds takes the shorter of two answers, and these are trained on: it is for `eval`")
+        return self
+
+
+class SeedConfig(MakesDataConfig):
     """`tau2rl seed`."""
 
     stage: Literal["seed"] = "seed"
@@ -60,7 +70,7 @@ class SftConfig(StageConfig):
     slime: SlimeConfig = SlimeConfig()
 
 
-class RftConfig(LearnConfig, AgentConfig):
+class RftConfig(MakesDataConfig):
     """`tau2rl rft-filter`."""
 
     stage: Literal["rft-filter"] = "rft-filter"
@@ -101,8 +111,10 @@ class GrpoConfig(LearnConfig):
             raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
         if self.rollout.greedy:
             raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
-        if self.rollout.workers:
-            raise ValueError("training plays in the process that samples: it has no use for rollout.workers")
+        if self.rollout.adaptive:
+            raise ValueError("a training step has a fixed number of episodes: rollout.adaptive is for stages that only play")
+        if self.rollout.workers and self.backend == "local":
+            raise ValueError("backend `local` plays in the process that samples: it has no use for rollout.workers")
         if self.train.eval_every:
             self._select_apart()
         return self

@@ -63,13 +63,23 @@ def check_policy(policy: PolicyConfig) -> Check:
     """Whether the policy can be asked."""
     name = "policy"
     if policy.kind == "sglang":
-        status = answers(f"{policy.url.rstrip('/')}/health")
-        said = {None: "does not answer", 200: "answers"}.get(status, f"answers /health with HTTP {status}")
+        found = {url: answers(f"{url.rstrip('/')}/health") for url in policy.urls}
         hint = "start the server, or say where it is: `--set policy.url=http://HOST:PORT`"
-        return need(name, status == HTTPStatus.OK, f"{policy.url} {said}", hint)
+        there = all(status == HTTPStatus.OK for status in found.values())
+        return need(name, there, "; ".join(_health_of(url, status) for url, status in found.items()), hint)
     if policy.kind == "api":
         return _check_model(name, policy.model or "", policy.api_base, policy.api_key_env, "policy")
     return Check(name=name, state="ok", detail=f"{policy.kind}: needs no server")
+
+
+def _health_of(url: str, status: int | None) -> str:
+    """What a server said of its health.
+
+    >>> _health_of("http://h:1", None), _health_of("http://h:1", 404)
+    ('http://h:1 does not answer', 'http://h:1 answers /health with HTTP 404')
+    """
+    said = {None: "does not answer", 200: "answers"}.get(status, f"answers /health with HTTP {status}")
+    return f"{url} {said}"
 
 
 def _check_model(name: str, model: str, api_base: str | None, key_env: str | None, section: str) -> Check:

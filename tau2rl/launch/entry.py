@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed or incomplete, 2 the request was wrong, 130 interru
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tau2rl import settings
+from tau2rl.bench.late_litellm import put_off
 from tau2rl.config import dump
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch.dispatch import run_stage
@@ -26,16 +26,13 @@ from tau2rl.store.run import RunFolder, stage_of
 from tau2rl.store.secrets import Redactor, key_variables
 
 EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST = 0, 1, 2
-# tau2, litellm and torch make a million objects at import, all of which stay. With Python's own threshold (700 new objects)
-# looking through them again and again is a third of a job's start.
-NEW_OBJECTS = 50_000
 
 _log = logging.getLogger("tau2rl.launch")  # as a job this module is `__main__`
 
 
 def main(arguments: list[str]) -> int:
     """The job: exit code of the run in `arguments[0]`; words for people on stderr, progress lines on stdout."""
-    gc.set_threshold(NEW_OBJECTS, 20, 20)
+    settings.collect_rarely()
     progress = JsonProgress(sys.stdout)
     try:
         with interruptible():
@@ -132,4 +129,5 @@ def _to_stderr(text: str) -> None:
 
 
 if __name__ == "__main__":
+    put_off()
     sys.exit(main(sys.argv[1:]))

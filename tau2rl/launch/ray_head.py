@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ import httpx
 
 from tau2rl import settings
 from tau2rl.errors import UserError
+from tau2rl.launch.keeper import AT_ONCE
 
 START_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 30.0
@@ -72,12 +74,16 @@ class LocalHead:
         return self._keeper is not None and self._keeper.poll() is None
 
     def stop(self) -> None:
-        """End it and wait until everything is gone; safe to call twice."""
+        """End it and wait until everything is gone; safe to call twice.
+
+        Whoever stops a head has followed its jobs to their end, so nothing below it has anything left to write.
+        """
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
         assert keeper.stdin is not None and keeper.stdout is not None
         with contextlib.suppress(BrokenPipeError):
+            keeper.stdin.write(AT_ONCE)
             keeper.stdin.close()
         with keeper.stdout:
             keeper.wait(STOP_TIMEOUT_SECONDS)
@@ -93,6 +99,7 @@ class LocalHead:
             ray = self._command(folder, dashboard, agent, client)
             self._keeper = subprocess.Popen(
                 [settings.python(), "-m", "tau2rl.launch.keeper", str(folder), *ray],
+                bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=settings.child_environment(_environment(token, metrics)),
@@ -102,7 +109,9 @@ class LocalHead:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._wait_until_ready(agent)
+        # Ray's client takes a second to import, which the head starts in anyway.
+        importlib.import_module("ray.job_submission")
+        self._wait_until_ready((dashboard, agent))
 
     def _command(self, folder: Path, dashboard: int, agent: int, client: int) -> list[str]:
         options = {
@@ -128,10 +137,11 @@ class LocalHead:
         flags = ["--head", "--block", "--disable-usage-stats", "--no-monitor"]  # the monitor adds nodes to a cluster
         return [settings.python(), "-m", "ray.scripts.scripts", "start", *flags, *given]
 
-    def _wait_until_ready(self, agent: int) -> None:
+    def _wait_until_ready(self, ports: tuple[int, ...]) -> None:
         assert self._keeper is not None
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not (_answers(f"{self.address}/api/version", self.headers) and _accepts(agent)):
+        # A port is asked first: a request of HTTP takes 30 ms of CPU, on cores that the head wants to start on.
+        while not (all(map(_accepts, ports)) and _answers(f"{self.address}/api/version", self.headers)):
             if self._keeper.poll() is not None:
                 assert self._keeper.stdout is not None
                 words = self._keeper.stdout.read().decode(errors="replace").strip()

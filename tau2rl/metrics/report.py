@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tau2rl.metrics.cost import Costs, Start
+from tau2rl.metrics.cost import Costs, Start, account
 from tau2rl.metrics.intervals import Estimate, mean_over_groups, mean_over_tasks, rerun_se
 from tau2rl.metrics.passk import measures
 from tau2rl.metrics.tally import Tally, TaskCount, by_domain
@@ -43,7 +43,7 @@ def build_report(
     tally, costs = Tally(planned), Costs()
     for record in records:
         tally.add(record)
-        costs.add(record)
+        costs.add(record.episode)
     not_done = tally.not_done()
     reason = _reason(tally.sampled, tally.greedy) if planned else "nothing was planned"
     sampled = _results(tally.sampled)
@@ -70,7 +70,7 @@ def build_report(
             key: {"attempts": count.planned, "valid": count.valid, "solved": count.solved}
             for key, count in sorted(tally.sampled.items())
         },
-        "cost": costs.account(starts),
+        "cost": account(starts, costs),
         "digest": digest,
     }
 

@@ -33,15 +33,60 @@ def cost_words(cost: Mapping[str, Any]) -> str:
     >>> bound = "87% of episode time waits for the policy"
     >>> cost_words({"process": {"wall_seconds": 40.0}, "episode_seconds": {"total": 900.0}, "tokens": tokens, "bound": bound})
     '40.0 s for 900.0 s of episodes; agent 1,200,000 tokens in (75% cached), 45,000 out; 87% of episode time waits for the policy'
+    >>> wall = {"seconds": {"update": 9.0, "saving": 1.0}, "shares": {"update": 0.9, "saving": 0.1}}
+    >>> tokens = {"trained": 4500, "trained_per_second": 500.0}
+    >>> cost_words({"process": {"wall_seconds": 10.0}, "wall": wall, "tokens": tokens, "bound": None})
+    '10.0 s (90% update, 10% saving); 4,500 tokens trained, 500 a second'
     """
-    wall, tokens = cost["process"]["wall_seconds"], cost["tokens"]
-    words = [f"{'unknown' if wall is None else f'{wall:.1f} s'} for {cost['episode_seconds']['total']:.1f} s of episodes"]
-    if tokens["policy_in"]:
+    return "; ".join([_took(cost), *_tokens(cost["tokens"]), *_cpu(cost), *([cost["bound"]] if cost["bound"] else [])])
+
+
+def total_words(total: Mapping[str, Any]) -> str:
+    """The `cost` of a pipeline in a line.
+
+    >>> counted = {"tokens": {"trained": 4500}, "env_cpu": {"seconds": 2.5}}
+    >>> total_words({"seconds": 20.0, "cpu_seconds": 19.0, "runs": {"seed": 5.0, "grpo": 15.0}, **counted})
+    '20.0 s, 19.0 s of CPU; 4,500 tokens trained; environments 2.50 s of CPU; 75% of the time is `grpo`'
+    """
+    words = [f"{total['seconds']:.1f} s, {total['cpu_seconds']:.1f} s of CPU", *_tokens(total["tokens"]), *_cpu(total)]
+    if total["seconds"]:
+        most = max(total["runs"], key=total["runs"].__getitem__)
+        words.append(f"{total['runs'][most] / total['seconds']:.0%} of the time is `{most}`")
+    return "; ".join(words)
+
+
+def _took(cost: Mapping[str, Any]) -> str:
+    """Wall time with its parts, and the time of episodes."""
+    seconds, wall = cost["process"]["wall_seconds"], cost.get("wall")
+    words = "unknown" if seconds is None else f"{seconds:.1f} s"
+    if wall:
+        known: Mapping[str, float] = wall["shares"] or {}
+        shares = ", ".join(f"{share:.0%} {name}" for name, share in known.items())
+        words = f"{sum(wall['seconds'].values()):.1f} s ({shares})"
+    return f"{words} for {cost['episode_seconds']['total']:.1f} s of episodes" if "episode_seconds" in cost else words
+
+
+def _tokens(tokens: Mapping[str, Any]) -> list[str]:
+    words: list[str] = []
+    if tokens.get("policy_in"):
         cached = tokens["policy_cached"] / tokens["policy_in"]
         words.append(f"agent {tokens['policy_in']:,} tokens in ({cached:.0%} cached), {tokens['policy_out']:,} out")
-    if tokens["user_in"]:
+    if tokens.get("user_in"):
         words.append(f"customer {tokens['user_in']:,} tokens in, {tokens['user_out']:,} out")
-    return "; ".join([*words, *([cost["bound"]] if cost["bound"] else [])])
+    if tokens.get("trained"):
+        rate = tokens.get("trained_per_second")
+        words.append(f"{tokens['trained']:,} tokens trained" + (f", {rate:,.0f} a second" if rate else ""))
+    return words
+
+
+def _cpu(cost: Mapping[str, Any]) -> list[str]:
+    env: float | None = cost["env_cpu"]["seconds"] if "env_cpu" in cost else None
+    words, workers = [] if env is None else [f"environments {env:.2f} s of CPU"], cost.get("workers")
+    return (
+        [*words, f"{workers['processes']} workers {workers['cpu_seconds']:.1f} s"]
+        if workers and workers["cpu_seconds"]
+        else words
+    )
 
 
 def _header(largest: int) -> list[str]:

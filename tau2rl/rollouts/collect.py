@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tau2rl.errors import EpisodeFailure, TaskFailure
 from tau2rl.rollouts.episode import Limits, run_episode
+from tau2rl.rollouts.pacing import Pace
 from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, TaskRef, derive_seed
 
 Play = Callable[[Attempt], Awaitable[Episode]]  # plays an attempt once; a broken world is a FAILED episode, never an exception
@@ -87,42 +88,59 @@ def collect(
 
 
 async def outcomes(
-    attempts: Iterable[Attempt], *, play: Play, concurrency: int, retries: int, retry_pause_seconds: float = 1.0
+    attempts: Iterable[Attempt],
+    *,
+    play: Play,
+    concurrency: int,
+    retries: int,
+    retry_pause_seconds: float = 1.0,
+    pace: Pace | None = None,
 ) -> AsyncGenerator[Outcome, None]:
-    """Run the attempts, at most `concurrency` at a time, and yield each as it ends.
+    """Run the attempts, at most `concurrency` at a time, or as many as `pace` allows, and yield each as it ends.
 
     An episode that FAILED for a reason that may pass is played again in a fresh environment, at most `retries` times, after a
-    pause that doubles. Leaving the iteration (an exception, Ctrl-C, `aclose`) cancels what is in flight and waits for it.
+    pause that doubles. An attempt is asked for when it can begin. It counts as running until its outcome was taken: while nobody
+    takes them, no more than so many wait in memory, and nothing new begins. Leaving the iteration (an exception, Ctrl-C,
+    `aclose`) cancels what is in flight and waits for it.
     """
+    pace = pace or Pace(concurrency, start=concurrency)
     waiting = iter(attempts)
     running: set[asyncio.Task[Outcome]] = set()
     ended: asyncio.Queue[asyncio.Task[Outcome]] = asyncio.Queue()  # to wait for the whole set would cost its size each time
     pause = start_pause(concurrency)
 
+    async def once(attempt: Attempt) -> Episode:
+        episode = await play(attempt)
+        pace.ended(episode)
+        return episode
+
     async def one(attempt: Attempt) -> Outcome:
         failed: list[Episode] = []
-        episode = await play(attempt)
+        episode = await once(attempt)
         while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
             await asyncio.sleep(retry_pause_seconds * 2 ** len(failed))
             failed.append(episode)
-            episode = await play(attempt)
+            episode = await once(attempt)
         return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
 
     try:
         while True:
-            while len(running) < concurrency and (attempt := next(waiting, None)) is not None:
+            while len(running) < min(concurrency, pace.limit) and (attempt := next(waiting, None)) is not None:
                 task = asyncio.create_task(one(attempt), name=attempt.key)
                 task.add_done_callback(ended.put_nowait)
                 running.add(task)
+                pace.in_flight += 1
                 await asyncio.sleep(pause)
             if not running:
                 return
             task = await ended.get()
             running.discard(task)
+            pace.in_flight -= 1
             yield task.result()
     finally:
         for task in running:
             task.cancel()
+        pace.in_flight -= len(running)
         await asyncio.gather(*running, return_exceptions=True)
 
 

@@ -200,6 +200,7 @@ class _Play:
             failure=failure,
             seconds=time.monotonic() - self.started,
             user_usage=self.env.user_usage,
+            env_time=self.env.time,
             db_hashes=self.env.db_hashes,
             trajectory=tuple(self.env.trajectory),
         )

@@ -1,31 +1,44 @@
 """Episodes played in processes of their own: Ray actors over the nodes of a cluster.
 
 tau2 is Python under one lock, so one process plays a few hundred turns a second and no more. Each worker here is a process
-with a player of its own (environments, connections, chat codec); an attempt goes in, an episode comes out. A worker that dies
-takes its episodes with it as FAILED ones, which `outcomes` plays again elsewhere; Ray starts another in its place.
+with a player of its own (environments, connections, chat codec); an attempt goes in, an episode comes out.
+
+A worker that dies takes its episodes with it as FAILED ones, which `outcomes` plays again elsewhere; Ray starts another in its
+place. One that has grown too large is given no more, plays what it has to the end and is then replaced: no episode is lost.
+One at a time, because all leak alike and would leave together.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tau2rl.errors import EnvironmentFailure, UserError
-from tau2rl.rollouts.collect import Play, never_began
+from tau2rl.rollouts.collect import never_began
+from tau2rl.rollouts.worker import GB, OpenPlayer, Worker
 from tau2rl.settings import ray_address
 from tau2rl.types import Attempt, Episode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-OpenPlayer = Callable[[], AbstractAsyncContextManager[Play]]  # pickled, and called once in each worker
-
+MEMORY_GB = 4.0
 REVIVE_PAUSE_SECONDS = 1.0
+CALL_OFF_SECONDS = 5.0  # for a worker to close an episode that nobody wants any more
+OTHER_CALLS = 8  # of an actor, beside those that play
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Seat:
+    """A process that can play, as the caller sees it. The one that Ray puts in its place has the same actor and a new seat."""
+
+    actor: Any
+    playing: int = 0  # episodes
 
 
 class Workers:
@@ -34,18 +47,33 @@ class Workers:
         async with Workers(functools.partial(open_player, config), count=16, concurrency=256) as workers:
             async for outcome in outcomes(attempts, play=workers.play, concurrency=256, retries=2): ...
 
-    Needs a Ray cluster: the one of the job that this process runs in, or one that `ray.init` was called for.
+    Needs a Ray cluster: the one of the job that this process runs in, or one that `ray.init` was called for. The workers end
+    with this process, however it ends.
     """
 
-    def __init__(self, open_player: OpenPlayer, *, count: int, concurrency: int, start_timeout_seconds: float = 300.0) -> None:
-        """`count` processes with a core each, spread over the nodes, for `concurrency` episodes at a time in all of them."""
+    def __init__(
+        self,
+        open_player: OpenPlayer,
+        *,
+        count: int,
+        concurrency: int,
+        memory_gb: float = MEMORY_GB,
+        start_timeout_seconds: float = 300.0,
+    ) -> None:
+        """`count` processes with a core each, spread over the nodes, for `concurrency` episodes at a time in all of them.
+
+        One with more than `memory_gb` of its own is replaced.
+        """
         self._open_player = open_player
         self._count = count
         self._concurrency = concurrency
+        self._memory_gb = memory_gb
         self._start_timeout = start_timeout_seconds
-        self._playing: dict[Any, int] = {}  # actor that can play -> its episodes in flight
-        self._reviving: dict[Any, asyncio.Task[None]] = {}  # actor that died -> what waits for it to come back
-        self._back = asyncio.Event()  # some actor can play
+        self._actors: list[Any] = []
+        self._seats: set[_Seat] = set()  # those that may be sent more
+        self._leaving: _Seat | None = None  # the one that has grown too large
+        self._reviving: set[asyncio.Task[None]] = set()
+        self._back = asyncio.Event()  # there are seats
 
     @property
     def _ray(self) -> Any:
@@ -65,9 +93,9 @@ class Workers:
             ray.init(logging_level=logging.WARNING)
         # An actor that dies is started again: on its node, or on another one when the node is gone.
         actor = ray.remote(Worker).options(
-            num_cpus=1, scheduling_strategy="SPREAD", max_restarts=-1, max_concurrency=max(2, self._concurrency)
+            num_cpus=1, scheduling_strategy="SPREAD", max_restarts=-1, max_concurrency=self._concurrency + OTHER_CALLS
         )
-        self._playing = {actor.remote(self._open_player): 0 for _ in range(self._count)}
+        self._actors = [actor.remote(self._open_player, memory_gb=self._memory_gb) for _ in range(self._count)]
         try:
             nodes = await asyncio.wait_for(self._nodes(), self._start_timeout)
         except asyncio.TimeoutError:
@@ -80,6 +108,7 @@ class Workers:
         except BaseException:
             self._end()
             raise
+        self._seats = {_Seat(actor) for actor in self._actors}
         self._back.set()
         log.info("%d workers on %d nodes", len(nodes), len(set(nodes)))
         return self
@@ -87,51 +116,99 @@ class Workers:
     async def __aexit__(self, *_: object) -> None:
         self._end()
 
-    async def play(self, attempt: Attempt) -> Episode:
-        """Play it in the least busy worker. A worker that dies under it is a FAILED episode."""
-        from ray.exceptions import RayActorError
+    async def ready(self) -> None:
+        """Wait until a worker can play. Raises EnvironmentFailure when none comes back in time."""
+        while not self._seats:
+            try:
+                await asyncio.wait_for(self._back.wait(), self._start_timeout)
+            except asyncio.TimeoutError:
+                if self._leaving is None:  # it may have half an hour to play
+                    raise EnvironmentFailure(f"no worker came back within {self._start_timeout:g} s") from None
+
+    async def play(self, attempt: Attempt, *how: Any) -> Episode:
+        """Play it in the least busy worker; `how` goes to its player. A worker that dies under it is a FAILED episode.
+
+        Cancelled, it ends there too, and has ended on return. What the player raises is raised here.
+        """
+        from ray.exceptions import RayError, RayTaskError
 
         try:
-            await asyncio.wait_for(self._back.wait(), self._start_timeout)
-        except asyncio.TimeoutError:
-            return never_began(attempt, EnvironmentFailure(f"no worker came back within {self._start_timeout:g} s"))
-        worker = min(self._playing, key=self._playing.__getitem__)
-        self._playing[worker] += 1
-        call = worker.play.remote(attempt)
+            await self.ready()
+        except EnvironmentFailure as failure:
+            return never_began(attempt, failure)
+        seat = min(self._seats, key=lambda seat: seat.playing)
+        seat.playing += 1
+        call = seat.actor.play.remote(attempt, *how)
         try:
-            return await call
-        except RayActorError as error:
-            self._lost(worker)
-            reason = str(error).strip().partition("\n")[0]
-            return never_began(attempt, EnvironmentFailure(f"the process that played it is gone: {reason}"))
+            episode, has = await call
+            if has > self._memory_gb * GB:
+                self._retire(seat, has)
+            return episode
         except asyncio.CancelledError:
             self._ray.cancel(call)
+            with suppress(RayError, asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.wrap_future(call.future()), CALL_OFF_SECONDS)
             raise
+        except RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
+        except RayError as error:  # the process, its node, or what it had to say is gone
+            self._lost(seat)
+            reason = str(error).strip().partition("\n")[0]
+            return never_began(attempt, EnvironmentFailure(f"the process that played it is gone: {reason}"))
         finally:
-            if worker in self._playing:
-                self._playing[worker] -= 1
+            seat.playing -= 1
+            if seat is self._leaving and not seat.playing:
+                self._revive(seat, self._replaced(seat))
 
-    def _lost(self, worker: Any) -> None:
+    def _retire(self, seat: _Seat, has: int) -> None:
+        """Send no more to a worker that has grown too large; its last episode has it replaced."""
+        if self._leaving is None and seat in self._seats:
+            log.warning("a worker has %.1f GB: it ends what it plays, and another takes its place", has / GB)
+            self._leaving = seat
+            self._stand_up(seat)
+
+    def _lost(self, seat: _Seat) -> None:
         """Send no more to a worker that died, until the process in its place can play."""
-        if self._playing.pop(worker, None) is None:
-            return
-        log.warning("a worker is gone, %d are left", len(self._playing))
-        if not self._playing:
-            self._back.clear()
-        self._reviving[worker] = asyncio.create_task(self._revive(worker))
+        if seat in self._seats or seat is self._leaving:
+            self._stand_up(seat)
+            self._leaving = None if seat is self._leaving else self._leaving
+            log.warning("a worker is gone, %d are left", len(self._seats))
+            self._revive(seat, self._opened(seat))
 
-    async def _revive(self, worker: Any) -> None:
-        from ray.exceptions import RayActorError
+    def _stand_up(self, seat: _Seat) -> None:
+        self._seats.discard(seat)
+        if not self._seats:
+            self._back.clear()
+
+    def _revive(self, seat: _Seat, back: Any) -> None:
+        task = asyncio.create_task(back)
+        self._reviving.add(task)
+        task.add_done_callback(self._reviving.discard)
+
+    async def _replaced(self, seat: _Seat) -> None:
+        """End a worker that plays nothing any more, and wait for the process in its place."""
+        from ray.exceptions import RayError
+
+        with suppress(RayError):  # which says that it has ended
+            await seat.actor.leave.remote()
+        self._leaving = None
+        await self._opened(seat)
+
+    async def _opened(self, seat: _Seat) -> None:
+        """Wait until the process in the place of one that ended can play."""
+        from ray.exceptions import RayError
 
         while True:
             try:
-                await worker.open.remote()
-            except RayActorError:
+                await seat.actor.open.remote()
+            except RayError as error:  # it is not there yet, or cannot open its player: the server it asks may be down
+                log.debug("a worker is not back: %s", error)
                 await asyncio.sleep(REVIVE_PAUSE_SECONDS)
             else:
                 break
-        self._playing[worker] = 0
-        del self._reviving[worker]
+        self._seats.add(_Seat(seat.actor))
         self._back.set()
 
     async def _nodes(self) -> list[str]:
@@ -139,41 +216,13 @@ class Workers:
         from ray.exceptions import RayTaskError
 
         try:
-            return list(await asyncio.gather(*(worker.open.remote() for worker in self._playing)))
+            return list(await asyncio.gather(*(actor.open.remote() for actor in self._actors)))
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
 
     def _end(self) -> None:
-        for waiting in self._reviving.values():
+        for waiting in self._reviving:
             waiting.cancel()
-        for worker in (*self._playing, *self._reviving):
-            self._ray.kill(worker)
-        self._playing, self._reviving = {}, {}
-
-
-class Worker:
-    """What runs in each process, as an async actor: one event loop, one player, many episodes."""
-
-    def __init__(self, open_player: OpenPlayer) -> None:
-        self._open_player = open_player
-        self._stack = AsyncExitStack()
-        self._opening = asyncio.Lock()
-        self._play: Play | None = None
-
-    async def open(self) -> str:
-        """Get ready to play; the id of the node that this is on."""
-        import ray
-
-        await self._player()
-        return ray.get_runtime_context().get_node_id()
-
-    async def play(self, attempt: Attempt) -> Episode:
-        """Play an attempt once."""
-        return await (await self._player())(attempt)
-
-    async def _player(self) -> Play:
-        """The player, opened at the first call: of this process, or of the one that Ray put in its place."""
-        async with self._opening:
-            if self._play is None:
-                self._play = await self._stack.enter_async_context(self._open_player())
-            return self._play
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors, self._seats, self._leaving = [], set(), None

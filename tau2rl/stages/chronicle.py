@@ -12,6 +12,7 @@ from tau2rl.store.files import read_json
 from tau2rl.store.run import stage_of
 
 Account = dict[str, Any]
+TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out", "trained")
 
 
 def finished(planned: Planned) -> bool:
@@ -34,6 +35,7 @@ def account(planned: Planned) -> Account:
         "gave": _gave(planned, report),
         "cpu_seconds": round(sum(float(u["cpu_seconds"]) for u in usage), 2),
         "seconds": round(sum(float(u["seconds"]) for u in usage), 2),
+        "cost": report.get("cost"),
     }
 
 
@@ -52,6 +54,26 @@ def build_report(runs: list[Planned]) -> dict[str, Any]:
         "chain": chain(steps, evaluations),
         "cpu_seconds": round(sum(a["cpu_seconds"] for a in accounts), 2),
         "cpu_seconds_training": round(sum(a["cpu_seconds"] for a in steps.values()), 2),
+        "cost": total_cost({**steps, **{f"{e['model']}-eval": e for e in evaluations}}),
+    }
+
+
+def total_cost(accounts: Mapping[str, Account]) -> dict[str, Any]:
+    """What all runs took together, each a whole job: its loading too. What a run could not count is in no sum, and is named."""
+    costs: dict[str, dict[str, Any]] = {name: run["cost"] for name, run in accounts.items() if run["cost"]}
+    tokens: dict[str, dict[str, Any]] = {name: cost["tokens"] for name, cost in costs.items()}
+    env_cpu: dict[str, float | None] = {name: cost["env_cpu"]["seconds"] for name, cost in costs.items() if "env_cpu" in cost}
+    return {
+        "seconds": sum(run["seconds"] for run in accounts.values()),
+        "cpu_seconds": sum(run["cpu_seconds"] for run in accounts.values()),
+        "runs": {name: run["seconds"] for name, run in accounts.items()},
+        "episodes": sum(cost.get("episodes", 0) for cost in costs.values()),
+        "tokens": {key: sum(counts.get(key) or 0 for counts in tokens.values()) for key in TOKENS},
+        "env_cpu": {"seconds": sum(value or 0.0 for value in env_cpu.values())},
+        "not_counted": {
+            "policy tokens": [name for name, counts in tokens.items() if counts.get("reason")],
+            "environments": [name for name, value in env_cpu.items() if value is None],
+        },
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from tau2rl.bench.tasks import changed_something, held_out, kind_of
 from tau2rl.errors import UserError
+from tau2rl.metrics.cost import Costs
 from tau2rl.rewards.presets import RewardSpec
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.stages.ledger import Entry, Ledger
@@ -36,6 +37,7 @@ class Seen:
 
     episodes: list[str] = field(default_factory=list[str])  # sha256 of each source's `episodes.jsonl`
     held_out: int = 0  # episodes on tasks that no training set should have
+    costs: Costs = field(default_factory=Costs)
     floor_tasks: dict[str, dict[str, TaskRef]] = field(default_factory=dict[str, dict[str, TaskRef]])
 
 
@@ -50,6 +52,7 @@ def scan(sources: Sequence[Source], ledger: Ledger, *, spec: RewardSpec, seed: i
                 task = record.episode.task
                 ledger.enter(_entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed))
                 seen.held_out += forbidden(task)
+                seen.costs.add(record.episode)
                 of_domain = seen.floor_tasks.setdefault(task.domain, {})
                 if len(of_domain) < FLOOR_TASKS:
                     of_domain[task.key] = task

@@ -23,10 +23,13 @@ from tau2rl.bench.tasks import refuse_leak, select
 from tau2rl.bench.users import check_key
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import GrpoConfig, dump
+from tau2rl.metrics.cost import account
 from tau2rl.rewards.curriculum import outcome as outcome_of
 from tau2rl.rewards.presets import spec_from
 from tau2rl.rollouts.collect import plan
+from tau2rl.rollouts.meter import Watched
 from tau2rl.stages import Result
+from tau2rl.stages.clock import Clock, clocked, starts
 from tau2rl.stages.lineage import described_checkpoint
 from tau2rl.stages.play import record_of
 from tau2rl.stages.rounds import Player, Round, Tasks, first_index
@@ -61,18 +64,23 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
     stands_on = environment(config, bench, {"chat": fingerprint(codec), "parent": parent["sha256"]})
     folder.write_environment(stands_on)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
-    learner = _Learner(
-        config=config,
-        folder=folder,
-        progress=progress,
-        trainer=_trainer(config, start),
-        player=Player(config=config, codec=codec, spec=spec, folder=folder),
-        tasks=Tasks(refs=tasks, config=config),
-        selection=selection,
-    )
-    asyncio.run(learner.learn())
     final = folder.checkpoints / FINAL
-    write_checkpoint(learner.trainer.model, final, tokenizer=start)
+    with clocked(folder) as clock:
+        with clock.part("loading"):
+            trainer = _trainer(config, start)
+        learner = _Learner(
+            config=config,
+            folder=folder,
+            progress=progress,
+            trainer=trainer,
+            player=Player(config=config, codec=codec, spec=spec, folder=folder),
+            tasks=Tasks(refs=tasks, config=config),
+            selection=selection,
+            clock=clock,
+        )
+        asyncio.run(learner.learn())
+        with clock.part("saving"):
+            write_checkpoint(trainer.model, final, tokenizer=start)
     report = {
         "stage": "grpo",
         "digest": stands_on["digest"],
@@ -81,10 +89,11 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
         "outputs": {"checkpoint": described_checkpoint(final)},
         "tasks": len(tasks),
         "training": {
-            "parameters": num_parameters(learner.trainer.model),
-            "trained_parameters": num_parameters(learner.trainer.model, trainable=True),
+            "parameters": num_parameters(trainer.model),
+            "trained_parameters": num_parameters(trainer.model, trainable=True),
             **summary(folder.metrics),
         },
+        "cost": account(starts(folder)),
     }
     folder.write_report(report)
     return Result(report=report, complete=True)
@@ -110,12 +119,15 @@ class _Learner:
     player: Player
     tasks: Tasks
     selection: Sequence[TaskRef]
+    clock: Clock
     began: float = field(default_factory=time.monotonic)
 
     async def learn(self) -> None:
         """From the saved state, or the start, to the last step."""
-        config = self.config
-        done = self._restore()
+        config, clock = self.config, self.clock
+        clock.played = self.player.costs
+        with clock.part("loading"):
+            done = self._restore()
         rewind_episodes(self.folder.episodes, before=first_index(config, done + 1))
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
         policy = policy_of(self.trainer.model, config.sampling, config.local, config.chat, self.player.codec)
@@ -125,22 +137,30 @@ class _Learner:
                     numbers = await self._step(step, policy)
                     curves.write(step, numbers)
                     self._tell(step, numbers)
-                    if step % config.train.save_every == 0 or step == config.train.steps:
-                        self._save(step)
-                    if exports(step, config.train.export_every):
-                        self._export(step)
+                    with clock.part("saving"):
+                        if step % config.train.save_every == 0 or step == config.train.steps:
+                            self._save(step)
+                        if exports(step, config.train.export_every):
+                            self._export(step)
+                    clock.keep()
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         began, cpu = time.monotonic(), time.process_time()
-        played = await self.player.round(step, self.tasks, policy)
+        watched = Watched(policy)
+        played = await self.player.round(step, self.tasks, watched)
         rolled = time.monotonic()
-        update = self.trainer.update(played.judged())
-        self.trainer.model.eval()  # sampling is without dropout
-        await policy.refresh()
+        self.clock.add("sampling", watched.seconds)
+        self.clock.add("playing", rolled - began - watched.seconds)
+        with self.clock.part("update"):
+            update = self.trainer.update(played.judged())
+            self.trainer.model.eval()  # sampling is without dropout
+            await policy.refresh()
+        self.clock.trained += update.tokens if update else 0
         numbers = {**played.numbers(), **_numbers(update)}
         numbers |= _speed(played, update, rollout=rolled - began, train=time.monotonic() - rolled)
         if self.config.train.eval_every and step % self.config.train.eval_every == 0:
-            numbers["select/pass@1"] = await self._look(step, policy)
+            with self.clock.part("looks"):
+                numbers["select/pass@1"] = await self._look(step, policy)
         return {**numbers, "seconds/cpu": time.process_time() - cpu}
 
     async def _look(self, step: int, policy: LocalPolicy) -> float | None:
@@ -231,5 +251,7 @@ def summary(metrics: Path) -> dict[str, Any]:
         "mismatch_max_abs": max(apart, default=None),
         "rollout_tokens_per_second": mean(lines, "tokens_per_second/rollout"),
         "train_tokens_per_second": mean(lines, "tokens_per_second/train"),
+        "padding_share": mean(lines, "train/padding_share"),
+        "shared_share": mean(lines, "train/shared_share"),
         "selection": {line["step"]: line["select/pass@1"] for line in lines if line.get("select/pass@1") is not None},
     }

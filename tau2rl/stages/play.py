@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tau2rl.bench.attempts import warm_up
+from tau2rl.bench.domain import domain
 from tau2rl.bench.floors import POLICIES, solved_by
+from tau2rl.bench.gold import gold_actions
 from tau2rl.bench.identity import bench_identity
 from tau2rl.bench.tasks import select
 from tau2rl.bench.users import check_key
@@ -18,7 +20,9 @@ from tau2rl.chat import fingerprint, make_codec
 from tau2rl.rewards.presets import RewardSpec, spec_from
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rollouts.collect import Outcome, outcomes, plan
+from tau2rl.rollouts.order import Estimate, longest_first
 from tau2rl.stages.clock import clocked
+from tau2rl.stages.pace import open_pace
 from tau2rl.stages.players import Plays, PolicyFor, Talks, describe_agent, open_players
 from tau2rl.store.progress import Progress, ProgressEvent
 from tau2rl.store.provenance import environment
@@ -75,29 +79,41 @@ async def play(
 ) -> None:
     """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
 
-    `policies` replaces those of the config's `policy`.
+    `policies` replaces those of the config's `policy`. Which attempts begin first: `rollouts/order.py`; how many play at once:
+    `rollouts/pacing.py`.
     """
     counter = Counter(progress, total=len(prepared.planned))
-    counter.resume(folder)
+    estimate = Estimate(prepared.tasks, reference_length)
+    for record in folder.records():
+        counter.had(record)
+        estimate.ended(record.attempt, record.episode)
+    counter.show()
     attempts = [a for a in prepared.planned if a.key not in counter.keys]
     log.info("%d tasks, %d attempts, %d of them already done", len(prepared.tasks), len(prepared.planned), len(counter.keys))
     if not attempts:
         return
-    failed_in_a_row = 0
-    async with open_players(config, prepared.codec, policies) as play_once:
-        episodes = outcomes(attempts, play=play_once, concurrency=config.rollout.concurrency, retries=config.rollout.retries)
+    rollout, failed_in_a_row = config.rollout, 0
+    order = longest_first(attempts, estimate, concurrency=rollout.concurrency)
+    async with open_players(config, prepared.codec, policies) as play_once, open_pace(config) as pace:
+        episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, pace=pace)
         with clocked(folder):
             async with aclosing(episodes):
                 async for outcome in episodes:
+                    estimate.ended(outcome.attempt, outcome.episode)
                     for each in outcome.every_try():
                         folder.append(record_of(each, config, prepared.spec))
                         if each.episode.failure is not None:
                             log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
                     counter.add(outcome)
                     failed_in_a_row = failed_in_a_row + 1 if outcome.episode.status is Status.FAILED else 0
-                    if failed_in_a_row >= config.rollout.give_up_after:
+                    if failed_in_a_row >= rollout.give_up_after:
                         log.error("%d episodes in a row failed, giving up: %s", failed_in_a_row, outcome.episode.failure)
                         return
+
+
+def reference_length(task: TaskRef) -> int:
+    """Actions of both sides in the task's reference path; 0 where it has none."""
+    return len(gold_actions(domain(task.domain).task(task)))
 
 
 def record_of(outcome: Outcome, config: Talks, spec: RewardSpec) -> EpisodeRecord:
@@ -130,14 +146,16 @@ class Counter:
         self.keys: set[str] = set()
         self.event = ProgressEvent(done=0, total=total)
 
-    def resume(self, folder: RunFolder) -> None:
-        """Take over what earlier starts of the run have."""
-        for record in folder.records():
-            self.keys.add(record.attempt.key)
-            solved = record.episode.grade is not None and record.episode.grade.success
-            self.event = replace(
-                self.event, done=self.event.done + 1, valid=self.event.valid + 1, successes=self.event.successes + solved
-            )
+    def had(self, record: EpisodeRecord) -> None:
+        """Take over an episode of an earlier start of the run."""
+        self.keys.add(record.attempt.key)
+        solved = record.episode.grade is not None and record.episode.grade.success
+        self.event = replace(
+            self.event, done=self.event.done + 1, valid=self.event.valid + 1, successes=self.event.successes + solved
+        )
+
+    def show(self) -> None:
+        """Say how far it is."""
         self._progress(self.event)
 
     def add(self, outcome: Outcome) -> None:

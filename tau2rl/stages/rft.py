@@ -8,8 +8,10 @@ from pathlib import Path
 
 from tau2rl.config import ChatConfig, PolicyConfig, RftConfig
 from tau2rl.errors import UserError
+from tau2rl.metrics.cost import account
 from tau2rl.rewards.presets import spec_from
 from tau2rl.stages import Result
+from tau2rl.stages.clock import starts
 from tau2rl.stages.dataset import missing, scan, summary, write
 from tau2rl.stages.ledger import Ledger
 from tau2rl.stages.play import play, prepare, write_environment
@@ -62,6 +64,7 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
                 for source, sha256 in zip(sources, seen.episodes, strict=True)
             ],
             "files": write(folder.path, ROWS, sources, ledger),
+            "cost": account(starts(folder), seen.costs) if config.plays else None,  # those of sources are in their own reports
         }
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])

@@ -15,6 +15,7 @@ from tau2rl.bench.turn_credit import episode_turn_rewards
 from tau2rl.chat.pack import pack
 from tau2rl.config import GrpoConfig
 from tau2rl.errors import RunIncomplete
+from tau2rl.metrics.cost import Costs
 from tau2rl.rewards.advantages import TURN_ESTIMATORS
 from tau2rl.rewards.curriculum import CurriculumSpec, CurriculumState, curriculum_spec, draw, observe, outcome
 from tau2rl.rewards.judging import advantage_spec, judge_group
@@ -133,6 +134,7 @@ class Player:
     codec: ChatCodec
     spec: RewardSpec
     folder: RunFolder
+    costs: Costs = field(default_factory=Costs)
     failed_in_a_row: int = 0
 
     async def round(self, step: int, tasks: Tasks, policy: Policy) -> Round:
@@ -154,6 +156,8 @@ class Player:
         episodes = outcomes(attempts, play=play, concurrency=rollout.concurrency, retries=rollout.retries)
         async with aclosing(episodes):
             async for one in episodes:
+                for episode in (*one.failed, one.episode):
+                    self.costs.add(episode)
                 failed = one.episode.status is Status.FAILED
                 self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
                 if failed or rollout.keep:

@@ -9,8 +9,10 @@ from tau2rl.bench.gold import gold_script
 from tau2rl.bench.tasks import held_out
 from tau2rl.config import KeepConfig, SeedConfig
 from tau2rl.errors import UserError
+from tau2rl.metrics.cost import account
 from tau2rl.policies.scripted import ScriptedPolicy
 from tau2rl.stages import Result
+from tau2rl.stages.clock import starts
 from tau2rl.stages.dataset import missing, scan, summary, write
 from tau2rl.stages.ledger import Ledger
 from tau2rl.stages.play import PolicyFor, Prepared, play, prepare, write_environment
@@ -42,6 +44,7 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
             "incomplete": missing(ledger, len(prepared.planned)) > 0,
             **found,
             "files": write(folder.path, ROWS, [source], ledger),
+            "cost": account(starts(folder), seen.costs),
         }
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])

@@ -21,7 +21,9 @@ from tau2rl.backends.local.sft import SFTResult, SFTStep, mean_loss, train
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import DataConfig, SftConfig
 from tau2rl.errors import UserError
+from tau2rl.metrics.cost import account
 from tau2rl.stages import Result
+from tau2rl.stages.clock import Clock, clocked, starts
 from tau2rl.stages.lineage import described, described_checkpoint
 from tau2rl.stages.training import FINAL, INITIAL, STATE, Curves, exports
 from tau2rl.store.progress import Progress, ProgressEvent
@@ -49,7 +51,8 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress) -> Result:
     rows = split_off(encoded, share=config.data.held_out)
     log.info("%d rows to train on, %d held out, %d left out", len(rows.train), len(rows.held_out), len(encoded.dropped))
     log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
-    trained = _train(config, folder, progress, initial, rows)
+    with clocked(folder) as clock:
+        trained = _train(config, folder, progress, initial, rows, clock)
     report = {
         "stage": "sft",
         "digest": stands_on["digest"],
@@ -58,6 +61,7 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress) -> Result:
         "outputs": {"checkpoint": described_checkpoint(folder.checkpoints / FINAL)},
         "rows": _account(encoded, rows),
         "training": trained,
+        "cost": account(starts(folder)),
     }
     folder.write_report(report)
     return Result(report=report, complete=True)
@@ -94,34 +98,51 @@ def _initial(config: SftConfig, folder: RunFolder) -> Path:
     return initial
 
 
-def _train(config: SftConfig, folder: RunFolder, progress: Progress, initial: Path, rows: Split) -> dict[str, Any]:
+def _train(config: SftConfig, folder: RunFolder, progress: Progress, initial: Path, rows: Split, clock: Clock) -> dict[str, Any]:
     """Train and write the final checkpoint; what the report says of it."""
-    model = trainable(open_model(initial, config.local), config.local, seed=config.seed)
+    with clock.part("loading"):
+        model = trainable(open_model(initial, config.local), config.local, seed=config.seed)
     if not rows.train and config.data.allow_empty:
         log.warning("no row is left: the model is handed on as it is")
-        write_checkpoint(model, folder.checkpoints / FINAL, tokenizer=initial)
+        with clock.part("saving"):
+            write_checkpoint(model, folder.checkpoints / FINAL, tokenizer=initial)
         return {"steps": 0, "reason": "no row is left"}
-    before = mean_loss(model, rows.held_out, micro_tokens=config.local.micro_tokens) if rows.held_out else None
+
+    def held_out_loss() -> float | None:
+        if not rows.held_out:
+            return None
+        with clock.part("looks"):
+            return mean_loss(model, rows.held_out, micro_tokens=config.local.micro_tokens)
+
+    before = held_out_loss()
     with Curves(config, config.tracking, folder) as curves:
         log_book = _LogBook(config, curves, progress)
 
         def on_step(step: SFTStep) -> None:
             log_book.add(step)
+            clock.trained = log_book.tokens
+            clock.add("update", step.seconds)  # with the step's own look and save
             if exports(step.step, config.train.export_every):
-                write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=initial)
+                with clock.part("saving"):
+                    write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=initial)
+            if exports(step.step, config.train.save_every):
+                clock.keep()
 
         result = train(
             model, rows.train, sft_spec(config), held_out=rows.held_out, folder=folder.checkpoints / STATE, on_step=on_step
         )
-    write_checkpoint(model, folder.checkpoints / FINAL, tokenizer=initial)
+    with clock.part("saving"):
+        write_checkpoint(model, folder.checkpoints / FINAL, tokenizer=initial)
     return {
         **_told(result),
         "held_out_loss_before": before,
-        "held_out_loss_after": mean_loss(model, rows.held_out, micro_tokens=config.local.micro_tokens) if rows.held_out else None,
+        "held_out_loss_after": held_out_loss(),
         "parameters": num_parameters(model),
         "trained_parameters": num_parameters(model, trainable=True),
         "tokens": log_book.tokens,
         "tokens_per_second": log_book.tokens / log_book.seconds if log_book.seconds else None,
+        "padding_share": log_book.padding / log_book.tokens if log_book.tokens else None,
+        "shared_share": log_book.shared / log_book.tokens if log_book.tokens else None,
     }
 
 
@@ -135,11 +156,14 @@ class _LogBook:
         self._began = time.monotonic()
         self.tokens = 0
         self.seconds = 0.0
+        self.padding = self.shared = 0.0  # shares, weighted by tokens
 
     def add(self, step: SFTStep) -> None:
         self._curves.write(step.step, {k: v for k, v in asdict(step).items() if k != "step"})
         self.tokens += step.tokens
         self.seconds += step.seconds
+        self.padding += step.tokens * step.padding_share
+        self.shared += step.tokens * step.shared_share
         self._progress(
             ProgressEvent(
                 done=step.step,

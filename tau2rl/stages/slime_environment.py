@@ -28,7 +28,7 @@ NO_PROXY = ("no_proxy", "NO_PROXY")
 HOST_IP = "SLIME_HOST_IP"  # slime/utils/http_utils.py
 WANDB_HOST = "api.wandb.ai"
 ASK_SECONDS = 60.0
-_ASK_GPUS = "import ray; ray.init(log_to_driver=False); print(ray.cluster_resources().get('GPU', 0))"
+_ASK_CLUSTER = "import ray; ray.init(log_to_driver=False); r = ray.cluster_resources(); print(r.get('GPU', 0), r.get('CPU', 0))"
 
 
 def child_environment(present: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
@@ -72,16 +72,17 @@ def own_address(present: Mapping[str, str]) -> str:
         return str(probe.getsockname()[0])
 
 
-def cluster_gpus(present: Mapping[str, str]) -> int | None:
-    """GPUs of the whole cluster that this job runs on; None outside a job, and where the cluster does not say."""
+def cluster_size(present: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """GPUs and cores of the whole cluster that this job runs on; None outside a job, and where the cluster does not say."""
     if JOB_CONFIG not in present:
-        return None
-    command = [settings.python(), "-c", _ASK_GPUS]  # in a process of its own: connecting takes over signals and output
+        return None, None
+    command = [settings.python(), "-c", _ASK_CLUSTER]  # in a process of its own: connecting takes over signals and output
     try:
         asked = subprocess.run(command, env=dict(present), capture_output=True, text=True, timeout=ASK_SECONDS, check=True)
-        return int(float(asked.stdout.split()[-1]))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+        gpus, cores = asked.stdout.split()[-2:]
+        return int(float(gpus)), int(float(cores))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None, None
 
 
 @contextmanager

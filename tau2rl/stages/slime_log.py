@@ -1,7 +1,8 @@
 """slime's own log as it streams by: every line kept, the numbers of each optimizer step taken out of it.
 
-slime writes `step 3: {'train/loss': 0.41, ...}` behind every optimizer step (backends/megatron_utils/model.py:918) and
-`rollout 3: {'rollout/raw_reward': 0.25, ...}` behind every round (observability/train_metric_utils.py:135).
+slime writes `step 3: {'train/loss': 0.41, ...}` behind every optimizer step (backends/megatron_utils/model.py:918),
+`rollout 3: {'rollout/raw_reward': 0.25, ...}` behind every round (observability/train_metric_utils.py:135) and
+`perf 3: {'perf/train_time': 41.2, ...}` when a round has been trained on (observability/train_metric_utils.py:401).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tau2rl.metrics.sinks import JsonlSink
 from tau2rl.store.progress import Progress, ProgressEvent
 
 KEPT_LINES = 400  # of the end: enough for the traceback that says why
-_NUMBERS = re.compile(r"(?:^|[ \]])(step|rollout) (\d+): (\{.*\})\s*$")
+_NUMBERS = re.compile(r"(?:^|[ \]])(step|rollout|perf) (\d+): (\{.*\})\s*$")
 _PAIR = re.compile(r"'([^']+)': (-?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|nan|inf))(?=[,}])")
 _ERROR = re.compile(r"^(?:\S*\([^)]*\)\S* )?(?:[\w.]*\.)?([A-Z]\w*(?:Error|Exception)|RunIncomplete): (.+)")
 
@@ -28,7 +29,7 @@ _ERROR = re.compile(r"^(?:\S*\([^)]*\)\S* )?(?:[\w.]*\.)?([A-Z]\w*(?:Error|Excep
 class Numbers:
     """What a line tells: `Numbers(kind="step", index=3, values={"train/loss": 0.41})`."""
 
-    kind: Literal["step", "rollout"]
+    kind: Literal["step", "rollout", "perf"]
     index: int
     values: dict[str, float]
 
@@ -45,7 +46,7 @@ def read_numbers(line: str) -> Numbers | None:
     if found is None:
         return None
     values = {name: float(value) for name, value in _PAIR.findall(found[3])}
-    return Numbers(kind=cast("Literal['step', 'rollout']", found[1]), index=int(found[2]), values=values)
+    return Numbers(kind=cast("Literal['step', 'rollout', 'perf']", found[1]), index=int(found[2]), values=values)
 
 
 class SlimeLog:
@@ -64,6 +65,7 @@ class SlimeLog:
         self._progress = progress
         self._began = time.monotonic()
         self._note = ""
+        self.train_seconds = 0.0  # that Megatron's processes trained, or got ready to
         self._last: deque[str] = deque(maxlen=KEPT_LINES)
 
     def __call__(self, line: str) -> None:
@@ -98,6 +100,9 @@ class SlimeLog:
         if numbers.kind == "rollout":
             reward = numbers.values.get("rollout/raw_reward")
             self._note = "" if reward is None else f"reward {reward:.3f}"
+            return
+        if numbers.kind == "perf":  # a line of the rollout process has the same name and no such number
+            self.train_seconds += numbers.values.get("perf/train_time", 0.0)
             return
         step = numbers.index // self._updates + 1
         self._curves.write(step, {name: value for name, value in numbers.values.items() if name != "train/step"})

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tau2rl.backends.slime.spending import FILE as ROLLOUTS
 from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.metrics.cost import account
+from tau2rl.stages.clock import FILE, starts_in
 
 ENDS = 5  # steps at either end whose mean the report shows
 # In the report -> in `metrics.jsonl`; slime's own names begin with `train/` (docs/cluster.md says what to watch).
@@ -47,6 +51,7 @@ def report_of(
     checkpoint: Mapping[str, Any],
     made: Mapping[str, Any],
     training: Mapping[str, Any],
+    cost: Mapping[str, Any],
     complete: bool,
 ) -> dict[str, Any]:
     """`report.json`, as a training in this process writes it. `made`: what became of rows, or how many tasks there were."""
@@ -59,7 +64,19 @@ def report_of(
         "outputs": {"checkpoint": dict(checkpoint)},
         **made,
         "training": dict(training),
+        "cost": dict(cost),
     }
+
+
+def cost_of(run: Path) -> dict[str, Any]:
+    """The `cost` of a run: what the rollout process says of itself and its episodes, in the wall time of slime's jobs.
+
+    Megatron's processes say how long they trained, and nothing of their CPU time.
+    """
+    starts, rollouts = starts_in(run, FILE), starts_in(run, ROLLOUTS)
+    if rollouts:
+        return account(starts, players=rollouts)
+    return account([replace(start, cpu_seconds=None) for start in starts])  # this process only waited
 
 
 def _mean(lines: Sequence[Mapping[str, float]], name: str) -> float | None:

@@ -30,14 +30,15 @@ from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import GrpoConfig, SftConfig, dump
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.stages import Result
+from tau2rl.stages.clock import clocked
 from tau2rl.stages.lineage import described, described_checkpoint
 from tau2rl.stages.seed import refuse_held_out
 from tau2rl.stages.slime_checkpoints import attempts_done, exports, look, point_final, refuse_megatron, steps_done
 from tau2rl.stages.slime_child import run_child
 from tau2rl.stages.slime_data import longest_row, write_conversations
-from tau2rl.stages.slime_environment import child_environment, cluster_gpus, shared_variables, tracker_login
+from tau2rl.stages.slime_environment import child_environment, cluster_size, shared_variables, tracker_login
 from tau2rl.stages.slime_log import SlimeLog
-from tau2rl.stages.slime_report import report_of, summary
+from tau2rl.stages.slime_report import cost_of, report_of, summary
 from tau2rl.stages.training import rewind, rewind_episodes
 from tau2rl.store.files import write_json
 from tau2rl.store.progress import Progress, ProgressEvent
@@ -71,7 +72,8 @@ def run(config: SftConfig | GrpoConfig, folder: RunFolder, progress: Progress) -
     # What the settings themselves say is said before tasks and rows are read; warnings come with the machine's.
     _refuse([problem for problem in preflight(config) if problem.kind == "error"])
     made = _write_rows(config, here) if isinstance(config, SftConfig) else _write_tasks(config, here)
-    machine = collect(config, here, cluster_gpus=cluster_gpus(settings.child_environment()))
+    gpus, cores = cluster_size(settings.child_environment())
+    machine = collect(config, here, cluster_gpus=gpus, cluster_cores=cores)
     _refuse(preflight(config, machine))
     prepared = _stand_on(asked, config, made, machine, folder)
     handover.write(config, here)
@@ -167,10 +169,13 @@ def _train(
         say=sys.stderr,
         progress=progress,
     )
-    with words, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
+    with words, clocked(folder) as clock, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
         shared = shared_variables(present, {**handover.environment(config), **login})
         redactor.refuse(shared)
-        code = run_child(command, environment=child_environment(present, shared), on_line=words, cwd=Path.cwd())
+        try:
+            code = run_child(command, environment=child_environment(present, shared), on_line=words, cwd=Path.cwd())
+        finally:
+            clock.add("update", words.train_seconds)
     log.info("slime ended with code %d", code)
     if code == 0:
         return ""
@@ -194,6 +199,7 @@ def _conclude(config: SftConfig | GrpoConfig, folder: RunFolder, prepared: _Prep
             checkpoint=described_checkpoint(checkpoint),
             made=prepared.made,
             training=summary(folder.metrics),
+            cost=cost_of(folder.path),
             complete=complete,
         )
         folder.write_report(report)

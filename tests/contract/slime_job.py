@@ -85,7 +85,7 @@ class SlimeJob:
         self.args = parse([*build_argv(self.config, self.run), *argv], monkeypatch)
         self.args.sglang_router_ip, self.args.sglang_router_port = "127.0.0.1", server.port
         vars(self.args).update(attributes or {})
-        _only_the_edges(monkeypatch)
+        only_the_edges(monkeypatch)
         self.manager = self._manager()
         # Of this job: a later one has slime's modules afresh.
         self._loop = importlib.import_module("slime.utils.async_utils").get_async_loop()
@@ -135,7 +135,7 @@ class SlimeJob:
         return [json.loads(line) for line in (self.run.folder / name).read_text("utf-8").splitlines()]
 
 
-def _only_the_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+def only_the_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     import torch
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
-from tau2rl.backends.slime.rollout import Rollout, rollout_of
+from tau2rl.backends.slime.rollout import Played, Rollout, rollout_of
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import HFTokenizer
 from tau2rl.config import GrpoConfig, SamplingConfig, build, dump
-from tau2rl.types import Actions, CallTool, ChatCodec, Say
+from tau2rl.types import Actions, CallTool, ChatCodec, Say, TaskRef
+from tests.play import CREATE
 from tests.stubs.http import StubServer
 from tests.stubs.sglang import Answer
 
+T = TypeVar("T")
 SAMPLING = SamplingConfig(temperature=1.0, max_tokens=512)
 RIGHT = (CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),)
 WRONG = (CallTool(name="create_task", arguments={"user_id": "nobody", "title": "Important Meeting"}),)
@@ -53,6 +56,28 @@ def rollout(config: GrpoConfig, folder: Path, server: StubServer) -> Rollout:
     made = rollout_of(handed(config, folder))
     made.prepare(router=server.url, user=config.user, tokenizer="bytes")
     return made
+
+
+def using(made: Rollout, use: Callable[[Rollout], Awaitable[T]]) -> T:
+    """What comes of using it, on a loop of its own; it is closed then."""
+
+    async def main() -> T:
+        try:
+            return await use(made)
+        finally:
+            await made.aclose()
+
+    return asyncio.run(main())
+
+
+async def play(made: Rollout, index: int = 0, *, task: TaskRef = CREATE, context: int = 100_000, look: bool = False) -> Played:
+    """The attempt of a number."""
+    return await made.play(made.attempt(task, index, look=look), SAMPLING, context_tokens=context, look=look)
+
+
+async def together(made: Rollout, count: int) -> list[Played]:
+    """So many attempts at once."""
+    return await asyncio.gather(*(play(made, index) for index in range(count)))
 
 
 def codec_of(checkpoint: Path) -> NativeCodec:

@@ -1,4 +1,4 @@
-"""One suite over every Policy: SGLang's `/generate`, an API model through litellm, a script.
+"""One suite over every Policy: SGLang's `/generate`, the same with what several servers take, an API model, a script.
 
 Pinned here, for each:
 
@@ -57,6 +57,12 @@ def sglang(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
 
 
 @contextmanager
+def hedged(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
+    with sglang(mode, hedge_seconds=2 * GUARD_SECONDS, **config) as world:
+        yield world
+
+
+@contextmanager
 def api(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
     pytest.importorskip("litellm")
     with OpenAIStub(mode=mode) as server:
@@ -69,15 +75,16 @@ def api(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
         )
 
 
-SERVED = {"sglang": sglang, "api": api}
+SERVED = {"sglang": sglang, "hedged": hedged, "api": api}
 LIES = {
     "sglang": [mode for mode in SGLangStub.modes if mode not in MODES],
+    "hedged": ["abort", "empty"],
     "api": ["no_choices", "wrong_types", "filtered"],  # its other modes are the model's doing, not the server's
 }
 FAILURES = ["dead", "disconnect", "html", "truncated", "cut", "not_object", "400", "401", "404", "413", "429", "500", "503"]
 
 
-@pytest.fixture(params=["sglang", "api"])
+@pytest.fixture(params=["sglang", "hedged", "api"])
 def serve(request: pytest.FixtureRequest) -> Callable[..., AbstractContextManager[World]]:
     return SERVED[request.param]
 
@@ -110,16 +117,16 @@ def over(kind: str, use: Callable[[Callable[[], Policy]], Any]) -> Any:
         return asyncio.run(inside(world))
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "hedged", "api", "scripted"])
 def test_a_turn_has_ids_and_a_logprob_for_each_or_none(kind: str) -> None:
     completion: Completion = over(kind, lambda policy: ask(policy()))
     assert len(completion.token_ids) > 0
     assert all(type(token) is int and token >= 0 for token in completion.token_ids)
     assert completion.logprobs is None or len(completion.logprobs) == len(completion.token_ids)
-    assert (completion.logprobs is not None) == (kind == "sglang")
+    assert (completion.logprobs is not None) == (kind in ("sglang", "hedged"))
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "hedged", "api", "scripted"])
 @pytest.mark.parametrize("max_tokens", [1, 2])
 def test_max_tokens_bounds_the_ids(kind: str, max_tokens: int) -> None:
     completion: Completion = over(kind, lambda policy: ask(policy(), max_tokens=max_tokens))
@@ -127,7 +134,7 @@ def test_max_tokens_bounds_the_ids(kind: str, max_tokens: int) -> None:
     assert completion.finish_reason.value == "length"
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "hedged", "api", "scripted"])
 def test_many_episodes_are_served_at_once(kind: str) -> None:
     async def many(policy: Callable[[], Policy]) -> list[Completion]:
         return await asyncio.gather(*(ask(policy(), seed=seed) for seed in range(16)))

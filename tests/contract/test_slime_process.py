@@ -15,9 +15,8 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -35,33 +34,14 @@ from tau2rl.store.looks import look_file
 from tau2rl.store.records import read
 from tau2rl.store.run import RunFolder
 from tau2rl.types import Attempt, Status, TaskRef
-from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, rollout, settings
+from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
 from tests.play import CREATE
 from tests.stubs.http import Request, Response, StubServer
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import SGLangStub
 
-T = TypeVar("T")
 CODEC = NativeCodec(ByteTokenizer())
 ANSWER = agent(CODEC)
-
-
-def using(made: Rollout, use: Callable[[Rollout], Awaitable[T]]) -> T:
-    async def main() -> T:
-        try:
-            return await use(made)
-        finally:
-            await made.aclose()
-
-    return asyncio.run(main())
-
-
-async def play(made: Rollout, index: int = 0, *, task: TaskRef = CREATE, context: int = 100_000, look: bool = False) -> Played:
-    return await made.play(made.attempt(task, index, look=look), SAMPLING, context_tokens=context, look=look)
-
-
-async def together(made: Rollout, count: int) -> list[Played]:
-    return await asyncio.gather(*(play(made, index) for index in range(count)))
 
 
 def customer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:

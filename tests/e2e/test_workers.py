@@ -3,6 +3,8 @@
 - every attempt has exactly one outcome, and the work is spread over the nodes
 - a worker that is killed costs its episodes a try each and nothing else; another takes its place
 - a node that is lost costs no episode and doubles none
+- a worker that leaks is replaced: nothing is lost, doubled or played again; one that grows too fast to wait for ends at once
+- an episode that is called off has ended in its worker; what a call says reaches the player; a bug there keeps its name
 - a player that cannot be opened, and a cluster with too few cores, are told as a person's mistake
 - (slow) the same on ten nodes
 
@@ -23,6 +25,7 @@ import pytest
 
 from tau2rl.errors import UserError
 from tau2rl.rollouts.collect import Outcome, Play, outcomes, plan
+from tau2rl.rollouts.worker import GB
 from tau2rl.rollouts.workers import Workers
 from tau2rl.types import Attempt, Episode, Status, TaskRef
 
@@ -135,6 +138,84 @@ def test_ten_nodes_of_which_two_are_lost(nodes: Nodes, tmp_path: Path) -> None:
     )
     check_whole(attempts, found)
     assert len({o.episode.termination for o in found}) >= 10
+
+
+def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(2)
+    attempts = plan(TASKS, num_samples=8, seed=1)
+    mark, big = tmp_path / "grew", attempts[-1].key
+
+    @asynccontextmanager
+    async def open_leaky() -> AsyncGenerator[Play]:
+        kept: list[bytes] = []
+
+        async def play(attempt: Attempt) -> Episode:
+            if len(kept) < 30:  # 8 MB each, on top of 50: beyond the limit of 200, and below its double
+                kept.append(b"x" * (GB // 125))
+            await asyncio.sleep(0.25)
+            if attempt.key == big and not mark.exists():
+                mark.touch()
+                kept.append(b"x" * (GB // 2))  # beyond twice the limit, in the middle of an episode that does not end
+                await asyncio.sleep(600)
+            return Episode(
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=f"pid {os.getpid()}",
+                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+            )  # fmt: skip
+
+        yield play
+
+    async def leak() -> list[Outcome]:
+        async with Workers(open_leaky, count=2, concurrency=4, memory_gb=0.2) as workers:
+            playing = outcomes(attempts, play=workers.play, concurrency=4, retries=3, retry_pause_seconds=0.1)
+            return [outcome async for outcome in playing]
+
+    found = asyncio.run(leak())
+    check_whole(attempts, found)
+    assert len({o.episode.termination for o in found}) >= 4  # the first two were both replaced
+    tries = {o.attempt.key: o.tries for o in found}
+    assert tries[big] == 2
+    assert sum(t - 1 for t in tries.values()) <= 4  # only the one that ended at once took others with it: those beside it
+
+
+def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(1)
+    began, ended = tmp_path / "began", tmp_path / "ended"
+
+    @asynccontextmanager
+    async def open_patient() -> AsyncGenerator[Callable[..., Any]]:
+        async def play(attempt: Attempt, how: str, seconds: float) -> Episode:
+            if how == "broken":
+                raise LookupError("a bug of ours")
+            began.touch()
+            try:
+                await asyncio.sleep(seconds)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.3)  # an environment that takes its time to close
+                ended.touch()
+                raise
+            return Episode(
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=how,
+                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+            )  # fmt: skip
+
+        yield play
+
+    async def call() -> None:
+        (attempt,) = plan(TASKS[:1], num_samples=1, seed=1)
+        async with Workers(open_patient, count=1, concurrency=4) as workers:
+            assert (await workers.play(attempt, "as told", 0.0)).termination == "as told"
+            with pytest.raises(LookupError, match="a bug of ours"):
+                await workers.play(attempt, "broken", 0.0)
+            began.unlink()
+            playing = asyncio.create_task(workers.play(attempt, "in vain", 600.0))
+            while not began.exists():
+                await asyncio.sleep(0.05)
+            playing.cancel()
+            await asyncio.gather(playing, return_exceptions=True)
+            assert playing.cancelled() and ended.exists()
+            assert (await workers.play(attempt, "again", 0.0)).termination == "again"
+
+    asyncio.run(call())
 
 
 def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_path: Path) -> None:

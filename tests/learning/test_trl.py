@@ -24,8 +24,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tau2rl.backends.local.data import collate, micro_batches
-from tau2rl.backends.local.forward import score_tokens
+from tau2rl.backends.local.data import collate
+from tau2rl.backends.local.forward import cut, score_tokens
 from tau2rl.backends.local.grpo import GRPOSpec, GRPOTrainer, Judged
 from tau2rl.backends.local.losses import LossSpec, Totals, correction_weights, policy_loss
 from tau2rl.backends.local.model import create, load, save
@@ -206,10 +206,10 @@ def our_loss(case: Case, w: World, *, max_tokens: int) -> tuple[float, Tensor, f
     """Loss, gradient and clipped tokens, through the forward pass and the loss that `GRPOTrainer` uses."""
     table, total, clipped = advantages(case), 0.0, 0.0
     w.policy.zero_grad()
-    for group in micro_batches([len(s.token_ids) for s in SAMPLES], max_tokens=max_tokens):
+    for group in cut(w.policy, SAMPLES, max_tokens=max_tokens):
         batch = collate([SAMPLES[i] for i in group])
         width = batch.mask.shape[1]
-        scores = score_tokens(w.policy, batch, temperature=case.temperature, entropy=True)
+        scores = score_tokens(w.policy, batch, temperature=case.temperature, entropy="gradient")
         result = policy_loss(
             case.ours,
             logp=scores.logp,

@@ -1,6 +1,7 @@
 """Many episodes at once.
 
-- never more in flight than asked for, and each attempt exactly once
+- never more in flight than asked for, or than the pace allows, and each attempt exactly once
+- whoever takes outcomes slowly stops new episodes: no more than were asked for have begun and are not taken
 - a FAILED episode is played again in a fresh environment, so often and not more; a task that cannot be played is not retried
 - leaving the iteration cancels what is in flight
 - the plan is the same in every resume, and every attempt has its own seed
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -19,8 +20,9 @@ from tau2rl.bench.users import ScriptedUser
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.errors import PolicyFailure, TaskFailure
 from tau2rl.policies.scripted import ScriptedPolicy
-from tau2rl.rollouts.collect import Outcome, collect, plan
-from tau2rl.types import Attempt, CallTool, Completion, Env, Fault, Policy, Say, Status
+from tau2rl.rollouts.collect import Outcome, collect, never_began, outcomes, plan
+from tau2rl.rollouts.pacing import Pace
+from tau2rl.types import Attempt, CallTool, Completion, Env, Episode, Fault, Policy, Say, Status
 from tests.play import CREATE, UPDATE, WIDE, mock_env
 
 CODEC = TranscriptCodec()
@@ -47,9 +49,9 @@ def gather(attempts: Sequence[Attempt], **changes: Any) -> list[Outcome]:
 
 def test_each_attempt_is_played_exactly_once() -> None:
     attempts = plan([CREATE, UPDATE], num_samples=5, seed=3)
-    outcomes = gather(attempts)
-    assert sorted(o.attempt.key for o in outcomes) == sorted(a.key for a in attempts)
-    assert {o.attempt.task: o.episode.grade.success for o in outcomes if o.episode.grade} == {CREATE: True, UPDATE: False}
+    played = gather(attempts)
+    assert sorted(o.attempt.key for o in played) == sorted(a.key for a in attempts)
+    assert {o.attempt.task: o.episode.grade.success for o in played if o.episode.grade} == {CREATE: True, UPDATE: False}
 
 
 def test_never_more_in_flight_than_asked_for() -> None:
@@ -66,6 +68,60 @@ def test_never_more_in_flight_than_asked_for() -> None:
 
     gather(plan([CREATE], num_samples=12, seed=3), make_policy=lambda a: Counts(SOLVED, CODEC), concurrency=3)
     assert most == 3
+
+
+def test_who_takes_outcomes_slowly_stops_new_episodes() -> None:
+    begun: list[str] = []
+    asked: list[str] = []
+    taken: list[str] = []
+    most = 0
+
+    async def at_once(attempt: Attempt) -> Episode:
+        begun.append(attempt.key)
+        return never_began(attempt, TaskFailure("it ends as soon as it begins"))
+
+    def attempts() -> Iterator[Attempt]:
+        for attempt in plan([CREATE], num_samples=40, seed=3):
+            asked.append(attempt.key)
+            yield attempt
+
+    async def main() -> None:
+        nonlocal most
+        async with aclosing(outcomes(attempts(), play=at_once, concurrency=5, retries=0)) as episodes:
+            async for outcome in episodes:
+                await asyncio.sleep(0.005)  # a slow writer: whatever could begin meanwhile, has
+                most = max(most, len(begun) - len(taken))
+                taken.append(outcome.attempt.key)
+
+    asyncio.run(main())
+    assert sorted(taken) == sorted(begun) == sorted(asked)
+    assert len(set(taken)) == 40
+    assert most == 5  # four that wait, and the one in the writer's hands
+
+
+def test_no_more_in_flight_than_the_pace_allows() -> None:
+    now, seen = 0, list[tuple[int, int]]()
+    pace = Pace(8, overloaded=lambda episode: episode.failure is not None and "overloaded" in episode.failure.message)
+
+    async def busy(attempt: Attempt) -> Episode:
+        nonlocal now
+        now += 1
+        seen.append((attempt.index, now))
+        while attempt.index < 8 and len(seen) < 8:  # until there are as many as may be
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05 if attempt.index else 0.0)
+        now -= 1
+        return never_began(attempt, PolicyFailure("something else" if attempt.index else "the server is overloaded"))
+
+    async def main() -> None:
+        attempts = plan([CREATE], num_samples=40, seed=3)
+        async with aclosing(outcomes(attempts, play=busy, concurrency=100, retries=0, pace=pace)) as episodes:
+            assert len([o async for o in episodes]) == 40
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert max(count for index, count in seen if index < 8) == 8
+    assert (pace.limit, pace.falls) == (6, 1)  # three quarters of 8
+    assert max(count for index, count in seen if index >= 8) == 6
 
 
 def test_a_failed_episode_is_played_again_in_a_fresh_environment() -> None:

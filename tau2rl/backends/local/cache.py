@@ -22,6 +22,7 @@ class SlotCache:
         self.rows = torch.zeros(0, dtype=torch.long)  # [batch], the slots of this forward pass
         self.columns = torch.zeros(0, 0, dtype=torch.long)  # [batch, new], where its new tokens go
         self.width = 0  # how far back this pass looks
+        self.window: slice | None = None  # slots to hand out where they lie, `rows` and any others between; None: copies of `rows`
         self.is_compileable = False
 
     def reserve(self, capacity: int) -> None:
@@ -38,7 +39,7 @@ class SlotCache:
         self.capacity = wanted
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values, [batch, heads, new, head_dim]; return all that these rows may look at."""
+        """Store the new keys and values, [batch, heads, new, head_dim]; return all that these rows (this window) may look at."""
         out: list[Tensor] = []
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             held = store[layer_idx]
@@ -46,7 +47,9 @@ class SlotCache:
                 held = new.new_zeros(self.slots, new.shape[1], self.capacity, new.shape[3])
                 store[layer_idx] = held
             held[self.rows[:, None], :, self.columns] = new.transpose(1, 2)
-            out.append(held[:, :, : self.width].index_select(0, self.rows))  # several times faster than held[rows, :, :width]
+            seen = held[:, :, : self.width]
+            # index_select is several times faster than held[rows, :, :width]
+            out.append(seen.index_select(0, self.rows) if self.window is None else seen[self.window])
         return out[0], out[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

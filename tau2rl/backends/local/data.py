@@ -14,6 +14,9 @@ from tau2rl.types import TrainingSample
 if TYPE_CHECKING:
     from torch import Tensor
 
+REPEATS = 8
+BLOCK = 64  # tokens that are compared at once
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -43,19 +46,59 @@ def collate(samples: Sequence[TrainingSample], *, pad: int = 0, device: str | to
     return Batch(ids=torch.tensor(rows, device=device), mask=mask, logprobs=logprobs)
 
 
-def micro_batches(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+def micro_batches(rows: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
+    """Indices of rows of one forward pass each: rows that begin alike together, at most `max_tokens` that have to be computed.
+
+    A token that stands behind the same tokens in several rows of a pass counts once. A longer row stands alone. The tokens of
+    all rows of a pass are at most `REPEATS` times `max_tokens`: attention has them all in memory.
+
+    >>> micro_batches([(1, 2, 3, 4), (7, 8), (1, 2, 3, 5), (1, 2, 3, 6, 7)], max_tokens=7)
+    [[0, 2, 3], [1]]
+    """
+    groups: list[list[int]] = []
+    computed = held = 0
+    for i in sorted(range(len(rows)), key=rows.__getitem__):
+        size = len(rows[i])
+        new = size - (common(rows[groups[-1][-1]], rows[i]) if groups else 0)
+        if groups and computed + new <= max_tokens and held + size <= REPEATS * max_tokens:
+            groups[-1].append(i)
+            computed, held = computed + new, held + size
+        else:
+            groups.append([i])
+            computed = held = size
+    return groups
+
+
+def padded_batches(lengths: Sequence[int], *, max_tokens: int, call: int = 256) -> list[list[int]]:
     """Indices grouped by similar length, each group at most `max_tokens` when padded (a longer sequence stands alone).
 
-    >>> micro_batches([3, 9, 4, 10], max_tokens=20)
+    `call`: how many tokens cost as much as one more group. Padding that costs more is not worth it.
+
+    >>> padded_batches([3, 9, 4, 10], max_tokens=20, call=8)
     [[0, 2], [1, 3]]
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if groups and lengths[i] * (len(groups[-1]) + 1) <= max_tokens and lengths[i] <= 2 * lengths[groups[-1][0]]:
+        longest, rows = (lengths[groups[-1][-1]], len(groups[-1])) if groups else (0, 0)
+        if groups and lengths[i] * (rows + 1) <= max_tokens and rows * (lengths[i] - longest) <= call:
             groups[-1].append(i)
         else:
             groups.append([i])
     return groups
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences of one type share; as fast as comparing them.
+
+    >>> common([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    shorter, i = min(len(a), len(b)), 0
+    while i < shorter and a[i : i + BLOCK] == b[i : i + BLOCK]:
+        i += BLOCK
+    while i < shorter and a[i] == b[i]:
+        i += 1
+    return min(i, shorter)
 
 
 def epochs(count: int, *, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:

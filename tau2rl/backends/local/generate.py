@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from tau2rl.backends.local.attention import attends
 from tau2rl.backends.local.cache import SlotCache
+from tau2rl.backends.local.data import common, padded_batches
 from tau2rl.backends.local.model import backbone, head
 from tau2rl.backends.local.sampling import Sampling, draw
 from tau2rl.types import Completion, FinishReason, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SHARING_PAYS = 8  # tokens that are worth waiting for, and copying from, another conversation
+CALL = 64  # tokens that cost as much as one forward pass more
+COPY = 10  # attention for so many new tokens costs as much as a copy of the keys and values that it looks at
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +54,8 @@ class Generator:
     """A batch that requests join and leave at any step.
 
     The result of a request depends on its prompt, its seed and the weights; who else is in the batch changes only the
-    rounding of the matrix products. Conversations keep their keys and values from turn to turn, so a turn costs its new tokens.
+    rounding of the matrix products. Conversations keep their keys and values from turn to turn, so a turn costs its new tokens;
+    what a conversation has in common with any other that is kept, or that starts beside it, is copied and not computed.
     """
 
     def __init__(
@@ -66,8 +73,10 @@ class Generator:
         self._num_layers = int(model.config.num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
         self._slots = slots
         self._prefill_tokens = prefill_tokens
+        self._in_place = attends(model)
         self._waiting: list[Request] = []
         self._active: list[Request] = []
+        self.computed = 0  # tokens whose keys and values were computed, since the beginning
         self.forget()
 
     def forget(self) -> None:
@@ -77,8 +86,7 @@ class Generator:
         self._cache = SlotCache(layers=self._num_layers, slots=self._slots, device=self._device)
         self._held: dict[int, list[int]] = {}  # slot -> the tokens whose keys and values it holds
         self._sessions: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self._free = list(range(self._slots))
-        self._donor: int | None = None  # the slot that was opened last; what it shares with a new one is copied
+        self._free = list(range(self._slots))[::-1]  # the lowest first: slots in use lie close together
 
     @property
     def busy(self) -> bool:
@@ -106,32 +114,39 @@ class Generator:
         self._waiting = [r for r in self._waiting if not r.abandoned]
         self._active = [r for r in self._active if not r.abandoned]
         self._model.eval()
-        fresh = self._admit()
-        left = len(done)
-        if fresh:
-            done += self._forward(fresh, [r.prompt[len(self._held[r.slot]) :] for r in fresh])
-        going = [r for r in self._active if r not in fresh]
+        left, going = len(done), list(self._active)
+        budget = self._prefill_tokens
+        while fresh := self._admit(budget):  # again: who shares a beginning with these has waited for it
+            new = [r.prompt[r.cached :] for r in fresh]
+            budget -= sum(map(len, new))
+            for group in padded_batches([len(n) for n in new], max_tokens=self._prefill_tokens, call=CALL):
+                done += self._forward([fresh[i] for i in group], [new[i] for i in group])
         if going:
             done += self._forward(going, [r.output[-1:] for r in going])
         for request in done[left:]:
             self._active.remove(request)
         return done
 
-    def _admit(self) -> list[Request]:
-        """Requests that get a slot now; a conversation that is being sampled, or no free slot, has to wait."""
+    def _admit(self, budget: int) -> list[Request]:
+        """Requests that get a slot now, of at most `budget` new tokens; at least one of a step, however long.
+
+        A conversation that is being sampled has to wait, and one without a free slot; so has one that begins like another of
+        these and can have that beginning copied as soon as it is computed.
+        """
         fresh: list[Request] = []
         used = {r.slot for r in self._active}
-        budget = self._prefill_tokens
         for request in list(self._waiting):
             slot = self._slot_for(request.session, used)
             if slot is None:
                 continue
-            request.slot = slot
-            self._share(request)
-            new = len(request.prompt) - len(self._held[slot])
-            if fresh and new > budget:
+            most = len(request.prompt) - 1  # the last token has to be computed: its logits are asked for
+            donor, kept = self._donor(request.prompt[:most], slot)
+            if any(_longer(r.prompt, request.prompt[:most], kept + SHARING_PAYS - 1) for r in fresh):
+                continue
+            if len(request.prompt) - kept > budget and (fresh or budget < self._prefill_tokens):
                 break
-            budget -= new
+            budget -= len(request.prompt) - kept
+            self._open(request, slot, donor, kept)
             used.add(slot)
             fresh.append(request)
             self._waiting.remove(request)
@@ -139,35 +154,35 @@ class Generator:
         return fresh
 
     def _slot_for(self, session: str, used: set[int]) -> int | None:
+        """The slot of the session, or else the one that it may take over; None: it has to wait."""
         slot = self._sessions.get(session)
         if slot is not None:
-            self._sessions.move_to_end(session)
             return None if slot in used else slot
         if self._free:
-            slot = self._free.pop()
-        else:
-            old = next((s for s, held in self._sessions.items() if held not in used), None)
-            if old is None:
-                return None
-            slot = self._sessions.pop(old)
-        self._sessions[session] = slot
-        self._held[slot] = []
-        return slot
+            return self._free[-1]
+        return next((s for s in self._sessions.values() if s not in used), None)
 
-    def _share(self, request: Request) -> None:
-        """Cut the slot back to what it has in common with the prompt, or copy a longer beginning from the donor."""
-        slot, prompt = request.slot, request.prompt
-        keep = min(_common(self._held[slot], prompt), len(prompt) - 1)
-        self._held[slot] = prompt[:keep]
-        donor = self._donor
-        if donor is not None and donor != slot:
-            shared = min(_common(self._held.get(donor, []), prompt), len(prompt) - 1)
-            if shared > keep:
-                self._cache.copy(donor, slot, shared)
-                self._held[slot] = prompt[:shared]
-        request.cached = len(self._held[slot])
-        if keep == 0:
-            self._donor = slot
+    def _donor(self, wanted: list[int], slot: int) -> tuple[int, int]:
+        """The slot with the longest beginning of `wanted`, and how long; another one than its own only where that pays."""
+        donor, kept = slot, common(self._held.get(slot, []), wanted)
+        if len(wanted) - kept >= SHARING_PAYS:
+            for other, tokens in self._held.items():
+                if _longer(tokens, wanted, kept + SHARING_PAYS - 1 if donor == slot else kept):
+                    donor, kept = other, common(tokens, wanted)
+        return donor, kept
+
+    def _open(self, request: Request, slot: int, donor: int, kept: int) -> None:
+        """Give the slot to the request's session, with the beginning that the donor has."""
+        if self._free and self._free[-1] == slot:
+            self._free.pop()
+        elif self._sessions.get(request.session) != slot:
+            del self._sessions[next(name for name, held in self._sessions.items() if held == slot)]
+        self._sessions[request.session] = slot
+        self._sessions.move_to_end(request.session)
+        if donor != slot:
+            self._cache.copy(donor, slot, kept)
+        self._held[slot] = request.prompt[:kept]
+        request.slot, request.cached = slot, kept
 
     def _forward(self, batch: list[Request], new: list[list[int]]) -> list[Request]:
         """Feed each request its new tokens, sample one token for each; returns those that are done."""
@@ -182,6 +197,7 @@ class Generator:
         """Logits after the last new token of each row, [batch, vocab]."""
         longest, width = max(map(len, new)), max(s + len(n) for s, n in zip(starts, new, strict=True))
         self._cache.reserve(max(starts) + longest)
+        self.computed += sum(map(len, new))
         ids = torch.tensor([n + [self._pad] * (longest - len(n)) for n in new], device=self._device)
         last = torch.tensor([len(n) - 1 for n in new], device=self._device)
         start = torch.tensor(starts, device=self._device)
@@ -190,11 +206,28 @@ class Generator:
         self._cache.rows = torch.tensor(slots, device=self._device)
         self._cache.columns = positions
         self._cache.width = width
+        self._cache.window = self._window(slots, longest)
         mask = torch.arange(width, device=self._device) <= positions[:, :, None]  # [batch, new, width]
+        more: dict[str, Tensor] = {}
+        if (window := self._cache.window) is not None:
+            more["tau2rl_rows"] = self._cache.rows - window.start
+            # A slot between them, which asks nothing, may look at everything: with nothing to look at it would be nan.
+            mask = mask.new_ones(window.stop - window.start, *mask.shape[1:]).index_copy_(0, more["tau2rl_rows"], mask)
         hidden = backbone(self._model)(
-            input_ids=ids, attention_mask=mask[:, None], position_ids=positions, past_key_values=self._cache, use_cache=True
+            input_ids=ids,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            **more,
         ).last_hidden_state
         return head(self._model)(hidden[torch.arange(len(new), device=self._device), last]).float()
+
+    def _window(self, slots: Sequence[int], new: int) -> slice | None:
+        """The slots from the first to the last of these, where looking at those between as well is cheaper than copying these."""
+        window = slice(min(slots), max(slots) + 1)
+        pays = (window.stop - window.start) * new <= len(slots) * (new + COPY)
+        return window if pays and self._in_place else None
 
     def _take(self, request: Request, token: int, logprob: float) -> bool:
         request.output.append(token)
@@ -217,7 +250,6 @@ class Generator:
         return any(tail.endswith(text) for text in request.sampling.stop)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    if a == b[: len(a)]:
-        return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _longer(tokens: list[int], wanted: list[int], than: int) -> bool:
+    """Whether `tokens` begins with more than the first `than` of `wanted`; most are told apart by one token."""
+    return min(len(tokens), len(wanted)) > than and tokens[than] == wanted[than] and tokens[:than] == wanted[:than]

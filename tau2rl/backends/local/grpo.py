@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from tau2rl.backends.local.checkpoint import load_state, save_state
-from tau2rl.backends.local.data import Batch, collate, micro_batches
-from tau2rl.backends.local.forward import score_tokens
+from tau2rl.backends.local.data import Batch, collate
+from tau2rl.backends.local.forward import Work, cut, score_tokens
 from tau2rl.backends.local.losses import LossSpec, Mismatch, Totals, mismatch, policy_loss
 from tau2rl.backends.local.optim import Optimiser, OptimSpec, learning_rate
 from tau2rl.types import TrainingSample
@@ -57,6 +57,8 @@ class Update:
     clipped_share: float
     corrected_share: float
     tokens: int
+    padding_share: float  # of the places in attention; nothing else is padded
+    shared_share: float  # of the tokens that went through the model as part of another conversation
     mismatch: Mismatch  # the sampler's log-probabilities against the trainer's
 
 
@@ -95,6 +97,8 @@ class GRPOTrainer:
             clipped_share=last.clipped / totals.tokens,
             corrected_share=first.corrected / totals.tokens,
             tokens=sum(len(j.sample.token_ids) for j in judged),
+            padding_share=first.work.padding_share,
+            shared_share=first.work.shared_share,
             mismatch=_compare(parts),
         )
 
@@ -113,7 +117,7 @@ class GRPOTrainer:
     def _parts(self, judged: Sequence[Judged]) -> list[_Part]:
         device = next(self.model.parameters()).device
         parts: list[_Part] = []
-        for group in micro_batches([len(j.sample.token_ids) for j in judged], max_tokens=self.spec.micro_tokens):
+        for group in cut(self.model, [j.sample for j in judged], max_tokens=self.spec.micro_tokens):
             batch = collate([judged[i].sample for i in group], device=device)
             advantages = torch.zeros_like(batch.mask)
             for row, i in enumerate(group):
@@ -127,8 +131,9 @@ class GRPOTrainer:
     def _pass(self, parts: Sequence[_Part], totals: Totals, *, first: bool) -> _Pass:
         self.optimiser.zero()
         sums = _Pass()
+        entropy = "gradient" if self.spec.loss.entropy_coef else "value"
         for part in parts:
-            scores = score_tokens(self.model, part.batch, temperature=self.spec.temperature, entropy=True)
+            scores = score_tokens(self.model, part.batch, temperature=self.spec.temperature, entropy=entropy)
             if part.old is None:  # on-policy: the trainer's own, before this first update
                 part.old = scores.logp.detach()
             result = policy_loss(
@@ -144,6 +149,7 @@ class GRPOTrainer:
             )
             result.loss.backward()
             sums.loss += float(result.loss.detach())
+            sums.work += scores.work
             sums.policy += result.policy
             sums.kl += result.kl
             sums.clipped += result.clipped_tokens
@@ -177,6 +183,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _Pass:
+    work: Work = field(default_factory=Work)
     loss: float = 0.0
     policy: float = 0.0
     kl: float = 0.0

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tau2rl.backends.local.checkpoint import load_state, save_state
-from tau2rl.backends.local.data import collate, epochs, micro_batches
-from tau2rl.backends.local.forward import score_tokens
+from tau2rl.backends.local.data import collate, epochs
+from tau2rl.backends.local.forward import Work, cut, score_tokens
 from tau2rl.backends.local.optim import Optimiser, OptimSpec, learning_rate
 from tau2rl.errors import UserError
 from tau2rl.types import TrainingSample
@@ -25,7 +25,7 @@ class SFTSpec:
 
     optim: OptimSpec
     batch_size: int = 16  # conversations a step
-    micro_tokens: int = 8192  # padded tokens of one forward pass; a step sums over as many as it needs
+    micro_tokens: int = 8192  # positions computed in one forward pass; a step sums over as many as it needs
     seed: int = 0
     eval_every: int = 50  # steps between looks at the held-out loss
     patience: int = 0  # looks without a better held-out loss before stopping; 0 = never stop early
@@ -43,6 +43,8 @@ class SFTStep:
     gradient_norm: float
     tokens: int  # of all kinds, without padding
     seconds: float
+    padding_share: float  # of the places in attention; nothing else is padded
+    shared_share: float  # of the tokens that went through the model as part of another conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ def train(
         model.train()
         rate = learning_rate(spec.optim, optimiser.steps)
         rows = [samples[i] for i in next(order)]
-        loss, norm = _step(model, rows, optimiser, spec.micro_tokens, device)
+        loss, norm, work = _step(model, rows, optimiser, spec.micro_tokens, device)
         looks = bool(held_out) and (optimiser.steps % spec.eval_every == 0 or optimiser.steps == spec.optim.total_steps)
         seen = mean_loss(model, held_out, micro_tokens=spec.micro_tokens) if looks else None
         watch.see(seen)
@@ -99,6 +101,8 @@ def train(
                 gradient_norm=norm,
                 tokens=sum(len(r.token_ids) for r in rows),
                 seconds=time.monotonic() - began,
+                padding_share=work.padding_share,
+                shared_share=work.shared_share,
             )
         )
         final = loss
@@ -115,7 +119,7 @@ def mean_loss(model: nn.Module, samples: Sequence[TrainingSample], *, micro_toke
     model.eval()
     device = next(model.parameters()).device
     total = count = 0.0
-    for group in micro_batches([len(s.token_ids) for s in samples], max_tokens=micro_tokens):
+    for group in cut(model, samples, max_tokens=micro_tokens):
         batch = collate([samples[i] for i in group], device=device)
         total -= float(score_tokens(model, batch).logp.sum())
         count += batch.num_tokens
@@ -125,18 +129,20 @@ def mean_loss(model: nn.Module, samples: Sequence[TrainingSample], *, micro_toke
 
 def _step(
     model: nn.Module, rows: Sequence[TrainingSample], optimiser: Optimiser, micro_tokens: int, device: torch.device
-) -> tuple[float, float]:
-    """One optimiser step; the mean is over all assistant tokens of the step, however it was cut."""
+) -> tuple[float, float, Work]:
+    """One optimiser step: loss, gradient norm, work. The mean is over all assistant tokens of the step, however it was cut."""
     optimiser.zero()
     count = max(1.0, float(sum(sum(r.loss_mask[1:]) for r in rows)))
-    total = 0.0
-    for group in micro_batches([len(r.token_ids) for r in rows], max_tokens=micro_tokens):
+    total, work = 0.0, Work()
+    for group in cut(model, rows, max_tokens=micro_tokens):
         batch = collate([rows[i] for i in group], device=device)
         if batch.num_tokens:
-            loss = -score_tokens(model, batch).logp.sum() / count
+            scores = score_tokens(model, batch)
+            loss = -scores.logp.sum() / count
             loss.backward()
             total += float(loss.detach())
-    return total, optimiser.step()
+            work += scores.work
+    return total, optimiser.step(), work
 
 
 @dataclass(slots=True, kw_only=True)

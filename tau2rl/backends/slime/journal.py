@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tau2rl.backends.slime.group_scores import Member, score_batch
 from tau2rl.backends.slime.marks import Marks
+from tau2rl.backends.slime.spending import Spending
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.metrics.sinks import JsonlSink
 from tau2rl.rewards.judging import advantage_spec
@@ -33,6 +34,7 @@ class Journal:
         self._played: list[Marks] = []
         self._looked: list[tuple[EpisodeRecord, Marks]] = []
         self._last_round = -1
+        self._spending = Spending(folder, config)
 
     def clean(self, text: str) -> str:
         """The text without the values of keys."""
@@ -41,6 +43,7 @@ class Journal:
     def keep(self, record: EpisodeRecord, marks: Marks, *, look: bool) -> None:
         """Take note of an episode. One of a look is written with all others of it, when it is over."""
         with self._lock:
+            self._spending.add(record.episode)
             if look:
                 self._looked.append((record, marks))
                 return
@@ -59,6 +62,7 @@ class Journal:
         """The numbers of a round: of every episode that was played in it, and of the batch that is trained on."""
         with self._lock:
             played, self._played, self._last_round = self._played, [], rollout_id
+            self._spending.round(seconds)
         numbers = round_numbers(played, batch, self._config) | {"seconds/rollout": seconds}
         self._write_numbers(rollout_id + 1, numbers)
         return numbers
@@ -67,6 +71,7 @@ class Journal:
         """Keep a look at the selection tasks; (how many rounds the model has behind it, the numbers)."""
         with self._lock:
             looked, self._looked = self._looked, []
+            self._spending.look()
         # Before training slime looks at round 0, and again behind it: by then the round has been logged.
         step = rollout_id + 1 if rollout_id <= self._last_round else rollout_id
         try:

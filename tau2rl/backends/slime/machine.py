@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -39,6 +40,7 @@ class Machine:
     shape: ModelShape | None  # of the model; None where the checkpoint is not at hand
     gpus: tuple[Gpu, ...]  # of this machine
     cluster_gpus: int | None  # of the whole Ray cluster
+    cores: int  # of the whole Ray cluster, of this machine where there is none yet
     missing: frozenset[Path]  # of the files and directories that the config names
     slime_commit: str | None
     numpy: str | None  # version
@@ -53,13 +55,16 @@ class Machine:
     user_model: Mapping[str, Any] = field(default_factory=dict[str, Any])  # `config.json` of the customer that the job serves
 
 
-def collect(config: SftConfig | GrpoConfig, run: SlimeRun, *, cluster_gpus: int | None = None) -> Machine:
+def collect(
+    config: SftConfig | GrpoConfig, run: SlimeRun, *, cluster_gpus: int | None = None, cluster_cores: int | None = None
+) -> Machine:
     """Look at this machine. Takes seconds, changes nothing."""
     start = Path(config.model.init).expanduser()
     return Machine(
         shape=run.shape,
         gpus=_gpus(),
         cluster_gpus=cluster_gpus,
+        cores=cluster_cores if cluster_cores is not None else os.cpu_count() or 1,
         missing=frozenset(path for path in _named(config) if not path.expanduser().exists()),
         slime_commit=_commit(config.slime.root),
         numpy=library_versions(("numpy",)).get("numpy"),

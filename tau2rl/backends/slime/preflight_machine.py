@@ -17,6 +17,9 @@ GIB = 1 << 30
 STATE_BYTES = 14  # a weight on disk: half precision, master copy, two moments
 EXPORT_BYTES = 2  # and once more for Hugging Face
 CUSTOMER = ("max_position_embeddings", "num_attention_heads")  # of `config.json`
+SLIMES_CORES = (
+    2  # of Ray's, beside one for each GPU: the rollout process, a lock (ray/placement_group.py:47,231, ray/rollout.py:403)
+)
 USED_BY_OTHERS = 2 * GIB  # memory of an idle GPU stays below this
 
 
@@ -26,6 +29,7 @@ def of_machine(config: SftConfig | GrpoConfig, layout: Layout, machine: Machine)
     yield from _paths(machine)
     yield from _data(config, machine)
     yield from _gpus(layout, machine)
+    yield from _cores(config, layout, machine)
     yield from _services(config, machine)
     yield from _customer(config, machine)
     if machine.shape is not None:
@@ -78,6 +82,19 @@ def _gpus(layout: Layout, machine: Machine) -> Iterator[Problem]:
         )
     if layout.rollout and machine.engine_port_taken:
         yield warning("port 15000 is taken: engines of another job may be on this machine", "slime takes the next free ones")
+
+
+def _cores(config: SftConfig | GrpoConfig, layout: Layout, machine: Machine) -> Iterator[Problem]:
+    """Ray starts nothing without a core: slime would wait for ever, our workers for minutes."""
+    workers = config.rollout.workers if isinstance(config, GrpoConfig) else 0
+    needed = layout.total + SLIMES_CORES + workers
+    if needed > machine.cores:
+        ours = f", {workers} of them for rollout.workers" if workers else ""
+        yield error(
+            f"{needed} cores are needed{ours}; Ray has {machine.cores}",
+            f"slime takes {layout.total + SLIMES_CORES}, one for each GPU and {SLIMES_CORES}: lower rollout.workers, "
+            "or say `--num-cpus` to `ray start` where it sees fewer than there are",
+        )
 
 
 def _services(config: SftConfig | GrpoConfig, machine: Machine) -> Iterator[Problem]:

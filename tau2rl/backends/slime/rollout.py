@@ -1,15 +1,16 @@
-"""What the rollout process has, made once: the codec, the policy's clients, the reward's settings, the records; and one attempt.
+"""What the rollout process has, made once: who plays, the reward's settings, the records; and one attempt with all its tries.
 
-slime calls its hooks with nothing but `args`; everything here is found by them.
+slime calls its hooks with nothing but `args`; everything here is found by them. With `rollout.workers` the episodes are played
+in processes of their own; what is judged, kept and handed to slime is so here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,25 +21,23 @@ from tau2rl.backends.slime.handover import received
 from tau2rl.backends.slime.journal import Journal
 from tau2rl.backends.slime.marks import Marks, mark
 from tau2rl.backends.slime.outage import Outage
-from tau2rl.bench.attempts import make_env, warm_up
+from tau2rl.backends.slime.player import Player, Rules, World, open_in_worker
 from tau2rl.bench.turn_credit import episode_turn_rewards
-from tau2rl.bench.users import check_key
-from tau2rl.chat import make_codec
 from tau2rl.chat.pack import pack
-from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, SlimeConfig, UserConfig
-from tau2rl.errors import EpisodeFailure
-from tau2rl.policies.sglang import SGLangPolicy
+from tau2rl.config import GrpoConfig, SamplingConfig, SlimeConfig, UserConfig
+from tau2rl.errors import EnvironmentFailure, EpisodeFailure
 from tau2rl.rewards.advantages import TURN_ESTIMATORS
 from tau2rl.rewards.presets import spec_from
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rewards.tiers import TABLES
-from tau2rl.rollouts.collect import Outcome, collect, never_began, plan
-from tau2rl.rollouts.episode import Limits
+from tau2rl.rollouts.collect import Outcome, Play, never_began, outcomes, plan
+from tau2rl.rollouts.workers import Workers
 from tau2rl.store.records import SCHEMA
-from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, Fault, Policy, Status, TaskRef, TrainingSample, derive_seed
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status, TaskRef, TrainingSample, derive_seed
 
 log = logging.getLogger(__name__)
 TRIAL_PAUSE_SECONDS = 10.0  # between two looks whether a broken world is back
+WORKERS_START_SECONDS = 300.0
 REPLAYS = 20  # at most so many while an engine that died is still in its router
 
 
@@ -65,8 +64,9 @@ class Rollout:
             pause_seconds=min(TRIAL_PAUSE_SECONDS, config.slime.outage_seconds / 20),
         )
         self._patience = _patience_seconds(config.slime)
-        self._policies: dict[SamplingConfig, SGLangPolicy] = {}
+        self._workers: Workers | None = None
         self._lock = threading.Lock()
+        self._opening = asyncio.Lock()
 
     def prepare(self, *, router: str, user: UserConfig, tokenizer: str) -> None:
         """Load what takes seconds: domains, tokenizer. For any thread; safe to call twice. Raises UserError.
@@ -77,12 +77,10 @@ class Rollout:
         with self._lock:
             if self.ready:
                 return
-            if user.kind == "llm":
-                check_key(user)
-            self._codec = make_codec(config.chat.model_copy(update={"tokenizer": config.chat.tokenizer or tokenizer}))
-            warm_up((*config.tasks.domains, *(config.select.domains if config.train.eval_every else ())), self._codec)
+            world = World(config=config, router=router, user=user, tokenizer=tokenizer)
+            self._player = Player(world)
             self._spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
-            self._router, self._user = router, user
+            self._open_player = functools.partial(open_in_worker, world)
             self.ready = True
 
     def attempt(self, task: TaskRef, index: int, *, look: bool) -> Attempt:
@@ -94,19 +92,17 @@ class Rollout:
         return Attempt(task=task, index=index, seed=derive_seed(seed, "grpo", index))
 
     async def play(self, attempt: Attempt, sampling: SamplingConfig, *, context_tokens: int, look: bool) -> Played:
-        """Play an attempt to its end and keep its record. A broken world makes it FAILED. Raises RunIncomplete if it stays so."""
-        limits = Limits(
-            max_turns=self.config.limits.max_turns,
-            context_tokens=min(context_tokens, self.config.limits.context_tokens),
-            repairs=self.config.limits.repairs,
-            episode_timeout_seconds=self.config.limits.episode_timeout_seconds,
-        )
-        policy = self._policy(sampling)
+        """Play an attempt to its end and keep its record. A broken world makes it FAILED.
+
+        Raises RunIncomplete if it stays so, UserError for workers that cannot start.
+        """
+        rules = Rules(sampling=sampling, context_tokens=context_tokens)
+        workers = await self._open_workers()
         given_up_at: float | None = None
         while True:
             async with self._outage.seat() as trial:
-                pulse = _Pulse(policy, lambda: self._outage.well(trial=True)) if trial else policy
-                outcome = await self._try(attempt, pulse, limits, retries=0 if trial else self.config.rollout.retries)
+                play = self._once(rules, workers, trial=trial)
+                outcome = await self._try(attempt, play, retries=0 if trial else self.config.rollout.retries)
                 failure = outcome.episode.failure
                 world_failed = failure is not None and failure.fault is not Fault.TASK
                 if failure is None:
@@ -127,33 +123,49 @@ class Rollout:
         return await asyncio.to_thread(self._finish, outcome, look=look)
 
     async def aclose(self) -> None:
-        """Close the connections to the policy."""
-        for policy in self._policies.values():
-            await policy.aclose()
+        """End the workers, close the connections to the policy."""
+        if self._workers is not None:
+            await self._workers.__aexit__()
+        await self._player.aclose()
 
-    def _policy(self, sampling: SamplingConfig) -> SGLangPolicy:
-        if sampling not in self._policies:
-            self._policies[sampling] = SGLangPolicy(
-                PolicyConfig(url=self._router, sampling=sampling),
-                stop=self._codec.stop,
-                stop_token_ids=self._codec.stop_token_ids,
-                concurrency=self.config.rollout.concurrency,
-            )
-        return self._policies[sampling]
+    async def _open_workers(self) -> Workers | None:
+        """The processes that play, started by the first attempt: slime has taken its own cores by then. Raises UserError."""
+        settings = self.config.rollout
+        if not settings.workers:
+            return None
+        async with self._opening:
+            if self._workers is None:
+                opened = Workers(
+                    self._open_player,
+                    count=settings.workers,
+                    concurrency=settings.concurrency,
+                    memory_gb=settings.worker_memory_gb,
+                    start_timeout_seconds=WORKERS_START_SECONDS,
+                )
+                self._workers = await opened.__aenter__()
+            return self._workers
 
-    async def _try(self, attempt: Attempt, policy: Policy, limits: Limits, *, retries: int) -> Outcome:
-        outcomes = collect(
-            [attempt],
-            make_env=lambda attempt: make_env(attempt, user=self._user, limits=self.config.limits),
-            make_policy=lambda _: policy,
-            codec=self._codec,
-            limits=limits,
-            concurrency=1,
-            retries=retries,
-        )
+    def _once(self, rules: Rules, workers: Workers | None, *, trial: bool) -> Play:
+        """What plays an attempt once. A trial is played here, where one sees early that it lives, once a worker could play."""
+
+        async def try_it(attempt: Attempt) -> Episode:
+            try:
+                if workers is not None:
+                    await workers.ready()
+            except EnvironmentFailure as failure:
+                return never_began(attempt, failure)
+            return await self._player.play(attempt, rules, alive=lambda: self._outage.well(trial=True))
+
+        async def play(attempt: Attempt) -> Episode:
+            return await (self._player if workers is None else workers).play(attempt, rules)
+
+        return try_it if trial else play
+
+    async def _try(self, attempt: Attempt, play: Play, *, retries: int) -> Outcome:
+        tries = outcomes([attempt], play=play, concurrency=1, retries=retries)
         try:
-            async with aclosing(outcomes):
-                outcome = await anext(outcomes)
+            async with aclosing(tries):
+                outcome = await anext(tries)
         # An exception out of one episode ends slime's job, and the work of all others. A bug is kept as a failure instead, and
         # ends the job as an outage when it does not go away.
         except Exception as error:  # noqa: BLE001
@@ -191,21 +203,6 @@ def _patience_seconds(slime: SlimeConfig) -> float:
     Without its fault tolerance nobody takes it out, and there is nothing to wait for.
     """
     return 2 * HEALTH_INTERVAL + slime.health_seconds if slime.fault_tolerance else 0.0
-
-
-class _Pulse:
-    """A policy that says when its second turn is asked for: by then user, environment and policy have all answered once."""
-
-    def __init__(self, policy: Policy, alive: Callable[[], None]) -> None:
-        self._policy = policy
-        self._alive = alive
-        self._begun = False
-
-    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        if self._begun:
-            self._alive()
-        self._begun = True
-        return await self._policy.complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
 
 
 def _broke(attempt: Attempt, error: Exception) -> Outcome:

@@ -35,7 +35,7 @@ def sft_spec(steps: int = 8, *, micro_tokens: int = 8192, lr: float = 1e-3, pati
 
 def test_scores_are_the_models_own_and_zero_where_nothing_counts() -> None:
     model, batch = tiny_model(), collate(ROWS[:4])
-    scores = score_tokens(model, batch, entropy=True)
+    scores = score_tokens(model, batch, entropy="value")
     with torch.no_grad():
         logp = model(input_ids=batch.ids).logits.log_softmax(-1)
     want = torch.zeros_like(batch.mask)

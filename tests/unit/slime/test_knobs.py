@@ -149,6 +149,8 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "rollout.retries": 1,
         "rollout.give_up_after": 3,
         "rollout.keep": True,
+        "rollout.workers": 2,
+        "rollout.worker_memory_gb": 2.0,
         "reward.preset": "outcome",
         "reward.alpha": 0.1,
         "reward.normalise": True,
@@ -172,7 +174,7 @@ REFUSED = {
         "sampling.top_p": 0.9,
         "sampling.top_k": 20,
         "rollout.greedy": True,
-        "rollout.workers": 2,
+        "rollout.adaptive": True,
         "train.export_every": 7,
     },
     "sft": {

@@ -1,7 +1,7 @@
 """What would fail after minutes on GPUs, found before: one test a mistake, by the number that makes it one.
 
 - the configs as they are have no problem on a machine that has everything;
-- each mistake of layout, batch, context, paths, software, disk and memory is named with what to do;
+- each mistake of layout, batch, context, paths, software, cores, disk and memory is named with what to do;
 - without a machine only the config is judged.
 """
 
@@ -27,6 +27,7 @@ GOOD = Machine(
     shape=SHAPE_4B,
     gpus=(H100,) * 8,
     cluster_gpus=16,
+    cores=64,
     missing=frozenset(),
     slime_commit="624b824a898ab0ec1fcb4d373004c7f3852bf515",
     numpy="1.26.4",
@@ -82,7 +83,7 @@ def test_a_config_of_ours_has_no_problem_on_a_machine_that_has_everything(name: 
     ],
 )
 def test_a_mistake_in_the_settings_is_found(name: str, sets: list[str], says: str) -> None:
-    found = [problem.message for problem in preflight(load_slime(name, *sets), replace(GOOD, cluster_gpus=64))]
+    found = [problem.message for problem in preflight(load_slime(name, *sets), replace(GOOD, cluster_gpus=64, cores=128))]
     assert says in "\n".join(found) if says else found == []
 
 
@@ -91,6 +92,7 @@ def test_a_mistake_in_the_settings_is_found(name: str, sets: list[str], says: st
     [
         (GRPO, {"cluster_gpus": 4}, "error", "8 GPUs are needed, 4 are there"),
         (GRPO, {"cluster_gpus": None, "gpus": (H100,) * 6}, "error", "8 GPUs are needed, 6 are there"),
+        (GRPO, {"cores": 9}, "error", "10 cores are needed; Ray has 9"),  # one for each of 8 GPUs, two for slime
         (GRPO, {"gpus": (replace(H100, used=30 * GIB),) + (H100,) * 7}, "warning", "somebody uses GPU 0 already"),
         (
             GRPO,
@@ -120,6 +122,14 @@ def test_a_machine_that_lacks_something_is_told(name: str, facts: dict[str, Any]
     found = problems(name, **facts)
     assert [problem.kind for problem in found if says in problem.message] == [kind]
     assert all(problem.hint for problem in found)
+
+
+def test_workers_need_cores_beside_those_of_slime() -> None:
+    sets = "rollout.workers=4"
+    assert problems(GRPO, sets, cores=14) == []
+    (problem,) = problems(GRPO, sets, cores=13)
+    assert problem.message == "14 cores are needed, 4 of them for rollout.workers; Ray has 13"
+    assert "slime takes 10" in problem.hint
 
 
 def test_a_missing_checkpoint_is_named_once() -> None:

@@ -3,6 +3,7 @@
 - every run's config is known, and refused where it is wrong, before the first one starts;
 - a step starts from the rows and the checkpoint of the steps that it names, and only of earlier ones;
 - (in this process) the whole laptop chain holds: each run took in, by hash, what its parents gave out;
+- every run says what it cost, in its report and in a line, and the chain sums them up;
 - started again it plays nothing again; a run that is missing, and only that, is made again;
 - with other settings it is refused;
 - `tau2rl report` prints the result of every run of the chain and of the chain itself, and names what is left of one that broke.
@@ -141,6 +142,30 @@ def test_the_report_of_a_pipeline_is_its_table_and_its_chain(smoke: tuple[Path, 
         assert rows[name][1:5] == [name, ", ".join(step["parents"]) or "-", step["digest"], step["gave"][:16]]
     assert "chain of hashes: 9 links, sound\n" in text
     assert json.loads(shown(str(folder), "--json")) == stored
+
+
+def test_every_run_of_the_chain_says_what_it_cost(smoke: tuple[Path, list[str]]) -> None:
+    folder, _ = smoke
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    runs = {run.name[3:]: json.loads((run / "report.json").read_text("utf-8"))["cost"] for run in (folder / "runs").iterdir()}
+    plays = ["seed", "rft-filter", "grpo", "base-eval", "sft-eval", "rft-eval", "grpo-eval"]
+    assert sorted(runs) == sorted([*plays, "sft", "rft"])
+    for name, cost in runs.items():
+        assert cost["process"]["wall_seconds"] > 0 and cost["process"]["reason"] is None, name
+        assert ("episodes" in cost) == (name in plays), name
+        assert cost["bound"], name
+    assert all(runs[name]["episodes"] > 0 and runs[name]["env_cpu"]["seconds"] > 0 for name in plays)
+    assert set(runs["grpo"]["wall"]["seconds"]) == {"loading", "sampling", "playing", "update", "saving", "rest"}
+    assert runs["grpo"]["tokens"]["policy_out"] > 0
+    total = report["cost"]
+    assert total["episodes"] == sum(runs[name]["episodes"] for name in plays)
+    assert total["tokens"]["trained"] == sum(runs[name]["tokens"]["trained"] for name in ("sft", "rft", "grpo"))
+    assert total["env_cpu"]["seconds"] == pytest.approx(sum(runs[name]["env_cpu"]["seconds"] for name in plays))
+    assert total["not_counted"] == {"policy tokens": ["seed"], "environments": []}  # the gold teacher samples nothing
+    text = shown(str(folder))
+    assert all(f"\ncost of {name}: " in text for name in runs)
+    assert f"\ncost: {total['seconds']:.1f} s, {total['cpu_seconds']:.1f} s of CPU; " in text
+    assert "\ncost: " in shown(str(folder / "runs" / "01-seed")) and "\ncost: " in shown(str(folder / "runs" / "02-sft"))
 
 
 @pytest.mark.parametrize(

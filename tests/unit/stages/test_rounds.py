@@ -4,7 +4,8 @@
 - a group whose attempts all score the same teaches nothing and is left out; more tasks are played, up to the cap;
 - the order of a group changes nothing, and neither does who ended first;
 - an estimator of turns gives every turn its own advantage, from the real reference actions;
-- a call that the environment refused is matched with its own turn.
+- a call that the environment refused is matched with its own turn;
+- every try is paid for: what FAILED and was played again is in the costs with what came of it.
 """
 
 from __future__ import annotations
@@ -182,6 +183,28 @@ def test_a_world_that_stays_broken_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunIncomplete, match="3 episodes in a row failed"):
         played(tmp_path, chosen, Gone())  # type: ignore[arg-type]
     assert len((tmp_path / "failures.jsonl").read_text("utf-8").splitlines()) == 3
+
+
+class GoneOnce(Alternating):
+    """One whose server is down when it is first asked."""
+
+    down = True
+
+    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+        if self.down:
+            self.down = False
+            raise PolicyFailure("connection refused")
+        return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+
+
+def test_every_try_is_paid_for(tmp_path: Path) -> None:
+    chosen = config(rollout={"num_samples": 2, "concurrency": 1, "retries": 1}, train={"tasks_per_step": 1})
+    spec = spec_from(chosen.reward, max_turns=100, domains=["mock"])
+    with RunFolder.open(RunFolder.create(tmp_path, chosen, resume=False)) as opened:
+        player = Player(config=chosen, codec=CODEC, spec=spec, folder=opened)
+        found = asyncio.run(player.round(1, Tasks(refs=[CREATE], config=chosen), GoneOnce()))
+    assert sum(len(group.episodes) for group in found.groups) == 2
+    assert player.costs.episodes == 3
 
 
 def test_the_place_in_the_tasks_can_be_saved() -> None:

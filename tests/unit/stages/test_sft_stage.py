@@ -4,7 +4,8 @@
 - attempts at one task are held out together, and the choice does not depend on the other rows;
 - the checkpoint is one that transformers reads, with tokenizer and chat template, and its report names the parents' hashes;
 - no rows is a request that cannot be carried out, unless the run was told to hand the model on;
-- each published layout goes in.
+- each published layout goes in;
+- the report says what the training took, and a start that goes on with it adds its own.
 """
 
 from __future__ import annotations
@@ -66,6 +67,18 @@ def test_the_checkpoint_is_one_that_transformers_reads(tmp_path: Path) -> None:
     assert report["outputs"]["checkpoint"] == {"path": str(folder), "sha256": checkpoint_hash(folder)}
     assert report["inputs"]["parent"]["sha256"] == checkpoint_hash(folder.with_name("initial")) != checkpoint_hash(folder)
     assert report["inputs"]["data"][0]["sha256"] == file_hash(tmp_path / "rows.jsonl")
+
+
+def test_the_cost_of_a_training_is_the_sum_of_its_starts(tmp_path: Path) -> None:
+    first = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})
+    cost, tokens = first["cost"], first["rows"]["tokens"]
+    assert cost["tokens"]["trained"] == 2 * tokens == first["training"]["tokens"]  # one row a step
+    assert set(cost["wall"]["seconds"]) == {"loading", "update", "saving", "rest"}
+    assert cost["tokens"]["trained_per_second"] > 0 and cost["process"]["cpu_seconds"] > 0
+    assert "% of the wall time is " in cost["bound"] and "episodes" not in cost
+    again = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})["cost"]  # nothing is left to do
+    assert again["tokens"]["trained"] == 2 * tokens
+    assert again["process"]["wall_seconds"] > cost["process"]["wall_seconds"]
 
 
 def test_a_checkpoint_is_trained_further(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@
 - the numbers of a step are read out of slime's log as it prints them, and keys in the log are not kept;
 - the reason of a failure is the error that the log names last;
 - a row for slime ends at its last trained turn, marks what is not learned, and is left out whole when it is too long;
-- the report joins the lines of a step and does not count what no step trained on.
+- the report joins the lines of a step and does not count what no step trained on;
+- its cost is what the rollout process says of itself, within the wall time of the jobs.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ import pytest
 
 from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.errors import UserError
+from tau2rl.metrics.cost import Costs, Start
 from tau2rl.stages.slime_checkpoints import TRACKER, attempts_done, exports, look, point_final, refuse_megatron, steps_done
 from tau2rl.stages.slime_child import run_child
 from tau2rl.stages.slime_data import write_conversations
-from tau2rl.stages.slime_environment import JOB_CONFIG, child_environment, cluster_gpus, shared_variables, tracker_login
+from tau2rl.stages.slime_environment import JOB_CONFIG, child_environment, cluster_size, shared_variables, tracker_login
 from tau2rl.stages.slime_log import SlimeLog, read_numbers
-from tau2rl.stages.slime_report import summary
+from tau2rl.stages.slime_report import cost_of, summary
 from tau2rl.stages.training import rewind_episodes
 from tau2rl.store.progress import ProgressEvent
 
@@ -179,7 +181,7 @@ def test_variables_go_on_top_of_those_of_the_job() -> None:
 
 
 def test_outside_a_job_nobody_is_asked_for_gpus() -> None:
-    assert cluster_gpus({"HOME": "/h"}) is None
+    assert cluster_size({"HOME": "/h"}) == (None, None)
 
 
 def test_the_trackers_key_is_in_a_file_of_its_owner_alone() -> None:
@@ -199,7 +201,7 @@ def test_numbers_are_read_as_slime_prints_them() -> None:
     assert (found.kind, found.index) == ("step", 12)
     assert found.values == {"train/loss": -1.5e-05, "train/grad_norm": 0.25, "train/step": 12.0}
     assert read_numbers(prefix + "critic-step 12: {'train/critic-loss': 1.0}") is None
-    assert read_numbers(prefix + "perf 12: {'perf/time': 1.0}") is None
+    assert read_numbers(prefix + "passrate 12: {'passrate/pass@1': 1.0}") is None
 
 
 def test_a_log_keeps_lines_and_curves_but_no_key(tmp_path: Path) -> None:
@@ -219,7 +221,10 @@ def test_a_log_keeps_lines_and_curves_but_no_key(tmp_path: Path) -> None:
             "x - rollout 0: {'rollout/raw_reward': 0.25}",
             "x - step 0: {'train/loss': 0.5, 'train/grad_norm': nan, 'train/step': 0}",
             "x - step 1: {'train/loss': 0.25, 'train/step': 1}",
+            "(RolloutManager pid=3) x - perf 0: {'perf/rollout_time': 30.0}",
+            "x - perf 0: {'perf/train_wait_time': 31.0, 'perf/train_time': 8.5, 'perf/actor_train_time': 6.0}",
             "x - step 2: {'train/loss': 0.125, 'train/step': 2}",
+            "x - perf 1: {'perf/train_time': 1.5}",
             "(RolloutManager pid=3) tau2rl.errors.RunIncomplete: the customer was away for 1800 s",
             "ray.exceptions.RayTaskError(RunIncomplete): ray::RolloutManager.generate()",
         ):
@@ -233,6 +238,7 @@ def test_a_log_keeps_lines_and_curves_but_no_key(tmp_path: Path) -> None:
         {"step": 2, "train/loss": 0.125},
     ]
     assert [(event.done, event.total, event.note) for event in events][-1] == (2, 4, "reward 0.250")
+    assert log.train_seconds == 10.0
     assert log.reason() == "RunIncomplete: the customer was away for 1800 s"
 
 
@@ -302,6 +308,35 @@ def test_a_report_joins_the_lines_of_a_step(tmp_path: Path) -> None:
         "selection": {0: 0.25, 2: 0.75},
     }
     assert summary(tmp_path / "absent.jsonl") == {"steps": 0}
+
+
+def started(run: Path, number: int, **values: Any) -> None:
+    logs = run / "logs" / f"attempt_{number}"
+    logs.mkdir(parents=True)
+    for name, start in values.items():
+        (logs / f"{name}.json").write_text(json.dumps(start.to_json()))
+
+
+def test_the_cost_of_reinforcement_is_that_of_its_rollouts_within_the_job(tmp_path: Path) -> None:
+    costs = Costs(episodes=4, seconds=80.0, policy_seconds=60.0, policy_in=1000, policy_out=100, env_cpu_seconds=2.0)
+    rollout = Start(seconds=30.0, cpu_seconds=6.0, cores=16, played=costs)
+    started(tmp_path, 1, play=Start(seconds=60.0, cpu_seconds=1.0, cores=16, wall={"update": 20.0}), rollout=rollout)
+    started(tmp_path, 2, play=Start(seconds=40.0, cpu_seconds=1.0, cores=16, wall={"update": 10.0}), rollout=rollout)
+    cost = cost_of(tmp_path)
+    assert cost["wall"]["seconds"] == {"rollout": 60.0, "update": 30.0, "rest": 10.0}
+    assert cost["process"] == {"wall_seconds": 60.0, "cpu_seconds": 12.0, "busy": 0.2, "cores": 16, "reason": None}
+    assert (cost["episodes"], cost["tokens"]["policy_in"], cost["env_cpu"]["seconds"]) == (8, 2000, 4.0)
+    assert cost["bound"] == (
+        "60% of the wall time is rollouts, 75% of episode time waits for the policy, the process was busy 20% of the time"
+    )
+
+
+def test_of_supervised_training_on_a_cluster_the_wall_time_is_known(tmp_path: Path) -> None:
+    started(tmp_path, 1, play=Start(seconds=50.0, cpu_seconds=1.0, cores=2, wall={"update": 40.0}))
+    cost = cost_of(tmp_path)
+    assert cost["process"]["wall_seconds"] == 50.0
+    assert (cost["process"]["busy"], cost["process"]["reason"]) == (None, "the work was done in other processes")
+    assert cost["bound"] == "80% of the wall time is training"
 
 
 def child(code: str, on_line: Any, tmp_path: Path) -> int:

@@ -4,6 +4,7 @@
 - a line is one line, whatever the text in it
 - half a surrogate pair is replaced, not a crash
 - a torn last line is no record; any other bad line is an error that names file and line
+- a line from before a field was there reads with the field's default, and one with a field that is not known reads without it
 - another schema is refused with a hint, even when the rest cannot be read
 """
 
@@ -60,6 +61,8 @@ def record(**changes: object) -> EpisodeRecord:
             Message(role="tool", content="", error=True),
         ),
         grade=t.Grade(reward=1.0, checks=t.Checks(db=(True,), nl=(False,)), reward_basis=("DB",)),
+        env_time=t.EnvTime(seconds=2.5, user_seconds=2.0, cpu_seconds=0.01),
+        worker_cpu_seconds=0.5,
         db_hashes=("ab", None),
         trajectory=({"role": "user", "turn_idx": 0, "tool_calls": None},),
     )
@@ -155,6 +158,15 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
     del values["episode"]["seed"]
     with pytest.raises(UserError, match=r"episode\.seed"):
         records.decode(json.dumps(values).encode())
+
+
+def test_records_of_versions_that_measured_less_or_more_are_read() -> None:
+    values = json.loads(records.encode(record()))
+    for later in ("env_time", "worker_cpu_seconds"):
+        del values["episode"][later]
+    values["episode"]["turns"][0]["of_tomorrow"] = values["of_tomorrow"] = 1
+    untimed = dataclasses.replace(record().episode, env_time=None, worker_cpu_seconds=0.0)
+    assert records.decode(json.dumps(values).encode()) == record(episode=untimed)
 
 
 @pytest.mark.parametrize("line", [b'{"schema": 2, "other": "layout"}\n', records.encode(record(schema=2))], ids=["other", "same"])

@@ -1,0 +1,168 @@
+"""Episodes of the slime backend in processes of their own: a real Ray cluster of two cores, a stub SGLang server. Pinned here:
+
+- the same attempts have the same tokens, log-probabilities, messages, scores and advantages, wherever they are played
+- what a call says (temperature, context) reaches the worker; its CPU time is known; records are written by the rollout process
+- a worker that is killed costs its episodes a try; what is called off ends in its worker, and tells the server
+- an outage pauses all, ends with a trial and loses nothing
+- under slime's own rollout (needs a checkout) a round is the same round, and what slime does not need is called off
+- workers that do not fit are said to be too many, and not waited for in vain
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.backends.slime import rollout as rollout_module
+from tau2rl.backends.slime.marks import Marks
+from tau2rl.backends.slime.rollout import Played, Rollout, rollout_of
+from tau2rl.backends.slime.samples import marks_of
+from tau2rl.backends.slime.stopping import unless
+from tau2rl.chat.byte_tokenizer import ByteTokenizer
+from tau2rl.chat.native import NativeCodec
+from tau2rl.errors import UserError
+from tau2rl.rollouts.workers import Workers
+from tau2rl.store.records import read
+from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
+from tests.contract.slime_world import agent, codec_of, play, rollout, settings, together, using
+from tests.play import CREATE
+from tests.stubs.sglang import SGLangStub
+from tests.stubs.slime_stubs import checkout
+
+pytestmark = pytest.mark.e2e
+ANSWER = agent(NativeCodec(ByteTokenizer()))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def workers_of(made: Rollout) -> Workers:
+    assert made._workers is not None
+    return made._workers
+
+
+def what_happened(played: Played) -> tuple[Any, ...]:
+    """All that a trainer or a judge could see of an attempt; not how long it took."""
+    marks = {**played.marks.to_json(), "seconds": 0, "policy_seconds": 0, "user_seconds": 0}
+    return Marks.from_json(marks), played.packed, played.episode.messages, played.episode.db_hashes
+
+
+def test_the_same_attempts_are_the_same_in_workers(cluster: None, tmp_path: Path) -> None:
+    async def story(made: Rollout) -> list[Played]:
+        return [*await together(made, 8), await play(made, 1, context=600), await play(made, 0, look=True)]
+
+    with SGLangStub(answer=ANSWER) as server:
+        here, there = (
+            using(rollout(settings(seed=303, rollout={"workers": count, "keep": True}), tmp_path / str(count), server), story)
+            for count in (0, 2)
+        )
+    assert [what_happened(played) for played in here] == [what_happened(played) for played in there]
+    assert {played.marks.reward for played in there} == {0.0, 1.0} and there[8].marks.status == "truncated"
+    assert [played.episode.worker_cpu_seconds > 0 for played in (*here, *there)] == [False] * 10 + [True] * 10
+    for count in "02":
+        keys = [record.attempt.key for record in read(tmp_path / count / "episodes.jsonl")]
+        assert len(keys) == 9 and len(set(keys)) == 8  # the look is kept apart, and attempt 1 was played twice
+
+
+def test_a_killed_worker_costs_a_try_and_a_call_that_is_called_off_ends_there(cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    async def story(made: Rollout, server: SGLangStub) -> list[Played]:
+        playing = asyncio.create_task(together(made, 8))
+        while server.traffic.in_flight < 8:
+            await asyncio.sleep(0.01)
+        ray.kill(workers_of(made)._actors[0], no_restart=False)
+        server.latency = 0.0
+        played = await playing
+        server.latency = 600.0
+        before = len(server.requests)
+        in_vain = unless(lambda: len(server.requests) > before + 1, together(made, 2))
+        assert await in_vain is None
+        while len(server.aborted) < 2:
+            await asyncio.sleep(0.01)
+        assert {request.body["rid"] for request in server.requests[before:]} <= set(server.aborted)
+        server.latency = 0.0
+        return [*played, await play(made, 8)]
+
+    with SGLangStub(answer=ANSWER, latency=5.0) as server:
+        config = settings(rollout={"workers": 2, "retries": 1})
+        played = using(rollout(config, tmp_path, server), lambda made: story(made, server))
+    assert [p.marks.status for p in played] == ["completed"] * 9
+    tries = [p.marks.tries for p in played]
+    assert sorted(tries) == [1] * 5 + [2] * 4  # four of eight were in the one that died
+    assert not (tmp_path / "failures.jsonl").exists()
+
+
+def test_an_outage_ends_with_a_trial_and_loses_nothing(cluster: None, tmp_path: Path) -> None:
+    config = settings(rollout={"workers": 1, "give_up_after": 1}, slime={"outage_seconds": 60.0})
+
+    async def story(made: Rollout, server: SGLangStub) -> list[Played]:
+        playing = asyncio.create_task(together(made, 4))
+        while not made._outage.on:
+            await asyncio.sleep(0.01)
+        server.set_mode("ok")
+        return await playing
+
+    with SGLangStub(answer=ANSWER, mode="500") as server:
+        played = using(rollout(config, tmp_path, server), lambda made: story(made, server))
+    assert [p.marks.status for p in played] == ["completed"] * 4
+    # The one that tried whether the world is back was played where one sees that at once.
+    assert sum(not p.episode.worker_cpu_seconds for p in played) >= 1
+
+
+def test_too_many_workers_are_said_to_be(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_module, "WORKERS_START_SECONDS", 10.0)
+    with SGLangStub(answer=ANSWER) as server, pytest.raises(UserError, match="3 workers did not start within 10 s"):
+        using(rollout(settings(rollout={"workers": 3}), tmp_path, server), play)
+
+
+def test_a_round_of_slime_is_the_same_in_workers(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout()
+    model = write_checkpoint(tmp_path / "model")
+
+    def slow(key: str) -> float:  # one group ends, and the others would take minutes
+        return 0.0 if key.startswith(f"{CREATE.key}#") else 300.0
+
+    with RouterStub(answer=agent(codec_of(model)), slow=slow) as server:
+        job = SlimeJob(
+            tmp_path / "run",
+            monkeypatch,
+            server,
+            checkpoint=model,
+            seed=303,
+            argv=["--over-sampling-batch-size", "3"],
+            tasks={"domains": ["mock"], "split": "base", "ids": ["create_task_1", "update_task_1", "impossible_task_1"]},
+            rollout={"concurrency": 12, "workers": 2},
+        )
+        try:
+            samples = job.played()
+            numbers = rollout_of(job.args).journal.round(0, [], 1.0)
+        finally:
+            job.close()
+        aborted = [r.body["rid"] for r in server.traffic.others if r.path == "/abort_request" and "rid" in r.body]
+        config = job.config.model_copy(update={"rollout": job.config.rollout.model_copy(update={"workers": 0})})
+
+        async def alone(made: Rollout) -> list[Played]:
+            return [await play(made, sample.index, context=8192) for sample in samples]
+
+        played = using(rollout(config, tmp_path / "alone", server), alone)
+    assert {marks_of(sample).task for sample in samples} == {CREATE.key}
+    assert (numbers["episodes/played"], numbers["episodes/aborted"], len(aborted)) == (4, 8, 8)
+    for sample, other in zip(samples, played, strict=True):
+        assert other.packed is not None and other.packed.logprobs is not None
+        begin, end = other.packed.turn_spans[0][0], other.packed.turn_spans[-1][1]
+        assert tuple(sample.tokens) == other.packed.token_ids[:end]
+        assert tuple(sample.rollout_log_probs) == other.packed.logprobs[begin:end]
+        assert sample.reward == other.marks.score
