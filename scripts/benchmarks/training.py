@@ -183,7 +183,7 @@ def ours(data: Data, micro_tokens: int) -> list[Contender]:
     optimiser = Optimiser(model, OPTIM)
     reinforced = load(data.checkpoint)
     trainer = GRPOTrainer(reinforced, GRPOSpec(optim=OPTIM, micro_tokens=micro_tokens))
-    sampler = load(data.checkpoint)
+    sampler = Generator(load(data.checkpoint), slots=len(data.prompts))
     attempts = [j.sample for j in data.groups]
     work = {"SFT": work_of(model, data.samples, micro_tokens), "GRPO": work_of(model, attempts, micro_tokens)}
 
@@ -198,9 +198,7 @@ def ours(data: Data, micro_tokens: int) -> list[Contender]:
     def contender(what: str, run: Callable[[], Any], tokens: int) -> Contender:
         w = work.get(what)
         padding, computed = (w.padding_share, w.computed / w.tokens) if w else (None, None)
-        return Contender(
-            what=what, who="ours", how="", run=run, tokens=tokens, padding=padding, computed=computed, seconds=[]
-        )
+        return Contender(what=what, who="ours", how="", run=run, tokens=tokens, padding=padding, computed=computed, seconds=[])
 
     size = len(data.prompts)
     return [
@@ -211,9 +209,9 @@ def ours(data: Data, micro_tokens: int) -> list[Contender]:
     ]
 
 
-def talk(model: Any, prompts: Sequence[list[int]], *, turns: int) -> None:
+def talk(generator: Generator, prompts: Sequence[list[int]], *, turns: int) -> None:
     """Every conversation through its turns, all side by side."""
-    generator = Generator(model, slots=len(prompts))
+    generator.forget()
     texts, rng = [list(p) for p in prompts], random.Random(0)
     for turn in range(turns):
         asked = [

@@ -94,7 +94,9 @@ def reinforcement(data: Data, folder: Path) -> list[Found]:
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         batches = [_batch([data.groups[i] for i in part], pad=trainer.processing_class.pad_token_id) for part in parts]
         padding = 1.0 - sum(sizes) / sum(b["prompt_ids"].numel() + b["completion_ids"].numel() for b in batches)
-        found.append(("GRPO", how, _grpo_step(trainer, batches, sum(map(sum, (s.loss_mask for s in attempts)))), sum(sizes), padding))
+        found.append(
+            ("GRPO", how, _grpo_step(trainer, batches, sum(map(sum, (s.loss_mask for s in attempts)))), sum(sizes), padding)
+        )
     return found
 
 

@@ -26,7 +26,8 @@ SCHEMA = 1
 RECORDED_SETTINGS = {
     "policy.url", "policy.api_base", "policy.api_key_env", "policy.timeout_seconds", "policy.retries",
     "user.api_base", "user.api_key_env", "user.timeout_seconds", "user.retries",
-    "rollout.concurrency", "rollout.workers", "rollout.worker_memory_gb", "rollout.retries", "rollout.give_up_after",
+    "rollout.concurrency", "rollout.adaptive", "rollout.workers", "rollout.worker_memory_gb",
+    "rollout.retries", "rollout.give_up_after",
     "local.device", "local.threads", "local.slots",
 }  # fmt: skip
 

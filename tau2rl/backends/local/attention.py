@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tau2rl.backends.local.model import bare
+from tau2rl.backends.local.model import backbone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def attends(model: nn.Module) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    base: Any = bare(model)
+    base: Any = backbone(model)
     if base.config._attn_implementation == "sdpa":
         kinds = set(getattr(base.config, "layer_types", None) or KINDS)
         if kinds <= KINDS and not getattr(base, "_is_stateful", False):

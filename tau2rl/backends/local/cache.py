@@ -22,7 +22,9 @@ class SlotCache:
         self.rows = torch.zeros(0, dtype=torch.long)  # [batch], the slots of this forward pass
         self.columns = torch.zeros(0, 0, dtype=torch.long)  # [batch, new], where its new tokens go
         self.width = 0  # how far back this pass looks
-        self.window: slice | None = None  # slots to hand out where they lie, `rows` and any others between; None: copies of `rows`
+        self.window: slice | None = (
+            None  # slots to hand out where they lie, `rows` and any others between; None: copies of `rows`
+        )
         self.is_compileable = False
 
     def reserve(self, capacity: int) -> None:
@@ -51,6 +53,11 @@ class SlotCache:
             # index_select is several times faster than held[rows, :, :width]
             out.append(seen.index_select(0, self.rows) if self.window is None else seen[self.window])
         return out[0], out[1]
+
+    def clear(self) -> None:
+        """Forget what is stored. A GPU's memory is freed; a CPU's is kept, because touching fresh pages costs more than it is worth."""
+        if self.device.type != "cpu":
+            self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Part of the cache protocol; positions are always passed in."""

@@ -33,9 +33,7 @@ class Work:
     def __add__(self, other: Work) -> Work:
         """The sum, field by field."""
         return Work(
-            tokens=self.tokens + other.tokens,
-            computed=self.computed + other.computed,
-            padding=self.padding + other.padding,
+            tokens=self.tokens + other.tokens, computed=self.computed + other.computed, padding=self.padding + other.padding
         )
 
     @property

@@ -6,7 +6,6 @@ Synchronous and single-threaded; `policy.py` puts it on a thread of its own.
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,15 +15,15 @@ from torch import nn
 
 from tau2rl.backends.local.attention import attends
 from tau2rl.backends.local.cache import SlotCache
-from tau2rl.backends.local.data import common, padded_batches
+from tau2rl.backends.local.data import padded_batches
 from tau2rl.backends.local.model import backbone, head
 from tau2rl.backends.local.sampling import Sampling, draw
+from tau2rl.backends.local.slots import SHARING_PAYS, Slots, begins
 from tau2rl.types import Completion, FinishReason, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARING_PAYS = 8  # tokens that are worth waiting for, and copying from, another conversation
 CALL = 64  # tokens that cost as much as one forward pass more
 COPY = 10  # attention for so many new tokens costs as much as a copy of the keys and values that it looks at
 
@@ -70,8 +69,9 @@ class Generator:
         self._decode = decode
         self._device = next(model.parameters()).device
         self._pad = 0
-        self._num_layers = int(model.config.num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-        self._slots = slots
+        layers = int(model.config.num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        self._cache = SlotCache(layers=layers, slots=slots, device=self._device)
+        self._count = slots
         self._prefill_tokens = prefill_tokens
         self._in_place = attends(model)
         self._waiting: list[Request] = []
@@ -83,10 +83,8 @@ class Generator:
         """Drop every stored key and value: the weights have changed."""
         if getattr(self, "_active", None):
             raise RuntimeError("the weights changed while turns were being sampled")
-        self._cache = SlotCache(layers=self._num_layers, slots=self._slots, device=self._device)
-        self._held: dict[int, list[int]] = {}  # slot -> the tokens whose keys and values it holds
-        self._sessions: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self._free = list(range(self._slots))[::-1]  # the lowest first: slots in use lie close together
+        self._cache.clear()
+        self._slots = Slots(self._count)
 
     @property
     def busy(self) -> bool:
@@ -122,6 +120,7 @@ class Generator:
             for group in padded_batches([len(n) for n in new], max_tokens=self._prefill_tokens, call=CALL):
                 done += self._forward([fresh[i] for i in group], [new[i] for i in group])
         if going:
+            going.sort(key=lambda r: r.slot)
             done += self._forward(going, [r.output[-1:] for r in going])
         for request in done[left:]:
             self._active.remove(request)
@@ -136,60 +135,33 @@ class Generator:
         fresh: list[Request] = []
         used = {r.slot for r in self._active}
         for request in list(self._waiting):
-            slot = self._slot_for(request.session, used)
+            slot = self._slots.find(request.session, used)
             if slot is None:
                 continue
-            most = len(request.prompt) - 1  # the last token has to be computed: its logits are asked for
-            donor, kept = self._donor(request.prompt[:most], slot)
-            if any(_longer(r.prompt, request.prompt[:most], kept + SHARING_PAYS - 1) for r in fresh):
+            wanted = request.prompt[:-1]  # the last token has to be computed: its logits are asked for
+            donor, kept = self._slots.donor(wanted, slot)
+            if any(begins(r.prompt, wanted, kept + SHARING_PAYS) for r in fresh):
                 continue
-            if len(request.prompt) - kept > budget and (fresh or budget < self._prefill_tokens):
+            new = len(request.prompt) - kept
+            if new > budget and (fresh or budget < self._prefill_tokens):
                 break
-            budget -= len(request.prompt) - kept
-            self._open(request, slot, donor, kept)
+            budget -= new
+            if donor != slot:
+                self._cache.copy(donor, slot, kept)
+            self._slots.open(request.session, slot, wanted[:kept])
+            request.slot, request.cached = slot, kept
             used.add(slot)
             fresh.append(request)
             self._waiting.remove(request)
         self._active += fresh
         return fresh
 
-    def _slot_for(self, session: str, used: set[int]) -> int | None:
-        """The slot of the session, or else the one that it may take over; None: it has to wait."""
-        slot = self._sessions.get(session)
-        if slot is not None:
-            return None if slot in used else slot
-        if self._free:
-            return self._free[-1]
-        return next((s for s in self._sessions.values() if s not in used), None)
-
-    def _donor(self, wanted: list[int], slot: int) -> tuple[int, int]:
-        """The slot with the longest beginning of `wanted`, and how long; another one than its own only where that pays."""
-        donor, kept = slot, common(self._held.get(slot, []), wanted)
-        if len(wanted) - kept >= SHARING_PAYS:
-            for other, tokens in self._held.items():
-                if _longer(tokens, wanted, kept + SHARING_PAYS - 1 if donor == slot else kept):
-                    donor, kept = other, common(tokens, wanted)
-        return donor, kept
-
-    def _open(self, request: Request, slot: int, donor: int, kept: int) -> None:
-        """Give the slot to the request's session, with the beginning that the donor has."""
-        if self._free and self._free[-1] == slot:
-            self._free.pop()
-        elif self._sessions.get(request.session) != slot:
-            del self._sessions[next(name for name, held in self._sessions.items() if held == slot)]
-        self._sessions[request.session] = slot
-        self._sessions.move_to_end(request.session)
-        if donor != slot:
-            self._cache.copy(donor, slot, kept)
-        self._held[slot] = request.prompt[:kept]
-        request.slot, request.cached = slot, kept
-
     def _forward(self, batch: list[Request], new: list[list[int]]) -> list[Request]:
         """Feed each request its new tokens, sample one token for each; returns those that are done."""
-        starts = [len(self._held[r.slot]) for r in batch]
+        starts = [len(self._slots.held[r.slot]) for r in batch]
         logits = self._logits([r.slot for r in batch], starts, new)
         for request, tokens in zip(batch, new, strict=True):
-            self._held[request.slot].extend(tokens)
+            self._slots.held[request.slot].extend(tokens)
         tokens, logprobs = draw(logits, [r.sampling for r in batch], [r.draw.random() for r in batch])
         return [r for r, t, p in zip(batch, tokens, logprobs, strict=True) if self._take(r, t, p)]
 
@@ -209,7 +181,7 @@ class Generator:
         self._cache.window = self._window(slots, longest)
         mask = torch.arange(width, device=self._device) <= positions[:, :, None]  # [batch, new, width]
         more: dict[str, Tensor] = {}
-        if (window := self._cache.window) is not None:
+        if (window := self._cache.window) is not None and slots != list(range(window.start, window.stop)):
             more["tau2rl_rows"] = self._cache.rows - window.start
             # A slot between them, which asks nothing, may look at everything: with nothing to look at it would be nan.
             mask = mask.new_ones(window.stop - window.start, *mask.shape[1:]).index_copy_(0, more["tau2rl_rows"], mask)
@@ -248,8 +220,3 @@ class Generator:
             return False
         tail = self._decode(request.output[-16:])
         return any(tail.endswith(text) for text in request.sampling.stop)
-
-
-def _longer(tokens: list[int], wanted: list[int], than: int) -> bool:
-    """Whether `tokens` begins with more than the first `than` of `wanted`; most are told apart by one token."""
-    return min(len(tokens), len(wanted)) > than and tokens[than] == wanted[than] and tokens[:than] == wanted[:than]

@@ -119,19 +119,19 @@ def save_memory(model: nn.Module) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # pyright: ignore[reportCallIssue]
 
 
-def bare(model: nn.Module) -> nn.Module:
+def _bare(model: nn.Module) -> nn.Module:
     """The causal LM inside LoRA's wrapper, adapters included; any other model as it is."""
     return cast(nn.Module, model.get_base_model()) if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
 def backbone(model: nn.Module) -> nn.Module:
     """The decoder without its output layer."""
-    return cast(nn.Module, bare(model).model)
+    return cast(nn.Module, _bare(model).model)
 
 
 def head(model: nn.Module) -> nn.Module:
     """The output layer: hidden states to logits."""
-    return cast(nn.Module, bare(model).get_output_embeddings())  # pyright: ignore[reportCallIssue]
+    return cast(nn.Module, _bare(model).get_output_embeddings())  # pyright: ignore[reportCallIssue]
 
 
 def num_parameters(model: nn.Module, *, trainable: bool = False) -> int:

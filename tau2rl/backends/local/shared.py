@@ -70,9 +70,7 @@ def lay_out(batch: Batch) -> Layout:
         ids=ids[own].to(device),
         depth=columns.expand_as(own)[own].to(device),
         place=torch.empty_like(place).index_copy_(0, order, place).to(device),
-        looks=tuple(
-            Look(rows=x.rows, start=x.start, keys=x.keys.to(device), queries=x.queries.to(device)) for x in looks
-        ),
+        looks=tuple(Look(rows=x.rows, start=x.start, keys=x.keys.to(device), queries=x.queries.to(device)) for x in looks),
         answers=answers.to(device),
         tokens=int(ends.sum()),
         padding=padding,
