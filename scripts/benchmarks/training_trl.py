@@ -10,12 +10,11 @@ from typing import Any
 import torch
 import trl
 from datasets import Dataset
-from training import GROUP, NEW, OPTIM, TURNS, Data, heard, tokens_of
+from training_data import GROUP, NEW, OPTIM, TURNS, Contender, Data, heard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tau2rl.backends.local.grpo import Judged
 
-Found = tuple[str, str, Callable[[], Any], int, float | None]  # what, how, one run, tokens, share of padding
 PLAIN: dict[str, Any] = {
     "gradient_checkpointing": False,
     "bf16": False,
@@ -27,14 +26,14 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def contenders(data: Data, folder: Path) -> list[Found]:
+def contenders(data: Data, folder: Path) -> list[Contender]:
     """Every way of each that is sane on a CPU; liger's kernels and flash attention need a GPU."""
     return [*fine_tuning(data, folder), *reinforcement(data, folder), *generation(data, folder)]
 
 
-def fine_tuning(data: Data, folder: Path) -> list[Found]:
+def fine_tuning(data: Data, folder: Path) -> list[Contender]:
     """The whole batch padded; in parts of similar length; in one line without padding."""
-    found: list[Found] = []
+    found: list[Contender] = []
     sizes = [len(s.token_ids) for s in data.samples]
     by_length = sorted(range(len(sizes)), key=lambda i: sizes[i])
     for how, parts, options in (
@@ -50,7 +49,8 @@ def fine_tuning(data: Data, folder: Path) -> list[Found]:
             train_dataset=Dataset.from_list(data.rows),
             processing_class=AutoTokenizer.from_pretrained(data.checkpoint),
         )
-        found.append(("SFT", how, _sft_step(trainer, parts), tokens_of(data.samples), _padding(sizes, parts, options)))
+        run, padding = _sft_step(trainer, parts), _padding(sizes, parts, options)
+        found.append(Contender(what="SFT", who="TRL", how=how, run=run, tokens=sum(sizes), padding=padding))
     return found
 
 
@@ -77,11 +77,11 @@ def _padding(sizes: Sequence[int], parts: Sequence[Sequence[int]], options: dict
     return 1.0 - sum(sizes) / sum(len(part) * max(sizes[i] for i in part) for part in parts)
 
 
-def reinforcement(data: Data, folder: Path) -> list[Found]:
-    """All attempts in one pass, two groups a pass, one group a pass, half a group a pass by length."""
+def reinforcement(data: Data, folder: Path) -> list[Contender]:
+    """All attempts in one pass; a group a pass; attempts of similar length."""
     attempts = [j.sample for j in data.groups]
     sizes = [len(s.token_ids) for s in attempts]
-    found: list[Found] = []
+    found: list[Contender] = []
     everything = list(range(len(sizes)))
     by_length = sorted(everything, key=lambda i: sizes[i])
     trainer = _grpo(data, folder)
@@ -94,9 +94,8 @@ def reinforcement(data: Data, folder: Path) -> list[Found]:
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         batches = [_batch([data.groups[i] for i in part], pad=trainer.processing_class.pad_token_id) for part in parts]
         padding = 1.0 - sum(sizes) / sum(b["prompt_ids"].numel() + b["completion_ids"].numel() for b in batches)
-        found.append(
-            ("GRPO", how, _grpo_step(trainer, batches, sum(map(sum, (s.loss_mask for s in attempts)))), sum(sizes), padding)
-        )
+        run = _grpo_step(trainer, batches, sampled=sum(sum(a.loss_mask) for a in attempts))
+        found.append(Contender(what="GRPO", who="TRL", how=how, run=run, tokens=sum(sizes), padding=padding))
     return found
 
 
@@ -127,7 +126,7 @@ def _grpo(data: Data, folder: Path) -> Any:
     return trainer
 
 
-def _grpo_step(trainer: Any, batches: Sequence[dict[str, Any]], sampled: int) -> Callable[[], None]:
+def _grpo_step(trainer: Any, batches: Sequence[dict[str, Any]], *, sampled: int) -> Callable[[], None]:
     """On-policy: TRL computes no older log-probabilities then, and neither do we."""
 
     def run() -> None:
@@ -163,7 +162,7 @@ def _batch(judged: Sequence[Judged], *, pad: int) -> dict[str, Any]:
     }
 
 
-def generation(data: Data, folder: Path) -> list[Found]:
+def generation(data: Data, folder: Path) -> list[Contender]:
     """`GRPOTrainer`'s own sampling: every turn is a call with the whole conversation."""
     trainer = _grpo(data, folder)
 
@@ -176,8 +175,7 @@ def generation(data: Data, folder: Path) -> list[Found]:
                 assert len(new) == NEW
                 text += [*new, *heard(rng)]
 
-    size = len(data.prompts)
     return [
-        ("generation", "", lambda: talk(1), size * NEW, None),
-        (f"generation, {TURNS} turns", "", lambda: talk(TURNS), size * NEW * TURNS, None),
+        Contender(what=what, who="TRL", run=lambda turns=turns: talk(turns), tokens=len(data.prompts) * NEW * turns)
+        for what, turns in (("generation", 1), (f"generation, {TURNS} turns", TURNS))
     ]

@@ -40,15 +40,15 @@ QUICK: dict[str, tuple[str, ...]] = {
 def find_suite(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """Name -> script, of those named or of all, by the alphabet. Raises UserError.
 
-    A script whose first line names another one of the folder is a part of that: `The server of 400.py`.
+    A script whose first line names another one of the folder is a part of that.
     """
     if not folder.is_dir():
         raise UserError(
             "the benchmarks are scripts of the repository, and this is an installed package",
             hint="clone the repository, `pip install -e .` there, and run `tau2rl bench` again",
         )
-    files = sorted(folder.glob("*.py"))
-    suite = {file.stem: file for file in files if not any(f"`{other.name}`" in _first_line(file) for other in files)}
+    said = {file: _first_line(file) for file in sorted(folder.glob("*.py"))}
+    suite = {file.stem: file for file, line in said.items() if not any(f"`{other.name}`" in line for other in said)}
     if unknown := [name for name in names if name not in suite]:
         raise UserError(f"no such benchmark `{unknown[0]}`", hint=f"one of: {', '.join(suite)}")
     return {name: file for name, file in suite.items() if not names or name in names}

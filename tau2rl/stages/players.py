@@ -47,7 +47,9 @@ async def open_players(config: Plays, codec: ChatCodec, policies: PolicyFor | No
             yield player_of(config, codec, mine)
     else:
         opening = functools.partial(open_in_worker, config)
-        async with Workers(opening, count=workers, concurrency=config.rollout.concurrency) as others:
+        async with Workers(
+            opening, count=workers, concurrency=config.rollout.concurrency, memory_gb=config.rollout.worker_memory_gb
+        ) as others:
             yield others.play
 
 

@@ -96,7 +96,7 @@ def test_a_killed_worker_costs_a_try_and_a_call_that_is_called_off_ends_there(cl
         server.latency = 0.0
         return [*played, await play(made, 8)]
 
-    with SGLangStub(answer=ANSWER, latency=5.0) as server:
+    with SGLangStub(answer=ANSWER, latency=3.0) as server:
         config = settings(rollout={"workers": 2, "retries": 1})
         played = using(rollout(config, tmp_path, server), lambda made: story(made, server))
     assert [p.marks.status for p in played] == ["completed"] * 9
@@ -123,8 +123,8 @@ def test_an_outage_ends_with_a_trial_and_loses_nothing(cluster: None, tmp_path: 
 
 
 def test_too_many_workers_are_said_to_be(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout_module, "WORKERS_START_SECONDS", 10.0)
-    with SGLangStub(answer=ANSWER) as server, pytest.raises(UserError, match="3 workers did not start within 10 s"):
+    monkeypatch.setattr(rollout_module, "WORKERS_START_SECONDS", 3.0)
+    with SGLangStub(answer=ANSWER) as server, pytest.raises(UserError, match="3 workers did not start within 3 s"):
         using(rollout(settings(rollout={"workers": 3}), tmp_path, server), play)
 
 

@@ -8,7 +8,7 @@
 - a player that cannot be opened, and a cluster with too few cores, are told as a person's mistake
 - (slow) the same on ten nodes
 
-The players here play nothing, so that what is tested is who plays; `test_pipeline_jobs.py` runs the real ones.
+The players here play nothing, so that what is tested is who plays; `tests/contract/test_slime_workers.py` has real ones.
 """
 
 from __future__ import annotations

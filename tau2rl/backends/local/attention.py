@@ -1,6 +1,6 @@
-"""Our attention, in the place that transformers has for it: rows that share positions, and slots that are looked at where they lie.
+"""Our attention, where transformers has a place for it: rows that share positions, and slots that are looked at where they lie.
 
-Without either it is torch's own. Both save copies and repetition; neither changes a result beyond rounding.
+Without either it is torch's own. Both save repetition and copies; neither changes a result beyond rounding.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: [batch, heads, time, head_dim] in, [batch, time, heads, head_dim] out.
 
-    `tau2rl_layout`: the batch is one line of positions, and rows are as it says. `tau2rl_rows`, [batch]: there are keys and values
-    (and a mask) of more rows than queries; which of them each query belongs to.
+    `tau2rl_layout`: the batch is one line of positions, and rows are as it says. `tau2rl_rows`, [batch]: keys, values and mask
+    are those of more rows than the queries; which of them each query belongs to.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -55,7 +55,7 @@ class SlotCache:
         return out[0], out[1]
 
     def clear(self) -> None:
-        """Forget what is stored. A GPU's memory is freed; a CPU's is kept, because touching fresh pages costs more than it is worth."""
+        """Forget what is stored. A GPU's memory is freed; a CPU's is kept, because fresh pages take time."""
         if self.device.type != "cpu":
             self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
 

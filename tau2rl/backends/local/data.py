@@ -46,7 +46,7 @@ def collate(samples: Sequence[TrainingSample], *, pad: int = 0, device: str | to
     return Batch(ids=torch.tensor(rows, device=device), mask=mask, logprobs=logprobs)
 
 
-def micro_batches(rows: Sequence[Sequence[int]], *, max_tokens: int) -> list[list[int]]:
+def micro_batches(rows: Sequence[tuple[int, ...]], *, max_tokens: int) -> list[list[int]]:
     """Indices of rows of one forward pass each: rows that begin alike together, at most `max_tokens` that have to be computed.
 
     A token that stands behind the same tokens in several rows of a pass counts once. A longer row stands alone. The tokens of

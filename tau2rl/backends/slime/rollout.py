@@ -123,10 +123,11 @@ class Rollout:
         return await asyncio.to_thread(self._finish, outcome, look=look)
 
     async def aclose(self) -> None:
-        """End the workers, close the connections to the policy."""
+        """End the workers, close the connections to the policy; safe to call before anything was prepared."""
         if self._workers is not None:
             await self._workers.__aexit__()
-        await self._player.aclose()
+        if self.ready:
+            await self._player.aclose()
 
     async def _open_workers(self) -> Workers | None:
         """The processes that play, started by the first attempt: slime has taken its own cores by then. Raises UserError."""

@@ -3,7 +3,7 @@
 - log-probabilities equal those of one full forward pass over the same tokens
 - greedy output equals transformers' own `generate`
 - a request's result does not depend on who shares the batch, on slots, or on kept keys and values
-- a turn costs its new tokens; new weights forget the old ones' keys and values
+- a turn costs its new tokens, a group's prompt is computed once; new weights forget the old ones' keys and values
 - top-k, top-p, temperature and stop tokens do what they say, and the draws follow the distribution
 """
 
@@ -103,6 +103,59 @@ def test_a_beginning_shared_between_conversations_is_computed_once(model: nn.Mod
     other = generator.run([request([*head, 7, 8], session="b", seed=2)])[0]
     assert other.usage.cached_tokens == 30
     assert other.token_ids == Generator(model).run([request([*head, 7, 8], session="b", seed=2)])[0].token_ids
+
+
+def test_a_group_computes_its_common_prompt_once(model: nn.Module) -> None:
+    head = prompt(50, seed=5)
+    asks = [request([*head, 2 + i, *prompt(i, seed=i)], session=str(i), seed=i, max_tokens=1) for i in range(8)]
+    generator = Generator(model, slots=8)
+    together = generator.run(asks)
+    assert generator.computed == 50 + sum(1 + i for i in range(8))
+    assert [c.usage.cached_tokens for c in together] == [0] + 7 * [50]
+    alone = [Generator(model).run([request(a.prompt, seed=a.seed, max_tokens=1)])[0] for a in asks]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+
+
+def test_groups_compute_what_they_have_in_common_once(model: nn.Module) -> None:
+    system = prompt(40, seed=6)
+    tasks = [[*system, 2 + task, *prompt(19, seed=task)] for task in range(3)]
+    asks = [request([*tasks[i % 3], 2 + i], session=str(i), seed=i, max_tokens=1) for i in range(12)]
+    generator = Generator(model, slots=12)
+    generator.run(asks)
+    assert generator.computed == 40 + 3 * 20 + 12
+
+
+def test_the_same_prompt_again_costs_its_last_token(model: nn.Module) -> None:
+    generator = Generator(model, slots=8)
+    generator.run([request(prompt(50, seed=5), session=str(i), seed=i, max_tokens=1) for i in range(8)])
+    assert generator.computed == 50 + 7
+
+
+def test_a_conversation_of_ten_turns_is_computed_once(model: nn.Module) -> None:
+    generator, text = Generator(model, slots=1), prompt(20, seed=1)
+    for turn in range(10):
+        text += generator.run([request(list(text), seed=turn, max_tokens=6)])[0].token_ids
+        text += prompt(5, seed=turn)
+    # 20 tokens of the prompt, 6 sampled and 5 heard a turn; of the last turn, 5 heard and the last one sampled were not fed
+    assert generator.computed == 20 + 10 * (6 + 5) - (5 + 1)
+
+
+def test_a_slot_that_changes_hands_keeps_the_beginning(model: nn.Module) -> None:
+    head, generator = prompt(30, seed=5), Generator(model, slots=1)
+    generator.run([request([*head, 3, 4], session="a", max_tokens=1)])
+    other = generator.run([request([*head, 7, 8], session="b", seed=2)])[0]
+    assert other.usage.cached_tokens == 30
+    assert other.token_ids == Generator(model).run([request([*head, 7, 8], session="b", seed=2)])[0].token_ids
+
+
+def test_who_leaves_early_does_not_disturb_those_beside_it(model: nn.Module) -> None:
+    lengths = [3, 12, 1, 9, 12, 2]  # slots in use are soon apart
+    asks = [request(prompt(4 + i, seed=i), session=str(i), seed=i, max_tokens=n) for i, n in enumerate(lengths)]
+    together = Generator(model, slots=6).run(asks)
+    for ask, done in zip(asks, together, strict=True):
+        alone = Generator(model).run([request(ask.prompt, seed=ask.seed, max_tokens=ask.max_tokens)])[0]
+        assert done.token_ids == alone.token_ids
+        assert done.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
 def test_new_weights_start_with_an_empty_cache() -> None:

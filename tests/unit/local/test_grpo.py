@@ -3,6 +3,7 @@
 - a bandit reaches its known optimum, and moves away from it when the advantage's sign is flipped
 - the sampler's log-probabilities agree with the trainer's, and the first gradient is the policy gradient
 - an interrupted run, resumed, ends with the same weights as an unbroken one
+- an update says how much of it was padding and how much was shared
 - advantages by turn, several passes, KL to a reference, and what moves nothing
 """
 
@@ -105,6 +106,16 @@ def test_the_first_gradient_is_the_policy_gradient() -> None:
 
 def judged_rows() -> list[Judged]:
     return [Judged(sample=r, advantages=((-1.0) ** i,)) for i, r in enumerate(ROWS)]
+
+
+def test_an_update_reports_its_padding_and_what_was_shared() -> None:
+    rows = [sample(6 + i, seed=i, shared=(*SHARED, 2 + i)) for i in range(12)]
+    update = trainer(tiny_model()).update([Judged(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(rows)])
+    assert update is not None
+    # 12 rows with 24 tokens in common and 7 to 18 of their own, in attention as long as the longest, 42
+    assert update.tokens == 12 * 24 + 150
+    assert update.shared_share == pytest.approx(11 * 24 / 438)
+    assert update.padding_share == pytest.approx((12 * 42 - 438) / (12 * 42))
 
 
 def test_an_interrupted_grpo_ends_with_the_same_weights(tmp_path: Path) -> None:

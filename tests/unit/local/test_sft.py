@@ -1,8 +1,9 @@
 """Pins the shared forward pass and supervised training:
 
-- one forward pass: masked tokens are exactly 0, sharing a beginning changes nothing, gradients included
+- one forward pass: masked tokens are exactly 0
 - sft: the loss is the mean over assistant tokens however the step is cut; other tokens teach nothing
 - an interrupted training, resumed, ends with the same weights as an unbroken one
+- a step says how much of it was padding and how much was shared
 - early stop, foreign states, nothing to train on
 """
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from tau2rl.backends.local.data import collate, epochs, micro_batches
+from tau2rl.backends.local.data import collate, epochs
 from tau2rl.backends.local.forward import score_tokens
 from tau2rl.backends.local.model import save_memory
 from tau2rl.backends.local.optim import OptimSpec
@@ -44,16 +45,6 @@ def test_scores_are_the_models_own_and_zero_where_nothing_counts() -> None:
     assert scores.entropy is not None
     assert (scores.logp[batch.mask == 0] == 0).all()
     assert (scores.entropy[batch.mask == 0] == 0).all()
-
-
-def test_running_the_shared_beginning_once_changes_neither_scores_nor_gradients() -> None:
-    batch, found = collate(ROWS), []
-    for share in (True, False):
-        model = tiny_model()
-        scores = score_tokens(model, batch, share=share)
-        scores.logp.sum().backward()
-        found.append((scores.logp.detach(), gradient(model)))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
@@ -155,8 +146,11 @@ def test_every_conversation_is_seen_once_an_epoch_and_order_can_be_continued() -
     assert [next(later), next(later)] == first[4:]
 
 
-def test_micro_batches_hold_every_index_and_no_more_padding_than_allowed() -> None:
-    lengths = [3, 50, 4, 49, 200, 5]
-    groups = micro_batches(lengths, max_tokens=100)
-    assert sorted(chain(*groups)) == list(range(6))
-    assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 100 for g in groups)
+def test_a_step_reports_its_padding_and_what_was_shared() -> None:
+    steps: list[SFTStep] = []
+    rows = [sample(6 + i, seed=i, shared=(*SHARED, 2 + i)) for i in range(12)]
+    train(tiny_model(), rows, SFTSpec(optim=OptimSpec(lr=1e-3, total_steps=1), batch_size=12), on_step=steps.append)
+    # 12 rows with 24 tokens in common and 7 to 18 of their own, in attention as long as the longest, 42
+    assert steps[0].tokens == 12 * 24 + 150
+    assert steps[0].shared_share == pytest.approx(11 * 24 / 438)
+    assert steps[0].padding_share == pytest.approx((12 * 42 - 438) / (12 * 42))
