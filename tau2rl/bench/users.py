@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import PrivateAttr
 
+from tau2rl.bench import threads
 from tau2rl.bench.scripted_users import LineUser, ScriptedUser, has_lines
 from tau2rl.bench.session import Session
 from tau2rl.config import UserConfig
@@ -22,6 +23,7 @@ from tau2.user.base import UserState
 from tau2.user.user_simulator import UserSimulator
 
 T = TypeVar("T")
+CALL = "user simulator call"  # the name of its thread
 
 
 def make_user(config: UserConfig, *, seed: int) -> Callable[[Session], UserSimulator]:
@@ -165,6 +167,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     start. The thread that overran is left behind as a daemon.
     """
     outcome: list[Callable[[], T]] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
@@ -172,11 +175,12 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
             outcome.append(lambda: result)
         except Exception as error:  # noqa: BLE001 - carried over to the caller below
             outcome.append(lambda error=error: _raise(error))
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="user simulator call", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
+    if not threads.hand_over(run, name=CALL):
+        threads.start(run, name=CALL)
+    if not done.wait(seconds):
         raise TimeoutError(f"no answer within {seconds:g} s")
     return outcome[0]()
 
