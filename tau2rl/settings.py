@@ -54,6 +54,19 @@ def output_root() -> Path:
     return Path(os.environ.get(OUTPUT_ROOT) or "outputs")
 
 
+def available_cores() -> int:
+    """Cores that this process may use: those it is bound to, or fewer by the CPU quota of its container."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinity
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group, or `max`: no quota
+        return cores
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a process that we start."""
     return {**os.environ, **(extra or {})}

@@ -16,6 +16,7 @@ from typing import Any
 import tau2rl
 from tau2rl.errors import UserError
 from tau2rl.launch import processes
+from tau2rl.settings import available_cores
 from tau2rl.store.provenance import digest, library_versions, source_revision
 
 FOLDER = Path(tau2rl.__file__).parents[1] / "scripts" / "benchmarks"
@@ -88,7 +89,7 @@ def stood_on() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """The machine that a number depends on; not its name."""
-    return {"cores": os.cpu_count(), "usable_cores": _usable_cores(), "processor": _processor(), "system": platform.platform()}
+    return {"cores": os.cpu_count(), "usable_cores": available_cores(), "processor": _processor(), "system": platform.platform()}
 
 
 def read_tables(text: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -136,12 +137,6 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _first_line(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -103,13 +103,15 @@ class PolicyConfig(Section):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The servers that `url` names, each once."""
-        return tuple(dict.fromkeys(self.url.split(",")))
+        """The servers that `url` names, each once, without a slash at the end."""
+        return tuple(dict.fromkeys(url.rstrip("/") for url in self.url.split(",")))
 
     @model_validator(mode="after")
     def _hedge_takes_effect(self) -> PolicyConfig:
         if self.hedge_seconds is not None and self.kind != "sglang":
             raise ValueError(f"policy.hedge_seconds would have no effect under policy.kind `{self.kind}`: leave it out")
+        if self.hedge_seconds is not None and self.hedge_seconds >= self.timeout_seconds:
+            raise ValueError("policy.hedge_seconds would have no effect: it is not below policy.timeout_seconds")
         return self
 
 
@@ -177,7 +179,8 @@ class RolloutConfig(Section):
     retries: int = Field(default=2, ge=0)
     """Fresh attempts for an episode that FAILED (server, simulator, grader)."""
     give_up_after: int = Field(default=20, ge=1)
-    """Episodes in a row that FAILED, retries included, after which the run stops: something is down for good."""
+    """Episodes in a row that FAILED, retries included, after which the run stops: something is down for good. A task that
+    never ended well counts once, while others do end well."""
 
 
 class RewardConfig(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -62,11 +61,7 @@ def check_gpu(*, needed: bool) -> Check:
 
 def check_cores() -> Check:
     """Cores that this process may use."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS has no affinity
-        cores = os.cpu_count() or 1
-    return Check(name="cpu", state="ok", detail=f"{cores} cores")
+    return Check(name="cpu", state="ok", detail=f"{settings.available_cores()} cores")
 
 
 def check_memory(needed_gib: int) -> Check:

@@ -12,7 +12,7 @@ from typing import Any
 from tau2rl.metrics.bounds import Load, bound
 from tau2rl.types import CallTool, Episode
 
-POLICY_BROKE = "PolicyFailure"  # the kind of failure of an episode that ended in a wait for its policy
+POLICY_BROKE = ("PolicyFailure", "Unavailable")  # the kinds of failure of an episode that ended in a wait for its policy
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Costs:
         """Count one episode."""
         policy = sum(turn.seconds for turn in episode.turns)
         customer, environment = _outside(episode)
-        if episode.failure is not None and episode.failure.kind == POLICY_BROKE:  # its last call is in no turn
+        if episode.failure is not None and episode.failure.kind in POLICY_BROKE:  # its last call is in no turn
             policy = max(policy, episode.seconds - customer - environment)
         self.episodes += 1
         self.seconds += episode.seconds

@@ -169,7 +169,8 @@ def was_overloaded(episode: Episode, *, timeout_seconds: float) -> bool:
     failure = episode.failure
     if failure is None or failure.kind not in (Unavailable.__name__, PolicyFailure.__name__):
         return False
-    left = episode.seconds - sum(turn.seconds + turn.env_seconds for turn in episode.turns)
+    waited = episode.env_time.seconds if episode.env_time else sum(turn.env_seconds for turn in episode.turns)  # the opening too
+    left = episode.seconds - sum(turn.seconds for turn in episode.turns) - waited
     return failure.kind == Unavailable.__name__ or left >= NEARLY * timeout_seconds
 
 

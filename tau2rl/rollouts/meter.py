@@ -1,22 +1,13 @@
-"""What playing takes: the cores there are, the CPU time of a process that plays for another one, when a policy has work."""
+"""What playing takes: the CPU time of a process that plays for another one, and the time in which a policy has work."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tau2rl.types import Completion, Episode, Policy
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS has no affinity
-        return os.cpu_count() or 1
 
 
 def metered(play: Callable[..., Awaitable[Episode]]) -> Callable[..., Awaitable[Episode]]:

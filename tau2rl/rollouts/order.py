@@ -41,7 +41,7 @@ class Estimate:
     """
 
     def __init__(
-        self, tasks: Iterable[TaskRef], length: Callable[[TaskRef], float], *, clock: Callable[[], float] = time.monotonic
+        self, tasks: Sequence[TaskRef], length: Callable[[TaskRef], float], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`length`, in any unit, of a task's reference path; 0 where there is none: then that of its domain in the mean."""
         self._clock = clock

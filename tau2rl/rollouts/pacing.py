@@ -1,13 +1,13 @@
 """How many episodes may be in flight at a server whose size nobody knows: more while it keeps up, fewer when it does not.
 
 The rule is that of TCP (Jacobson 1988, "Congestion Avoidance and Control"; why it settles: Chiu and Jain 1989), with an episode
-in the place of a packet. At first every episode that ends well makes room for two, so that their number doubles in the time of
-an episode. The first pressure ends that: the number falls by a share, stays until everything that is in flight has been
-replaced, and then grows by a fixed amount in the time of an episode.
+in the place of a packet. At first the number grows by a quarter at every look that finds the server half empty, and every
+episode that ends well makes room for two. The first pressure ends that: the number falls by a share, stays until everything that
+is in flight has been replaced, and then grows by a fixed amount in the time of an episode.
 
-It counts episodes and looks at the server, not seconds: what was begun shows its whole weight, a context that grows with
-every turn, only when it ends, whether that takes a second or half an hour. So there is no clock here, and no network: what the
-server says is handed in, by `stages/pace.py`.
+After a fall it counts episodes, not seconds: what was begun shows its whole weight, a context that grows with every turn, only
+when it ends, whether that takes a second or half an hour. There is no clock here, and no network: what the server says is
+handed in, by `stages/pace.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 START = 32  # of each engine, to begin with: what one GPU with a small model carries, and the default of `rollout.concurrency`
 SHRINK = 0.75  # what a fall leaves; a half would leave a third of the server idle for a while
+LEAP = 1.25  # at a look that finds the server half empty, before it was ever full
 STEPS = 8  # from nothing to the most that there ever was, in so many times of an episode
 PATIENCE = 3  # looks in a row that see too much: one alone may fall into the prefill of a long prompt
 
@@ -48,6 +49,11 @@ class Load(Protocol):
 def is_pressed(load: Load) -> bool:
     """Whether more would only wait, or push the contexts of conversations out of the cache between their turns."""
     return load.waiting > max(2.0, 0.75 * load.running) or load.memory > 0.95
+
+
+def is_half_empty(load: Load) -> bool:
+    """Whether there is room for many more, even when the contexts of those in flight have grown."""
+    return load.waiting == 0 and load.memory < 0.5
 
 
 def is_fine(load: Load) -> bool:
@@ -91,6 +97,8 @@ class Pace:
         """Take in what the server says now; None when it does not answer: then nothing grows."""
         self._room = load is not None and is_fine(load)
         self._pressed = self._pressed + 1 if load is not None and is_pressed(load) else 0
+        if load is not None and is_half_empty(load) and not self.falls and self.in_flight >= self.limit:
+            self._grow(self._limit * (LEAP - 1))
         if load is not None and self._pressed >= PATIENCE:
             self._fall(
                 f"the server works on {load.running} requests, {load.waiting} wait, {load.memory:.0%} of its memory is used"
@@ -102,10 +110,10 @@ class Pace:
         if self._overloaded(episode):
             self._fall("an episode failed, because the server was too slow or not there")
         elif episode.status is not Status.FAILED and self._room and not self._hold and self.in_flight >= self.limit:
-            self._grow()  # only a limit that was reached has been tried
+            # Only a limit that was reached has been tried.
+            self._grow(1.0 if not self.falls else max(1.0, self.most / STEPS) / self._limit)
 
-    def _grow(self) -> None:
-        step = 1.0 if not self.falls else max(1.0, self.most / STEPS) / self._limit
+    def _grow(self, step: float) -> None:
         self._limit = min(float(self.ceiling), self._limit + step)
         self.most = max(self.most, self.limit)
         if self.limit >= min(2 * self._said, self.ceiling) and self.limit > self._said:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig
 from tau2rl.metrics.cost import Costs, Start
-from tau2rl.rollouts.meter import available_cores
+from tau2rl.settings import available_cores
 from tau2rl.store.files import read_json, write_json
 from tau2rl.store.run import RunFolder
 

@@ -29,7 +29,8 @@ async def open_pace(config: EvalConfig | SeedConfig | RftConfig) -> AsyncGenerat
     overloaded = functools.partial(was_overloaded, timeout_seconds=policy.timeout_seconds)
     async with LoadReader(policy.urls if policy.kind == "sglang" else ()) as reader:
         first = await reader.read()
-        pace = Pace(ceiling, start=START * (first.engines if first else 1), overloaded=overloaded)
+        # Whoever is not told what a server has to do must not hold back from it: the ceiling is somebody's word.
+        pace = Pace(ceiling, start=START * first.engines if first else ceiling, overloaded=overloaded)
         if first is None:
             log.info("nobody tells the load of the server: only episodes that it fails lower the number in flight")
             yield pace

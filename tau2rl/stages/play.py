@@ -22,6 +22,7 @@ from tau2rl.rewards.scoring import score_episode
 from tau2rl.rollouts.collect import Outcome, outcomes, plan
 from tau2rl.rollouts.order import Estimate, longest_first
 from tau2rl.stages.clock import clocked
+from tau2rl.stages.outage import Outage
 from tau2rl.stages.pace import open_pace
 from tau2rl.stages.players import Plays, PolicyFor, Talks, describe_agent, open_players
 from tau2rl.store.progress import Progress, ProgressEvent
@@ -92,9 +93,10 @@ async def play(
     log.info("%d tasks, %d attempts, %d of them already done", len(prepared.tasks), len(prepared.planned), len(counter.keys))
     if not attempts:
         return
-    rollout, failed_in_a_row = config.rollout, 0
-    order = longest_first(attempts, estimate, concurrency=rollout.concurrency)
+    rollout = config.rollout
+    outage = Outage(after=rollout.give_up_after, ended_well=counter.tasks)
     async with open_players(config, prepared.codec, policies) as play_once, open_pace(config) as pace:
+        order = longest_first(attempts, estimate, concurrency=pace.limit if pace else rollout.concurrency)
         episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, pace=pace)
         with clocked(folder):
             async with aclosing(episodes):
@@ -105,9 +107,8 @@ async def play(
                         if each.episode.failure is not None:
                             log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
                     counter.add(outcome)
-                    failed_in_a_row = failed_in_a_row + 1 if outcome.episode.status is Status.FAILED else 0
-                    if failed_in_a_row >= rollout.give_up_after:
-                        log.error("%d episodes in a row failed, giving up: %s", failed_in_a_row, outcome.episode.failure)
+                    if outage.shown_by(outcome):
+                        log.error("%d episodes in a row failed, giving up: %s", outage.failed, outcome.episode.failure)
                         return
 
 
@@ -144,11 +145,13 @@ class Counter:
         self._progress = progress
         self._started = time.monotonic()
         self.keys: set[str] = set()
+        self.tasks: set[TaskRef] = set()  # with an episode of an earlier start
         self.event = ProgressEvent(done=0, total=total)
 
     def had(self, record: EpisodeRecord) -> None:
         """Take over an episode of an earlier start of the run."""
         self.keys.add(record.attempt.key)
+        self.tasks.add(record.attempt.task)
         solved = record.episode.grade is not None and record.episode.grade.success
         self.event = replace(
             self.event, done=self.event.done + 1, valid=self.event.valid + 1, successes=self.event.successes + solved

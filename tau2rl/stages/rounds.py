@@ -23,6 +23,7 @@ from tau2rl.rewards.presets import RewardSpec
 from tau2rl.rewards.scoring import score_episode
 from tau2rl.rewards.tiers import TABLES
 from tau2rl.rollouts.collect import Outcome, outcomes
+from tau2rl.stages.outage import Outage
 from tau2rl.stages.play import record_of
 from tau2rl.stages.players import player_of
 from tau2rl.store.run import RunFolder
@@ -135,7 +136,10 @@ class Player:
     spec: RewardSpec
     folder: RunFolder
     costs: Costs = field(default_factory=Costs)
-    failed_in_a_row: int = 0
+    outage: Outage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outage = Outage(after=self.config.rollout.give_up_after)
 
     async def round(self, step: int, tasks: Tasks, policy: Policy) -> Round:
         """The groups of a step; more of them, up to the cap, while too few teach something. Raises RunIncomplete."""
@@ -159,11 +163,10 @@ class Player:
                 for episode in (*one.failed, one.episode):
                     self.costs.add(episode)
                 failed = one.episode.status is Status.FAILED
-                self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
                 if failed or rollout.keep:
                     self.folder.append(record_of(one, self.config, self.spec))
-                if self.failed_in_a_row >= rollout.give_up_after:
-                    raise RunIncomplete(f"{self.failed_in_a_row} episodes in a row failed: {one.episode.failure}")
+                if self.outage.shown_by(one):
+                    raise RunIncomplete(f"{self.outage.failed} episodes in a row failed: {one.episode.failure}")
                 yield one
 
     async def _groups(self, step: int, refill: int, refs: Sequence[TaskRef], policy: Policy) -> list[Group]:

@@ -58,7 +58,8 @@ def sglang(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
 
 @contextmanager
 def hedged(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
-    with sglang(mode, hedge_seconds=2 * GUARD_SECONDS, **config) as world:
+    deadline = config.get("timeout_seconds", 2 * GUARD_SECONDS)  # nothing here is asked twice
+    with sglang(mode, hedge_seconds=0.99 * deadline, **{"timeout_seconds": deadline, **config}) as world:
         yield world
 
 

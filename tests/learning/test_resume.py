@@ -114,7 +114,7 @@ def test_sft_goes_on_when_interrupted_between_two_micro_batches(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = sft(rows)
-    values["local"] |= {"micro_tokens": 400}
+    values["local"] |= {"micro_tokens": 300}
     start("sft", tmp_path / "whole", values)
     calls = count(100)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REPEATS = 8
 BLOCK = 64  # tokens that are compared at once
+CALL = 64  # tokens that cost about as much as one forward pass more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +70,10 @@ def micro_batches(rows: Sequence[tuple[int, ...]], *, max_tokens: int) -> list[l
     return groups
 
 
-def padded_batches(lengths: Sequence[int], *, max_tokens: int, call: int = 256) -> list[list[int]]:
+def padded_batches(lengths: Sequence[int], *, max_tokens: int, call: int = CALL) -> list[list[int]]:
     """Indices grouped by similar length, each group at most `max_tokens` when padded (a longer sequence stands alone).
 
-    `call`: how many tokens cost as much as one more group. Padding that costs more is not worth it.
+    Padding is worth it as long as it costs less than one group more, which costs as much as `call` tokens.
 
     >>> padded_batches([3, 9, 4, 10], max_tokens=20, call=8)
     [[0, 2], [1, 3]]

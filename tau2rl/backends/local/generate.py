@@ -15,7 +15,7 @@ from torch import nn
 
 from tau2rl.backends.local.attention import attends
 from tau2rl.backends.local.cache import SlotCache
-from tau2rl.backends.local.data import padded_batches
+from tau2rl.backends.local.data import CALL, common, padded_batches
 from tau2rl.backends.local.model import backbone, head
 from tau2rl.backends.local.sampling import Sampling, draw
 from tau2rl.backends.local.slots import SHARING_PAYS, Slots, begins
@@ -24,8 +24,7 @@ from tau2rl.types import Completion, FinishReason, Usage
 if TYPE_CHECKING:
     from torch import Tensor
 
-CALL = 64  # tokens that cost as much as one forward pass more
-COPY = 10  # attention for so many new tokens costs as much as a copy of the keys and values that it looks at
+COPY = 3  # attention for so many new tokens costs as much as a copy of the keys and values that it looks at
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +116,7 @@ class Generator:
         while fresh := self._admit(budget):  # again: who shares a beginning with these has waited for it
             new = [r.prompt[r.cached :] for r in fresh]
             budget -= sum(map(len, new))
-            for group in padded_batches([len(n) for n in new], max_tokens=self._prefill_tokens, call=CALL):
+            for group in padded_batches([len(n) for n in new], max_tokens=self._prefill_tokens):
                 done += self._forward([fresh[i] for i in group], [new[i] for i in group])
         if going:
             going.sort(key=lambda r: r.slot)
@@ -129,18 +128,31 @@ class Generator:
     def _admit(self, budget: int) -> list[Request]:
         """Requests that get a slot now, of at most `budget` new tokens; at least one of a step, however long.
 
-        A conversation that is being sampled has to wait, and one without a free slot; so has one that begins like another of
-        these and can have that beginning copied as soon as it is computed.
+        Who begins like another of them waits until that beginning is computed and can be copied, if that saves enough.
         """
         fresh: list[Request] = []
-        used = {r.slot for r in self._active}
+        saved = self._seat(fresh, budget, patient=True)
+        if 0 < saved < CALL:
+            self._seat(fresh, budget - sum(len(r.prompt) - r.cached for r in fresh), patient=False)
+        self._active += fresh
+        return fresh
+
+    def _seat(self, fresh: list[Request], budget: int, *, patient: bool) -> int:
+        """Give slots, adding to `fresh`; the tokens that need not be computed because somebody waits.
+
+        A conversation that is being sampled has to wait, and one without a free slot.
+        """
+        used = {r.slot for r in (*self._active, *fresh)}
+        saved = 0
         for request in list(self._waiting):
             slot = self._slots.find(request.session, used)
             if slot is None:
                 continue
             wanted = request.prompt[:-1]  # the last token has to be computed: its logits are asked for
             donor, kept = self._slots.donor(wanted, slot)
-            if any(begins(r.prompt, wanted, kept + SHARING_PAYS) for r in fresh):
+            leader = next((r for r in fresh if begins(r.prompt, wanted, kept + SHARING_PAYS)), None) if patient else None
+            if leader is not None:
+                saved += common(leader.prompt, wanted) - kept
                 continue
             new = len(request.prompt) - kept
             if new > budget and (fresh or budget < self._prefill_tokens):
@@ -153,8 +165,7 @@ class Generator:
             used.add(slot)
             fresh.append(request)
             self._waiting.remove(request)
-        self._active += fresh
-        return fresh
+        return saved
 
     def _forward(self, batch: list[Request], new: list[list[int]]) -> list[Request]:
         """Feed each request its new tokens, sample one token for each; returns those that are done."""

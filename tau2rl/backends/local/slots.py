@@ -36,10 +36,15 @@ class Slots:
         (0, 15)
         """
         donor, kept = slot, common(self.held.get(slot, []), wanted)
-        if len(wanted) - kept >= SHARING_PAYS:
+        least = kept + SHARING_PAYS
+        if least <= len(wanted):
             for other, tokens in self.held.items():
-                if begins(tokens, wanted, kept + (SHARING_PAYS if donor == slot else 1)):
+                # Most are told apart by one token; a call of `begins` for each would cost more than that.
+                if len(tokens) >= least and tokens[least - 1] == wanted[least - 1] and begins(tokens, wanted, least):
                     donor, kept = other, common(tokens, wanted)
+                    least = kept + 1
+                    if least > len(wanted):
+                        break
         return donor, kept
 
     def open(self, session: str, slot: int, tokens: list[int]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tau2rl.config import GrpoConfig
 from tau2rl.metrics.cost import Costs, Start
-from tau2rl.rollouts.meter import available_cores
+from tau2rl.settings import available_cores
 from tau2rl.store.files import write_json
 from tau2rl.types import Episode
 

@@ -23,9 +23,11 @@ from typing import Any
 import pytest
 
 from tau2rl.config import EvalConfig, build
+from tau2rl.errors import PolicyFailure
 from tau2rl.metrics.bounds import Load, bound
 from tau2rl.metrics.cost import Costs, Start, account as account_of
 from tau2rl.metrics.table import cost_words
+from tau2rl.policies.patience import Unavailable
 from tau2rl.stages.clock import clocked, starts
 from tau2rl.store.run import RunFolder
 from tau2rl.types import Actions, CallTool, EnvTime, Episode, Failure, Fault, FinishReason, Say, Status, TaskRef, Turn, Usage
@@ -84,8 +86,9 @@ def test_a_record_from_before_environments_measured_goes_by_its_turns() -> None:
     assert cost["env_cpu"] == {"seconds": None, "per_episode": None, "reason": "1 of 2 episodes were not measured"}
 
 
-def test_the_wait_for_a_policy_that_broke_is_the_policys() -> None:
-    broke = Failure(fault=Fault.INFRA, kind="PolicyFailure", message="no answer")
+@pytest.mark.parametrize("kind", [PolicyFailure, Unavailable])
+def test_the_wait_for_a_policy_that_broke_is_the_policys(kind: type[PolicyFailure]) -> None:
+    broke = Failure(fault=Fault.INFRA, kind=kind.__name__, message="no answer")
     measured = EnvTime(seconds=2.0, user_seconds=1.5)
     lost = episode(turn((SAY,), 1.0, 0.5), seconds=30.0, status=Status.FAILED, failure=broke, env_time=measured)
     assert account(lost)["episode_seconds"] == {

@@ -309,7 +309,7 @@ def test_without_any_server_all_are_named() -> None:
         ("http://a:1", ("http://a:1",)),
         ("http://a:1, http://b:2", ("http://a:1", "http://b:2")),
         ("[http://a:1, http://b:2]", ("http://a:1", "http://b:2")),
-        ("http://a:1,http://a:1", ("http://a:1",)),
+        ("http://a:1,http://a:1/", ("http://a:1",)),
     ],
 )
 def test_a_url_is_one_or_several(written: str, urls: tuple[str, ...]) -> None:

@@ -7,21 +7,25 @@ Pinned here:
   answer is taken and alone counted, the other call is aborted; the conversation goes on where the answer came from
 - one that fails leaves the other its chance; a bug is raised at once
 - deadline and cancellation end and abort both, and nothing goes on afterwards
-- only `eval` with `sglang` has it: what other stages sample is trained on
+- only `eval` with `sglang` has it: what other stages sample is trained on, and `rft-filter` takes no run that had it
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from tau2rl.config import STAGES, PolicyConfig, load
+from tau2rl.config import STAGES, PolicyConfig, dump, load
 from tau2rl.errors import PolicyFailure, UserError
 from tau2rl.policies.hedging import first_answer
 from tau2rl.policies.sglang import SGLangPolicy
+from tau2rl.stages.rft import source_of
+from tau2rl.store.files import write_json
 from tests.stubs.sglang import SGLangStub
 from tests.unit.policies.pair import Pair, alone, cancelled, home_of, turn, until
 
@@ -167,3 +171,13 @@ def test_only_an_evaluation_with_sglang_has_it() -> None:
             load(STAGES["grpo"], None, [f"backend={backend}", "policy.hedge_seconds=5"])
     with pytest.raises(UserError, match=r"no effect under policy\.kind `gold`"):
         load(STAGES["eval"], None, ["policy.kind=gold", "policy.hedge_seconds=5"])
+
+
+def test_what_was_sampled_with_it_is_no_source_of_training_data(tmp_path: Path) -> None:
+    (tmp_path / "episodes.jsonl").touch()
+    write_json(tmp_path / "environment.json", {"digest": "d", "identity": {"chat": "c"}})
+    for hedge, refused in (("5", True), ("null", False)):
+        config = load(STAGES["eval"], None, ["chat.tokenizer=bytes", f"policy.hedge_seconds={hedge}"])
+        write_json(tmp_path / "config.json", dump(config))
+        with pytest.raises(UserError, match=r"was played with `policy\.hedge_seconds`") if refused else nullcontext():
+            assert source_of(tmp_path).digest == "d"

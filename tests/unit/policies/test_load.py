@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -19,9 +20,11 @@ from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import PolicyConfig
 from tau2rl.policies.load import LoadReader, ServerLoad, was_overloaded
 from tau2rl.policies.sglang import SGLangPolicy
+from tau2rl.types import EnvTime
 from tests.play import play
 from tests.stubs.http import Request, Response, StubServer
 from tests.stubs.sglang import SGLangStub
+from tests.unit.rollouts.endings import FAILED
 
 T = TypeVar("T")
 
@@ -158,6 +161,12 @@ def test_which_failures_are_those_of_a_server_with_too_much_to_do(mode: str, cou
         episode = play(policy=policy, codec=TranscriptCodec())
     assert episode.failure is not None
     assert was_overloaded(episode, timeout_seconds=0.5) is counts
+
+
+def test_what_the_customer_took_before_the_first_turn_is_no_wait_for_the_server() -> None:
+    refused = replace(FAILED, seconds=41.0, env_time=EnvTime(seconds=40.0, user_seconds=40.0))
+    assert not was_overloaded(refused, timeout_seconds=30.0)
+    assert was_overloaded(replace(refused, seconds=71.0), timeout_seconds=30.0)
 
 
 def test_an_episode_that_did_not_fail_counts_for_nothing() -> None:

@@ -1,6 +1,7 @@
 """How many episodes may be in flight, pinned here:
 
-- it begins small, doubles in the time of an episode while the server has room, and never passes the ceiling;
+- it begins small, doubles in the time of an episode while the server has room, and never passes the ceiling; while the server is
+  half empty and was never full, every look adds a quarter;
 - nothing grows that was not tried, nor while the server is full or does not answer;
 - it falls by a quarter at pressure that lasts, or at an episode that the server failed, to 1 at the least, and once for
   everything that was in flight;
@@ -18,6 +19,7 @@ from tau2rl.types import Episode, Status
 from tests.unit.rollouts.endings import FAILED, GOOD
 
 IDLE = ServerLoad(engines=1, running=4, waiting=0, memory=0.1)
+ROOM = ServerLoad(engines=1, running=40, waiting=1, memory=0.6)
 FULL = ServerLoad(engines=1, running=40, waiting=20, memory=0.5)  # keeps up, with nothing to spare
 QUEUE = ServerLoad(engines=1, running=40, waiting=40, memory=0.5)
 NO_MEMORY = ServerLoad(engines=1, running=40, waiting=0, memory=0.99)
@@ -43,11 +45,30 @@ def press(paced: Pace, load: ServerLoad = QUEUE) -> None:
 
 def test_it_doubles_in_the_time_of_an_episode_up_to_the_ceiling() -> None:
     paced = pace(100)
-    paced.look(IDLE)
+    paced.look(ROOM)
     end(paced, 32)
     assert paced.limit == 64
     end(paced, 64)
     assert (paced.limit, paced.most, paced.falls) == (100, 100, 0)
+
+
+def test_a_half_empty_server_gets_a_quarter_more_at_every_look_until_it_was_full() -> None:
+    paced = pace(60)
+    paced.look(IDLE)
+    assert paced.limit == 40
+    paced.look(IDLE)  # 32 are in flight: 40 were not tried
+    assert paced.limit == 40
+    for limit in (50, 60, 60):
+        paced.in_flight = paced.limit
+        paced.look(IDLE)
+        assert paced.limit == limit
+    press(paced)
+    assert paced.limit == 45
+    end(paced, 60)
+    paced.in_flight = paced.limit
+    before = paced.limit
+    paced.look(IDLE)
+    assert paced.limit == before
 
 
 def test_where_nobody_looks_it_grows_too() -> None:
@@ -79,7 +100,7 @@ def test_it_falls_at_the_third_look_that_sees_too_much() -> None:
         for _ in range(10):
             paced.look(load)
             paced.look(load)
-            paced.look(IDLE)
+            paced.look(ROOM)
         assert paced.limit == 10
         press(paced, load)
         assert (paced.limit, paced.falls) == (7, 1)
@@ -147,7 +168,9 @@ def test_it_stays_near_what_the_server_carries() -> None:
 
 @given(
     st.integers(1, 300),
-    st.lists(st.one_of(st.sampled_from([IDLE, FULL, QUEUE, NO_MEMORY, None, GOOD, FAILED]), st.integers(0, 300)), max_size=300),
+    st.lists(
+        st.one_of(st.sampled_from([IDLE, ROOM, FULL, QUEUE, NO_MEMORY, None, GOOD, FAILED]), st.integers(0, 300)), max_size=300
+    ),
 )
 def test_it_is_always_between_one_and_the_ceiling(ceiling: int, events: list[ServerLoad | Episode | int | None]) -> None:
     paced = pace(ceiling)

@@ -110,7 +110,7 @@ def test_it_begins_with_the_same_for_each_engine(caplog: pytest.LogCaptureFixtur
 def test_a_server_that_says_nothing_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with SGLangStub() as server:
-        assert opened(evaluation(server.url, concurrency=500))[0] == 32
+        assert opened(evaluation(server.url, concurrency=500))[0] == 500
     assert caplog.text.count("nobody tells the load of the server") == 1
 
 
