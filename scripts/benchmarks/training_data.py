@@ -31,8 +31,8 @@ class Data:
     checkpoint: Path
     rows: list[dict[str, Any]]  # as `messages` and `tools`
     samples: list[TrainingSample]  # the same rows as tokens
-    groups: list[Judged]  # GROUP attempts a task, one behind the other
-    prompts: list[list[int]]  # of the tasks of `groups`, each GROUP times
+    groups: dict[str, list[Judged]]  # by the name of their row in the table: GROUP attempts a task, one behind the other
+    prompts: list[list[int]]  # of the tasks of a batch of groups, each GROUP times
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,12 +79,15 @@ def prepare(rows: Sequence[tuple[str, Any]], shape: ShapeConfig, folder: Path, *
     chosen = rng.sample(range(len(everything)), batch)
     tails = [s for i, s in enumerate(everything) if i >= tasks]
     rng.shuffle(tails)
-    groups = [
-        Judged(sample=spliced(everything[i], tails.pop()), advantages=(1.0 - 2.0 * (j % 2),))
-        for i in range(tasks)
-        for j in range(GROUP)
-    ]
-    prompts = [list(j.sample.token_ids[: j.sample.turn_spans[0][0]]) for j in groups]
+    groups = {
+        f"GRPO, {different} of {GROUP} differ": [
+            Judged(sample=spliced(everything[i], tails[i * GROUP + j % different]), advantages=(1.0 - 2.0 * (j % 2),))
+            for i in range(tasks)
+            for j in range(GROUP)
+        ]
+        for different in (GROUP, 3)
+    }
+    prompts = [list(everything[i].token_ids[: everything[i].turn_spans[0][0]]) for i in range(tasks) for _ in range(GROUP)]
     by_name = [{"messages": rows[i][1]["messages"], "tools": rows[i][1]["tools"]} for i in chosen]
     return Data(checkpoint=folder, rows=by_name, samples=[everything[i] for i in chosen], groups=groups, prompts=prompts)
 

@@ -28,7 +28,8 @@ PLAIN: dict[str, Any] = {
 
 def contenders(data: Data, folder: Path) -> list[Contender]:
     """Every way of each that is sane on a CPU; liger's kernels and flash attention need a GPU."""
-    return [*fine_tuning(data, folder), *reinforcement(data, folder), *generation(data, folder)]
+    reinforced = [c for what, batch in data.groups.items() for c in reinforcement(what, batch, data, folder)]
+    return [*fine_tuning(data, folder), *reinforced, *generation(data, folder)]
 
 
 def fine_tuning(data: Data, folder: Path) -> list[Contender]:
@@ -77,9 +78,9 @@ def _padding(sizes: Sequence[int], parts: Sequence[Sequence[int]], options: dict
     return 1.0 - sum(sizes) / sum(len(part) * max(sizes[i] for i in part) for part in parts)
 
 
-def reinforcement(data: Data, folder: Path) -> list[Contender]:
+def reinforcement(what: str, judged: Sequence[Judged], data: Data, folder: Path) -> list[Contender]:
     """All attempts in one pass; a group a pass; attempts of similar length."""
-    attempts = [j.sample for j in data.groups]
+    attempts = [j.sample for j in judged]
     sizes = [len(s.token_ids) for s in attempts]
     found: list[Contender] = []
     everything = list(range(len(sizes)))
@@ -92,10 +93,10 @@ def reinforcement(data: Data, folder: Path) -> list[Contender]:
         ("by length, 8 a pass", by_length, 8),
     ):
         parts = [order[i : i + size] for i in range(0, len(order), size)]
-        batches = [_batch([data.groups[i] for i in part], pad=trainer.processing_class.pad_token_id) for part in parts]
+        batches = [_batch([judged[i] for i in part], pad=trainer.processing_class.pad_token_id) for part in parts]
         padding = 1.0 - sum(sizes) / sum(b["prompt_ids"].numel() + b["completion_ids"].numel() for b in batches)
         run = _grpo_step(trainer, batches, sampled=sum(sum(a.loss_mask) for a in attempts))
-        found.append(Contender(what="GRPO", who="TRL", how=how, run=run, tokens=sum(sizes), padding=padding))
+        found.append(Contender(what=what, who="TRL", how=how, run=run, tokens=sum(sizes), padding=padding))
     return found
 
 

@@ -13,6 +13,7 @@ from tau2rl.bench.domain import Domain, domain
 from tau2rl.bench.mailbox import Broke, Ended, Event, Observed
 from tau2rl.bench.session import Session, assistant_message
 from tau2rl.bench.tasks import judged_by
+from tau2rl.deadlines import timeout
 from tau2rl.errors import EnvironmentFailure, TaskFailure, UserSimulatorFailure
 from tau2rl.rewards.checks import grade_from_tau2
 from tau2rl.types import Actions, CallTool, EnvTime, Grade, Message, Opening, Reply, Say, TaskRef, Usage
@@ -121,7 +122,8 @@ class Tau2Env:
     async def _next(self, seconds: float) -> Observed | Ended:
         began = monotonic()
         try:
-            event = await asyncio.wait_for(self._coming, seconds)
+            async with timeout(seconds):
+                event = await self._coming
         except asyncio.TimeoutError:
             self._broken = True
             self._session.abandon()

@@ -6,6 +6,8 @@ import asyncio
 import socket
 from urllib.parse import urlsplit
 
+from tau2rl.deadlines import timeout
+
 PROBE_SECONDS = 2.0
 
 
@@ -21,7 +23,8 @@ def answers(url: str) -> int | None:
 
     async def ask_in_time() -> int:
         # Not httpx's own timeouts: they count from byte to byte, and a server that drips never uses them up.
-        return await asyncio.wait_for(ask(), PROBE_SECONDS)
+        async with timeout(PROBE_SECONDS):
+            return await ask()
 
     try:
         _ = urlsplit(url).port  # an impossible one would come out of the event loop as a group of exceptions

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
+from tau2rl.deadlines import timeout
 from tau2rl.errors import PolicyFailure
 from tau2rl.policies.connections import Connections, Unreachable
 from tau2rl.policies.patience import Unavailable
@@ -97,7 +98,8 @@ class LoadReader:
         if url not in self._http:
             self._http[url] = Connections(url, connect_seconds=READ_SECONDS)
         with suppress(Unreachable, asyncio.TimeoutError, ValueError):
-            response = await asyncio.wait_for(self._http[url].get(path), READ_SECONDS)
+            async with timeout(READ_SECONDS):
+                response = await self._http[url].get(path)
             if response.status == 200:
                 return orjson.loads(response.body)
         return None

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tau2rl.config import PolicyConfig
+from tau2rl.deadlines import timeout
 from tau2rl.errors import PolicyFailure
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # pyright: ignore[reportMissingImports, reportUnknownVariableType] - aiohttp brings it
 
 T = TypeVar("T")
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0

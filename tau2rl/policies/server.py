@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
+from tau2rl.deadlines import timeout
 from tau2rl.errors import UserError
 from tau2rl.policies.connections import Connections, Unreachable
 from tau2rl.policies.generate import refusal
@@ -88,7 +89,8 @@ class Server:
         Raises Absent when nothing does, and UserError when it is not SGLang or its context is shorter than `context_tokens`.
         """
         try:
-            found = await asyncio.wait_for(self._described(), timeout_seconds)
+            async with timeout(timeout_seconds):
+                found = await self._described()
         except (asyncio.TimeoutError, Unreachable):
             raise Absent(
                 f"no SGLang server answers at `{self.url}`",
@@ -109,7 +111,8 @@ class Server:
 
     async def _post_abort(self, rid: str) -> None:
         with suppress(Unreachable, asyncio.TimeoutError):  # best effort: the server may be the very thing that is broken
-            await asyncio.wait_for(self._http.post("/abort_request", orjson.dumps({"rid": rid}), {}), ABORT_SECONDS)
+            async with timeout(ABORT_SECONDS):
+                await self._http.post("/abort_request", orjson.dumps({"rid": rid}), {})
 
     async def _described(self) -> Described:
         health = await self._http.get("/health")

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tau2rl.deadlines import timeout
 from tau2rl.errors import EnvironmentFailure, UserError
 from tau2rl.rollouts.collect import never_began
 from tau2rl.rollouts.worker import GB, OpenPlayer, Worker
@@ -97,7 +98,8 @@ class Workers:
         )
         self._actors = [actor.remote(self._open_player, memory_gb=self._memory_gb) for _ in range(self._count)]
         try:
-            nodes = await asyncio.wait_for(self._nodes(), self._start_timeout)
+            async with timeout(self._start_timeout):
+                nodes = await self._nodes()
         except asyncio.TimeoutError:
             self._end()
             cores = ray.cluster_resources().get("CPU", 0)
@@ -120,7 +122,8 @@ class Workers:
         """Wait until a worker can play. Raises EnvironmentFailure when none comes back in time."""
         while not self._seats:
             try:
-                await asyncio.wait_for(self._back.wait(), self._start_timeout)
+                async with timeout(self._start_timeout):
+                    await self._back.wait()
             except asyncio.TimeoutError:
                 if self._leaving is None:  # it may have half an hour to play
                     raise EnvironmentFailure(f"no worker came back within {self._start_timeout:g} s") from None
@@ -147,7 +150,8 @@ class Workers:
         except asyncio.CancelledError:
             self._ray.cancel(call)
             with suppress(RayError, asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.wrap_future(call.future()), CALL_OFF_SECONDS)
+                async with timeout(CALL_OFF_SECONDS):
+                    await asyncio.wrap_future(call.future())
             raise
         except RayTaskError as error:
             if isinstance(error.cause, Exception):

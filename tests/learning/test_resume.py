@@ -97,7 +97,7 @@ LORA = {"lora": {"rank": 4, "dropout": 0.1}}  # dropout draws random numbers at 
 
 @pytest.mark.parametrize(
     ("stop_at", "more"),
-    [(17, {}), (3, {}), (20, {"micro_tokens": 400, "gradient_checkpointing": True}), (17, {"micro_tokens": 400, **LORA})],
+    [(17, {}), (3, {}), (20, {"micro_tokens": 150, "gradient_checkpointing": True}), (17, {"micro_tokens": 150, **LORA})],
     ids=["mid-epoch", "before the first save", "micro-batches and recomputed activations", "LoRA with dropout"],
 )
 def test_sft_goes_on_where_it_was_interrupted(stop_at: int, more: dict[str, Any], rows: Path, tmp_path: Path) -> None:
@@ -114,12 +114,12 @@ def test_sft_goes_on_when_interrupted_between_two_micro_batches(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = sft(rows)
-    values["local"] |= {"micro_tokens": 300}
+    values["local"] |= {"micro_tokens": 150}
     start("sft", tmp_path / "whole", values)
     calls = count(100)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and next(calls) == 160:
+        if torch.is_grad_enabled() and next(calls) == 185:
             raise KeyboardInterrupt
         return score_tokens(*args, **kwargs)
 

@@ -8,6 +8,7 @@
 - a call that is never answered is FAILED, whatever the episode's deadline; a grading that hangs does not stop other episodes
 - `done` ends a conversation, the stop token inside a text does not
 - a broken user, tool room or grader is FAILED with the right fault, never a reward
+- a cancellation is never lost, not even one that comes together with the environment's answer
 - the same attempt plays the same episode again
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from tau2rl.bench.mailbox import Observed
 from tau2rl.bench.session import Session
 from tau2rl.bench.users import ScriptedUser
 from tau2rl.chat import make_codec
@@ -297,6 +299,20 @@ def test_each_turn_and_attempt_has_its_own_seed() -> None:
 
     asyncio.run(main())
     assert seen[:2] == seen[2:4] and len(set(seen)) == 4
+
+
+def test_a_cancellation_that_comes_with_the_answer_is_not_lost() -> None:
+    async def main() -> bool:
+        env = mock_env()
+        await env.open()
+        step = asyncio.create_task(env.step((Say(text="Hello."),)))
+        await asyncio.sleep(0)  # it has given the turn to tau2, and waits
+        env._arrived(Observed([]))
+        step.cancel()
+        await asyncio.wait([step])
+        return step.cancelled()
+
+    assert asyncio.run(main())
 
 
 def test_cancelling_an_episode_closes_its_environment() -> None:
