@@ -104,7 +104,7 @@ class LocalTrainConfig(LocalConfig):
     """How a model is trained in this process."""
 
     micro_tokens: int = Field(default=4096, ge=1)
-    """Padded tokens of one forward pass; a step sums over as many passes as it needs."""
+    """Tokens computed in one forward pass, those that rows share counted once; a step sums over as many passes as it needs."""
     gradient_checkpointing: bool = False
     """Compute activations twice in place of keeping them: slower, far less memory."""
     lora: LoraConfig = LoraConfig()
