@@ -61,7 +61,7 @@ class LocalHead:
         raise AssertionError("unreachable")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+        self.stop(at_once=kind is None)
 
     @property
     def pid(self) -> int:
@@ -73,17 +73,18 @@ class LocalHead:
         """Whether it stands: False before entry, after exit, and when it broke down by itself."""
         return self._keeper is not None and self._keeper.poll() is None
 
-    def stop(self) -> None:
+    def stop(self, *, at_once: bool = False) -> None:
         """End it and wait until everything is gone; safe to call twice.
 
-        Whoever stops a head has followed its jobs to their end, so nothing below it has anything left to write.
+        `at_once`: its jobs were followed to their end, so nothing below it has anything left to write.
         """
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
         assert keeper.stdin is not None and keeper.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            keeper.stdin.write(AT_ONCE)
+            if at_once:
+                keeper.stdin.write(AT_ONCE)
             keeper.stdin.close()
         with keeper.stdout:
             keeper.wait(STOP_TIMEOUT_SECONDS)

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
+from tau2rl.deadlines import timeout
+from tau2rl.errors import UserError
 from tau2rl.rollouts.meter import metered
 from tau2rl.types import Attempt, Episode
 
@@ -19,6 +21,7 @@ OpenPlayer = Callable[[], AbstractAsyncContextManager[PlayAs]]  # pickled, and c
 GB = 10**9
 TOO_MUCH = 2  # times the limit: then a worker does not wait for the end of what it plays
 LOOK_SECONDS = 1.0
+LEAVE_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +39,15 @@ class Worker:
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> str:
-        """Get ready to play; the id of the node that this is on."""
+        """Get ready to play; the id of the node that this is on. Raises UserError: it has grown too large before it plays."""
         import ray
 
         await self._player()
+        if (has := own_bytes()) * TOO_MUCH > self._most:
+            raise UserError(
+                f"a worker has {has / GB:.2f} GB before it plays, more than `rollout.worker_memory_gb`",
+                hint="what is loaded and a few conversations need about 0.5",
+            )
         return ray.get_runtime_context().get_node_id()
 
     async def play(self, attempt: Attempt, *how: Any) -> tuple[Episode, int]:
@@ -50,7 +58,8 @@ class Worker:
     async def leave(self) -> None:
         """End the process, which plays nothing any more; Ray starts another in its place."""
         with contextlib.suppress(Exception):  # it leaves in any case
-            await self._stack.aclose()
+            async with timeout(LEAVE_SECONDS):
+                await self._stack.aclose()
         os._exit(0)  # an orderly exit of an actor is one that Ray does not make good
 
     async def _player(self) -> PlayAs:

@@ -48,17 +48,23 @@ def attend(
     *,
     tau2rl_layout: Layout | None = None,
     tau2rl_rows: Tensor | None = None,
+    tau2rl_positions: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: [batch, heads, time, head_dim] in, [batch, time, heads, head_dim] out.
 
     `tau2rl_layout`: the batch is one line of positions, and rows are as it says. `tau2rl_rows`, [batch]: keys, values and mask
-    are those of more rows than the queries; which of them each query belongs to.
+    are those of more rows than the queries; which of them each query belongs to. `tau2rl_positions`, [rows, new]: where
+    the mask's queries stand; a layer that looks back a window looks no further then, which the mask does not know of.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if tau2rl_layout is not None:
         return _by_rows(module, query, key, value, tau2rl_layout, kwargs), None
+    window = kwargs.get("sliding_window")
+    if tau2rl_positions is not None and attention_mask is not None and window is not None and window < key.shape[2]:
+        columns = torch.arange(key.shape[2], device=key.device)
+        attention_mask = attention_mask & (columns > tau2rl_positions[:, None, :, None] - window)
     if tau2rl_rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     spread = query.new_zeros(len(key), *query.shape[1:]).index_copy_(0, tau2rl_rows, query)

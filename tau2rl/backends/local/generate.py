@@ -19,6 +19,7 @@ from tau2rl.backends.local.data import CALL, common, padded_batches
 from tau2rl.backends.local.model import backbone, head
 from tau2rl.backends.local.sampling import Sampling, draw
 from tau2rl.backends.local.slots import SHARING_PAYS, Slots, begins
+from tau2rl.errors import UserError
 from tau2rl.types import Completion, FinishReason, Usage
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class Generator:
         self._count = slots
         self._prefill_tokens = prefill_tokens
         self._in_place = attends(model)
+        if not self._in_place and getattr(model.config, "sliding_window", None):
+            raise UserError(
+                "layers that look back a window only are sampled with torch's attention (`sdpa`) alone, which this model has not",
+                hint="train it with backend `slime`; Qwen, Llama and Mistral models work here",
+            )
         self._waiting: list[Request] = []
         self._active: list[Request] = []
         self.computed = 0  # tokens whose keys and values were computed, since the beginning
@@ -190,12 +196,15 @@ class Generator:
         self._cache.columns = positions
         self._cache.width = width
         self._cache.window = self._window(slots, longest)
-        mask = torch.arange(width, device=self._device) <= positions[:, :, None]  # [batch, new, width]
+        at = positions
         more: dict[str, Tensor] = {}
         if (window := self._cache.window) is not None and slots != list(range(window.start, window.stop)):
             more["tau2rl_rows"] = self._cache.rows - window.start
             # A slot between them, which asks nothing, may look at everything: with nothing to look at it would be nan.
-            mask = mask.new_ones(window.stop - window.start, *mask.shape[1:]).index_copy_(0, more["tau2rl_rows"], mask)
+            at = at.new_full((window.stop - window.start, longest), width).index_copy_(0, more["tau2rl_rows"], at)
+        mask = torch.arange(width, device=self._device) <= at[:, :, None]  # [rows, new, width]
+        if self._in_place:
+            more["tau2rl_positions"] = at  # for layers that look back a window
         hidden = backbone(self._model)(
             input_ids=ids,
             attention_mask=mask[:, None],

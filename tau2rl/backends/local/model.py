@@ -81,13 +81,24 @@ def _make_copying_easy(model: nn.Module, shape: Shape) -> None:
 
 
 def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
-    """A checkpoint as `from_pretrained` reads it. Raises UserError when there is none."""
+    """A checkpoint as `from_pretrained` reads it. Raises UserError when there is none, or it is of a kind that is not played."""
     from transformers import AutoModelForCausalLM
 
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype), local_files_only=True)
+    _check_logits(model.config, folder)
     return cast("PreTrainedModel", cast(nn.Module, model).to(device))
+
+
+def _check_logits(config: object, folder: Path | str) -> None:
+    """Raises UserError for a model that does more to its logits than its output layer: `head` would leave that out."""
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"the model in `{folder}` changes its logits (`{name}`), which the `local` backend does not",
+                hint="train it with backend `slime`; Qwen, Llama and Mistral models work here",
+            )
 
 
 def save(model: nn.Module, folder: Path, *, dtype: DType | None = None) -> None:

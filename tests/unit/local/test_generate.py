@@ -1,6 +1,6 @@
 """Pins batched sampling:
 
-- log-probabilities equal those of one full forward pass over the same tokens
+- log-probabilities equal those of one full forward pass over the same tokens, in layers that look back a window too
 - greedy output equals transformers' own `generate`
 - a request's result does not depend on who shares the batch, on slots, or on kept keys and values
 - a turn costs its new tokens, a group's prompt is computed once; new weights forget the old ones' keys and values
@@ -18,8 +18,9 @@ from torch import nn
 
 from tau2rl.backends.local.generate import Generator, Request
 from tau2rl.backends.local.sampling import Sampling
+from tau2rl.errors import UserError
 from tau2rl.types import FinishReason
-from tests.unit.local.tiny import VOCAB, tiny_model
+from tests.unit.local.tiny import VOCAB, sliding_model, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,21 @@ def test_logprobs_are_those_of_a_full_forward_pass(model: nn.Module, temperature
     ]
     for r, done in zip(requests, Generator(model, slots=4).run(requests), strict=True):
         assert done.logprobs == pytest.approx(full_logprobs(model, r.prompt, done.token_ids, temperature), abs=1e-4)
+
+
+def test_windows_under_another_attention_are_refused() -> None:
+    model = sliding_model()
+    model.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
+    with pytest.raises(UserError, match="look back a window only"):
+        Generator(model)
+
+
+def test_layers_that_look_back_a_window_look_no_further() -> None:
+    model = sliding_model()
+    lengths = [12, 3, 12]  # of turns: the slot between the others is soon one that asks nothing
+    asks = [request(prompt(20 + i, seed=i), seed=i, session=str(i), max_tokens=n) for i, n in enumerate(lengths)]
+    for ask, done in zip(asks, Generator(model, slots=3).run(asks), strict=True):
+        assert done.logprobs == pytest.approx(full_logprobs(model, ask.prompt, done.token_ids), abs=1e-4)
 
 
 def test_greedy_is_transformers_own_greedy(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from tau2rl.backends.local.forward import Work, cut, score_tokens
 from tau2rl.backends.local.model import create, save_memory, with_lora
 from tau2rl.backends.local.shared import bundles
 from tau2rl.types import TrainingSample
-from tests.unit.local.tiny import SHAPE, VOCAB, gradient, sample, tiny_model
+from tests.unit.local.tiny import SHAPE, VOCAB, gradient, sample, sliding_model, tiny_model
 
 SYSTEM = tuple(random.Random(0).randrange(2, VOCAB) for _ in range(30))
 PROMPTS = [(*SYSTEM, 5 + i, *(random.Random(i).randrange(2, VOCAB) for _ in range(9))) for i in range(3)]  # 40 tokens each
@@ -78,19 +78,6 @@ def grouped_heads() -> nn.Module:
     return create(shape, vocab_size=VOCAB, seed=0, eos_token_id=1, pad_token_id=0)
 
 
-def sliding() -> nn.Module:
-    """Half of the layers look back 8 tokens."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
-            num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1,
-        )
-    )  # fmt: skip
-
-
 def low_rank() -> nn.Module:
     torch.manual_seed(0)
     return with_lora(tiny_model(), rank=2, alpha=4)  # type: ignore[arg-type]
@@ -110,7 +97,7 @@ def learned(model: nn.Module, rows: Sequence[TrainingSample], *, share: bool) ->
     return scores.logp.detach(), scores.entropy.detach(), gradient(model)
 
 
-@pytest.mark.parametrize("make", [tiny_model, grouped_heads, sliding, low_rank, recomputing])
+@pytest.mark.parametrize("make", [tiny_model, grouped_heads, sliding_model, low_rank, recomputing])
 def test_sharing_changes_neither_scores_nor_gradients(make: Callable[[], nn.Module]) -> None:
     rows = mixture()
     shared, plain = learned(make(), rows, share=True), learned(make(), rows, share=False)

@@ -22,6 +22,19 @@ def tiny_model(seed: int = 0) -> nn.Module:
     return create(SHAPE, vocab_size=VOCAB, seed=seed, eos_token_id=1, pad_token_id=0)
 
 
+def sliding_model() -> nn.Module:
+    """Half of the layers look back 8 tokens."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
+            num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1,
+        )
+    )  # fmt: skip
+
+
 def sample(length: int, *, seed: int, shared: Sequence[int] = (), with_logprobs: bool = False) -> TrainingSample:
     """A random conversation: some spans of it sampled, the rest given."""
     rng = random.Random(seed)
