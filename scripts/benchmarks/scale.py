@@ -121,7 +121,7 @@ async def measure(folder: Path) -> dict[str, float]:
     typical = sorted(played, key=lambda o: len(o.episode.token_ids))[len(played) // 2].episode
     many = plan(tasks, num_samples=40, seed=0)
     flight = [await drain(many, functools.partial(_answer, typical, count * 0.003), count) for count in IN_FLIGHT]
-    ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     async with Workers(functools.partial(open_echo, typical, 0.02), count=1, concurrency=64) as workers:
         await drain(many[:64], workers.play, 64)
         message = await drain(many[:MESSAGES], workers.play, 64)

@@ -258,7 +258,9 @@ def main() -> None:
             if any(a.workers):
                 import ray
 
-                ray.init(num_cpus=max(a.workers), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(
+                    "local", num_cpus=max(a.workers), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+                )
             rows = asyncio.run(measure(a, url, tokenizer, slime))
         finally:
             server.kill()

@@ -41,11 +41,10 @@ ANSWER = agent(NativeCodec(ByteTokenizer()))
 def cluster() -> Iterator[None]:
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-        yield
-        ray.shutdown()
+    # Not the head that another test may have started beside this one.
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 def workers_of(made: Rollout) -> Workers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from tau2rl import settings
 from tau2rl.backends.slime.handover import SlimeRun
 from tau2rl.backends.slime.model_shape import ModelShape
 from tau2rl.config import GrpoConfig, SftConfig
-from tau2rl.settings import present_keys
 from tau2rl.store.provenance import library_versions
 
 ASK_SECONDS = 20.0
@@ -64,7 +63,7 @@ def collect(
         shape=run.shape,
         gpus=_gpus(),
         cluster_gpus=cluster_gpus,
-        cores=cluster_cores if cluster_cores is not None else os.cpu_count() or 1,
+        cores=settings.available_cores() if cluster_cores is None else cluster_cores,
         missing=frozenset(path for path in _named(config) if not path.expanduser().exists()),
         slime_commit=_commit(config.slime.root),
         numpy=library_versions(("numpy",)).get("numpy"),
@@ -73,7 +72,7 @@ def collect(
         free_bytes=shutil.disk_usage(_existing(run.folder)).free,
         rows=_lines(run.prompts),
         eval_rows=_lines(run.eval_prompts),
-        wandb_key=present_keys()["WANDB_API_KEY"] or Path("~/.netrc").expanduser().exists(),
+        wandb_key=settings.present_keys()["WANDB_API_KEY"] or Path("~/.netrc").expanduser().exists(),
         user_reachable=_user_reachable(config),
         engine_port_taken=not _free(ENGINE_PORT),
         user_model=_user_model(config),
