@@ -22,7 +22,7 @@ both)
     make_venv laptop
     "${gold[@]}"
     say ""
-    say "2 of 2: a model learns from nothing; 6 to 13 minutes on two cores (measured), behind the installation of torch"
+    say "2 of 2: a model learns from nothing; 5 to 13 minutes on two cores (measured), behind the installation of torch"
     say "        (Ctrl-C keeps what is done, and says how to go on with it)"
     make_venv laptop,local
     exec "${train[@]}"
