@@ -1,6 +1,6 @@
 """400 episodes, 100 test tasks four times, against a policy and a customer that take 50 ms each: how near to what is possible.
 
-    python scripts/benchmarks/rollouts_400.py [--concurrency 16 24 32] [--workers 0 2] [--limit TASKS]
+    python scripts/benchmarks/rollouts_400.py [--concurrency 16 20 24 32] [--workers 2] [--limit TASKS]
 
 The policy server is a process of its own and answers with reference turns; the scripted customer sleeps before each message.
 Prompts have the layout of a Qwen checkpoint, in the tokens of a BPE that is trained on the policies first, about 4 characters
@@ -178,7 +178,9 @@ async def measure(config: EvalConfig, a: argparse.Namespace) -> list[list[str]]:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 24, 32], help="episodes in flight, in this process")
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", default=[16, 20, 24, 32], help="episodes in flight, played here"
+    )
     parser.add_argument("--workers", type=int, nargs="*", default=[2], help="processes that play, with the last concurrency")
     parser.add_argument("--samples", type=int, default=4, help="episodes of each task")
     parser.add_argument("--limit", type=int, help="tasks of each domain")

@@ -182,6 +182,12 @@ class RolloutConfig(Section):
     """Episodes in a row that FAILED, retries included, after which the run stops: something is down for good. A task that
     never ended well counts once, while others do end well."""
 
+    @model_validator(mode="after")
+    def _memory_is_somebodys(self) -> RolloutConfig:
+        if not self.workers and self.worker_memory_gb != RolloutConfig.model_fields["worker_memory_gb"].default:
+            raise ValueError("rollout.worker_memory_gb would have no effect without rollout.workers: leave it out")
+        return self
+
 
 class RewardConfig(Section):
     """How tau2's verdicts become a score; every preset is documented in `rewards/presets.py`."""

@@ -150,7 +150,7 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "rollout.give_up_after": 3,
         "rollout.keep": True,
         "rollout.workers": 2,
-        "rollout.worker_memory_gb": 2.0,
+        "rollout.worker_memory_gb": ({"rollout.workers": 2}, 2.0),
         "reward.preset": "outcome",
         "reward.alpha": 0.1,
         "reward.normalise": True,

@@ -88,6 +88,12 @@ def test_asked_for_where_there_is_no_server_it_is_refused(kind: Any, values: dic
         build(kind, {**values, "rollout": {"adaptive": True}})
 
 
+@pytest.mark.parametrize(("kind", "values"), [(SeedConfig, {}), (GrpoConfig, {"model": {"init": "x"}, "backend": "local"})])
+def test_a_limit_of_workers_without_workers_is_refused(kind: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"no effect without rollout\.workers"):
+        build(kind, {**values, "rollout": {"worker_memory_gb": 2.0}})
+
+
 def opened(config: EvalConfig) -> tuple[int | None, str]:
     """The limit to begin with, and what is said in the end."""
 
