@@ -178,9 +178,7 @@ async def measure(config: EvalConfig, a: argparse.Namespace) -> list[list[str]]:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--concurrency", type=int, nargs="+", default=[16, 20, 24, 32], help="episodes in flight, played here"
-    )
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 20, 24, 32], help="episodes in flight, played here")
     parser.add_argument("--workers", type=int, nargs="*", default=[2], help="processes that play, with the last concurrency")
     parser.add_argument("--samples", type=int, default=4, help="episodes of each task")
     parser.add_argument("--limit", type=int, help="tasks of each domain")
