@@ -11,14 +11,14 @@ die() { # die MESSAGE [HINT]
     exit 2
 }
 
-recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
         if recent "$candidate"; then printf '%s\n' "$candidate"; return; fi
     done
-    die "no Python 3.10 or newer on this machine" "name one: PYTHON=/path/to/python3 $0"
+    die "no Python 3.11 or newer on this machine" "name one: PYTHON=/path/to/python3 $0"
 }
 
 make_venv() { # make_venv EXTRAS, in the repository's root; extras that another script installed stay

@@ -1,4 +1,4 @@
-"""Write `tau2rl/bench/floors.json` again from the installed tau2 data, by replay.
+"""Write `tau2rl/env/floors.json` again from the installed tau2 data, by replay.
 
 Takes minutes of CPU time; run it when the data moves.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tau2rl.bench.domain import NAMES, domain
-from tau2rl.bench.floors import measure
+from tau2rl.env.audit import measure
+from tau2rl.env.domain import NAMES, domain
 from tau2rl.types import TaskRef
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write `tau2rl/backends/slime/options.json` again: the names, types and choices of every option of slime's `train.py`.
+"""Write `tau2rl/slime/options.json` again: the names, types and choices of every option of slime's `train.py`.
 
 `--survey slime_args.json`: all options, from a survey of slime, Megatron-LM and SGLang at one set of versions.
 `--checkout /root/slime`: slime's own options alone, read from the source of a checkout; Megatron's and SGLang's stay as they are.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tau2rl.errors import UserError
-from tau2rl.store.progress import ProgressEvent
+from tau2rl.runs.progress import ProgressEvent
 
 if TYPE_CHECKING:
     from rich.console import Console

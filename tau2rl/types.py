@@ -6,14 +6,14 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant", "tool"]
 ToolSchema = dict[str, Any]  # an OpenAI function schema: {"type": "function", "function": {"name", "description", "parameters"}}
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How an episode ended, as evidence about the model."""
 
     COMPLETED = "completed"  # tau2 ended it by its own rules and graded it
@@ -22,7 +22,7 @@ class Status(str, Enum):
     FAILED = "failed"  # our world broke: no evidence, never a number
 
 
-class Fault(str, Enum):
+class Fault(StrEnum):
     """Who is to blame when an episode did not succeed."""
 
     AGENT = "agent"
@@ -31,14 +31,14 @@ class Fault(str, Enum):
     INFRA = "infra"
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why the policy stopped sampling a turn."""
 
     STOP = "stop"
     LENGTH = "length"
 
 
-class MalformedKind(str, Enum):
+class MalformedKind(StrEnum):
     """The named ways in which a sampled turn fails to be one."""
 
     EMPTY = "empty"

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tau2rl.bench.env import EnvLimits, Tau2Env
-from tau2rl.bench.users import make_user
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import UserConfig
-from tau2rl.policies.scripted import ScriptedPolicy
-from tau2rl.rollouts.episode import Limits, run_episode
+from tau2rl.env.tau2_env import EnvLimits, Tau2Env
+from tau2rl.env.user_simulator import make_user
+from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.rollout.episode import Limits, run_episode
 from tau2rl.types import Actions, Attempt, ChatCodec, Episode, Policy, TaskRef
 
 CREATE = TaskRef(domain="mock", task_id="create_task_1", split="base")

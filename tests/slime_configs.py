@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tau2rl.backends.slime.model_shape import ModelShape, shape_of
 from tau2rl.config import STAGES, GrpoConfig, SftConfig, load, read_file
+from tau2rl.slime.model import ModelShape, shape_of
 
 ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(

@@ -84,7 +84,7 @@ class Ours:
     """An episode in this project's environment."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from tau2rl.bench.env import Tau2Env
+        from tau2rl.env.tau2_env import Tau2Env
         from tau2rl.types import TaskRef
 
         ref = TaskRef(domain=spec["domain"], task_id=spec["task_id"], split="base")
@@ -170,7 +170,7 @@ def resident() -> float:
 
 def tools(specs: list[dict[str, Any]]) -> list[float]:
     """CPU seconds of the tool functions of each episode, the agent's and the user's, and nothing else."""
-    from tau2rl.bench.domain import domain
+    from tau2rl.env.domain import domain
 
     spent: list[float] = []
     for spec in specs:

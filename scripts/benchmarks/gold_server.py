@@ -17,9 +17,9 @@ from urllib.parse import unquote
 
 import orjson
 
-from tau2rl.bench.gold import gold_script
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig
+from tau2rl.env.gold import gold_script
 from tau2rl.types import TaskRef
 
 CODEC = make_codec(ChatConfig(protocol="native", tokenizer=sys.argv[2]))

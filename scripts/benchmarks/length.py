@@ -2,9 +2,9 @@
 
 CPU microseconds of a turn (a mean over 20 turns, the median of nine episodes) at 50, 100 and 200 turns, and their ratio, for
 
-- `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the customers of `bench/users.py`, the first
+- `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the customers of `env/user_simulator.py`
   on a model that answers at once
-- `loop`: `rollouts/episode.py` around it, with a policy that answers at once
+- `loop`: `rollout/episode.py` around it, with a policy that answers at once
 - `server`: the same with an SGLang stub in another process, to which the whole prompt is sent every turn
 
 and, for the loop, what a turn adds to the memory in use (`tracemalloc`). The agent alternates a look-up with a sentence, so
@@ -26,14 +26,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tau2rl.bench.domain import domain
-from tau2rl.bench.env import EnvLimits, Tau2Env
-from tau2rl.bench.session import Session
-from tau2rl.bench.users import make_user
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig, PolicyConfig, UserConfig
-from tau2rl.policies.sglang import SGLangPolicy
-from tau2rl.rollouts.episode import Limits, run_episode
+from tau2rl.env.domain import domain
+from tau2rl.env.simulation import Session
+from tau2rl.env.tau2_env import EnvLimits, Tau2Env
+from tau2rl.env.user_simulator import make_user
+from tau2rl.policy.sglang import SGLangPolicy
+from tau2rl.rollout.episode import Limits, run_episode
 from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Policy, Say, TaskRef
 
 from tau2.data_model.message import AssistantMessage, UserMessage  # isort: skip

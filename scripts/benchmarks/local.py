@@ -14,11 +14,10 @@ import time
 
 import torch
 
-from tau2rl.backends.local.generate import Generator, Request
-from tau2rl.backends.local.grpo import GRPOSpec, GRPOTrainer, Judged
-from tau2rl.backends.local.model import Shape, create, num_parameters, save_memory, with_lora
-from tau2rl.backends.local.optim import OptimSpec
-from tau2rl.backends.local.sampling import Sampling
+from tau2rl.train.generate import Generator, Request, Sampling
+from tau2rl.train.model import Shape, create, num_parameters, save_memory, with_lora
+from tau2rl.train.optim import OptimSpec
+from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
 from tau2rl.types import TrainingSample
 
 QWEN3 = {"kv_heads": 8, "head_dim": 128, "embedding_std": 0.02, "copy_gain": 0.0}

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 from tau2rl.config import RftConfig, build
-from tau2rl.rewards.presets import spec_from
-from tau2rl.stages.dataset import scan, write
-from tau2rl.stages.ledger import Ledger
-from tau2rl.stages.rft import source_of
-from tau2rl.stages.seed import run
-from tau2rl.store.run import RunFolder
+from tau2rl.data.rollout_filter import Ledger
+from tau2rl.recipes.dataset import scan, write
+from tau2rl.recipes.rft import source_of
+from tau2rl.recipes.seed import run
+from tau2rl.reward.presets import spec_from
+from tau2rl.runs.folder import RunFolder
 
 ATTEMPTS = 8  # of a task; one in four is a success
 
@@ -39,7 +39,7 @@ def example(folder: Path) -> bytes:
 
 def multiply(line: bytes, path: Path, count: int) -> None:
     """Write the episode `count` times, under the names of attempts at tasks of the training pool."""
-    from tau2rl.bench.synth import SIZES, task_id
+    from tau2rl.env.synth import SIZES, task_id
 
     record = json.loads(line)
     size = SIZES["synth-train"]

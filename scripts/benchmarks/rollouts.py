@@ -48,8 +48,8 @@ def main(domain: str = "mock", turns: str = "10", tokenizer: str = "bpe") -> Non
 def measure(folder: Path, domain: str, turns: str, tokenizer: str) -> None:
     """Play once for warmth, then for the clock."""
     from tau2rl.config import EvalConfig, load
-    from tau2rl.stages import eval as stage
-    from tau2rl.store.run import RunFolder
+    from tau2rl.recipes import eval as stage
+    from tau2rl.runs.folder import RunFolder
 
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, tokenizer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

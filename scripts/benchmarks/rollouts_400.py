@@ -32,17 +32,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tau2rl.bench.attempts import make_env
-from tau2rl.bench.domain import domain
-from tau2rl.bench.gold import gold_script
-from tau2rl.bench.tasks import select
-from tau2rl.chat.byte_tokenizer import CHATML_TEMPLATE
+from tau2rl.chat.tokenizers import CHATML_TEMPLATE
 from tau2rl.config import EvalConfig, load
-from tau2rl.rewards.presets import spec_from
-from tau2rl.rollouts.collect import Play, outcomes, plan
-from tau2rl.rollouts.workers import Workers
-from tau2rl.stages.play import record_of
-from tau2rl.store.run import RunFolder
+from tau2rl.env.domain import domain
+from tau2rl.env.gold import gold_script
+from tau2rl.env.tasks import select
+from tau2rl.env.tau2_env import make_env
+from tau2rl.reward.presets import spec_from
+from tau2rl.rollout.players import record_of
+from tau2rl.rollout.runner import Play, outcomes, plan
+from tau2rl.rollout.workers import Workers
+from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode, Status
 
 SERVER = Path(__file__).with_name("gold_server.py")
@@ -55,11 +55,11 @@ async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
     """A player as a run has it, with a customer who takes its time."""
     import time
 
-    from tau2rl.bench.env import Tau2Env
-    from tau2rl.bench.users import make_user
     from tau2rl.chat import make_codec
-    from tau2rl.rollouts.collect import player
-    from tau2rl.stages.players import episode_limits, open_agent
+    from tau2rl.env.tau2_env import Tau2Env
+    from tau2rl.env.user_simulator import make_user
+    from tau2rl.rollout.players import episode_limits, open_agent
+    from tau2rl.rollout.runner import player
 
     def user(session: Any) -> Any:
         made = make_user(config.user, seed=0)(session)

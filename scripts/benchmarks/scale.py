@@ -33,18 +33,17 @@ from typing import Any
 
 from rollouts_400 import make_tokenizer
 
-from tau2rl.bench.attempts import make_env
-from tau2rl.bench.gold import gold_script
-from tau2rl.bench.tasks import select
 from tau2rl.chat import make_codec
 from tau2rl.config import EvalConfig, load
-from tau2rl.policies.scripted import ScriptedPolicy
-from tau2rl.rewards.presets import spec_from
-from tau2rl.rollouts.collect import Outcome, Play, outcomes, plan, player, start_pause
-from tau2rl.rollouts.workers import Workers
-from tau2rl.stages.play import record_of
-from tau2rl.stages.players import episode_limits
-from tau2rl.store.run import RunFolder
+from tau2rl.env.gold import gold_script
+from tau2rl.env.tasks import select
+from tau2rl.env.tau2_env import make_env
+from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.reward.presets import spec_from
+from tau2rl.rollout.players import episode_limits, record_of
+from tau2rl.rollout.runner import Outcome, Play, outcomes, plan, player, start_pause
+from tau2rl.rollout.workers import Workers
+from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode
 
 MESSAGES, RECORDS = 400, 200

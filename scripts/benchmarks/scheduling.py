@@ -29,14 +29,14 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tau2rl.bench.tasks import select
 from tau2rl.config import PolicyConfig, TasksConfig
-from tau2rl.policies.load import LoadReader
-from tau2rl.policies.sglang import SGLangPolicy
-from tau2rl.rollouts.collect import Play, outcomes, plan
-from tau2rl.rollouts.order import Estimate, longest_first
-from tau2rl.rollouts.pacing import START, Pace
-from tau2rl.stages.play import reference_length
+from tau2rl.env.tasks import select
+from tau2rl.policy.load import LoadReader
+from tau2rl.policy.sglang import SGLangPolicy
+from tau2rl.recipes.play import reference_length
+from tau2rl.rollout.concurrency import START, Pace
+from tau2rl.rollout.runner import Play, outcomes, plan
+from tau2rl.rollout.scheduling import Estimate, longest_first
 from tau2rl.types import Attempt, Episode, Status, TaskRef
 
 ROOT = Path(__file__).parents[2]

@@ -34,13 +34,13 @@ from typing import Any
 
 from rollouts_400 import SERVER, make_tokenizer
 
-from tau2rl.backends.slime import hooks
-from tau2rl.backends.slime.marks import Marks
-from tau2rl.backends.slime.rollout import rollout_of
-from tau2rl.backends.slime.samples import marks_of
-from tau2rl.bench.gold import gold_script
-from tau2rl.bench.tasks import select
 from tau2rl.config import GrpoConfig, build, dump
+from tau2rl.env.gold import gold_script
+from tau2rl.env.tasks import select
+from tau2rl.slime import hooks
+from tau2rl.slime.metadata import Marks
+from tau2rl.slime.rollout import rollout_of
+from tau2rl.slime.samples import marks_of
 from tau2rl.types import TaskRef
 
 ROOT = Path(__file__).parents[2]

@@ -36,14 +36,13 @@ from typing import Any
 import torch
 from training_data import NEW, OPTIM, TURNS, Contender, Data, demonstrations, heard, prepare
 
-from tau2rl.backends.local.data import collate
-from tau2rl.backends.local.forward import Work, cut, score_tokens
-from tau2rl.backends.local.generate import Generator, Request
-from tau2rl.backends.local.grpo import GRPOSpec, GRPOTrainer, Judged
-from tau2rl.backends.local.model import load
-from tau2rl.backends.local.sampling import Sampling
-from tau2rl.backends.local.sft import SFTSpec, train
 from tau2rl.config import ShapeConfig
+from tau2rl.train.batching import collate
+from tau2rl.train.forward import Work, cut, score_tokens
+from tau2rl.train.generate import Generator, Request, Sampling
+from tau2rl.train.model import load
+from tau2rl.train.sft import SFTSpec, train
+from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
 from tau2rl.types import TrainingSample
 
 SHAPES = {  # the laptop pipeline's, and a larger one

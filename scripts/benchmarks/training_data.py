@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tau2rl.backends.local.grpo import Judged
-from tau2rl.backends.local.optim import OptimSpec
-from tau2rl.backends.local.rows import encode_rows
-from tau2rl.backends.local.setup import create_tiny
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import STAGES, ShapeConfig, build
-from tau2rl.launch.dispatch import run_stage
-from tau2rl.store.rows import read_file
-from tau2rl.store.run import RunFolder
+from tau2rl.data.encoding import encode_rows
+from tau2rl.data.rows import read_file
+from tau2rl.launch.entry import run_stage
+from tau2rl.runs.folder import RunFolder
+from tau2rl.train.model import create_tiny
+from tau2rl.train.optim import OptimSpec
+from tau2rl.train.trainer import Judged
 from tau2rl.types import TrainingSample
 
 OPTIM = OptimSpec(lr=1e-4, total_steps=1000, warmup_steps=0)

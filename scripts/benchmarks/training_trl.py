@@ -13,7 +13,7 @@ from datasets import Dataset
 from training_data import GROUP, NEW, OPTIM, TURNS, Contender, Data, heard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tau2rl.backends.local.grpo import Judged
+from tau2rl.train.trainer import Judged
 
 PLAIN: dict[str, Any] = {
     "gradient_checkpointing": False,

@@ -42,8 +42,7 @@ def make_codec(config: ChatConfig) -> ChatCodec:
         from tau2rl.chat.native import NativeCodec
 
         return NativeCodec(tokenizer)
-    from tau2rl.chat.cookbook import CookbookCodec
-    from tau2rl.chat.cookbook_prompt import OUR_PROMPT, upstream_prompt
+    from tau2rl.chat.cookbook import OUR_PROMPT, CookbookCodec, upstream_prompt
 
     prompt = upstream_prompt(config.cookbook_prompt) if config.cookbook_prompt else OUR_PROMPT
     return CookbookCodec(tokenizer, compressed=config.policy_text == "compressed", prompt=prompt)

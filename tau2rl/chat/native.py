@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tau2rl.chat.parsing import CLOSE, OPEN, check_call, fail, read_call, read_json, split_blocks
-from tau2rl.chat.probes import TOOL_USE, prove
+from tau2rl.chat.parsing import CLOSE, OPEN, Dump, check_call, fail, read_call, read_json, split_blocks, write_back
+from tau2rl.chat.proof import TOOL_USE, prove
 from tau2rl.chat.template import TemplateChat, chat_dicts
 from tau2rl.chat.tokenizers import ChatDict, Tokenizer
-from tau2rl.chat.writing import Dump, write_back
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
 # tau2's own words to an LLM agent (tau2/agent/llm_agent.py, Copyright (c) 2025 Sierra Research, MIT), so that scores compare

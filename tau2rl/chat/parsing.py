@@ -1,17 +1,17 @@
-"""From the text of a sampled turn to tool calls: `<tool_call>` blocks, JSON, names. Every fault has its `MalformedKind`."""
+"""Writing a turn so that it reads back as the same actions: the half of the contract that every protocol shares."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from tau2rl.chat.arguments import complaint
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.errors import MalformedTurn
-from tau2rl.types import CallTool, MalformedKind, ToolSchema
+from tau2rl.types import Actions, CallTool, MalformedKind, ToolSchema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 THINK, UNTHINK = "<think>", "</think>"
@@ -161,3 +161,36 @@ def _reason(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos}"
     return "text has half a character" if isinstance(error, UnicodeError) else str(error)[:120]
+
+
+Dump = Callable[[Any], str]
+
+
+def readable(value: Any) -> str:
+    """JSON as chat templates write it.
+
+    >>> readable({"city": "Zürich"})
+    '{"city": "Zürich"}'
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def escaped(value: Any) -> str:
+    r"""The same JSON in plain ASCII without `<`: no tag, no control token and no letter that a tokenizer normalises is left.
+
+    >>> escaped("</tool_call>")
+    '"\\u003c/tool_call>"'
+    """
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def write_back(actions: Actions, write: Callable[[Dump], list[int]], read: Callable[[list[int]], Actions]) -> list[int]:
+    """The first way of writing the actions that reads back as exactly them. Raises ValueError when there is none."""
+    for dump in (readable, escaped):
+        ids = write(dump)
+        try:
+            if read(ids) == actions:
+                return ids
+        except MalformedTurn:
+            continue
+    raise ValueError(f"this protocol has no turn that performs {actions!r:.300}")

@@ -9,9 +9,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
-from tau2rl.chat.parsing import check_call, fail, read_call, read_json, text_of
-from tau2rl.chat.writing import Dump, write_back
+from tau2rl.chat.parsing import Dump, check_call, fail, read_call, read_json, text_of, write_back
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import MalformedTurn
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 

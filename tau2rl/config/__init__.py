@@ -6,15 +6,13 @@ this file; `stages.py` says which sections a stage has.
 
 from __future__ import annotations
 
-from tau2rl.config.algo import AlgoConfig, CurriculumConfig, SelectConfig
 from tau2rl.config.base import DOMAINS, DomainName, Section
-from tau2rl.config.data import DataConfig, KeepConfig
-from tau2rl.config.explaining import known_names
-from tau2rl.config.loading import build, dump, flatten, identity, load, parse_value, put, read_file
-from tau2rl.config.playing import NOT_IDENTITY, AgentConfig, LearnConfig, PlayConfig, StageConfig
+from tau2rl.config.loading import build, dump, flatten, identity, known_names, load, parse_value, put, read_file
 from tau2rl.config.sections import (
     PRESETS,
     ChatConfig,
+    DataConfig,
+    KeepConfig,
     LaunchConfig,
     LimitsConfig,
     LocalConfig,
@@ -28,20 +26,28 @@ from tau2rl.config.sections import (
 )
 from tau2rl.config.slime import SlimeConfig, SlimeUserConfig
 from tau2rl.config.stages import (
+    NOT_IDENTITY,
     STAGES,
+    AgentConfig,
     EvalConfig,
     EvaluationConfig,
     GrpoConfig,
+    LearnConfig,
     PipelineConfig,
+    PlayConfig,
     RftConfig,
     SeedConfig,
     SftConfig,
+    StageConfig,
     StepConfig,
 )
 from tau2rl.config.training import (
+    AlgoConfig,
+    CurriculumConfig,
     GrpoTrainConfig,
     LocalTrainConfig,
     ModelConfig,
+    SelectConfig,
     SftTrainConfig,
     ShapeConfig,
     TrackingConfig,

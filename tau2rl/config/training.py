@@ -1,13 +1,13 @@
-"""The groups of knobs of training: what it starts from, how weights move, where curves go."""
+"""The groups of knobs of reinforcement learning: which episodes it learns from, and how."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tau2rl.config.base import Section
-from tau2rl.config.sections import LocalConfig
+from tau2rl.config.sections import LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
 
 
 class ModelConfig(Section):
@@ -118,3 +118,96 @@ class TrackingConfig(Section):
     """`offline` writes below the run folder; `wandb sync` sends it later."""
     project: str = "tau2rl"
     """The W&B project."""
+
+
+class RolloutSamplingConfig(SamplingConfig):
+    """How episodes to learn from are sampled; top_p and top_k would bias their log-probabilities."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """The trainer divides its logits by it too."""
+
+    @model_validator(mode="after")
+    def _whole_distribution(self) -> RolloutSamplingConfig:
+        if self.top_p != 1.0 or self.top_k != -1:
+            raise ValueError("episodes to learn from are sampled from the whole distribution: top_p 1, top_k -1")
+        return self
+
+
+class CurriculumConfig(Section):
+    """Which tasks come next; see `data/task_sampling.py`."""
+
+    enabled: bool = False
+    """Prefer tasks whose group is likely to hold both a success and a failure; off: every task in turn, shuffled."""
+    floor: float = Field(default=0.05, gt=0, le=1)
+    """Least weight of a task; a certain mixed group weighs 1."""
+    decay: float = Field(default=0.9, gt=0, le=1)
+    """What each step leaves of older evidence."""
+
+
+class AlgoConfig(Section):
+    """The policy gradient, on any backend."""
+
+    estimator: Literal["grpo", "dr_grpo", "rloo", "mt_grpo", "gtpo", "mt_gtpo"] = "grpo"
+    """Scores to advantages: `grpo`, `dr_grpo`, `rloo` for an episode; `mt_grpo`, `gtpo`, `mt_gtpo` for each turn."""
+    gamma: float = Field(default=0.9, ge=0, le=1)
+    """Discount of a turn's return, `gtpo` and `mt_gtpo`."""
+    outcome_weight: float = Field(default=0.3, ge=0)
+    """Weight of the outcome beside the turns, `mt_gtpo`."""
+    turn_rewards: Literal["reference_write", "calibrated", "dense"] = "reference_write"
+    """What a turn's tool calls are worth, for the estimators of turns; see `reward/tiers.py`."""
+    ratio: Literal["token", "sequence"] = "token"
+    """`sequence`: GSPO, one ratio for all tokens of an episode."""
+    eps_low: float = Field(default=0.2, ge=0)
+    """The ratio is clipped below 1 - this."""
+    eps_high: float = Field(default=0.28, ge=0)
+    """The ratio is clipped above 1 + this."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bounds the loss of a bad token whose ratio has grown, at this many times its advantage."""
+    normaliser: Literal["token-mean", "seq-mean", "constant"] = "token-mean"
+    """What the sum of token losses is divided by, over the whole batch. `constant`: Dr. GRPO."""
+    constant: int = Field(default=1024, ge=1)
+    """Tokens of an episode that `constant` assumes."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the frozen starting model; 0 = none, and no second model is kept."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Which estimate of it."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of an entropy bonus."""
+    correction: Literal["none", "tis", "mis", "clip"] = "none"
+    """Of a sampler whose log-probabilities are not the trainer's: truncate, mask or clip the importance weight."""
+    correction_level: Literal["token", "sequence", "geometric"] = "token"
+    """What has one weight."""
+    correction_low: float = Field(default=0.5, ge=0)
+    """Least weight, `mis` and `clip`."""
+    correction_high: float = Field(default=2.0, gt=0)
+    """Greatest weight."""
+    veto: float | None = Field(default=None, gt=0)
+    """Leave out an episode with a token whose weight is below this."""
+    max_refills: int = Field(default=0, ge=0)
+    """Groups whose attempts all score the same teach nothing and are left out; at most so many more rounds of tasks a step
+    are played until `train.tasks_per_step` groups teach something."""
+    truncated: Literal["keep", "drop"] = "keep"
+    """Episodes that were cut off: `keep` trains on them with the score they have, `drop` leaves them out of loss and mean."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+
+class GrpoRolloutConfig(RolloutConfig):
+    """The episodes of a group, and how many at once."""
+
+    num_samples: int = Field(default=8, ge=2)
+    """Episodes of a group: attempts at one task with one policy."""
+    keep: bool = False
+    """Write every episode to `episodes.jsonl`: tens of kilobytes each."""
+
+
+class SelectConfig(TasksConfig):
+    """The tasks by which one looks at a training that goes on. Never the test split."""
+
+    split: str = "synth-select"
+    """A split that is neither trained on nor tested on."""
+    limit: int | None = Field(default=50, ge=1)
+    """At most so many tasks of each domain, the first ones of the split."""
+    num_samples: int = Field(default=1, ge=1)
+    """Attempts a task."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Of these attempts; default: that of the training (`sampling.temperature`). 0 = greedy."""

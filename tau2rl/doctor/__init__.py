@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tau2rl.config import PolicyConfig, UserConfig, build
-from tau2rl.doctor import machine, services, software
+from tau2rl.doctor import machine, machine as software, services
 from tau2rl.doctor.check import Check
 
 USES = ("laptop", "eval", "train")  # no GPU and no key; a served model and an API user; slime on a cluster

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from tau2rl import settings
-from tau2rl.config import PolicyConfig, UserConfig
-from tau2rl.doctor.check import Check, need
-from tau2rl.doctor.probe import answers, connects
+from tau2rl.config import PolicyConfig, UserConfig, settings
+from tau2rl.doctor.check import Check, answers, connects, need
 from tau2rl.errors import UserError
 
 # litellm's provider prefixes and the variables that it reads for them

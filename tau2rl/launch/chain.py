@@ -6,17 +6,16 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from tau2rl import settings
-from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig
+from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig, settings
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
-from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
+from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import follow_job, in_folder, trains_on_actors
-from tau2rl.stages.chronicle import build_report, finished
-from tau2rl.stages.pipeline import Planned, plan
-from tau2rl.store.progress import ProgressEvent
-from tau2rl.store.run import RunFolder, run_path, stage_of
+from tau2rl.recipes.pipeline import Planned, plan
+from tau2rl.recipes.pipeline_report import build_report, finished
+from tau2rl.runs.folder import RunFolder, run_path, stage_of
+from tau2rl.runs.progress import ProgressEvent
 
 
 class Watcher(Protocol):

@@ -13,17 +13,59 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tau2rl import settings
-from tau2rl.bench.late_litellm import put_off
-from tau2rl.config import dump
+from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, dump, settings
+from tau2rl.env.lazy_litellm import put_off
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.launch.dispatch import run_stage
-from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
-from tau2rl.launch.progress import JsonProgress
-from tau2rl.store.progress import Progress
-from tau2rl.store.run import RunFolder, stage_of
-from tau2rl.store.secrets import Redactor, key_variables
+from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
+from tau2rl.runs.files import write_json
+from tau2rl.runs.folder import RunFolder, stage_of
+from tau2rl.runs.progress import JsonProgress, Progress
+from tau2rl.runs.secrets import Redactor, key_variables
+
+if TYPE_CHECKING:
+    from tau2rl.runs.folder import Result
+
+
+def run_stage(folder: RunFolder, progress: Progress) -> Result:
+    """Run the stage of the folder's config to its end, and keep what it took. Raises what the stage raises."""
+    began, cpu = time.monotonic(), time.process_time()
+    try:
+        return _run(folder, progress)
+    finally:
+        write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
+
+
+def _run(folder: RunFolder, progress: Progress) -> Result:
+    match folder.config:
+        case EvalConfig() as config:
+            from tau2rl.recipes import eval as stage
+
+            return stage.run(config, folder, progress)
+        case SeedConfig() as config:
+            from tau2rl.recipes import seed as stage
+
+            return stage.run(config, folder, progress)
+        case RftConfig() as config:
+            from tau2rl.recipes import rft as stage
+
+            return stage.run(config, folder, progress)
+        case SftConfig(backend="slime") | GrpoConfig(backend="slime") as config:
+            from tau2rl.slime import backend as stage
+
+            return stage.run(config, folder, progress)
+        case SftConfig() as config:
+            from tau2rl.recipes import sft as stage
+
+            return stage.run(config, folder, progress)
+        case GrpoConfig() as config:
+            from tau2rl.recipes import grpo as stage
+
+            return stage.run(config, folder, progress)
+        case other:
+            raise UserError(f"stage `{stage_of(other)}` cannot be run")
+
 
 EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST = 0, 1, 2
 

@@ -19,9 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from tau2rl.errors import UserError
-from tau2rl.launch.interrupts import EXIT_INTERRUPTED
-from tau2rl.launch.progress import parse
-from tau2rl.store.progress import Progress
+from tau2rl.launch.processes import EXIT_INTERRUPTED
+from tau2rl.runs.progress import Progress, parse
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

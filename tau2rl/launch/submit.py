@@ -7,14 +7,13 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from tau2rl import settings
-from tau2rl.config import GrpoConfig, SftConfig, StageConfig
+from tau2rl.config import GrpoConfig, SftConfig, StageConfig, settings
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
-from tau2rl.launch.interrupts import EXIT_INTERRUPTED, interruptible
+from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.store.progress import Progress, ProgressEvent
-from tau2rl.store.run import RunFolder, is_vacant, run_path, stage_of, withdraw
+from tau2rl.runs.folder import RunFolder, is_vacant, run_path, stage_of, withdraw
+from tau2rl.runs.progress import Progress, ProgressEvent
 
 OnDetached = Callable[[str, str], None]  # (job, address of its server)
 

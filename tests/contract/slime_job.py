@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.local.tokenizer import save_tokenizer, train_tokenizer
-from tau2rl.backends.slime.argv import build_argv
-from tau2rl.backends.slime.handover import SlimeRun, write
-from tau2rl.backends.slime.model_shape import read_shape
-from tau2rl.backends.slime.rollout import rollout_of
-from tau2rl.bench.domain import domain
-from tau2rl.bench.index import write_prompts
-from tau2rl.bench.tasks import select
 from tau2rl.config import GrpoConfig
+from tau2rl.env.domain import domain
+from tau2rl.env.tasks import select, write_prompts
+from tau2rl.slime.argv import build_argv
+from tau2rl.slime.job import SlimeRun, write
+from tau2rl.slime.model import read_shape
+from tau2rl.slime.rollout import rollout_of
+from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
 from tests.contract.slime_world import settings
 from tests.stubs.http import Request, Response
 from tests.stubs.sglang import SGLangStub
@@ -139,7 +138,7 @@ def only_the_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     import torch
 
-    sys.modules.pop("tau2rl.backends.slime.curriculum", None)  # it holds the slime of an earlier test
+    sys.modules.pop("tau2rl.slime.data_source", None)  # it holds the slime of an earlier test
     if not importlib.util.find_spec("pylatexenc"):  # slime's rewards for mathematics, which nobody asks for here
         text = module("pylatexenc.latex2text")
         monkeypatch.setitem(sys.modules, "pylatexenc", module("pylatexenc", latex2text=text))

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from tau2rl.backends.slime.rollout import Played, Rollout, rollout_of
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import HFTokenizer
 from tau2rl.config import GrpoConfig, SamplingConfig, build, dump
+from tau2rl.slime.rollout import Played, Rollout, rollout_of
 from tau2rl.types import Actions, CallTool, ChatCodec, Say, TaskRef
 from tests.play import CREATE
 from tests.stubs.http import StubServer

@@ -22,8 +22,8 @@ import pytest
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure, UserError
-from tau2rl.policies import ServedPolicy, make_policy
-from tau2rl.policies.scripted import ScriptedPolicy, do_nothing_script
+from tau2rl.policy import ServedPolicy, make_policy
+from tau2rl.policy.scripted import ScriptedPolicy, do_nothing_script
 from tau2rl.types import Completion, Message, Opening, Policy
 from tests.stubs.http import MODES, StubServer
 from tests.stubs.openai import OpenAIStub

@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.local.tokenizer import save_tokenizer, train_tokenizer
-from tau2rl.backends.slime.marks import KEY
-from tau2rl.bench.index import write_prompts
 from tau2rl.config import GrpoConfig
+from tau2rl.data.task_sampling import outcome
+from tau2rl.env.tasks import write_prompts
 from tau2rl.errors import UserError
-from tau2rl.rewards.curriculum import outcome
-from tau2rl.stages.rounds import Group, Tasks
+from tau2rl.recipes.rounds import Group, Tasks
+from tau2rl.slime.metadata import KEY
+from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
 from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.contract.slime_world import DONE, RIGHT, WRONG, agent, codec_of, handed, settings
@@ -43,8 +43,8 @@ SIZE = 4  # attempts in a group
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Makes sources over `TASKS`, each as slime would in a process of its own."""
     install(monkeypatch)
-    monkeypatch.delitem(sys.modules, "tau2rl.backends.slime.curriculum", raising=False)  # it holds an earlier test's slime
-    ours = importlib.import_module("tau2rl.backends.slime.curriculum")
+    monkeypatch.delitem(sys.modules, "tau2rl.slime.data_source", raising=False)  # it holds an earlier test's slime
+    ours = importlib.import_module("tau2rl.slime.data_source")
     save_tokenizer(train_tokenizer(["mock/t0 mock/t1"], vocab_size=300), tmp_path / "tokenizer")
     prompts = write_prompts(TASKS, tmp_path / "prompts.jsonl")
 
@@ -93,7 +93,7 @@ def played(groups: Sequence[Sequence[Any]], number: int) -> Sequence[Sequence[An
 def test_what_takes_seconds_to_import_is_there_before_anything_plays(
     source: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = "tau2rl.backends.slime.rollout"  # tau2 and litellm come with it
+    slow = "tau2rl.slime.rollout"  # tau2 and litellm come with it
     monkeypatch.delitem(sys.modules, slow, raising=False)
     source(configured())
     assert {slow, "tau2", "litellm"} <= sys.modules.keys()

@@ -18,19 +18,17 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.group_scores import Member, score_batch
-from tau2rl.backends.slime.journal import look_numbers, round_numbers
-from tau2rl.backends.slime.marks import Marks, mark
-from tau2rl.backends.slime.outage import Outage
-from tau2rl.backends.slime.stopping import unless
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import RunIncomplete
-from tau2rl.rewards.advantages import AdvantageSpec
-from tau2rl.rewards.judging import advantage_spec, judge_group
-from tau2rl.rewards.presets import spec_from
-from tau2rl.rewards.scoring import score_episode
-from tau2rl.rollouts.collect import Outcome
+from tau2rl.reward.advantages import AdvantageSpec, advantage_spec, judge_group
+from tau2rl.reward.presets import spec_from
+from tau2rl.reward.score import score_episode
+from tau2rl.rollout.runner import Outcome
+from tau2rl.slime.advantages import Member, score_batch
+from tau2rl.slime.metadata import Marks, mark
+from tau2rl.slime.rollout import Outage, unless
+from tau2rl.slime.rollout_log import look_numbers, round_numbers
 from tau2rl.types import Episode, Failure, Fault, Status
 from tests.contract.slime_world import ASK, DONE, RIGHT, settings
 from tests.play import CREATE, attempt, play

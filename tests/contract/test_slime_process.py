@@ -20,19 +20,18 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.group_scores import Member, score_batch
-from tau2rl.backends.slime.rollout import Played, Rollout
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import RunIncomplete
-from tau2rl.policies.sglang import SGLangPolicy
-from tau2rl.rewards.judging import advantage_spec
-from tau2rl.rewards.presets import spec_from
-from tau2rl.stages.rounds import Player, Tasks
-from tau2rl.store.looks import look_file
-from tau2rl.store.records import read
-from tau2rl.store.run import RunFolder
+from tau2rl.policy.sglang import SGLangPolicy
+from tau2rl.recipes.rounds import Player, Tasks
+from tau2rl.reward.advantages import advantage_spec
+from tau2rl.reward.presets import spec_from
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.records import look_file, read
+from tau2rl.slime.advantages import Member, score_batch
+from tau2rl.slime.rollout import Played, Rollout
 from tau2rl.types import Attempt, Status, TaskRef
 from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
 from tests.play import CREATE

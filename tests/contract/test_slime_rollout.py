@@ -20,12 +20,11 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.marks import KEY
-from tau2rl.backends.slime.rollout import rollout_of
-from tau2rl.backends.slime.samples import marks_of, task_of
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.store.looks import look_file
-from tau2rl.store.records import read
+from tau2rl.runs.records import look_file, read
+from tau2rl.slime.metadata import KEY
+from tau2rl.slime.rollout import rollout_of
+from tau2rl.slime.samples import marks_of, task_of
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.contract.slime_world import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
 from tests.stubs.openai import OpenAIStub
@@ -148,14 +147,14 @@ def test_what_failed_moves_no_mean_of_an_evaluation(start: Start, model: Path) -
     look = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"], "num_samples": 3}
     with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=["500", "ok"]) as server:
         job = start(server, reward={"preset": "guarded"})  # under which a success scores less than 1
-        write = importlib.import_module("tau2rl.bench.index").write_prompts
-        select = importlib.import_module("tau2rl.bench.tasks").select
+        write = importlib.import_module("tau2rl.env.tasks").write_prompts
+        select = importlib.import_module("tau2rl.env.tasks").select
         write(select(job.config.select.model_copy(update=look)), job.run.eval_prompts)
         config = importlib.import_module("slime.utils.eval_config")
         given = [{"name": "select", "path": str(job.run.eval_prompts), "n_samples_per_eval_prompt": 3, "input_key": "input"}]
         job.args.eval_datasets = config.build_eval_dataset_configs(job.args, given, {})
         found = job.manager.eval_generate_rollout(job.args, 0, job.manager.data_source, evaluation=True).data
-        importlib.import_module("tau2rl.backends.slime.hooks").log_eval(0, job.args, found, None)
+        importlib.import_module("tau2rl.slime.hooks").log_eval(0, job.args, found, None)
     assert sorted(marks_of(sample).status for sample in found["select"]["samples"]) == ["completed", "completed", "failed"]
     assert sorted(sample.reward for sample in found["select"]["samples"]) == [0.0, 1.0, 1.0]
     assert found["select"]["rewards"] == [1.0, 1.0, 1.0]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.samples import marks_of
+from tau2rl.slime.samples import marks_of
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.contract.slime_world import DONE, RIGHT, agent, codec_of
 from tests.stubs.slime_stubs import checkout
@@ -133,7 +133,7 @@ def test_the_trainers_advantages_are_ours(begin: Callable[..., SlimeJob], model:
     import torch
 
     job, samples, found = played(begin, model, algo={"estimator": "rloo"})
-    _, rewards = importlib.import_module("tau2rl.backends.slime.hooks").post_process_rewards(job.args, samples)
+    _, rewards = importlib.import_module("tau2rl.slime.hooks").post_process_rewards(job.args, samples)
     assert sorted(round(reward, 6) for reward in rewards) == [-0.666667, -0.666667, 0.666667, 0.666667]
     order = [position for rank in found for position in rank["partition"]]
     theirs = [advantages for rank in found for advantages in rank["advantages"]]
@@ -168,6 +168,6 @@ def test_a_round_that_teaches_nothing_moves_nothing(begin: Callable[..., SlimeJo
 
 
 def test_a_batch_that_carries_nothing_is_refused(begin: Callable[..., SlimeJob], model: Path) -> None:
-    hooks = importlib.import_module("tau2rl.backends.slime.hooks")
+    hooks = importlib.import_module("tau2rl.slime.hooks")
     with pytest.raises(RuntimeError, match="post_process_rewards"):
         hooks.turn_advantages(None, {"rewards": [0.0]})

@@ -17,16 +17,15 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime import rollout as rollout_module
-from tau2rl.backends.slime.marks import Marks
-from tau2rl.backends.slime.rollout import Played, Rollout, rollout_of
-from tau2rl.backends.slime.samples import marks_of
-from tau2rl.backends.slime.stopping import unless
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import UserError
-from tau2rl.rollouts.workers import Workers
-from tau2rl.store.records import read
+from tau2rl.rollout.workers import Workers
+from tau2rl.runs.records import read
+from tau2rl.slime import rollout as rollout_module
+from tau2rl.slime.metadata import Marks
+from tau2rl.slime.rollout import Played, Rollout, rollout_of, unless
+from tau2rl.slime.samples import marks_of
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.contract.slime_world import agent, codec_of, play, rollout, settings, together, using
 from tests.play import CREATE

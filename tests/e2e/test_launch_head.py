@@ -30,7 +30,7 @@ import pytest
 from tau2rl.errors import UserError
 from tau2rl.launch import jobs, processes
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.store.progress import ProgressEvent
+from tau2rl.runs.progress import ProgressEvent
 
 pytestmark = pytest.mark.e2e
 SECRET = "sk-planted-in-the-environment"

@@ -27,8 +27,8 @@ from tau2rl.errors import UserError
 from tau2rl.launch import processes
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import submit
-from tau2rl.store.progress import ProgressEvent
-from tau2rl.store.run import RunFolder
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import ProgressEvent
 
 pytestmark = pytest.mark.e2e
 SECRET = "sk-planted-for-the-job"

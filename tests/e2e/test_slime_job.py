@@ -23,8 +23,8 @@ from tau2rl.config import GrpoConfig, build
 from tau2rl.launch import jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import job_command
-from tau2rl.store.progress import ProgressEvent
-from tau2rl.store.run import RunFolder
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import ProgressEvent
 from tests.stubs.slime_program import COUNTED, SEEN, make_checkpoint, make_machine, make_slime
 
 pytestmark = pytest.mark.e2e

@@ -24,9 +24,8 @@ from typing import Any
 import pytest
 
 from tau2rl.errors import UserError
-from tau2rl.rollouts.collect import Outcome, Play, outcomes, plan
-from tau2rl.rollouts.worker import GB
-from tau2rl.rollouts.workers import Workers
+from tau2rl.rollout.runner import Outcome, Play, outcomes, plan
+from tau2rl.rollout.workers import GB, Workers
 from tau2rl.types import Attempt, Episode, Status, TaskRef
 
 pytestmark = pytest.mark.e2e

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tau2rl.backends.slime.argv import build_argv
-from tau2rl.backends.slime.contract import split
-from tau2rl.backends.slime.handover import SlimeRun, environment, script
-from tau2rl.backends.slime.layout import layout_of, sglang_config
+from tau2rl.slime.argv import build_argv
+from tau2rl.slime.job import SlimeRun, environment, script
+from tau2rl.slime.layout import layout_of, sglang_config
+from tau2rl.slime.options import split
 from tests.slime_configs import CONFIGS, SHAPE, load_slime
 
 GOLDEN = Path(__file__).parent / "argv"

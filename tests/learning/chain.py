@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tau2rl.bench import synth
 from tau2rl.config import STAGES, build, put
-from tau2rl.launch.dispatch import run_stage
-from tau2rl.store.files import read_json
-from tau2rl.store.run import RunFolder
+from tau2rl.env import synth
+from tau2rl.launch.entry import run_stage
+from tau2rl.runs.files import read_json
+from tau2rl.runs.folder import RunFolder
 
 KINDS = {("update",), ("update_ask",), ("create",), ("create_ask",)}
 TALK: dict[str, Any] = {

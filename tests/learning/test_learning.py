@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.local.rows import Encoded, encode_rows
-from tau2rl.rewards.advantages import AdvantageSpec, group_advantages
-from tau2rl.stages import dataset, rounds, sft
-from tau2rl.stages.rounds import sampled
-from tau2rl.store.files import read_json
+from tau2rl.data.encoding import Encoded, encode_rows
+from tau2rl.recipes import dataset, rounds, sft
+from tau2rl.recipes.rounds import sampled
+from tau2rl.reward.advantages import AdvantageSpec, group_advantages
+from tau2rl.runs.files import read_json
 from tau2rl.types import TrainingSample
 from tests.learning.chain import demonstrate, evaluate, final, fine_tune, mean, reinforce, reject
 

@@ -23,16 +23,16 @@ from typing import Any
 import pytest
 import torch
 
-from tau2rl.backends.local.forward import score_tokens
 from tau2rl.config import STAGES, build, put
+from tau2rl.config.settings import child_environment
 from tau2rl.errors import UserError
-from tau2rl.launch.dispatch import run_stage
-from tau2rl.settings import child_environment
-from tau2rl.stages.lineage import checkpoint_hash
-from tau2rl.store.files import read_json
-from tau2rl.store.progress import ProgressEvent
-from tau2rl.store.records import read
-from tau2rl.store.run import RunFolder
+from tau2rl.launch.entry import run_stage
+from tau2rl.runs.files import read_json
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import ProgressEvent
+from tau2rl.runs.provenance import checkpoint_hash
+from tau2rl.runs.records import read
+from tau2rl.train.forward import score_tokens
 from tests.learning.chain import SAMPLING, TALK, demonstrate, final, tasks
 
 SHAPE = {"hidden": 32, "layers": 2, "heads": 2, "head_dim": 16, "intermediate": 64}
@@ -124,7 +124,7 @@ def test_sft_goes_on_when_interrupted_between_two_micro_batches(
         return score_tokens(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tau2rl.backends.local.sft.score_tokens", interrupted)
+        patch.setattr("tau2rl.train.sft.score_tokens", interrupted)
         start("sft", tmp_path / "broken", values)
     assert 10 < len(curve(tmp_path / "broken")) < 30
     start("sft", tmp_path / "broken", values)

@@ -24,18 +24,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tau2rl.backends.local.data import collate
-from tau2rl.backends.local.forward import cut, score_tokens
-from tau2rl.backends.local.grpo import GRPOSpec, GRPOTrainer, Judged
-from tau2rl.backends.local.losses import LossSpec, Totals, correction_weights, policy_loss
-from tau2rl.backends.local.model import create, load, save
-from tau2rl.backends.local.optim import OptimSpec
-from tau2rl.backends.local.rows import encode_rows
-from tau2rl.backends.local.sft import mean_loss
-from tau2rl.backends.local.tokenizer import save_tokenizer, train_tokenizer
 from tau2rl.chat.tokenizers import load_tokenizer
+from tau2rl.data.encoding import encode_rows
+from tau2rl.train.batching import collate
+from tau2rl.train.forward import cut, score_tokens
+from tau2rl.train.losses import LossSpec, Totals, correction_weights, policy_loss
+from tau2rl.train.model import create, load, save
+from tau2rl.train.optim import OptimSpec
+from tau2rl.train.sft import mean_loss
+from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
+from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
 from tau2rl.types import TrainingSample
-from tests.unit.local.tiny import SHAPE, gradient
+from tests.unit.train.tiny import SHAPE, gradient
 
 trl = pytest.importorskip("trl", reason="a cross-check for developers; the head of this file says how to run it")
 pytestmark = [

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from tau2rl.bench.users import ScriptedUser
 from tau2rl.chat.transcript import TranscriptCodec
+from tau2rl.env.user_simulator import ScriptedUser
 from tau2rl.errors import PolicyFailure, TaskFailure
-from tau2rl.policies.scripted import ScriptedPolicy
-from tau2rl.rollouts.collect import Outcome, collect, never_began, outcomes, plan
-from tau2rl.rollouts.pacing import Pace
+from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.rollout.concurrency import Pace
+from tau2rl.rollout.runner import Outcome, collect, never_began, outcomes, plan
 from tau2rl.types import Attempt, CallTool, Completion, Env, Episode, Fault, Policy, Say, Status
 from tests.play import CREATE, UPDATE, WIDE, mock_env
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from tau2rl.bench.session import Session
-from tau2rl.bench.users import ScriptedUser
-from tau2rl.rollouts.meter import Watched, metered
+from tau2rl.env.simulation import Session
+from tau2rl.env.user_simulator import ScriptedUser
+from tau2rl.rollout.runner import Watched, metered
 from tau2rl.types import CallTool, Completion, EnvTime, Episode, FinishReason, Say, Status
 from tests.play import attempt, mock_env, play
 
@@ -126,7 +126,7 @@ def test_a_policy_is_watched_while_anybody_waits_for_it(monkeypatch: pytest.Monk
     async def main() -> float:
         gate = Gate()
         watched, now = Watched(gate), 100.0
-        monkeypatch.setattr("tau2rl.rollouts.meter.time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+        monkeypatch.setattr("tau2rl.rollout.runner.time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
 
         async def ask(number: int) -> asyncio.Task[Completion]:
             task = asyncio.create_task(watched.complete([], seed=number, session="", max_tokens=1))

@@ -22,16 +22,15 @@ from typing import Any
 
 import pytest
 
-from tau2rl.bench.mailbox import Observed
-from tau2rl.bench.session import Session
-from tau2rl.bench.users import ScriptedUser
 from tau2rl.chat import make_codec
-from tau2rl.chat.pack import pack
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import ChatConfig
+from tau2rl.data.encoding import pack
+from tau2rl.env.simulation import Observed, Session
+from tau2rl.env.user_simulator import ScriptedUser
 from tau2rl.errors import PolicyFailure
-from tau2rl.policies.scripted import ScriptedPolicy
-from tau2rl.rollouts.episode import Limits, run_episode
+from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.rollout.episode import Limits, run_episode
 from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef, prefix_hash
 from tests.play import CREATE, UPDATE, WIDE, attempt, mock_env, play
 

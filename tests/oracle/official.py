@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from tau2rl.bench.domain import domain  # prepares tau2 (quiet, offline) before it is imported
-from tau2rl.bench.env import Tau2Env
-from tau2rl.bench.users import ScriptedUser, make_user
 from tau2rl.config import UserConfig
+from tau2rl.env.domain import domain  # prepares tau2 (quiet, offline) before it is imported
+from tau2rl.env.tau2_env import Tau2Env
+from tau2rl.env.user_simulator import ScriptedUser, make_user
 from tau2rl.errors import EpisodeFailure
 from tau2rl.types import Actions, CallTool, Say, TaskRef
 

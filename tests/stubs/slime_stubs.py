@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 import torch
 
-from tau2rl.backends.slime.contract import Option, contract
+from tau2rl.slime.options import Option, contract
 
 TYPES = {"int": int, "float": float}
 DEFAULTS = {"--dp-size": 1, "--pp-size": 1, "--ep-size": 1, "--moe-dp-size": 1}  # of SGLang's, what slime's validation looks at

@@ -54,7 +54,7 @@ def test_help_loads_no_heavy_library() -> None:
 
 
 def test_importing_the_core_prints_nothing() -> None:
-    done = python("import tau2rl.types, tau2rl.errors, tau2rl.config, tau2rl.settings")
+    done = python("import tau2rl.types, tau2rl.errors, tau2rl.config, tau2rl.config.settings")
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -78,21 +78,17 @@ ENVIRONMENT = "import os\n\nhome = os.environ"
 @pytest.mark.parametrize(
     ("rule", "path", "code"),
     [
-        ("TID251", "tau2rl/rewards/x.py", ENVIRONMENT),
-        ("TID251", "tau2rl/cli.py", "import os\n\nhome = os.getenv('HOME')"),
+        ("TID251", "tau2rl/reward/x.py", ENVIRONMENT),
+        ("TID251", "tau2rl/cli/__init__.py", "import os\n\nhome = os.getenv('HOME')"),
         ("TID251", "tau2rl/launch/x.py", "from os import environ\n\nhome = environ"),
-        ("T201", "tau2rl/stages/x.py", "print(1)"),
-        ("BLE001", "tau2rl/rollouts/x.py", "try:\n    x = 1\nexcept Exception:\n    x = 2"),
-        ("D103", "tau2rl/metrics/x.py", "def public() -> None:\n    return None"),
-        ("D101", "tau2rl/metrics/x.py", "class Public:\n    pass"),
-        (
-            "D102",
-            "tau2rl/metrics/x.py",
-            'class Public:\n    """A thing."""\n\n    def method(self) -> None:\n        return None',
-        ),
-        ("S506", "tau2rl/store/x.py", "import yaml\n\nx = yaml.load('', Loader=yaml.Loader)"),
+        ("T201", "tau2rl/recipes/x.py", "print(1)"),
+        ("BLE001", "tau2rl/rollout/x.py", "try:\n    x = 1\nexcept Exception:\n    x = 2"),
+        ("D103", "tau2rl/report/x.py", "def public() -> None:\n    return None"),
+        ("D101", "tau2rl/report/x.py", "class Public:\n    pass"),
+        ("D102", "tau2rl/report/x.py", 'class Public:\n    """A thing."""\n\n    def method(self) -> None:\n        return None'),
+        ("S506", "tau2rl/runs/x.py", "import yaml\n\nx = yaml.load('', Loader=yaml.Loader)"),
         ("FIX002", "tau2rl/chat/x.py", "x = 1  # TO" + "DO: more"),
-        *[("TID253", "tau2rl/metrics/x.py", f"import {name}\n\nx = {name}") for name in sorted(HEAVY)],
+        *[("TID253", "tau2rl/report/x.py", f"import {name}\n\nx = {name}") for name in sorted(HEAVY)],
     ],
 )
 def test_ruff_refuses(rule: str, path: str, code: str) -> None:
@@ -100,9 +96,9 @@ def test_ruff_refuses(rule: str, path: str, code: str) -> None:
 
 
 def test_settings_may_read_the_environment_and_bench_may_load_tau2() -> None:
-    assert not ruff("tau2rl/settings.py", ENVIRONMENT)
-    assert not ruff("tau2rl/bench/x.py", "import tau2\n\nx = tau2")
-    assert not ruff("tau2rl/metrics/x.py", 'def public() -> object:\n    """A thing."""\n    import scipy\n\n    return scipy')
+    assert not ruff("tau2rl/config/settings.py", ENVIRONMENT)
+    assert not ruff("tau2rl/env/x.py", "import tau2\n\nx = tau2")
+    assert not ruff("tau2rl/report/x.py", 'def public() -> object:\n    """A thing."""\n    import scipy\n\n    return scipy')
 
 
 # --- import-linter ---
@@ -142,16 +138,16 @@ LAYERS = "a room imports only rooms below it; rooms on one line do not see each 
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("rewards/__init__.py", "import tau2rl.rollouts", LAYERS),
+        ("rewards/__init__.py", "import tau2rl.rollout", LAYERS),
         ("metrics/__init__.py", "def f():\n    import tau2rl.chat", LAYERS),
         ("bench/__init__.py", "from tau2rl import policies", LAYERS),
         ("stages/__init__.py", "from tau2rl.launch import x", LAYERS),
         ("types.py", "import tau2rl.config", LAYERS),
         ("new_room/__init__.py", "", LAYERS),
-        ("backends/slime/__init__.py", "import tau2rl.backends.local", "the two backends do not see each other"),
+        ("backends/slime/__init__.py", "import tau2rl.train", "the two backends do not see each other"),
         ("rollouts/__init__.py", "def f():\n    import tau2.gym", "only bench imports tau2"),
         ("stages/__init__.py", "def f():\n    import torch", "only backends.local imports torch"),
-        ("backends/slime/argv.py", "import torch.distributed", "only backends.local imports torch"),
+        ("slime/argv.py", "import torch.distributed", "only backends.local imports torch"),
         ("launch/__init__.py", "def f():\n    import sglang", "only the slime hooks import slime, megatron and sglang"),
     ],
 )
@@ -162,10 +158,10 @@ def test_import_linter_refuses(tmp_path: Path, file: str, line: str, contract: s
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("stages/__init__.py", "import tau2rl.rollouts, tau2rl.bench, tau2rl.policies, tau2rl.backends.local"),
+        ("stages/__init__.py", "import tau2rl.rollout, tau2rl.env, tau2rl.policy, tau2rl.train"),
         ("bench/__init__.py", "import tau2.gym"),
-        ("backends/local/model.py", "import torch"),
-        ("backends/slime/hooks.py", "import torch, slime.utils.types, megatron.core"),
+        ("train/model.py", "import torch"),
+        ("slime/hooks.py", "import torch, slime.utils.types, megatron.core"),
     ],
 )
 def test_import_linter_accepts(tmp_path: Path, file: str, line: str) -> None:
@@ -212,9 +208,7 @@ def test_the_package_is_marked_as_typed() -> None:
 def test_every_module_of_the_bench_checks_which_tau2_is_installed_before_it_imports_it() -> None:
     """With another `tau2` in its place each module answers with the hint, whichever is imported first."""
     modules = [
-        f"tau2rl.bench.{file.stem}"
-        for file in (ROOT / "tau2rl" / "bench").glob("*.py")
-        if file.stem not in ("__init__", "package")
+        f"tau2rl.env.{file.stem}" for file in (ROOT / "tau2rl" / "bench").glob("*.py") if file.stem not in ("__init__", "package")
     ]
     program = (
         "import importlib, importlib.metadata, sys\n"

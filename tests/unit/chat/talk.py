@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tau2rl.chat.byte_tokenizer import CHATML_TEMPLATE
+from tau2rl.chat.tokenizers import CHATML_TEMPLATE
 from tau2rl.types import Action, Actions, CallTool, Message, Opening, Say, ToolSchema
 
 ANYTHING: dict[str, Any] = {"type": "object", "additionalProperties": True, "properties": {}}

@@ -16,10 +16,9 @@ import unicodedata
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec, system_prompt
 from tau2rl.chat.template import chat_dicts
-from tau2rl.chat.tokenizers import HFTokenizer, Tokenizer
+from tau2rl.chat.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 from tau2rl.errors import MalformedTurn
 from tau2rl.types import Actions, CallTool, ChatCodec, Message, Opening, Say
 from tests.unit.chat.talk import TOOLS, followers, native_actions, openings, single_actions, texts, tricky

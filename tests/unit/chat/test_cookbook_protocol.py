@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from tau2rl.chat import make_codec, native
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
-from tau2rl.chat.cookbook import CookbookCodec
-from tau2rl.chat.cookbook_prompt import DONE_TOOL, OUR_PROMPT, domain_of, tools_text, upstream_prompt
+from tau2rl.chat.cookbook import DONE_TOOL, OUR_PROMPT, CookbookCodec, domain_of, tools_text, upstream_prompt
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
 from tau2rl.types import CallTool, Message, Opening, Say, ToolSchema

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.parsing import MAX_CHARS, MAX_DEPTH
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import MalformedTurn
 from tau2rl.types import CallTool, ChatCodec, MalformedKind, Say
 from tests.unit.chat.talk import TOOLS

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.native import NativeCodec
-from tau2rl.chat.pack import pack
+from tau2rl.chat.tokenizers import ByteTokenizer
+from tau2rl.data.encoding import pack
 from tau2rl.types import Episode, FinishReason, MalformedKind, Message, Opening, Say, Status, TaskRef, Turn, prefix_hash
 
 

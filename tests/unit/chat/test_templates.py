@@ -20,11 +20,10 @@ from hypothesis import given, strategies as st
 from jinja2 import Environment
 
 from tau2rl.chat import make_codec
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.template import TemplateChat
-from tau2rl.chat.tokenizers import ChatDict, HFTokenizer, load_tokenizer
+from tau2rl.chat.tokenizers import ByteTokenizer, ChatDict, HFTokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
 from tau2rl.types import CallTool, Message, Opening, Say

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tau2rl.cli import app
-from tau2rl.commands import bench_suite
+from tau2rl.cli import app, bench
 from tau2rl.errors import UserError
 
 runner = CliRunner()
@@ -32,16 +31,16 @@ def test_the_list_names_every_script_and_what_it_measures() -> None:
     listed = {row["name"]: row["measures"] for row in json.loads(result.stdout)}
     assert listed["rollouts_400"].startswith("400 episodes, 100 test tasks four times")
     assert all(len(words.split()) > 3 and "python" not in words for words in listed.values())
-    parts = [file for file in bench_suite.FOLDER.glob("*.py") if file.stem not in listed]
+    parts = [file for file in bench.FOLDER.glob("*.py") if file.stem not in listed]
     assert {"env_play", "gold_server"} <= {part.stem for part in parts}
     for part in parts:
         assert any(f"`{name}.py`" in part.read_text("utf-8").splitlines()[0] for name in listed), part
 
 
-@pytest.mark.parametrize("name", bench_suite.QUICK)
+@pytest.mark.parametrize("name", bench.QUICK)
 def test_a_fast_setting_is_one_of_the_script(name: str) -> None:
-    text = bench_suite.find_suite(bench_suite.FOLDER, [name])[name].read_text("utf-8")
-    options = [word for word in bench_suite.QUICK[name] if word.startswith("--")]
+    text = bench.find_suite(bench.FOLDER, [name])[name].read_text("utf-8")
+    options = [word for word in bench.QUICK[name] if word.startswith("--")]
     assert options
     assert [option for option in options if f'"{option}"' not in text] == []
 
@@ -51,7 +50,7 @@ def test_what_is_not_there_is_told() -> None:
     assert result.exit_code == 2
     assert "no such benchmark `rollout`" in result.stderr
     with pytest.raises(UserError, match="scripts of the repository") as caught:
-        bench_suite.find_suite(Path("/nowhere"), ())
+        bench.find_suite(Path("/nowhere"), ())
     assert "clone" in (caught.value.hint or "")
 
 
@@ -66,8 +65,8 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     (scripts / "bad.py").write_text('"""How bad it is."""\nraise SystemExit(3)')
     (scripts / "server.py").write_text('"""The server of `good.py`."""')
-    monkeypatch.setattr(bench_suite, "FOLDER", scripts)
-    monkeypatch.setitem(bench_suite.QUICK, "good", ("--small",))
+    monkeypatch.setattr(bench, "FOLDER", scripts)
+    monkeypatch.setitem(bench.QUICK, "good", ("--small",))
     return tmp_path / "results"
 
 
@@ -107,20 +106,20 @@ def test_one_that_hangs_is_ended_with_what_is_below_it_and_what_it_said_is_kept(
     file = tmp_path / "hangs.py"
     below = "import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     file.write_text(f'"""How long it hangs."""\n{below}print(child.pid, flush=True)\ntime.sleep(600)')
-    result = bench_suite.measure("hangs", file, (), limit_seconds=5.0)
-    assert result["exit_code"] == bench_suite.TIMED_OUT
+    result = bench.measure("hangs", file, (), limit_seconds=5.0)
+    assert result["exit_code"] == bench.TIMED_OUT
     process = Path(f"/proc/{int(result['lines'][0])}/stat")
     assert not process.exists() or process.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
 def test_the_digest_changes_with_the_script_its_parts_and_its_arguments(suite: Path) -> None:
-    good = bench_suite.FOLDER / "good.py"
+    good = bench.FOLDER / "good.py"
 
     def digest(*arguments: str) -> str:
-        return bench_suite.measure("good", good, arguments)["digest"]
+        return bench.measure("good", good, arguments)["digest"]
 
     first = digest()
     assert digest() == first
     assert digest("--more") != first
-    (bench_suite.FOLDER / "server.py").write_text('"""The faster server of `good.py`."""')
+    (bench.FOLDER / "server.py").write_text('"""The faster server of `good.py`."""')
     assert digest() != first

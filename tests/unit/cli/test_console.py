@@ -14,7 +14,7 @@ import re
 import pytest
 
 from tau2rl import console
-from tau2rl.store.progress import ProgressEvent
+from tau2rl.runs.progress import ProgressEvent
 
 
 def event(done: int, *, total: int | None = 10, seconds: float = 0.0) -> ProgressEvent:

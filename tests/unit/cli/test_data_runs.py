@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.cli import app
-from tau2rl.store.rows import exact_sample, read_row
+from tau2rl.data.rows import exact_sample, read_row
 
 runner = CliRunner()
 MOCK = ["--domains", "mock", "--task-split", "synth-train"]
@@ -87,8 +87,8 @@ def test_the_filter_keeps_successes_of_an_earlier_run_with_their_tokens(tmp_path
 
 
 def test_the_tokens_are_those_that_the_messages_give(tmp_path: Path) -> None:
-    from tau2rl.backends.local.rows import encode_rows
     from tau2rl.chat.tokenizers import load_tokenizer
+    from tau2rl.data.encoding import encode_rows
 
     gold = ["--policy", "gold", "--user-model", "scripted"]
     report = run("rft-filter", *MOCK, *NATIVE, *gold, "--limit", "7", "--num-samples", "2", "--output", str(tmp_path))

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import DOMAINS, PolicyConfig, UserConfig, build
-from tau2rl.doctor import USES, examine, machine, probe, services, software
+from tau2rl.doctor import USES, check as probe, examine, machine, machine as software, services
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import SGLangStub
 

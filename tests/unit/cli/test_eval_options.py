@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, build, dump, flatten
 from tau2rl.launch.submit import job_command
-from tau2rl.store.run import RunFolder
+from tau2rl.runs.folder import RunFolder
 
 runner = CliRunner()
 BASE = {"chat": {"tokenizer": "bytes"}}

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
-from tau2rl.metrics.report import build_report
+from tau2rl.report.report import build_report
 from tau2rl.types import Attempt, Checks, Episode, EpisodeRecord, Grade, Status, TaskRef
 
 runner = CliRunner()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tau2rl.config import KeepConfig
-from tau2rl.stages.ledger import Entry, Ledger
+from tau2rl.data.rollout_filter import Entry, Ledger
 
 ALL = KeepConfig(dedupe=False, per_task=None)
 numbers = count()

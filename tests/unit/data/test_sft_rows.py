@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tau2rl.bench.gold import gold_script
-from tau2rl.bench.tasks import changed_something, select
 from tau2rl.chat import make_codec
-from tau2rl.chat.byte_tokenizer import ByteTokenizer
+from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import ChatConfig, PolicyConfig, TasksConfig
-from tau2rl.policies.scripted import ScriptedPolicy
-from tau2rl.stages.dataset import signature
-from tau2rl.stages.sft_rows import Source, make_source, row_of
-from tau2rl.store.records import SCHEMA
+from tau2rl.env.gold import gold_script
+from tau2rl.env.tasks import changed_something, select
+from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.recipes.dataset import Source, make_source, row_of, signature
+from tau2rl.runs.records import SCHEMA
 from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, FinishReason, Say, TaskRef
 from tests.play import attempt, play
 

@@ -18,16 +18,15 @@ from typing import Any
 
 import pytest
 
-from tau2rl.bench import synth
-from tau2rl.bench.domain import domain
-from tau2rl.bench.floors import POLICIES, solved_by
-from tau2rl.bench.gold import gold_script
-from tau2rl.bench.replay import replay
-from tau2rl.bench.synth_requests import FOLLOW_UP, REQUESTS
-from tau2rl.bench.tasks import describe, held_out, kind_of, select
-from tau2rl.bench.users import LineUser, has_lines
-from tau2rl.bench.validate import validate
 from tau2rl.config import TasksConfig
+from tau2rl.env import synth
+from tau2rl.env.audit import POLICIES, solved_by, validate
+from tau2rl.env.domain import domain
+from tau2rl.env.gold import gold_script
+from tau2rl.env.grading import replay
+from tau2rl.env.synth_requests import FOLLOW_UP, REQUESTS
+from tau2rl.env.tasks import describe, held_out, kind_of, select
+from tau2rl.env.user_simulator import LineUser, has_lines
 from tau2rl.types import CallTool, Say, Status, TaskRef
 from tests.play import CREATE, mock_env, play
 

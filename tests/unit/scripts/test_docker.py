@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from tau2rl.backends.slime.contract import contract
+from tau2rl.slime.options import contract
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"

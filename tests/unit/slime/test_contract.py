@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import pytest
 
-from tau2rl.backends.slime.contract import check, contract, lookup
 from tau2rl.errors import UserError
+from tau2rl.slime.options import check, contract, lookup
 
 NEEDED = ("--rollout-batch-size", "16")
 

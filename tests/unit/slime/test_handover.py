@@ -17,9 +17,9 @@ import pytest
 import torch
 import yaml
 
-from tau2rl.backends.slime.handover import SlimeRun, absolute, custom_config, environment, received, script, user_config, write
-from tau2rl.backends.slime.layout import layout_of, sglang_config
 from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.slime.job import SlimeRun, absolute, custom_config, environment, received, script, user_config, write
+from tau2rl.slime.layout import layout_of, sglang_config
 from tests.slime_configs import CONFIGS, SHAPE, load_slime
 
 
@@ -90,7 +90,7 @@ def test_no_key_is_in_the_environment_of_the_job(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_constant_denominator_is_in_the_functions_name() -> None:
-    reducers = importlib.import_module("tau2rl.backends.slime.reducers")
+    reducers = importlib.import_module("tau2rl.slime.reducers")
     reduce = reducers.constant_4([5, 3], [2, 3], [torch.tensor([1.0, 0.0]), torch.ones(3)], False)
     found = reduce(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert float(found) == pytest.approx(0.25 + 3.0)  # a fourth of 1, a fourth of 3 + 4 + 5

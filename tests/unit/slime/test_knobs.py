@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tau2rl.backends.local.hyper import grpo_spec, sft_spec
-from tau2rl.backends.local.policy import LocalPolicy
-from tau2rl.backends.local.sampling import Sampling
-from tau2rl.backends.slime.argv import build_argv
-from tau2rl.backends.slime.handover import SlimeRun, custom_config
 from tau2rl.config import GrpoConfig, Section, SftConfig, build, flatten, put
 from tau2rl.errors import UserError
-from tau2rl.stages.grpo import policy_of_looks
+from tau2rl.recipes.grpo import policy_of_looks
+from tau2rl.slime.argv import build_argv
+from tau2rl.slime.job import SlimeRun, custom_config
+from tau2rl.train.generate import Sampling
+from tau2rl.train.hyper import grpo_spec, sft_spec
+from tau2rl.train.policy import LocalPolicy
 from tests.slime_configs import SHAPE
-from tests.unit.local.tiny import tiny_model
+from tests.unit.train.tiny import tiny_model
 
 RUN = SlimeRun(folder=Path("/run"), shape=SHAPE)
 START: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.model_shape import SHAPE_4B, read_shape, shape_of, shape_options
 from tau2rl.errors import UserError
+from tau2rl.slime.model import SHAPE_4B, read_shape, shape_of, shape_options
 from tests.slime_configs import QWEN3_4B, SHAPE
 from tests.stubs.slime_stubs import checkout
 

@@ -13,13 +13,11 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.handover import SlimeRun
-from tau2rl.backends.slime.layout import layout_of
-from tau2rl.backends.slime.machine import Gpu, Machine, collect
-from tau2rl.backends.slime.model_shape import SHAPE_4B
-from tau2rl.backends.slime.preflight import preflight
-from tau2rl.backends.slime.preflight_machine import GIB, training_bytes
-from tau2rl.backends.slime.problems import Problem
+from tau2rl.slime.job import SlimeRun
+from tau2rl.slime.layout import layout_of
+from tau2rl.slime.machine import GIB, Gpu, Machine, Problem, collect, training_bytes
+from tau2rl.slime.model import SHAPE_4B
+from tau2rl.slime.preflight import preflight
 from tests.slime_configs import CONFIGS, load_slime
 
 H100 = Gpu(total=80 * GIB, used=0)

@@ -23,12 +23,12 @@ from typing import Any
 
 import pytest
 
-from tau2rl.backends.slime.argv import build_argv
-from tau2rl.backends.slime.contract import FILE, contract, lookup, split
-from tau2rl.backends.slime.handover import SlimeRun, absolute, received, write
-from tau2rl.backends.slime.layout import POLICY, Layout, layout_of
-from tau2rl.backends.slime.model_shape import read_shape
 from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.slime.argv import build_argv
+from tau2rl.slime.job import SlimeRun, absolute, received, write
+from tau2rl.slime.layout import POLICY, Layout, layout_of
+from tau2rl.slime.model import read_shape
+from tau2rl.slime.options import FILE, contract, lookup, split
 from tests.slime_configs import CONFIGS, QWEN3_4B, load_slime
 from tests.stubs.slime_stubs import checkout, install, parse, unread
 

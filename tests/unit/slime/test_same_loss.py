@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-from tau2rl.backends.local.hyper import loss_spec
-from tau2rl.backends.local.losses import Totals, policy_loss
-from tau2rl.backends.slime.argv import build_argv
-from tau2rl.backends.slime.handover import SlimeRun, absolute, write
-from tau2rl.backends.slime.model_shape import read_shape
 from tau2rl.config import GrpoConfig
+from tau2rl.slime.argv import build_argv
+from tau2rl.slime.job import SlimeRun, absolute, write
+from tau2rl.slime.model import read_shape
+from tau2rl.train.hyper import loss_spec
+from tau2rl.train.losses import Totals, policy_loss
 from tests.slime_configs import QWEN3_4B, load_slime
 from tests.stubs.slime_stubs import parse
 

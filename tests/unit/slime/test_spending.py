@@ -11,10 +11,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tau2rl.backends.slime.journal import Journal
-from tau2rl.backends.slime.marks import Marks
-from tau2rl.backends.slime.spending import FILE, Spending
-from tau2rl.metrics.cost import Start
+from tau2rl.report.cost import Start
+from tau2rl.slime.metadata import Marks
+from tau2rl.slime.rollout_log import FILE, Journal, Spending
 from tau2rl.types import Attempt, EnvTime, Episode, EpisodeRecord, Failure, Fault, Status
 from tests.contract.slime_world import settings
 from tests.play import CREATE

@@ -1,1 +1,0 @@
-"""Where training happens: slime on a cluster, torch in this process."""

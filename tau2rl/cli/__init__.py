@@ -1,0 +1,201 @@
+"""The command line: which commands there are, and how each kind of failure ends. No heavy library is imported here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import tau2rl
+from tau2rl import console
+from tau2rl.cli.lazy import Late, LateGroup, examples
+from tau2rl.config.settings import collect_rarely
+from tau2rl.env.lazy_litellm import put_off
+from tau2rl.errors import RunIncomplete, UserError
+
+DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
+COMMANDS = {
+    "seed": Late(
+        where="tau2rl.cli.seed:demonstrate",
+        panel=DATA,
+        summary="Write demonstrations: a policy that can solve the tasks plays them, and its conversations become dataset rows.",
+        examples=(
+            "tau2rl seed --domains airline,retail,telecom",
+            "tau2rl seed --domains mock --task-split synth-train --limit 500 --slip 0.3 --keep all",
+            "tau2rl seed --domains retail --policy api --model gpt-4.1 --user-model gpt-4.1-mini --num-samples 4",
+        ),
+    ),
+    "rft-filter": Late(
+        where="tau2rl.cli.rft:rejection_sample",
+        panel=DATA,
+        summary="Keep the attempts that solved their task: sampled here, or taken from earlier runs with `--from`.",
+        examples=(
+            "tau2rl rft-filter --tokenizer DIR --url http://127.0.0.1:30000 --domains retail --num-samples 8",
+            "tau2rl rft-filter --from outputs/eval/train-1 --from outputs/eval/train-2 --per-task 1 --exclude-no-op",
+        ),
+    ),
+    "sft": Late(
+        where="tau2rl.cli.sft:fine_tune",
+        panel=TRAIN,
+        summary="Train on conversations: whole ones, with a loss on what the assistant said and on nothing else.",
+        examples=(
+            "tau2rl sft -c configs/laptop/sft.yaml",
+            "tau2rl sft --model DIR --data outputs/seed/default/rows.jsonl --lr 1e-5 --steps 200 --device cuda",
+            "tau2rl sft -c outputs/sft/default/config.json --resume",
+        ),
+    ),
+    "grpo": Late(
+        where="tau2rl.cli.grpo:reinforce",
+        panel=TRAIN,
+        summary="Reinforce what works: play groups of attempts at training tasks and move the weights towards the better ones.",
+        examples=(
+            "tau2rl grpo -c configs/laptop/grpo.yaml",
+            "tau2rl grpo --model outputs/sft/default/checkpoints/final --domains retail --user-model scripted --device cuda",
+        ),
+    ),
+    "run": Late(
+        where="tau2rl.cli.pipeline:run",
+        panel=TRAIN,
+        summary="Run a pipeline: each step a job, each trained model evaluated on held-out tasks, "
+        "one chain of hashes from data to result.",
+        examples=(
+            "tau2rl run -c configs/laptop/pipeline.yaml",
+            "tau2rl run -c configs/laptop/pipeline.yaml --limit 1",
+            "tau2rl run -c configs/laptop/pipeline.yaml --seed 1 --name seed-1",
+        ),
+    ),
+    "convert": Late(
+        where="tau2rl.cli.convert:convert",
+        panel=TRAIN,
+        summary="Convert a checkpoint with slime's own tools, in slime's container. To Megatron's layout it takes a GPU.",
+        examples=(
+            "tau2rl convert --to hf outputs/grpo/default /models/trained",
+            (
+                "tau2rl convert --to hf outputs/grpo/default/checkpoints/megatron/iter_0000049 /models/step-50 "
+                "--origin /models/start"
+            ),
+            "tau2rl convert --to megatron /models/start /models/start_torch_dist --dry-run",
+        ),
+    ),
+    "eval": Late(
+        where="tau2rl.cli.eval:evaluate",
+        panel=EVALUATE,
+        summary="Let a policy play tasks, and say how many it solves: pass@k and pass^k with their intervals and floors.",
+        examples=(
+            "tau2rl eval -c configs/eval/gold.yaml",
+            "tau2rl eval -c configs/eval/sglang.yaml --tokenizer DIR --domains airline,retail --num-samples 4",
+            "tau2rl eval -c configs/eval/gold.yaml --limit 2 --inline --json",
+            "tau2rl eval -c outputs/eval/default/config.json --resume",
+        ),
+    ),
+    "select-checkpoint": Late(
+        where="tau2rl.cli.select:choose",
+        panel=EVALUATE,
+        summary="Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.",
+        examples=(
+            "tau2rl select-checkpoint outputs/grpo/default",
+            "tau2rl eval -c eval.yaml --set policy.checkpoint=CHECKPOINT --task-split train-select --name at-40",
+            "tau2rl select-checkpoint outputs/eval/at-20 outputs/eval/at-40 --json",
+        ),
+    ),
+    "report": Late(
+        where="tau2rl.cli.results:report",
+        panel=EVALUATE,
+        summary="Print the result of a run again, of whatever stage; of a pipeline, the table of its evaluations.",
+        examples=("tau2rl report outputs/eval/default",),
+    ),
+    "compare": Late(
+        where="tau2rl.cli.results:compare",
+        panel=EVALUATE,
+        summary="Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.",
+        examples=("tau2rl compare outputs/eval/after outputs/eval/before",),
+    ),
+    "bench": Late(
+        where="tau2rl.cli.bench:bench",
+        panel=SETUP,
+        summary="Measure what this machine gets out of the environments, the rollouts, the filter and the local trainer.",
+        examples=("tau2rl bench --list", "tau2rl bench env_cost rollouts_400", "tau2rl bench scale --json"),
+    ),
+    "doctor": Late(
+        where="tau2rl.cli.doctor:doctor",
+        panel=SETUP,
+        summary="Say what this machine has and lacks, with a hint for each gap.",
+        examples=("tau2rl doctor", "tau2rl doctor --for eval -c configs/eval/sglang.yaml"),
+    ),
+    "version": Late(
+        where="tau2rl.cli.doctor:version",
+        panel=SETUP,
+        summary="Print the versions of tau2rl, of Python and of the libraries that a result depends on.",
+    ),
+    "tasks": Late(where="tau2rl.cli.tasks:app", panel=LOOK, summary="Look at the benchmark's tasks."),
+    "config": Late(where="tau2rl.cli.config:app", panel=SETUP, summary="Look at settings."),
+}
+
+
+class Boundary(TyperGroup):
+    """Where exceptions end: a person's mistake exits 2, an incomplete run 1, an interruption 130, a bug 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            console.fail(error)
+            code = 2
+        except RunIncomplete as error:
+            console.say(f"error: {error}")
+            code = 1
+        except KeyboardInterrupt:
+            console.say("interrupted")
+            code = 130
+        except Exception as error:  # the last boundary: what arrives here is a bug, and people get a line, not a page
+            if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
+                raise  # Typer's own: usage errors and exits, which carry their code
+            console.crash(error, debug=bool(ctx.params.get("debug")))
+            code = 1
+        raise typer.Exit(code)
+
+
+class CommandLine(Boundary, LateGroup):
+    """The boundary around `COMMANDS`."""
+
+    late = COMMANDS
+
+
+app = typer.Typer(
+    name="tau2rl",
+    cls=CommandLine,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "tau2rl doctor",
+        "tau2rl eval -c configs/eval/gold.yaml",
+        "tau2rl eval --tokenizer DIR --url http://127.0.0.1:30000 --domains retail --num-samples 4",
+        "tau2rl report outputs/eval/default",
+    ),
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="TAU2RL_DEBUG", help="Show the traceback of a bug.", show_default=False)
+    ] = False,
+) -> None:
+    """Post-train small open models into multi-turn tool-use agents on tau2-bench."""
+    if show_version:
+        console.emit(f"tau2rl {tau2rl.__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def main() -> None:
+    """The `tau2rl` script."""
+    collect_rarely()
+    put_off()
+    app(prog_name="tau2rl")

@@ -1,0 +1,144 @@
+"""`tau2rl tasks ...`: the benchmark's tasks, looked at without running a model. All that it knows of `bench/` is in this file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tau2rl import console
+from tau2rl.cli.lazy import examples
+from tau2rl.cli.options import OUTPUT, WHAT, Domains, Json, Limit, Split, split_list, tasks_config
+from tau2rl.config import settings
+from tau2rl.runs.progress import ProgressEvent
+
+app = typer.Typer(help="Look at the benchmark's tasks.", no_args_is_help=True)
+
+
+@app.command("list", epilog=examples("tau2rl tasks list --domains airline", "tau2rl tasks list --task-split base --json"))
+def list_(domains: Domains = None, split: Split = None, limit: Limit = None, as_json: Json = False) -> None:
+    """List tasks: what their reference path reads and writes, how they are graded, and known defects."""
+    config = tasks_config(domains, split, limit)
+    from tau2rl.env.tasks import list_tasks
+
+    rows = list_tasks(config)
+    if as_json:
+        console.emit_json([_with_ref(asdict(row)) for row in rows])
+        return
+    head = ["task", "reads", "writes", "user actions", "to say", "graded by", "known defect"]
+    body = [
+        [r.ref.key, str(r.reads), str(r.writes), str(r.user_actions), str(r.communicate), "+".join(r.basis), r.quarantined]
+        for r in rows
+    ]
+    console.emit_table([head, *body])
+    console.say(f"{len(rows)} tasks")
+
+
+@app.command(
+    epilog=examples("tau2rl tasks index --output data/prompts", "tau2rl tasks index --domains retail,telecom --task-split train")
+)
+def index(
+    domains: Domains = None,
+    splits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task-split", help="Separated by commas or repeated. (default train,test)", metavar="NAMES", rich_help_panel=WHAT
+        ),
+    ] = None,
+    limit: Limit = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder of the files. (default outputs/index)", metavar="DIR", rich_help_panel=OUTPUT),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write prompt files for trainers: a JSON line a task, a file a domain and split, and one of all domains a split."""
+    config = tasks_config(domains, None, limit)
+    from tau2rl.env.tasks import write_index
+
+    folder = output or settings.output_root() / "index"
+    files = write_index(config.domains, split_list(splits) or ["train", "test"], folder, limit=limit)
+    if as_json:
+        console.emit_json({"files": [str(file) for file in files]})
+    else:
+        console.emit("\n".join(map(str, files)))
+
+
+@app.command(epilog=examples("tau2rl tasks validate", "tau2rl tasks validate --task-split base --json"))
+def validate(domains: Domains = None, split: Split = None, limit: Limit = None, as_json: Json = False) -> None:
+    """Replay each task's reference path through the real grader, and name every task that does not score 1.
+
+    Exits with 1 when there is one.
+    """
+    config = tasks_config(domains, split, limit)
+    from tau2rl.env.audit import Validation, validate as replay_all
+    from tau2rl.env.tasks import select
+
+    results: list[Validation] = []
+    total, started = len(select(config)), time.monotonic()
+    with console.Follower() as follower:
+        for result in replay_all(config):
+            results.append(result)
+            solved, seconds = sum(not r.why for r in results), time.monotonic() - started
+            follower.on_progress(
+                ProgressEvent(done=len(results), total=total, successes=solved, valid=len(results), seconds=seconds)
+            )
+    bad = [result for result in results if result.why]
+    if as_json:
+        console.emit_json(
+            {"tasks": len(results), "solved": len(results) - len(bad), "results": [_with_ref(asdict(r)) for r in results]}
+        )
+    else:
+        if bad:
+            console.emit_table([["task", "reward", "why"], *([r.ref.key, f"{r.reward:.3f}", r.why] for r in bad)])
+        console.say(f"{len(results) - len(bad)} of {len(results)} reference paths score 1")
+    raise typer.Exit(1 if bad else 0)
+
+
+@app.command(epilog=examples("tau2rl tasks audit", "tau2rl tasks audit --domains airline --task-split train --json"))
+def audit(domains: Domains = None, split: Split = None, limit: Limit = None, as_json: Json = False) -> None:
+    """Say what a score on these tasks can mean.
+
+    Floors (do nothing, always transfer), tasks that need an LLM judge, reads and writes, defects, overlap of train and test.
+    """
+    config = tasks_config(domains, split, limit)
+    from tau2rl.env.audit import audit as audit_tasks
+
+    found = audit_tasks(config)
+    if as_json:
+        console.emit_json(found)
+        return
+    console.emit_table(_audit_rows(found["domains"]))
+    for name, part in found["domains"].items():
+        for line in _audit_lines(part):
+            console.emit(f"{name}: {line}")
+    console.say(f"\nsplit `{found['split']}` of {found['tau2']['distribution']} {found['tau2']['version']}; `--json` has the ids")
+
+
+def _audit_rows(domains: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    head = ["domain", "tasks", "do nothing", "always transfer", "judge-gated", "reads", "writes", "user actions", "quarantined"]
+    rows = [head]
+    for name, part in domains.items():
+        gold, floor = part["gold_actions"], part["floor"]
+        floors = [f"{floor[policy]['solved']}/{floor[policy]['of']}" for policy in ("do_nothing", "always_transfer")]
+        counts = [len(part["judge_gated"]), gold["reads"], gold["writes"], gold["user_actions"], len(part["quarantined"])]
+        rows.append([name, str(part["tasks"]), *floors, *map(str, counts)])
+    return rows
+
+
+def _audit_lines(part: Mapping[str, Any]) -> Sequence[str]:
+    lines = [f"graded by {', '.join(f'{basis} ({count})' for basis, count in part['reward_bases'].items())}"]
+    shared = part["train_test_overlap"]
+    if shared:
+        counts = [f"{value['count']} {kind} ids" for kind, value in shared.items()]
+        lines.append(f"train and test share {', '.join(counts)}")
+    return lines
+
+
+def _with_ref(values: dict[str, Any]) -> dict[str, Any]:
+    """The task's three names at the top level, where a reader of JSON looks for them."""
+    return {**values.pop("ref"), **values}

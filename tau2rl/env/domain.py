@@ -1,0 +1,209 @@
+"""A domain loaded once: its tasks, policy, tool schemas, and the environments that are made of it.
+
+tau2 parses its task file again at every step of its gym; here it is read once a process. What was loaded is named by content
+hashes. The environments are registered in tau2's own registry under `tau2rl:NAME`, so its evaluator uses them too.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tau2rl.env import synth
+from tau2rl.env.factory import Maker
+from tau2rl.env.package import INSTALL, prepare
+from tau2rl.errors import UserError
+from tau2rl.types import TaskRef, ToolSchema
+
+from tau2.data_model.tasks import Task  # isort: skip
+from tau2.environment.environment import Environment
+from tau2.environment.toolkit import ToolKitBase, get_tool_types
+from tau2.registry import registry
+
+LEARN, SELECT = "train-learn", "train-select"
+SHARE = 0.15  # of each domain's training tasks are set apart
+
+
+def set_apart(domain: str, kinds: Mapping[str, str]) -> set[str]:
+    """The ids that belong to `train-select`, at least one; `kinds` maps every training id to its kind of task.
+
+    Systematic sampling: tasks at even distances in the order of (kind, hash), so that each kind has its share.
+
+    >>> kinds = {str(i): "writes" if i < 50 else "reads" for i in range(74)}
+    >>> apart = set_apart("retail", kinds)
+    >>> len(apart), sum(kinds[id] == "writes" for id in apart)
+    (11, 7)
+    """
+    ranked = sorted(kinds, key=lambda id: (kinds[id], hashlib.sha256(f"{SELECT}/{domain}/{id}".encode()).digest()))
+    count = max(1, round(SHARE * len(ranked)))
+    return {ranked[(2 * i + 1) * len(ranked) // (2 * count)] for i in range(count)}
+
+
+def stratum(id: str, task: Any, tool_types: Mapping[str, str]) -> str:
+    """Telecom: the intent that the id begins with. Others: whether the reference path changes anything."""
+    if id.startswith("["):
+        return id.partition("]")[0]
+    actions = (task.evaluation_criteria.actions if task.evaluation_criteria else None) or ()
+    return "writes" if any(tool_types.get(action.name) == "write" for action in actions) else "reads"
+
+
+def half(split: str, domain: str, train: Mapping[str, Any], tool_types: Mapping[str, str]) -> dict[str, Any]:
+    """The tasks of `train-learn` or `train-select`, in the order of `train`."""
+    apart = set_apart(domain, {id: stratum(id, task, tool_types) for id, task in train.items()})
+    return {id: task for id, task in train.items() if (id in apart) == (split == SELECT)}
+
+
+prepare()
+
+
+KEPT_ENDS = 4096  # synthesised tasks are without number
+Hashes = tuple[str | None, str | None]  # of the agent's and of the user's database
+NAMES = ("airline", "retail", "telecom", "mock")
+_loaded: dict[str, Domain] = {}
+_loading = threading.Lock()
+
+
+class Domain:
+    """One tau2 domain. Get it by `domain(name)`; thread-safe."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.registered = f"tau2rl:{name}"
+        paths = importlib.import_module(f"tau2.domains.{name}.utils")
+        self._task_file = Path(getattr(paths, f"{name.upper()}_TASK_SET_PATH"))
+        self._maker = Maker(name)
+        self._lock = threading.Lock()
+        self._handed_out = threading.local()
+        self._gold_ends: dict[str, Hashes] = {}
+        self._tasks: dict[str, Mapping[str, Task]] = {}
+        environment = self.environment()
+        self.policy = environment.get_policy()
+        self.agent_tools = environment.get_tools()  # for their schemas alone: they would act on this environment
+        self.tools: tuple[ToolSchema, ...] = tuple(tool.openai_schema for tool in self.agent_tools)
+        self.tool_types = {tool: str(kind.value) for tool, kind in get_tool_types(_toolkit(environment)).items()}
+        self.user_tools = environment.get_user_tools() if environment.user_tools else None
+        if self.registered not in registry.get_domains():
+            registry.register_domain(self._construct, self.registered)
+
+    def environment(self) -> Environment:
+        """A fresh environment in its initial state, equal to what tau2's own constructor gives."""
+        return self._maker.environment()
+
+    @property
+    def content(self) -> str:
+        """A hash of the database files."""
+        return self._maker.content
+
+    def gold_end(self, name: str) -> Hashes | None:
+        """What a reference path made of the databases, if `keep_gold_end` was told; see `grading.py`."""
+        return self._gold_ends.get(name)
+
+    def keep_gold_end(self, name: str, hashes: Hashes) -> None:
+        """Remember how a reference path ends."""
+        with self._lock:
+            if len(self._gold_ends) >= KEPT_ENDS:
+                self._gold_ends.pop(next(iter(self._gold_ends)))
+            self._gold_ends[name] = hashes
+
+    @contextmanager
+    def handing_out(self, *environments: Any) -> Iterator[None]:
+        """Give these to whoever asks tau2's registry for a fresh environment of this domain in this thread, in this order."""
+        self._handed_out.next = list(environments)
+        try:
+            yield
+        finally:
+            self._handed_out.next = []
+
+    def splits(self) -> list[str]:
+        """The names of the task splits, `base` (all of tau2's) among them, and those that are made here."""
+        loader = registry.get_task_splits_loader(self.name)
+        names = list(loader() if loader else ["base"])
+        halves = (LEARN, SELECT) if "train" in names else ()
+        return [*names, *halves, *(synth.SIZES if self.name == "mock" else ())]
+
+    def tasks(self, split: str = "base") -> Mapping[str, Task]:
+        """Task id -> task, in tau2's order. Raises UserError for an unknown split."""
+        halved = split in (LEARN, SELECT) and split in self.splits()
+        train = self.tasks("train") if halved else {}
+        with self._lock:
+            if split not in self._tasks:
+                if split not in self.splits():
+                    raise UserError(f"no such split `{split}` in `{self.name}`", hint=f"one of: {', '.join(self.splits())}")
+                if synth.is_synth(split):
+                    return self._tasks.setdefault(split, synth.Pool(split))
+                if halved:
+                    return self._tasks.setdefault(split, half(split, self.name, train, self.tool_types))
+                loader: Any = registry.get_tasks_loader(self.name)
+                with readable(self.name):
+                    found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
+                self._tasks[split] = {task.id: task for task in found}
+                keep_what_is_loaded()
+            return self._tasks[split]
+
+    def task(self, ref: TaskRef) -> Task:
+        """The task that `ref` names. Raises UserError."""
+        try:
+            return self.tasks(ref.split)[ref.task_id]
+        except KeyError:
+            raise UserError(
+                f"no task `{ref.task_id}` in `{ref.domain}` split `{ref.split}`", hint="`tau2rl tasks list` shows them"
+            ) from None
+
+    def hashes(self) -> dict[str, str]:
+        """What pins this domain: hashes of databases, task file, policy and tool schemas (16 hex digits each)."""
+        return {
+            "database": self.content[:16],
+            "tasks": hashlib.sha256(self._task_file.read_bytes()).hexdigest()[:16],
+            "policy": hashlib.sha256(self.policy.encode()).hexdigest()[:16],
+            "tools": hashlib.sha256(repr(self.tools).encode()).hexdigest()[:16],
+            **({"synth": synth.fingerprint()} if self.name == "mock" else {}),
+        }
+
+    def _construct(self, solo_mode: bool = False) -> Any:
+        """What stands in tau2's registry."""
+        if solo_mode:
+            raise UserError("tau2's solo mode has no customer: it is not played here")
+        waiting = getattr(self._handed_out, "next", None)
+        return waiting.pop(0) if waiting else self.environment()
+
+
+def keep_what_is_loaded() -> None:
+    """Take what is loaded out of the garbage collector's sight: to look through it stops every episode for half a second."""
+    gc.collect()  # what is garbage by now would be kept as well
+    gc.freeze()
+
+
+def _toolkit(environment: Environment) -> ToolKitBase:
+    if environment.tools is None:
+        raise UserError(f"tau2's domain `{environment.domain_name}` has no tools")
+    return environment.tools
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Missing or broken data of tau2 are a matter for the person, not a bug."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"tau2's data of `{name}` is missing: `{error.filename}`", hint=f"{INSTALL} brings the data") from None
+    except ValueError as error:  # JSON's, TOML's and pydantic's are all of this kind
+        what = str(error).partition("\n")[0]
+        raise UserError(f"tau2's data of `{name}` cannot be read: {what}", hint=f"{INSTALL} brings the data") from None
+
+
+def domain(name: str) -> Domain:
+    """The domain, loaded at first use. Raises UserError for an unknown name or missing data."""
+    if name not in NAMES:
+        raise UserError(f"no such domain `{name}`", hint=f"one of: {', '.join(NAMES)}")
+    with _loading:
+        if name not in _loaded:
+            with readable(name):
+                _loaded[name] = Domain(name)
+            keep_what_is_loaded()
+        return _loaded[name]

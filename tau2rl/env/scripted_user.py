@@ -1,0 +1,148 @@
+"""Simulated customers that need no model: one follows the task's own reference path, the other says its lines."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tau2rl.env.simulation import Session
+from tau2rl.env.synth import SAY_YOUR_LINES
+from tau2rl.types import Usage
+
+from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage  # isort: skip
+from tau2.user.base import STOP
+from tau2.user.user_simulator import DummyUser
+
+TRANSFER_TOOL = "transfer_to_human_agents"
+
+
+class ScriptedUser(DummyUser):
+    """A deterministic customer that follows the task's own reference path.
+
+    It opens with its reason and all that it knows. When the agent's text names pending user-side reference actions
+    (`toggle airplane mode` for `toggle_airplane_mode`) it performs them, in order, and reports the results. It ends the
+    conversation when every reference action was performed and everything that had to be said was said, when it was
+    transferred, or when `patience` agent messages in a row brought nothing new.
+    """
+
+    def __init__(self, session: Session, *, patience: int) -> None:
+        super().__init__()
+        self.usage = Usage()
+        self._session = session
+        self._patience = patience
+        self._waited = 0
+        self._user_actions_done = 0
+        criteria = session.task.evaluation_criteria
+        gold = list((criteria.actions if criteria else None) or ())
+        self._mine = [a for a in gold if a.requestor == "user"]
+        self._heard = _Heard(
+            actions=[a for a in gold if a.requestor == "assistant"],
+            words=[info.lower() for info in (criteria.communicate_info if criteria else None) or ()],
+        )
+        self._progress = -len(self._heard.unsaid)  # counts up to the number of reference actions of both sides
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
+        """The user's answer."""
+        return self._answer(message), state
+
+    def _answer(self, message: Any) -> UserMessage:
+        if isinstance(message, ToolMessage | MultiToolMessage):
+            results = message.tool_messages if isinstance(message, MultiToolMessage) else [message]
+            return _user("Done. " + " ".join(result.content or "" for result in results))
+        heard = self._heard
+        heard.read(self._session.trajectory)
+        if not heard.user:
+            return _user(opening_words(self._session.task))
+        text = message.content or ""
+        if asked := self._asked_for(text):
+            self._user_actions_done += len(asked)
+            self._waited = 0
+            return _user(None, [ToolCall(id=f"user_{i}", name=a.name, arguments=a.arguments, requestor="user") for i, a in asked])
+        if not heard.undone and self._user_actions_done == len(self._mine) and not heard.unsaid:
+            return _user("Thank you, that is all I needed. ###STOP###")
+        if heard.transferred:
+            return _user("###TRANSFER###")
+        progress = heard.done + self._user_actions_done - len(heard.unsaid)
+        self._waited = 0 if progress > self._progress else self._waited + 1
+        self._progress = max(self._progress, progress)
+        if self._waited >= self._patience:
+            return _user("This is not getting me anywhere. Goodbye. ###STOP###")
+        return _user("Yes, please go ahead.")
+
+    def _asked_for(self, text: str) -> list[tuple[int, Any]]:
+        """The pending user-side actions that the text names, in reference order, up to the first that it does not name."""
+        words = f" {_words(text)} "
+        asked: list[tuple[int, Any]] = []
+        for index in range(self._user_actions_done, len(self._mine)):
+            if f" {_words(self._mine[index].name)} " not in words:
+                break
+            asked.append((index, self._mine[index]))
+        return asked
+
+
+class _Heard:
+    """What a conversation has brought a scripted user; each of its messages is read once."""
+
+    def __init__(self, *, actions: list[Any], words: list[str]) -> None:
+        self.user = self.transferred = False  # whether the user has spoken, and whether the agent has handed over
+        self.done, self.undone, self.unsaid = 0, actions, words
+        self._read = 0
+
+    def read(self, messages: list[Any]) -> None:
+        """Read on; `messages` are all so far, in a list that only grows."""
+        for message in messages[self._read :]:
+            if isinstance(message, UserMessage):
+                self.user = True
+            elif isinstance(message, AssistantMessage):
+                for call in message.tool_calls or ():
+                    self._take(call)
+                if message.content:
+                    said = message.content.lower().replace(",", "")
+                    self.unsaid = [words for words in self.unsaid if words not in said]
+        self._read = len(messages)
+
+    def _take(self, call: ToolCall) -> None:
+        self.transferred |= call.name == TRANSFER_TOOL
+        known, self.undone = len(self.undone), [gold for gold in self.undone if not gold.compare_with_tool_call(call)]
+        self.done += known - len(self.undone)
+
+
+class LineUser(DummyUser):
+    """A customer who says the lines of their task one at a time, each in answer to a message of the agent, then stops.
+
+    Hears nothing: an agent that asks too little is told too late, and one that asks for something else gets the next line.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.usage = Usage()
+        instructions = session.task.user_scenario.instructions
+        self._lines = iter([instructions.reason_for_call, *(instructions.known_info or "").splitlines(), STOP])  # pyright: ignore[reportAttributeAccessIssue]
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
+        """The next line."""
+        return _user(next(self._lines)), state
+
+
+def has_lines(task: Any) -> bool:
+    """Whether the task asks for a user who says its lines word for word."""
+    return getattr(task.user_scenario.instructions, "task_instructions", None) == SAY_YOUR_LINES
+
+
+def opening_words(task: Any) -> str:
+    """What a scripted user says first: why it calls, and what it knows.
+
+    Reads tau2's structured instructions, or the whole text where a task has only that.
+    """
+    instructions = task.user_scenario.instructions
+    if isinstance(instructions, str):
+        return instructions
+    return "\n".join(part.strip() for part in (instructions.reason_for_call, instructions.known_info) if part and part.strip())
+
+
+def _user(text: str | None, calls: list[ToolCall] | None = None) -> UserMessage:
+    return UserMessage(role="user", content=text, tool_calls=calls or None, cost=0.0)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))

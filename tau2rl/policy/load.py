@@ -1,0 +1,179 @@
+"""What SGLang servers say of their load, and which failures say that they had too much.
+
+An engine tells it at `/v1/loads?include=core` (that of SGLang 0.5.15 does; older ones a part of it at `/get_load`). A router
+(sgl-router, sgl-model-gateway) has no queue of its own and adds up only tokens, so the engines behind it are asked: it lists
+them at `/workers`, or at `/list_workers`. Read in sglang `srt/entrypoints/v1_loads.py`, `srt/managers/scheduler_components/
+load_inquirer.py` and sgl-model-gateway `src/server.rs`, `src/core/worker_service.rs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from tau2rl.errors import PolicyFailure
+from tau2rl.policy.http import Connections, Unavailable, Unreachable
+from tau2rl.types import Episode
+
+if TYPE_CHECKING:
+    from typing import Self
+
+LOADS, OLD_LOADS = "/v1/loads?include=core", "/get_load"
+WORKERS, OLD_WORKERS = "/workers", "/list_workers"
+RANK = re.compile(r"@\d+$")  # a router that knows the data-parallel ranks of an engine lists each as URL@RANK
+READ_SECONDS = 2.0
+NEARLY = 0.99  # of a deadline: clocks have a grain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLoad:
+    """Of one engine, or of several together: `ServerLoad(engines=8, running=240, waiting=3, memory=0.71)`."""
+
+    engines: int
+    running: int  # requests that are worked on
+    waiting: int  # requests in the queue
+    memory: float  # share of the KV memory that the running ones hold; contexts that are only cached do not count
+
+
+class LoadReader:
+    """Asks the servers of a policy what they have to do.
+
+        async with LoadReader(["http://127.0.0.1:30000"]) as reader:
+            load = await reader.read()
+
+    The first `read` finds out whom to ask, and how. Whoever cannot be asked then, is not asked later.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        """The base URLs of engines and routers."""
+        self._urls = [url.rstrip("/") for url in urls]
+        self._http: dict[str, Connections] = {}
+        self._path: dict[str, str] | None = None  # server -> where it says it; None before the first read
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for connections in self._http.values():
+            await connections.aclose()
+
+    async def read(self) -> ServerLoad | None:
+        """The load of all that answer within two seconds; None when nobody does, or nobody could be asked the first time."""
+        if self._path is None:
+            found = await asyncio.gather(*map(self._find, self._urls))
+            self._path = {url: path for url, path in zip(self._urls, found, strict=True) if path is not None}
+        read = await asyncio.gather(*(self._read(url, path) for url, path in self._path.items()))
+        return together([load for load in read if load is not None])
+
+    async def _find(self, url: str) -> str | None:
+        """The path at which the server, or those behind it, can be asked."""
+        for path in (LOADS, WORKERS, OLD_WORKERS, OLD_LOADS):  # a router has something else at the first and the last
+            if await self._read(url, path) is not None:
+                return path
+        return None
+
+    async def _read(self, url: str, path: str) -> ServerLoad | None:
+        answer = await self._get(url, path)
+        if path in (LOADS, OLD_LOADS):
+            return read_load(answer)
+        # Asked for again each time: engines come and go behind a router.
+        engines = worker_urls(answer)
+        read = await asyncio.gather(*(self._engine(engine) for engine in engines))
+        return together([load for load in read if load is not None])
+
+    async def _engine(self, url: str) -> ServerLoad | None:
+        load = read_load(await self._get(url, LOADS))
+        return load if load is not None else read_load(await self._get(url, OLD_LOADS))
+
+    async def _get(self, url: str, path: str) -> Any:
+        """The JSON there; None when there is none."""
+        if url not in self._http:
+            self._http[url] = Connections(url, connect_seconds=READ_SECONDS)
+        with suppress(Unreachable, asyncio.TimeoutError, ValueError):
+            async with asyncio.timeout(READ_SECONDS):
+                response = await self._http[url].get(path)
+            if response.status == 200:
+                return orjson.loads(response.body)
+        return None
+
+
+def read_load(answer: Any) -> ServerLoad | None:
+    """The load in the answer of an engine, over its data-parallel ranks; None when it is something else.
+
+    >>> read_load({"loads": [{"num_running_reqs": 8, "num_waiting_reqs": 2, "token_usage": 0.5}]})
+    ServerLoad(engines=1, running=8, waiting=2, memory=0.5)
+    >>> read_load([{"dp_rank": 0, "num_reqs": 10, "num_waiting_reqs": 2, "num_tokens": 900}])
+    ServerLoad(engines=1, running=8, waiting=2, memory=0.0)
+    """
+    listed = cast("Mapping[str, Any]", answer).get("loads") if isinstance(answer, Mapping) else answer
+    ranks: list[Mapping[str, Any]] = [
+        cast("Mapping[str, Any]", rank)
+        for rank in (cast("list[Any]", listed) if isinstance(listed, list) else [])
+        if isinstance(rank, Mapping) and isinstance(cast("Mapping[str, Any]", rank).get("num_waiting_reqs"), int)
+    ]
+    if not ranks:
+        return None
+    waiting = sum(_number(rank, "num_waiting_reqs") for rank in ranks)
+    running = sum(
+        _number(rank, "num_running_reqs") or max(0, _number(rank, "num_reqs") - _number(rank, "num_waiting_reqs"))
+        for rank in ranks
+    )
+    memory = sum(_number(rank, "token_usage") for rank in ranks) / len(ranks)
+    return ServerLoad(engines=1, running=int(running), waiting=int(waiting), memory=memory)
+
+
+def worker_urls(answer: Any) -> list[str]:
+    """The engines that a router lists, each once; those that it reaches by gRPC cannot be asked.
+
+    >>> worker_urls({"workers": [{"id": "1", "url": "http://a:1@0"}, {"id": "2", "url": "http://a:1@1"}]})
+    ['http://a:1']
+    >>> worker_urls({"urls": ["http://a:1/", "grpc://b:2"]})
+    ['http://a:1']
+    """
+    if not isinstance(answer, Mapping):
+        return []
+    fields = cast("Mapping[str, Any]", answer)
+    urls: list[Any] = []
+    if isinstance(fields.get("workers"), list):
+        urls = [cast("Mapping[str, Any]", w).get("url") for w in fields["workers"] if isinstance(w, Mapping)]
+    elif isinstance(fields.get("urls"), list):
+        urls = fields["urls"]
+    named = [RANK.sub("", url).rstrip("/") for url in urls if isinstance(url, str) and url.startswith("http")]
+    return list(dict.fromkeys(named))
+
+
+def together(loads: Sequence[ServerLoad]) -> ServerLoad | None:
+    """The load of several servers; None for none."""
+    if not loads:
+        return None
+    engines = sum(load.engines for load in loads)
+    return ServerLoad(
+        engines=engines,
+        running=sum(load.running for load in loads),
+        waiting=sum(load.waiting for load in loads),
+        memory=sum(load.memory * load.engines for load in loads) / engines,
+    )
+
+
+def was_overloaded(episode: Episode, *, timeout_seconds: float) -> bool:
+    """Whether an episode failed because the policy's server was unavailable, or let a call wait for its whole deadline.
+
+    A call that failed is no turn: it is what is left of the episode's time.
+    """
+    failure = episode.failure
+    if failure is None or failure.kind not in (Unavailable.__name__, PolicyFailure.__name__):
+        return False
+    waited = episode.env_time.seconds if episode.env_time else sum(turn.env_seconds for turn in episode.turns)  # the opening too
+    left = episode.seconds - sum(turn.seconds for turn in episode.turns) - waited
+    return failure.kind == Unavailable.__name__ or left >= NEARLY * timeout_seconds
+
+
+def _number(fields: Mapping[str, Any], name: str) -> float:
+    value = fields.get(name)
+    return value if isinstance(value, int | float) else 0

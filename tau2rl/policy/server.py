@@ -1,0 +1,154 @@
+"""One SGLang server, or the router in front of several: its `/generate`, aborts, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import string
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import quote, urlsplit
+
+import orjson
+
+from tau2rl.errors import UserError
+from tau2rl.policy.generate import refusal
+from tau2rl.policy.http import Connections, Unavailable, Unreachable
+
+BUSY = (429, 502, 503, 504)
+ROUTING_HEADER = "X-SMG-Routing-Key"  # the router's key of prefix-cache affinity
+CONNECT_SECONDS = 10.0
+ABORT_SECONDS = 2.0
+
+
+class Absent(UserError):
+    """No server answers there, or not yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What a server says that it serves: `Described(model="Qwen/Qwen3-4B", context=32768)`."""
+
+    model: str
+    context: int | None  # routers do not tell
+
+    def agrees(self, other: Described) -> bool:
+        """Whether both may be the same model; a length that is not told is no difference.
+
+        >>> Described(model="a", context=None).agrees(Described(model="a", context=4096))
+        True
+        """
+        return self.model == other.model and (self.context == other.context or None in (self.context, other.context))
+
+    def __str__(self) -> str:
+        return self.model if self.context is None else f"{self.model}, {self.context} tokens of context"
+
+
+class Server:
+    """The connections to one server: opened by the first call, closed by `aclose`."""
+
+    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        """`timeout_seconds` is the deadline of a whole call: reading waits for it, connecting not so long.
+
+        Raises UserError for a bad URL.
+        """
+        self.url = _base_url(url)
+        self._http = Connections(self.url, connect_seconds=min(CONNECT_SECONDS, timeout_seconds))
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """Close the connections, after the last abort requests went out; safe to call twice."""
+        if self._aborts:
+            await asyncio.wait(self._aborts, timeout=ABORT_SECONDS)
+        await self._http.aclose()
+
+    async def generate(self, body: bytes, *, rid: str, session: str) -> bytes:
+        """The answer to a request of that id, unread. A call that is cancelled tells the server to stop sampling.
+
+        Raises Unavailable when nobody answers or the server is busy, and PolicyFailure when it refuses.
+        """
+        headers = {ROUTING_HEADER: quote(session, safe=string.punctuation)}
+        try:
+            response = await self._http.post("/generate", body, headers)
+        except asyncio.CancelledError:  # by the caller, or by the deadline
+            self._abort(rid)
+            raise
+        except Unreachable as error:
+            raise Unavailable(f"cannot reach `{self.url}`: {error}") from None
+        if response.status in BUSY:
+            raise Unavailable(f"`{self.url}` is overloaded: HTTP {response.status}")
+        if response.status != 200:
+            raise refusal(response.status, response.body)
+        return response.body
+
+    async def describe(self, *, timeout_seconds: float, context_tokens: int | None = None) -> Described:
+        """What answers at the URL.
+
+        Raises Absent when nothing does, and UserError when it is not SGLang or its context is shorter than `context_tokens`.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                found = await self._described()
+        except (TimeoutError, Unreachable):
+            raise Absent(
+                f"no SGLang server answers at `{self.url}`",
+                hint="start one with `python -m sglang.launch_server --model-path MODEL --port PORT`, or set `policy.url`",
+            ) from None
+        if context_tokens is not None and found.context is not None and found.context < context_tokens:
+            raise UserError(
+                f"`{self.url}` has {found.context} tokens of context, fewer than `limits.context_tokens` = {context_tokens}",
+                hint=f"set `limits.context_tokens` to {found.context}, or start the server with a larger --context-length",
+            )
+        return found
+
+    def _abort(self, rid: str) -> None:
+        """Ask the server to stop working on `rid`, without waiting: by itself it notices a lost client after seconds."""
+        task = asyncio.get_running_loop().create_task(self._post_abort(rid))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _post_abort(self, rid: str) -> None:
+        with suppress(Unreachable, asyncio.TimeoutError):  # best effort: the server may be the very thing that is broken
+            async with asyncio.timeout(ABORT_SECONDS):
+                await self._http.post("/abort_request", orjson.dumps({"rid": rid}), {})
+
+    async def _described(self) -> Described:
+        health = await self._http.get("/health")
+        if health.status != 200:
+            raise Absent(f"the server at `{self.url}` is not ready: HTTP {health.status}", hint="loading a model takes minutes")
+        models = await self._get_object("/v1/models")
+        # `/get_model_info` is the older name; routers have only that one.
+        info = await self._get_object("/model_info") or await self._get_object("/get_model_info")
+        if not models and not info:
+            raise UserError(
+                f"what answers at `{self.url}` is not an SGLang server", hint="`policy.url` names the server or router"
+            )
+        card = _first(models.get("data"))
+        length = card.get("max_model_len")
+        name = info.get("model_path") or card.get("id") or "unnamed model"
+        return Described(model=str(name), context=length if isinstance(length, int) else None)
+
+    async def _get_object(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`; empty when there is none."""
+        response = await self._http.get(path)
+        with suppress(ValueError):
+            value: Any = orjson.loads(response.body)
+            if response.status == 200 and isinstance(value, dict):
+                return cast("dict[str, Any]", value)
+        return {}
+
+
+def _first(value: Any) -> dict[str, Any]:
+    first: Any = cast("list[Any]", value)[0] if isinstance(value, list) and value else None
+    return cast("dict[str, Any]", first) if isinstance(first, dict) else {}
+
+
+def _base_url(url: str) -> str:
+    try:
+        parsed = urlsplit(url)
+        valid = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0  # reading a bad port raises
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError(f"`policy.url` = `{url}` is not the address of a server", hint="write it as http://HOST:PORT")
+    return url.rstrip("/")

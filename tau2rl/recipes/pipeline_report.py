@@ -1,0 +1,201 @@
+"""What a pipeline has done: an account of each finished run, the chain of hashes that ties them together, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from tau2rl.recipes.pipeline import BASE, ROWS, Planned
+from tau2rl.report.compare import compare
+from tau2rl.runs.files import read_json
+from tau2rl.runs.folder import stage_of
+
+Account = dict[str, Any]
+TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out", "trained")
+
+
+def finished(planned: Planned) -> bool:
+    """Whether a run has ended with a whole result."""
+    report = planned.folder / "report.json"
+    return report.exists() and not read_json(report)["incomplete"]
+
+
+def account(planned: Planned) -> Account:
+    """What a finished run stood on, took in, gave out and cost."""
+    report = read_json(planned.folder / "report.json")
+    identity = read_json(planned.folder / "environment.json")["identity"]
+    usage = [read_json(file) for file in sorted((planned.folder / "logs").glob("attempt_*/usage.json"))]
+    return {
+        "stage": stage_of(planned.config),
+        "folder": str(planned.folder),
+        "digest": report["digest"],
+        "parents": list(planned.parents),
+        "took": _took(identity, report),
+        "gave": _gave(planned, report),
+        "cpu_seconds": round(sum(float(u["cpu_seconds"]) for u in usage), 2),
+        "seconds": round(sum(float(u["seconds"]) for u in usage), 2),
+        "cost": report.get("cost"),
+    }
+
+
+def build_report(runs: list[Planned]) -> dict[str, Any]:
+    """The pipeline's report over the runs that are finished; it is incomplete until all are."""
+    done = [planned for planned in runs if finished(planned)]
+    steps = {planned.name: account(planned) for planned in done if planned.kind == "step"}
+    evaluations = [_evaluation(planned, account(planned)) for planned in done if planned.kind == "evaluation"]
+    accounts = [*steps.values(), *evaluations]
+    return {
+        "stage": "pipeline",
+        "incomplete": len(done) < len(runs),
+        "not_done": [planned.label for planned in runs if planned not in done],
+        "steps": steps,
+        "evaluations": _with_rises(_with_costs(done, steps, evaluations)),
+        "chain": chain(steps, evaluations),
+        "cpu_seconds": round(sum(a["cpu_seconds"] for a in accounts), 2),
+        "cpu_seconds_training": round(sum(a["cpu_seconds"] for a in steps.values()), 2),
+        "cost": total_cost({**steps, **{f"{e['model']}-eval": e for e in evaluations}}),
+    }
+
+
+def total_cost(accounts: Mapping[str, Account]) -> dict[str, Any]:
+    """What all runs took together, each a whole job: its loading too. What a run could not count is in no sum, and is named."""
+    costs: dict[str, dict[str, Any]] = {name: run["cost"] for name, run in accounts.items() if run["cost"]}
+    tokens: dict[str, dict[str, Any]] = {name: cost["tokens"] for name, cost in costs.items()}
+    env_cpu: dict[str, float | None] = {name: cost["env_cpu"]["seconds"] for name, cost in costs.items() if "env_cpu" in cost}
+    return {
+        "seconds": sum(run["seconds"] for run in accounts.values()),
+        "cpu_seconds": sum(run["cpu_seconds"] for run in accounts.values()),
+        "runs": {name: run["seconds"] for name, run in accounts.items()},
+        "episodes": sum(cost.get("episodes", 0) for cost in costs.values()),
+        "tokens": {key: sum(counts.get(key) or 0 for counts in tokens.values()) for key in TOKENS},
+        "env_cpu": {"seconds": sum(value or 0.0 for value in env_cpu.values())},
+        "not_counted": {
+            "policy tokens": [name for name, counts in tokens.items() if counts.get("reason")],
+            "environments": [name for name, value in env_cpu.items() if value is None],
+        },
+    }
+
+
+def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str, Any]:
+    """Whether what each run took in is what its parents gave out, by hash; the links that do not hold, by name.
+
+    The evaluation of `base` must have played the checkpoint that its step was trained from.
+    """
+    links: dict[str, bool] = {}
+    runs = [*((name, False, step) for name, step in steps.items())]
+    runs += [(f"{e['model']}-eval", e["model"] == BASE, e) for e in evaluations]
+    for name, of_base, run in runs:
+        for parent in run["parents"]:
+            given = [] if parent not in steps else steps[parent]["took"] if of_base else [steps[parent]["gave"]]
+            links[f"{parent} -> {name}"] = any(sha256 in run["took"] for sha256 in given)
+    broken = [link for link, holds in links.items() if not holds]
+    return {"links": len(links), "broken": broken, "holds": not broken}
+
+
+def rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The table for people: a header, and a row for each model that was evaluated.
+
+    `rise` is over the row above, paired by task; `cpu s` are those of the steps since then.
+    """
+    largest = max((int(entry["attempts"]) for entry in report["evaluations"]), default=1)
+    more = f"pass@{largest}"
+    table = [["model", "pass@1 [95%]", *([more] if largest > 1 else []), "floor", "rise [95%]", "cpu s"]]
+    for entry in report["evaluations"]:
+        rise = entry["rise"]
+        table.append(
+            [
+                str(entry["model"]),
+                _interval(entry["pass@1"], ""),
+                *([_number(entry.get(more))] if largest > 1 else []),
+                _number(entry["floor"]),
+                "-" if rise is None else _interval(rise, "+"),
+                _number(entry["cpu_seconds_to_here"], digits=0),
+            ]
+        )
+    total, training = report["cpu_seconds"], report["cpu_seconds_training"]
+    blank = [""] * (len(table[0]) - 3)
+    return [*table, ["all", *blank, f"evaluations {total - training:.0f} cpu s", f"{total:.0f}"]]
+
+
+def step_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """What each finished step was made from and gave: the chain of provenance, with the first 16 digits of each sha256."""
+    table = [["step", "stage", "from", "digest", "gave", "cpu s"]]
+    for name, step in report["steps"].items():
+        gave = str(step["gave"] or "-")[:16]
+        parents = ", ".join(step["parents"]) or "-"
+        table.append([name, step["stage"], parents, step["digest"], gave, _number(step["cpu_seconds"], digits=0)])
+    return table
+
+
+def _evaluation(planned: Planned, run: Account) -> Account:
+    report = read_json(planned.folder / "report.json")
+    overall = report["overall"]
+    floors = [value for value in report["floor"].values() if value is not None]
+    return {
+        "model": planned.name,
+        **run,
+        "tasks": report["tasks"],
+        "attempts": report["attempts"],
+        "pass@1": overall["pass@1"],
+        **({most: overall[most]["value"]} if (most := f"pass@{report['attempts']}") != "pass@1" else {}),
+        "floor": max(floors, default=None),
+    }
+
+
+def _with_costs(done: list[Planned], steps: Mapping[str, Account], evaluations: list[Account]) -> list[Account]:
+    """Each evaluation with the CPU seconds of the steps since the one before; the base model cost nothing."""
+    names = [planned.name for planned in done if planned.kind == "step"]
+    out: list[Account] = []
+    for entry in evaluations:
+        upto = [] if entry["model"] == BASE else names[: names.index(entry["model"]) + 1]
+        out.append({**entry, "cpu_seconds_to_here": sum(float(steps[name]["cpu_seconds"]) for name in upto)})
+        names = names[len(upto) :]
+    return out
+
+
+def _with_rises(evaluations: list[Account]) -> list[Account]:
+    """Each evaluation with its paired difference to the one before."""
+    out: list[Account] = []
+    before: Mapping[str, float] | None = None
+    for entry in evaluations:
+        solved = _solved(Path(entry["folder"]))
+        difference = None if before is None else compare(solved, before).difference.to_json()
+        out.append({**entry, "rise": difference})
+        before = solved
+    return out
+
+
+def _solved(folder: Path) -> dict[str, float]:
+    counts = cast("dict[str, dict[str, int]]", read_json(folder / "report.json")["by_task"])
+    return {key: count["solved"] / count["valid"] for key, count in counts.items()}
+
+
+def _took(identity: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """sha256 of every file and checkpoint that went in."""
+    inputs: Mapping[str, Any] = report.get("inputs", {})
+    found = [str(part["sha256"]) for part in inputs.get("data", [])]
+    if "parent" in inputs:
+        found.append(str(inputs["parent"]["sha256"]))
+    agent = str(identity.get("agent", ""))
+    return [*found, *([agent.removeprefix("checkpoint ")] if agent.startswith("checkpoint ") else [])]
+
+
+def _gave(planned: Planned, report: Mapping[str, Any]) -> str | None:
+    """sha256 of the rows or of the checkpoint that came out; None for an evaluation."""
+    if "outputs" in report:
+        return str(report["outputs"]["checkpoint"]["sha256"])
+    name = ROWS.get(stage_of(planned.config))
+    return None if name is None else str(report["files"][name]["sha256"])
+
+
+def _interval(estimate: Mapping[str, Any], sign: str) -> str:
+    value, ci95 = estimate.get("value"), estimate.get("ci95")
+    if value is None:
+        return "-"
+    text = f"{value:{sign}.3f}"
+    return text if ci95 is None else f"{text} [{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]"
+
+
+def _number(value: float | None, *, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,161 @@
+"""What every stage that plays episodes has in common: who plays, against whom, where it is cut, what is kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tau2rl.chat import fingerprint, make_codec
+from tau2rl.env.audit import POLICIES, solved_by
+from tau2rl.env.domain import domain
+from tau2rl.env.gold import gold_actions
+from tau2rl.env.tasks import select
+from tau2rl.env.tau2_env import warm_up
+from tau2rl.env.user_simulator import bench_identity, check_key
+from tau2rl.recipes.agents import describe_agent, open_players
+from tau2rl.reward.presets import RewardSpec, spec_from
+from tau2rl.rollout.concurrency import open_pace
+from tau2rl.rollout.players import Plays, PolicyFor, record_of
+from tau2rl.rollout.runner import Outage, Outcome, outcomes, plan
+from tau2rl.rollout.scheduling import Estimate, longest_first
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import Progress, ProgressEvent
+from tau2rl.runs.provenance import environment
+from tau2rl.runs.timing import clocked
+from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Status, TaskRef
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What is known before the first episode begins."""
+
+    tasks: list[TaskRef]
+    planned: list[Attempt]
+    spec: RewardSpec
+    codec: ChatCodec
+    chat: str  # the codec's fingerprint
+    agent: str  # who plays, in its own words
+    identity: dict[str, Any]  # of the benchmark, for `environment.json`
+
+
+def prepare(config: Plays, progress: Progress) -> Prepared:
+    """Load what the episodes need. Raises UserError for what cannot be run as asked."""
+    progress(ProgressEvent(done=0, total=None, note="loading tasks"))
+    spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
+    tasks = select(config.tasks)
+    if config.user.kind == "llm":  # a missing key is said now, and not by a hundred failed episodes
+        check_key(config.user)
+    codec = make_codec(config.chat)
+    warm_up(config.tasks.domains, codec)
+    return Prepared(
+        tasks=tasks,
+        planned=plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed, greedy=config.rollout.greedy),
+        spec=spec,
+        codec=codec,
+        chat=fingerprint(codec),
+        agent=describe_agent(config, codec),
+        identity=bench_identity(config.tasks.domains, config.user),
+    )
+
+
+def write_environment(config: Plays, folder: RunFolder, prepared: Prepared, *, recorded: Mapping[str, Any] | None = None) -> str:
+    """Keep what the run stands on; its digest. Raises UserError when a resumed run stood on something else."""
+    named = {"chat": prepared.chat, "agent": prepared.agent}
+    stands_on = environment(config, prepared.identity, named, recorded=recorded)
+    folder.write_environment(stands_on)
+    return str(stands_on["digest"])
+
+
+async def play(
+    config: Plays, folder: RunFolder, prepared: Prepared, progress: Progress, *, policies: PolicyFor | None = None
+) -> None:
+    """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
+
+    `policies` replaces those of the config's `policy`. Which begin first: `rollout/scheduling.py`; how many play at once:
+    `rollout/concurrency.py`.
+    """
+    counter = Counter(progress, total=len(prepared.planned))
+    estimate = Estimate(prepared.tasks, reference_length)
+    for record in folder.records():
+        counter.had(record)
+        estimate.ended(record.attempt, record.episode)
+    counter.show()
+    attempts = [a for a in prepared.planned if a.key not in counter.keys]
+    log.info("%d tasks, %d attempts, %d of them already done", len(prepared.tasks), len(prepared.planned), len(counter.keys))
+    if not attempts:
+        return
+    rollout = config.rollout
+    outage = Outage(after=rollout.give_up_after, ended_well=counter.tasks)
+    async with open_players(config, prepared.codec, policies) as play_once, open_pace(config) as pace:
+        order = longest_first(attempts, estimate, concurrency=pace.limit if pace else rollout.concurrency)
+        episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, pace=pace)
+        with clocked(folder):
+            async with aclosing(episodes):
+                async for outcome in episodes:
+                    estimate.ended(outcome.attempt, outcome.episode)
+                    for each in outcome.every_try():
+                        folder.append(record_of(each, config, prepared.spec))
+                        if each.episode.failure is not None:
+                            log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
+                    counter.add(outcome)
+                    if outage.shown_by(outcome):
+                        log.error("%d episodes in a row failed, giving up: %s", outage.failed, outcome.episode.failure)
+                        return
+
+
+def reference_length(task: TaskRef) -> int:
+    """Actions of both sides in the task's reference path; 0 where it has none."""
+    return len(gold_actions(domain(task.domain).task(task)))
+
+
+def floors(tasks: Iterable[TaskRef]) -> dict[str, dict[str, float | None]]:
+    """Domain -> floor policy -> its success rate over these very tasks."""
+    by_domain: dict[str, list[TaskRef]] = {}
+    for task in tasks:
+        by_domain.setdefault(task.domain, []).append(task)
+    return {name: {policy: len(solved_by(policy, mine)) / len(mine) for policy in POLICIES} for name, mine in by_domain.items()}
+
+
+class Counter:
+    """How far the run is, for whoever watches."""
+
+    def __init__(self, progress: Progress, *, total: int) -> None:
+        self._progress = progress
+        self._started = time.monotonic()
+        self.keys: set[str] = set()
+        self.tasks: set[TaskRef] = set()  # with an episode of an earlier start
+        self.event = ProgressEvent(done=0, total=total)
+
+    def had(self, record: EpisodeRecord) -> None:
+        """Take over an episode of an earlier start of the run."""
+        self.keys.add(record.attempt.key)
+        self.tasks.add(record.attempt.task)
+        solved = record.episode.grade is not None and record.episode.grade.success
+        self.event = replace(
+            self.event, done=self.event.done + 1, valid=self.event.valid + 1, successes=self.event.successes + solved
+        )
+
+    def show(self) -> None:
+        """Say how far it is."""
+        self._progress(self.event)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an episode and say so."""
+        episode, event = outcome.episode, self.event
+        failed = episode.status is Status.FAILED
+        self.event = replace(
+            event,
+            done=event.done + 1,
+            valid=event.valid + (not failed),
+            failed=event.failed + failed,
+            successes=event.successes + (episode.grade is not None and episode.grade.success),
+            tokens=event.tokens + sum(turn.usage.completion_tokens for turn in episode.turns),
+            seconds=time.monotonic() - self._started,
+        )
+        self._progress(self.event)

@@ -1,0 +1,243 @@
+"""`tau2rl select-checkpoint`: one checkpoint of a training run, chosen by success on tasks that are kept for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, cast
+
+from tau2rl.config import EvalConfig, GrpoConfig, SftConfig
+from tau2rl.data.task_sampling import outcome
+from tau2rl.env.tasks import refuse_leak, select
+from tau2rl.errors import UserError
+from tau2rl.recipes.test_access import SELECTION, evaluated_checkpoint, training_run
+from tau2rl.report.selection import RULE, Choice, behind, choose_checkpoint
+from tau2rl.runs import records
+from tau2rl.runs.files import read_json, write_json
+from tau2rl.runs.folder import read_config
+from tau2rl.runs.provenance import SUBJECT, described_checkpoint, differences, file_hash
+from tau2rl.runs.records import looks
+from tau2rl.types import TaskRef
+
+SCHEMA = 1
+Shares = dict[str, float]  # task key -> share of attempts that solved it
+HOW_TO = (
+    "look while it trains (`--set train.eval_every=20`), or evaluate checkpoints with `tau2rl eval --task-split train-select` "
+    "and name these runs"
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """What there is to choose from."""
+
+    run: Path  # the training run
+    source: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])  # the files or runs that the numbers are of
+    success: dict[int, Shares] = field(default_factory=dict[int, Shares])  # step -> result, checkpoints that exist alone
+    checkpoints: dict[int, Path] = field(default_factory=dict[int, Path])
+    start: Shares | None = None  # of the model before training
+    gone: list[int] = field(default_factory=list[int])  # steps that were looked at, and whose checkpoint was not kept
+    unseen: list[int] = field(default_factory=list[int])  # steps whose checkpoint was kept, and whose look was not taken
+    tasks: dict[str, TaskRef] = field(default_factory=dict[str, TaskRef])
+
+
+def select_checkpoint(folders: Sequence[Path]) -> dict[str, Any]:
+    """Choose, write `selection.json` into the training run, and return what it holds. Raises UserError."""
+    configs = {folder.absolute(): read_config(folder) for folder in folders}
+    trainings = [folder for folder, config in configs.items() if isinstance(config, (GrpoConfig, SftConfig))]
+    evaluations = {folder: config for folder, config in configs.items() if isinstance(config, EvalConfig)}
+    if len(trainings) > 1:
+        raise UserError("checkpoints of one training run are compared here", hint="`tau2rl compare` takes two evaluations")
+    if len(trainings) + len(evaluations) < len(configs):
+        raise UserError("only runs of `grpo`, `sft` and `eval` can be named here")
+    found = _evaluated(evaluations, trainings) if evaluations else _looked(trainings[0])
+    _refuse_leaks(found)
+    choice = choose_checkpoint(found.success)
+    values = _described(found, choice)
+    write_json(found.run / SELECTION, values)
+    return values
+
+
+def _looked(run: Path) -> Found:
+    """The looks that a training took by itself."""
+    found = Found(run=run)
+    for step, file in looks(run).items():
+        shares = _shares(file, found.tasks)
+        found.source.append({"look": file.relative_to(run).as_posix(), "sha256": file_hash(file), "step": step})
+        if step == 0:
+            found.start = shares
+        elif checkpoint := checkpoint_of(run, step):
+            found.success[step], found.checkpoints[step] = shares, checkpoint
+        else:
+            found.gone.append(step)
+    found.unseen = _unseen(run)
+    if not found.source:
+        raise UserError(f"`{run}` was never evaluated on a selection split", hint=HOW_TO)
+    if not found.success:
+        raise UserError(
+            f"no checkpoint is kept of the steps that `{run}` looked at: {', '.join(map(str, found.gone))}",
+            hint="keep them with `train.export_every`, the same as `train.eval_every`",
+        )
+    return found
+
+
+def _unseen(run: Path) -> list[int]:
+    """Steps at which there is a checkpoint and should be a look.
+
+    slime saves before it looks. A run that ends in between goes on behind the save, and never takes that look.
+    """
+    config = read_config(run)
+    if not isinstance(config, GrpoConfig) or not config.train.eval_every:
+        return []
+    due = range(config.train.eval_every, config.train.steps + 1, config.train.eval_every)
+    taken = looks(run)
+    return [step for step in due if step not in taken and checkpoint_of(run, step)]
+
+
+def _shares(file: Path, tasks: dict[str, TaskRef]) -> Shares:
+    """Each task's share of successes; what FAILED is no evidence."""
+    won: dict[str, list[bool]] = {}
+    for record in records.read(file):
+        tasks[record.episode.task.key] = record.episode.task
+        if (solved := outcome(record.episode)) is not None:
+            won.setdefault(record.episode.task.key, []).append(solved)
+    return {key: sum(values) / len(values) for key, values in won.items()}
+
+
+def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]) -> Found:
+    """Finished evaluations, one a checkpoint."""
+    found, first = Found(run=trainings[0]) if trainings else None, None
+    for folder, config in evaluations.items():
+        report, stands_on = _whole_report(folder), read_json(folder / "environment.json")
+        identity = cast("dict[str, Any]", stands_on["identity"])
+        unequal = [] if first is None else [d[0] for d in differences(first, identity) if d[0] not in SUBJECT]
+        if unequal:
+            raise UserError(
+                f"`{folder}` did not measure what the others did; these differ: {', '.join(unequal)}",
+                hint="evaluate all checkpoints with the same settings",
+            )
+        first = first or identity
+        checkpoint = evaluated_checkpoint(config, str(identity.get("agent", "")))
+        run = None if checkpoint is None else training_run(checkpoint)
+        if checkpoint is None or run is None:
+            raise UserError(
+                f"`{folder}` does not say which checkpoint of a training run it evaluated",
+                hint="evaluate directories below the `checkpoints/` of the run",
+            )
+        found = found or Found(run=run)
+        if run != found.run:
+            raise UserError(
+                f"`{folder}` evaluated a checkpoint of `{run}`, not of `{found.run}`", hint="name runs of one training"
+            )
+        step = steps_of(checkpoint, run)
+        if step in found.success:
+            raise UserError(f"two evaluations of step {step}", hint="name one of them")
+        found.success[step], found.checkpoints[step] = _reported(report), checkpoint
+        found.source.append({"run": str(folder), "digest": report["digest"], "step": step})
+        refs = (
+            TaskRef(domain=d, task_id=id, split=config.tasks.split) for d, _, id in (k.partition("/") for k in report["by_task"])
+        )
+        found.tasks |= {ref.key: ref for ref in refs}
+    assert found is not None  # there is an evaluation
+    return found
+
+
+def _whole_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished evaluation."""
+    if not (folder / "report.json").exists() or (report := read_json(folder / "report.json"))["incomplete"]:
+        raise UserError(
+            f"the evaluation in `{folder}` is not complete",
+            hint=f"finish it: `tau2rl eval -c {folder / 'config.json'} --output {folder} --resume`",
+        )
+    return report
+
+
+def _reported(report: Mapping[str, Any]) -> Shares:
+    counts = cast("dict[str, dict[str, int]]", report["by_task"])
+    return {key: count["solved"] / count["valid"] for key, count in counts.items()}
+
+
+def checkpoint_of(run: Path, step: int) -> Path | None:
+    """Where a run keeps the model behind a step; None when it did not keep it.
+
+    `step_00020` of the local backend; `hf/19` of slime, which counts rollouts from 0; `final`.
+    """
+    checkpoints = run / "checkpoints"
+    places = [checkpoints / f"step_{step:05}", checkpoints / "hf" / str(step - 1)]
+    if step == _last_step(run):
+        places.append(checkpoints / "final")
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def steps_of(checkpoint: Path, run: Path) -> int:
+    """How many steps a checkpoint has behind it, by its name. Raises UserError."""
+    if named := re.fullmatch(r"step_(\d+)", checkpoint.name):
+        return int(named[1])
+    if checkpoint.parent.name == "hf" and checkpoint.name.isdigit():
+        return int(checkpoint.name) + 1
+    if checkpoint.name == "final":
+        return _last_step(run)
+    raise UserError(f"the name of `{checkpoint}` does not say its step", hint="`step_00020`, `hf/19` or `final`")
+
+
+def _last_step(run: Path) -> int:
+    config = read_config(run)
+    assert isinstance(config, (GrpoConfig, SftConfig))
+    return config.train.steps
+
+
+def _refuse_leaks(found: Found) -> None:
+    config = read_config(found.run)
+    refuse_leak(select(config.tasks) if isinstance(config, GrpoConfig) else (), found.tasks.values())
+
+
+def _described(found: Found, choice: Choice) -> dict[str, Any]:
+    """`selection.json`. The ledger of test evaluations goes on where an earlier selection left it."""
+    chosen = next(one for one in choice.judged if one.step == choice.chosen)
+    file = found.run / SELECTION
+    return {
+        "schema": SCHEMA,
+        "run": str(found.run),
+        "digest": _digest(found.run),
+        "rule": RULE,
+        "by": "share of attempts that solved their task (tau2's reward, never shaped)",
+        "splits": sorted({ref.split for ref in found.tasks.values()}),
+        "tasks": len(choice.tasks),
+        "tasks_left_out": list(choice.left_out),
+        "source": found.source,
+        "candidates": [{**asdict(one), "checkpoint": _shown(found.run, found.checkpoints[one.step])} for one in choice.judged],
+        "best": choice.best,
+        "chosen": {
+            "step": chosen.step,
+            "success": chosen.success,
+            "se": chosen.se,
+            **described_checkpoint(found.checkpoints[chosen.step]),
+        },
+        "start": _start(found, choice),
+        "not_kept": found.gone,
+        "without_look": found.unseen,
+        "test_evaluations": read_json(file)["test_evaluations"] if file.exists() else [],
+    }
+
+
+def _start(found: Found, choice: Choice) -> dict[str, Any] | None:
+    """The model before training against what was chosen, where both were looked at on the same tasks."""
+    if found.start is None or not set(choice.tasks) <= found.start.keys():
+        return None
+    tasks = list(choice.tasks)
+    gap, gap_se = behind(found.start, found.success[choice.chosen], tasks)
+    return {"success": fmean(found.start[task] for task in tasks), "gap": gap, "gap_se": gap_se}
+
+
+def _digest(run: Path) -> str | None:
+    """What the training stood on; None for a folder in which it never began."""
+    file = run / "environment.json"
+    return str(read_json(file)["digest"]) if file.exists() else None
+
+
+def _shown(run: Path, checkpoint: Path) -> str:
+    absolute = checkpoint.absolute()
+    return absolute.relative_to(run).as_posix() if absolute.is_relative_to(run) else str(checkpoint)

@@ -1,0 +1,136 @@
+"""Two runs on the same tasks: is the difference more than luck?
+
+Per-task differences remove what makes tasks hard or easy, so far smaller effects show than by comparing two intervals.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tau2rl.errors import UserError
+from tau2rl.report.estimators import Estimate, bootstrap_mean, standard_error, t_quantile
+
+EXACT_FLIPS = 14  # up to so many differing tasks, every sign pattern is tried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McNemar:
+    """Exact test on solved-or-not per task: `McNemar(only_a=9, only_b=2, p=0.065)`."""
+
+    only_a: int  # tasks that only the first run solved
+    only_b: int
+    p: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """First run minus second, on the same tasks: `Comparison(tasks=100, a=0.40, b=0.34, difference=Estimate(...), ...)`."""
+
+    tasks: int
+    a: float
+    b: float
+    difference: Estimate  # paired t
+    bootstrap: tuple[float, float]  # paired, tasks drawn within domains
+    p: float  # two-sided sign-flip permutation test
+    mcnemar: McNemar | None  # None when a task can be partly solved
+
+
+def compare(values_a: Mapping[str, float], values_b: Mapping[str, float], *, draws: int = 10_000, seed: int = 300) -> Comparison:
+    """Compare one number per task (`domain/task_id` -> c/n, or pass@k), task by task.
+
+    Raises UserError when the two runs are not on the same tasks.
+
+    >>> c = compare({"a/1": 1.0, "a/2": 1.0, "a/3": 0.0}, {"a/1": 0.0, "a/2": 1.0, "a/3": 0.0})
+    >>> round(c.difference.value, 3), c.p, c.mcnemar.only_a, c.mcnemar.p
+    (0.333, 1.0, 1, 1.0)
+    """
+    _same_tasks(values_a, values_b)
+    keys = sorted(values_a)
+    a, b = [values_a[key] for key in keys], [values_b[key] for key in keys]
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    strata: dict[str, list[float]] = {}
+    for key, difference in zip(keys, differences, strict=True):
+        strata.setdefault(key.partition("/")[0], []).append(difference)
+    return Comparison(
+        tasks=len(keys),
+        a=math.fsum(a) / len(a),
+        b=math.fsum(b) / len(b),
+        difference=_paired(differences),
+        bootstrap=bootstrap_mean(strata, draws=draws, seed=seed),
+        p=sign_flip_p(differences, draws=draws, seed=seed),
+        mcnemar=_mcnemar(a, b) if all(v in (0.0, 1.0) for v in (*a, *b)) else None,
+    )
+
+
+def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 300) -> float:
+    """Chance of a mean difference at least this large if each task's sign were a coin flip.
+
+    Exact with few differing tasks; else from `draws` random patterns, where (hits + 1) / (draws + 1) keeps it valid.
+
+    Three tasks, all in favour: 2 of the 8 patterns are as extreme.
+
+    >>> sign_flip_p([1.0, 1.0, 1.0, 0.0])
+    0.25
+    """
+    import numpy as np
+
+    moved = np.sort(np.asarray([d for d in differences if d], dtype=np.float64))
+    if not len(moved):
+        return 1.0
+    observed = abs(float(moved.sum())) - 1e-9 * float(np.abs(moved).sum())  # sums that differ by rounding are equal
+    if len(moved) <= EXACT_FLIPS:
+        patterns = np.asarray(list(itertools.product((-1.0, 1.0), repeat=len(moved))))
+        return float(np.mean(np.abs(patterns @ moved) >= observed))
+    generator = np.random.default_rng(seed)
+    hits = 0
+    for start in range(0, draws, 500):
+        signs = generator.integers(0, 2, size=(min(500, draws - start), len(moved))) * 2 - 1
+        hits += int(np.count_nonzero(np.abs(signs @ moved) >= observed))
+    return (hits + 1) / (draws + 1)
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """Exact two-sided p: min(1, 2 * BinomCDF(min(b, c); b + c, 1/2)).
+
+    >>> mcnemar_p(1, 5)
+    0.21875
+    """
+    n = only_a + only_b
+    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def _mcnemar(a: Sequence[float], b: Sequence[float]) -> McNemar:
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(y > x for x, y in zip(a, b, strict=True))
+    return McNemar(only_a=only_a, only_b=only_b, p=mcnemar_p(only_a, only_b))
+
+
+def _paired(differences: Sequence[float]) -> Estimate:
+    value = math.fsum(differences) / len(differences)
+    if len(differences) < 2:
+        return Estimate(value=value, ci95=None, reason="one task has no spread to measure")
+    if max(differences) - min(differences) < 1e-12:
+        return Estimate(value=value, ci95=None, reason="every task differs by the same amount, so there is no spread to measure")
+    half = t_quantile(len(differences) - 1) * standard_error(differences)
+    return Estimate(value=value, ci95=(value - half, value + half), method="paired t")
+
+
+def _same_tasks(a: Mapping[str, float], b: Mapping[str, float]) -> None:
+    if not a and not b:
+        raise UserError("there are no tasks to compare")
+    only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
+    if not only_a and not only_b:
+        return
+    sides = [
+        f"{len(only)} only in the {name} run ({', '.join(f'`{key}`' for key in only[:3])}{', ...' if len(only) > 3 else ''})"
+        for name, only in (("first", only_a), ("second", only_b))
+        if only
+    ]
+    raise UserError(
+        f"the two runs are not on the same tasks: {'; '.join(sides)}",
+        hint="evaluate both on the same tasks; a difference between task sets is not a difference between models",
+    )

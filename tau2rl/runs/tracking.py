@@ -1,0 +1,188 @@
+"""What `sft` and `grpo` have in common: where their checkpoints lie, and how their curves go on after an interruption."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from tau2rl.config import StageConfig, TrackingConfig, dump
+from tau2rl.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Takes numbers as a run makes them."""
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Record the values of a step."""
+        ...
+
+    def close(self) -> None:
+        """Finish; safe to call twice."""
+        ...
+
+
+class JsonlSink:
+    """One line a step, on disk as soon as it is written: `{"step": 3, "reward/mean": 0.25}`."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+")
+        if self._file.tell() and not _ends_with_newline(path):
+            self._file.write(b"\n")  # a run that was killed in the middle of a line: ours starts on its own
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Append and flush. Infinities and NaN, which JSON has no word for, become null."""
+        line = {"step": step, **{name: _finite(value) for name, value in values.items()}}
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class WandbSink:
+    """A W&B run, online or offline. The first thing that goes wrong with it is logged and ends it; the training goes on."""
+
+    def __init__(
+        self, *, project: str, name: str, folder: Path, config: Mapping[str, Any], mode: Literal["online", "offline"] = "offline"
+    ) -> None:
+        self._run: Any = None
+
+        def start() -> None:
+            wandb: Any = importlib.import_module("wandb")
+            folder.mkdir(parents=True, exist_ok=True)
+            self._run = wandb.init(project=project, name=name, dir=str(folder), config=dict(config), mode=mode)
+
+        self._guarded(start)
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Send the values that are numbers."""
+        run = self._run
+        if run is not None:
+            self._guarded(lambda: run.log({k: v for k, v in values.items() if v is not None}, step=step))
+
+    def close(self) -> None:
+        """End the W&B run."""
+        run, self._run = self._run, None
+        if run is not None:
+            self._guarded(run.finish)
+
+    def _guarded(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        # A tracker must never stop a run, and its library documents no set of exceptions (network, disk, login, import).
+        except Exception as error:  # noqa: BLE001
+            self._run = None
+            log.warning("w&b is off for the rest of this run: %s: %s", type(error).__name__, error)
+
+
+class Sinks:
+    """Several sinks as one: `Sinks([JsonlSink(path), WandbSink(...)])`."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Write to each."""
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def close(self) -> None:
+        """Close each."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+INITIAL, FINAL, STATE = "initial", "final", "state"  # below `checkpoints/`
+
+
+class Curves:
+    """Numbers of each step in `metrics.jsonl`, and in W&B where asked for. A context manager.
+
+    A run goes on from a saved state, which may be older than its last line: what stands behind is taken out at the first write.
+    """
+
+    def __init__(self, config: StageConfig, tracking: TrackingConfig, folder: RunFolder) -> None:
+        self._config = config
+        self._tracking = tracking
+        self._folder = folder
+        self._sinks: Sinks | None = None
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Record the values of step 1, 2, ..."""
+        if self._sinks is None:
+            self._sinks = self._open(before=step)
+        self._sinks.write(step, values)
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._sinks is not None:
+            self._sinks.close()
+
+    def _open(self, *, before: int) -> Sinks:
+        rewind(self._folder.metrics, before=before)
+        sinks: list[Sink] = [JsonlSink(self._folder.metrics)]
+        mode = self._tracking.wandb
+        if mode != "off":
+            sinks.append(
+                WandbSink(
+                    project=self._tracking.project,
+                    name=self._config.name,
+                    folder=self._folder.path,  # W&B makes `wandb/` in it
+                    config=dump(self._config),
+                    mode=mode,
+                )
+            )
+        return Sinks(sinks)
+
+
+def rewind(path: Path, *, before: int) -> None:
+    """Take out the lines of step `before` and of those behind it."""
+    _keep(path, lambda line: int(line["step"]) < before)
+
+
+def rewind_episodes(path: Path, *, before: int) -> None:
+    """Take out the episodes of attempt number `before` and of those behind it: they are played again, by other weights.
+
+    Looks at the selection tasks are numbered apart, from 0, and the same at every look: they stay.
+    """
+    _keep(path, lambda line: int(line["attempt"]["index"]) < before)
+
+
+def _keep(path: Path, kept: Callable[[Any], bool]) -> None:
+    if not path.exists():
+        return
+    draft = path.with_suffix(".tmp")
+    with path.open("rb") as lines, draft.open("wb") as file:  # a line at a time: episodes are gigabytes
+        file.writelines(line for line in lines if line.strip() and kept(json.loads(line)))
+    draft.replace(path)
+
+
+def exports(step: int, every: int) -> bool:
+    """Whether a step leaves a whole checkpoint.
+
+    >>> [step for step in range(1, 7) if exports(step, 3)], exports(1, 0)
+    ([3, 6], False)
+    """
+    return bool(every) and step % every == 0

@@ -1,0 +1,102 @@
+"""The rows that slime reads for `sft`: conversations in the layout of its supervised rollout, long ones left out whole.
+
+slime cuts nothing and checks nothing: a row that is longer than a forward pass becomes one all the same and runs out of memory
+(THUDM/slime#1951). What is learned is marked on the messages: `step_loss_mask: 0` for a greeting and for history.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tau2rl.chat.template import chat_dicts
+from tau2rl.chat.tokenizers import Tokenizer
+from tau2rl.config import SftConfig
+from tau2rl.data.encoding import Dropped, RowEncoder
+from tau2rl.data.rows import BadRow, Row, read_row, write_rows
+from tau2rl.types import TrainingSample
+
+DROPPED_SHOWN = 20  # rows that the report names; it counts all of them
+SLACK_TOKENS = 16  # what a conversation rendered in one piece may have more: the end of its last turn, merges at the seams
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """Where every row went; filled in while they are written."""
+
+    used: int = 0
+    tokens: int = 0
+    assistant_tokens: int = 0
+    longest: int = 0
+    dropped: list[Dropped] = field(default_factory=list[Dropped])
+
+    def add(self, sample: TrainingSample) -> None:
+        """Count a row that is used."""
+        self.used += 1
+        self.tokens += len(sample.token_ids)
+        self.assistant_tokens += sum(sample.loss_mask)
+        self.longest = max(self.longest, len(sample.token_ids))
+
+    def told(self) -> dict[str, Any]:
+        """What the report says of the rows."""
+        return {
+            "used": self.used,
+            "held_out": 0,
+            "dropped": len(self.dropped),
+            "reasons": dict(Counter(row.reason for row in self.dropped).most_common()),
+            "dropped_rows": [asdict(row) for row in self.dropped[:DROPPED_SHOWN]],
+            "tokens": self.tokens,
+            "assistant_tokens": self.assistant_tokens,
+            "longest": self.longest,
+        }
+
+
+def longest_row(config: SftConfig) -> int:
+    """Tokens of the longest row that a forward pass takes.
+
+    >>> from tau2rl.config import SftConfig
+    >>> longest_row(SftConfig(data={"max_tokens": 32768}, slime={"max_tokens_per_gpu": 9216, "context_parallel": 2}))
+    18416
+    """
+    return min(config.data.max_tokens, config.slime.max_tokens_per_gpu * config.slime.context_parallel) - SLACK_TOKENS
+
+
+def write_conversations(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokenizer, path: Path, *, max_tokens: int
+) -> Account:
+    """Write what can be trained on, one row at a time, and say what became of each. Raises UserError."""
+    account = Account()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(path, _written(rows, RowEncoder(tokenizer), account, max_tokens))
+    return account
+
+
+def conversation_of(row: Row, sample: TrainingSample) -> dict[str, Any]:
+    """The row as slime reads it, up to its last trained turn; `sample` says how many turns are trained, the last ones."""
+    turns = [i for i, message in enumerate(row.messages) if message.role == "assistant"]
+    trained = set(turns[-len(sample.turn_spans) :])
+    messages = chat_dicts(row.messages[: turns[-1] + 1])
+    for turn in turns:
+        if turn not in trained:
+            messages[turn]["step_loss_mask"] = 0
+    return {"messages": messages, **({"tools": list(row.tools)} if row.tools else {}), "metadata": {"id": row.id}}
+
+
+def _written(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], encoder: RowEncoder, account: Account, max_tokens: int
+) -> Iterator[dict[str, Any]]:
+    for name, data in rows:
+        try:
+            row = read_row(data, name=name)
+            sample = encoder.encode(row)
+        except BadRow as error:
+            account.dropped.append(Dropped(id=name, reason=str(error)))
+            continue
+        if len(sample.token_ids) > max_tokens:
+            account.dropped.append(Dropped(id=row.id, reason="too long", tokens=len(sample.token_ids)))
+            continue
+        account.add(sample)
+        yield conversation_of(row, sample)

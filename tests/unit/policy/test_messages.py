@@ -1,0 +1,176 @@
+"""Between our messages and those of OpenAI-compatible APIs.
+
+Pinned here:
+
+- the system prompt is the native protocol's, so an API model and a checkpoint are told the same
+- results get the ids of their calls, in order, over several turns and several calls a turn
+- a call that has no result, and a result that has no call, go as text: APIs refuse both
+- whatever tool arguments an API sends, `TranscriptCodec.parse` gives actions or says what is wrong: never a crash
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from tau2rl.chat.native import system_prompt
+from tau2rl.chat.transcript import TranscriptCodec
+from tau2rl.errors import MalformedTurn, PolicyFailure
+from tau2rl.policy.api import finish_of, line_of, to_openai
+from tau2rl.types import Actions, CallTool, FinishReason, MalformedKind, Message, Opening, Say
+
+LOOKUP = CallTool(name="get_user", arguments={"id": "u1"})
+CANCEL = CallTool(name="cancel", arguments={})
+TOOLS = tuple(
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"id": {"type": "string"}}}}}
+    for name in ("get_user", "cancel")
+)
+
+
+def answer(content: Any, *calls: tuple[Any, Any]) -> SimpleNamespace:
+    """An assistant message as litellm returns it."""
+    made = [SimpleNamespace(function=SimpleNamespace(name=name, arguments=arguments)) for name, arguments in calls]
+    return SimpleNamespace(content=content, tool_calls=made or None)
+
+
+def parse(message: SimpleNamespace) -> Actions:
+    return TranscriptCodec().parse(line_of(message), TOOLS)
+
+
+def malformed(message: SimpleNamespace) -> MalformedKind:
+    with pytest.raises(MalformedTurn) as caught:
+        parse(message)
+    return caught.value.kind
+
+
+def test_the_system_prompt_is_the_native_protocols() -> None:
+    (system,) = to_openai(Opening(policy="# Policy", messages=(), tools=()))
+    assert system == {"role": "system", "content": system_prompt("# Policy")}
+
+
+def test_results_get_the_ids_of_their_calls_in_order() -> None:
+    messages = (
+        Message(role="user", content="Hi"),
+        Message(role="assistant", content="One moment.", tool_calls=(LOOKUP, CANCEL)),
+        Message(role="tool", content="found"),
+        Message(role="tool", content="cancelled"),
+        Message(role="assistant", tool_calls=(LOOKUP,)),
+        Message(role="tool", content="gone", error=True),
+        Message(role="assistant", content="Done."),
+    )
+    user, first, *results, second, third, done = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
+    assert user == {"role": "user", "content": "Hi"}
+    assert first["content"] == "One moment."
+    assert [call["id"] for call in first["tool_calls"]] == ["call_0", "call_1"]
+    assert first["tool_calls"][0]["function"] == {"name": "get_user", "arguments": '{"id": "u1"}'}
+    assert results == [
+        {"role": "tool", "content": "found", "tool_call_id": "call_0"},
+        {"role": "tool", "content": "cancelled", "tool_call_id": "call_1"},
+    ]
+    assert (second["content"], second["tool_calls"][0]["id"], third["tool_call_id"]) == (None, "call_2", "call_2")
+    assert done == {"role": "assistant", "content": "Done."}
+
+
+def test_a_call_that_was_not_carried_out_is_text_and_takes_no_id() -> None:
+    rocket = CallTool(name="launch_rocket", arguments={"to": "moon"})
+    messages = (
+        Message(role="assistant", content="One moment.", tool_calls=(rocket,)),
+        Message(role="user", content="FORMAT ERROR"),
+        Message(role="assistant", tool_calls=(LOOKUP,)),
+        Message(role="tool", content="found"),
+        Message(role="assistant", tool_calls=(rocket,)),
+    )
+    wrong, repair, call, result, last = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
+    text = '[this call was not carried out: launch_rocket with {"to": "moon"}]'
+    assert wrong == {"role": "assistant", "content": f"One moment.\n{text}"}
+    assert repair == {"role": "user", "content": "FORMAT ERROR"}
+    assert (call["tool_calls"][0]["id"], result["tool_call_id"]) == ("call_0", "call_0")
+    assert last == {"role": "assistant", "content": text}
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                Message(role="user", content="Hi"),
+                Message(role="assistant", content="Yes"),
+                Message(role="assistant", tool_calls=(LOOKUP,)),
+                Message(role="assistant", tool_calls=(LOOKUP, CANCEL)),
+                Message(role="tool", content="found"),
+            ]
+        )
+    )
+)
+def test_whatever_the_history_every_call_has_its_result_and_every_result_its_call(messages: list[Message]) -> None:
+    sent = to_openai(Opening(policy="", messages=tuple(messages), tools=()))
+    assert len(sent) == 1 + len(messages)
+    waiting: list[str] = []
+    for message in [*sent, {"role": "end"}]:
+        if message["role"] == "tool":
+            assert message["tool_call_id"] == waiting.pop(0)
+        else:
+            assert not waiting
+            waiting = [call["id"] for call in message.get("tool_calls", ())]
+
+
+def test_text_and_calls_become_actions() -> None:
+    assert parse(answer("Hello.\nÄ ###")) == (Say(text="Hello.\nÄ ###"),)
+    assert parse(answer(None, ("get_user", '{"id": "u1"}'), ("cancel", "{}"))) == (LOOKUP, CANCEL)
+    assert parse(answer("Wait.", ("cancel", "{}"))) == (Say(text="Wait."), CANCEL)
+
+
+def test_no_arguments_at_all_are_none() -> None:
+    assert parse(answer(None, ("cancel", ""))) == (CANCEL,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        ('{"id": "u1"', MalformedKind.ARGUMENTS_NOT_AN_OBJECT),
+        ("u1", MalformedKind.ARGUMENTS_NOT_AN_OBJECT),
+        ('["u1"]', MalformedKind.ARGUMENTS_NOT_AN_OBJECT),
+        ('{"id": NaN}', MalformedKind.BAD_JSON),
+        ("[" * 100_000, MalformedKind.ARGUMENTS_NOT_AN_OBJECT),
+        ('{"id": 5}', MalformedKind.WRONG_ARGUMENTS),
+    ],
+)
+def test_bad_arguments_are_the_models_malformed_turn(arguments: str, kind: MalformedKind) -> None:
+    assert malformed(answer(None, ("get_user", arguments))) is kind
+
+
+def test_an_invented_tool_and_a_call_without_a_name_are_malformed() -> None:
+    assert malformed(answer(None, ("launch_rocket", "{}"))) is MalformedKind.UNKNOWN_TOOL
+    assert malformed(answer(None, (None, "{}"))) is MalformedKind.MISSING_NAME
+
+
+@pytest.mark.parametrize("content", ["", None, "  \n"])
+def test_an_answer_with_nothing_in_it_is_the_models_malformed_turn(content: str | None) -> None:
+    assert malformed(answer(content)) is MalformedKind.NO_CONTENT
+
+
+def test_content_that_is_no_text_is_the_apis_failure() -> None:
+    with pytest.raises(PolicyFailure, match="content as list"):
+        line_of(answer([{"type": "text", "text": "Hi"}]))
+
+
+@given(content=st.none() | st.text(), arguments=st.text() | st.dictionaries(st.text(), st.floats() | st.text()).map(json.dumps))
+def test_any_answer_becomes_actions_or_a_malformed_turn(content: str | None, arguments: str) -> None:
+    ids = line_of(answer(content, ("get_user", arguments)))
+    assert ids[-1] == 10
+    assert ids.count(10) == 1
+    try:
+        actions = TranscriptCodec().parse(ids, TOOLS)
+    except MalformedTurn:
+        return
+    assert CallTool(name="get_user", arguments=json.loads(arguments or "{}")) in actions
+
+
+def test_a_filter_is_not_the_models_doing() -> None:
+    assert [finish_of(reason) for reason in ("stop", "tool_calls", None)] == [FinishReason.STOP] * 3
+    assert finish_of("length") is FinishReason.LENGTH
+    with pytest.raises(PolicyFailure, match="content filter"):
+        finish_of("content_filter")

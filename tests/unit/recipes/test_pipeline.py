@@ -1,0 +1,231 @@
+"""A pipeline, from its file to its table; pinned here:
+
+- every run's config is known, and refused where it is wrong, before the first one starts;
+- a step starts from the rows and the checkpoint of the steps that it names, and only of earlier ones;
+- (in this process) the whole laptop chain holds: each run took in, by hash, what its parents gave out;
+- every run says what it cost, in its report and in a line, and the chain sums them up;
+- started again it plays nothing again; a run that is missing, and only that, is made again;
+- with other settings it is refused;
+- `tau2rl report` prints the result of every run of the chain and of the chain itself, and names what is left of one that broke.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tau2rl.cli import app
+from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, SftConfig, build, load
+from tau2rl.errors import UserError
+from tau2rl.recipes.pipeline import Planned, plan, with_files
+from tau2rl.recipes.pipeline_report import build_report, chain
+
+LAPTOP = Path(__file__).parents[3] / "configs" / "laptop" / "pipeline.yaml"
+runner = CliRunner()
+
+
+def planned(**values: Any) -> list[Planned]:
+    config = build(PipelineConfig, values)
+    return plan(with_files(config, LAPTOP.parent), Path("/runs"))
+
+
+def laptop(**overrides: Any) -> dict[str, Planned]:
+    config = with_files(load(PipelineConfig, LAPTOP, (), overrides), LAPTOP.parent)
+    return {f"{run.kind}:{run.name}": run for run in plan(config, Path("/runs"))}
+
+
+def test_each_step_starts_from_what_it_names() -> None:
+    runs = laptop()
+    assert list(runs) == [
+        "step:seed", "step:sft", "evaluation:base", "evaluation:sft", "step:rft-filter", "step:rft", "evaluation:rft",
+        "step:grpo", "evaluation:grpo",
+    ]  # fmt: skip
+    sft, rft, grpo, last = (runs[f"{name}"].config for name in ("step:sft", "step:rft", "step:grpo", "evaluation:grpo"))
+    assert isinstance(sft, SftConfig) and isinstance(rft, SftConfig)
+    assert sft.data.files == (Path("/runs/runs/01-seed/rows.jsonl"),)
+    assert rft.data.files == (Path("/runs/runs/05-rft-filter/sft.jsonl"),)
+    assert rft.model.init == "/runs/runs/02-sft/checkpoints/final"
+    assert isinstance(grpo, GrpoConfig)
+    assert grpo.model.init == grpo.chat.tokenizer == "/runs/runs/06-rft/checkpoints/final"
+    assert isinstance(last, EvalConfig)
+    assert last.policy.checkpoint == Path("/runs/runs/08-grpo/checkpoints/final")
+    assert runs["evaluation:base"].config.model_dump()["policy"]["checkpoint"] == Path("/runs/runs/02-sft/checkpoints/initial")
+
+
+def test_the_pipelines_own_settings_win() -> None:
+    runs = laptop(**{"seed": 5, "steps.grpo.settings.train.lr": 0.5, "limit": 2})
+    grpo, seed = runs["step:grpo"].config, runs["step:seed"].config
+    assert isinstance(grpo, GrpoConfig)
+    assert (grpo.train.lr, grpo.train.tasks_per_step, grpo.rollout.num_samples, grpo.seed) == (0.5, 2, 8, 5)
+    assert seed.model_dump()["tasks"]["limit"] == 2
+
+
+def test_train_and_test_tasks_of_the_laptop_chain_are_apart() -> None:
+    runs = {name: run.config.model_dump().get("tasks") for name, run in laptop().items()}
+    spans = [runs[name] for name in ("step:seed", "step:rft-filter", "step:grpo")]
+    assert {span["split"] for span in spans} == {"synth-train"}
+    assert [(span["skip"], span["skip"] + (span["limit"] or 3000)) for span in spans] == [(0, 1500), (1500, 2000), (2000, 5000)]
+    assert {runs[name]["split"] for name in runs if name.startswith("evaluation")} == {"synth-test"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ({}, "has no steps"),
+        ({"base": {"stage": "seed"}}, "`base` cannot name a step"),
+        ({"a/b": {"stage": "seed"}}, "`a/b` cannot name a step"),
+        ({"sft": {"stage": "sft", "data": ["seed"]}}, "step `sft` needs `seed`"),
+        ({"a": {"stage": "seed"}, "b": {"stage": "sft", "model": "a"}}, "step `b` needs `a`"),
+        ({"a": {"stage": "seed", "settings": {"slips": 1}}}, "step `a`: no such setting `slips`"),
+        ({"a": {"stage": "seed", "file": "sft.yaml"}}, "is of stage `sft`"),
+    ],
+)
+def test_a_wrong_step_is_refused_before_anything_runs(steps: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        planned(steps=steps)
+
+
+def test_a_link_that_does_not_hold_is_named() -> None:
+    seed = {"parents": [], "took": [], "gave": "a"}
+    sft = {"parents": ["seed"], "took": ["b"], "gave": "c"}
+    assert chain({"seed": seed, "sft": {**sft, "took": ["a"]}}, [])["holds"]
+    assert chain({"seed": seed, "sft": sft}, [])["broken"] == ["seed -> sft"]
+
+
+@pytest.mark.parametrize(("played", "broken"), [("start", []), ("end", ["sft -> base-eval"])])
+def test_base_is_what_the_step_was_trained_from(played: str, broken: list[str]) -> None:
+    sft = {"parents": [], "took": ["rows", "start"], "gave": "end"}
+    assert chain({"sft": sft}, [{"model": "base", "parents": ["sft"], "took": [played]}])["broken"] == broken
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A finished smoke run of the laptop chain, and the command that made it."""
+    folder = tmp_path_factory.mktemp("chain") / "run"
+    words = ["run", "-c", str(LAPTOP), "--limit", "1", "--inline", "--output", str(folder), "--json"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads((folder / "report.json").read_text("utf-8"))
+    return folder, words
+
+
+def test_the_whole_chain_holds(smoke: tuple[Path, list[str]]) -> None:
+    report = json.loads((smoke[0] / "report.json").read_text("utf-8"))
+    assert report["chain"] == {"links": 9, "broken": [], "holds": True}
+    assert not report["incomplete"]
+    assert [e["model"] for e in report["evaluations"]] == ["base", "sft", "rft", "grpo"]
+    assert all(e["floor"] == 0.0 and e["tasks"] == 1 and e["attempts"] == 4 for e in report["evaluations"])
+    assert report["steps"]["grpo"]["cpu_seconds"] > 0
+    assert report["not_done"] == []
+
+
+def shown(*words: str, code: int = 0) -> str:
+    result = runner.invoke(app, ["report", *words])
+    assert result.exit_code == code, result.stderr
+    return result.stdout
+
+
+def test_the_report_of_a_pipeline_is_its_table_and_its_chain(smoke: tuple[Path, list[str]]) -> None:
+    folder, _ = smoke
+    text, stored = shown(str(folder)), json.loads((folder / "report.json").read_text("utf-8"))
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["model"] == ["model", "pass@1", "[95%]", "pass@4", "floor", "rise", "[95%]", "cpu", "s"]
+    assert [rows[name][:1] for name in ("base", "all")] == [["base"], ["all"]]
+    for name in ("seed", "rft-filter"):
+        step = stored["steps"][name]
+        assert rows[name][1:5] == [name, ", ".join(step["parents"]) or "-", step["digest"], step["gave"][:16]]
+    assert "chain of hashes: 9 links, sound\n" in text
+    assert json.loads(shown(str(folder), "--json")) == stored
+
+
+def test_every_run_of_the_chain_says_what_it_cost(smoke: tuple[Path, list[str]]) -> None:
+    folder, _ = smoke
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    runs = {run.name[3:]: json.loads((run / "report.json").read_text("utf-8"))["cost"] for run in (folder / "runs").iterdir()}
+    plays = ["seed", "rft-filter", "grpo", "base-eval", "sft-eval", "rft-eval", "grpo-eval"]
+    assert sorted(runs) == sorted([*plays, "sft", "rft"])
+    for name, cost in runs.items():
+        assert cost["process"]["wall_seconds"] > 0 and cost["process"]["reason"] is None, name
+        assert ("episodes" in cost) == (name in plays), name
+        assert cost["bound"], name
+    assert all(runs[name]["episodes"] > 0 and runs[name]["env_cpu"]["seconds"] > 0 for name in plays)
+    assert set(runs["grpo"]["wall"]["seconds"]) == {"loading", "sampling", "playing", "update", "saving", "rest"}
+    assert runs["grpo"]["tokens"]["policy_out"] > 0
+    total = report["cost"]
+    assert total["episodes"] == sum(runs[name]["episodes"] for name in plays)
+    assert total["tokens"]["trained"] == sum(runs[name]["tokens"]["trained"] for name in ("sft", "rft", "grpo"))
+    assert total["env_cpu"]["seconds"] == pytest.approx(sum(runs[name]["env_cpu"]["seconds"] for name in plays))
+    assert total["not_counted"] == {"policy tokens": ["seed"], "environments": []}  # the gold teacher samples nothing
+    text = shown(str(folder))
+    assert all(f"\ncost of {name}: " in text for name in runs)
+    assert f"\ncost: {total['seconds']:.1f} s, {total['cpu_seconds']:.1f} s of CPU; " in text
+    assert "\ncost: " in shown(str(folder / "runs" / "01-seed")) and "\ncost: " in shown(str(folder / "runs" / "02-sft"))
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("01-seed", ["domain", "tried", "solved", "kept"]),
+        ("02-sft", ["training"]),
+        ("05-rft-filter", ["domain", "tried", "solved", "kept"]),
+        ("08-grpo", ["training"]),
+        ("09-grpo-eval", ["domain", "tasks", "pass@1", "[95%]"]),
+    ],
+)
+def test_the_report_of_every_stage_can_be_printed(run: str, words: list[str], smoke: tuple[Path, list[str]]) -> None:
+    folder = smoke[0] / "runs" / run
+    head = next(line.split() for line in shown(str(folder)).splitlines() if line.strip())
+    assert head[: len(words)] == words
+    stored = json.loads((folder / "report.json").read_text("utf-8"))
+    assert json.loads(shown(str(folder / "report.json"), "--json")) == stored
+
+
+def test_a_pipeline_that_is_not_finished_names_what_is_left(smoke: tuple[Path, list[str]], tmp_path: Path) -> None:
+    config = with_files(load(PipelineConfig, LAPTOP, (), {"limit": 1}), LAPTOP.parent)
+    runs = plan(config, smoke[0])
+    (tmp_path / "report.json").write_text(json.dumps(build_report([*runs[:2], *plan(config, tmp_path)[2:]])), "utf-8")
+    text = shown(str(tmp_path), code=1)
+    assert "not done: base-eval, sft-eval, rft-filter, rft, rft-eval, grpo, grpo-eval\n" in text
+    assert "chain of hashes: 1 links, sound\n" in text
+
+
+def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str]]) -> None:
+    folder, words = smoke
+    before = json.loads((folder / "report.json").read_text("utf-8"))
+    starts = {run.name: len(list(run.glob("logs/attempt_*"))) for run in (folder / "runs").iterdir()}
+    (folder / "runs" / "09-grpo-eval" / "report.json").unlink()
+    shutil.rmtree(folder / "runs" / "08-grpo")
+    again = runner.invoke(app, words)
+    assert again.exit_code == 0, again.stderr
+    assert "7 of 9 runs are finished already" in again.stderr
+    after = json.loads(again.stdout)
+    assert after["steps"]["grpo"]["gave"] == before["steps"]["grpo"]["gave"]
+    now = {run.name: len(list(run.glob("logs/attempt_*"))) for run in (folder / "runs").iterdir()}
+    assert now == {**starts, "08-grpo": 1, "09-grpo-eval": 2}
+
+
+def test_with_other_settings_it_is_refused(smoke: tuple[Path, list[str]]) -> None:
+    result = runner.invoke(app, [*smoke[1], "--set", "steps.sft.settings.train.lr=0.5"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "steps.sft.settings.train.lr: was 0.003, now 0.5" in result.stderr
+
+
+def test_a_run_that_breaks_ends_the_chain_with_its_code(tmp_path: Path) -> None:
+    steps = {"a": {"stage": "seed", "settings": {"tasks": {"domains": ["mock"], "split": "synth-test", "limit": 1}}}}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"stage": "pipeline", "steps": steps}), "utf-8")
+    result = runner.invoke(app, ["run", "-c", str(tmp_path / "p.yaml"), "--output", str(tmp_path / "run"), "--inline"])
+    assert result.exit_code == 2
+    assert "kept for tests" in result.stderr
+
+
+def test_a_dry_run_shows_every_run_and_makes_none(tmp_path: Path) -> None:
+    words = ["run", "-c", str(LAPTOP), "--dry-run", "--json", "--output", str(tmp_path / "run")]
+    shown = json.loads(runner.invoke(app, words).stdout)
+    assert [run["config"]["stage"] for run in shown["runs"]][:2] == ["seed", "sft"]
+    assert not (tmp_path / "run").exists()

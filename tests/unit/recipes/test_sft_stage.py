@@ -1,0 +1,134 @@
+"""What `tau2rl sft` does around the training loop; pinned here:
+
+- every row is accounted for: used, held out, or left out with its reason and its length, never cut;
+- attempts at one task are held out together, and the choice does not depend on the other rows;
+- the checkpoint is one that transformers reads, with tokenizer and chat template, and its report names the parents' hashes;
+- no rows is a request that cannot be carried out, unless the run was told to hand the model on;
+- each published layout goes in;
+- the report says what the training took, and a start that goes on with it adds its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.chat import make_codec
+from tau2rl.config import ChatConfig, SftConfig, build
+from tau2rl.data.encoding import Encoded
+from tau2rl.errors import UserError
+from tau2rl.launch.entry import run_stage
+from tau2rl.recipes.sft import split_off
+from tau2rl.runs.files import read_json
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.provenance import checkpoint_hash, file_hash
+from tau2rl.types import TrainingSample
+
+SHAPE = {"hidden": 16, "layers": 1, "heads": 1, "head_dim": 16, "intermediate": 32}
+HELLO = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]
+
+
+def carry_out(folder: Path, rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    """Train two steps on these rows; the report."""
+    file = folder / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    data = {"files": [str(file)], "held_out": 0.0, **values.pop("data", {})}
+    given = {"output": str(folder / "run"), "data": data, "train": {"steps": 2, "batch_size": 2}, "local": {"shape": SHAPE}}
+    config = build(SftConfig, {**given, **values})
+    with RunFolder.open(RunFolder.create(folder / "run", config, resume=True)) as opened:
+        run_stage(opened, lambda _: None)
+    return read_json(folder / "run" / "report.json")
+
+
+def test_every_row_is_accounted_for(tmp_path: Path) -> None:
+    long = [*HELLO, {"role": "user", "content": "0123456789" * 40}, {"role": "assistant", "content": "Yes."}]
+    rows = [{"messages": HELLO, "id": "a"}, {"messages": long, "id": "b"}, {"messages": HELLO[:2], "id": "c"}]
+    report = carry_out(tmp_path, rows, data={"max_tokens": 100})
+    assert report["rows"]["used"] == 1
+    assert report["rows"]["reasons"] == {"too long": 1, "no assistant turn to learn": 1}
+    longest = report["rows"]["dropped_rows"][0]
+    assert (longest["id"], longest["reason"]) == ("b", "too long")
+    assert longest["tokens"] > 100
+
+
+def test_the_checkpoint_is_one_that_transformers_reads(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report = carry_out(tmp_path, [{"messages": HELLO}])
+    folder = tmp_path / "run" / "checkpoints" / "final"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer)
+    assert tokenizer.chat_template
+    assert make_codec(ChatConfig(tokenizer=str(folder))).stop_token_ids == (tokenizer.eos_token_id,)
+    assert report["outputs"]["checkpoint"] == {"path": str(folder), "sha256": checkpoint_hash(folder)}
+    assert report["inputs"]["parent"]["sha256"] == checkpoint_hash(folder.with_name("initial")) != checkpoint_hash(folder)
+    assert report["inputs"]["data"][0]["sha256"] == file_hash(tmp_path / "rows.jsonl")
+
+
+def test_the_cost_of_a_training_is_the_sum_of_its_starts(tmp_path: Path) -> None:
+    first = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})
+    cost, tokens = first["cost"], first["rows"]["tokens"]
+    assert cost["tokens"]["trained"] == 2 * tokens == first["training"]["tokens"]  # one row a step
+    assert set(cost["wall"]["seconds"]) == {"loading", "update", "saving", "rest"}
+    assert cost["tokens"]["trained_per_second"] > 0 and cost["process"]["cpu_seconds"] > 0
+    assert "% of the wall time is " in cost["bound"] and "episodes" not in cost
+    again = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})["cost"]  # nothing is left to do
+    assert again["tokens"]["trained"] == 2 * tokens
+    assert again["process"]["wall_seconds"] > cost["process"]["wall_seconds"]
+
+
+def test_a_checkpoint_is_trained_further(tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    first = carry_out(tmp_path, [{"messages": HELLO}])["outputs"]["checkpoint"]
+    second = carry_out(tmp_path / "second", [{"messages": HELLO}], model={"init": first["path"]})
+    assert second["inputs"]["parent"] == first
+    assert second["outputs"]["checkpoint"]["sha256"] != first["sha256"]
+
+
+def test_low_rank_additions_are_merged_into_the_checkpoint(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    report = carry_out(tmp_path, [{"messages": HELLO}], local={"shape": SHAPE, "lora": {"rank": 2}})
+    assert 0 < report["training"]["trained_parameters"] < report["training"]["parameters"]
+    assert not hasattr(AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "final"), "peft_config")
+
+
+def test_nothing_to_train_on_is_refused_unless_the_model_may_be_handed_on(tmp_path: Path) -> None:
+    parent = carry_out(tmp_path, [{"messages": HELLO}])["outputs"]["checkpoint"]
+    for name in ("refused", "handed-on"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="no assistant token to train on"):
+        carry_out(tmp_path / "refused", [], model={"init": parent["path"]})
+    report = carry_out(tmp_path / "handed-on", [], model={"init": parent["path"]}, data={"allow_empty": True})
+    assert report["training"] == {"steps": 0, "reason": "no row is left"}
+    given, made = report["inputs"]["parent"]["path"], report["outputs"]["checkpoint"]["path"]
+    assert file_hash(Path(given) / "model.safetensors") == file_hash(Path(made) / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": HELLO, "metadata": {"task_id": "3"}},
+        {"messages": HELLO[:2], "answer": HELLO[2]},
+        {"messages": [*HELLO[:2], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]},
+    ],
+    ids=["tau2-sft-seed-v3", "AReaL", "OpenAI"],
+)
+def test_each_layout_goes_in(row: dict[str, Any], tmp_path: Path) -> None:
+    assert carry_out(tmp_path, [row])["rows"]["used"] == 1
+
+
+def test_attempts_at_one_task_are_held_out_together() -> None:
+    sample = TrainingSample(token_ids=(1, 2), loss_mask=(0, 1), logprobs=None, turn_spans=())
+    names = [f"mock/{task}#{attempt}" for task in range(200) for attempt in range(2)]
+    split = split_off(Encoded(samples=(sample,) * 400, ids=tuple(names), dropped=()), share=0.25)
+    assert len(split.train) + len(split.held_out) == 400
+    assert len(split.held_out) % 2 == 0
+    assert 60 <= len(split.held_out) <= 140
+    alone = [len(split_off(Encoded(samples=(sample,), ids=(name,), dropped=()), share=0.25).held_out) for name in names]
+    assert sum(alone) == len(split.held_out)
+    assert not split_off(Encoded(samples=(sample,), ids=(names[0],), dropped=()), share=0.0).held_out

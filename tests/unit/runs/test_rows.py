@@ -1,0 +1,100 @@
+"""Dataset rows, pinned here:
+
+- a file is whole or absent, and named by its sha256;
+- OpenAI messages, `prompt` rows and AReaL rows are read; a row that cannot be trained on says why;
+- the exact tokens of a row come back with their spans, or the row is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.data.rows import BadRow, exact_sample, read_file, read_row, write_rows
+from tau2rl.errors import UserError
+from tau2rl.types import CallTool, Message
+
+
+def test_a_file_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    written = write_rows(path, [{"a": "ü"}, {"a": 2}])
+    assert path.read_text("utf-8") == '{"a":"ü"}\n{"a":2}\n'
+    assert (written.file, written.rows) == ("rows.jsonl", 2)
+    assert written.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [row for _, row in read_file(path)] == [{"a": "ü"}, {"a": 2}]
+
+
+def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [{"a": 1}])
+
+    def broken() -> Iterator[dict[str, Any]]:
+        yield {"a": 2}
+        raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError):
+        write_rows(path, broken())
+    assert [item.name for item in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert path.read_text("utf-8") == '{"a":1}\n'
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n[]\n', encoding="utf-8")
+    with pytest.raises(UserError, match="line 2 is not an object"):
+        list(read_file(path))
+
+
+def test_openai_arguments_are_json_in_a_string_or_an_object() -> None:
+    calls = [{"function": {"name": "f", "arguments": '{"x": 1}'}}, {"name": "f", "arguments": {"x": 1}}]
+    row = read_row({"messages": [{"role": "assistant", "content": None, "tool_calls": calls}]}, name="here")
+    assert row.messages == (Message(role="assistant", tool_calls=(CallTool(name="f", arguments={"x": 1}),) * 2),)
+    assert (row.id, row.last_only) == ("here", False)
+
+
+def test_an_areal_answer_is_the_turn_to_learn() -> None:
+    row = read_row({"messages": [{"role": "user", "content": "Hi"}], "answer": {"role": "assistant", "content": "Ho"}}, name="n")
+    assert [m.content for m in row.messages] == ["Hi", "Ho"]
+    assert row.last_only
+
+
+def test_a_row_has_the_name_that_its_metadata_gives() -> None:
+    row = {"prompt": [{"role": "user", "content": "Hi"}], "metadata": {"id": "mock/a#0"}}
+    assert read_row(row, name="n").id == "mock/a#0"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({}, "no `messages`"),
+        ({"messages": [{"role": "narrator"}]}, "narrator"),
+        ({"messages": ["hello"]}, "hello"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "not text"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]}, "without a name"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "not JSON"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[]"}]}]}, "not an object"),
+    ],
+)
+def test_what_cannot_be_trained_on_says_why(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRow, match=words):
+        read_row(row, name="n")
+
+
+def test_exact_tokens_come_back_with_their_spans() -> None:
+    sample = exact_sample({"token_ids": [9, 8, 7, 6, 5], "loss_mask": [0, 1, 1, 0, 1]})
+    assert sample is not None
+    assert sample.turn_spans == ((1, 3), (4, 5))
+    assert sample.token_ids == (9, 8, 7, 6, 5) and sample.logprobs is None
+    assert exact_sample({"messages": []}) is None
+
+
+@pytest.mark.parametrize(
+    "row", [{"token_ids": [1]}, {"token_ids": [1, 2], "loss_mask": [1]}, {"token_ids": [1], "loss_mask": [0]}]
+)
+def test_tokens_without_a_fitting_mask_are_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match="loss_mask"):
+        exact_sample(row)
