@@ -16,5 +16,5 @@ if __name__ == "__main__":
     table = {
         name: measure(name, [TaskRef(domain=name, task_id=i, split="base") for i in domain(name).tasks("base")]) for name in NAMES
     }
-    target = Path(__file__).parent.parent / "tau2rl" / "bench" / "floors.json"
+    target = Path(__file__).parent.parent / "tau2rl" / "env" / "floors.json"
     target.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).parent.parent / "tau2rl" / "backends" / "slime" / "options.json"
+TARGET = Path(__file__).parent.parent / "tau2rl" / "slime" / "options.json"
 SOURCES = {"slime/utils/arguments.py": "slime", "slime/backends/sglang_utils/arguments.py": "slime(sglang)"}
 TYPES = {"int": "int", "float": "float", "json.loads": "json", "json_list_type": "json"}
 SWITCHES = ("store_true", "store_false")

@@ -27,8 +27,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tau2rl.config.settings import child_environment
 from tau2rl.launch import processes
+from tau2rl.settings import child_environment
 
 ROOT = Path(__file__).parents[2]
 TAU2RL = ("-m", "tau2rl")

@@ -10,9 +10,9 @@ from typer.core import TyperGroup
 import tau2rl
 from tau2rl import console
 from tau2rl.cli.lazy import Late, LateGroup, examples
-from tau2rl.config.settings import collect_rarely
 from tau2rl.env.lazy_litellm import put_off
 from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.settings import collect_rarely
 
 DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
 COMMANDS = {

@@ -16,15 +16,14 @@ from typing import Annotated, Any
 import typer
 
 import tau2rl
-from tau2rl import console
+from tau2rl import console, settings
 from tau2rl.cli.options import OUTPUT, Json
 from tau2rl.cli.run import shown
-from tau2rl.config import settings
-from tau2rl.config.settings import available_cores
 from tau2rl.errors import UserError
 from tau2rl.launch import processes
 from tau2rl.runs.files import write_json
 from tau2rl.runs.provenance import digest, library_versions, source_revision
+from tau2rl.settings import available_cores
 
 FOLDER = Path(tau2rl.__file__).parents[1] / "scripts" / "benchmarks"
 LIMIT_SECONDS = 1200.0  # of one benchmark: one that hangs costs its own number and not the suite

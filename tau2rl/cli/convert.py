@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tau2rl import console
+from tau2rl import console, settings
 from tau2rl.cli.options import OUTPUT, Json
-from tau2rl.config import SlimeConfig, settings
+from tau2rl.config import SlimeConfig
 from tau2rl.errors import RunIncomplete, UserError
 
 DEFAULTS = SlimeConfig()

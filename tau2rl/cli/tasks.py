@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tau2rl import console
+from tau2rl import console, settings
 from tau2rl.cli.lazy import examples
 from tau2rl.cli.options import OUTPUT, WHAT, Domains, Json, Limit, Split, split_list, tasks_config
-from tau2rl.config import settings
 from tau2rl.runs.progress import ProgressEvent
 
 app = typer.Typer(help="Look at the benchmark's tasks.", no_args_is_help=True)

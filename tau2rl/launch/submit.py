@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from tau2rl.config import GrpoConfig, SftConfig, StageConfig, settings
+from tau2rl import settings
+from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible

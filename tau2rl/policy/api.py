@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from tau2rl import settings
 from tau2rl.chat.native import system_prompt
 from tau2rl.chat.transcript import read
-from tau2rl.config import PolicyConfig, settings
+from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure, UserError
 from tau2rl.policy.generate import shorten
 from tau2rl.policy.http import Unavailable, patiently

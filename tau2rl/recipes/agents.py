@@ -8,8 +8,8 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from tau2rl import settings
 from tau2rl.chat import make_codec
-from tau2rl.config import settings
 from tau2rl.env.gold import gold_script
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.errors import UserError

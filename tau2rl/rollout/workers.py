@@ -19,9 +19,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tau2rl.config.settings import ray_address
 from tau2rl.errors import EnvironmentFailure, UserError
 from tau2rl.rollout.runner import metered, never_began
+from tau2rl.settings import ray_address
 from tau2rl.types import Attempt, Episode
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tau2rl.config import STAGES, StageConfig, build, dump, settings
+from tau2rl import settings
+from tau2rl.config import STAGES, StageConfig, build, dump
 from tau2rl.errors import UserError
 from tau2rl.runs import files, records
 from tau2rl.runs.files import PATIENCE_SECONDS, RunLock

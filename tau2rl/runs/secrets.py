@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tau2rl.config import flatten, settings
+from tau2rl import settings
+from tau2rl.config import flatten
 from tau2rl.errors import UserError
 from tau2rl.types import EpisodeRecord
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig
-from tau2rl.config.settings import available_cores
 from tau2rl.report.cost import Costs, Start
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
+from tau2rl.settings import available_cores
 
 FILE = "play.json"
 

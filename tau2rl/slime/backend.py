@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tau2rl import settings
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.chat.tokenizers import load_tokenizer
-from tau2rl.config import GrpoConfig, SftConfig, dump, settings
+from tau2rl.config import GrpoConfig, SftConfig, dump
 from tau2rl.env.tasks import refuse_held_out, refuse_leak, select, write_prompts
 from tau2rl.env.user_simulator import bench_identity, check_key
 from tau2rl.errors import RunIncomplete, UserError

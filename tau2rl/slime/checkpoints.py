@@ -11,7 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig, settings
+from tau2rl import settings
+from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig
 from tau2rl.errors import UserError
 from tau2rl.runs import files
 from tau2rl.runs.folder import read_config

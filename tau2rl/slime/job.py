@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 import yaml
 
 import tau2rl
-from tau2rl.config import GrpoConfig, SftConfig, UserConfig, build, dump, settings
+from tau2rl import settings
+from tau2rl.config import GrpoConfig, SftConfig, UserConfig, build, dump
 from tau2rl.slime.layout import layout_of, sglang_config
 from tau2rl.slime.model import ModelShape
 from tau2rl.slime.objective import mismatch_settings

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from tau2rl.config import GrpoConfig, SftConfig, settings
+from tau2rl import settings
+from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.runs.provenance import library_versions
 from tau2rl.slime.job import SlimeRun
 from tau2rl.slime.layout import Layout

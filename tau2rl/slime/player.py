@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tau2rl import settings
 from tau2rl.chat import make_codec
-from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, UserConfig, settings
+from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, UserConfig
 from tau2rl.env.tau2_env import make_env, warm_up
 from tau2rl.env.user_simulator import check_key
 from tau2rl.policy.sglang import SGLangPolicy

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
-from tau2rl.config.settings import available_cores
 from tau2rl.report.cost import Costs, Start
 from tau2rl.reward.advantages import advantage_spec
 from tau2rl.runs import records
@@ -18,6 +17,7 @@ from tau2rl.runs.files import write_json
 from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.tracking import JsonlSink
+from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, score_batch
 from tau2rl.slime.metadata import Marks
 from tau2rl.types import Episode, EpisodeRecord, Status

@@ -20,7 +20,7 @@ from typing import Any
 
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig
-from tau2rl.config.settings import child_environment
+from tau2rl.settings import child_environment
 from tau2rl.types import CallTool, Say
 from tests.stubs.sglang import SGLangStub
 

@@ -24,7 +24,6 @@ import pytest
 import torch
 
 from tau2rl.config import STAGES, build, put
-from tau2rl.config.settings import child_environment
 from tau2rl.errors import UserError
 from tau2rl.launch.entry import run_stage
 from tau2rl.runs.files import read_json
@@ -32,6 +31,7 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import ProgressEvent
 from tau2rl.runs.provenance import checkpoint_hash
 from tau2rl.runs.records import read
+from tau2rl.settings import child_environment
 from tau2rl.train.forward import score_tokens
 from tests.learning.chain import SAMPLING, TALK, demonstrate, final, tasks
 

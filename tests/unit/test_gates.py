@@ -3,7 +3,7 @@
 - `tau2rl --help` loads no heavy library;
 - the gates bite: each thing that they forbid is refused when it stands in a file of ours;
 - importing the core says nothing;
-- every room says what lives there;
+- every package says what lives there;
 - no file names a path of the machine that it was written on;
 - what is installed carries its type information.
 """
@@ -54,7 +54,7 @@ def test_help_loads_no_heavy_library() -> None:
 
 
 def test_importing_the_core_prints_nothing() -> None:
-    done = python("import tau2rl.types, tau2rl.errors, tau2rl.config, tau2rl.config.settings")
+    done = python("import tau2rl.types, tau2rl.errors, tau2rl.config, tau2rl.settings")
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -95,28 +95,20 @@ def test_ruff_refuses(rule: str, path: str, code: str) -> None:
     assert rule in ruff(path, code)
 
 
-def test_settings_may_read_the_environment_and_bench_may_load_tau2() -> None:
-    assert not ruff("tau2rl/config/settings.py", ENVIRONMENT)
+def test_settings_may_read_the_environment_and_env_may_load_tau2() -> None:
+    assert not ruff("tau2rl/settings.py", ENVIRONMENT)
     assert not ruff("tau2rl/env/x.py", "import tau2\n\nx = tau2")
     assert not ruff("tau2rl/report/x.py", 'def public() -> object:\n    """A thing."""\n    import scipy\n\n    return scipy')
 
 
 # --- import-linter ---
 
-# The rooms with nothing in them, so that what is refused is the line that the test adds.
-ROOMS = (
-    "bench", "backends", "backends/local", "backends/slime", "chat", "config", "launch", "metrics", "policies", "rewards",
-    "rollouts", "stages", "store",
+# The packages with nothing in them, so that what is refused is the line that the test adds.
+PACKAGES = (
+    "chat", "cli", "config", "data", "doctor", "env", "launch", "policy", "recipes", "report", "reward", "rollout", "runs",
+    "slime", "train",
 )  # fmt: skip
-FILES = (
-    "cli.py",
-    "console.py",
-    "errors.py",
-    "settings.py",
-    "types.py",
-    "__init__.py",
-    *(f"{room}/__init__.py" for room in ROOMS),
-)
+FILES = ("console.py", "errors.py", "settings.py", "types.py", "__init__.py", *(f"{package}/__init__.py" for package in PACKAGES))
 
 
 def broken_contracts(folder: Path, file: str, line: str) -> list[str]:
@@ -132,22 +124,22 @@ def broken_contracts(folder: Path, file: str, line: str) -> list[str]:
     return [row.removesuffix(" BROKEN") for row in done.stdout.splitlines() if row.endswith(" BROKEN")]
 
 
-LAYERS = "a room imports only rooms below it; rooms on one line do not see each other"
+LAYERS = "a package imports only packages below it"
 
 
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("rewards/__init__.py", "import tau2rl.rollout", LAYERS),
-        ("metrics/__init__.py", "def f():\n    import tau2rl.chat", LAYERS),
-        ("bench/__init__.py", "from tau2rl import policies", LAYERS),
-        ("stages/__init__.py", "from tau2rl.launch import x", LAYERS),
+        ("reward/__init__.py", "import tau2rl.rollout", LAYERS),
+        ("report/__init__.py", "def f():\n    import tau2rl.chat", LAYERS),
+        ("env/__init__.py", "from tau2rl import policy", LAYERS),
+        ("recipes/__init__.py", "from tau2rl.launch import x", LAYERS),
         ("types.py", "import tau2rl.config", LAYERS),
-        ("new_room/__init__.py", "", LAYERS),
-        ("backends/slime/__init__.py", "import tau2rl.train", "the two backends do not see each other"),
-        ("rollouts/__init__.py", "def f():\n    import tau2.gym", "only bench imports tau2"),
-        ("stages/__init__.py", "def f():\n    import torch", "only backends.local imports torch"),
-        ("slime/argv.py", "import torch.distributed", "only backends.local imports torch"),
+        ("new_package/__init__.py", "", LAYERS),
+        ("slime/__init__.py", "import tau2rl.train", LAYERS),
+        ("rollout/__init__.py", "def f():\n    import tau2.gym", "only env imports tau2"),
+        ("recipes/__init__.py", "def f():\n    import torch", "only train imports torch"),
+        ("slime/argv.py", "import torch.distributed", "only train imports torch"),
         ("launch/__init__.py", "def f():\n    import sglang", "only the slime hooks import slime, megatron and sglang"),
     ],
 )
@@ -158,8 +150,8 @@ def test_import_linter_refuses(tmp_path: Path, file: str, line: str, contract: s
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("stages/__init__.py", "import tau2rl.rollout, tau2rl.env, tau2rl.policy, tau2rl.train"),
-        ("bench/__init__.py", "import tau2.gym"),
+        ("recipes/__init__.py", "import tau2rl.rollout, tau2rl.env, tau2rl.policy, tau2rl.train"),
+        ("env/__init__.py", "import tau2.gym"),
         ("train/model.py", "import torch"),
         ("slime/hooks.py", "import torch, slime.utils.types, megatron.core"),
     ],
@@ -192,7 +184,7 @@ def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
     assert not here
 
 
-def test_every_room_says_what_lives_there() -> None:
+def test_every_package_says_what_lives_there() -> None:
     rooms = sorted(PACKAGE.rglob("__init__.py"))
     assert len(rooms) > 8
     silent = [
@@ -205,10 +197,10 @@ def test_the_package_is_marked_as_typed() -> None:
     assert (files("tau2rl") / "py.typed").is_file()
 
 
-def test_every_module_of_the_bench_checks_which_tau2_is_installed_before_it_imports_it() -> None:
+def test_every_module_of_env_checks_which_tau2_is_installed_before_it_imports_it() -> None:
     """With another `tau2` in its place each module answers with the hint, whichever is imported first."""
     modules = [
-        f"tau2rl.env.{file.stem}" for file in (ROOT / "tau2rl" / "bench").glob("*.py") if file.stem not in ("__init__", "package")
+        f"tau2rl.env.{file.stem}" for file in (ROOT / "tau2rl" / "env").glob("*.py") if file.stem not in ("__init__", "package")
     ]
     program = (
         "import importlib, importlib.metadata, sys\n"

@@ -62,7 +62,7 @@ def test_no_heavy_library_is_loaded_for_words(words: list[str], most: int) -> No
 
 
 def test_a_list_loads_no_command_and_a_command_no_other() -> None:
-    assert {name for name in loaded("--help") if name.startswith("tau2rl.commands.")} == {"tau2rl.cli.lazy"}
+    assert {name for name in loaded("--help") if name.startswith("tau2rl.cli.")} == {"tau2rl.cli.lazy"}
     assert not {name for name in loaded("--help") if name.startswith(("tau2rl.config", "yaml"))}
     commands = {late.where.partition(":")[0] for late in COMMANDS.values()}
     assert loaded("grpo", "--help") & commands == {"tau2rl.cli.grpo"}

@@ -25,7 +25,7 @@ from tau2rl.errors import UserError
 
 from tau2.registry import registry  # isort: skip
 
-FLOORS = Path(__file__).parents[3] / "tau2rl" / "bench" / "floors.json"
+FLOORS = Path(__file__).parents[3] / "tau2rl" / "env" / "floors.json"
 
 
 def test_a_huge_power_is_an_error_message_and_not_the_end_of_the_process() -> None:

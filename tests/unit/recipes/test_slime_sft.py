@@ -57,7 +57,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Carry out the run of `tmp_path / "run"` as a job would, on a machine that looks as slime's container does."""
     variables = make_machine(tmp_path / "machine")
     monkeypatch.setenv("PATH", variables["PATH"])
-    monkeypatch.setattr("tau2rl.config.settings.available_cores", lambda: 16)
+    monkeypatch.setattr("tau2rl.settings.available_cores", lambda: 16)
     monkeypatch.syspath_prepend(variables["PYTHONPATH"])
     (tmp_path / "slime").mkdir()
     for name in ("train.py", "train_async.py"):

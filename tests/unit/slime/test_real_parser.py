@@ -171,7 +171,7 @@ def test_the_contract_has_the_options_of_slimes_source() -> None:
     assert spec.loader is not None
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
-    known = json.loads((ROOT / "tau2rl" / "backends" / "slime" / FILE).read_text("utf-8"))
+    known = json.loads((ROOT / "tau2rl" / "slime" / FILE).read_text("utf-8"))
     made = maker.from_checkout(checkout(), known)
 
     def by_name(options: Sequence[dict[str, Any]]) -> dict[str, Any]:
