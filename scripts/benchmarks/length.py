@@ -116,7 +116,7 @@ def llm_user(session: Session) -> Any:
 
 def scripted_user(session: Session) -> Any:
     """The scripted customer, who would leave for boredom."""
-    return make_user(UserConfig(kind="scripted", patience=10**6), seed=0)(session)
+    return make_user(UserConfig(kind="scripted", max_stalled_turns=10**6), seed=0)(session)
 
 
 def environment(ref: TaskRef, user: Callable[[Session], Any]) -> Tau2Env:

@@ -85,7 +85,9 @@ def main() -> None:
     if a.shape != "tiny":
         model = with_lora(model, rank=32, alpha=32)
         save_memory(model)
-    trainer = GRPOTrainer(model, GRPOSpec(optim=OptimSpec(lr=1e-5, total_steps=a.updates), micro_tokens=a.micro_tokens))
+    trainer = GRPOTrainer(
+        model, GRPOSpec(optim=OptimSpec(lr=1e-5, total_steps=a.updates), max_tokens_per_microbatch=a.max_tokens_per_microbatch)
+    )
     for step in range(a.updates):
         seconds, update = timed(cuda, lambda: trainer.update(judged))
         assert update is not None

@@ -58,7 +58,12 @@ def measure(folder: Path, domain: str, turns: str, tokenizer: str) -> None:
     url = process.stdout.readline().strip()
     settings = [
         *(f"tasks.domains=[{domain}]", "tasks.split=base", "tasks.exclude_quarantined=true", f"policy.url={url}"),
-        *(f"chat.tokenizer={tokenizer}", "user.kind=scripted", f"user.patience={turns}", "limits.context_tokens=1000000"),
+        *(
+            f"chat.tokenizer={tokenizer}",
+            "user.kind=scripted",
+            f"user.max_stalled_turns={turns}",
+            "limits.context_tokens=1000000",
+        ),
         f"rollout.concurrency={CONCURRENCY}",
     ]
     late = wall = cpu = 0.0

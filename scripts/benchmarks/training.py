@@ -69,7 +69,7 @@ def main() -> None:
         rows = demonstrations(Path(temporary) / "seed", 16 * a.tasks + a.batch)
         for name in a.shapes:
             data = prepare(rows, SHAPES[name], Path(temporary) / name, tasks=a.tasks, batch=a.batch)
-            contenders = ours(data, a.micro_tokens)
+            contenders = ours(data, a.max_tokens_per_microbatch)
             if theirs:
                 from training_trl import contenders as of_trl
 
@@ -99,15 +99,17 @@ def quiet() -> None:
         disable_progress_bar()
 
 
-def ours(data: Data, micro_tokens: int) -> list[Contender]:
+def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
     """What `tau2rl sft`, `tau2rl grpo` and the local policy do."""
     model, reinforced = load(data.checkpoint), load(data.checkpoint)
-    trainer = GRPOTrainer(reinforced, GRPOSpec(optim=OPTIM, micro_tokens=micro_tokens))
-    step = SFTSpec(optim=replace(OPTIM, total_steps=1), batch_size=len(data.samples), micro_tokens=micro_tokens)
+    trainer = GRPOTrainer(reinforced, GRPOSpec(optim=OPTIM, max_tokens_per_microbatch=max_tokens_per_microbatch))
+    step = SFTSpec(
+        optim=replace(OPTIM, total_steps=1), batch_size=len(data.samples), max_tokens_per_microbatch=max_tokens_per_microbatch
+    )
     sampler = Generator(load(data.checkpoint), slots=len(data.prompts))
 
     def trained(what: str, run: Callable[[], Any], samples: Sequence[TrainingSample]) -> Contender:
-        work = work_of(model, samples, micro_tokens)
+        work = work_of(model, samples, max_tokens_per_microbatch)
         computed, tokens = work.computed / work.tokens, sum(len(s.token_ids) for s in samples)
         return Contender(what=what, who="ours", run=run, tokens=tokens, padding=work.padding_share, computed=computed)
 
@@ -146,11 +148,11 @@ def talk(generator: Generator, prompts: Sequence[list[int]], *, turns: int) -> i
     return paid
 
 
-def work_of(model: Any, samples: Sequence[TrainingSample], micro_tokens: int) -> Work:
+def work_of(model: Any, samples: Sequence[TrainingSample], max_tokens_per_microbatch: int) -> Work:
     """Padding and sharing of a step."""
     total = Work()
     with torch.no_grad():
-        for part in cut(model, samples, max_tokens=micro_tokens):
+        for part in cut(model, samples, max_tokens=max_tokens_per_microbatch):
             total += score_tokens(model, collate([samples[i] for i in part])).work
     return total
 

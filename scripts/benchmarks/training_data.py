@@ -63,7 +63,7 @@ def demonstrations(folder: Path, count: int) -> list[tuple[str, Any]]:
         "user": {"kind": "scripted"},
         "policy": {"kind": "gold"},
         "keep": "all",
-        "slip": 0.3,
+        "noise_prob": 0.3,
     }
     with RunFolder.open(RunFolder.create(folder, build(STAGES["seed"], settings), resume=True)) as opened:
         run_stage(opened, lambda _: None)

@@ -22,7 +22,7 @@ PLAIN: dict[str, Any] = {
     "report_to": "none",
     "learning_rate": OPTIM.lr,
     "weight_decay": OPTIM.weight_decay,
-    "max_grad_norm": OPTIM.clip,
+    "max_grad_norm": OPTIM.max_grad_norm,
 }
 
 
@@ -66,7 +66,7 @@ def _sft_step(trainer: Any, parts: Sequence[Sequence[int]]) -> Callable[[], None
         for part in parts:
             batch = trainer.data_collator([examples[i] for i in part])
             trainer.compute_loss(trainer.model, batch, num_items_in_batch=count).backward()
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIM.clip)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIM.max_grad_norm)
         trainer.optimizer.step()
 
     return run
@@ -136,7 +136,7 @@ def _grpo_step(trainer: Any, batches: Sequence[dict[str, Any]], *, sampled: int)
         for batch in batches:
             inputs = {**batch, "num_items_in_batch": torch.tensor(float(sampled))}
             trainer.compute_loss(trainer.model, inputs).backward()
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIM.clip)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIM.max_grad_norm)
         trainer.optimizer.step()
 
     return run

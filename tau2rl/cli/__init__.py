@@ -22,7 +22,7 @@ COMMANDS = {
         summary="Write demonstrations: a policy that can solve the tasks plays them, and its conversations become dataset rows.",
         examples=(
             "tau2rl seed --domains airline,retail,telecom",
-            "tau2rl seed --domains mock --task-split synth-train --limit 500 --slip 0.3 --keep all",
+            "tau2rl seed --domains mock --task-split synth-train --limit 500 --noise-prob 0.3 --keep all",
             "tau2rl seed --domains retail --policy api --model gpt-4.1 --user-model gpt-4.1-mini --num-samples 4",
         ),
     ),

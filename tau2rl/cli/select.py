@@ -26,7 +26,7 @@ RunDirs = Annotated[
 def choose(runs: RunDirs, as_json: Json = False) -> None:
     """Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.
 
-    Name the training run, and the looks that it took decide (`train.eval_every`, `select.split`).
+    Name the training run, and the looks that it took decide (`train.val_every`, `val.split`).
     Or name one finished evaluation for each of its checkpoints, and they do.
 
     Chosen is the checkpoint with the fewest steps of those within one standard error of the best, paired over tasks.

@@ -47,11 +47,11 @@ from tau2rl.config.training import (
     GrpoTrainConfig,
     LocalTrainConfig,
     ModelConfig,
-    SelectConfig,
     SftTrainConfig,
     ShapeConfig,
     TrackingConfig,
     TrainConfig,
+    ValConfig,
 )
 
 __all__ = [
@@ -86,7 +86,6 @@ __all__ = [
     "SamplingConfig",
     "Section",
     "SeedConfig",
-    "SelectConfig",
     "SftConfig",
     "SftTrainConfig",
     "ShapeConfig",
@@ -98,6 +97,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "UserConfig",
+    "ValConfig",
     "build",
     "dump",
     "flatten",

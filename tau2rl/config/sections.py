@@ -50,7 +50,7 @@ class UserConfig(Section):
     """Deadline of one call to the user model."""
     retries: int = Field(default=2, ge=0)
     """Calls tried again after an error or an empty answer, each with the same deadline."""
-    patience: int = Field(default=3, ge=1)
+    max_stalled_turns: int = Field(default=3, ge=1)
     """`scripted` only: agent messages in a row without progress before the user hangs up."""
 
 
@@ -228,7 +228,7 @@ class LocalConfig(Section):
     """`auto`: float32 on a CPU, which has no fast bfloat16, and bfloat16 on a GPU."""
     threads: int = Field(default=1, ge=1)
     """Threads of one matrix product. More than the idle cores is slower than one."""
-    slots: int = Field(default=64, ge=1)
+    kv_cache_slots: int = Field(default=64, ge=1)
     """Conversations whose keys and values are kept; more in flight take turns and pay for their prompt again."""
 
 
@@ -306,7 +306,7 @@ class DataConfig(Section):
     """JSONL files: rows of `seed` and `rft-filter`, plain OpenAI `messages`, `tau2-sft-seed-v3`, AReaL-tau2-data."""
     max_tokens: int = Field(default=32768, ge=2)
     """A longer row is left out whole and named in the report; nothing is cut."""
-    held_out: float = Field(default=0.05, ge=0, lt=1)
+    val_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the rows that is never trained on, chosen by a hash of the row's id; its loss is the held-out loss."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many rows of each file, the first ones."""

@@ -74,7 +74,7 @@ class SlimeConfig(Section):
     """Watch the engines and start dead ones again."""
     health_seconds: float = Field(default=60.0, gt=0)
     """How long an engine may take to say that it is well."""
-    outage_seconds: float = Field(default=1800.0, gt=0)
+    circuit_breaker_seconds: float = Field(default=1800.0, gt=0)
     """After `rollout.give_up_after` attempts in a row that FAILED, one at a time tries whether the world is back; after so many
     seconds the job ends."""
     dump: bool = False

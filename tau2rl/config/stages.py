@@ -39,9 +39,9 @@ from tau2rl.config.training import (
     LocalTrainConfig,
     ModelConfig,
     RolloutSamplingConfig,
-    SelectConfig,
     SftTrainConfig,
     TrackingConfig,
+    ValConfig,
 )
 
 # Settings that say where and how a run is carried out, not what it measures: a resumed run may change them.
@@ -170,13 +170,15 @@ class SeedConfig(MakesDataConfig):
     rollout: TeacherRolloutConfig = TeacherRolloutConfig()
     keep: Literal["solved", "all"] = "solved"
     """`solved`: only what tau2 graded 1. `all`: every graded demonstration, as a teacher whom nobody checked would give them."""
-    slip: float = Field(default=0.0, ge=0, le=1)
+    noise_prob: float = Field(default=0.0, ge=0, le=1)
     """Synthesised tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
 
     @model_validator(mode="after")
     def _slip_takes_effect(self) -> SeedConfig:
-        if self.slip and (self.policy.kind != "gold" or not self.tasks.split.startswith("synth-")):
-            raise ValueError("slip is the gold teacher's, on synthesised tasks: tasks.domains [mock], tasks.split `synth-train`")
+        if self.noise_prob and (self.policy.kind != "gold" or not self.tasks.split.startswith("synth-")):
+            raise ValueError(
+                "noise_prob is the gold teacher's, on synthesised tasks: tasks.domains [mock], tasks.split `synth-train`"
+            )
         return self
 
 
@@ -218,7 +220,7 @@ class GrpoConfig(LearnConfig):
     backend: Literal["local", "slime"] = "local"
     """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
     model: ModelConfig = ModelConfig()
-    select: SelectConfig = SelectConfig()
+    val: ValConfig = ValConfig()
     sampling: RolloutSamplingConfig = RolloutSamplingConfig()
     rollout: GrpoRolloutConfig = GrpoRolloutConfig()
     algo: AlgoConfig = AlgoConfig()
@@ -239,16 +241,16 @@ class GrpoConfig(LearnConfig):
             raise ValueError("a training step has a fixed number of episodes: rollout.adaptive is for stages that only play")
         if self.rollout.workers and self.backend == "local":
             raise ValueError("backend `local` plays in the process that samples: it has no use for rollout.workers")
-        if self.train.eval_every:
+        if self.train.val_every:
             self._select_apart()
         return self
 
     def _select_apart(self) -> None:
         """Refuse selection tasks that are tested on or trained on."""
-        if self.select.split in ("test", "synth-test", "base", "small", "full"):
-            raise ValueError(f"select.split `{self.select.split}` holds test tasks: use `train-select`, for mock `synth-select`")
-        if (self.tasks.split, self.select.split) == ("train", "train-select"):
-            raise ValueError("tasks.split `train` holds the tasks of select.split `train-select`: train on `train-learn`")
+        if self.val.split in ("test", "synth-test", "base", "small", "full"):
+            raise ValueError(f"val.split `{self.val.split}` holds test tasks: use `train-select`, for mock `synth-select`")
+        if (self.tasks.split, self.val.split) == ("train", "train-select"):
+            raise ValueError("tasks.split `train` holds the tasks of val.split `train-select`: train on `train-learn`")
 
 
 class EvalConfig(AgentConfig):

@@ -28,13 +28,13 @@ class TrainConfig(Section):
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up."""
-    min_lr_share: float = Field(default=0.1, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Where the cosine ends, as a share of `lr`."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
     """On matrices; never on norms and biases."""
-    clip: float = Field(default=1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 = off."""
     save_every: int = Field(default=50, ge=1)
     """Steps between states from which an interrupted run goes on."""
@@ -49,9 +49,9 @@ class SftTrainConfig(TrainConfig):
     """Highest learning rate."""
     batch_size: int = Field(default=16, ge=1)
     """Conversations a step; the loss is the mean over all their assistant tokens."""
-    eval_every: int = Field(default=50, ge=1)
+    val_every: int = Field(default=50, ge=1)
     """Steps between looks at the held-out loss."""
-    patience: int = Field(default=0, ge=0)
+    early_stopping_patience: int = Field(default=0, ge=0)
     """Looks without a better held-out loss after which training stops; 0 = never."""
 
 
@@ -62,10 +62,10 @@ class GrpoTrainConfig(TrainConfig):
     """On matrices; never on norms and biases."""
     tasks_per_step: int = Field(default=16, ge=1)
     """Groups a step; the episodes of a group are `rollout.num_samples`."""
-    updates_per_batch: int = Field(default=1, ge=1)
+    num_minibatches: int = Field(default=1, ge=1)
     """Optimizer steps over the episodes of one round; 1 = on-policy. `local`: each over all of them, `slime`: over its share."""
-    eval_every: int = Field(default=0, ge=0)
-    """Steps between looks at the selection tasks (`select`); 0 = none."""
+    val_every: int = Field(default=0, ge=0)
+    """Steps between looks at the selection tasks (`val`); 0 = none."""
 
 
 class ShapeConfig(Section):
@@ -103,7 +103,7 @@ class LoraConfig(Section):
 class LocalTrainConfig(LocalConfig):
     """How a model is trained in this process."""
 
-    micro_tokens: int = Field(default=4096, ge=1)
+    max_tokens_per_microbatch: int = Field(default=4096, ge=1)
     """Tokens computed in one forward pass, those that rows share counted once; a step sums over as many passes as it needs."""
     gradient_checkpointing: bool = False
     """Compute activations twice in place of keeping them: slower, far less memory."""
@@ -163,9 +163,9 @@ class AlgoConfig(Section):
     """The ratio is clipped above 1 + this."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bounds the loss of a bad token whose ratio has grown, at this many times its advantage."""
-    normaliser: Literal["token-mean", "seq-mean", "constant"] = "token-mean"
+    loss_aggregation: Literal["token-mean", "seq-mean", "constant"] = "token-mean"
     """What the sum of token losses is divided by, over the whole batch. `constant`: Dr. GRPO."""
-    constant: int = Field(default=1024, ge=1)
+    loss_scale: int = Field(default=1024, ge=1)
     """Tokens of an episode that `constant` assumes."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL to the frozen starting model; 0 = none, and no second model is kept."""
@@ -183,7 +183,7 @@ class AlgoConfig(Section):
     """Greatest weight."""
     veto: float | None = Field(default=None, gt=0)
     """Leave out an episode with a token whose weight is below this."""
-    max_refills: int = Field(default=0, ge=0)
+    max_resample_rounds: int = Field(default=0, ge=0)
     """Groups whose attempts all score the same teach nothing and are left out; at most so many more rounds of tasks a step
     are played until `train.tasks_per_step` groups teach something."""
     truncated: Literal["keep", "drop"] = "keep"
@@ -200,7 +200,7 @@ class GrpoRolloutConfig(RolloutConfig):
     """Write every episode to `episodes.jsonl`: tens of kilobytes each."""
 
 
-class SelectConfig(TasksConfig):
+class ValConfig(TasksConfig):
     """The tasks by which one looks at a training that goes on. Never the test split."""
 
     split: str = "synth-select"

@@ -16,16 +16,16 @@ def gold_actions(task: Any) -> list[Any]:
     return list((task.evaluation_criteria.actions if task.evaluation_criteria else None) or ())
 
 
-def gold_script(ref: TaskRef, *, slip: float = 0.0, seed: int = 0) -> tuple[Actions, ...]:
+def gold_script(ref: TaskRef, *, noise_prob: float = 0.0, seed: int = 0) -> tuple[Actions, ...]:
     """The turns that solve a task by its reference path.
 
     One turn an agent-side action; one message for each run of user-side actions, naming them; at the end a message with
     everything that must be communicated. A synthesised task has a demonstration of its own, with the questions that a customer
-    has to be asked; `slip` is how often its teacher gets a change wrong, decided by `seed`.
+    has to be asked; `noise_prob` is how often its teacher gets a change wrong, decided by `seed`.
     """
     if synth.is_synth(ref.split):
         made = synth.of(ref)
-        return tuple((step,) for step in (synth.slipped(made, share=slip, seed=seed) if slip else made.demo))
+        return tuple((step,) for step in (synth.slipped(made, share=noise_prob, seed=seed) if noise_prob else made.demo))
     task = domain(ref.domain).task(ref)
     turns: list[Actions] = []
     asked: list[str] = []

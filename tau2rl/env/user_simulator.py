@@ -37,7 +37,7 @@ def make_user(config: UserConfig, *, seed: int) -> Callable[[Session], UserSimul
     def make(session: Session) -> UserSimulator:
         match config.kind:
             case "scripted":
-                return LineUser(session) if has_lines(session.task) else ScriptedUser(session, patience=config.patience)
+                return LineUser(session) if has_lines(session.task) else ScriptedUser(session, patience=config.max_stalled_turns)
             case "llm":
                 return LlmUser(session, config, seed=derive_seed(seed, "user"))
 
@@ -62,7 +62,7 @@ def check_key(config: UserConfig) -> None:
 def user_identity(config: UserConfig) -> dict[str, Any]:
     """What decides how the user talks: model, temperature, and a hash of tau2's simulator prompts."""
     if config.kind == "scripted":
-        return {"kind": "scripted", "patience": config.patience}
+        return {"kind": "scripted", "max_stalled_turns": config.max_stalled_turns}
     from tau2.user.user_simulator import SYSTEM_PROMPT, get_global_user_sim_guidelines
 
     prompts = SYSTEM_PROMPT + get_global_user_sim_guidelines(use_tools=False) + get_global_user_sim_guidelines(use_tools=True)

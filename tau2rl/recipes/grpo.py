@@ -46,7 +46,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
     tasks = select(config.tasks)
     if not config.allow_held_out:
         refuse_held_out(tasks)
-    selection = select(config.select) if config.train.eval_every else []
+    selection = select(config.val) if config.train.val_every else []
     refuse_leak(tasks, selection)
     if config.user.kind == "llm":
         check_key(config.user)
@@ -152,15 +152,15 @@ class _Learner:
         self.clock.trained += update.tokens if update else 0
         numbers = {**played.numbers(), **_numbers(update)}
         numbers |= _speed(played, update, rollout=rolled - began, train=time.monotonic() - rolled)
-        if self.config.train.eval_every and step % self.config.train.eval_every == 0:
+        if self.config.train.val_every and step % self.config.train.val_every == 0:
             with self.clock.part("looks"):
-                numbers["select/pass@1"] = await self._look(step, policy)
+                numbers["val/pass@1"] = await self._look(step, policy)
         return {**numbers, "seconds/cpu": time.process_time() - cpu}
 
     async def _look(self, step: int, policy: LocalPolicy) -> float | None:
         """The share of the selection tasks that is solved: the same attempts at every look. Its episodes are kept."""
         config = self.config
-        attempts = plan(self.selection, num_samples=config.select.num_samples, seed=derive_seed(config.seed, "select"))
+        attempts = plan(self.selection, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
         looking = policy_of_looks(policy, config)
         async with aclosing(self.player.play(attempts, looking)) as outcomes:
             records = [record_of(outcome, config, self.player.spec) async for outcome in outcomes]
@@ -197,7 +197,7 @@ class _Learner:
 
 def policy_of_looks(policy: LocalPolicy, config: GrpoConfig) -> LocalPolicy:
     """The policy as the selection tasks are played with it."""
-    temperature = config.select.temperature
+    temperature = config.val.temperature
     return policy if temperature is None else policy.at(temperature)
 
 
@@ -247,5 +247,5 @@ def summary(metrics: Path) -> dict[str, Any]:
         "train_tokens_per_second": mean(lines, "tokens_per_second/train"),
         "padding_share": mean(lines, "train/padding_share"),
         "shared_share": mean(lines, "train/shared_share"),
-        "selection": {line["step"]: line["select/pass@1"] for line in lines if line.get("select/pass@1") is not None},
+        "selection": {line["step"]: line["val/pass@1"] for line in lines if line.get("val/pass@1") is not None},
     }

@@ -141,7 +141,7 @@ class Player:
     async def round(self, step: int, tasks: Tasks, policy: Policy) -> Round:
         """The groups of a step; more of them, up to the cap, while too few teach something. Raises RunIncomplete."""
         wanted, groups = self.config.train.tasks_per_step, list[Group]()
-        for refill in range(self.config.algo.max_refills + 1):
+        for refill in range(self.config.algo.max_resample_rounds + 1):
             refs = tasks.next()
             groups += await self._groups(step, refill, refs, policy)
             if sum(group.teaches for group in groups) >= wanted:
@@ -185,7 +185,7 @@ class Player:
 
 def first_index(config: GrpoConfig, step: int, refill: int = 0) -> int:
     """The number of a step's first attempt; those of earlier steps are smaller."""
-    drawn = step * (config.algo.max_refills + 1) + refill
+    drawn = step * (config.algo.max_resample_rounds + 1) + refill
     return drawn * config.train.tasks_per_step * config.rollout.num_samples
 
 

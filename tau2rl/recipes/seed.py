@@ -49,10 +49,10 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
 
 def _imperfect(config: SeedConfig, prepared: Prepared) -> PolicyFor | None:
     """The gold teacher with slips; None where nobody slips."""
-    if not config.slip:
+    if not config.noise_prob:
         return None
 
     def policy(attempt: Attempt) -> Policy:
-        return ScriptedPolicy(gold_script(attempt.task, slip=config.slip, seed=attempt.seed), prepared.codec)
+        return ScriptedPolicy(gold_script(attempt.task, noise_prob=config.noise_prob, seed=attempt.seed), prepared.codec)
 
     return policy

@@ -25,7 +25,7 @@ from tau2rl.types import TaskRef
 SCHEMA = 1
 Shares = dict[str, float]  # task key -> share of attempts that solved it
 HOW_TO = (
-    "look while it trains (`--set train.eval_every=20`), or evaluate checkpoints with `tau2rl eval --task-split train-select` "
+    "look while it trains (`--set train.val_every=20`), or evaluate checkpoints with `tau2rl eval --task-split train-select` "
     "and name these runs"
 )
 
@@ -79,7 +79,7 @@ def _looked(run: Path) -> Found:
     if not found.success:
         raise UserError(
             f"no checkpoint is kept of the steps that `{run}` looked at: {', '.join(map(str, found.gone))}",
-            hint="keep them with `train.export_every`, the same as `train.eval_every`",
+            hint="keep them with `train.export_every`, the same as `train.val_every`",
         )
     return found
 
@@ -90,9 +90,9 @@ def _unseen(run: Path) -> list[int]:
     slime saves before it looks. A run that ends in between goes on behind the save, and never takes that look.
     """
     config = read_config(run)
-    if not isinstance(config, GrpoConfig) or not config.train.eval_every:
+    if not isinstance(config, GrpoConfig) or not config.train.val_every:
         return []
-    due = range(config.train.eval_every, config.train.steps + 1, config.train.eval_every)
+    due = range(config.train.val_every, config.train.steps + 1, config.train.val_every)
     taken = looks(run)
     return [step for step in due if step not in taken and checkpoint_of(run, step)]
 

@@ -43,7 +43,7 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress) -> Result:
     stands_on = environment(config, {}, {"data": [d["sha256"] for d in data], "parent": parent["sha256"]})
     folder.write_environment(stands_on)
     encoded = encode_rows(read_rows(config.data), load_tokenizer(str(initial)), max_tokens=config.data.max_tokens)
-    rows = split_off(encoded, share=config.data.held_out)
+    rows = split_off(encoded, share=config.data.val_fraction)
     log.info("%d rows to train on, %d held out, %d left out", len(rows.train), len(rows.held_out), len(encoded.dropped))
     log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
     with clocked(folder) as clock:
@@ -101,7 +101,7 @@ def _train(config: SftConfig, folder: RunFolder, progress: Progress, initial: Pa
         if not rows.held_out:
             return None
         with clock.part("looks"):
-            return mean_loss(model, rows.held_out, micro_tokens=config.local.micro_tokens)
+            return mean_loss(model, rows.held_out, max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
     before = held_out_loss()
     with Curves(config, config.tracking, folder) as curves:

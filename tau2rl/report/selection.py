@@ -55,7 +55,7 @@ def choose_checkpoint(success: Mapping[int, Mapping[str, float]]) -> Choice:
     if not any(values[task] > 0 for values in success.values() for task in tasks):
         raise UserError(
             "no checkpoint solved any of the tasks, so there is nothing to choose by",
-            hint="look at more tasks, or more attempts a task (`select.num_samples`)",
+            hint="look at more tasks, or more attempts a task (`val.num_samples`)",
         )
     means = {step: math.fsum(values[task] for task in tasks) / len(tasks) for step, values in success.items()}
     best = min(means, key=lambda step: (-round(means[step], 12), step))  # of equals the earliest

@@ -23,7 +23,7 @@ RECORDED_SETTINGS = {
     "user.api_base", "user.api_key_env", "user.timeout_seconds", "user.retries",
     "rollout.concurrency", "rollout.adaptive", "rollout.workers", "rollout.worker_memory_gb",
     "rollout.retries", "rollout.give_up_after",
-    "local.device", "local.threads", "local.slots",
+    "local.device", "local.threads", "local.kv_cache_slots",
 }  # fmt: skip
 
 # Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.

@@ -96,7 +96,7 @@ def _other_schema(schema: object) -> UserError:
     )
 
 
-FOLDER = "select"
+FOLDER = "val"
 
 
 def look_file(folder: Path, step: int) -> Path:

@@ -21,7 +21,7 @@ from tau2rl.slime.objective import objective, optimiser
 from tau2rl.slime.options import Given, check, lookup, split
 from tau2rl.slime.refusals import refuse
 
-EVAL_NAME = "select"  # slime's curves of the selection tasks begin with `eval/select`
+EVAL_NAME = "val"  # slime's curves of the selection tasks begin with `eval/val`
 CONTEXT_SLACK = 256  # tokens; SGLang refuses a prompt and an answer that fill its context to the last one
 HEALTH_INTERVAL = 30  # seconds between looks at an engine
 NEVER = 1_000_000_000  # Megatron keeps the saves whose round is a multiple, and the last one
@@ -132,7 +132,7 @@ def _rollouts(config: GrpoConfig, run: SlimeRun) -> list[str]:
         *("--data-source-path", f"{CURRICULUM}.CurriculumDataSource", "--rollout-shuffle", "--rollout-seed", f"{config.seed}"),
         *("--rollout-all-samples-process-path", f"{CURRICULUM}.learn", "--num-rollout", f"{train.steps}"),
         *("--rollout-batch-size", f"{train.tasks_per_step}", "--n-samples-per-prompt", f"{samples}"),
-        *("--global-batch-size", f"{train.tasks_per_step * samples // train.updates_per_batch}"),
+        *("--global-batch-size", f"{train.tasks_per_step * samples // train.num_minibatches}"),
         *(
             "--rollout-temperature",
             f"{config.sampling.temperature}",
@@ -144,16 +144,16 @@ def _rollouts(config: GrpoConfig, run: SlimeRun) -> list[str]:
         *("--custom-reward-post-process-path", f"{HOOKS}.post_process_rewards"),
         *("--custom-rollout-log-function-path", f"{HOOKS}.log_rollout"),
     ]
-    if config.algo.max_refills:
+    if config.algo.max_resample_rounds:
         options += ["--dynamic-sampling-filter-path", f"{HOOKS}.keep_group"]
-    if train.eval_every:
+    if train.val_every:
         options += [
-            *("--eval-interval", f"{train.eval_every}", "--eval-prompt-data", EVAL_NAME, str(run.eval_prompts)),
-            *("--n-samples-per-eval-prompt", f"{config.select.num_samples}"),
+            *("--eval-interval", f"{train.val_every}", "--eval-prompt-data", EVAL_NAME, str(run.eval_prompts)),
+            *("--n-samples-per-eval-prompt", f"{config.val.num_samples}"),
             *("--custom-eval-rollout-log-function-path", f"{HOOKS}.log_eval"),
         ]
-        if config.select.temperature is not None:
-            options += ["--eval-temperature", f"{config.select.temperature}"]
+        if config.val.temperature is not None:
+            options += ["--eval-temperature", f"{config.val.temperature}"]
     return options
 
 

@@ -57,7 +57,7 @@ def summary(metrics: Path) -> dict[str, Any]:
     for name, count in COUNTS.items():
         if any(line.get(count) is not None for line in lines):
             told[name] = int(sum(line.get(count) or 0 for line in lines))
-    looks = {step: line["select/pass@1"] for step, line in sorted(steps.items()) if line.get("select/pass@1") is not None}
+    looks = {step: line["val/pass@1"] for step, line in sorted(steps.items()) if line.get("val/pass@1") is not None}
     return {**told, **({"selection": looks} if looks else {})}
 
 
@@ -181,7 +181,7 @@ def _write_tasks(config: GrpoConfig, here: SlimeRun) -> dict[str, Any]:
     tasks = select(config.tasks)
     if not config.allow_held_out:
         refuse_held_out(tasks)
-    looks = select(config.select) if config.train.eval_every else []
+    looks = select(config.val) if config.train.val_every else []
     refuse_leak(tasks, looks)
     if config.user.kind == "llm" and not config.slime.user.gpus:
         check_key(config.user)
@@ -229,7 +229,7 @@ def _train(
         file=folder.logs / LOG,
         metrics=folder.metrics,
         steps=config.train.steps,
-        updates=config.train.updates_per_batch if isinstance(config, GrpoConfig) else 1,
+        updates=config.train.num_minibatches if isinstance(config, GrpoConfig) else 1,
         clean=redactor.text,
         say=sys.stderr,
         progress=progress,

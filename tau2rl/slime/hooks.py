@@ -63,7 +63,7 @@ def keep_group(args: Any, group: list[Any], **_: Any) -> Any:
     rollout = _rollout(args)
     samples = flat(group)
     scored = score_batch(members(samples), advantage_spec(rollout.config.algo))
-    most = rollout.config.algo.max_refills * args.rollout_batch_size
+    most = rollout.config.algo.max_resample_rounds * args.rollout_batch_size
     if any(scored.teaches) or rollout.dropped >= most:
         return DynamicFilterOutput(keep=True)
     rollout.dropped += 1

@@ -239,7 +239,7 @@ def _data(config: SftConfig | GrpoConfig, machine: Machine) -> Iterator[Problem]
     wanted = config.train.batch_size if isinstance(config, SftConfig) else config.train.tasks_per_step
     if machine.rows is not None and machine.rows < wanted:
         yield error(f"{machine.rows} to train on are fewer than the {wanted} of a step", "more tasks or data, or a smaller step")
-    if isinstance(config, GrpoConfig) and config.train.eval_every and machine.eval_rows == 0:
+    if isinstance(config, GrpoConfig) and config.train.val_every and machine.eval_rows == 0:
         yield error("no task to look at", "`select` chooses them")
 
 

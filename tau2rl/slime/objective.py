@@ -34,10 +34,10 @@ def objective(config: GrpoConfig) -> list[str]:
         options += ["--eps-clip-c", f"{algo.dual_clip}"]
     if algo.kl_coef:
         options += ["--use-kl-loss", "--kl-loss-coef", f"{algo.kl_coef}", "--kl-loss-type", KL[algo.kl]]
-    if algo.normaliser == "token-mean":
+    if algo.loss_aggregation == "token-mean":
         options.append("--calculate-per-token-loss")
-    elif algo.normaliser == "constant":
-        options += ["--custom-pg-loss-reducer-function-path", f"{CONSTANT}{algo.constant}"]
+    elif algo.loss_aggregation == "constant":
+        options += ["--custom-pg-loss-reducer-function-path", f"{CONSTANT}{algo.loss_scale}"]
     return options + _correction(algo)
 
 
@@ -80,8 +80,8 @@ def optimiser(train: TrainConfig) -> list[str]:
     options = [
         *("--optimizer", "adam", "--lr", f"{train.lr}", "--lr-warmup-iters", f"{train.warmup_steps}"),
         *("--lr-decay-style", train.schedule, "--weight-decay", f"{train.weight_decay}"),
-        *("--adam-beta1", f"{train.betas[0]}", "--adam-beta2", f"{train.betas[1]}", "--clip-grad", f"{train.clip}"),
+        *("--adam-beta1", f"{train.betas[0]}", "--adam-beta2", f"{train.betas[1]}", "--clip-grad", f"{train.max_grad_norm}"),
     ]
     if train.schedule == "cosine":
-        options += ["--min-lr", f"{train.lr * train.min_lr_share:g}"]
+        options += ["--min-lr", f"{train.lr * train.min_lr_ratio:g}"]
     return options

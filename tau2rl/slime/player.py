@@ -50,7 +50,7 @@ class Player:
         self._world = world
         self._codec = make_codec(config.chat.model_copy(update={"tokenizer": config.chat.tokenizer or world.tokenizer}))
         self._policies: dict[SamplingConfig, SGLangPolicy] = {}
-        warm_up((*config.tasks.domains, *(config.select.domains if config.train.eval_every else ())), self._codec)
+        warm_up((*config.tasks.domains, *(config.val.domains if config.train.val_every else ())), self._codec)
 
     async def play(self, attempt: Attempt, rules: Rules, *, alive: Callable[[], None] | None = None) -> Episode:
         """Play an attempt once. `alive` is called when user, environment and policy have all answered, long before the end."""

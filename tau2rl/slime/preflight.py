@@ -62,7 +62,7 @@ def batch(config: SftConfig | GrpoConfig) -> int:
     """Episodes or conversations of one optimizer step."""
     if isinstance(config, SftConfig):
         return config.train.batch_size
-    return config.train.tasks_per_step * config.rollout.num_samples // config.train.updates_per_batch
+    return config.train.tasks_per_step * config.rollout.num_samples // config.train.num_minibatches
 
 
 def _batches(config: SftConfig | GrpoConfig, layout: Layout) -> Iterator[Problem]:
@@ -73,7 +73,7 @@ def _batches(config: SftConfig | GrpoConfig, layout: Layout) -> Iterator[Problem
             f"a step of {size} cannot be cut into equal shares for the {copies} copies of the model that train",
             f"make {knob} a multiple of {copies}, or change the GPUs that train or slime.tensor_parallel",
         )
-    updates = 1 if isinstance(config, SftConfig) else config.train.updates_per_batch
+    updates = 1 if isinstance(config, SftConfig) else config.train.num_minibatches
     steps = config.train.steps * updates
     if config.train.warmup_steps >= steps:
         yield error(f"{config.train.warmup_steps} warm-up steps do not end within {steps}", "lower train.warmup_steps")
@@ -100,10 +100,10 @@ def _context(config: SftConfig | GrpoConfig) -> Iterator[Problem]:
 
 def _rollouts(config: GrpoConfig) -> Iterator[Problem]:
     slime, train = config.slime, config.train
-    if train.eval_every % train.save_every:
+    if train.val_every % train.save_every:
         yield warning(
-            f"looks every {train.eval_every} steps fall between saves every {train.save_every}: what looks best may not be there",
-            "make train.eval_every a multiple of train.save_every",
+            f"looks every {train.val_every} steps fall between saves every {train.save_every}: what looks best may not be there",
+            "make train.val_every a multiple of train.save_every",
         )
     if slime.overlap and config.algo.correction == "none":
         yield warning("with slime.overlap the policy that plays is one step old", "`--set algo.correction=tis` corrects for it")

@@ -25,12 +25,12 @@ def refuse(config: SftConfig | GrpoConfig) -> None:
 
 
 def _refuse_sft(config: SftConfig) -> None:
-    if config.data.held_out:
+    if config.data.val_fraction:
         raise UserError(
-            "slime computes no held-out loss in supervised training", hint="`--set data.held_out=0` trains on all rows"
+            "slime computes no held-out loss in supervised training", hint="`--set data.val_fraction=0` trains on all rows"
         )
     default = type(config.train)()
-    for name in ("eval_every", "patience"):
+    for name in ("val_every", "early_stopping_patience"):
         if getattr(config.train, name) != getattr(default, name):
             raise UserError(f"train.{name} has no effect under slime, which computes no held-out loss", hint="leave it out")
     if config.data.allow_empty:
@@ -40,19 +40,21 @@ def _refuse_sft(config: SftConfig) -> None:
 def _refuse_grpo(config: GrpoConfig) -> None:
     algo, train = config.algo, config.train
     episodes = train.tasks_per_step * config.rollout.num_samples
-    if episodes % train.updates_per_batch:
+    if episodes % train.num_minibatches:
         raise UserError(
-            f"{episodes} episodes a round cannot be cut into {train.updates_per_batch} equal updates",
-            hint="train.updates_per_batch divides train.tasks_per_step x rollout.num_samples",
+            f"{episodes} episodes a round cannot be cut into {train.num_minibatches} equal updates",
+            hint="train.num_minibatches divides train.tasks_per_step x rollout.num_samples",
         )
-    if algo.normaliser == "constant":
+    if algo.loss_aggregation == "constant":
         if algo.kl_coef or algo.entropy_coef:
             raise UserError(
-                "under slime algo.normaliser `constant` divides the policy term alone; KL and entropy would be on another scale",
-                hint="set algo.kl_coef and algo.entropy_coef to 0, or algo.normaliser to `token-mean`",
+                "under slime algo.loss_aggregation `constant` divides the policy term alone, and leaves KL and entropy on another scale",
+                hint="set algo.kl_coef and algo.entropy_coef to 0, or algo.loss_aggregation to `token-mean`",
             )
         if config.slime.context_parallel > 1:
-            raise UserError("algo.normaliser `constant` needs slime.context_parallel 1", hint="or algo.normaliser `token-mean`")
+            raise UserError(
+                "algo.loss_aggregation `constant` needs slime.context_parallel 1", hint="or algo.loss_aggregation `token-mean`"
+            )
     if config.slime.user.gpus and (config.user.kind != "llm" or config.user.api_base):
         raise UserError(
             "slime.user serves the customer's model, but `user` says that the customer is somebody else",

@@ -165,8 +165,8 @@ class Rollout:
         self.ready = False
         self._outage = Outage(
             after=config.rollout.give_up_after,
-            deadline_seconds=config.slime.outage_seconds,
-            pause_seconds=min(TRIAL_PAUSE_SECONDS, config.slime.outage_seconds / 20),
+            deadline_seconds=config.slime.circuit_breaker_seconds,
+            pause_seconds=min(TRIAL_PAUSE_SECONDS, config.slime.circuit_breaker_seconds / 20),
         )
         self._patience = _patience_seconds(config.slime)
         self._workers: Workers | None = None
@@ -192,7 +192,7 @@ class Rollout:
         """The attempt behind slime's sample of this index: new in every round, and the same at every look at the selection."""
         seed = self.config.seed
         if look:
-            number = self.config.select.num_samples
+            number = self.config.val.num_samples
             return plan([task], num_samples=number, seed=derive_seed(seed, "select"))[index % number]
         return Attempt(task=task, index=index, seed=derive_seed(seed, "grpo", index))
 

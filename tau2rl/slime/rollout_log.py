@@ -188,13 +188,8 @@ def round_numbers(played: Sequence[Marks], batch: Sequence[Member], config: Grpo
 def look_numbers(looked: Sequence[Marks]) -> Numbers:
     """How a look went; what FAILED is in no share."""
     evidence = [m for m in looked if m.solved is not None]
-    shares = {f"select/{name}/pass@1": _solved(part) for name, part in _by_domain(evidence)}
-    return {
-        "select/pass@1": _solved(evidence),
-        "select/episodes": len(evidence),
-        "select/failed": len(looked) - len(evidence),
-        **shares,
-    }
+    shares = {f"val/{name}/pass@1": _solved(part) for name, part in _by_domain(evidence)}
+    return {"val/pass@1": _solved(evidence), "val/episodes": len(evidence), "val/failed": len(looked) - len(evidence), **shares}
 
 
 def _outcomes(evidence: Sequence[Marks]) -> Numbers:

@@ -25,23 +25,23 @@ def sft_spec(config: SftConfig) -> SFTSpec:
     return SFTSpec(
         optim=optim_spec(train, steps=train.steps),
         batch_size=train.batch_size,
-        micro_tokens=config.local.micro_tokens,
+        max_tokens_per_microbatch=config.local.max_tokens_per_microbatch,
         seed=config.seed,
-        eval_every=train.eval_every,
-        patience=train.patience,
+        val_every=train.val_every,
+        patience=train.early_stopping_patience,
         save_every=train.save_every,
     )
 
 
 def grpo_spec(config: GrpoConfig) -> GRPOSpec:
     """How `tau2rl grpo` updates here."""
-    updates = config.train.updates_per_batch
+    updates = config.train.num_minibatches
     return GRPOSpec(
         optim=optim_spec(config.train, steps=config.train.steps * updates),
         loss=loss_spec(config.algo),
         temperature=config.sampling.temperature,
         updates=updates,
-        micro_tokens=config.local.micro_tokens,
+        max_tokens_per_microbatch=config.local.max_tokens_per_microbatch,
     )
 
 
@@ -52,10 +52,10 @@ def optim_spec(train: TrainConfig, *, steps: int) -> OptimSpec:
         total_steps=steps,
         warmup_steps=train.warmup_steps,
         schedule=train.schedule,
-        min_share=train.min_lr_share,
+        min_share=train.min_lr_ratio,
         betas=train.betas,
         weight_decay=train.weight_decay,
-        clip=train.clip,
+        max_grad_norm=train.max_grad_norm,
     )
 
 
@@ -66,8 +66,8 @@ def loss_spec(algo: AlgoConfig) -> LossSpec:
         eps_low=algo.eps_low,
         eps_high=algo.eps_high,
         dual_clip=algo.dual_clip,
-        normaliser=algo.normaliser,
-        constant=algo.constant,
+        loss_aggregation=algo.loss_aggregation,
+        loss_scale=algo.loss_scale,
         kl_coef=algo.kl_coef,
         kl=algo.kl,
         entropy_coef=algo.entropy_coef,
@@ -93,4 +93,6 @@ def sampling_of(sampling: SamplingConfig, codec: ChatCodec) -> Sampling:
 def policy_of(model: nn.Module, sampling: SamplingConfig, local: LocalConfig, chat: ChatConfig, codec: ChatCodec) -> LocalPolicy:
     """A model as a policy; it is started by `async with`."""
     decode = load_tokenizer(chat.tokenizer).decode if codec.stop and chat.tokenizer else None  # for stop strings alone
-    return LocalPolicy(model, sampling_of(sampling, codec), max_tokens=sampling.max_tokens, slots=local.slots, decode=decode)
+    return LocalPolicy(
+        model, sampling_of(sampling, codec), max_tokens=sampling.max_tokens, slots=local.kv_cache_slots, decode=decode
+    )

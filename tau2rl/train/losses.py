@@ -5,7 +5,7 @@ only they have a loss or a gradient. Advantages come from `rewards/` (grpo, dr_g
 here they are numbers. Sums are divided by totals over the *whole* batch, which the caller passes in, so that splitting
 the batch into micro-batches changes nothing.
 Formulas: `max(-A r, -A clip(r))` is PPO's (arXiv 1707.06347); two clip bounds and the token mean are DAPO's (2503.14476);
-the constant normaliser is Dr. GRPO's (2503.20783); the sequence ratio is GSPO's (2507.18071); k1, k2, k3 are Schulman's
+the constant loss_aggregation is Dr. GRPO's (2503.20783); the sequence ratio is GSPO's (2507.18071); k1, k2, k3 are Schulman's
 "Approximating KL divergence"; truncated importance sampling is that of verl and slime; dual clip is 1912.09729.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Ratio = Literal["token", "sequence"]
-Normaliser = Literal["token-mean", "seq-mean", "constant"]
+LossAggregation = Literal["token-mean", "seq-mean", "constant"]
 KL = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "tis", "mis", "clip"]
 Level = Literal["token", "sequence", "geometric"]
@@ -34,8 +34,8 @@ class LossSpec:
     eps_low: float = 0.2
     eps_high: float = 0.28
     dual_clip: float | None = None  # bounds the loss of a token with a negative advantage by `-dual_clip * A`
-    normaliser: Normaliser = "token-mean"  # "constant": sum / (sequences * constant), Dr. GRPO
-    constant: int = 1024
+    loss_aggregation: LossAggregation = "token-mean"  # "constant": sum / (sequences * constant), Dr. GRPO
+    loss_scale: int = 1024
     kl_coef: float = 0.0
     kl: KL = "k3"
     entropy_coef: float = 0.0
@@ -110,13 +110,13 @@ def policy_loss(
 def token_weights(mask: Tensor, spec: LossSpec, totals: Totals) -> Tensor:
     """What each token's term is multiplied by; 0 where the mask is 0.
 
-    token-mean: 1 / all tokens. seq-mean: 1 / (tokens of its sequence * sequences). constant: 1 / (constant * sequences).
+    token-mean: 1 / all tokens. seq-mean: 1 / (tokens of its sequence * sequences). constant: 1 / (loss_scale * sequences).
     """
-    if spec.normaliser == "token-mean":
+    if spec.loss_aggregation == "token-mean":
         return mask / max(totals.tokens, 1.0)
-    if spec.normaliser == "seq-mean":
+    if spec.loss_aggregation == "seq-mean":
         return mask / (mask.sum(-1, keepdim=True).clamp(min=1.0) * totals.sequences)
-    return mask / (spec.constant * totals.sequences)
+    return mask / (spec.loss_scale * totals.sequences)
 
 
 def _ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, kind: Ratio) -> Tensor:

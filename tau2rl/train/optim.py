@@ -30,7 +30,7 @@ class OptimSpec:
     min_share: float = 0.1  # of `lr`, at the end of the cosine
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01  # on matrices; never on norms and biases
-    clip: float = 1.0  # largest gradient norm; 0 = off
+    max_grad_norm: float = 1.0  # largest gradient norm; 0 = off
 
 
 def learning_rate(spec: OptimSpec, step: int) -> float:
@@ -77,7 +77,7 @@ class Optimiser:
 
     def step(self) -> float:
         """Clip, move, count; returns the gradient norm before clipping. A norm that is not finite moves nothing."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self.spec.clip or math.inf))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self.spec.max_grad_norm or math.inf))
         for group in self._adam.param_groups:
             group["lr"] = learning_rate(self.spec, self.steps)
         if math.isfinite(norm):

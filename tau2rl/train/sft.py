@@ -24,9 +24,9 @@ class SFTSpec:
 
     optim: OptimSpec
     batch_size: int = 16  # conversations a step
-    micro_tokens: int = 8192  # positions computed in one forward pass; a step sums over as many as it needs
+    max_tokens_per_microbatch: int = 8192  # positions computed in one forward pass; a step sums over as many as it needs
     seed: int = 0
-    eval_every: int = 50  # steps between looks at the held-out loss
+    val_every: int = 50  # steps between looks at the held-out loss
     patience: int = 0  # looks without a better held-out loss before stopping; 0 = never stop early
     save_every: int = 50
 
@@ -85,9 +85,9 @@ def train(
         model.train()
         rate = learning_rate(spec.optim, optimiser.steps)
         rows = [samples[i] for i in next(order)]
-        loss, norm, work = _step(model, rows, optimiser, spec.micro_tokens, device)
-        looks = bool(held_out) and (optimiser.steps % spec.eval_every == 0 or optimiser.steps == spec.optim.total_steps)
-        seen = mean_loss(model, held_out, micro_tokens=spec.micro_tokens) if looks else None
+        loss, norm, work = _step(model, rows, optimiser, spec.max_tokens_per_microbatch, device)
+        looks = bool(held_out) and (optimiser.steps % spec.val_every == 0 or optimiser.steps == spec.optim.total_steps)
+        seen = mean_loss(model, held_out, max_tokens_per_microbatch=spec.max_tokens_per_microbatch) if looks else None
         watch.see(seen)
         if folder and optimiser.steps % spec.save_every == 0:
             _save(folder, model, optimiser, watch)
@@ -112,13 +112,13 @@ def train(
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, samples: Sequence[TrainingSample], *, micro_tokens: int = 8192) -> float:
+def mean_loss(model: nn.Module, samples: Sequence[TrainingSample], *, max_tokens_per_microbatch: int = 8192) -> float:
     """Mean negative log-probability of the tokens that count, in nats."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     total = count = 0.0
-    for group in cut(model, samples, max_tokens=micro_tokens):
+    for group in cut(model, samples, max_tokens=max_tokens_per_microbatch):
         batch = collate([samples[i] for i in group], device=device)
         total -= float(score_tokens(model, batch).logp.sum())
         count += batch.num_tokens
@@ -127,13 +127,13 @@ def mean_loss(model: nn.Module, samples: Sequence[TrainingSample], *, micro_toke
 
 
 def _step(
-    model: nn.Module, rows: Sequence[TrainingSample], optimiser: Optimiser, micro_tokens: int, device: torch.device
+    model: nn.Module, rows: Sequence[TrainingSample], optimiser: Optimiser, max_tokens_per_microbatch: int, device: torch.device
 ) -> tuple[float, float, Work]:
     """One optimiser step: loss, gradient norm, work. The mean is over all assistant tokens of the step, however it was cut."""
     optimiser.zero()
     count = max(1.0, float(sum(sum(r.loss_mask[1:]) for r in rows)))
     total, work = 0.0, Work()
-    for group in cut(model, rows, max_tokens=micro_tokens):
+    for group in cut(model, rows, max_tokens=max_tokens_per_microbatch):
         batch = collate([rows[i] for i in group], device=device)
         if batch.num_tokens:
             scores = score_tokens(model, batch)

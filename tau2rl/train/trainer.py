@@ -32,7 +32,7 @@ class GRPOSpec:
     loss: LossSpec = field(default_factory=LossSpec)
     temperature: float = 1.0  # that the conversations were sampled at
     updates: int = 1  # passes over the same batch; 1 = on-policy
-    micro_tokens: int = 8192
+    max_tokens_per_microbatch: int = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ class GRPOTrainer:
     def _parts(self, judged: Sequence[Judged]) -> list[_Part]:
         device = next(self.model.parameters()).device
         parts: list[_Part] = []
-        for group in cut(self.model, [j.sample for j in judged], max_tokens=self.spec.micro_tokens):
+        for group in cut(self.model, [j.sample for j in judged], max_tokens=self.spec.max_tokens_per_microbatch):
             batch = collate([judged[i].sample for i in group], device=device)
             advantages = torch.zeros_like(batch.mask)
             for row, i in enumerate(group):

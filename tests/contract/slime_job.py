@@ -79,8 +79,8 @@ class SlimeJob:
         self.run = SlimeRun(folder=folder, shape=read_shape(checkpoint))
         write(self.config, self.run)
         write_prompts(select(self.config.tasks), self.run.prompts)
-        if self.config.train.eval_every:
-            write_prompts(select(self.config.select), self.run.eval_prompts)
+        if self.config.train.val_every:
+            write_prompts(select(self.config.val), self.run.eval_prompts)
         self.args = parse([*build_argv(self.config, self.run), *argv], monkeypatch)
         self.args.sglang_router_ip, self.args.sglang_router_port = "127.0.0.1", server.port
         vars(self.args).update(attributes or {})

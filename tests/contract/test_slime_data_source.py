@@ -188,7 +188,7 @@ def test_slimes_own_rollout_tells_the_source_how_it_ended(tmp_path: Path, monkey
     model = write_checkpoint(tmp_path / "model")
     with RouterStub(answer=agent(codec_of(model), scripts=((RIGHT, DONE),))) as server:
         tasks = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"]}
-        algo = {"curriculum": {"enabled": True}, "max_refills": 2}
+        algo = {"curriculum": {"enabled": True}, "max_resample_rounds": 2}
         job = SlimeJob(tmp_path / "run", monkeypatch, server, checkpoint=model, tasks=tasks, algo=algo)
         try:
             job.played()  # every attempt succeeds, so groups are dropped up to the cap

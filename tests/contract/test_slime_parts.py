@@ -336,4 +336,4 @@ def test_a_look_counts_successes_of_what_could_be_judged() -> None:
     looked = [
         member(0, i, score, solved=None if score is None else score == 1.0).marks for i, score in enumerate([1.0, 0.0, None])
     ]
-    assert look_numbers(looked) == {"select/pass@1": 0.5, "select/episodes": 2, "select/failed": 1, "select/mock/pass@1": 0.5}
+    assert look_numbers(looked) == {"val/pass@1": 0.5, "val/episodes": 2, "val/failed": 1, "val/mock/pass@1": 0.5}

@@ -157,7 +157,7 @@ def test_what_was_cut_off_is_dropped_where_the_settings_say_so(tmp_path: Path) -
 
 def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_path: Path) -> None:
     with OpenAIStub(answer=customer, mode="500") as user, SGLangStub(answer=ANSWER) as server:
-        config = settings(**llm(user), rollout={"give_up_after": 1}, slime={"outage_seconds": 20})
+        config = settings(**llm(user), rollout={"give_up_after": 1}, slime={"circuit_breaker_seconds": 20})
         made = rollout(config, tmp_path, server)
 
         async def story(made: Rollout) -> list[Played]:
@@ -175,7 +175,7 @@ def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_pa
 
 def test_a_user_that_stays_away_ends_the_run_with_the_reason(tmp_path: Path) -> None:
     with OpenAIStub(answer=customer, mode="dead") as user, SGLangStub(answer=ANSWER) as server:
-        config = settings(**llm(user), rollout={"give_up_after": 2}, slime={"outage_seconds": 1.5})
+        config = settings(**llm(user), rollout={"give_up_after": 2}, slime={"circuit_breaker_seconds": 1.5})
         with pytest.raises(RunIncomplete, match=r"nothing has worked for 1\.5 s: UserSimulatorFailure"):
             using(rollout(config, tmp_path, server), lambda made: together(made, 4))
 
@@ -213,7 +213,7 @@ class TwoEngines(StubServer):
 def test_a_dead_engine_costs_no_attempt(tmp_path: Path, says: int) -> None:
     config = settings(
         rollout={"concurrency": 64, "give_up_after": 20},
-        slime={"fault_tolerance": True, "health_seconds": 1, "outage_seconds": 40},
+        slime={"fault_tolerance": True, "health_seconds": 1, "circuit_breaker_seconds": 40},
     )
     with SGLangStub(answer=ANSWER) as one, SGLangStub(answer=ANSWER) as other, TwoEngines([one, other], says=says) as router:
         made = rollout(config, tmp_path, router)
@@ -257,7 +257,7 @@ def test_sixty_four_conversations_wait_for_their_user_together(tmp_path: Path) -
 
 
 def test_a_look_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -> None:
-    config = settings(select={"domains": ["mock"], "split": "synth-select", "num_samples": 2}, rollout={"keep": True})
+    config = settings(val={"domains": ["mock"], "split": "synth-select", "num_samples": 2}, rollout={"keep": True})
     with SGLangStub(answer=ANSWER) as server:
         made = rollout(config, tmp_path, server)
 
@@ -276,4 +276,4 @@ def test_a_look_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -> None
     assert [record.attempt.index for record in read(look_file(tmp_path, 0))] == [0, 1]
     assert len(list(read(tmp_path / "episodes.jsonl"))) == 1
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], "select/pass@1" in line) for line in lines] == [(0, True), (1, False), (1, True)]
+    assert [(line["step"], "val/pass@1" in line) for line in lines] == [(0, True), (1, False), (1, True)]

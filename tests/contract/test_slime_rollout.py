@@ -97,7 +97,7 @@ def test_the_samples_are_those_of_the_same_attempts_without_slime(start: Start, 
 def test_groups_that_teach_nothing_are_played_again_up_to_the_cap(start: Start, model: Path) -> None:
     always = agent(codec_of(model), [(RIGHT, DONE)])
     with RouterStub(answer=always) as server:
-        job = start(server, algo={"max_refills": 2})
+        job = start(server, algo={"max_resample_rounds": 2})
         output = job.manager.generate_rollout(job.args, 0, job.manager.data_source)
     assert output.metrics == {"rollout/dynamic_filter/drop_same_scores": 2}
     assert len(output.samples) == 1 and len(server.requests) == 3 * 4 * 2  # three groups of four, two turns each
@@ -129,7 +129,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Start, model: Path) -> None:
     look = {"domains": ["mock"], "split": "synth-select", "limit": 3, "num_samples": 2, "temperature": 0.25}
     with RouterStub(answer=agent(codec_of(model), [(WRONG, DONE)])) as server:
-        job = start(server, train={"tasks_per_step": 1, "eval_every": 1}, select=look)
+        job = start(server, train={"tasks_per_step": 1, "val_every": 1}, val=look)
         job.manager.eval(0)
         job.manager.generate(0)
         job.manager.eval(0)
@@ -140,7 +140,7 @@ def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Sta
         assert len(records) == 6 and {record.attempt.index for record in records} == {0, 1}
     assert len(keys) == 6 + 4  # a key an episode: both looks play the same attempts
     first, _, last = job.lines()
-    assert (first["step"], last["step"]) == (0, 1) and first["select/pass@1"] == last["select/pass@1"] == 0.0
+    assert (first["step"], last["step"]) == (0, 1) and first["val/pass@1"] == last["val/pass@1"] == 0.0
 
 
 def test_what_failed_moves_no_mean_of_an_evaluation(start: Start, model: Path) -> None:
@@ -149,23 +149,23 @@ def test_what_failed_moves_no_mean_of_an_evaluation(start: Start, model: Path) -
         job = start(server, reward={"preset": "guarded"})  # under which a success scores less than 1
         write = importlib.import_module("tau2rl.env.tasks").write_prompts
         select = importlib.import_module("tau2rl.env.tasks").select
-        write(select(job.config.select.model_copy(update=look)), job.run.eval_prompts)
+        write(select(job.config.val.model_copy(update=look)), job.run.eval_prompts)
         config = importlib.import_module("slime.utils.eval_config")
-        given = [{"name": "select", "path": str(job.run.eval_prompts), "n_samples_per_eval_prompt": 3, "input_key": "input"}]
+        given = [{"name": "val", "path": str(job.run.eval_prompts), "n_samples_per_eval_prompt": 3, "input_key": "input"}]
         job.args.eval_datasets = config.build_eval_dataset_configs(job.args, given, {})
         found = job.manager.eval_generate_rollout(job.args, 0, job.manager.data_source, evaluation=True).data
         importlib.import_module("tau2rl.slime.hooks").log_eval(0, job.args, found, None)
-    assert sorted(marks_of(sample).status for sample in found["select"]["samples"]) == ["completed", "completed", "failed"]
-    assert sorted(sample.reward for sample in found["select"]["samples"]) == [0.0, 1.0, 1.0]
-    assert found["select"]["rewards"] == [1.0, 1.0, 1.0]
+    assert sorted(marks_of(sample).status for sample in found["val"]["samples"]) == ["completed", "completed", "failed"]
+    assert sorted(sample.reward for sample in found["val"]["samples"]) == [0.0, 1.0, 1.0]
+    assert found["val"]["rewards"] == [1.0, 1.0, 1.0]
     (line,) = job.lines()
-    assert (line["select/pass@1"], line["select/episodes"], line["select/failed"]) == (1.0, 2, 1)
+    assert (line["val/pass@1"], line["val/episodes"], line["val/failed"]) == (1.0, 2, 1)
 
 
 def test_an_attempt_that_fans_out_is_one_attempt(start: Start, model: Path) -> None:
     with RouterStub(answer=agent(codec_of(model))) as server:
         path = "tests.contract.slime_fan_out.generate"
-        job = start(server, seed=303, argv=["--custom-generate-function-path", path], algo={"max_refills": 1})
+        job = start(server, seed=303, argv=["--custom-generate-function-path", path], algo={"max_resample_rounds": 1})
         samples = job.played()
         data = job.manager._convert_samples_to_train_data(samples)
     assert len(samples) == 8 and len(set(data["rollout_ids"])) == 4
@@ -208,7 +208,7 @@ def test_a_context_that_overflows_is_cut_and_trains(start: Start, model: Path) -
 def test_a_user_that_stays_away_ends_the_job_with_the_reason(start: Start, model: Path) -> None:
     with OpenAIStub(mode="dead") as user, RouterStub(answer=agent(codec_of(model))) as server:
         someone = {"kind": "llm", "model": "openai/stub", "api_base": user.api_base, "retries": 0}
-        job = start(server, user=someone, rollout={"give_up_after": 2}, slime={"outage_seconds": 1.0})
+        job = start(server, user=someone, rollout={"give_up_after": 2}, slime={"circuit_breaker_seconds": 1.0})
         with pytest.raises(RunIncomplete, match="nothing has worked for 1 s: UserSimulatorFailure"):
             job.played()
 

@@ -104,7 +104,7 @@ def test_a_killed_worker_costs_a_try_and_a_call_that_is_called_off_ends_there(cl
 
 
 def test_an_outage_ends_with_a_trial_and_loses_nothing(cluster: None, tmp_path: Path) -> None:
-    config = settings(rollout={"workers": 1, "give_up_after": 1}, slime={"outage_seconds": 60.0})
+    config = settings(rollout={"workers": 1, "give_up_after": 1}, slime={"circuit_breaker_seconds": 60.0})
 
     async def story(made: Rollout, server: SGLangStub) -> list[Played]:
         playing = asyncio.create_task(together(made, 4))

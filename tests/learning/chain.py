@@ -39,10 +39,10 @@ def carry_out(stage: str, folder: Path, seed: int, **values: Any) -> Path:
     return folder
 
 
-def demonstrate(folder: Path, seed: int, count: int, *, slip: float = 0.4) -> Path:
+def demonstrate(folder: Path, seed: int, count: int, *, noise_prob: float = 0.4) -> Path:
     return carry_out(
         "seed", folder, seed,
-        tasks=tasks("synth-train", 0, count), user={"kind": "scripted"}, keep="all", slip=slip,
+        tasks=tasks("synth-train", 0, count), user={"kind": "scripted"}, keep="all", noise_prob=noise_prob,
     )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def fine_tune(folder: Path, seed: int, rows: Path, *, init: str = "tiny", steps:
     return carry_out(
         "sft", folder, seed,
         model__init=init, data={"files": [str(rows)], "max_tokens": 400}, train__steps=steps, train__lr=lr,
-        local={"micro_tokens": 4096}, **more,
+        local={"max_tokens_per_microbatch": 4096}, **more,
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def reinforce(folder: Path, seed: int, checkpoint: Path, first: int, count: int,
         model__init=str(checkpoint), tasks=tasks("synth-train", first, count), sampling=SAMPLING,
         reward={"preset": "cookbook", "normalise": True}, rollout={"num_samples": 8, "concurrency": 128},
         train__steps=steps, train__tasks_per_step=16, train__lr=1e-3, train__warmup_steps=2,
-        local={"micro_tokens": 4096, "slots": 128}, **TALK, **more,
+        local={"max_tokens_per_microbatch": 4096, "kv_cache_slots": 128}, **TALK, **more,
     )  # fmt: skip
 
 

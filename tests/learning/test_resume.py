@@ -57,13 +57,13 @@ def curve(folder: Path, *names: str) -> list[list[Any]]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demonstrate(tmp_path_factory.mktemp("rows"), 0, 60, slip=0.0) / "rows.jsonl"
+    return demonstrate(tmp_path_factory.mktemp("rows"), 0, 60, noise_prob=0.0) / "rows.jsonl"
 
 
 def sft(rows: Path, steps: int = 30) -> dict[str, Any]:
     return {
-        "data": {"files": [str(rows)], "held_out": 0.2},
-        "train": {"steps": steps, "lr": 5e-3, "batch_size": 8, "save_every": 10, "eval_every": 10},
+        "data": {"files": [str(rows)], "val_fraction": 0.2},
+        "train": {"steps": steps, "lr": 5e-3, "batch_size": 8, "save_every": 10, "val_every": 10},
         "local": {"shape": SHAPE},
     }
 
@@ -81,12 +81,12 @@ def grpo(checkpoint: Path, **algo: Any) -> dict[str, Any]:
     return {
         "model": {"init": str(checkpoint)},
         "tasks": tasks("synth-train", 60, 5),
-        "select": tasks("synth-select", 0, 2),
+        "val": tasks("synth-select", 0, 2),
         "sampling": SAMPLING,
         "rollout": {"num_samples": 4, "concurrency": 32, "keep": True},
         "reward": {"preset": "guarded"},
         "algo": algo,
-        "train": {"steps": 5, "tasks_per_step": 2, "lr": 1e-3, "warmup_steps": 1, "save_every": 2, "eval_every": 2},
+        "train": {"steps": 5, "tasks_per_step": 2, "lr": 1e-3, "warmup_steps": 1, "save_every": 2, "val_every": 2},
         **TALK,
     }
 
@@ -97,7 +97,12 @@ LORA = {"lora": {"rank": 4, "dropout": 0.1}}  # dropout draws random numbers at 
 
 @pytest.mark.parametrize(
     ("stop_at", "more"),
-    [(17, {}), (3, {}), (20, {"micro_tokens": 150, "gradient_checkpointing": True}), (17, {"micro_tokens": 150, **LORA})],
+    [
+        (17, {}),
+        (3, {}),
+        (20, {"max_tokens_per_microbatch": 150, "gradient_checkpointing": True}),
+        (17, {"max_tokens_per_microbatch": 150, **LORA}),
+    ],
     ids=["mid-epoch", "before the first save", "micro-batches and recomputed activations", "LoRA with dropout"],
 )
 def test_sft_goes_on_where_it_was_interrupted(stop_at: int, more: dict[str, Any], rows: Path, tmp_path: Path) -> None:
@@ -114,7 +119,7 @@ def test_sft_goes_on_when_interrupted_between_two_micro_batches(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = sft(rows)
-    values["local"] |= {"micro_tokens": 150}
+    values["local"] |= {"max_tokens_per_microbatch": 150}
     start("sft", tmp_path / "whole", values)
     calls = count(100)
 
@@ -139,7 +144,7 @@ def same_sft(broken: Path, whole: Path) -> None:
 
 PLAYED = (
     "score/mean", "groups/tried", "groups/useful", "train/loss", "train/kl", "train/gradient_norm", "tokens/sampled",
-    "select/pass@1",
+    "val/pass@1",
 )  # fmt: skip
 
 
@@ -148,8 +153,11 @@ PLAYED = (
     [
         ({"kl_coef": 0.01}, {}),
         ({"curriculum": {"enabled": True}, "kl_coef": 0.01}, {}),
-        ({"max_refills": 2, "estimator": "mt_gtpo", "curriculum": {"enabled": True}}, {}),
-        ({"kl_coef": 0.01, "entropy_coef": 0.001}, {"train__updates_per_batch": 2, "local": {"micro_tokens": 600, **LORA}}),
+        ({"max_resample_rounds": 2, "estimator": "mt_gtpo", "curriculum": {"enabled": True}}, {}),
+        (
+            {"kl_coef": 0.01, "entropy_coef": 0.001},
+            {"train__updates_per_batch": 2, "local": {"max_tokens_per_microbatch": 600, **LORA}},
+        ),
     ],
     ids=["shuffled", "curriculum", "refills and turns", "LoRA with dropout, two updates"],
 )
@@ -167,7 +175,7 @@ def test_grpo_goes_on_where_it_was_interrupted(
     assert curve(tmp_path / "broken", *PLAYED) == whole
     assert sum(line[3] for line in whole) > 0, "no group taught anything: the test would compare nothing"
     assert [line[0] for line in whole if line[-1] is not None] == [2, 4]  # the looks
-    assert not algo.get("max_refills") or max(line[2] for line in whole) > 2, "no refill was played"
+    assert not algo.get("max_resample_rounds") or max(line[2] for line in whole) > 2, "no refill was played"
     kept = [
         sorted((record.attempt.key, record.episode.token_ids) for record in read(tmp_path / name / "episodes.jsonl"))
         for name in ("whole", "broken")
@@ -194,7 +202,7 @@ def test_rejection_sampling_goes_on_where_it_was_interrupted(checkpoint: Path, t
     same_rows(tmp_path / "broken", tmp_path / "whole")
     for name in ("broken", "whole"):
         better = {**sft(tmp_path / name / "sft.jsonl", steps=5), "model": {"init": str(checkpoint)}}
-        better["data"]["held_out"] = 0.0
+        better["data"]["val_fraction"] = 0.0
         start("sft", tmp_path / f"{name}-sft", better)
     assert checkpoint_hash(final(tmp_path / "broken-sft")) == checkpoint_hash(final(tmp_path / "whole-sft"))
 

@@ -44,7 +44,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-GRADIENT_NORM = OptimSpec(lr=1e-9, total_steps=1, warmup_steps=0, clip=0.0)  # an optimiser that is asked for its norm only
+GRADIENT_NORM = OptimSpec(
+    lr=1e-9, total_steps=1, warmup_steps=0, max_grad_norm=0.0
+)  # an optimiser that is asked for its norm only
 LONGEST = 40  # tokens of an answer: the constant of dr_grpo
 TOOL = {
     "type": "function",
@@ -141,19 +143,20 @@ BOUNDS: dict[str, Any] = {"eps_low": 0.1, "eps_high": 0.15}
 CASES = {
     "dapo": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo"}),
     "bnpo": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "bnpo"}),
-    "grpo": Case(ours=LossSpec(**BOUNDS, normaliser="seq-mean"), theirs={**PLAIN, "loss_type": "grpo"}),
+    "grpo": Case(ours=LossSpec(**BOUNDS, loss_aggregation="seq-mean"), theirs={**PLAIN, "loss_type": "grpo"}),
     "dr_grpo": Case(
-        ours=LossSpec(**BOUNDS, normaliser="constant", constant=LONGEST),
+        ours=LossSpec(**BOUNDS, loss_aggregation="constant", loss_scale=LONGEST),
         theirs={**PLAIN, "loss_type": "dr_grpo", "max_completion_length": LONGEST},
     ),
     "gspo": Case(
-        ours=LossSpec(eps_low=0.02, eps_high=0.03, normaliser="seq-mean", ratio="sequence"),
+        ours=LossSpec(eps_low=0.02, eps_high=0.03, loss_aggregation="seq-mean", ratio="sequence"),
         theirs={"epsilon": 0.02, "epsilon_high": 0.03, "loss_type": "grpo", "importance_sampling_level": "sequence"},
     ),
     "dual clip": Case(ours=LossSpec(**BOUNDS, dual_clip=1.2), theirs={**PLAIN, "loss_type": "dapo", "delta": 1.2}),
     "kl": Case(ours=LossSpec(**BOUNDS, kl_coef=0.3, kl="k3"), theirs={**PLAIN, "loss_type": "dapo", "beta": 0.3}),
     "kl by sequence": Case(
-        ours=LossSpec(**BOUNDS, kl_coef=0.3, kl="k3", normaliser="seq-mean"), theirs={**PLAIN, "loss_type": "grpo", "beta": 0.3}
+        ours=LossSpec(**BOUNDS, kl_coef=0.3, kl="k3", loss_aggregation="seq-mean"),
+        theirs={**PLAIN, "loss_type": "grpo", "beta": 0.3},
     ),
     "entropy": Case(ours=LossSpec(**BOUNDS, entropy_coef=0.2), theirs={**PLAIN, "loss_type": "dapo", "entropy_coef": 0.2}),
     "temperature": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo", "temperature": 0.7}, temperature=0.7),
@@ -327,10 +330,12 @@ def test_settings_that_differ_are_told_apart(checkpoint: Path, tmp_path: Path) -
     assert loss != pytest.approx(their_loss, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("micro_tokens", [8192, 60])
-def test_an_update_of_ours_is_an_update_of_trl(micro_tokens: int, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_tokens_per_microbatch", [8192, 60])
+def test_an_update_of_ours_is_an_update_of_trl(max_tokens_per_microbatch: int, checkpoint: Path, tmp_path: Path) -> None:
     case = CASES["on-policy"]
-    trainer = GRPOTrainer(load(checkpoint), GRPOSpec(optim=GRADIENT_NORM, loss=case.ours, micro_tokens=micro_tokens))
+    trainer = GRPOTrainer(
+        load(checkpoint), GRPOSpec(optim=GRADIENT_NORM, loss=case.ours, max_tokens_per_microbatch=max_tokens_per_microbatch)
+    )
     update = trainer.update([Judged(sample=s, advantages=(a,)) for s, a in zip(SAMPLES, ADVANTAGES, strict=True)])
     their_loss, theirs = trl_loss(case, world(checkpoint, case), checkpoint, tmp_path)
     assert update is not None

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
+from tau2rl import settings
 from tau2rl.config import (
     NOT_IDENTITY,
     STAGES,
@@ -35,7 +36,6 @@ from tau2rl.config import (
     parse_value,
     put,
     read_file,
-    settings,
 )
 from tau2rl.errors import UserError
 

@@ -57,9 +57,9 @@ def test_demonstrations_are_conversations_that_were_graded(tmp_path: Path) -> No
 
 
 def test_a_teacher_who_slips_can_be_kept_whole_or_filtered(tmp_path: Path) -> None:
-    whole = run("seed", *MOCK, "--limit", "30", "--slip", "0.5", "--keep", "all", "--output", str(tmp_path / "all"))
+    whole = run("seed", *MOCK, "--limit", "30", "--noise-prob", "0.5", "--keep", "all", "--output", str(tmp_path / "all"))
     assert 0 < whole["solved"] < whole["kept"] == 30
-    solved = run("seed", *MOCK, "--limit", "30", "--slip", "0.5", "--output", str(tmp_path / "solved"))
+    solved = run("seed", *MOCK, "--limit", "30", "--noise-prob", "0.5", "--output", str(tmp_path / "solved"))
     assert solved["kept"] == solved["solved"] == whole["solved"]
     assert solved["dropped"] == {"not solved": 30 - solved["kept"]}
 
@@ -73,7 +73,9 @@ def test_rows_do_not_depend_on_what_ended_first_and_a_resumed_run_writes_them_ag
 
 
 def test_the_filter_keeps_successes_of_an_earlier_run_with_their_tokens(tmp_path: Path) -> None:
-    seed = run("seed", *MOCK, *NATIVE, "--limit", "20", "--num-samples", "2", "--slip", "0.5", "--output", str(tmp_path / "seed"))
+    seed = run(
+        "seed", *MOCK, *NATIVE, "--limit", "20", "--num-samples", "2", "--noise-prob", "0.5", "--output", str(tmp_path / "seed")
+    )
     report = run("rft-filter", "--from", str(tmp_path / "seed"), "--output", str(tmp_path / "rft"))
     kept, dropped = rows(tmp_path / "rft" / "sft.jsonl"), rows(tmp_path / "rft" / "dropped.jsonl")
     assert report["tried"] == len(kept) + len(dropped) == 40
@@ -198,6 +200,6 @@ def test_an_option_sets_its_own_setting(arguments: list[str], path: tuple[str, .
 
 
 def test_slips_belong_to_the_gold_teacher_of_synthesised_tasks() -> None:
-    result = runner.invoke(app, ["seed", "--domains", "retail", "--slip", "0.3", "--dry-run"])
+    result = runner.invoke(app, ["seed", "--domains", "retail", "--noise-prob", "0.3", "--dry-run"])
     assert result.exit_code == 2
-    assert "slip is the gold teacher's" in result.stderr
+    assert "noise_prob is the gold teacher's" in result.stderr

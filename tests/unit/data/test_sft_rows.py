@@ -94,7 +94,7 @@ def test_other_words_are_the_same_actions_and_other_arguments_are_not() -> None:
     same = play(((Say(text="Which one?"),), *rest), ref=ref)
     assert signature(play((asked, *rest), ref=ref)) == signature(same)
     assert signature(play(tuple(rest), ref=ref)) != signature(same)
-    assert signature(play(gold_script(ref, slip=1.0, seed=1), ref=ref)) != signature(same)
+    assert signature(play(gold_script(ref, noise_prob=1.0, seed=1), ref=ref)) != signature(same)
 
 
 def test_looking_up_changes_nothing_and_writing_does() -> None:

@@ -134,11 +134,11 @@ def test_a_teacher_who_always_slips_changes_nothing_right() -> None:
     for ref in covering():
         made = synth.of(ref)
         for seed in range(4):
-            script = gold_script(ref, slip=1.0, seed=seed)
+            script = gold_script(ref, noise_prob=1.0, seed=seed)
             episode = play(script, ref=ref)
             assert episode.grade is not None
             assert episode.grade.success == (set(made.kinds) == {"list_named"})  # the one request without a change
-    assert gold_script(ref, slip=0.0, seed=5) == tuple((step,) for step in synth.of(ref).demo)
+    assert gold_script(ref, noise_prob=0.0, seed=5) == tuple((step,) for step in synth.of(ref).demo)
 
 
 def test_slips_come_as_often_as_asked_for() -> None:

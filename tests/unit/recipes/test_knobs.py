@@ -19,20 +19,20 @@ from tau2rl.train.hyper import grpo_spec, sft_spec
 
 BASE = {"model": {"init": "a/checkpoint"}, "tasks": {"domains": ["mock"]}}
 TRAIN: dict[str, Any] = {
-    "steps": 7, "lr": 0.5, "warmup_steps": 3, "schedule": "constant", "min_lr_share": 0.5, "betas": (0.5, 0.6),
-    "weight_decay": 0.3, "clip": 0.25,
+    "steps": 7, "lr": 0.5, "warmup_steps": 3, "schedule": "constant", "min_lr_ratio": 0.5, "betas": (0.5, 0.6),
+    "weight_decay": 0.3, "max_grad_norm": 0.25,
 }  # fmt: skip
-SFT = {**TRAIN, "batch_size": 3, "eval_every": 4, "patience": 2, "save_every": 9}
-GRPO = {**TRAIN, "updates_per_batch": 2}
+SFT = {**TRAIN, "batch_size": 3, "val_every": 4, "early_stopping_patience": 2, "save_every": 9}
+GRPO = {**TRAIN, "num_minibatches": 2}
 ALGO: dict[str, Any] = {
-    "ratio": "sequence", "eps_low": 0.1, "eps_high": 0.5, "dual_clip": 3.0, "normaliser": "constant", "constant": 77,
+    "ratio": "sequence", "eps_low": 0.1, "eps_high": 0.5, "dual_clip": 3.0, "loss_aggregation": "constant", "loss_scale": 77,
     "kl_coef": 0.2, "kl": "k1", "entropy_coef": 0.1, "correction": "tis", "correction_level": "sequence",
     "correction_low": 0.1, "correction_high": 5.0, "veto": 1e-4,
 }  # fmt: skip
 OF_THE_ROUND = {
-    "estimator", "gamma", "outcome_weight", "turn_rewards", "max_refills", "truncated", "curriculum",  # recipes/rounds.py
+    "estimator", "gamma", "outcome_weight", "turn_rewards", "max_resample_rounds", "truncated", "curriculum",  # recipes/rounds.py
 }  # fmt: skip
-OF_THE_LOOP = {"save_every", "export_every", "eval_every", "tasks_per_step"}  # recipes/grpo.py
+OF_THE_LOOP = {"save_every", "export_every", "val_every", "tasks_per_step"}  # recipes/grpo.py
 
 
 def grpo(section: str, name: str, value: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_the_trainer_divides_by_the_samplers_temperature() -> None:
 
 
 def test_more_updates_a_batch_stretch_the_schedule() -> None:
-    assert grpo("train", "updates_per_batch", 3)["optim"]["total_steps"] == 300
+    assert grpo("train", "num_minibatches", 3)["optim"]["total_steps"] == 300
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def evaluation(url: str, **rollout: Any) -> EvalConfig:
             "tasks": {"domains": ["mock"], "split": "base"},
             "policy": {"kind": "sglang", "url": url, "retries": 0},
             "chat": NATIVE,
-            "user": {"kind": "scripted", "patience": 4},
+            "user": {"kind": "scripted", "max_stalled_turns": 4},
             "limits": {"context_tokens": 1_000_000},
             "rollout": {"num_samples": 6, "retries": 0, **rollout},
         },

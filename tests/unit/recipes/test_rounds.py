@@ -158,9 +158,9 @@ def small(**algo: Any) -> GrpoConfig:
 
 
 def test_a_round_plays_more_tasks_until_enough_groups_teach(tmp_path: Path) -> None:
-    found, tasks = played(tmp_path / "a", small(max_refills=3), Alternating())
+    found, tasks = played(tmp_path / "a", small(max_resample_rounds=3), Alternating())
     assert (len(found.groups), len(found.useful), tasks.drawn) == (1, 1, 1)
-    found, tasks = played(tmp_path / "b", small(max_refills=3), Alternating(ever=False))
+    found, tasks = played(tmp_path / "b", small(max_resample_rounds=3), Alternating(ever=False))
     assert (len(found.groups), len(found.useful), tasks.drawn) == (4, 0, 4)
     assert found.judged() == []
 

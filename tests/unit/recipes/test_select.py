@@ -77,15 +77,13 @@ def checkpoint(path: Path) -> Path:
 
 
 def training(
-    path: Path, looks: Mapping[int, str], *, kept: str = "step_{0:05}", shaped: float = 0.0, eval_every: int = 0, **tasks: Any
+    path: Path, looks: Mapping[int, str], *, kept: str = "step_{0:05}", shaped: float = 0.0, val_every: int = 0, **tasks: Any
 ) -> Path:
     """A GRPO run that looked behind some steps; results as marks, a task each."""
     learned = {"domains": ["mock"], "split": "synth-train", "limit": 3, **tasks}
     make_run(
         path,
-        build(
-            GrpoConfig, {"model": {"init": "a/checkpoint"}, "tasks": learned, "train": {"steps": 60, "eval_every": eval_every}}
-        ),
+        build(GrpoConfig, {"model": {"init": "a/checkpoint"}, "tasks": learned, "train": {"steps": 60, "val_every": val_every}}),
     )
     for step, marks in looks.items():
         write_look(path, step, [record(ref(i), m, shaped * step) for i, m in enumerate(marks)], redactor=Redactor())
@@ -149,7 +147,7 @@ def test_the_model_before_training_is_told_and_not_chosen(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_whose_look_was_lost_is_named(tmp_path: Path) -> None:
-    run = training(tmp_path / "run", {10: "1000000", 30: "1111000"}, kept="hf/{1}", eval_every=10)
+    run = training(tmp_path / "run", {10: "1000000", 30: "1111000"}, kept="hf/{1}", val_every=10)
     checkpoint(run / "checkpoints" / "hf" / "19")  # saved, and the job was ended before the look
     checkpoint(run / "checkpoints" / "hf" / "24")  # no look was due
     told = runner.invoke(app, ["select-checkpoint", str(run)])
@@ -167,7 +165,7 @@ def test_what_failed_is_no_evidence(tmp_path: Path) -> None:
 def test_a_run_without_looks_says_how_to_look(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never evaluated on a selection split") as refused:
         select_checkpoint([training(tmp_path / "run", {})])
-    assert "train.eval_every" in refused.value.hint and "--task-split train-select" in refused.value.hint
+    assert "train.val_every" in refused.value.hint and "--task-split train-select" in refused.value.hint
 
 
 def test_evaluations_of_checkpoints_decide_when_they_are_named(tmp_path: Path) -> None:

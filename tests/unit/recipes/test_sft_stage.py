@@ -35,7 +35,7 @@ def carry_out(folder: Path, rows: list[dict[str, Any]], **values: Any) -> dict[s
     """Train two steps on these rows; the report."""
     file = folder / "rows.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
-    data = {"files": [str(file)], "held_out": 0.0, **values.pop("data", {})}
+    data = {"files": [str(file)], "val_fraction": 0.0, **values.pop("data", {})}
     given = {"output": str(folder / "run"), "data": data, "train": {"steps": 2, "batch_size": 2}, "local": {"shape": SHAPE}}
     config = build(SftConfig, {**given, **values})
     with RunFolder.open(RunFolder.create(folder / "run", config, resume=True)) as opened:

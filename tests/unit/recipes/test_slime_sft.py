@@ -69,7 +69,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         "backend": "slime",
         "output": str(tmp_path / "run"),
         "model": model,
-        "data": {"files": [str(tmp_path / "rows.jsonl")], "max_tokens": 512, "held_out": 0},
+        "data": {"files": [str(tmp_path / "rows.jsonl")], "max_tokens": 512, "val_fraction": 0},
         "train": {"steps": 2, "warmup_steps": 0, "batch_size": 4, "save_every": 2},
         "slime": {
             "root": str(tmp_path / "slime"),

@@ -282,12 +282,12 @@ def test_a_row_that_is_too_long_is_left_out_whole(tmp_path: Path) -> None:
 def test_a_report_joins_the_lines_of_a_step(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     lines = [
-        {"step": 0, "select/pass@1": 0.25},
+        {"step": 0, "val/pass@1": 0.25},
         {"step": 1, "reward/mean": 0.0, "groups/useful": 3, "episodes/failed": 1},
         {"step": 1, "train/loss": 0.5},
         {"step": 2, "reward/mean": 0.5, "groups/useful": 4, "episodes/failed": 0},
         {"step": 2, "train/loss": 0.25},
-        {"step": 2, "select/pass@1": 0.75},
+        {"step": 2, "val/pass@1": 0.75},
         {
             "step": 3,
             "reward/mean": 1.0,

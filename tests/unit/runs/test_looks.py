@@ -55,7 +55,7 @@ def test_an_interrupted_look_is_none(tmp_path: Path) -> None:
             write_look(tmp_path, step, torn(), redactor=Redactor())
     assert list(looks(tmp_path)) == [20]
     assert list(records.read(looks(tmp_path)[20])) == [failed("z")]
-    assert [path.name for path in (tmp_path / "select").iterdir()] == ["step_00020.jsonl"]
+    assert [path.name for path in (tmp_path / "val").iterdir()] == ["step_00020.jsonl"]
 
 
 def test_no_key_gets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_a_config_of_ours_has_no_problem_on_a_machine_that_has_everything(name: 
         (SFT, ["data.max_tokens=20481"], "data.max_tokens lets 20481 tokens through"),
         (GRPO, ["sampling.max_tokens=20480"], "one turn may be as long as the whole conversation"),
         (GRPO, ["train.warmup_steps=100"], "100 warm-up steps do not end within 100"),
-        (GRPO, ["train.eval_every=30"], "looks every 30 steps fall between saves every 20"),
+        (GRPO, ["train.val_every=30"], "looks every 30 steps fall between saves every 20"),
         (GRPO, ["slime.overlap=true", "algo.correction=none"], "the policy that plays is one step old"),
         (GRPO, ["slime.tensor_parallel=16", "slime.train_nodes=4"], "heads of keys and values cannot be shared by 16 GPUs"),
         (

@@ -34,16 +34,16 @@ ADVANTAGES = (1.5, -0.8)
 PLAIN = ["algo.correction=none", "algo.kl_coef=0", f"sampling.temperature={TEMPERATURE}"]
 
 CASES = [
-    ["algo.normaliser=token-mean"],
-    ["algo.normaliser=seq-mean"],
-    ["algo.normaliser=constant", "algo.constant=5"],
+    ["algo.loss_aggregation=token-mean"],
+    ["algo.loss_aggregation=seq-mean"],
+    ["algo.loss_aggregation=constant", "algo.loss_scale=5"],
     ["algo.ratio=sequence", "algo.eps_low=0.003", "algo.eps_high=0.004"],
     ["algo.eps_low=0.05", "algo.eps_high=0.1"],
     ["algo.dual_clip=1.1"],
     ["algo.kl_coef=0.3", "algo.kl=k1"],
     ["algo.kl_coef=0.3", "algo.kl=k2"],
     ["algo.kl_coef=0.3", "algo.kl=k3"],
-    ["algo.kl_coef=0.3", "algo.kl=k3", "algo.normaliser=seq-mean", "algo.entropy_coef=0.2"],
+    ["algo.kl_coef=0.3", "algo.kl=k3", "algo.loss_aggregation=seq-mean", "algo.entropy_coef=0.2"],
     ["algo.entropy_coef=0.2"],
     ["algo.correction=tis", "algo.correction_high=1.1"],
     ["algo.correction=clip", "algo.correction_low=0.9", "algo.correction_high=1.1"],
@@ -52,7 +52,7 @@ CASES = [
     ["algo.correction=mis", "algo.correction_level=sequence", "algo.correction_low=0.5", "algo.correction_high=1.2"],
     ["algo.correction=clip", "algo.correction_level=geometric", "algo.correction_low=0.99", "algo.correction_high=1.01"],
     ["algo.correction=tis", "algo.veto=0.5"],
-    ["algo.correction=mis", "algo.correction_level=geometric", "algo.veto=0.5", "algo.normaliser=seq-mean"],
+    ["algo.correction=mis", "algo.correction_level=geometric", "algo.veto=0.5", "algo.loss_aggregation=seq-mean"],
 ]
 
 

@@ -154,9 +154,11 @@ def loss_by_hand(spec: LossSpec, estimator: Estimator, model: nn.Module) -> Tens
             kl = {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - 1 - d}[spec.kl]
             spread = -(table[t - 1].exp() * table[t - 1]).sum()
             policy = -worth[key][k] * ratio * weight_by_hand(spec, own, sampled, t)
-            share = {"token-mean": count, "seq-mean": len(turn_of) * len(samples()), "constant": spec.constant * len(samples())}[
-                spec.normaliser
-            ]
+            share = {
+                "token-mean": count,
+                "seq-mean": len(turn_of) * len(samples()),
+                "constant": spec.loss_scale * len(samples()),
+            }[spec.loss_aggregation]
             total = total + (policy + spec.kl_coef * kl - spec.entropy_coef * spread) / share
     return total
 
@@ -177,11 +179,13 @@ def judged(estimator: Estimator) -> list[Judged]:
     return found
 
 
-def update(spec: LossSpec, batch: Sequence[Judged], *, micro_tokens: int = 8192) -> tuple[Update, Tensor]:
+def update(spec: LossSpec, batch: Sequence[Judged], *, max_tokens_per_microbatch: int = 8192) -> tuple[Update, Tensor]:
     """What an update reports, and the gradient that it took."""
     model = tiny_model()
-    optim = OptimSpec(lr=1e-3, total_steps=1, warmup_steps=0, clip=0.0)
-    trainer = GRPOTrainer(model, GRPOSpec(optim=optim, loss=spec, micro_tokens=micro_tokens), reference=reference())
+    optim = OptimSpec(lr=1e-3, total_steps=1, warmup_steps=0, max_grad_norm=0.0)
+    trainer = GRPOTrainer(
+        model, GRPOSpec(optim=optim, loss=spec, max_tokens_per_microbatch=max_tokens_per_microbatch), reference=reference()
+    )
     done = trainer.update(batch)
     assert done is not None
     return done, gradient(model)
@@ -189,11 +193,11 @@ def update(spec: LossSpec, batch: Sequence[Judged], *, micro_tokens: int = 8192)
 
 OPTIONS = {
     "token-mean": LossSpec(),
-    "seq-mean": LossSpec(normaliser="seq-mean"),
-    "constant": LossSpec(normaliser="constant", constant=7),
-    "sequence ratio": LossSpec(ratio="sequence", normaliser="seq-mean"),
+    "seq-mean": LossSpec(loss_aggregation="seq-mean"),
+    "constant": LossSpec(loss_aggregation="constant", loss_scale=7),
+    "sequence ratio": LossSpec(ratio="sequence", loss_aggregation="seq-mean"),
     "kl k1": LossSpec(kl_coef=0.3, kl="k1"),
-    "kl k2": LossSpec(kl_coef=0.3, kl="k2", normaliser="seq-mean"),
+    "kl k2": LossSpec(kl_coef=0.3, kl="k2", loss_aggregation="seq-mean"),
     "kl k3": LossSpec(kl_coef=0.3, kl="k3"),
     "entropy": LossSpec(entropy_coef=0.2),
     "tis": LossSpec(correction="tis", correction_high=1.1),
@@ -203,7 +207,7 @@ OPTIONS = {
     "clip": LossSpec(correction="clip", correction_low=0.9, correction_high=1.1, kl_coef=0.1),
     "veto": LossSpec(correction="tis", veto=0.75),
     "all of it": LossSpec(
-        ratio="sequence", normaliser="constant", constant=7, kl_coef=0.1, kl="k2", entropy_coef=0.1,
+        ratio="sequence", loss_aggregation="constant", loss_scale=7, kl_coef=0.1, kl="k2", entropy_coef=0.1,
         correction="clip", level="geometric", correction_low=0.9, correction_high=1.1, veto=0.68,
     ),
 }  # fmt: skip
@@ -257,7 +261,11 @@ def test_neither_the_cut_nor_the_order_matters(estimator: Estimator, name: str) 
     batch, spec = judged(estimator), OPTIONS[name]
     whole, want = update(spec, batch)
     mixed = [batch[i] for i in (4, 1, 5, 0, 3, 2)]  # groups and members
-    for other in (update(spec, batch, micro_tokens=25), update(spec, batch, micro_tokens=1), update(spec, mixed)):
+    for other in (
+        update(spec, batch, max_tokens_per_microbatch=25),
+        update(spec, batch, max_tokens_per_microbatch=1),
+        update(spec, mixed),
+    ):
         assert other[0].loss == pytest.approx(whole.loss, rel=1e-5, abs=1e-7)
         torch.testing.assert_close(other[1], want, rtol=1e-4, atol=1e-6)
 

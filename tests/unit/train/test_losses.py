@@ -75,7 +75,7 @@ def by_hand(spec: LossSpec, b: dict[str, Tensor], logp: list[list[Tensor]], entr
             d = value["ref_logp"][i][t] - logp[i][t]
             kl = {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - 1 - d}[spec.kl]
             term = -gain * w + spec.kl_coef * kl - spec.entropy_coef * entropy[i][t]
-            share = {"token-mean": num_tokens, "seq-mean": n * B, "constant": spec.constant * B}[spec.normaliser]
+            share = {"token-mean": num_tokens, "seq-mean": n * B, "constant": spec.loss_scale * B}[spec.loss_aggregation]
             total = total + term / share
     return total
 
@@ -99,11 +99,13 @@ def totals_of(b: dict[str, Tensor]) -> Totals:
 
 
 SPECS = [
-    LossSpec(ratio=ratio, normaliser=normaliser, dual_clip=dual, constant=10)  # type: ignore[arg-type]
-    for ratio, normaliser, dual in product(("token", "sequence"), ("token-mean", "seq-mean", "constant"), (None, 1.1))
+    LossSpec(ratio=ratio, loss_aggregation=loss_aggregation, dual_clip=dual, loss_scale=10)  # type: ignore[arg-type]
+    for ratio, loss_aggregation, dual in product(("token", "sequence"), ("token-mean", "seq-mean", "constant"), (None, 1.1))
 ]
 SPECS += [
-    LossSpec(kl=kl, kl_coef=0.3, entropy_coef=0.2, normaliser=n) for kl in ("k1", "k2", "k3") for n in ("token-mean", "seq-mean")
+    LossSpec(kl=kl, kl_coef=0.3, entropy_coef=0.2, loss_aggregation=n)
+    for kl in ("k1", "k2", "k3")
+    for n in ("token-mean", "seq-mean")
 ]  # type: ignore[arg-type]
 SPECS += [
     LossSpec(correction=c, level=level, veto=veto, correction_low=0.8, correction_high=1.2)  # type: ignore[arg-type]
@@ -114,7 +116,9 @@ SPECS += [
 @pytest.mark.parametrize(
     "spec",
     SPECS,
-    ids=lambda s: "-".join(str(v) for v in (s.ratio, s.normaliser, s.dual_clip, s.kl, s.kl_coef, s.correction, s.level, s.veto)),
+    ids=lambda s: "-".join(
+        str(v) for v in (s.ratio, s.loss_aggregation, s.dual_clip, s.kl, s.kl_coef, s.correction, s.level, s.veto)
+    ),
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_loss_and_gradient_equal_the_formulas(spec: LossSpec, seed: int) -> None:
@@ -140,8 +144,8 @@ def test_loss_and_gradient_equal_the_formulas(spec: LossSpec, seed: int) -> None
         eps_low=st.sampled_from([0.0, 0.1, 0.3]),
         eps_high=st.sampled_from([0.1, 0.28, 5.0]),
         dual_clip=st.sampled_from([None, 1.2, 3.0]),
-        normaliser=st.sampled_from(["token-mean", "seq-mean", "constant"]),
-        constant=st.just(10),
+        loss_aggregation=st.sampled_from(["token-mean", "seq-mean", "constant"]),
+        loss_scale=st.just(10),
         kl_coef=st.sampled_from([0.0, 0.3]),
         kl=st.sampled_from(["k1", "k2", "k3"]),
         entropy_coef=st.sampled_from([0.0, 0.2]),

@@ -43,7 +43,7 @@ def optim(lr: float, steps: int) -> OptimSpec:
 
 
 def sft_spec(steps: int, *, lr: float = 1e-2) -> SFTSpec:
-    return SFTSpec(optim=optim(lr, steps), batch_size=4, micro_tokens=40, save_every=2)
+    return SFTSpec(optim=optim(lr, steps), batch_size=4, max_tokens_per_microbatch=40, save_every=2)
 
 
 def pushed(dtype: DType, steps: int, *, lr: float = 1e-5) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_steps_that_bfloat16_cannot_hold_add_up() -> None:
 
 def test_gradients_of_micro_batches_are_added_in_32_bits() -> None:
     weight = nn.ParameterList([nn.Parameter(torch.ones(1, dtype=torch.bfloat16))])
-    optimiser = Optimiser(weight, OptimSpec(lr=1.0, total_steps=1, warmup_steps=0, clip=0.0))
+    optimiser = Optimiser(weight, OptimSpec(lr=1.0, total_steps=1, warmup_steps=0, max_grad_norm=0.0))
     optimiser.zero()
     for share in [1.0] + [2.0**-9] * 256:  # each of the small ones is lost on a sum in bfloat16
         (weight[0] * share).sum().backward()
@@ -120,7 +120,7 @@ def reads_back(model: nn.Module, dtype: DType, folder: Path) -> None:
 def test_grpo_learns_saves_and_resumes_exactly(dtype: DType, lora: bool, tmp_path: Path) -> None:
     def trainer() -> GRPOTrainer:
         frozen = None if lora else model_in(dtype)
-        spec = GRPOSpec(optim=optim(1e-2, 6), loss=LossSpec(kl_coef=0.01), updates=2, micro_tokens=60)
+        spec = GRPOSpec(optim=optim(1e-2, 6), loss=LossSpec(kl_coef=0.01), updates=2, max_tokens_per_microbatch=60)
         return GRPOTrainer(model_in(dtype, lora=lora), spec, reference=frozen)
 
     def good(model: nn.Module) -> float:

@@ -29,9 +29,18 @@ SHARED = tuple(range(2, 26))
 ROWS = [sample(6 + i, seed=i, shared=SHARED, with_logprobs=True) for i in range(12)]
 
 
-def sft_spec(steps: int = 8, *, micro_tokens: int = 8192, lr: float = 1e-3, patience: int = 0, save_every: int = 50) -> SFTSpec:
+def sft_spec(
+    steps: int = 8, *, max_tokens_per_microbatch: int = 8192, lr: float = 1e-3, patience: int = 0, save_every: int = 50
+) -> SFTSpec:
     optim = OptimSpec(lr=lr, total_steps=steps, warmup_steps=2)
-    return SFTSpec(optim=optim, batch_size=5, micro_tokens=micro_tokens, eval_every=2, patience=patience, save_every=save_every)
+    return SFTSpec(
+        optim=optim,
+        batch_size=5,
+        max_tokens_per_microbatch=max_tokens_per_microbatch,
+        val_every=2,
+        patience=patience,
+        save_every=save_every,
+    )
 
 
 def test_scores_are_the_models_own_and_zero_where_nothing_counts() -> None:
@@ -67,9 +76,9 @@ def test_padding_does_not_change_a_row() -> None:
 
 def test_a_step_is_the_same_however_it_is_cut() -> None:
     ends = []
-    for micro_tokens in (8192, 80, 1):
+    for max_tokens_per_microbatch in (8192, 80, 1):
         model = tiny_model()
-        train(model, ROWS, sft_spec(3, micro_tokens=micro_tokens))
+        train(model, ROWS, sft_spec(3, max_tokens_per_microbatch=max_tokens_per_microbatch))
         ends.append(weights(model))
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ends[0], ends[2], rtol=1e-4, atol=1e-5)
