@@ -1,7 +1,7 @@
 """The documentation names what exists.
 
 - every relative link and every file named in the map and the documents is in the tree
-- every room has its line in the map
+- the map names every package and every top-level module of `tau2rl/`, and nothing that is not there
 - every config file that a document names loads
 - every `tau2rl` command in a document could be typed: its options and the settings of `--set` exist
 - docs/eval.md has a line for every setting of an evaluation, and no other
@@ -35,10 +35,17 @@ def test_every_file_that_a_document_names_exists(document: Path) -> None:
     assert missing == []
 
 
-def test_the_map_names_every_room_and_every_file_of_it() -> None:
+def test_the_map_names_every_package_and_nothing_that_is_not_there() -> None:
     text = (ROOT / "tau2rl" / "README.md").read_text(encoding="utf-8")
-    rooms = [p.name for p in (ROOT / "tau2rl").iterdir() if p.is_dir() and (p / "__init__.py").exists()]
-    assert [room for room in rooms if f"{room}/" not in text] == []
+    package = ROOT / "tau2rl"
+    there = {f"{p.name}/" for p in package.iterdir() if (p / "__init__.py").exists()}
+    there |= {p.name for p in package.glob("*.py") if p.name != "__main__.py"}
+    tree = text.partition("\n    ")[2].partition("\n\n")[0]  # the indented block: what stands before each description
+    drawn = {name for line in tree.splitlines() for name in re.findall(r"[\w]+(?:/|\.py)", line.strip().partition("   ")[0])}
+    assert there - drawn == set()
+    assert drawn - there == set()
+    named = set(re.findall(r"`((?:[a-z_0-9]+/)+(?:[a-z_0-9]+\.py)?|[a-z_]+\.py)`", text))
+    assert [name for name in named if not (package / name).exists()] == []
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: str(p.relative_to(ROOT)))
