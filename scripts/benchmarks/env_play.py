@@ -88,7 +88,7 @@ class Ours:
         from tau2rl.types import TaskRef
 
         ref = TaskRef(domain=spec["domain"], task_id=spec["task_id"], split="base")
-        self.spec, self.env = spec, Tau2Env(ref, make_user=lambda session: customer(spec))
+        self.spec, self.env = spec, Tau2Env(ref, make_user=lambda simulation: customer(spec))
 
     async def construct(self) -> None:
         """Reset: up to the agent's first turn."""

@@ -58,11 +58,12 @@ async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
     from tau2rl.chat import make_codec
     from tau2rl.env.tau2_env import Tau2Env
     from tau2rl.env.user_simulator import make_user
-    from tau2rl.rollout.players import episode_limits, open_agent
+    from tau2rl.recipes.agents import open_agent
+    from tau2rl.rollout.players import episode_limits
     from tau2rl.rollout.runner import player
 
-    def user(session: Any) -> Any:
-        made = make_user(config.user, seed=0)(session)
+    def user(simulation: Any) -> Any:
+        made = make_user(config.user, seed=0)(simulation)
         answer = made.generate_next_message
 
         def late(message: Any, state: Any) -> Any:

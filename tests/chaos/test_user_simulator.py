@@ -132,8 +132,8 @@ def test_the_telecom_user_works_its_own_phone() -> None:
 
 def test_the_key_of_a_public_api_is_not_replaced() -> None:
     from tau2rl.env.domain import domain
-    from tau2rl.env.simulation import Session
+    from tau2rl.env.simulation import Simulation
     from tau2rl.env.user_simulator import LlmUser
 
-    session = Session(domain("mock"), domain("mock").task(CREATE), max_steps=10, user=lambda s: None, deliver=lambda e: None)
+    session = Simulation(domain("mock"), domain("mock").task(CREATE), max_steps=10, user=lambda s: None, deliver=lambda e: None)
     assert "api_key" not in LlmUser(session, UserConfig(kind="llm", model="gpt-4.1-mini"), seed=1).llm_args

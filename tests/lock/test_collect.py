@@ -17,7 +17,7 @@ from contextlib import aclosing
 from typing import Any
 
 from tau2rl.chat.transcript import TranscriptCodec
-from tau2rl.env.user_simulator import ScriptedUser
+from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.errors import PolicyFailure, TaskFailure
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.rollout.concurrency import Pace
@@ -235,7 +235,7 @@ def test_the_loop_answers_while_users_block_their_threads() -> None:
         ticking = asyncio.create_task(tick())
         episodes = collect(
             plan([CREATE], num_samples=16, seed=3),
-            make_env=lambda a: mock_env(a.task, make=lambda session: Sleeps(session, patience=3)),
+            make_env=lambda a: mock_env(a.task, make=lambda simulation: Sleeps(simulation, max_stalled_turns=3)),
             make_policy=lambda a: ScriptedPolicy(SOLVED, CODEC),
             codec=CODEC,
             limits=WIDE,

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from tau2rl.env.simulation import Session
-from tau2rl.env.user_simulator import ScriptedUser
+from tau2rl.env.scripted_user import ScriptedUser
+from tau2rl.env.simulation import Simulation
 from tau2rl.rollout.runner import Watched, metered
 from tau2rl.types import CallTool, Completion, EnvTime, Episode, FinishReason, Say, Status
 from tests.play import attempt, mock_env, play
@@ -41,13 +41,13 @@ def burn(seconds: float) -> None:
 class Slow(ScriptedUser):
     """A customer who thinks before each answer, and has a model in another thread to think with."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session, patience=3)
-        self.session = session
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(simulation, max_stalled_turns=3)
+        self.simulation = simulation
 
     def generate_next_message(self, message: Any, state: Any) -> Any:
         time.sleep(PAUSE)
-        thread = threading.Thread(target=lambda: self.session.aside(lambda: burn(PAUSE)))
+        thread = threading.Thread(target=lambda: self.simulation.aside(lambda: burn(PAUSE)))
         thread.start()
         thread.join()
         return super().generate_next_message(message, state)
@@ -68,7 +68,7 @@ def test_the_environments_cpu_time_is_that_of_its_thread() -> None:
             burn(PAUSE)
             return super().generate_next_message(message, state)
 
-    episode = play(SOLVED, env=mock_env(make=lambda session: Busy(session, patience=3)))
+    episode = play(SOLVED, env=mock_env(make=lambda simulation: Busy(simulation, max_stalled_turns=3)))
     assert episode.env_time is not None and episode.env_time.cpu_seconds >= 2 * PAUSE
 
 
@@ -81,7 +81,7 @@ def test_a_customer_that_hangs_is_where_the_time_went() -> None:
             return super().generate_next_message(message, state)
 
     try:
-        env = mock_env(make=lambda session: Hangs(session, patience=3), step_timeout_seconds=0.2)
+        env = mock_env(make=lambda simulation: Hangs(simulation, max_stalled_turns=3), step_timeout_seconds=0.2)
         episode = play(SOLVED, env=env)
     finally:
         release.set()

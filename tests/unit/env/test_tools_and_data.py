@@ -1,4 +1,4 @@
-"""What the bench adds around tau2's tools and data.
+"""What this package adds around tau2's tools and data.
 
 - one power of the calculator cannot stop the process; every other expression gets tau2's own answer
 - broken or missing data of tau2 are said as such; an id that exists is never called unknown
@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from tau2.data_model.message import ToolCall
 
 from tau2rl.config import TasksConfig
 from tau2rl.env.audit import POLICIES, measure, validate
 from tau2rl.env.domain import domain, readable
+from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.tasks import select
-from tau2rl.env.user_simulator import ScriptedUser
 from tau2rl.errors import UserError
+
+from tau2.data_model.message import ToolCall
 
 from tau2.registry import registry  # isort: skip
 
@@ -72,13 +73,13 @@ def test_a_user_that_hears_something_new_stays() -> None:
 
     criteria = SimpleNamespace(actions=[], communicate_info=["11", "22", "33", "44"])
     task = SimpleNamespace(id="t", evaluation_criteria=criteria, user_scenario=None)
-    session = SimpleNamespace(task=task, trajectory=[], doing="")
-    session.trajectory.append(UserMessage(role="user", content="Hello."))
-    user = ScriptedUser(session, patience=2)  # pyright: ignore[reportArgumentType]
+    simulation = SimpleNamespace(task=task, trajectory=[], doing="")
+    simulation.trajectory.append(UserMessage(role="user", content="Hello."))
+    user = ScriptedUser(simulation, max_stalled_turns=2)  # pyright: ignore[reportArgumentType]
     answers: list[str] = []
     for number in ("11", "22", "33", "44"):
         message = AssistantMessage(role="assistant", content=f"It is {number}.")
-        session.trajectory.append(message)
+        simulation.trajectory.append(message)
         answers.append(user.generate_next_message(message, None)[0].content or "")
     assert answers[:3] == ["Yes, please go ahead."] * 3
     assert "###STOP###" in answers[3]
