@@ -33,7 +33,7 @@ from tau2.registry import registry  # isort: skip
 
 ids = st.text(st.sampled_from('ab!"é~\U0001f600'), max_size=3)
 entities = st.dictionaries(ids, st.integers(0, 10**6).map(str), max_size=6)
-tables = st.dictionaries(st.sampled_from(["users", "orders", "x"]), entities, max_size=3)
+tables = st.dictionaries(st.sampled_from(["users", "orders", "x"]), entities, min_size=1, max_size=3)
 
 
 @given(tables=tables, data=st.data(), block=st.sampled_from([1, 2, 100]))
