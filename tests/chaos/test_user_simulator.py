@@ -143,7 +143,10 @@ def test_a_broken_user_fails_the_episode_and_is_never_a_zero(name: str) -> None:
     check_failed(episode)
 
 
-@pytest.mark.parametrize("name", ["hang", "drip", "html", "500", "400", "empty", "filtered", "thoughts without a beginning", "no message"])
+BEHIND_LITELLM = ("hang", "drip", "html", "500", "400", "empty", "filtered", "thoughts without a beginning", "no message")
+
+
+@pytest.mark.parametrize("name", BEHIND_LITELLM)
 def test_a_user_behind_litellm_that_breaks_fails_the_episode(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(user_simulator, "chat_client", LitellmClient)
     with Breaks(**BREAKS[name]) as server:
