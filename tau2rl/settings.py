@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tau2rl.errors import UserError
 
@@ -101,6 +102,17 @@ def api_key(model: str, api_base: str | None, variable: str | None) -> str | Non
     load_secrets()
     # A server of one's own takes any key; the one for OpenAI must not go there.
     return NO_KEY if api_base and model.startswith("openai/") else None
+
+
+def uses_proxy(url: str) -> bool:
+    """Whether the environment names a proxy for a URL. A server on loopback is never asked through one."""
+    from urllib.request import getproxies, proxy_bypass  # 20 ms, which not every command has to pay
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        return False
+    return parts.scheme in getproxies() and not proxy_bypass(host)
 
 
 def litellm_options() -> dict[str, bool]:

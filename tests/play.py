@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tau2rl.chat.transcript import TranscriptCodec
-from tau2rl.config import UserConfig
-from tau2rl.env.tau2_env import EnvLimits, Tau2Env
+from tau2rl.config import LimitsConfig, UserConfig
+from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.rollout.episode import Limits, run_episode
@@ -26,7 +26,7 @@ def attempt(ref: TaskRef = CREATE, *, seed: int = 7, index: int = 0) -> Attempt:
 def mock_env(
     ref: TaskRef = CREATE, *, user: UserConfig | None = None, make: Callable[..., Any] | None = None, **limits: Any
 ) -> Tau2Env:
-    return Tau2Env(ref, make_user=make or make_user(user or UserConfig(kind="scripted"), seed=7), limits=EnvLimits(**limits))
+    return Tau2Env(ref, make_user=make or make_user(user or UserConfig(kind="scripted"), seed=7), limits=LimitsConfig(**limits))
 
 
 def play(

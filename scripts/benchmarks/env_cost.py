@@ -3,7 +3,7 @@
     python scripts/benchmarks/env_cost.py [--domains airline retail telecom mock] [--episodes 4] [--repeat 5]
 
 Each episode is a reset, 20 steps and the grading, with the same actions on both sides: the task's reference actions, then
-look-ups of other tasks' reference actions. The policy and the customer answer at once. Each side runs in a fresh process and
+look-ups of other tasks' reference actions. The policy and the user answer at once. Each side runs in a fresh process and
 one episode at a time; CPU is that of the whole process (`time.process_time`), so it means something on a busy machine too.
 Printed is how many times cheaper ours is: all of it, then each phase; milliseconds; the share of the tool functions alone in
 our time, which is the limit; and the same for the resident memory of a live episode after 5 steps (50 of ours, 5 of theirs).

@@ -2,7 +2,7 @@
 
 `tau2` is the untouched package: its AgentGymEnv, its registry, its loaders, its thread; nothing of this project is imported. Its
 log has no sink, which is the cheapest that it can be run. `ours` is `Tau2Env`. `tools` calls only the tool functions of the
-episodes, on databases that the untouched package loaded. Both environments have the same customer, who answers at once.
+episodes, on databases that the untouched package loaded. Both environments have the same user, who answers at once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PHASES = ("construct", "steps", "grade")
 DONE = json.dumps({"id": "cut_off", "name": "done", "arguments": {}})
 
 
-def customer(spec: dict[str, Any]) -> Any:
+def user(spec: dict[str, Any]) -> Any:
     """tau2's user for an episode: a word in answer to all, or the next of the user's own tool calls."""
     from tau2.data_model.message import MultiToolMessage, ToolCall, ToolMessage, UserMessage
     from tau2.user.user_simulator import DummyUser
 
-    class Customer(DummyUser):
+    class User(DummyUser):
         usage = None
 
         def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
@@ -40,7 +40,7 @@ def customer(spec: dict[str, Any]) -> Any:
             return UserMessage(role="user", content=None, tool_calls=[call], cost=0.0), state
 
     calls = list(spec["user_calls"])
-    return Customer()
+    return User()
 
 
 class Official:
@@ -52,7 +52,7 @@ class Official:
         class Gym(AgentGymEnv):
             def _get_user(self) -> Any:
                 super()._get_user()  # what tau2 does to have one
-                return customer(spec)
+                return user(spec)
 
         self.spec, self.env, self.info = spec, Gym(domain=spec["domain"], task_id=spec["task_id"]), {}
 
@@ -88,7 +88,7 @@ class Ours:
         from tau2rl.types import TaskRef
 
         ref = TaskRef(domain=spec["domain"], task_id=spec["task_id"], split="base")
-        self.spec, self.env = spec, Tau2Env(ref, make_user=lambda session: customer(spec))
+        self.spec, self.env = spec, Tau2Env(ref, make_user=lambda simulation: user(spec))
 
     async def construct(self) -> None:
         """Reset: up to the agent's first turn."""

@@ -2,7 +2,7 @@
 
 CPU microseconds of a turn (a mean over 20 turns, the median of nine episodes) at 50, 100 and 200 turns, and their ratio, for
 
-- `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the customers of `env/user_simulator.py`
+- `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the user simulators of `env/`
   on a model that answers at once
 - `loop`: `rollout/episode.py` around it, with a policy that answers at once
 - `server`: the same with an SGLang stub in another process, to which the whole prompt is sent every turn
@@ -27,20 +27,21 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.chat import make_codec
-from tau2rl.config import ChatConfig, PolicyConfig, UserConfig
+from tau2rl.config import ChatConfig, LimitsConfig, PolicyConfig, UserConfig
+from tau2rl.env.connection import Connections, Response
 from tau2rl.env.domain import domain
-from tau2rl.env.simulation import Session
-from tau2rl.env.tau2_env import EnvLimits, Tau2Env
+from tau2rl.env.simulation import Simulation
+from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.rollout.episode import Limits, run_episode
 from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Policy, Say, TaskRef
 
-from tau2.data_model.message import AssistantMessage, UserMessage  # isort: skip
-from tau2.user import user_simulator
+from tau2.data_model.message import UserMessage
 from tau2.user.user_simulator import DummyUser
 
 ROOT = Path(__file__).parents[2]
+ANSWER = b'{"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "Please go on."}}]}'
 AT, WINDOW, EPISODES = (50, 100, 200), 20, 9
 LOOKUPS: dict[str, Actions] = {
     "airline": (CallTool(name="get_user_details", arguments={"user_id": "mia_li_3668"}),),
@@ -103,28 +104,28 @@ class Instant:
         return self.completions[self.asked % 2]
 
 
-def patient(_: Session) -> DummyUser:
-    """The customer of most lines."""
+def patient(_: Simulation) -> DummyUser:
+    """The user of most lines."""
     return Patient()
 
 
-def llm_user(session: Session) -> Any:
-    """The LLM customer, whose model answers at once: tau2's function that calls litellm is the edge that is replaced."""
-    user_simulator.generate = lambda **_: AssistantMessage(role="assistant", content="Please go on.", cost=0.0)
-    return make_user(UserConfig(kind="llm", model="openai/none", api_base="http://127.0.0.1:9"), seed=0)(session)
+def llm_user(simulation: Simulation) -> Any:
+    """The LLM user simulator, whose model answers at once: the connection to its server is the edge that is replaced."""
+    Connections.post = lambda *_, **__: Response(status=200, body=ANSWER)
+    return make_user(UserConfig(kind="llm", model="openai/none", api_base="http://127.0.0.1:9"), seed=0)(simulation)
 
 
-def scripted_user(session: Session) -> Any:
-    """The scripted customer, who would leave for boredom."""
-    return make_user(UserConfig(kind="scripted", max_stalled_turns=10**6), seed=0)(session)
+def scripted_user(simulation: Simulation) -> Any:
+    """The scripted user, who would leave for boredom."""
+    return make_user(UserConfig(kind="scripted", max_stalled_turns=10**6), seed=0)(simulation)
 
 
-def environment(ref: TaskRef, user: Callable[[Session], Any]) -> Tau2Env:
+def environment(ref: TaskRef, user: Callable[[Simulation], Any]) -> Tau2Env:
     """One that does not end by itself."""
-    return Tau2Env(ref, make_user=user, limits=EnvLimits(max_steps=10**6))
+    return Tau2Env(ref, make_user=user, limits=LimitsConfig(max_steps=10**6))
 
 
-async def steps(ref: TaskRef, turns: int, user: Callable[[Session], Any]) -> list[float]:
+async def steps(ref: TaskRef, turns: int, user: Callable[[Simulation], Any]) -> list[float]:
     """CPU time at each step of the environment alone."""
     env, marks = environment(ref, user), [0.0] * (turns + 1)
     await env.open()

@@ -1,8 +1,8 @@
-"""400 episodes, 100 test tasks four times, against a policy and a customer that take 50 ms each: how near to what is possible.
+"""400 episodes, 100 test tasks four times, against a policy and a user that take 50 ms each: how near to what is possible.
 
     python scripts/benchmarks/rollouts_400.py [--concurrency 16 20 24 32] [--workers 2] [--limit TASKS]
 
-The policy server is a process of its own and answers with reference turns; the scripted customer sleeps before each message.
+The policy server is a process of its own and answers with reference turns; the scripted user sleeps before each message.
 Prompts have the layout of a Qwen checkpoint, in the tokens of a BPE that is trained on the policies first, about 4 characters
 each. Every episode is graded, scored and written as in a run.
 
@@ -52,17 +52,18 @@ SAMPLE = 10  # every so many-th task is played alone
 # What a worker needs is inside: this file is not on its path.
 @asynccontextmanager
 async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
-    """A player as a run has it, with a customer who takes its time."""
+    """A player as a run has it, with a user who takes its time."""
     import time
 
     from tau2rl.chat import make_codec
     from tau2rl.env.tau2_env import Tau2Env
     from tau2rl.env.user_simulator import make_user
-    from tau2rl.rollout.players import episode_limits, open_agent
+    from tau2rl.recipes.agents import open_agent
+    from tau2rl.rollout.players import episode_limits
     from tau2rl.rollout.runner import player
 
-    def user(session: Any) -> Any:
-        made = make_user(config.user, seed=0)(session)
+    def user(simulation: Any) -> Any:
+        made = make_user(config.user, seed=0)(simulation)
         answer = made.generate_next_message
 
         def late(message: Any, state: Any) -> Any:
@@ -121,7 +122,7 @@ def make_tokenizer(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def waits(episode: Episode) -> int:
-    """How often an episode waited: its turns, and the customer's messages."""
+    """How often an episode waited: its turns, and the user's messages."""
     return len(episode.turns) + sum(message["role"] == "user" for message in episode.trajectory)
 
 
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[2], help="processes that play, with the last concurrency")
     parser.add_argument("--samples", type=int, default=4, help="episodes of each task")
     parser.add_argument("--limit", type=int, help="tasks of each domain")
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds, of the policy and of the customer")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds, of the policy and of the user")
     parser.add_argument("--tokenizer", help="a checkpoint's directory, or `bytes`; default: trained for this")
     a = parser.parse_args()
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", file=sys.stderr)

@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 import tau2rl
 from tau2rl import console
 from tau2rl.cli.lazy import Late, LateGroup, examples
-from tau2rl.env.lazy_litellm import put_off
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.settings import collect_rarely
 
@@ -197,5 +196,4 @@ def root(
 def main() -> None:
     """The `tau2rl` script."""
     collect_rarely()
-    put_off()
     app(prog_name="tau2rl")

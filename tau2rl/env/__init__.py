@@ -1,5 +1,5 @@
-"""The only room that imports tau2: environment, tasks, users, gold actions, audit.
+"""The only package that imports tau2: environment, tasks, user simulators, gold actions, audit.
 
-The gym's defects are handled here and nowhere else (`session.py` for its thread, `domain.py` for its repeated loading).
-Importing a module of this room costs seconds, so other rooms import it inside functions or are imported late themselves.
+The gym's defects are handled here and nowhere else (`simulation.py` for its thread, `factory.py` for its repeated loading).
+Importing a module of this package takes half a second, so other packages import it inside functions or are imported late.
 """

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from tau2rl.config import TasksConfig
 from tau2rl.env.domain import domain
-from tau2rl.env.grading import replay
+from tau2rl.env.gold import closing_words, gold_actions
+from tau2rl.env.grading import replay, why_not_one
+from tau2rl.env.package import installed
+from tau2rl.env.tasks import TaskRow, describe, judged_by, overlap, select
 from tau2rl.errors import EnvironmentFailure
 from tau2rl.types import TaskRef
 
-from tau2.data_model.tasks import Action  # isort: skip
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-from tau2rl.config import TasksConfig
-from tau2rl.env.gold import closing_words, gold_actions
-from tau2rl.env.grading import why_not_one
-from tau2rl.env.package import installed
-from tau2rl.env.tasks import TaskRow, describe, judged_by, overlap, select
+from tau2.data_model.tasks import Action
 
 TRANSFER = Action(
     action_id="transfer",
@@ -34,7 +31,7 @@ POLICIES: dict[str, list[Any]] = {"do_nothing": [], "always_transfer": [TRANSFER
 
 
 def solved_by(policy: str, refs: Iterable[TaskRef]) -> set[str]:
-    """Keys of the tasks that the floor policy solves."""
+    """Keys of the tasks that the floor policy solves: from `floors.json`, by replay where its data are others or absent."""
     table = json.loads(resources.files("tau2rl.env").joinpath("floors.json").read_text(encoding="utf-8"))
     solved: set[str] = set()
     current = functools.cache(floor_hashes)

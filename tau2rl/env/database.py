@@ -1,4 +1,4 @@
-"""A database that is shared until it is touched.
+"""A copy-on-write database: shared between environments until one of them touches an entity.
 
 Airline and retail hold thousands of entities, of which an episode touches a few. tau2 copies and hashes all of them for every
 environment and every grading. Here an environment starts with nothing of its own: looking an entity up by its id makes a
@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tau2rl.env.written import Written
+from tau2rl.env.incremental_hash import IncrementalHash
 
 KEPT_HASHES = 1024  # of changed databases: the episodes of a task, and its reference path, mostly end in the same few
 
@@ -89,13 +89,13 @@ class Table(MutableMapping[str, Any]):
         return {**changed, **dict.fromkeys(self._deleted & self._originals.entities.keys())}
 
 
-class Snapshot:
-    """The initial state of a database whose fields are all tables of entities."""
+class SharedDatabase:
+    """The initial state of a database whose fields are all tables of entities, from which environments get their own."""
 
     def __init__(self, db: BaseModel) -> None:
         self._kind: type[BaseModel] = type(f"Shared{type(db).__name__}", (type(db),), {"model_dump": _dump})
         self._tables = {name: Originals(getattr(db, name)) for name in type(db).model_fields}
-        text = Written({name: table.fragments for name, table in self._tables.items()})
+        text = IncrementalHash({name: table.fragments for name, table in self._tables.items()})
         self._hash = functools.lru_cache(KEPT_HASHES)(lambda changes: text.hash(json.loads(changes)))
 
     @staticmethod

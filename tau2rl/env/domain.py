@@ -1,7 +1,10 @@
-"""A domain loaded once: its tasks, policy, tool schemas, and the environments that are made of it.
+"""A domain of tau2's registry, loaded once: its tasks, policy, tool schemas, and the environments that are made of it.
 
 tau2 parses its task file again at every step of its gym; here it is read once a process. What was loaded is named by content
 hashes. The environments are registered in tau2's own registry under `tau2rl:NAME`, so its evaluator uses them too.
+
+Whatever is in tau2's registry is a domain, tau2's own and those that somebody else registered: `register_domain` for the
+environment and `register_tasks` for the tasks and their splits, under one name.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,55 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.env import synth
-from tau2rl.env.factory import Maker
-from tau2rl.env.package import INSTALL, prepare
+from tau2rl.env.factory import OWN, environment_factory
+from tau2rl.env.package import INSTALL
+from tau2rl.env.splits import LEARN, SELECT, half
 from tau2rl.errors import UserError
 from tau2rl.types import TaskRef, ToolSchema
 
-from tau2.data_model.tasks import Task  # isort: skip
+from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
 from tau2.environment.toolkit import ToolKitBase, get_tool_types
 from tau2.registry import registry
 
-LEARN, SELECT = "train-learn", "train-select"
-SHARE = 0.15  # of each domain's training tasks are set apart
-
-
-def set_apart(domain: str, kinds: Mapping[str, str]) -> set[str]:
-    """The ids that belong to `train-select`, at least one; `kinds` maps every training id to its kind of task.
-
-    Systematic sampling: tasks at even distances in the order of (kind, hash), so that each kind has its share.
-
-    >>> kinds = {str(i): "writes" if i < 50 else "reads" for i in range(74)}
-    >>> apart = set_apart("retail", kinds)
-    >>> len(apart), sum(kinds[id] == "writes" for id in apart)
-    (11, 7)
-    """
-    ranked = sorted(kinds, key=lambda id: (kinds[id], hashlib.sha256(f"{SELECT}/{domain}/{id}".encode()).digest()))
-    count = max(1, round(SHARE * len(ranked)))
-    return {ranked[(2 * i + 1) * len(ranked) // (2 * count)] for i in range(count)}
-
-
-def stratum(id: str, task: Any, tool_types: Mapping[str, str]) -> str:
-    """Telecom: the intent that the id begins with. Others: whether the reference path changes anything."""
-    if id.startswith("["):
-        return id.partition("]")[0]
-    actions = (task.evaluation_criteria.actions if task.evaluation_criteria else None) or ()
-    return "writes" if any(tool_types.get(action.name) == "write" for action in actions) else "reads"
-
-
-def half(split: str, domain: str, train: Mapping[str, Any], tool_types: Mapping[str, str]) -> dict[str, Any]:
-    """The tasks of `train-learn` or `train-select`, in the order of `train`."""
-    apart = set_apart(domain, {id: stratum(id, task, tool_types) for id, task in train.items()})
-    return {id: task for id, task in train.items() if (id in apart) == (split == SELECT)}
-
-
-prepare()
-
-
+BASE = "base"  # the split with all tasks
+OURS = "tau2rl:"  # in front of the names under which our environments are registered
 KEPT_ENDS = 4096  # synthesised tasks are without number
 Hashes = tuple[str | None, str | None]  # of the agent's and of the user's database
-NAMES = ("airline", "retail", "telecom", "mock")
 _loaded: dict[str, Domain] = {}
 _loading = threading.Lock()
 
@@ -74,10 +44,9 @@ class Domain:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.registered = f"tau2rl:{name}"
-        paths = importlib.import_module(f"tau2.domains.{name}.utils")
-        self._task_file = Path(getattr(paths, f"{name.upper()}_TASK_SET_PATH"))
-        self._maker = Maker(name)
+        self.registered = f"{OURS}{name}"
+        # `environment()` is a fresh one in its initial state, equal to what the domain's own constructor gives.
+        self.environment, self.content = environment_factory(name)
         self._lock = threading.Lock()
         self._handed_out = threading.local()
         self._gold_ends: dict[str, Hashes] = {}
@@ -88,17 +57,9 @@ class Domain:
         self.tools: tuple[ToolSchema, ...] = tuple(tool.openai_schema for tool in self.agent_tools)
         self.tool_types = {tool: str(kind.value) for tool, kind in get_tool_types(_toolkit(environment)).items()}
         self.user_tools = environment.get_user_tools() if environment.user_tools else None
+        self.user_tool_schemas: tuple[ToolSchema, ...] = tuple(tool.openai_schema for tool in self.user_tools or ())
         if self.registered not in registry.get_domains():
             registry.register_domain(self._construct, self.registered)
-
-    def environment(self) -> Environment:
-        """A fresh environment in its initial state, equal to what tau2's own constructor gives."""
-        return self._maker.environment()
-
-    @property
-    def content(self) -> str:
-        """A hash of the database files."""
-        return self._maker.content
 
     def gold_end(self, name: str) -> Hashes | None:
         """What a reference path made of the databases, if `keep_gold_end` was told; see `grading.py`."""
@@ -121,30 +82,19 @@ class Domain:
             self._handed_out.next = []
 
     def splits(self) -> list[str]:
-        """The names of the task splits, `base` (all of tau2's) among them, and those that are made here."""
+        """The names of the task splits: the domain's own, `base` (all tasks) among them, and those that are made here."""
         loader = registry.get_task_splits_loader(self.name)
-        names = list(loader() if loader else ["base"])
+        names = list(loader() if loader else ())
         halves = (LEARN, SELECT) if "train" in names else ()
-        return [*names, *halves, *(synth.SIZES if self.name == "mock" else ())]
+        return [*names, *(() if BASE in names else (BASE,)), *halves, *(synth.SIZES if self.name == "mock" else ())]
 
-    def tasks(self, split: str = "base") -> Mapping[str, Task]:
+    def tasks(self, split: str = BASE) -> Mapping[str, Task]:
         """Task id -> task, in tau2's order. Raises UserError for an unknown split."""
-        halved = split in (LEARN, SELECT) and split in self.splits()
-        train = self.tasks("train") if halved else {}
-        with self._lock:
-            if split not in self._tasks:
-                if split not in self.splits():
-                    raise UserError(f"no such split `{split}` in `{self.name}`", hint=f"one of: {', '.join(self.splits())}")
-                if synth.is_synth(split):
-                    return self._tasks.setdefault(split, synth.Pool(split))
-                if halved:
-                    return self._tasks.setdefault(split, half(split, self.name, train, self.tool_types))
-                loader: Any = registry.get_tasks_loader(self.name)
-                with readable(self.name):
-                    found = loader(split) if registry.get_task_splits_loader(self.name) else loader()
-                self._tasks[split] = {task.id: task for task in found}
-                keep_what_is_loaded()
-            return self._tasks[split]
+        if split not in self._tasks:
+            if split not in self.splits():
+                raise UserError(f"no such split `{split}` in `{self.name}`", hint=f"one of: {', '.join(self.splits())}")
+            self._tasks.setdefault(split, self._load(split))  # of two threads that loaded it the first one's
+        return self._tasks[split]
 
     def task(self, ref: TaskRef) -> Task:
         """The task that `ref` names. Raises UserError."""
@@ -156,19 +106,37 @@ class Domain:
             ) from None
 
     def hashes(self) -> dict[str, str]:
-        """What pins this domain: hashes of databases, task file, policy and tool schemas (16 hex digits each)."""
+        """What pins this domain: hashes of databases, tasks, policy and tool schemas (16 hex digits each)."""
         return {
             "database": self.content[:16],
-            "tasks": hashlib.sha256(self._task_file.read_bytes()).hexdigest()[:16],
+            "tasks": hashlib.sha256(self._task_text()).hexdigest()[:16],
             "policy": hashlib.sha256(self.policy.encode()).hexdigest()[:16],
             "tools": hashlib.sha256(repr(self.tools).encode()).hexdigest()[:16],
             **({"synth": synth.fingerprint()} if self.name == "mock" else {}),
         }
 
+    def _load(self, split: str) -> Mapping[str, Task]:
+        if synth.is_synth(split) and self.name == "mock":
+            return synth.Pool(split)
+        if split in (LEARN, SELECT):
+            return half(split, self.name, self.tasks("train"), self.tool_types)
+        loader: Any = registry.get_tasks_loader(self.name)
+        named = registry.get_task_splits_loader(self.name)
+        with readable(self.name):
+            found = loader(split) if named and split in named() else loader(None) if named else loader()
+        keep_what_is_loaded()
+        return {task.id: task for task in found}
+
+    def _task_text(self) -> bytes:
+        if self.name in OWN:
+            paths = importlib.import_module(f"tau2.domains.{self.name}.utils")
+            return Path(getattr(paths, f"{self.name.upper()}_TASK_SET_PATH")).read_bytes()
+        return json.dumps([task.model_dump(mode="json") for task in self.tasks().values()], sort_keys=True).encode()
+
     def _construct(self, solo_mode: bool = False) -> Any:
         """What stands in tau2's registry."""
         if solo_mode:
-            raise UserError("tau2's solo mode has no customer: it is not played here")
+            raise UserError("tau2's solo mode has no user: it is not played here")
         waiting = getattr(self._handed_out, "next", None)
         return waiting.pop(0) if waiting else self.environment()
 
@@ -187,22 +155,32 @@ def _toolkit(environment: Environment) -> ToolKitBase:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Missing or broken data of tau2 are a matter for the person, not a bug."""
+    """Missing or broken data of a domain are a matter for the person, not a bug."""
+    whose, hint = ("tau2's data", f"{INSTALL} brings the data") if name in OWN else ("the data", "whoever registered it has them")
     try:
         yield
     except OSError as error:
-        raise UserError(f"tau2's data of `{name}` is missing: `{error.filename}`", hint=f"{INSTALL} brings the data") from None
+        raise UserError(f"{whose} of `{name}` are missing: `{error.filename}`", hint=hint) from None
     except ValueError as error:  # JSON's, TOML's and pydantic's are all of this kind
         what = str(error).partition("\n")[0]
-        raise UserError(f"tau2's data of `{name}` cannot be read: {what}", hint=f"{INSTALL} brings the data") from None
+        raise UserError(f"{whose} of `{name}` cannot be read: {what}", hint=hint) from None
+
+
+def known_domains() -> list[str]:
+    """The names that `domain` takes: everything in tau2's registry that has both an environment and tasks."""
+    tasks = set(registry.get_task_sets())
+    return [name for name in registry.get_domains() if name in tasks and not name.startswith(OURS)]
 
 
 def domain(name: str) -> Domain:
-    """The domain, loaded at first use. Raises UserError for an unknown name or missing data."""
-    if name not in NAMES:
-        raise UserError(f"no such domain `{name}`", hint=f"one of: {', '.join(NAMES)}")
+    """The domain, loaded at first use. Raises UserError for a name that is not in tau2's registry, or missing data."""
     with _loading:
         if name not in _loaded:
+            if name not in known_domains():
+                raise UserError(
+                    f"no such domain `{name}`",
+                    hint=f"one of: {', '.join(known_domains())}; a domain of your own must be registered with tau2's registry",
+                )
             with readable(name):
                 _loaded[name] = Domain(name)
             keep_what_is_loaded()

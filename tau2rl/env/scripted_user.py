@@ -1,15 +1,15 @@
-"""Simulated customers that need no model: one follows the task's own reference path, the other says its lines."""
+"""User simulators that need no model: one follows the task's own reference path, the other says its lines."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from tau2rl.env.simulation import Session
+from tau2rl.env.simulation import Simulation
 from tau2rl.env.synth import SAY_YOUR_LINES
 from tau2rl.types import Usage
 
-from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage  # isort: skip
+from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage
 from tau2.user.base import STOP
 from tau2.user.user_simulator import DummyUser
 
@@ -17,22 +17,23 @@ TRANSFER_TOOL = "transfer_to_human_agents"
 
 
 class ScriptedUser(DummyUser):
-    """A deterministic customer that follows the task's own reference path.
+    """A deterministic user that follows the task's own reference path.
 
     It opens with its reason and all that it knows. When the agent's text names pending user-side reference actions
     (`toggle airplane mode` for `toggle_airplane_mode`) it performs them, in order, and reports the results. It ends the
     conversation when every reference action was performed and everything that had to be said was said, when it was
-    transferred, or when `patience` agent messages in a row brought nothing new.
+    transferred, or when `max_stalled_turns` agent messages in a row brought
+    nothing new.
     """
 
-    def __init__(self, session: Session, *, patience: int) -> None:
+    def __init__(self, simulation: Simulation, *, max_stalled_turns: int) -> None:
         super().__init__()
         self.usage = Usage()
-        self._session = session
-        self._patience = patience
-        self._waited = 0
+        self._simulation = simulation
+        self._max_stalled_turns = max_stalled_turns
+        self._stalled = 0
         self._user_actions_done = 0
-        criteria = session.task.evaluation_criteria
+        criteria = simulation.task.evaluation_criteria
         gold = list((criteria.actions if criteria else None) or ())
         self._mine = [a for a in gold if a.requestor == "user"]
         self._heard = _Heard(
@@ -50,22 +51,22 @@ class ScriptedUser(DummyUser):
             results = message.tool_messages if isinstance(message, MultiToolMessage) else [message]
             return _user("Done. " + " ".join(result.content or "" for result in results))
         heard = self._heard
-        heard.read(self._session.trajectory)
+        heard.read(self._simulation.trajectory)
         if not heard.user:
-            return _user(opening_words(self._session.task))
+            return _user(opening_words(self._simulation.task))
         text = message.content or ""
         if asked := self._asked_for(text):
             self._user_actions_done += len(asked)
-            self._waited = 0
+            self._stalled = 0
             return _user(None, [ToolCall(id=f"user_{i}", name=a.name, arguments=a.arguments, requestor="user") for i, a in asked])
         if not heard.undone and self._user_actions_done == len(self._mine) and not heard.unsaid:
             return _user("Thank you, that is all I needed. ###STOP###")
         if heard.transferred:
             return _user("###TRANSFER###")
         progress = heard.done + self._user_actions_done - len(heard.unsaid)
-        self._waited = 0 if progress > self._progress else self._waited + 1
+        self._stalled = 0 if progress > self._progress else self._stalled + 1
         self._progress = max(self._progress, progress)
-        if self._waited >= self._patience:
+        if self._stalled >= self._max_stalled_turns:
             return _user("This is not getting me anywhere. Goodbye. ###STOP###")
         return _user("Yes, please go ahead.")
 
@@ -108,15 +109,15 @@ class _Heard:
 
 
 class LineUser(DummyUser):
-    """A customer who says the lines of their task one at a time, each in answer to a message of the agent, then stops.
+    """A user who says the lines of their task one at a time, each in answer to a message of the agent, then stops.
 
     Hears nothing: an agent that asks too little is told too late, and one that asks for something else gets the next line.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, simulation: Simulation) -> None:
         super().__init__()
         self.usage = Usage()
-        instructions = session.task.user_scenario.instructions
+        instructions = simulation.task.user_scenario.instructions
         self._lines = iter([instructions.reason_for_call, *(instructions.known_info or "").splitlines(), STOP])  # pyright: ignore[reportAttributeAccessIssue]
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:

@@ -1,142 +1,48 @@
-"""One tau2 simulation on a thread of its own, spoken to through a mailbox.
+"""One tau2 simulation on a thread of its own: its task, environment, user and agent, up to its grade.
 
 tau2's gym runs its orchestrator in a daemon thread and polls it every 10 ms under a lock, without a deadline, and logs what
 the thread raises. Here the same orchestrator runs unchanged in the same kind of thread, but its agent hands each observation
-over and waits in a queue for the action; what the thread raises is handed over too. A thread that hangs is left behind as a
-daemon when its deadline passes: it holds no slot of any pool, and it ends as soon as it wakes up. A thread whose conversation
-has ended is used again (`threads.py`).
+over and waits in a queue for the action (`agent_bridge.py`); what the thread raises is handed over too. A thread that hangs is
+left behind as a daemon when its deadline passes: it holds no place in any pool, and it ends as soon as it wakes up. A thread
+whose conversation has ended is used again (`reusable_threads.py`).
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-from tau2rl.env.domain import Hashes
-from tau2rl.errors import EpisodeFailure
-
-from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolMessage, UserMessage  # isort: skip
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tau2.environment.tool import Tool, as_tool
-from tau2.gym.gym_agent import GymAgent, done
-
-from tau2rl.env import threads
-from tau2rl.env.domain import Domain
+from tau2rl.env.agent_bridge import Abandoned, AgentBridge, Broke, Ended, Event
+from tau2rl.env.domain import Domain, Hashes
 from tau2rl.env.grading import grade
-from tau2rl.errors import EnvironmentFailure
+from tau2rl.env.reusable_threads import run_on_idle, run_on_new
+from tau2rl.errors import EnvironmentFailure, EpisodeFailure
 
-from tau2.data_model.message import ToolCall  # isort: skip
+from tau2.data_model.message import AssistantMessage
 from tau2.data_model.simulation import SimulationRun, TerminationReason
 from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
-from tau2.gym.gym_agent import AgentGymEnv
+from tau2.gym.gym_agent import AgentGymEnv, GymAgent
 from tau2.orchestrator.orchestrator import Orchestrator
 from tau2.user.user_simulator import UserSimulator
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """The agent's turn has come: what is new for it, and all it has seen when it is its first turn."""
-
-    new: list[Any]  # tau2 messages, oldest first
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The simulation is over and graded."""
-
-    new: list[Any]  # what was still addressed to the agent
-    termination: str
-    reward_info: dict[str, Any]  # tau2's RewardInfo as JSON values
-    db_hashes: Hashes
-
-
-@dataclass(frozen=True, slots=True)
-class Broke:
-    """The thread raised."""
-
-    error: EpisodeFailure
-
-
-Event = Observed | Ended | Broke
-
-
-class Abandoned(BaseException):
-    """Raised inside the simulation's thread to end it; not an Exception, so that no handler of tau2 keeps it."""
-
-
-class Exchange(Protocol):
-    """Who stands between the agent and whoever plays it."""
-
-    last: list[Any]  # what was still addressed to the agent when the conversation ended
-
-    def exchange(self, event: Event) -> AssistantMessage:
-        """Hand over an event and wait for the agent's action. Raises Abandoned when there will be none."""
-        ...
-
-
-class MailboxAgent(GymAgent):
-    """The gym's agent (its `done` tool, its stop token, its history) with a queue in place of events and polling."""
-
-    def __init__(self, session: Exchange, tools: list[Any], domain_policy: str) -> None:
-        super().__init__(tools=tools, domain_policy=domain_policy)
-        self._session = session
-        self._seen = 0
-        self._done = False
-
-    def add_stop_tool(self) -> None:
-        """The gym's `done`, whose schema is made once and not for every episode."""
-        self.tools.append(_done_tool())
-
-    def generate_next_message(self, message: Any, state: Any) -> Any:
-        """tau2's turn of the agent: hand over what is new, and come back with the action."""
-        if isinstance(message, MultiToolMessage):
-            state.messages.extend(message.tool_messages)
-        elif message is not None:
-            state.messages.append(message)
-        action = self._session.exchange(Observed(state.messages[self._seen :]))
-        self._done = any(call.name == self.STOP_FUNCTION_NAME for call in action.tool_calls or ())
-        action = self._check_if_stop_toolcall(action)
-        state.messages.append(action)
-        self._seen = len(state.messages)
-        return action, state
-
-    def is_stop(self, message: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] - tau2 asks the instance
-        """Only `done` ends a conversation: the gym also takes the stop token inside a text, which tau2's own agent does not."""
-        return self._done
-
-    def stop(self, message: Any = None, state: Any = None) -> None:
-        """Keep the last message to the agent; nobody waits for an observation any more."""
-        if isinstance(message, MultiToolMessage):
-            self._session.last = list(message.tool_messages)
-        elif isinstance(message, UserMessage | ToolMessage):
-            self._session.last = [message]
-
-
-@functools.cache
-def _done_tool() -> Tool:
-    return as_tool(done)
-
 
 T = TypeVar("T")
 GRADED = (TerminationReason.AGENT_STOP, TerminationReason.USER_STOP)
 # Building and grading an environment is pure CPU work in one GIL. One thread at a time does it, so that the event loop waits
 # for the lock behind one of them and not behind all.
 _cpu = threading.Lock()
-PATIENCE_SECONDS = 1.0  # it is a courtesy, not a need: who waits longer goes on without it, past a thread that hangs
+LONGEST_WAIT_SECONDS = 1.0  # it is a courtesy, not a need: who waits longer goes on without it, past a thread that hangs
 
 
-class Session(AgentGymEnv):
+class Simulation(AgentGymEnv):
     """`AgentGymEnv` with its task, environment, user and agent given, and its thread driven by messages.
 
-    `user` makes the simulated user from this session; `deliver` is called in the session's thread with each event.
+    `user` makes the user simulator of this simulation; `deliver` is called in the simulation's thread with each event.
     """
 
     def __init__(
@@ -145,7 +51,7 @@ class Session(AgentGymEnv):
         task: Task,
         *,
         max_steps: int,
-        user: Callable[[Session], UserSimulator],
+        user: Callable[[Simulation], UserSimulator],
         deliver: Callable[[Event], None],
     ) -> None:
         super().__init__(domain=domain.registered, task_id=task.id, max_steps=max_steps)
@@ -163,15 +69,15 @@ class Session(AgentGymEnv):
         self._aside_cpu_seconds = 0.0  # of calls that its thread made in another one
         self._user_seconds = 0.0
         self._asked_at: float | None = None  # when the user was asked who has not yet answered
-        self._cpu_before = 0.0  # of its thread, before it was this session's
+        self._cpu_before = 0.0  # of its thread, before it was this simulation's
 
     def start_at_once(self) -> bool:
         """Begin on a thread that has nothing to do; the first event follows. False when there is none."""
-        return threads.hand_over(self._main, name=self._name)
+        return run_on_idle(self._main, name=self._name)
 
     def start(self) -> None:
         """Begin on a new thread, and return when that runs; the first event follows."""
-        threads.start(self._main, name=self._name)
+        run_on_new(self._main, name=self._name)
 
     @property
     def _name(self) -> str:
@@ -186,7 +92,7 @@ class Session(AgentGymEnv):
         self._actions.put(None)
 
     def exchange(self, event: Event) -> AssistantMessage:
-        """Hand over an event and wait for the agent's action. Called in the session's thread."""
+        """Hand over an event and wait for the agent's action. Called in the simulation's thread."""
         self.doing = "waiting for the agent"
         self._hand_over(event)
         action = self._actions.get()
@@ -212,7 +118,7 @@ class Session(AgentGymEnv):
         return self._user_seconds + (0.0 if asked_at is None else time.monotonic() - asked_at)
 
     def aside(self, call: Callable[[], T]) -> T:
-        """The result of `call`, made in another thread for this session: its CPU time counts as the session's."""
+        """The result of `call`, made in another thread for this simulation: its CPU time counts as the simulation's."""
         began = time.thread_time()
         try:
             return call()
@@ -279,7 +185,7 @@ class Session(AgentGymEnv):
 
     def _get_agent(self) -> GymAgent:
         # Agent and user read the tools' schemas and never call them, so those of the domain serve every episode.
-        return MailboxAgent(self, list(self.loaded.agent_tools), self.loaded.policy)
+        return AgentBridge(self, list(self.loaded.agent_tools), self.loaded.policy)
 
     def _get_user(self) -> UserSimulator:
         self.user = self._make_user(self)
@@ -307,18 +213,9 @@ def _in_order(orchestrator: Orchestrator) -> list[Any]:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    mine = _cpu.acquire(timeout=PATIENCE_SECONDS)
+    mine = _cpu.acquire(timeout=LONGEST_WAIT_SECONDS)
     try:
         yield
     finally:
         if mine:
             _cpu.release()
-
-
-def assistant_message(text: str, calls: list[tuple[str, str, dict[str, Any]]]) -> AssistantMessage:
-    """tau2's message for one agent turn; `calls` are (id, name, arguments). Text beside calls is kept, as tau2 allows."""
-    return AssistantMessage(
-        role="assistant",
-        content=text or None,
-        tool_calls=[ToolCall(id=i, name=n, arguments=a, requestor="assistant") for i, n, a in calls] or None,
-    )

@@ -1,7 +1,7 @@
 """Tasks in number for tau2's `mock` domain, made from its own tools and database: the splits `synth-train`, `-select`, `-test`.
 
 A task is what its split and number say, on every machine. Its id tells what it is: `synth-test-0000-update+create_ask` is
-number 0 of the test pool, a customer who wants a task updated, then another created, and gives their user id when asked.
+number 0 of the test pool, a user who wants a task updated, then another created, and gives their user id when asked.
 People, ids and titles are shared out between the splits before anything is drawn, so nothing that a test task names was ever
 seen in training. Every request changes the database or demands a fact: a policy that always does the same solves none.
 """
@@ -16,20 +16,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.env.package import prepare
+from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
 from tau2rl.env.synth_requests import REQUESTS, Person, World, draw_kinds, perform
 from tau2rl.types import Action, CallTool, TaskRef, derive_seed
 
-prepare()
-
-from tau2.data_model.tasks import Task  # noqa: E402
+from tau2.data_model.tasks import Task
 
 PREFIX = "synth-"
 SIZES = {"synth-train": 5000, "synth-select": 500, "synth-test": 1000}
 SHARES = {"synth-train": (0.0, 0.6), "synth-select": (0.6, 0.8), "synth-test": (0.8, 1.0)}  # of every pool of entities
 HELD_OUT = ("synth-select", "synth-test")
 MIX = {1: 0.5, 2: 0.4, 3: 0.1}  # how many requests a conversation has
-# Marks a task whose scripted user says its lines word for word (`users.LineUser`); an LLM user can follow it too.
+# Marks a task whose scripted user says its lines word for word (`scripted_user.LineUser`); an LLM user can follow it too.
 SAY_YOUR_LINES = (
     "Open with the reason for the call. Each time that the agent speaks to you, say the next line of the known info, word for "
     "word. When no line is left, stop."

@@ -1,7 +1,7 @@
-"""What a synthesised customer of the `mock` domain asks for, and how an agent answers it. Pure, knows no tau2.
+"""What a synthesised user of the `mock` domain asks for, and how an agent answers it. Pure, knows no tau2.
 
-A request adds to a `World`: what the customer says, one line each time that the agent speaks to them, and the demonstration of
-an agent that solves it: calls, and messages to the customer. Every request changes the database or demands a fact.
+A request adds to a `World`: what the user says, one line each time that the agent speaks to them, and the demonstration of
+an agent that solves it: calls, and messages to the user. Every request changes the database or demands a fact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DONE = Say(text="Done. Anything else?")
 
 @dataclass(slots=True, kw_only=True)
 class Person:
-    """A customer in the database: `Person(user_id="user_4711", name="Ada Fox", task_id="task_2026", status="pending")`."""
+    """A user in the database: `Person(user_id="user_4711", name="Ada Fox", task_id="task_2026", status="pending")`."""
 
     user_id: str
     name: str
@@ -34,7 +34,7 @@ class World:
     people: list[Person]  # whom no request has named yet
     titles: list[str]  # that no request has used yet
     num_tasks: int  # in the database; the next one that is created gets the number behind it
-    lines: list[str] = field(default_factory=list[str])  # what the customer says
+    lines: list[str] = field(default_factory=list[str])  # what the user says
     demo: list[Action] = field(default_factory=list[Action])
     communicate: list[str] = field(default_factory=list[str])
     entities: list[str] = field(default_factory=list[str])  # every name, id and title that is said
@@ -45,7 +45,7 @@ class World:
         return self.people.pop(self.rng.randrange(len(self.people)))
 
     def say(self, *templates: str, **values: str) -> None:
-        """The customer says one of these."""
+        """The user says one of these."""
         self.lines.append(self.rng.choice(templates).format(**values))
         self.entities += [value for name, value in values.items() if name != "status"]
 
@@ -54,7 +54,7 @@ class World:
         self.demo.append(CallTool(name=name, arguments=arguments))
 
     def ask(self, text: str) -> None:
-        """The agent speaks to the customer."""
+        """The agent speaks to the user."""
         self.demo.append(Say(text=text))
 
     def create(self, user_id: str, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Prompt rows for trainers that read a file: one JSON line a task, merged over domains."""
+"""Tasks: which ones a config names, what each of them asks for, and what keeps test tasks out of training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import DomainName, TasksConfig
-from tau2rl.env import domain as splits, synth
+from tau2rl.config import TasksConfig
+from tau2rl.env import synth
 from tau2rl.env.domain import domain
 from tau2rl.env.gold import gold_actions
 from tau2rl.env.quarantine import QUARANTINE
 from tau2rl.env.scripted_user import opening_words
+from tau2rl.env.splits import SELECT
 from tau2rl.errors import UserError
 from tau2rl.types import CallTool, Episode, TaskRef
 
@@ -116,7 +117,7 @@ def kind_of(ref: TaskRef) -> str:
 
 def held_out(ref: TaskRef) -> bool:
     """Whether the task belongs to a split that is kept for selection or testing, by whatever split it was named."""
-    return ref.split in (splits.SELECT, *synth.HELD_OUT) or is_test(ref)
+    return ref.split in (SELECT, *synth.HELD_OUT) or is_test(ref)
 
 
 def is_test(ref: TaskRef) -> bool:
@@ -184,11 +185,11 @@ def overlap(left: Iterable[Any], right: Iterable[Any]) -> dict[str, list[str]]:
     return {kind: values for kind, values in shared.items() if values}
 
 
-def write_index(domains: Sequence[DomainName], splits: Sequence[str], folder: Path, *, limit: int | None = None) -> list[Path]:
+def write_index(domains: Sequence[str], splits: Sequence[str], folder: Path, *, limit: int | None = None) -> list[Path]:
     """Write `DOMAIN_SPLIT.jsonl` for each pair and `all_SPLIT.jsonl` for each split; the paths written.
 
     A row is `{"text", "metadata": {"domain", "split", "task_id", "task_index"}}`, slime's `--input-key text --metadata-key
-    metadata`. `text` is the customer's first request, for people and length filters; the rollout opens the real
+    metadata`. `text` is the user's first request, for people and length filters; the rollout opens the real
     conversation from the metadata. Raises UserError.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +197,7 @@ def write_index(domains: Sequence[DomainName], splits: Sequence[str], folder: Pa
     for split in splits:
         merged: list[dict[str, Any]] = []
         for name in domains:
-            rows = index_rows(select(TasksConfig(domains=(name,), split=split, limit=limit)))
+            rows = index_rows(select(TasksConfig.model_validate({"domains": (name,), "split": split, "limit": limit})))
             written.append(_write(folder / f"{name}_{split}.jsonl", rows))
             merged += rows
         written.append(_write(folder / f"all_{split}.jsonl", merged))

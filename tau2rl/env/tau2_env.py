@@ -1,17 +1,17 @@
-"""What an attempt is played in: its environment, as the settings say, and what is loaded before the first one."""
+"""One conversation on a tau2 task as `types.Env`: opened, stepped and closed on the event loop, with a deadline for each wait."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 from tau2rl.config import LimitsConfig, UserConfig
+from tau2rl.env.agent_bridge import Broke, Ended, Event, Observed, assistant_message
 from tau2rl.env.domain import Domain, domain, keep_what_is_loaded
-from tau2rl.env.simulation import Broke, Ended, Event, Observed, Session, assistant_message
+from tau2rl.env.simulation import Simulation
 from tau2rl.env.tasks import judged_by
 from tau2rl.env.user_simulator import make_user
 from tau2rl.errors import EnvironmentFailure, TaskFailure, UserSimulatorFailure
@@ -21,31 +21,24 @@ from tau2rl.types import Actions, Attempt, CallTool, ChatCodec, EnvTime, Grade, 
 CUT_OFF = "done"  # the gym's own stop tool: ends the conversation and has it graded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvLimits:
-    """The env's part of the limits: `EnvLimits(max_steps=100, step_timeout_seconds=300, grade_timeout_seconds=120)`."""
-
-    max_steps: int = 100
-    step_timeout_seconds: float = 300.0
-    grade_timeout_seconds: float = 120.0
-
-
 class Tau2Env:
     """One conversation on one task (`types.Env`). Single use.
 
-    `make_user` gives tau2's side of the simulated user for a session; see `users.py`.
+    `make_user` gives the user simulator of a simulation; see `user_simulator.py`.
     """
 
-    def __init__(self, task: TaskRef, *, make_user: Callable[[Session], Any], limits: EnvLimits | None = None) -> None:
+    def __init__(self, task: TaskRef, *, make_user: Callable[[Simulation], Any], limits: LimitsConfig | None = None) -> None:
         self._ref = task
         self._domain: Domain = domain(task.domain)
-        self._limits = limits or EnvLimits()
+        self._limits = limits or LimitsConfig()
         self._task = self._domain.task(task)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._coming: asyncio.Future[Event]  # the event that the session owes us
-        self._session = Session(self._domain, self._task, max_steps=self._limits.max_steps, user=make_user, deliver=self._deliver)
+        self._coming: asyncio.Future[Event]  # the event that the simulation owes us
+        self._simulation = Simulation(
+            self._domain, self._task, max_steps=self._limits.max_steps, user=make_user, deliver=self._deliver
+        )
         self._calls = 0
-        self._seconds = 0.0  # waiting for the session
+        self._seconds = 0.0  # waiting for the simulation
         self._ended: Ended | None = None
         self._broken = False
         if judged := judged_by(self._task):
@@ -56,9 +49,9 @@ class Tau2Env:
         self._loop = asyncio.get_running_loop()
         self._coming = self._loop.create_future()
         began = monotonic()
-        if not self._session.start_at_once():
+        if not self._simulation.start_at_once():
             # Starting a thread waits until it runs, and it begins with heavy work: not on the event loop.
-            await asyncio.to_thread(self._session.start)
+            await asyncio.to_thread(self._simulation.start)
         self._seconds += monotonic() - began
         event = await self._next(self._limits.step_timeout_seconds)
         if isinstance(event, Ended):
@@ -85,7 +78,7 @@ class Tau2Env:
         """
         if not grade or self._ended or self._broken or self._loop is None:
             self._broken = self._broken or not self._ended
-            self._session.abandon()
+            self._simulation.abandon()
             return grade_from_tau2(self._ended.reward_info) if self._ended else None
         self._act(assistant_message("", [("cut_off", CUT_OFF, {})]))
         event = await self._next(self._limits.grade_timeout_seconds)
@@ -95,14 +88,14 @@ class Tau2Env:
 
     @property
     def user_usage(self) -> Usage:
-        """What the simulated user has cost so far."""
-        return getattr(self._session.user, "usage", Usage())
+        """What the user simulator has cost so far."""
+        return getattr(self._simulation.user, "usage", Usage())
 
     @property
     def time(self) -> EnvTime:
         """What it has taken so far. CPU time is known up to the last answer: that of a thread which hangs is not."""
-        session = self._session
-        return EnvTime(seconds=self._seconds, user_seconds=session.user_seconds, cpu_seconds=session.cpu_seconds)
+        played = self._simulation
+        return EnvTime(seconds=self._seconds, user_seconds=played.user_seconds, cpu_seconds=played.cpu_seconds)
 
     @property
     def db_hashes(self) -> tuple[str | None, str | None]:
@@ -112,12 +105,12 @@ class Tau2Env:
     @property
     def trajectory(self) -> list[dict[str, Any]]:
         """Every message of both sides as JSON values, in tau2's own layout: what an official replay needs."""
-        return [message.model_dump(mode="json", exclude_none=True) for message in self._session.trajectory]
+        return [message.model_dump(mode="json", exclude_none=True) for message in self._simulation.trajectory]
 
     def _act(self, message: Any) -> None:
         assert self._loop is not None
         self._coming = self._loop.create_future()
-        self._session.act(message)
+        self._simulation.act(message)
 
     async def _next(self, seconds: float) -> Observed | Ended:
         began = monotonic()
@@ -126,13 +119,13 @@ class Tau2Env:
                 event = await self._coming
         except TimeoutError:
             self._broken = True
-            self._session.abandon()
-            doing = self._session.doing
+            self._simulation.abandon()
+            doing = self._simulation.doing
             kind = UserSimulatorFailure if "user" in doing else EnvironmentFailure
             raise kind(f"no answer within {seconds:g} s while {doing}") from None
         except asyncio.CancelledError:
             self._broken = True
-            self._session.abandon()
+            self._simulation.abandon()
             raise
         finally:
             self._seconds += monotonic() - began
@@ -190,9 +183,4 @@ def warm_up(names: Iterable[str], codec: ChatCodec) -> None:
 
 def make_env(attempt: Attempt, *, user: UserConfig, limits: LimitsConfig) -> Tau2Env:
     """A fresh environment of the attempt's task. Raises TaskFailure (it cannot be played) or UserError (there is none)."""
-    cut = EnvLimits(
-        max_steps=limits.max_steps,
-        step_timeout_seconds=limits.step_timeout_seconds,
-        grade_timeout_seconds=limits.grade_timeout_seconds,
-    )
-    return Tau2Env(attempt.task, make_user=make_user(user, seed=attempt.seed), limits=cut)
+    return Tau2Env(attempt.task, make_user=make_user(user, seed=attempt.seed), limits=limits)

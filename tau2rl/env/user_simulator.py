@@ -1,54 +1,50 @@
-"""What an evaluation stood on: the tau2 that ran, the hashes of its data, and who played the user."""
+"""Who plays the user of an episode; and the LLM user simulator: tau2's, with a deadline a call, retries and checked answers."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import threading
+import json
+import random
+import time
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-from pydantic import PrivateAttr
+from typing import Any
 
 from tau2rl.config import UserConfig
-from tau2rl.env import threads
+from tau2rl.env.chat_client import ChatError, chat_client, is_direct
 from tau2rl.env.scripted_user import LineUser, ScriptedUser, has_lines
-from tau2rl.env.simulation import Session
+from tau2rl.env.simulation import Simulation
+from tau2rl.env.user_answer import UnusableAnswer, read_answer, usage_of
 from tau2rl.errors import UserError, UserSimulatorFailure
-from tau2rl.settings import api_key, litellm_options
+from tau2rl.settings import api_key
 from tau2rl.types import Usage, derive_seed
 
-from tau2.data_model.message import UserMessage  # isort: skip
-from collections.abc import Iterable
-
-from tau2.user.base import UserState
+from tau2.data_model.message import AssistantMessage, MultiToolMessage, UserMessage
 from tau2.user.user_simulator import UserSimulator
 
-from tau2rl.env.domain import domain
-from tau2rl.env.package import installed
-
-T = TypeVar("T")
-CALL = "user simulator call"  # the name of its thread
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
 
 
-def make_user(config: UserConfig, *, seed: int) -> Callable[[Session], UserSimulator]:
+def make_user(config: UserConfig, *, seed: int) -> Callable[[Simulation], UserSimulator]:
     """The user of one episode, as `Tau2Env` takes it. `seed` reaches the user model's sampling."""
 
-    def make(session: Session) -> UserSimulator:
+    def make(simulation: Simulation) -> UserSimulator:
         match config.kind:
+            case "scripted" if has_lines(simulation.task):
+                return LineUser(simulation)
             case "scripted":
-                return LineUser(session) if has_lines(session.task) else ScriptedUser(session, patience=config.max_stalled_turns)
+                return ScriptedUser(simulation, max_stalled_turns=config.max_stalled_turns)
             case "llm":
-                return LlmUser(session, config, seed=derive_seed(seed, "user"))
+                return LlmUser(simulation, config, seed=derive_seed(seed, "user"))
 
     return make
 
 
 def check_key(config: UserConfig) -> None:
-    """Raises UserError when the user model's key is missing, as far as litellm can tell without a call."""
+    """Raises UserError when the user model's key is missing, as far as it can be told without a call."""
+    key = api_key(config.model, config.api_base, config.api_key_env)
+    if is_direct(config):
+        return
     import litellm  # takes seconds, which the first call would have less of before its deadline
 
-    key = api_key(config.model, config.api_base, config.api_key_env)
     if key or config.api_base:
         return
     missing = litellm.validate_environment(model=config.model).get("missing_keys") or []
@@ -59,147 +55,79 @@ def check_key(config: UserConfig) -> None:
         )
 
 
-def user_identity(config: UserConfig) -> dict[str, Any]:
-    """What decides how the user talks: model, temperature, and a hash of tau2's simulator prompts."""
-    if config.kind == "scripted":
-        return {"kind": "scripted", "max_stalled_turns": config.max_stalled_turns}
-    from tau2.user.user_simulator import SYSTEM_PROMPT, get_global_user_sim_guidelines
-
-    prompts = SYSTEM_PROMPT + get_global_user_sim_guidelines(use_tools=False) + get_global_user_sim_guidelines(use_tools=True)
-    return {
-        "kind": "llm",
-        "model": config.model,
-        "temperature": config.temperature,
-        "prompt": hashlib.sha256(prompts.encode()).hexdigest()[:16],
-    }
-
-
 class LlmUser(UserSimulator):
-    """tau2's user simulator (its prompt, its tools, its role flipping) with a deadline a call, retries, and checked answers.
+    """tau2's user simulator: its prompt, its tools, its roles, and the same requests on the wire.
 
-    An answer that no user can give (nothing at all, a tool that the user does not have, the agent's tool-call markup) is
-    asked for again; when it keeps coming the episode is FAILED with fault `user`.
+    An answer that no user can give (`user_answer.py`) is asked for again with another seed, as is one that does not come; when
+    that goes on, the episode is FAILED with fault `user`.
     """
 
-    def __init__(self, session: Session, config: UserConfig, *, seed: int) -> None:
-        tools = session.loaded.user_tools
-        arguments: dict[str, Any] = {
-            "temperature": config.temperature,
-            "timeout": config.timeout_seconds,
-            "num_retries": 0,  # retries are ours, so that each has its deadline and its own seed
-            "seed": seed,
-            **litellm_options(),
-        }
-        if config.api_base:
-            arguments["api_base"] = config.api_base
-        if key := api_key(config.model, config.api_base, config.api_key_env):
-            arguments["api_key"] = key
-        super().__init__(tools=tools, instructions=session.task.user_scenario, llm=config.model, llm_args=arguments)  # pyright: ignore[reportArgumentType]
+    def __init__(self, simulation: Simulation, config: UserConfig, *, seed: int) -> None:
+        loaded = simulation.loaded
+        super().__init__(tools=loaded.user_tools, instructions=simulation.task.user_scenario, llm=config.model)  # pyright: ignore[reportArgumentType]
         self.usage = Usage()
-        self._session = session
         self._config = config
-        self._tool_names = {tool.name for tool in tools or ()}
-
-    def get_init_state(self, message_history: list[Any] | None = None) -> UserState:
-        """tau2's, which flips a message once and not at every turn again."""
-        state = super().get_init_state(message_history)
-        return _FlippedOnce(system_messages=state.system_messages, messages=state.messages)
+        self._client = chat_client(config, aside=simulation.aside)
+        self._seed = seed
+        self._tools = list(loaded.user_tool_schemas)
+        self._tool_names = frozenset(tool["function"]["name"] for tool in self._tools)
+        self._sent: list[dict[str, Any]] = []  # the messages of a state as the model sees them, each made once
+        self._heard = ""  # what the agent said last
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
         """The user's answer, checked. Raises UserSimulatorFailure."""
+        state.messages.extend(message.tool_messages if isinstance(message, MultiToolMessage) else [message])
+        if isinstance(message, AssistantMessage):
+            self._heard = message.content or ""
+        answer = self._ask(self._request(state))
+        state.messages.append(answer)
+        return answer, state
+
+    def _request(self, state: Any) -> dict[str, Any]:
+        self._sent += map(as_sent, state.messages[len(self._sent) :])
+        system = [{"role": "system", "content": message.content} for message in state.system_messages]
+        tools = {"tools": self._tools, "tool_choice": "auto"} if self._tools else {}
+        return {"messages": [*system, *self._sent], "temperature": self._config.temperature, **tools}
+
+    def _ask(self, request: dict[str, Any]) -> UserMessage:
         problem = ""
-        for attempt in range(1 + self._config.retries):
-            if attempt:
-                self.llm_args["seed"] += 1  # the same seed would get the same answer
-            # Each call has its own history: one that is left behind at its deadline may still write into it.
-            trial = state.model_copy(update={"messages": list(state.messages)})
+        for tries in range(1 + self._config.retries):
             try:
-                call = functools.partial(super().generate_next_message, message, trial)
-                answer, trial = _within(self._config.timeout_seconds, functools.partial(self._session.aside, call))
-            except Exception as error:  # noqa: BLE001 - litellm raises whatever a server or a broken answer brings; none of it is the agent's doing
-                problem = f"{type(error).__name__}: {_first_line(error)}"
-                continue
-            self.usage = self.usage + _usage(answer)
-            problem = self._fault_of(answer)
-            if not problem:
-                return answer, trial
-        raise UserSimulatorFailure(
-            f"the user simulator `{self._config.model}` failed {1 + self._config.retries} times: {problem}"
-        )
+                answer = self._client.complete({**request, "seed": self._seed}, seconds=self._config.timeout_seconds)
+                self.usage += usage_of(answer.body) + Usage(cost_usd=answer.cost_usd)
+                return read_answer(answer.body, tools=self._tool_names, heard=self._heard, cost_usd=answer.cost_usd)
+            except UnusableAnswer as error:
+                problem = str(error)
+            except ChatError as error:
+                problem = str(error)
+                if not error.retry:
+                    raise UserSimulatorFailure(f"the user model `{self._config.model}` refused the request: {problem}") from None
+                if tries < self._config.retries:
+                    time.sleep(self._pause_seconds(tries, error.wait_seconds))
+            self._seed += 1  # the same seed would get the same answer
+        tried = 1 + self._config.retries
+        raise UserSimulatorFailure(f"the user model `{self._config.model}` gave no usable answer in {tried} tries: {problem}")
 
-    def _fault_of(self, answer: UserMessage) -> str:
-        for call in answer.tool_calls or ():
-            if call.name not in self._tool_names:
-                return f"it called `{call.name}`, a tool that this user does not have"
-        if not answer.tool_calls and not answer.has_text_content():
-            return "its answer was empty"
-        if answer.content and "<tool_call>" in answer.content:
-            return "it wrote a tool call as text"
-        return ""
+    def _pause_seconds(self, tries: int, wanted: float | None) -> float:
+        """What the server asked for, no longer than a call may take; else a pause that doubles, half of it at random."""
+        if wanted is not None:
+            return min(wanted, self._config.timeout_seconds)
+        return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**tries) * random.uniform(0.5, 1.0)
 
 
-class _FlippedOnce(UserState):
-    """A user's history of a conversation that only grows, with what tau2 made of it for the user model so far."""
+def as_sent(message: Any) -> dict[str, Any]:
+    """A message of the conversation as the user model sees it: the user is the assistant, the agent is the user.
 
-    _flipped: list[Any] = PrivateAttr(default_factory=list)
-
-    def flip_roles(self) -> list[Any]:
-        """tau2's: the user's messages as the model's own, and the agent's as those of its user."""
-        new = UserState.model_construct(system_messages=[], messages=self.messages[len(self._flipped) :])
-        # Another list, not a longer one: a call that was left behind at its deadline may be at work on that.
-        self._flipped = [*self._flipped, *new.flip_roles()]
-        return list(self._flipped)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).partition("Traceback")[0].strip()  # litellm puts whole tracebacks into its messages
-    return (text.splitlines() or [""])[0][:300]
-
-
-def _usage(answer: UserMessage) -> Usage:
-    usage = answer.usage or {}
-    return Usage(
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cost_usd=answer.cost or 0.0,
-    )
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of `call`, or TimeoutError after so many seconds.
-
-    A client's own timeout counts from byte to byte, so a server that drips holds it for ever; this one counts from the
-    start. The thread that overran is left behind as a daemon.
+    What tau2's `flip_roles`, `to_litellm_messages` and litellm make of it together.
     """
-    outcome: list[Callable[[], T]] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            result = call()
-            outcome.append(lambda: result)
-        except Exception as error:  # noqa: BLE001 - carried over to the caller below
-            outcome.append(lambda error=error: _raise(error))
-        finally:
-            done.set()
-
-    if not threads.hand_over(run, name=CALL):
-        threads.start(run, name=CALL)
-    if not done.wait(seconds):
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return outcome[0]()
-
-
-def _raise(error: Exception) -> Any:
-    raise error
-
-
-def bench_identity(domains: Iterable[str], user: UserConfig) -> dict[str, Any]:
-    """The bench's part of `environment.json`, JSON-ready."""
-    package = installed()
-    return {
-        "tau2": {"distribution": package.distribution, "version": package.version},
-        "data": {name: domain(name).hashes() for name in dict.fromkeys(domains)},
-        "user": user_identity(user),
-        "judge": None,  # no task of the pinned data is graded by a model
-    }
+    if isinstance(message, AssistantMessage):
+        return {"role": "user", "content": message.content}
+    if isinstance(message, UserMessage):
+        calls = [
+            {"id": c.id, "name": c.name, "function": {"name": c.name, "arguments": json.dumps(c.arguments)}, "type": "function"}
+            for c in message.tool_calls or ()
+        ]
+        sent = {"role": "assistant", "content": message.content, "tool_calls": calls or None}
+    else:
+        sent = {"role": "tool", "content": message.content, "tool_call_id": message.id}
+    return {name: value for name, value in sent.items() if value is not None}

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from tau2rl import settings
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, dump
-from tau2rl.env.lazy_litellm import put_off
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.runs.files import write_json
@@ -172,5 +171,4 @@ def _to_stderr(text: str) -> None:
 
 
 if __name__ == "__main__":
-    put_off()
     sys.exit(main(sys.argv[1:]))

@@ -15,9 +15,10 @@ from typing import Any
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.data.task_sampling import outcome as outcome_of
+from tau2rl.env.identity import env_identity
 from tau2rl.env.tasks import refuse_held_out, refuse_leak, select
 from tau2rl.env.tau2_env import warm_up
-from tau2rl.env.user_simulator import bench_identity, check_key
+from tau2rl.env.user_simulator import check_key
 from tau2rl.recipes.rounds import Player, Round, Tasks, first_index
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
@@ -54,7 +55,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
     parent = described_checkpoint(start)
     codec = make_codec(config.chat)
     warm_up(config.tasks.domains, codec)
-    bench = bench_identity(config.tasks.domains, config.user)
+    bench = env_identity(config.tasks.domains, config.user)
     stands_on = environment(config, bench, {"chat": fingerprint(codec), "parent": parent["sha256"]})
     folder.write_environment(stands_on)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)

@@ -13,9 +13,10 @@ from tau2rl.chat import fingerprint, make_codec
 from tau2rl.env.audit import POLICIES, solved_by
 from tau2rl.env.domain import domain
 from tau2rl.env.gold import gold_actions
+from tau2rl.env.identity import env_identity
 from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
-from tau2rl.env.user_simulator import bench_identity, check_key
+from tau2rl.env.user_simulator import check_key
 from tau2rl.recipes.agents import describe_agent, open_players
 from tau2rl.reward.presets import RewardSpec, spec_from
 from tau2rl.rollout.concurrency import open_pace
@@ -60,7 +61,7 @@ def prepare(config: Plays, progress: Progress) -> Prepared:
         codec=codec,
         chat=fingerprint(codec),
         agent=describe_agent(config, codec),
-        identity=bench_identity(config.tasks.domains, config.user),
+        identity=env_identity(config.tasks.domains, config.user),
     )
 
 

@@ -18,8 +18,9 @@ from tau2rl import settings
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import GrpoConfig, SftConfig, dump
+from tau2rl.env.identity import env_identity
 from tau2rl.env.tasks import refuse_held_out, refuse_leak, select, write_prompts
-from tau2rl.env.user_simulator import bench_identity, check_key
+from tau2rl.env.user_simulator import check_key
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.report.cost import account
 from tau2rl.runs.files import write_json
@@ -168,7 +169,7 @@ def _stand_on(
         inputs["data"] = described(config.data.files)
         known["data"] = [file["sha256"] for file in inputs["data"]]
     else:
-        bench = bench_identity(config.tasks.domains, job.user_config(config, CUSTOMER_ELSEWHERE))
+        bench = env_identity(config.tasks.domains, job.user_config(config, CUSTOMER_ELSEWHERE))
         known["chat"] = fingerprint(make_codec(config.chat))
     recorded = {"slime": {"root": str(config.slime.root), "commit": machine.slime_commit}}
     stands_on = environment(asked, bench, known, recorded=recorded)

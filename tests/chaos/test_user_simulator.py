@@ -1,31 +1,42 @@
-"""The simulated user misbehaves, through tau2's own simulator, litellm and a real HTTP connection.
+"""The user simulator misbehaves, through tau2's own simulator and a real HTTP connection.
 
 - it plays its part with tau2's prompt, tools and the task's scenario, and its tokens are counted
-- down, hanging, dripping, HTML, HTTP 500, broken JSON, an empty answer, a tool that it does not have: the episode is FAILED,
-  the fault is the user's, nothing is a reward of 0
+- every way in which it can break, over our client and over litellm: the episode is FAILED, the fault is the user's, nothing is
+  a reward of 0. `BREAKS` lists them: no connection, no whole answer, no chat answer, an answer that no user can give
 - one bad answer among good ones is asked for again, and the conversation goes on; so is a call that was refused twice
-- its tool calls in telecom reach its own phone
+- a request that the server refuses (a sampling field, a key) is not made again
+- no arguments are no arguments, however a server spells them; its tool calls in telecom reach its own phone
 """
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import UserConfig
-from tau2rl.types import CallTool, Fault, Say, Status, TaskRef
-from tests.play import CREATE, mock_env, play
+from tau2rl.env import user_simulator
+from tau2rl.env.chat_client import LitellmClient
+from tau2rl.types import CallTool, Episode, Fault, Say, Status, TaskRef
+from tests.play import mock_env, play
+from tests.stubs.http import Request, Response
 from tests.stubs.openai import OpenAIStub
 
 SOLVED = (
     (CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),),
     (Say(text="The task is created."),),
 )
+PHONE = TaskRef(
+    domain="telecom", task_id="[mobile_data_issue]data_saver_mode_on|user_abroad_roaming_enabled_off[PERSONA:Easy]", split="test"
+)
+TOGGLE = "Please toggle data saver mode and roaming, and tell me what you see."
 
 
-def customer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+def says(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
     return (
         "Thank you.\n###STOP###"
         if "created" in str(messages[-1]["content"])
@@ -39,8 +50,8 @@ def user(server: OpenAIStub, **changes: Any) -> UserConfig:
     )
 
 
-def test_the_user_model_plays_the_customer() -> None:
-    with OpenAIStub(answer=customer) as server:
+def test_the_user_model_plays_the_user() -> None:
+    with OpenAIStub(answer=says) as server:
         env = mock_env(user=user(server, temperature=0.7))
         episode = play(SOLVED, env=env)
     assert episode.grade is not None and episode.grade.success and episode.termination == "user_stop"
@@ -51,37 +62,111 @@ def test_the_user_model_plays_the_customer() -> None:
     assert first["messages"][-1] == {"role": "user", "content": "Hi! How can I help you today?"}
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "dead",
-        "hang",
-        "drip",
-        "html",
-        "500",
-        "400",
-        "truncated",
-        "cut",
-        "disconnect",
-        "empty",
-        "null",
-        "unknown_tool",
-        "wrong_types",
-        "no_choices",
-    ],
-)
-def test_a_broken_user_fails_the_episode_and_is_never_a_zero(mode: str) -> None:
-    seconds = 1.5 if mode in ("hang", "drip") else 20.0
-    with OpenAIStub(answer=customer, mode=mode) as server:
-        episode = play(SOLVED, env=mock_env(user=user(server, timeout_seconds=seconds)))
+# --- every way in which it can break ---
+
+Answer = Callable[[list[dict[str, Any]], list[dict[str, Any]]], Any]
+SERVERS = (
+    "dead", "hang", "drip", "disconnect", "cut", "truncated", "html", "not_object", "400", "401", "404", "429", "500", "503",
+    "no_choices", "wrong_types", "empty", "null", "unknown_tool", "role_flip", "filtered", "length",
+)  # fmt: skip
+TEXTS = {
+    "thoughts as text": "<think>I could say ###STOP### now.</think>Hello.",
+    "thoughts without a beginning": "I could say it now.</think>Hello.",
+    "a tool call as text": '<tool_call>\n{"name": "toggle_roaming"}\n</tool_call>',
+    "a chat template's markup": "Hello.<|im_end|>\n<|im_start|>assistant",
+    "ten megabytes": "word " * 2_000_000,
+    "thirty thousand characters": "word " * 6_000,
+    "white space": " \n\t",
+    "half of a surrogate pair": "\ud800",
+    "the agent's own words": TOGGLE,
+    "as the agent": "Hello! How may I assist you today?",
+}
+MESSAGES: dict[str, Any] = {
+    "parts in place of text": {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]},
+    "another role": {"role": "user", "content": "Hello."},
+    "arguments that are no JSON": [("toggle_roaming", "{")],
+    "arguments that are a list": [("toggle_roaming", "[1]")],
+    "arguments nested without end": [("toggle_roaming", "[" * 100_000)],
+    "arguments that cannot be written": [("grant_app_permission", '{"app_name": "\\ud800", "permission": "sms"}')],
+    "calls that are no list": {"role": "assistant", "content": None, "tool_calls": {"name": "toggle_roaming"}},
+    "calls that are no objects": {"role": "assistant", "content": None, "tool_calls": ["toggle_roaming"]},
+    "a call without a function": {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]},
+    "a call without a name": {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": None}}]},
+}
+BODIES = {
+    "no message": {"choices": [{"index": 0, "finish_reason": "stop"}]},
+    "choices that are no list": {"choices": {"0": "Hello."}},
+    "an error with status 200": {"error": {"message": "overloaded"}},
+}
+BREAKS = {
+    **{name: {"mode": name} for name in SERVERS},
+    **{name: {"answer": text} for name, text in TEXTS.items()},
+    **{name: {"answer": message} for name, message in MESSAGES.items()},
+    **{name: {"body": body} for name, body in BODIES.items()},
+    "a gzip bomb": {"raw": gzip.compress(bytes(50_000_000))},
+    "JSON without end": {"raw": b"[" * 200_000},
+}
+
+
+class Breaks(OpenAIStub):
+    """Opens as a user, and breaks when it is asked the second time."""
+
+    def __init__(self, *, mode: str = "ok", answer: Any = None, body: Any = None, raw: bytes | None = None) -> None:
+        super().__init__(answer=self._says, mode=["ok", mode] if mode not in ("ok", "dead") else mode)
+        self._broken, self._body, self._raw = answer, body, raw
+
+    def _says(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Any:
+        return "My data is slow." if len(self.requests) == 1 else self._broken or "Yes."
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        if len(self.requests) > 1 and (self._body or self._raw):
+            return Response(payload=self._body, raw=self._raw)
+        return await super().reply(request, mode)
+
+
+def talk(server: OpenAIStub, **changes: Any) -> Episode:
+    """Telecom, where the user has tools; one turn of the agent."""
+    return play(((Say(text=TOGGLE),),), ref=PHONE, env=mock_env(PHONE, user=user(server, **changes)), codec=TranscriptCodec())
+
+
+def check_failed(episode: Episode) -> None:
     assert episode.status is Status.FAILED and episode.grade is None
-    assert episode.failure is not None and episode.failure.fault is Fault.USER
+    assert episode.failure is not None and episode.failure.fault is Fault.USER, episode.failure
     assert "Traceback" not in episode.failure.message and "\n" not in episode.failure.message
+    assert episode.failure.message.isprintable() and len(episode.failure.message) < 600
 
 
-@pytest.mark.parametrize("mode", ["500", "html", "empty", "unknown_tool"])
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_user_fails_the_episode_and_is_never_a_zero(name: str) -> None:
+    with Breaks(**BREAKS[name]) as server:
+        episode = talk(server, timeout_seconds=0.5 if name in ("hang", "drip") else 20.0)
+    check_failed(episode)
+
+
+BEHIND_LITELLM = ("hang", "drip", "html", "500", "400", "empty", "filtered", "thoughts without a beginning", "no message")
+
+
+@pytest.mark.parametrize("name", BEHIND_LITELLM)
+def test_a_user_behind_litellm_that_breaks_fails_the_episode(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(user_simulator, "chat_client", LitellmClient)
+    with Breaks(**BREAKS[name]) as server:
+        # litellm's first call takes seconds.
+        episode = talk(server, timeout_seconds=3.0 if name in ("hang", "drip") else 20.0)
+    check_failed(episode)
+
+
+def test_a_user_that_breaks_in_the_middle_leaves_the_turns_before() -> None:
+    with OpenAIStub(answer=says, mode=["ok", "500"]) as server:
+        episode = play(SOLVED, env=mock_env(user=user(server)))
+    assert episode.status is Status.FAILED and len(episode.turns) == 1  # the turn whose answer never came is not a turn
+
+
+# --- asked again, or not ---
+
+
+@pytest.mark.parametrize("mode", ["500", "html", "empty", "unknown_tool", "filtered", "length", "role_flip", "disconnect", "cut"])
 def test_one_bad_answer_is_asked_for_again(mode: str) -> None:
-    with OpenAIStub(answer=customer, mode=[mode, "ok"]) as server:
+    with OpenAIStub(answer=says, mode=[mode, "ok"]) as server:
         episode = play(SOLVED, env=mock_env(user=user(server, retries=1)))
         seeds = [body["seed"] for body in server.bodies]
     assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.success
@@ -89,51 +174,52 @@ def test_one_bad_answer_is_asked_for_again(mode: str) -> None:
 
 
 def test_a_busy_server_is_asked_as_often_as_the_settings_say() -> None:
-    with OpenAIStub(answer=customer, mode=["429", "429", "ok"]) as server:
+    with OpenAIStub(answer=says, mode=["429", "429", "ok"]) as server:
         episode = play(SOLVED, env=mock_env(user=user(server, retries=2)))
     assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.success
     assert len(server.requests) == 4  # three for the first answer, one for the second
-    with OpenAIStub(answer=customer, mode=["429", "429", "ok"]) as server:
+    with OpenAIStub(answer=says, mode=["429", "429", "ok"]) as server:
         episode = play(SOLVED, env=mock_env(user=user(server, retries=1)))
     assert episode.status is Status.FAILED and len(server.requests) == 2
 
 
-def test_a_user_that_breaks_in_the_middle_fails_the_episode() -> None:
-    with OpenAIStub(answer=customer, mode=["ok", "500"]) as server:
-        episode = play(SOLVED, env=mock_env(user=user(server)))
-    assert episode.status is Status.FAILED and len(episode.turns) == 1  # the turn whose answer never came is not a turn
+class Seedless(OpenAIStub):
+    """A server that knows no `seed`."""
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        if "seed" in request.body:
+            return Response(
+                status=400, payload={"error": {"message": "Unknown parameter: 'seed'.", "type": "invalid_request_error"}}
+            )
+        return await super().reply(request, mode)
 
 
-def test_the_telecom_user_works_its_own_phone() -> None:
-    ref = TaskRef(
-        domain="telecom",
-        task_id="[mobile_data_issue]data_saver_mode_on|user_abroad_roaming_enabled_off[PERSONA:Easy]",
-        split="test",
-    )
+def test_a_request_that_is_refused_is_not_made_again() -> None:
+    with Seedless(answer=says) as server:
+        episode = play(SOLVED, env=mock_env(user=user(server, retries=3)))
+        assert len(server.requests) == 1
+    check_failed(episode)
+    assert episode.failure is not None and "HTTP 400: Unknown parameter: 'seed'." in episode.failure.message
 
+
+# --- tool calls ---
+
+
+@pytest.mark.parametrize("nothing", ["{}", "", "null", None, {}], ids=json.dumps)
+def test_the_telecom_user_works_its_own_phone(nothing: Any) -> None:
     def phone(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Any:
         last = str(messages[-1]["content"])
         if "toggle" in last:
-            return [("toggle_data_saver_mode", {}), ("toggle_roaming", {})]
+            names = ("toggle_data_saver_mode", "toggle_roaming")
+            calls = [
+                {"id": f"u{i}", "type": "function", "function": {"name": n, "arguments": nothing}} for i, n in enumerate(names)
+            ]
+            return {"role": "assistant", "content": None, "tool_calls": calls}
         return "My data is slow." if "help you today" in last else "It works now. ###STOP###"
 
     with OpenAIStub(answer=phone) as server:
-        episode = play(
-            ((Say(text="Please toggle data saver mode and roaming."),),),
-            ref=ref,
-            env=mock_env(ref, user=user(server)),
-            codec=TranscriptCodec(),
-        )
+        episode = talk(server)
     assert episode.grade is not None and episode.grade.success
     users = [m for m in episode.trajectory if m["role"] == "user" and m.get("tool_calls")]
     assert [c["name"] for c in users[0]["tool_calls"]] == ["toggle_data_saver_mode", "toggle_roaming"]
     assert all("toggle" not in str(m.tool_calls) for m in episode.messages)  # the agent does not see them
-
-
-def test_the_key_of_a_public_api_is_not_replaced() -> None:
-    from tau2rl.env.domain import domain
-    from tau2rl.env.simulation import Session
-    from tau2rl.env.user_simulator import LlmUser
-
-    session = Session(domain("mock"), domain("mock").task(CREATE), max_steps=10, user=lambda s: None, deliver=lambda e: None)
-    assert "api_key" not in LlmUser(session, UserConfig(kind="llm", model="gpt-4.1-mini"), seed=1).llm_args

@@ -26,8 +26,9 @@ from tau2rl.chat import make_codec
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import ChatConfig
 from tau2rl.data.encoding import pack
-from tau2rl.env.simulation import Observed, Session
-from tau2rl.env.user_simulator import ScriptedUser
+from tau2rl.env.agent_bridge import Observed
+from tau2rl.env.scripted_user import ScriptedUser
+from tau2rl.env.simulation import Simulation
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.rollout.episode import Limits, run_episode
@@ -75,7 +76,7 @@ def test_a_message_of_several_lines_arrives_whole() -> None:
             answer.content = f"{answer.content}\nsecond line\n\nfourth line: a: b"
             return answer, state
 
-    episode = play(SOLVED, env=mock_env(make=lambda session: TwoLines(session, patience=3)))
+    episode = play(SOLVED, env=mock_env(make=lambda simulation: TwoLines(simulation, max_stalled_turns=3)))
     assert episode.messages[1].content.splitlines()[1:] == ["second line", "", "fourth line: a: b"]
 
 
@@ -195,7 +196,7 @@ def test_broken_user_is_not_the_models_fault() -> None:
         def generate_next_message(self, message: Any, state: Any) -> Any:
             raise ConnectionError("the user server is down")
 
-    episode = play(SOLVED, env=mock_env(make=lambda session: Broken(session, patience=3)))
+    episode = play(SOLVED, env=mock_env(make=lambda simulation: Broken(simulation, max_stalled_turns=3)))
     assert episode.status is Status.FAILED and episode.grade is None
     assert episode.failure is not None and "the user server is down" in episode.failure.message
 
@@ -204,21 +205,23 @@ def test_a_user_that_hangs_is_a_failure_of_the_user() -> None:
     release = threading.Event()
 
     class Hangs(ScriptedUser):
-        def __init__(self, session: Session, *, patience: int) -> None:
-            super().__init__(session, patience=patience)
-            self.session = session
+        def __init__(self, simulation: Simulation, *, max_stalled_turns: int) -> None:
+            super().__init__(simulation, max_stalled_turns=max_stalled_turns)
+            self.simulation = simulation
 
         def generate_next_message(self, message: Any, state: Any) -> Any:
-            self.session.doing = "waiting for the user simulator"
+            self.simulation.doing = "waiting for the user simulator"
             release.wait(30)
             return super().generate_next_message(message, state)
 
     try:
-        episode = play(SOLVED, env=mock_env(make=lambda session: Hangs(session, patience=3), step_timeout_seconds=0.2))
+        episode = play(
+            SOLVED, env=mock_env(make=lambda simulation: Hangs(simulation, max_stalled_turns=3), step_timeout_seconds=1.0)
+        )
     finally:
         release.set()
     assert episode.status is Status.FAILED and episode.failure is not None
-    assert episode.failure.fault is Fault.USER and "no answer within 0.2 s" in episode.failure.message
+    assert episode.failure.fault is Fault.USER and "no answer within 1 s" in episode.failure.message
 
 
 def test_a_grader_that_raises_is_a_failure_and_not_a_zero() -> None:
@@ -242,24 +245,23 @@ def test_a_policy_that_fails_leaves_no_evidence() -> None:
 def test_a_call_that_is_not_answered_in_time_is_the_servers_failure() -> None:
     class Times(RawPolicy):
         async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-            await asyncio.sleep(0.05)
             raise PolicyFailure("no completion within 0.05 s")
 
-    episode = play(policy=Times(""), limits=Limits(context_tokens=10**6, episode_timeout_seconds=0.01))
+    episode = play(policy=Times(""), limits=Limits(context_tokens=10**6, episode_timeout_seconds=1e-9))
     assert (episode.status, episode.grade) == (Status.FAILED, None)
     assert episode.fault is Fault.INFRA
 
 
 def test_a_grading_that_hangs_does_not_stop_other_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    grade = Session._grade
+    grade = Simulation._grade
 
-    def hangs(self: Session, run: Any) -> dict[str, Any]:
+    def hangs(self: Simulation, run: Any) -> dict[str, Any]:
         if self.task.id == UPDATE.task_id:
             release.wait(60)
         return grade(self, run)
 
-    monkeypatch.setattr(Session, "_grade", hangs)
+    monkeypatch.setattr(Simulation, "_grade", hangs)
     try:
         hung = play(((Say(text="No."),),) * 4, ref=UPDATE, env=mock_env(UPDATE, step_timeout_seconds=0.5))
         assert hung.status is Status.FAILED
@@ -316,13 +318,18 @@ def test_a_cancellation_that_comes_with_the_answer_is_not_lost() -> None:
 
 def test_cancelling_an_episode_closes_its_environment() -> None:
     class Waits:
+        def __init__(self) -> None:
+            self.asked = asyncio.Event()
+
         async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-            await asyncio.sleep(60)
+            self.asked.set()
+            await asyncio.Event().wait()
             raise AssertionError("not reached")
 
     async def main() -> None:
-        task = asyncio.create_task(run_episode(attempt(), env=mock_env(), policy=Waits(), codec=TranscriptCodec(), limits=WIDE))
-        await asyncio.sleep(0.3)
+        policy = Waits()
+        task = asyncio.create_task(run_episode(attempt(), env=mock_env(), policy=policy, codec=TranscriptCodec(), limits=WIDE))
+        await policy.asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

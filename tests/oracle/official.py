@@ -9,8 +9,9 @@ from typing import Any
 
 from tau2rl.config import UserConfig
 from tau2rl.env.domain import domain  # prepares tau2 (quiet, offline) before it is imported
+from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.tau2_env import Tau2Env
-from tau2rl.env.user_simulator import ScriptedUser, make_user
+from tau2rl.env.user_simulator import make_user
 from tau2rl.errors import EpisodeFailure
 from tau2rl.types import Actions, CallTool, Say, TaskRef
 
@@ -53,7 +54,7 @@ def play_official(ref: TaskRef, script: Sequence[Actions], make: MakeUser | None
     """(messages of both sides, reward info, hashes) of tau2's own run of the script. Raises what tau2's grader raises."""
     # What an earlier episode did to tau2's class is the one thing in which we want to differ.
     TelecomUserTools.default_vpn_details = VPN.model_copy(deep=True)
-    env = OfficialEnv(ref, make or (lambda view: ScriptedUser(view, patience=3)))
+    env = OfficialEnv(ref, make or (lambda view: ScriptedUser(view, max_stalled_turns=3)))
     env.reset()
     calls, terminated, info = 0, False, {}
     for actions in script:

@@ -29,7 +29,7 @@ def random_script(ref: TaskRef, seed: int, *, turns: int = 15) -> tuple[Actions,
 
 
 class RandomUser(DummyUser):
-    """A customer who talks, uses the phone at random, and sometimes hangs up; the same one for the same task and seed."""
+    """A user who talks, uses the phone at random, and sometimes hangs up; the same one for the same task and seed."""
 
     def __init__(self, ref: TaskRef, seed: int) -> None:
         super().__init__()

@@ -24,9 +24,9 @@ from tau2rl.env.audit import POLICIES, solved_by, validate
 from tau2rl.env.domain import domain
 from tau2rl.env.gold import gold_script
 from tau2rl.env.grading import replay
+from tau2rl.env.scripted_user import LineUser, has_lines
 from tau2rl.env.synth_requests import FOLLOW_UP, REQUESTS
 from tau2rl.env.tasks import describe, held_out, kind_of, select
-from tau2rl.env.user_simulator import LineUser, has_lines
 from tau2rl.types import CallTool, Say, Status, TaskRef
 from tests.play import CREATE, mock_env, play
 
@@ -161,4 +161,4 @@ def test_tau2s_own_tasks_keep_their_user() -> None:
     assert has_lines(domain("mock").task(refs("synth-test", 1)[0]))
     env = mock_env(CREATE)
     play(gold_script(CREATE), ref=CREATE, env=env)
-    assert env._session.user is not None and not isinstance(env._session.user, LineUser)
+    assert env._simulation.user is not None and not isinstance(env._simulation.user, LineUser)

@@ -1,4 +1,4 @@
-"""Threads that are used again; pinned here:
+"""Daemon threads that run one job after another; pinned here:
 
 - a second job runs on the thread of the first, under its own name, and both run exactly once
 - while a job hangs, others get threads of their own; nothing is run on the thread that hangs
@@ -15,23 +15,23 @@ from collections.abc import Callable
 
 import pytest
 
-from tau2rl.env import threads
+from tau2rl.env import reusable_threads
 
 
 @pytest.fixture(autouse=True)
 def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only threads of this test: those of others are put aside."""
-    monkeypatch.setattr(threads, "_idle", [])
-    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(reusable_threads, "_idle", [])
+    monkeypatch.setattr(reusable_threads, "IDLE_SECONDS", 0.2)
 
 
 def done(job: Callable[[], object], name: str = "job") -> None:
     """Run a job, wherever, and wait until its thread has nothing to do again."""
-    before = len(threads._idle)
-    handed = threads.hand_over(job, name=name)
+    before = len(reusable_threads._idle)
+    handed = reusable_threads.run_on_idle(job, name=name)
     if not handed:
-        threads.start(job, name=name)
-    wait_for(lambda: len(threads._idle) >= (before if handed else before + 1))
+        reusable_threads.run_on_new(job, name=name)
+    wait_for(lambda: len(reusable_threads._idle) >= (before if handed else before + 1))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_second_job_runs_on_the_same_thread_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(reusable_threads, "IDLE_SECONDS", 60.0)
     seen: list[tuple[int, str]] = []
     for name in ("one", "two", "three"):
         ran = threading.Event()
@@ -64,10 +64,10 @@ def test_a_job_that_hangs_keeps_its_thread_to_itself() -> None:
         hangs.set()
         go_on.wait(10)
 
-    threads.start(hang, name="hangs")
+    reusable_threads.run_on_new(hang, name="hangs")
     assert hangs.wait(10)
-    assert not threads.hand_over(ran.set, name="next")
-    threads.start(ran.set, name="next")
+    assert not reusable_threads.run_on_idle(ran.set, name="next")
+    reusable_threads.run_on_new(ran.set, name="next")
     assert ran.wait(10)
     go_on.set()
 
@@ -92,12 +92,12 @@ def test_idle_threads_end_and_no_job_is_lost_on_the_way() -> None:
             counted[0] += 1
 
     for _ in range(40):
-        if not threads.hand_over(count, name="count"):
-            threads.start(count, name="count")
+        if not reusable_threads.run_on_idle(count, name="count"):
+            reusable_threads.run_on_new(count, name="count")
         time.sleep(0.01)
     time.sleep(0.195)  # about when they end
     for _ in range(20):
-        if not threads.hand_over(count, name="count"):
-            threads.start(count, name="count")
+        if not reusable_threads.run_on_idle(count, name="count"):
+            reusable_threads.run_on_new(count, name="count")
     wait_for(lambda: counted[0] == 60)
-    wait_for(lambda: not threads._idle)
+    wait_for(lambda: not reusable_threads._idle)

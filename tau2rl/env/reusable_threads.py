@@ -1,9 +1,10 @@
-"""Threads that are used again. Starting one takes until the system has run it, with the interpreter's lock in between.
+"""Daemon threads that run one job after another: a new thread costs 0.4 ms of an episode's 9.
 
-    if not hand_over(job, name="tau2 mock/a"):
-        start(job, name="tau2 mock/a")
+    if not run_on_idle(job, name="tau2 mock/a"):
+        run_on_new(job, name="tau2 mock/a")
 
-A job that hangs keeps its thread, and nobody waits for it: threads are daemons, and the next job gets another one.
+A job that hangs keeps its thread, and nobody waits for it, not even the end of the process: that is why this is no
+`ThreadPoolExecutor`, whose threads are joined at exit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ IDLE = "idle"
 Job = Callable[[], object]
 
 
-class _Again:
+class _ReusableThread:
     """One thread and the jobs that it is given, one at a time."""
 
     def __init__(self) -> None:
@@ -28,10 +29,10 @@ class _Again:
         self._jobs.put((job, name))
 
     def run(self) -> None:
-        me = threading.current_thread()
+        thread = threading.current_thread()
         while True:
             try:
-                job, me.name = self._jobs.get(timeout=IDLE_SECONDS)
+                job, thread.name = self._jobs.get(timeout=IDLE_SECONDS)
             except queue.Empty:
                 try:
                     _idle.remove(self)
@@ -40,14 +41,14 @@ class _Again:
                 return
             job()
             del job  # with all that it holds, a whole conversation, while the thread waits for the next one
-            me.name = IDLE
+            thread.name = IDLE
             _idle.append(self)
 
 
-_idle: list[_Again] = []  # its append, pop and remove are atomic
+_idle: list[_ReusableThread] = []  # its append, pop and remove are atomic
 
 
-def hand_over(job: Job, *, name: str) -> bool:
+def run_on_idle(job: Job, *, name: str) -> bool:
     """Run the job on a thread that has nothing to do, at once; False when there is none. What it raises ends its thread."""
     try:
         thread = _idle.pop()
@@ -57,8 +58,8 @@ def hand_over(job: Job, *, name: str) -> bool:
     return True
 
 
-def start(job: Job, *, name: str) -> None:
+def run_on_new(job: Job, *, name: str) -> None:
     """Run the job on a new thread. Returns when that runs, which can take milliseconds in a busy process."""
-    thread = _Again()
+    thread = _ReusableThread()
     thread.give(job, name)
     threading.Thread(target=thread.run, name=name, daemon=True).start()

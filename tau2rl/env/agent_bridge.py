@@ -1,0 +1,110 @@
+"""The agent's seat in a tau2 simulation: a bridge between tau2's thread and whoever plays the agent.
+
+tau2's orchestrator asks its agent for a message and waits. This agent hands over what is new and waits for the action.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tau2rl.env.domain import Hashes
+from tau2rl.errors import EpisodeFailure
+
+from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage
+from tau2.environment.tool import Tool, as_tool
+from tau2.gym.gym_agent import GymAgent, done
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The agent's turn has come: what is new for it, and all it has seen when it is its first turn."""
+
+    new: list[Any]  # tau2 messages, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The simulation is over and graded."""
+
+    new: list[Any]  # what was still addressed to the agent
+    termination: str
+    reward_info: dict[str, Any]  # tau2's RewardInfo as JSON values
+    db_hashes: Hashes
+
+
+@dataclass(frozen=True, slots=True)
+class Broke:
+    """The thread raised."""
+
+    error: EpisodeFailure
+
+
+Event = Observed | Ended | Broke
+
+
+class Abandoned(BaseException):
+    """Raised inside the simulation's thread to end it; not an Exception, so that no handler of tau2 keeps it."""
+
+
+class Exchange(Protocol):
+    """Who stands between the agent and whoever plays it: a `Simulation`."""
+
+    last: list[Any]  # what was still addressed to the agent when the conversation ended
+
+    def exchange(self, event: Event) -> AssistantMessage:
+        """Hand over an event and wait for the agent's action. Raises Abandoned when there will be none."""
+        ...
+
+
+class AgentBridge(GymAgent):
+    """The gym's agent (its `done` tool, its stop token, its history) with a queue in place of events and polling."""
+
+    def __init__(self, simulation: Exchange, tools: list[Any], domain_policy: str) -> None:
+        super().__init__(tools=tools, domain_policy=domain_policy)
+        self._simulation = simulation
+        self._seen = 0
+        self._done = False
+
+    def add_stop_tool(self) -> None:
+        """The gym's `done`, whose schema is made once and not for every episode."""
+        self.tools.append(_done_tool())
+
+    def generate_next_message(self, message: Any, state: Any) -> Any:
+        """tau2's turn of the agent: hand over what is new, and come back with the action."""
+        if isinstance(message, MultiToolMessage):
+            state.messages.extend(message.tool_messages)
+        elif message is not None:
+            state.messages.append(message)
+        action = self._simulation.exchange(Observed(state.messages[self._seen :]))
+        self._done = any(call.name == self.STOP_FUNCTION_NAME for call in action.tool_calls or ())
+        action = self._check_if_stop_toolcall(action)
+        state.messages.append(action)
+        self._seen = len(state.messages)
+        return action, state
+
+    def is_stop(self, message: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] - tau2 asks the instance
+        """Only `done` ends a conversation: the gym also takes the stop token inside a text, which tau2's own agent does not."""
+        return self._done
+
+    def stop(self, message: Any = None, state: Any = None) -> None:
+        """Keep the last message to the agent; nobody waits for an observation any more."""
+        if isinstance(message, MultiToolMessage):
+            self._simulation.last = list(message.tool_messages)
+        elif isinstance(message, UserMessage | ToolMessage):
+            self._simulation.last = [message]
+
+
+@functools.cache
+def _done_tool() -> Tool:
+    return as_tool(done)
+
+
+def assistant_message(text: str, calls: list[tuple[str, str, dict[str, Any]]]) -> AssistantMessage:
+    """tau2's message for one agent turn; `calls` are (id, name, arguments). Text beside calls is kept, as tau2 allows."""
+    return AssistantMessage(
+        role="assistant",
+        content=text or None,
+        tool_calls=[ToolCall(id=i, name=n, arguments=a, requestor="assistant") for i, n, a in calls] or None,
+    )

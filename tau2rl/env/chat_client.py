@@ -1,0 +1,183 @@
+"""Clients of the user model: our own for OpenAI-compatible servers, litellm for every other provider.
+
+Both take the body of a chat request and give the body of the answer, within so many seconds. They block: each is called in the
+thread of a simulation. Our own costs a tenth of a millisecond of CPU an answer where litellm costs 3 to 9.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+
+from tau2rl.config import UserConfig
+from tau2rl.env.connection import Connections, NoAnswer, Response
+from tau2rl.settings import NO_KEY, api_key, litellm_options, uses_proxy
+
+BUSY = (408, 409, 425, 429)  # beside 5xx: the same request may go better in a moment
+OPENAI = "openai/"
+T = TypeVar("T")
+PRICED = "api.openai.com"  # litellm knows what its models cost
+
+
+class ChatError(Exception):
+    """There is no answer. `retry` says whether the same request may get one, `wait_seconds` how long the server wants peace."""
+
+    def __init__(self, message: str, *, retry: bool = True, wait_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry = retry
+        self.wait_seconds = wait_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """`ChatAnswer(body={"choices": [...], "usage": {...}}, cost_usd=0.0)`; nothing of the body was looked at."""
+
+    body: dict[str, Any]
+    cost_usd: float = 0.0
+
+
+class ChatClient(Protocol):
+    """Who asks the user model."""
+
+    def complete(self, body: dict[str, Any], *, seconds: float) -> ChatAnswer:
+        """The answer to a chat request (`messages`, `tools`, `temperature`, `seed`...). Raises ChatError."""
+        ...
+
+
+Aside = Callable[[Callable[[], T]], T]  # runs a call in the thread that it is called from, and counts its CPU time
+
+
+def chat_client(config: UserConfig, *, aside: Aside[ChatAnswer]) -> ChatClient:
+    """The client for the model that the config names; `aside` is for one that answers in another thread.
+
+    Raises UserError for a key that is not set.
+    """
+    return OpenAIClient(config) if is_direct(config) else LitellmClient(config, aside)
+
+
+def is_direct(config: UserConfig) -> bool:
+    """Whether our own client can ask: `openai/NAME` on a server that is reached without a proxy."""
+    if not config.api_base or not config.model.startswith(OPENAI):
+        return False
+    return urlsplit(config.api_base).hostname != PRICED and not uses_proxy(config.api_base)
+
+
+class OpenAIClient:
+    """Asks a server that speaks OpenAI's chat completions, on connections that are kept."""
+
+    def __init__(self, config: UserConfig) -> None:
+        assert config.api_base is not None
+        self._model = config.model.removeprefix(OPENAI)
+        self._key = api_key(config.model, config.api_base, config.api_key_env) or NO_KEY
+        self._connections = Connections(f"{config.api_base.rstrip('/')}/chat/completions")
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json", "Authorization": f"Bearer {self._key}"}
+
+    def complete(self, body: dict[str, Any], *, seconds: float) -> ChatAnswer:
+        """See `ChatClient`."""
+        request = json.dumps({"model": self._model, **body}).encode()
+        try:
+            response = self._connections.post(request, self._headers, seconds=seconds)
+        except NoAnswer as error:
+            raise ChatError(self._line(str(error))) from None
+        if response.status != 200:
+            busy = response.status in BUSY or response.status >= 500
+            raise ChatError(
+                f"HTTP {response.status}: {self._line(_reason(response))}", retry=busy, wait_seconds=response.wait_seconds
+            )
+        try:
+            answer: Any = json.loads(response.body)
+        except (ValueError, RecursionError):
+            raise ChatError(f"the answer is not JSON: {self._line(response.text)}") from None
+        if not isinstance(answer, dict):
+            raise ChatError("the answer is not a JSON object")
+        return ChatAnswer(body=cast("dict[str, Any]", answer))
+
+    def _line(self, text: str) -> str:
+        return one_line(text.replace(self._key, "[key]") if self._key != NO_KEY else text)
+
+
+class LitellmClient:
+    """Asks any model that litellm can call."""
+
+    def __init__(self, config: UserConfig, aside: Aside[ChatAnswer]) -> None:
+        self._aside = aside
+        given = {"api_base": config.api_base, "api_key": api_key(config.model, config.api_base, config.api_key_env)}
+        self._options: dict[str, Any] = {
+            "model": config.model,
+            "num_retries": 0,  # retries are ours, so that each has its deadline and its own seed
+            "max_retries": 0,
+            "drop_params": True,  # what a provider does not know is left out
+            **litellm_options(),
+            **{name: value for name, value in given.items() if value is not None},
+        }
+
+    def complete(self, body: dict[str, Any], *, seconds: float) -> ChatAnswer:
+        """See `ChatClient`."""
+        # litellm's timeout counts from byte to byte, so a server that drips holds it for ever; this one counts from the start.
+        try:
+            return _within(seconds, lambda: self._aside(lambda: self._ask({**body, "timeout": seconds})))
+        # litellm fronts a hundred providers, and their exceptions leak through it; none of them is the agent's doing.
+        except Exception as error:  # noqa: BLE001
+            status = getattr(error, "status_code", None)
+            refused = isinstance(status, int) and 400 <= status < 500 and status not in BUSY
+            raise ChatError(f"{type(error).__name__}: {one_line(str(error))}", retry=not refused) from None
+
+    def _ask(self, body: dict[str, Any]) -> ChatAnswer:
+        import litellm
+
+        litellm.suppress_debug_info = True
+        response: Any = litellm.completion(**self._options, **body)
+        return ChatAnswer(body=response.model_dump(), cost_usd=_cost(response))
+
+
+def _cost(response: Any) -> float:
+    import litellm
+
+    try:
+        return float(litellm.completion_cost(completion_response=response))
+    except Exception:  # noqa: BLE001 - litellm raises plain Exceptions for models without a price
+        return 0.0
+
+
+def _reason(response: Response) -> str:
+    """What the server says against the request."""
+    try:
+        error: Any = json.loads(response.body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return response.text
+
+
+def one_line(text: str) -> str:
+    """The first line of what a server or library said, printable and short.
+
+    >>> one_line("no such model\\x1b[2J\\nTraceback (most recent call last): ...")
+    'no such model [2J'
+    """
+    text = text.partition("Traceback")[0].strip()  # litellm puts whole tracebacks into its messages
+    first = (text.splitlines() or [""])[0][:300]
+    return "".join(char if char.isprintable() else " " for char in first)
+
+
+def _within(seconds: float, call: Callable[[], ChatAnswer]) -> ChatAnswer:
+    """The result of `call`, or TimeoutError after so many seconds; a call that overran is left behind in a daemon thread."""
+    outcome: list[ChatAnswer | Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except Exception as error:  # noqa: BLE001 - carried over to the caller
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="user simulator call", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
