@@ -81,7 +81,7 @@ def summary(metrics: Path) -> dict[str, Any]:
         "train_tokens_per_second": mean_of(lines, "tokens_per_second/train"),
         "padding_share": mean_of(lines, "train/padding_share"),
         "shared_share": mean_of(lines, "train/shared_share"),
-        "selection": {line["step"]: line["val/pass@1"] for line in lines if line.get("val/pass@1") is not None},
+        "validation": {line["step"]: line["val/pass@1"] for line in lines if line.get("val/pass@1") is not None},
     }
 
 
