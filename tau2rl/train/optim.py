@@ -34,7 +34,7 @@ class Optimizer:
     """Owns the AdamW state and counts the steps.
 
     Weights of 16 bits are kept here in 32 as well, with their gradients: one step moves a weight by less than the last digit of
-    bfloat16, and steps that are rounded away teach nothing.
+    bfloat16, and steps that are rounded away are lost.
     """
 
     def __init__(self, model: nn.Module, train: TrainConfig, *, total_steps: int) -> None:

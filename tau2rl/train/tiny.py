@@ -20,7 +20,7 @@ from tau2rl.train.tokenizer import CHAT_TEMPLATE, save_tokenizer, train_tokenize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOKENIZER_ROWS = 500  # conversations that a tokenizer is made from; more of the same kind teach it nothing
+TOKENIZER_ROWS = 500  # conversations that a tokenizer is made from; more of the same kind add no merges
 MAX_POSITIONS, ROPE_THETA = 4096, 10_000.0
 
 

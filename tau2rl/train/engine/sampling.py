@@ -33,7 +33,7 @@ def sample_tokens(logits: Tensor, rows: Sequence[SamplingConfig], points: Sequen
 
 
 def _truncate(logp: Tensor, rows: Sequence[SamplingConfig]) -> Tensor:
-    """Keep each row's top-k tokens, of them the smallest set whose mass reaches top-p, and renormalise."""
+    """Keep each row's top-k tokens, of them the smallest set whose mass reaches top-p, and renormalize."""
     ordered, index = logp.sort(dim=-1, descending=True)
     rank = torch.arange(logp.shape[1], device=logp.device)
     top_k = torch.tensor([r.top_k if r.top_k > 0 else logp.shape[1] for r in rows], device=logp.device)

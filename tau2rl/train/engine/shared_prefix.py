@@ -1,6 +1,6 @@
 """The shared-prefix layout: a token that stands behind the same tokens in several rows goes through the model once.
 
-The tokens of a micro-batch lie in one line, none of them padding and none there twice; only attention looks at whole rows.
+The tokens of a micro-batch lie in one line, none of them padding and none there twice; only attention goes over whole rows.
 So a system prompt with its tools is computed once for all rows, a task's first message once for its group, and what two
 attempts sampled alike once for both. Gradients meet where the rows part.
 """
@@ -51,7 +51,7 @@ class Layout:
 
 
 def lay_out(batch: Batch) -> Layout:
-    """Find what the rows share. A row ends with the last token that counts: what stands behind teaches nothing."""
+    """Find what the rows share. A row ends with the last token that counts: what stands behind has no gradient."""
     mask, ids = batch.mask.cpu() > 0, batch.ids.cpu()
     device, time = batch.ids.device, ids.shape[1]
     ends = (mask * torch.arange(1, time + 1)).amax(1)  # [batch]

@@ -61,12 +61,7 @@ def carry_out(folder: Path, values: dict[str, Any], backend: Any = None) -> Resu
 def test_every_step_has_the_same_number_of_groups(checkpoint: Path, tmp_path: Path) -> None:
     report = carry_out(tmp_path / "run", settings(checkpoint)).report
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
-    assert [line["groups/tried"] for line in lines] == [
-        2,
-        2,
-        2,
-        2,
-    ]  # of 3 tasks: step 2 goes over the border of an epoch
+    assert [line["groups/tried"] for line in lines] == [2, 2, 2, 2]  # of 3 tasks: step 2 goes over the border of an epoch
     assert (report["tasks"], report["training"]["tried_groups"]) == (3, 8)
 
 

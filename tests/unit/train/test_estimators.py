@@ -133,7 +133,7 @@ def weight_by_hand(spec: AlgoConfig, logps: dict[int, float], sampled: dict[int,
 
 def loss_by_hand(spec: AlgoConfig, estimator: Estimator, model: nn.Module) -> Tensor:
     """The loss of the whole batch, conversation by conversation and token by token, in float64."""
-    frozen, worth = reference().double(), advantages_by_hand(estimator)
+    frozen, advantage_of = reference().double(), advantages_by_hand(estimator)
     count = sum(sum(s.loss_mask) for s in samples().values())
     total = torch.zeros((), dtype=torch.float64)
     for key, sample in samples().items():
@@ -152,7 +152,7 @@ def loss_by_hand(spec: AlgoConfig, estimator: Estimator, model: nn.Module) -> Te
             d = bare[t - 1, sample.token_ids[t]] - logp[t]
             kl = {"k2": d * d / 2, "k3": torch.exp(d) - 1 - d}[spec.kl]
             spread = -(table[t - 1].exp() * table[t - 1]).sum()
-            policy = -worth[key][k] * ratio * weight_by_hand(spec, own, sampled, t)
+            policy = -advantage_of[key][k] * ratio * weight_by_hand(spec, own, sampled, t)
             share = {
                 "token-mean": count,
                 "seq-mean": len(turn_of) * len(samples()),

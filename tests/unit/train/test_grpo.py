@@ -2,7 +2,7 @@
 
 - a bandit reaches its known optimum, and moves away from it when the advantage's sign is flipped
 - the sampler's log-probabilities agree with the trainer's, and the first gradient is the policy gradient
-- an interrupted run, resumed, ends with the same weights as an unbroken one
+- an interrupted run, resumed, ends with the same weights as an unbroken one; it may go on with other micro-batches and for longer
 - an update says how much of it was padding and how much was shared
 - minibatches: as many optimizer steps over one batch, each over its share of it, as slime counts them
 - advantages by turn, KL to a reference, what moves nothing, and what is refused
@@ -24,6 +24,7 @@ from tau2rl.slime.job import SlimeRun
 from tau2rl.train.engine.batching import collate
 from tau2rl.train.engine.forward import score_tokens
 from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.optim import learning_rate
 from tau2rl.train.trainer import ScoredTrajectory, shares
 from tau2rl.types import TrainingSample
 from tests.slime_configs import SHAPE as SLIME_SHAPE
@@ -126,6 +127,25 @@ def test_an_interrupted_grpo_ends_with_the_same_weights(tmp_path: Path) -> None:
     for _ in range(2):
         three.update(scored_rows())
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_training_goes_on_with_other_micro_batches_and_for_longer(tmp_path: Path) -> None:
+    whole, half, resumed = tiny_model(), tiny_model(), tiny_model(seed=3)
+    one, two = trainer(whole), trainer(half)
+    for _ in range(4):
+        one.update(scored_rows())
+    for _ in range(2):
+        two.update(scored_rows())
+    two.save(tmp_path)
+    three = trainer(resumed, max_tokens_per_microbatch=60)
+    three.restore(tmp_path)
+    for _ in range(2):
+        three.update(scored_rows())
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=1e-2, atol=1e-3)
+    extended = trainer(tiny_model(), schedule="cosine", steps=60)
+    extended.restore(tmp_path)
+    assert (extended.optimizer.steps, extended.optimizer.total_steps) == (2, 60)
+    assert extended.optimizer.learning_rate == learning_rate(extended.optimizer.train, 2, total_steps=60)
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path: Path) -> None:

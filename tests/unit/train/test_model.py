@@ -97,11 +97,11 @@ def test_lora_trains_only_its_own_weights_and_is_merged_when_saved(tmp_path: Pat
     model = with_lora(bare, LoraConfig(rank=2, alpha=4))
     assert 0 < num_parameters(model, trainable=True) < whole / 2
     batch = collate([sample(12, seed=0)])
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-score_tokens(model, batch).logp.sum()).backward()
-        optimiser.step()
+        optimizer.step()
     with model.disable_adapter(), torch.no_grad():  # type: ignore[operator]
         untouched = score_tokens(model, batch).logp
     torch.testing.assert_close(untouched, score_tokens(tiny_model(), batch).logp.detach())

@@ -1,7 +1,7 @@
 """Pins the shared forward pass and supervised training:
 
 - one forward pass: masked tokens are exactly 0
-- sft: the loss is the mean over assistant tokens however the step is cut; other tokens teach nothing
+- sft: the loss is the mean over assistant tokens however the step is cut; other tokens have no gradient
 - every step has the same number of conversations, and every conversation comes once an epoch
 - an interrupted training, resumed, ends with the same weights as an unbroken one, early stopping included
 - early stopping hands on the weights of the best validation, not the last ones, and says of which step they are
@@ -102,7 +102,7 @@ def test_the_loss_falls_and_is_the_mean_over_assistant_tokens() -> None:
     assert [s.step for s in steps] == list(range(1, 61))
 
 
-def test_tokens_outside_the_mask_teach_nothing() -> None:
+def test_tokens_outside_the_mask_have_no_gradient() -> None:
     last = TrainingSample(token_ids=(5, 6, 7, 8), loss_mask=(0, 0, 0, 1), logprobs=None, turn_spans=())
     model = tiny_model()
     score_tokens(model, collate([last])).logp.sum().backward()

@@ -27,7 +27,7 @@ def tiny_model(seed: int = 0) -> nn.Module:
 
 
 def sliding_model() -> nn.Module:
-    """Half of the layers look back 8 tokens."""
+    """Half of the layers have a sliding window of 8 tokens."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
