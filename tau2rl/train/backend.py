@@ -22,6 +22,7 @@ from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
+from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import Clock, clocked, starts
@@ -66,9 +67,13 @@ class LocalBackend:
                 return _train_grpo(config, folder, progress, start)
 
     def checkpoint(self, run: Path, step: int) -> Path | None:
-        """`checkpoints/step_00020` of a run, where `train.export_every` left one."""
-        found = run / "checkpoints" / f"step_{step:05}"
-        return found if found.is_dir() else None
+        """`checkpoints/step_00020`, where `train.export_every` left one; `checkpoints/final` of a run that ended with this step."""
+        report, checkpoints = run / "report.json", run / "checkpoints"
+        training = read_json(report)["training"] if report.exists() else {}
+        places = [checkpoints / f"step_{step:05}"]
+        if step == training.get("final_step", training.get("steps")):
+            places.append(checkpoints / FINAL)
+        return next((place for place in places if place.is_dir()), None)
 
 
 def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: Path) -> Trained:

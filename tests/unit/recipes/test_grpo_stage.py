@@ -25,6 +25,7 @@ from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import Result, RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.records import read
+from tau2rl.train.backend import LocalBackend
 from tau2rl.train.tiny import create_tiny
 
 SHAPE = ShapeConfig(hidden=16, layers=1, heads=1, head_dim=16, intermediate=32, vocab_size=300)
@@ -59,10 +60,13 @@ def carry_out(folder: Path, values: dict[str, Any], backend: Any = None) -> Resu
 
 
 def test_every_step_has_the_same_number_of_groups(checkpoint: Path, tmp_path: Path) -> None:
-    report = carry_out(tmp_path / "run", settings(checkpoint)).report
+    values = settings(checkpoint, train={"steps": 4, "tasks_per_step": 2, "export_every": 2})
+    report = carry_out(tmp_path / "run", values).report
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [line["groups/tried"] for line in lines] == [2, 2, 2, 2]  # of 3 tasks: step 2 goes over the border of an epoch
     assert (report["tasks"], report["training"]["tried_groups"]) == (3, 8)
+    kept = [LocalBackend().checkpoint(tmp_path / "run", step) for step in (1, 2, 4)]
+    assert [None if path is None else path.name for path in kept] == [None, "step_00002", "step_00004"]
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -27,6 +27,7 @@ from tau2rl.launch.entry import run_stage
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import checkpoint_hash, file_hash
+from tau2rl.train.backend import LocalBackend
 from tau2rl.train.rows import split_rows
 from tau2rl.types import TrainingSample
 
@@ -126,6 +127,8 @@ def test_early_stopping_hands_on_the_best_weights(tmp_path: Path) -> None:
     assert training["final_step"] == best
     assert training["val_loss_after"] == pytest.approx(seen[best]) == pytest.approx(training["best_val_loss"])
     assert seen[max(seen)] > training["val_loss_after"] + 0.01
+    found = [LocalBackend().checkpoint(tmp_path / "run", step) for step in (best, training["steps"])]
+    assert found == [tmp_path / "run" / "checkpoints" / "final", None]
     handed_on = report["outputs"]["checkpoint"]["sha256"]
     again = carry_out(tmp_path, rows, data={"val_fraction": 0.4}, train=train)  # a finished run hands on the same
     assert (again["outputs"]["checkpoint"]["sha256"], again["training"]["final_step"]) == (handed_on, best)
