@@ -67,7 +67,7 @@ class LocalBackend:
                 return _train_grpo(config, folder, progress, start)
 
     def checkpoint(self, run: Path, step: int) -> Path | None:
-        """`checkpoints/step_00020`, where `train.export_every` left one; `checkpoints/final` of a run that ended with this step."""
+        """`checkpoints/step_00020`, where `train.export_every` left one, or `final`, of a run that ended with this step."""
         report, checkpoints = run / "report.json", run / "checkpoints"
         training = read_json(report)["training"] if report.exists() else {}
         places = [checkpoints / f"step_{step:05}"]
