@@ -14,17 +14,19 @@ import time
 
 import torch
 
-from tau2rl.train.generate import Generator, Request, Sampling
-from tau2rl.train.model import Shape, create, num_parameters, save_memory, with_lora
-from tau2rl.train.optim import OptimSpec
-from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
+from tau2rl.config import AlgoConfig, GrpoTrainConfig, SamplingConfig, ShapeConfig
+from tau2rl.config.training import LoraConfig
+from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.model import num_parameters, save_memory, with_lora
+from tau2rl.train.tiny import create
+from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
 from tau2rl.types import TrainingSample
 
-QWEN3 = {"kv_heads": 8, "head_dim": 128, "embedding_std": 0.02, "copy_gain": 0.0}
+QWEN3 = {"head_dim": 128, "copy_gain": 0.0}
 SHAPES = {
-    "tiny": (Shape(), 1024),
-    "0.6b": (Shape(hidden=1024, layers=28, heads=16, intermediate=3072, **QWEN3), 151936),
-    "4b": (Shape(hidden=2560, layers=36, heads=32, intermediate=9728, **QWEN3), 151936),
+    "tiny": (ShapeConfig(), 1024, {}),
+    "0.6b": (ShapeConfig(hidden=1024, layers=28, heads=16, intermediate=3072, **QWEN3), 151936, {"kv_heads": 8}),
+    "4b": (ShapeConfig(hidden=2560, layers=36, heads=32, intermediate=9728, **QWEN3), 151936, {"kv_heads": 8}),
 }
 
 
@@ -40,8 +42,8 @@ def main() -> None:
     parser.add_argument("--micro-tokens", type=int, default=8192)
     a = parser.parse_args()
     cuda = a.device.startswith("cuda")
-    shape, vocabulary = SHAPES[a.shape]
-    model = create(shape, vocab_size=vocabulary, seed=0, eos_token_id=0, pad_token_id=0)
+    shape, vocabulary, more = SHAPES[a.shape]
+    model = create(shape, vocab_size=vocabulary, seed=0, eos_token_id=0, pad_token_id=0, **more)
     model = model.to(a.device, torch.bfloat16 if cuda else torch.float32)  # bf16 is slow on most CPUs
     place = torch.cuda.get_device_name() if cuda else "the CPU"
     print(f"{a.shape}: {num_parameters(model) / 1e6:.1f} M parameters on {place}, torch {torch.__version__}")
@@ -55,7 +57,7 @@ def main() -> None:
             Request(
                 session=str(i),
                 prompt=prefix + [rng.randrange(1, vocabulary) for _ in range(rest)],
-                sampling=Sampling(),
+                sampling=SamplingConfig(temperature=1.0),
                 seed=i,
                 max_tokens=tokens,
             )
@@ -70,8 +72,8 @@ def main() -> None:
         size = f"{count * a.prompt_tokens} prompt + {sampled} new in {seconds:.2f} s"
         print(f"generation, {count} at once: {sampled / seconds:,.0f} new tokens/s ({size})")
 
-    judged = [
-        Judged(
+    batch = [
+        ScoredTrajectory(
             sample=TrainingSample(
                 token_ids=(*r.prompt, *c.token_ids),
                 loss_mask=(*[0] * len(r.prompt), *[1] * len(c.token_ids)),
@@ -83,13 +85,13 @@ def main() -> None:
         for i, (r, c) in enumerate(zip(asked, done, strict=True))
     ]
     if a.shape != "tiny":
-        model = with_lora(model, rank=32, alpha=32)
+        model = with_lora(model, LoraConfig(rank=32))
         save_memory(model)
     trainer = GRPOTrainer(
-        model, GRPOSpec(optim=OptimSpec(lr=1e-5, total_steps=a.updates), max_tokens_per_microbatch=a.max_tokens_per_microbatch)
+        model, AlgoConfig(), GrpoTrainConfig(lr=1e-5, steps=a.updates), max_tokens_per_microbatch=a.micro_tokens
     )
     for step in range(a.updates):
-        seconds, update = timed(cuda, lambda: trainer.update(judged))
+        seconds, update = timed(cuda, lambda: trainer.update(batch))
         assert update is not None
         print(
             f"GRPO update {step}: {update.tokens / seconds:,.0f} tokens/s ({update.tokens} in {seconds:.2f} s), "

@@ -28,7 +28,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,13 @@ from typing import Any
 import torch
 from training_data import NEW, OPTIM, TURNS, Contender, Data, demonstrations, heard, prepare
 
-from tau2rl.config import ShapeConfig
-from tau2rl.train.batching import collate
-from tau2rl.train.forward import Work, cut, score_tokens
-from tau2rl.train.generate import Generator, Request, Sampling
+from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig, ShapeConfig
+from tau2rl.train.engine.batching import collate
+from tau2rl.train.engine.forward import Work, cut, score_tokens
+from tau2rl.train.engine.generator import Generator, Request
 from tau2rl.train.model import load
-from tau2rl.train.sft import SFTSpec, train
-from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
+from tau2rl.train.sft import train
+from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
 from tau2rl.types import TrainingSample
 
 SHAPES = {  # the laptop pipeline's, and a larger one
@@ -69,7 +68,7 @@ def main() -> None:
         rows = demonstrations(Path(temporary) / "seed", 16 * a.tasks + a.batch)
         for name in a.shapes:
             data = prepare(rows, SHAPES[name], Path(temporary) / name, tasks=a.tasks, batch=a.batch)
-            contenders = ours(data, a.max_tokens_per_microbatch)
+            contenders = ours(data, a.micro_tokens)
             if theirs:
                 from training_trl import contenders as of_trl
 
@@ -102,10 +101,11 @@ def quiet() -> None:
 def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
     """What `tau2rl sft`, `tau2rl grpo` and the local policy do."""
     model, reinforced = load(data.checkpoint), load(data.checkpoint)
-    trainer = GRPOTrainer(reinforced, GRPOSpec(optim=OPTIM, max_tokens_per_microbatch=max_tokens_per_microbatch))
-    step = SFTSpec(
-        optim=replace(OPTIM, total_steps=1), batch_size=len(data.samples), max_tokens_per_microbatch=max_tokens_per_microbatch
+    trainer = GRPOTrainer(
+        reinforced, AlgoConfig(), GrpoTrainConfig(steps=1000, **OPTIM), max_tokens_per_microbatch=max_tokens_per_microbatch
     )
+    step = SftTrainConfig(steps=1, batch_size=len(data.samples), **OPTIM)
+    local = LocalTrainConfig(max_tokens_per_microbatch=max_tokens_per_microbatch)
     sampler = Generator(load(data.checkpoint), slots=len(data.prompts))
 
     def trained(what: str, run: Callable[[], Any], samples: Sequence[TrainingSample]) -> Contender:
@@ -121,12 +121,12 @@ def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
             what=what, who="ours", run=lambda: talk(sampler, data.prompts, turns=turns), tokens=tokens, computed=computed
         )
 
-    def reinforced_by(batch: Sequence[Judged]) -> Callable[[], Any]:
+    def reinforced_by(batch: Sequence[ScoredTrajectory]) -> Callable[[], Any]:
         return lambda: trainer.update(batch)
 
     return [
-        trained("SFT", lambda: train(model, data.samples, step), data.samples),
-        *(trained(what, reinforced_by(batch), [j.sample for j in batch]) for what, batch in data.groups.items()),
+        trained("SFT", lambda: train(model, data.samples, step, local), data.samples),
+        *(trained(what, reinforced_by(batch), [t.sample for t in batch]) for what, batch in data.groups.items()),
         sampled("generation", 1),
         sampled(f"generation, {TURNS} turns", TURNS),
     ]
@@ -134,11 +134,17 @@ def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
 
 def talk(generator: Generator, prompts: Sequence[list[int]], *, turns: int) -> int:
     """Every conversation through its turns, all side by side; how many tokens calls that keep nothing would compute."""
-    generator.forget()
+    generator.clear_cache()
     texts, rng, paid = [list(p) for p in prompts], random.Random(0), 0
     for turn in range(turns):
         asked = [
-            Request(session=str(i), prompt=list(text), sampling=Sampling(), seed=turn * len(texts) + i, max_tokens=NEW)
+            Request(
+                session=str(i),
+                prompt=list(text),
+                sampling=SamplingConfig(temperature=1.0),
+                seed=turn * len(texts) + i,
+                max_tokens=NEW,
+            )
             for i, text in enumerate(texts)
         ]
         for text, done in zip(texts, generator.run(asked), strict=True):

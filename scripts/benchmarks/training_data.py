@@ -15,12 +15,11 @@ from tau2rl.data.encoding import encode_rows
 from tau2rl.data.rows import read_file
 from tau2rl.launch.entry import run_stage
 from tau2rl.runs.folder import RunFolder
-from tau2rl.train.model import create_tiny
-from tau2rl.train.optim import OptimSpec
-from tau2rl.train.trainer import Judged
+from tau2rl.train.tiny import create_tiny
+from tau2rl.train.trainer import ScoredTrajectory
 from tau2rl.types import TrainingSample
 
-OPTIM = OptimSpec(lr=1e-4, total_steps=1000, warmup_steps=0)
+OPTIM: dict[str, Any] = {"lr": 1e-4, "warmup_steps": 0}
 GROUP, NEW, TURNS, ANSWER = 8, 32, 10, 16  # attempts; sampled tokens of a turn; turns, and what is heard between two of them
 
 
@@ -31,7 +30,9 @@ class Data:
     checkpoint: Path
     rows: list[dict[str, Any]]  # as `messages` and `tools`
     samples: list[TrainingSample]  # the same rows as tokens
-    groups: dict[str, list[Judged]]  # by the name of their row in the table: GROUP attempts a task, one behind the other
+    groups: dict[
+        str, list[ScoredTrajectory]
+    ]  # by the name of their row in the table: GROUP attempts a task, one behind the other
     prompts: list[list[int]]  # of the tasks of a batch of groups, each GROUP times
 
 
@@ -81,7 +82,7 @@ def prepare(rows: Sequence[tuple[str, Any]], shape: ShapeConfig, folder: Path, *
     rng.shuffle(tails)
     groups = {
         f"GRPO, {different} of {GROUP} differ": [
-            Judged(sample=spliced(everything[i], tails[i * GROUP + j % different]), advantages=(1.0 - 2.0 * (j % 2),))
+            ScoredTrajectory(sample=spliced(everything[i], tails[i * GROUP + j % different]), advantages=(1.0 - 2.0 * (j % 2),))
             for i in range(tasks)
             for j in range(GROUP)
         ]

@@ -13,7 +13,7 @@ from datasets import Dataset
 from training_data import GROUP, NEW, OPTIM, TURNS, Contender, Data, heard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tau2rl.train.trainer import Judged
+from tau2rl.train.trainer import ScoredTrajectory
 
 PLAIN: dict[str, Any] = {
     "gradient_checkpointing": False,
@@ -78,9 +78,9 @@ def _padding(sizes: Sequence[int], parts: Sequence[Sequence[int]], options: dict
     return 1.0 - sum(sizes) / sum(len(part) * max(sizes[i] for i in part) for part in parts)
 
 
-def reinforcement(what: str, judged: Sequence[Judged], data: Data, folder: Path) -> list[Contender]:
+def reinforcement(what: str, batch: Sequence[ScoredTrajectory], data: Data, folder: Path) -> list[Contender]:
     """All attempts in one pass; a group a pass; attempts of similar length."""
-    attempts = [j.sample for j in judged]
+    attempts = [t.sample for t in batch]
     sizes = [len(s.token_ids) for s in attempts]
     found: list[Contender] = []
     everything = list(range(len(sizes)))
@@ -93,7 +93,7 @@ def reinforcement(what: str, judged: Sequence[Judged], data: Data, folder: Path)
         ("by length, 8 a pass", by_length, 8),
     ):
         parts = [order[i : i + size] for i in range(0, len(order), size)]
-        batches = [_batch([judged[i] for i in part], pad=trainer.processing_class.pad_token_id) for part in parts]
+        batches = [_batch([batch[i] for i in part], pad=trainer.processing_class.pad_token_id) for part in parts]
         padding = 1.0 - sum(sizes) / sum(b["prompt_ids"].numel() + b["completion_ids"].numel() for b in batches)
         run = _grpo_step(trainer, batches, sampled=sum(sum(a.loss_mask) for a in attempts))
         found.append(Contender(what=what, who="TRL", how=how, run=run, tokens=sum(sizes), padding=padding))
@@ -142,11 +142,11 @@ def _grpo_step(trainer: Any, batches: Sequence[dict[str, Any]], *, sampled: int)
     return run
 
 
-def _batch(judged: Sequence[Judged], *, pad: int) -> dict[str, Any]:
+def _batch(batch: Sequence[ScoredTrajectory], *, pad: int) -> dict[str, Any]:
     """As TRL has it: prompts padded on the left, what follows on the right, `tool_mask` on sampled tokens."""
-    starts = [j.sample.turn_spans[0][0] for j in judged]
-    ids = [torch.tensor(j.sample.token_ids) for j in judged]
-    masks = [torch.tensor(j.sample.loss_mask) for j in judged]
+    starts = [t.sample.turn_spans[0][0] for t in batch]
+    ids = [torch.tensor(t.sample.token_ids) for t in batch]
+    masks = [torch.tensor(t.sample.loss_mask) for t in batch]
     prompts = [x[:s] for x, s in zip(ids, starts, strict=True)]
     answers = [x[s:] for x, s in zip(ids, starts, strict=True)]
 
@@ -159,7 +159,7 @@ def _batch(judged: Sequence[Judged], *, pad: int) -> dict[str, Any]:
         "completion_ids": padded(answers, pad, "right"),
         "completion_mask": padded([torch.ones_like(x) for x in answers], 0, "right"),
         "tool_mask": padded([m[s:] for m, s in zip(masks, starts, strict=True)], 0, "right"),
-        "advantages": torch.tensor([j.advantages[0] for j in judged]),
+        "advantages": torch.tensor([t.advantages[0] for t in batch]),
     }
 
 

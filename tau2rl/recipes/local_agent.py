@@ -1,4 +1,4 @@
-"""A checkpoint as the agent of a stage: loaded in this process and sampled in batches."""
+"""A checkpoint as the agent of a recipe: loaded in this process and sampled in batches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig
-from tau2rl.train.hyper import policy_of
 from tau2rl.train.model import open_model
-from tau2rl.train.policy import LocalPolicy
+from tau2rl.train.policy import LocalPolicy, local_policy
 from tau2rl.types import ChatCodec
 
 
@@ -17,5 +16,5 @@ async def open_checkpoint(config: EvalConfig | SeedConfig | RftConfig, codec: Ch
     """The policy of `policy.checkpoint`, until the end of the block. Raises UserError when there is no such checkpoint."""
     assert config.policy.checkpoint is not None  # the config refuses the kind `local` without one
     model = open_model(config.policy.checkpoint, config.local)
-    async with policy_of(model, config.policy.sampling, config.local, config.chat, codec) as policy:
+    async with local_policy(model, config.policy.sampling, config.local, config.chat, codec) as policy:
         yield policy

@@ -25,7 +25,8 @@ WALL = {
     "playing": "playing: environments and user simulator, with no turn to sample",
     "rollout": "rollouts",
     "update": "training",
-    "looks": "looks at held-out rows or tasks",
+    "looks": "validation",  # of older runs
+    "validation": "validation",
     "saving": "saving",
     "rest": "none of the parts that are measured",
 }

@@ -1,1 +1,4 @@
-"""The only torch room: a model, a batched sampler, one loss file and the loops that train with it. Import it late."""
+"""The `local` backend: GRPO and SFT as loops of one file each, and the engine under both. The only package that imports torch.
+
+Import it late. Read `grpo.py` or `sft.py` first; `backend.py` is what recipes call.
+"""

@@ -1,22 +1,17 @@
-"""From a config to a model that is ready: on its device, in its precision, wrapped for training, and back to a checkpoint."""
+"""From a checkpoint to a model that is ready: on its device, in its precision, wrapped for training, and back again."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
 
-from tau2rl.chat.template import chat_dicts
-from tau2rl.config import LocalConfig, LocalTrainConfig, ShapeConfig
-from tau2rl.data.rows import BadRow, read_row
+from tau2rl.config import LocalConfig, LocalTrainConfig
+from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
-from tau2rl.train.tokenizer import CHAT_TEMPLATE, save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,73 +20,20 @@ if TYPE_CHECKING:
 DType = Literal["float32", "bfloat16"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """A Qwen3 small enough for a CPU: `Shape(hidden=96, layers=3, heads=3)`."""
-
-    hidden: int = 96
-    layers: int = 3
-    heads: int = 3
-    kv_heads: int | None = None  # None: as many as heads
-    head_dim: int = 32
-    intermediate: int = 192
-    max_positions: int = 4096
-    rope_theta: float = 10_000.0
-    embedding_std: float = 0.1
-    copy_gain: float = 0.3  # 0 turns the copy-friendly start off
-
-
-def create(shape: Shape, *, vocab_size: int, seed: int, eos_token_id: int, pad_token_id: int) -> PreTrainedModel:
-    """A randomly initialised Qwen3 (tied embeddings, fp32), the same for the same arguments."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    config = Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads or shape.heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        tie_word_embeddings=True,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        bos_token_id=None,
-        use_cache=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config)
-        with torch.no_grad():
-            nn.init.normal_(model.model.embed_tokens.weight, std=shape.embedding_std)
-            if shape.copy_gain:
-                _make_copying_easy(model, shape)
-    return cast("PreTrainedModel", model)
-
-
-def _make_copying_easy(model: nn.Module, shape: Shape) -> None:
-    """Start attention as a weak copier: what a head reads from a token it writes back as that token.
-
-    With tied embeddings an output projection that is the transpose of the value projection sends the attended token's
-    embedding to its own logit. A plain start has to find that pairing first: at this size it takes ten times the steps.
-    """
-    for layer in model.model.layers:  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
-        value = layer.self_attn.v_proj.weight  # [kv_heads * head_dim, hidden]
-        nn.init.orthogonal_(value)
-        groups = layer.self_attn.num_key_value_groups
-        heads = value.view(-1, shape.head_dim, shape.hidden).repeat_interleave(groups, dim=0).reshape(-1, shape.hidden)
-        layer.self_attn.o_proj.weight.copy_(shape.copy_gain * heads.T)
-
-
 def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
-    """A checkpoint as `from_pretrained` reads it. Raises UserError when there is none, or it is of a kind that is not played."""
+    """A checkpoint as `from_pretrained` reads it. Raises UserError where there is none, or one that cannot be trained here."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype), local_files_only=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, SafetensorError) as error:  # damaged, of an unknown kind, or with code of its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}") from None
     _check_logits(model.config, folder)
     return cast("PreTrainedModel", cast(nn.Module, model).to(device))
 
@@ -122,12 +64,18 @@ def _merged(model: nn.Module) -> nn.Module:
     return cast(nn.Module, copy.deepcopy(model).merge_and_unload())  # pyright: ignore[reportCallIssue]
 
 
-def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float = 0.0, targets: str = "all-linear") -> nn.Module:
-    """Train low-rank additions in place of the weights (peft)."""
-    from peft import LoraConfig, get_peft_model
+def with_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
+    """Train low-rank additions in place of the weights (peft); their output is scaled by `alpha / rank`."""
+    import peft
 
-    config = LoraConfig(r=rank, lora_alpha=int(alpha), lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
-    return cast(nn.Module, get_peft_model(model, config))
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - typed int, divided by the rank and no more
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    return cast(nn.Module, peft.get_peft_model(model, config))
 
 
 def save_memory(model: nn.Module) -> None:
@@ -155,7 +103,6 @@ def num_parameters(model: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 
-TOKENIZER_ROWS = 500  # conversations that a tokenizer is made from; more of the same kind teach it nothing
 TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -198,78 +145,32 @@ def trainable(model: PreTrainedModel, config: LocalTrainConfig, *, seed: int) ->
     """The model as it is trained: low-rank additions where asked for, activations kept or not."""
     torch.manual_seed(seed)  # of the additions' weights and of every dropout
     ready: nn.Module = model
-    lora = config.lora
-    if lora.rank:
-        ready = with_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
+    if config.lora.rank:
+        ready = with_lora(model, config.lora)
     if config.gradient_checkpointing:
         save_memory(ready)
     return ready
 
 
-def create_tiny(rows: Iterable[tuple[str, Mapping[str, Any]]], shape: ShapeConfig, folder: Path, *, seed: int) -> None:
-    """Write a randomly initialised model and a tokenizer made from the first rows: the same files for the same rows and seed."""
-    texts = list(islice(render_rows(rows), TOKENIZER_ROWS))
-    if not texts:
-        raise UserError("no row to make a tokenizer from", hint="`data.files` names the rows")
-    tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size)
-    model = create(
-        Shape(
-            hidden=shape.hidden,
-            layers=shape.layers,
-            heads=shape.heads,
-            head_dim=shape.head_dim,
-            intermediate=shape.intermediate,
-            copy_gain=shape.copy_gain,
-        ),
-        vocab_size=len(tokenizer),
-        seed=seed,
-        eos_token_id=_id(tokenizer.eos_token_id),
-        pad_token_id=_id(tokenizer.pad_token_id),
-    )
-    draft = _draft(folder)
-    save(model, draft)
-    save_tokenizer(tokenizer, draft)
-    _publish(draft, folder)
-
-
 def write_checkpoint(model: nn.Module, folder: Path, *, tokenizer: Path) -> None:
     """Whole weights with the tokenizer files of another checkpoint; `from_pretrained` reads it. Whole or absent."""
-    draft = _draft(folder)
+    draft = unpublished(folder)
     save(model, draft)
     for pattern in TOKENIZER_FILES:
         for file in tokenizer.glob(pattern):
             shutil.copy(file, draft / file.name)
-    _publish(draft, folder)
+    publish(draft, folder)
 
 
-def render_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[str]:
-    """The text of each row that can be read, as the tiny model's chat template writes it."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    for name, data in rows:
-        try:
-            row = read_row(data, name=name)
-        except BadRow:  # named in the report, by whoever encodes the rows
-            continue
-        tools: Sequence[Any] = row.tools
-        found: Any = render_jinja_template(
-            conversations=[chat_dicts(row.messages)], tools=list(tools) or None, chat_template=CHAT_TEMPLATE
-        )
-        yield str(found[0][0])
-
-
-def _id(token: Any) -> int:
-    assert isinstance(token, int)  # the tokenizer that we train has one
-    return token
-
-
-def _draft(folder: Path) -> Path:
+def unpublished(folder: Path) -> Path:
+    """An empty directory beside `folder`, to be filled and then published."""
     draft = folder.with_name(f".{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     return draft
 
 
-def _publish(draft: Path, folder: Path) -> None:
+def publish(draft: Path, folder: Path) -> None:
+    """Put a filled directory in the place of `folder`: a reader sees the old one, the new one or none, never a part."""
     shutil.rmtree(folder, ignore_errors=True)
     draft.replace(folder)

@@ -8,44 +8,56 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tau2rl.chat.tokenizers import load_tokenizer
+from tau2rl.config import ChatConfig, LocalConfig, SamplingConfig
 from tau2rl.errors import PolicyFailure
-from tau2rl.train.generate import Generator, Request, Sampling
-from tau2rl.types import Completion
+from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.types import ChatCodec, Completion
 
 if TYPE_CHECKING:
     from typing import Self
 
 
+def local_policy(
+    model: nn.Module, sampling: SamplingConfig, local: LocalConfig, chat: ChatConfig, codec: ChatCodec
+) -> LocalPolicy:
+    """A model as a policy that stops where the chat protocol says; it is started by `async with`."""
+    decode = load_tokenizer(chat.tokenizer).decode if codec.stop and chat.tokenizer else None  # for stop strings alone
+    return LocalPolicy(
+        model, sampling, stop_token_ids=codec.stop_token_ids, stop=codec.stop, decode=decode, kv_cache_slots=local.kv_cache_slots
+    )
+
+
 class LocalPolicy:
     """Batches whatever waits; the event loop never does arithmetic.
 
-        async with LocalPolicy(model, Sampling(temperature=1.0, stop_token_ids=codec.stop_token_ids)) as policy:
+        async with LocalPolicy(model, SamplingConfig(temperature=1.0), stop_token_ids=codec.stop_token_ids) as policy:
             completion = await policy.complete(prompt_ids, seed=7, session="mock/a#0", max_tokens=64)
 
-    The weights may be trained while nobody waits for a turn; call `refresh` afterwards.
+    The weights may be trained while nobody waits for a turn; call `sync_weights` afterwards.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        sampling: Sampling,
+        sampling: SamplingConfig,
         *,
-        max_tokens: int = 4096,
-        slots: int = 64,
+        stop_token_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
         decode: Callable[[Sequence[int]], str] | None = None,
+        kv_cache_slots: int = 64,
     ) -> None:
-        """`max_tokens`: at most so many a turn. `decode` is needed by stop strings only.
+        """`decode` is needed by stop strings only.
 
-        `slots`: conversations whose keys and values are kept; more in flight take turns, and pay for their prompt again.
+        `kv_cache_slots`: conversations whose keys and values are kept; more in flight take turns, and pay for their prompt again.
         """
-        self._worker = Worker(Generator(model, slots=slots, decode=decode))
-        self._sampling = sampling
-        self._max_tokens = max_tokens
+        self._worker = Worker(Generator(model, slots=kv_cache_slots, decode=decode))
+        self._stop_token_ids, self._stop = tuple(stop_token_ids), tuple(stop)
+        self.sampling = sampling
 
     async def __aenter__(self) -> Self:
         self._worker.start()
@@ -65,7 +77,7 @@ class LocalPolicy:
     def at(self, temperature: float) -> Self:
         """The same policy at another temperature, on the same thread; closing either closes both."""
         twin = copy.copy(self)
-        twin._sampling = replace(self._sampling, temperature=temperature)
+        twin.sampling = self.sampling.model_copy(update={"temperature": temperature})
         return twin
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
@@ -76,9 +88,11 @@ class LocalPolicy:
         request = Request(
             session=session,
             prompt=list(prompt_ids),
-            sampling=self._sampling,
+            sampling=self.sampling,
             seed=seed,
-            max_tokens=min(max_tokens, self._max_tokens),
+            max_tokens=min(max_tokens, self.sampling.max_tokens),
+            stop_token_ids=self._stop_token_ids,
+            stop=self._stop,
         )
         future = self._worker.submit(request)
         try:
@@ -87,8 +101,11 @@ class LocalPolicy:
             request.abandoned = True
             raise
 
-    async def refresh(self) -> None:
-        """The weights have changed: forget what was computed with the old ones. Nobody may be waiting for a turn."""
+    async def sync_weights(self) -> None:
+        """The weights have changed: forget keys and values computed with the old ones. Nobody may be waiting for a turn.
+
+        The trainer moves the very weights that are sampled from, so there is nothing to copy.
+        """
         await asyncio.wrap_future(self._worker.submit(None))
 
 
@@ -120,7 +137,7 @@ class Worker:
             thread.join()
 
     def submit(self, request: Request | None) -> Future[Any]:
-        """A future of the completion; of nothing, once the generator has forgotten its cache, for None. Raises PolicyFailure."""
+        """A future of the completion; of nothing, once the generator has cleared its cache, for None. Raises PolicyFailure."""
         future: Future[Any] = Future()
         with self._lock:
             if self._over:
@@ -159,7 +176,7 @@ class Worker:
     def _begin(self, request: Request | None, future: Future[Any]) -> None:
         try:
             if request is None:
-                self._generator.forget()
+                self._generator.clear_cache()
                 future.set_result(None)
             else:
                 self._generator.add(request)

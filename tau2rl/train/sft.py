@@ -1,4 +1,4 @@
-"""Supervised training on whole conversations, loss on the assistant's tokens only."""
+"""Supervised training, the whole loop: conversations in batches, loss on the assistant's tokens only, early stopping."""
 
 from __future__ import annotations
 
@@ -11,24 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from tau2rl.config import LocalTrainConfig, SftTrainConfig
+from tau2rl.data.task_sampling import ShuffledEpochs
 from tau2rl.errors import UserError
-from tau2rl.train.batching import collate, epochs
-from tau2rl.train.forward import Work, cut, score_tokens
-from tau2rl.train.optim import Optimiser, OptimSpec, learning_rate, load_state, save_state
+from tau2rl.train.engine.batching import collate
+from tau2rl.train.engine.forward import Work, cut, score_tokens
+from tau2rl.train.optim import Optimizer
+from tau2rl.train.state import load_state, save_state, set_weights, trained_weights
 from tau2rl.types import TrainingSample
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SFTSpec:
-    """How to train: `SFTSpec(optim=OptimSpec(lr=3e-3, total_steps=300), batch_size=16)`."""
-
-    optim: OptimSpec
-    batch_size: int = 16  # conversations a step
-    max_tokens_per_microbatch: int = 8192  # positions computed in one forward pass; a step sums over as many as it needs
-    seed: int = 0
-    val_every: int = 50  # steps between looks at the held-out loss
-    patience: int = 0  # looks without a better held-out loss before stopping; 0 = never stop early
-    save_every: int = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +27,7 @@ class SFTStep:
 
     step: int  # 1, 2, ...
     loss: float  # mean over the step's assistant tokens, in nats
-    held_out_loss: float | None  # only at steps that look
+    val_loss: float | None  # only at steps that validate
     learning_rate: float
     gradient_norm: float
     tokens: int  # of all kinds, without padding
@@ -52,50 +42,59 @@ class SFTResult:
 
     steps: int
     loss: float  # of the last step; nan when there was nothing left to do
-    best_held_out_loss: float | None
+    best_val_loss: float | None
     stopped_early: bool
+    final_step: int  # the step whose weights are handed on: the last, or under early stopping the best
 
 
 def train(
     model: nn.Module,
     samples: Sequence[TrainingSample],
-    spec: SFTSpec,
+    config: SftTrainConfig,
+    local: LocalTrainConfig,
     *,
-    held_out: Sequence[TrainingSample] = (),
+    seed: int = 0,
+    val: Sequence[TrainingSample] = (),
     folder: Path | None = None,
     on_step: Callable[[SFTStep], None] = lambda _: None,
 ) -> SFTResult:
     """Train in place; with `folder`, save there and continue what is there: interrupted or not, the weights end up the same.
 
+    Every step has the same number of conversations. With early stopping the model ends with the weights of the best validation.
     Raises UserError when there is nothing to train on.
     """
     if not any(any(s.loss_mask[1:]) for s in samples):
         raise UserError("no assistant token to train on", hint="look at the report of the data: were all rows left out?")
-    device = next(model.parameters()).device
-    optimiser = Optimiser(model, spec.optim)
-    watch = _Watch(best=None, since=0)
-    state = load_state(folder, model=model) if folder else None
-    if state is not None:
-        optimiser.restore(state["optimiser"])
-        watch = _Watch(**state["watch"])
-    final = float("nan")
-    order = epochs(len(samples), batch_size=spec.batch_size, seed=spec.seed, start=optimiser.steps)
-    while optimiser.steps < spec.optim.total_steps and not watch.ran_out(spec.patience):
-        began = time.monotonic()
-        model.train()
-        rate = learning_rate(spec.optim, optimiser.steps)
-        rows = [samples[i] for i in next(order)]
-        loss, norm, work = _step(model, rows, optimiser, spec.max_tokens_per_microbatch, device)
-        looks = bool(held_out) and (optimiser.steps % spec.val_every == 0 or optimiser.steps == spec.optim.total_steps)
-        seen = mean_loss(model, held_out, max_tokens_per_microbatch=spec.max_tokens_per_microbatch) if looks else None
-        watch.see(seen)
-        if folder and optimiser.steps % spec.save_every == 0:
-            _save(folder, model, optimiser, watch)
+    optimizer = Optimizer(model, config, total_steps=config.steps)
+    order = ShuffledEpochs(len(samples), seed=seed)
+    batch_size = min(config.batch_size, len(samples))  # no row twice in a step
+    stopper = EarlyStopping(patience=config.early_stopping_patience)
+    if folder and (state := load_state(folder, model=model)):
+        optimizer.restore(state["optimizer"])
+        order.restore(state["order"])
+        stopper = EarlyStopping(**{**state["stopper"], "patience": config.early_stopping_patience})
+
+    def save() -> None:
+        if folder:
+            parts = {"optimizer": optimizer.state(), "order": order.state(), "stopper": asdict(stopper)}
+            save_state(folder, model=model, parts=parts)
+
+    last_loss = float("nan")
+    while optimizer.steps < config.steps and not stopper.stops:
+        began, rate = time.monotonic(), optimizer.learning_rate
+        rows = [samples[i] for i in order.take(batch_size)]
+        last_loss, norm, work = _step(model, rows, optimizer, local.max_tokens_per_microbatch)
+        step, val_loss = optimizer.steps, None
+        if val and (step % config.val_every == 0 or step == config.steps):
+            val_loss = mean_loss(model, val, max_tokens_per_microbatch=local.max_tokens_per_microbatch)
+            stopper.see(val_loss, step=step, model=model)
+        if step % config.save_every == 0:
+            save()
         on_step(
             SFTStep(
-                step=optimiser.steps,
-                loss=loss,
-                held_out_loss=seen,
+                step=step,
+                loss=last_loss,
+                val_loss=val_loss,
                 learning_rate=rate,
                 gradient_norm=norm,
                 tokens=sum(len(r.token_ids) for r in rows),
@@ -104,11 +103,34 @@ def train(
                 shared_share=work.shared_share,
             )
         )
-        final = loss
-    if folder:
-        _save(folder, model, optimiser, watch)
-    unfinished = optimiser.steps < spec.optim.total_steps
-    return SFTResult(steps=optimiser.steps, loss=final, best_held_out_loss=watch.best, stopped_early=unfinished)
+    save()
+    if stopper.weights is not None:  # behind the save: what is extended goes on from its last step
+        set_weights(model, stopper.weights, source="early stopping")
+    return SFTResult(
+        steps=optimizer.steps,
+        loss=last_loss,
+        best_val_loss=stopper.best,
+        stopped_early=optimizer.steps < config.steps,
+        final_step=optimizer.steps if stopper.weights is None else stopper.best_step,
+    )
+
+
+def _step(model: nn.Module, rows: Sequence[TrainingSample], optimizer: Optimizer, max_tokens: int) -> tuple[float, float, Work]:
+    """One optimizer step: loss, gradient norm, work. The mean is over all assistant tokens of the step, however it was cut."""
+    device = next(model.parameters()).device
+    model.train()
+    optimizer.zero()
+    count = max(1.0, float(sum(sum(r.loss_mask[1:]) for r in rows)))
+    total, work = 0.0, Work()
+    for group in cut(model, rows, max_tokens=max_tokens):
+        batch = collate([rows[i] for i in group], device=device)
+        if batch.num_tokens:
+            scores = score_tokens(model, batch)
+            loss = -scores.logp.sum() / count
+            loss.backward()
+            total += float(loss.detach())
+            work += scores.work
+    return total, optimizer.step(), work
 
 
 @torch.no_grad()
@@ -126,43 +148,26 @@ def mean_loss(model: nn.Module, samples: Sequence[TrainingSample], *, max_tokens
     return total / max(count, 1.0)
 
 
-def _step(
-    model: nn.Module, rows: Sequence[TrainingSample], optimiser: Optimiser, max_tokens_per_microbatch: int, device: torch.device
-) -> tuple[float, float, Work]:
-    """One optimiser step: loss, gradient norm, work. The mean is over all assistant tokens of the step, however it was cut."""
-    optimiser.zero()
-    count = max(1.0, float(sum(sum(r.loss_mask[1:]) for r in rows)))
-    total, work = 0.0, Work()
-    for group in cut(model, rows, max_tokens=max_tokens_per_microbatch):
-        batch = collate([rows[i] for i in group], device=device)
-        if batch.num_tokens:
-            scores = score_tokens(model, batch)
-            loss = -scores.logp.sum() / count
-            loss.backward()
-            total += float(loss.detach())
-            work += scores.work
-    return total, optimiser.step(), work
-
-
 @dataclass(slots=True, kw_only=True)
-class _Watch:
-    """The best held-out loss and how many looks ago it was."""
+class EarlyStopping:
+    """The best validation and how many validations ago it was; with a patience, also the weights that it was of."""
 
-    best: float | None
-    since: int
+    patience: int  # validations without a better loss; 0 = never stop
+    best: float | None = None
+    best_step: int = 0
+    since: int = 0
+    weights: dict[str, Any] | None = None  # on the CPU, in the training state too: a resumed run still has them
 
-    def see(self, loss: float | None) -> None:
-        if loss is None:
-            return
-        if self.best is None or loss < self.best:
-            self.best, self.since = loss, 0
-        else:
+    @property
+    def stops(self) -> bool:
+        """Whether the patience has run out."""
+        return bool(self.patience) and self.since >= self.patience
+
+    def see(self, loss: float, *, step: int, model: nn.Module) -> None:
+        """Take note of a validation."""
+        if self.best is not None and loss >= self.best:
             self.since += 1
-
-    def ran_out(self, patience: int) -> bool:
-        return bool(patience) and self.since >= patience
-
-
-def _save(folder: Path, model: nn.Module, optimiser: Optimiser, watch: _Watch) -> None:
-    parts: dict[str, Any] = {"optimiser": optimiser.state(), "watch": asdict(watch)}
-    save_state(folder, model=model, parts=parts)
+            return
+        self.best, self.best_step, self.since = loss, step, 0
+        if self.patience:
+            self.weights = trained_weights(model)

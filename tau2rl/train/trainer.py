@@ -1,4 +1,4 @@
-"""One GRPO update: sampled conversations with advantages in, moved weights and a page of numbers out.
+"""The GRPO update: scored trajectories in, moved weights and a page of numbers out.
 
 Who sampled them, what they scored and how advantages were made is not known here.
 """
@@ -8,52 +8,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from tau2rl.train.batching import Batch, collate
-from tau2rl.train.forward import Work, cut, score_tokens
-from tau2rl.train.losses import LossSpec, Mismatch, Totals, mismatch, policy_loss
-from tau2rl.train.optim import Optimiser, OptimSpec, learning_rate, load_state, save_state
+from tau2rl.train.engine.batching import Batch, collate
+from tau2rl.train.engine.forward import Work, cut, score_tokens
+from tau2rl.train.losses import Mismatch, Totals, mismatch, policy_loss
+from tau2rl.train.optim import Optimizer
+from tau2rl.train.state import load_state, save_state
 from tau2rl.types import TrainingSample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GRPOSpec:
-    """How to update: `GRPOSpec(optim=OptimSpec(lr=1e-3, total_steps=40), loss=LossSpec())`."""
-
-    optim: OptimSpec
-    loss: LossSpec = field(default_factory=LossSpec)
-    temperature: float = 1.0  # that the conversations were sampled at
-    updates: int = 1  # passes over the same batch; 1 = on-policy
-    max_tokens_per_microbatch: int = 8192
+    from tau2rl.config import AlgoConfig, GrpoTrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A conversation and what each of its turns is worth: `Judged(sample=..., advantages=(0.7, 0.7))`."""
+class ScoredTrajectory:
+    """A conversation with its advantages: `ScoredTrajectory(sample=..., advantages=(0.7, 0.7))`."""
 
     sample: TrainingSample
-    advantages: tuple[float, ...]  # one a turn, or a single one for all
+    advantages: tuple[float, ...]  # [num_turns], or a single one for all turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one call of `GRPOTrainer.update` did."""
+    """What one call of `GRPOTrainer.update` did; means over its optimizer steps."""
 
     loss: float
     policy_loss: float
     kl: float
-    entropy: float  # mean over sampled tokens, in nats, before the update
-    gradient_norm: float
-    learning_rate: float
-    clipped_share: float
+    entropy: float  # mean over sampled tokens, in nats, before the step that they are in
+    gradient_norm: float  # before clipping
+    learning_rate: float  # of the first optimizer step
+    clipped_share: float  # of the sampled tokens, here and below
     corrected_share: float
     tokens: int
     padding_share: float  # of the places in attention; nothing else is padded
@@ -62,88 +55,113 @@ class Update:
 
 
 class GRPOTrainer:
-    """Owns the optimiser. `reference` is a frozen model, needed by `kl_coef`; with LoRA the bare weights serve."""
+    """Owns the optimizer. `reference` is a frozen model, needed by `kl_coef`; with LoRA the bare weights serve."""
 
-    def __init__(self, model: nn.Module, spec: GRPOSpec, *, reference: nn.Module | None = None) -> None:
-        self.model = model
-        self.spec = spec
-        self.optimiser = Optimiser(model, spec.optim)
-        self._reference = reference
-        if spec.loss.kl_coef and reference is None and not hasattr(model, "disable_adapter"):
-            raise ValueError("kl_coef needs a reference model")
+    def __init__(
+        self,
+        model: nn.Module,
+        algo: AlgoConfig,
+        train: GrpoTrainConfig,
+        *,
+        temperature: float = 1.0,
+        max_tokens_per_microbatch: int = 8192,
+        reference: nn.Module | None = None,
+    ) -> None:
+        """`temperature` is that which the trajectories were sampled at.
 
-    def update(self, judged: Sequence[Judged]) -> Update | None:
-        """Move the weights once for each of `spec.updates`; None, and no move, when there is nothing to learn from.
-
-        An advantage of 0 pushes nothing, and is still evidence: its tokens are in every mean, and in KL and entropy.
+        Raises ValueError for a loss that cannot be computed, or has an option without an effect.
         """
-        judged = [j for j in judged if any(j.sample.loss_mask[1:])]
-        if not any(any(j.advantages) for j in judged):
+        self.model = model
+        self.optimizer = Optimizer(model, train, total_steps=train.steps * train.num_minibatches)
+        self._algo = algo
+        self._num_minibatches = train.num_minibatches
+        self._temperature = temperature
+        self._max_tokens = max_tokens_per_microbatch
+        self._reference = reference
+        if algo.kl_coef and reference is None and not hasattr(model, "disable_adapter"):
+            raise ValueError("kl_coef needs a reference model")
+        if algo.kl_coef and algo.kl == "k1":
+            raise ValueError("kl k1 has no gradient in expectation: k2 or k3")
+        if algo.veto is not None and algo.correction == "none":
+            raise ValueError("veto has no effect without a correction")
+
+    def update(self, batch: Sequence[ScoredTrajectory]) -> Update | None:
+        """Take `num_minibatches` optimizer steps, each over its share of the batch; None, and no step, when nothing has a signal.
+
+        A share is a run of the batch, which lists groups one behind the other: what slime makes of one rollout. All shares are
+        compared with the policy before the first step. An advantage of 0 pushes nothing, and is still evidence: its tokens are in
+        every mean, and in KL and entropy.
+        """
+        batch = [t for t in batch if any(t.sample.loss_mask[1:])]
+        if not any(any(t.advantages) for t in batch):
             return None
         self.model.train()
-        totals = Totals(tokens=float(sum(sum(j.sample.loss_mask[1:]) for j in judged)), sequences=len(judged))
-        parts = self._parts(judged)
-        rate = learning_rate(self.spec.optim, self.optimiser.steps)
-        passes = [self._pass(parts, totals, first=i == 0) for i in range(self.spec.updates)]
-        first, last = passes[0], passes[-1]
+        minibatches = [self._micro_batches(share) for share in shares(batch, self._num_minibatches)]
+        if len(minibatches) > 1:  # a single one is computed with the gradient anyway
+            for micro in (m for minibatch in minibatches for m in minibatch):
+                micro.old = self._score(self.model, micro.batch)
+        rate = self.optimizer.learning_rate
+        steps = [self._step(minibatch) for minibatch in minibatches]
+        tokens, work = sum(s.totals.tokens for s in steps), sum((s.work for s in steps), Work())
         return Update(
-            loss=first.loss,
-            policy_loss=first.policy,
-            kl=first.kl,
-            entropy=first.entropy / totals.tokens,
-            gradient_norm=first.norm,
+            loss=_mean([s.loss for s in steps]),
+            policy_loss=_mean([s.policy for s in steps]),
+            kl=_mean([s.kl for s in steps]),
+            entropy=sum(s.entropy for s in steps) / tokens,
+            gradient_norm=_mean([s.norm for s in steps]),
             learning_rate=rate,
-            clipped_share=last.clipped / totals.tokens,
-            corrected_share=first.corrected / totals.tokens,
-            tokens=sum(len(j.sample.token_ids) for j in judged),
-            padding_share=first.work.padding_share,
-            shared_share=first.work.shared_share,
-            mismatch=_compare(parts),
+            clipped_share=sum(s.clipped for s in steps) / tokens,
+            corrected_share=sum(s.corrected for s in steps) / tokens,
+            tokens=sum(len(t.sample.token_ids) for t in batch),
+            padding_share=work.padding_share,
+            shared_share=work.shared_share,
+            mismatch=_compare([micro for minibatch in minibatches for micro in minibatch]),
         )
 
     def save(self, folder: Path, **more: Any) -> Path:
-        """Weights, optimiser, random numbers and whatever else the loop needs to go on."""
-        return save_state(folder, model=self.model, parts={"optimiser": self.optimiser.state(), **more})
+        """Weights, optimizer, random numbers and whatever else the loop needs to go on."""
+        return save_state(folder, model=self.model, parts={"optimizer": self.optimizer.state(), **more})
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
         """Go on from `save`; returns what it was given beside, None when nothing was saved."""
         parts = load_state(folder, model=self.model)
         if parts is None:
             return None
-        self.optimiser.restore(parts.pop("optimiser"))
+        self.optimizer.restore(parts.pop("optimizer"))
         return parts
 
-    def _parts(self, judged: Sequence[Judged]) -> list[_Part]:
+    def _micro_batches(self, minibatch: Sequence[ScoredTrajectory]) -> list[_MicroBatch]:
         device = next(self.model.parameters()).device
-        parts: list[_Part] = []
-        for group in cut(self.model, [j.sample for j in judged], max_tokens=self.spec.max_tokens_per_microbatch):
-            batch = collate([judged[i].sample for i in group], device=device)
+        found: list[_MicroBatch] = []
+        for rows in cut(self.model, [t.sample for t in minibatch], max_tokens=self._max_tokens):
+            batch = collate([minibatch[i].sample for i in rows], device=device)
             advantages = torch.zeros_like(batch.mask)
-            for row, i in enumerate(group):
-                _spread(advantages[row], judged[i])
-            parts.append(_Part(batch=batch, advantages=advantages, reference=self._score_reference(batch)))
-        if self.spec.updates > 1:
-            for part in parts:
-                part.old = self._score(self.model, part.batch)
-        return parts
+            for row, i in enumerate(rows):
+                _write_advantages(advantages[row], minibatch[i])
+            found.append(_MicroBatch(batch=batch, advantages=advantages, reference=self._score_reference(batch)))
+        return found
 
-    def _pass(self, parts: Sequence[_Part], totals: Totals, *, first: bool) -> _Pass:
-        self.optimiser.zero()
-        sums = _Pass()
-        entropy = "gradient" if self.spec.loss.entropy_coef else "value"
-        for part in parts:
-            scores = score_tokens(self.model, part.batch, temperature=self.spec.temperature, entropy=entropy)
-            if part.old is None:  # on-policy: the trainer's own, before this first update
-                part.old = scores.logp.detach()
+    def _step(self, minibatch: Sequence[_MicroBatch]) -> _Step:
+        """One optimizer step."""
+        self.optimizer.zero()
+        totals = Totals(
+            tokens=sum(micro.batch.num_tokens for micro in minibatch), sequences=sum(len(m.batch.ids) for m in minibatch)
+        )
+        sums = _Step(totals=totals)
+        entropy = "gradient" if self._algo.entropy_coef else "value"
+        for micro in minibatch:
+            scores = score_tokens(self.model, micro.batch, temperature=self._temperature, entropy=entropy)
+            if micro.old is None:  # on-policy: the trainer's own, before this step
+                micro.old = scores.logp.detach()
             result = policy_loss(
-                self.spec.loss,
+                self._algo,
                 logp=scores.logp,
-                old_logp=part.old,
-                advantages=part.advantages,
-                mask=part.batch.mask,
+                old_logp=micro.old,
+                advantages=micro.advantages,
+                mask=micro.batch.mask,
                 totals=totals,
-                ref_logp=part.reference,
-                rollout_logp=part.batch.logprobs,
+                ref_logp=micro.reference,
+                rollout_logp=micro.batch.logprobs,
                 entropy=scores.entropy,
             )
             result.loss.backward()
@@ -153,13 +171,13 @@ class GRPOTrainer:
             sums.kl += result.kl
             sums.clipped += result.clipped_tokens
             sums.corrected += result.corrected_tokens
-            if first and scores.entropy is not None:
-                sums.entropy += float((scores.entropy.detach() * part.batch.mask).sum())
-        sums.norm = self.optimiser.step()
+            if scores.entropy is not None:
+                sums.entropy += float((scores.entropy.detach() * micro.batch.mask).sum())
+        sums.norm = self.optimizer.step()
         return sums
 
     def _score_reference(self, batch: Batch) -> Tensor | None:
-        if not self.spec.loss.kl_coef:
+        if not self._algo.kl_coef:
             return None
         if self._reference is not None:
             return self._score(self._reference, batch)
@@ -169,19 +187,28 @@ class GRPOTrainer:
     @torch.no_grad()
     def _score(self, model: nn.Module, batch: Batch, context: AbstractContextManager[None] | None = None) -> Tensor:
         with context or nullcontext():
-            return score_tokens(model, batch, temperature=self.spec.temperature).logp
+            return score_tokens(model, batch, temperature=self._temperature).logp
+
+
+def shares(batch: Sequence[ScoredTrajectory], count: int) -> list[Sequence[ScoredTrajectory]]:
+    """The batch cut into `count` runs of equal size, or sizes that differ by one; empty ones are left out."""
+    cuts = [i * len(batch) // count for i in range(count + 1)]
+    return [batch[start:end] for start, end in pairwise(cuts) if start < end]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Part:
+class _MicroBatch:
     batch: Batch
     advantages: Tensor  # [batch, time]
-    reference: Tensor | None
+    reference: Tensor | None  # [batch, time], log-probabilities, here and below
     old: Tensor | None = None
 
 
-@dataclass(slots=True)
-class _Pass:
+@dataclass(slots=True, kw_only=True)
+class _Step:
+    """Sums over the micro-batches of one optimizer step."""
+
+    totals: Totals
     work: Work = field(default_factory=Work)
     loss: float = 0.0
     policy: float = 0.0
@@ -192,21 +219,24 @@ class _Pass:
     norm: float = 0.0
 
 
-def _spread(row: Tensor, judged: Judged) -> None:
-    """Write a turn's advantage on its tokens."""
-    if len(judged.advantages) == 1:
-        row.fill_(judged.advantages[0])
+def _write_advantages(row: Tensor, trajectory: ScoredTrajectory) -> None:
+    """Write each turn's advantage on its tokens."""
+    if len(trajectory.advantages) == 1:
+        row.fill_(trajectory.advantages[0])
         return
-    for (start, end), value in zip(judged.sample.turn_spans, judged.advantages, strict=True):
+    for (start, end), value in zip(trajectory.sample.turn_spans, trajectory.advantages, strict=True):
         row[start:end] = value
 
 
-def _compare(parts: Sequence[_Part]) -> Mismatch:
-    known = [p for p in parts if p.batch.logprobs is not None and p.old is not None]
-    old = [cast("Tensor", p.old)[p.batch.mask > 0] for p in known]
-    sampled = [cast("Tensor", p.batch.logprobs)[p.batch.mask > 0] for p in known]
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _compare(micro_batches: Sequence[_MicroBatch]) -> Mismatch:
+    known = [m for m in micro_batches if m.batch.logprobs is not None and m.old is not None]
     if not known:
         empty = torch.zeros(0)
         return mismatch(empty, empty, empty)
-    ours, theirs = torch.cat(old), torch.cat(sampled)
+    ours = torch.cat([cast("Tensor", m.old)[m.batch.mask > 0] for m in known])
+    theirs = torch.cat([cast("Tensor", m.batch.logprobs)[m.batch.mask > 0] for m in known])
     return mismatch(ours, theirs, torch.ones_like(ours))

@@ -21,10 +21,9 @@ from typing import Any
 import pytest
 
 from tau2rl.config import GrpoConfig
-from tau2rl.data.task_sampling import outcome
+from tau2rl.data.task_sampling import TaskSampler, outcome
 from tau2rl.env.tasks import write_prompts
 from tau2rl.errors import UserError
-from tau2rl.recipes.rounds import Group, Tasks
 from tau2rl.slime.metadata import KEY
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
 from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
@@ -101,21 +100,23 @@ def test_what_takes_seconds_to_import_is_there_before_anything_plays(
 
 def test_both_backends_choose_the_same_tasks(source: Callable[..., Any]) -> None:
     config = configured()
-    world, local = source(config), Tasks(refs=TASKS, config=config)
+    world, local = (
+        source(config),
+        TaskSampler([ref.key for ref in TASKS], config.algo.curriculum, group_size=SIZE, seed=config.seed),
+    )
+    by_key = {ref.key: ref for ref in TASKS}
     chosen: list[list[str]] = []
     for number in range(12):
         draws = 2 if number % 4 == 3 else 1  # every fourth round needs more groups
         slime_groups = [group for _ in range(draws) for group in world.slime.get_samples(2)]
-        local_refs = [ref for _ in range(draws) for ref in local.next()]
+        local_refs = [ref for _ in range(draws) for ref in map(by_key.__getitem__, local.sample(2))]
         assert [ref_of(group) for group in slime_groups] == local_refs
         chosen.append([ref.key for ref in local_refs])
         world.end(world.slime, played(slime_groups, number))
-        local.learn(
-            [
-                Group(task=ref, episodes=tuple(episode(ref, number, i) for i in range(SIZE)), scores=(), advantages=())
-                for ref in local_refs
-            ]
-        )
+        outcomes: dict[str, list[bool | None]] = {}
+        for ref in local_refs:
+            outcomes.setdefault(ref.key, []).extend(outcome(episode(ref, number, i)) for i in range(SIZE))
+        local.observe(outcomes)
     assert len({tuple(keys) for keys in chosen}) > 3  # it did choose, and not always alike
 
 

@@ -25,13 +25,13 @@ from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import RunIncomplete
 from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.recipes.rounds import Player, Tasks
 from tau2rl.reward.advantages import advantage_spec
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.records import look_file, read
 from tau2rl.slime.advantages import Member, score_batch
 from tau2rl.slime.rollout import Played, Rollout
+from tau2rl.train.grpo import Rollouts
 from tau2rl.types import Attempt, Status, TaskRef
 from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
 from tests.play import CREATE
@@ -62,20 +62,20 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
 
         async def local() -> tuple[Any, list[Attempt]]:
             run = RunFolder.open(RunFolder.create(tmp_path / "local", config, resume=False))
-            player = Player(config=config, codec=CODEC, spec=spec, folder=run)
+            rollouts = Rollouts(config=config, codec=CODEC, spec=spec, folder=run, tasks=refs)
             async with SGLangPolicy(
                 PolicyConfig(url=server.url, sampling=SAMPLING), stop=CODEC.stop, stop_token_ids=CODEC.stop_token_ids
             ) as policy:
-                played = await player.round(0, Tasks(refs=refs, config=config), policy)
+                played = await rollouts.groups(0, policy)
             run.close()
-            # Round 0 of the local backend numbers its attempts from 0, as slime numbers its samples.
-            attempts = [Attempt(task=group.task, index=0, seed=e.seed) for group in played.groups for e in group.episodes]
+            # Step 0 of the local backend numbers its attempts from 0, as slime numbers its samples.
+            attempts = [Attempt(task=group.task, index=0, seed=e.seed) for group in played for e in group.episodes]
             return played, attempts
 
         theirs, attempts = asyncio.run(local())
 
         async def hooks(made: Rollout) -> list[Played]:
-            tasks = [group.task for group in theirs.groups for _ in group.episodes]
+            tasks = [group.task for group in theirs for _ in group.episodes]
             return await asyncio.gather(*(play(made, index, task=task) for index, task in enumerate(tasks)))
 
         ours = using(rollout(config, tmp_path, server), hooks)
@@ -86,12 +86,12 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
     ]
     scored = score_batch(members, advantage_spec(config.algo))
     assert [attempt.seed for attempt in attempts] == [p.episode.seed for p in ours]
-    assert [e.token_ids for group in theirs.groups for e in group.episodes] == [p.episode.token_ids for p in ours]
-    assert [s for group in theirs.groups for s in group.scores] == [p.marks.score for p in ours]
-    judged = iter([judged for group in theirs.groups for judged in group.judged()])
-    assert any(group.teaches for group in theirs.groups)
+    assert [e.token_ids for group in theirs for e in group.episodes] == [p.episode.token_ids for p in ours]
+    assert [s for group in theirs for s in group.scores] == [p.marks.score for p in ours]
+    trajectories = iter([one for group in theirs for one in group.trajectories()])
+    assert any(group.has_signal for group in theirs)
     for number, played in enumerate(ours):
-        known = next(judged)
+        known = next(trajectories)
         end = known.sample.turn_spans[-1][1]
         assert played.packed is not None
         assert played.packed.token_ids[:end] == known.sample.token_ids

@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 
 from tau2rl.data.encoding import Encoded, encode_rows
-from tau2rl.recipes import dataset, rounds, sft
-from tau2rl.recipes.rounds import sampled
-from tau2rl.reward.advantages import AdvantageSpec, group_advantages
+from tau2rl.recipes import dataset
+from tau2rl.reward.advantages import AdvantageSpec, judge_group
 from tau2rl.runs.files import read_json
+from tau2rl.train import backend, group
+from tau2rl.train.group import sample_of
 from tau2rl.types import TrainingSample
 from tests.learning.chain import demonstrate, evaluate, final, fine_tune, mean, reinforce, reject
 
@@ -122,7 +123,7 @@ def test_the_test_of_sft_fails_when(
         encoded = encode_rows(*args, **kwargs)
         return replace(encoded, samples=tuple(broken(sample) for sample in encoded.samples))
 
-    monkeypatch.setattr(sft, "encode_rows", encode)
+    monkeypatch.setattr(backend, "encode_rows", encode)
     mistaught = taught_by(taught.rows, tmp_path / "sft", seed=0)
     with pytest.raises(AssertionError, match=SFT_TEACHES):
         test_a_random_model_solves_nothing_and_sft_teaches_it(mistaught, tmp_path)
@@ -139,29 +140,32 @@ def test_the_test_of_rejection_sampling_fails_when(
         test_rejection_sampling_teaches_more(taught, tmp_path)
 
 
-def flipped(scores: Sequence[float | None], spec: AdvantageSpec) -> list[float | None]:
-    return [None if a is None else -a for a in group_advantages(scores, spec)]
+Advantages = list[tuple[float, ...] | None]
 
 
-def shuffled(scores: Sequence[float | None], spec: AdvantageSpec) -> list[float | None]:
+def flipped(scores: Sequence[float | None], turns: Sequence[Sequence[float]], spec: AdvantageSpec) -> Advantages:
+    return [None if row is None else tuple(-a for a in row) for row in judge_group(scores, turns, spec)]
+
+
+def shuffled(scores: Sequence[float | None], turns: Sequence[Sequence[float]], spec: AdvantageSpec) -> Advantages:
     mixed = list(scores)
     random.Random(str(scores)).shuffle(mixed)
-    return group_advantages(mixed, spec)
+    return judge_group(mixed, turns, spec)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "broken", "said"),
     [
-        ("group_advantages", flipped, GRPO_TEACHES),
-        ("group_advantages", shuffled, GRPO_TEACHES),
-        ("sampled", lambda episode: inverted(sampled(episode)), APART),
+        ("judge_group", flipped, GRPO_TEACHES),
+        ("judge_group", shuffled, GRPO_TEACHES),
+        ("sample_of", lambda episode: inverted(sample_of(episode)), APART),
     ],
     ids=["the sign is flipped", "the rewards are shuffled", "the wrong tokens are masked"],
 )
 def test_the_test_of_grpo_fails_when(
     part: str, broken: Any, said: str, taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, part, broken)
+    monkeypatch.setattr(group, part, broken)
     with pytest.raises(AssertionError, match=said):
         test_grpo_teaches_more(taught, tmp_path)

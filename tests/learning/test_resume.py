@@ -2,7 +2,7 @@
 
 - sft: the same losses step by step, the same final weights to the last bit; interrupted in the middle of an epoch, between two
   micro-batches of a step, before anything was saved; with the random numbers of dropout; with low-rank additions
-- grpo: the same, with its place in the shuffled tasks, its curriculum, its refills, and its looks at the selection tasks
+- grpo: the same, with its place in the shuffled tasks, its curriculum, its resample rounds, and its validations
 - rft-filter: the same rows, byte for byte, and so the same model from them
 - (slow) kill -9 at any moment of each of the three, as subprocesses: the same files as an unbroken run
 - a run whose data or parent checkpoint has changed meanwhile is refused, and says which;
@@ -32,7 +32,7 @@ from tau2rl.runs.progress import ProgressEvent
 from tau2rl.runs.provenance import checkpoint_hash
 from tau2rl.runs.records import read
 from tau2rl.settings import child_environment
-from tau2rl.train.forward import score_tokens
+from tau2rl.train.engine.forward import score_tokens
 from tests.learning.chain import SAMPLING, TALK, demonstrate, final, tasks
 
 SHAPE = {"hidden": 32, "layers": 2, "heads": 2, "head_dim": 16, "intermediate": 64}
@@ -91,7 +91,7 @@ def grpo(checkpoint: Path, **algo: Any) -> dict[str, Any]:
     }
 
 
-LOSSES = ("loss", "held_out_loss", "learning_rate", "gradient_norm")
+LOSSES = ("loss", "val_loss", "learning_rate", "gradient_norm")
 LORA = {"lora": {"rank": 4, "dropout": 0.1}}  # dropout draws random numbers at every step
 
 
@@ -156,10 +156,10 @@ PLAYED = (
         ({"max_resample_rounds": 2, "estimator": "mt_gtpo", "curriculum": {"enabled": True}}, {}),
         (
             {"kl_coef": 0.01, "entropy_coef": 0.001},
-            {"train__updates_per_batch": 2, "local": {"max_tokens_per_microbatch": 600, **LORA}},
+            {"train__num_minibatches": 2, "local": {"max_tokens_per_microbatch": 600, **LORA}},
         ),
     ],
-    ids=["shuffled", "curriculum", "refills and turns", "LoRA with dropout, two updates"],
+    ids=["shuffled", "curriculum", "resample rounds and turns", "LoRA with dropout, two minibatches"],
 )
 def test_grpo_goes_on_where_it_was_interrupted(
     algo: dict[str, Any], more: dict[str, Any], checkpoint: Path, tmp_path: Path
@@ -173,9 +173,9 @@ def test_grpo_goes_on_where_it_was_interrupted(
     start("grpo", tmp_path / "broken", values)
     whole = curve(tmp_path / "whole", *PLAYED)
     assert curve(tmp_path / "broken", *PLAYED) == whole
-    assert sum(line[3] for line in whole) > 0, "no group taught anything: the test would compare nothing"
-    assert [line[0] for line in whole if line[-1] is not None] == [2, 4]  # the looks
-    assert not algo.get("max_resample_rounds") or max(line[2] for line in whole) > 2, "no refill was played"
+    assert sum(line[3] for line in whole) > 0, "no group had a signal: the test would compare nothing"
+    assert [line[0] for line in whole if line[-1] is not None] == [2, 4]  # the validations
+    assert not algo.get("max_resample_rounds") or max(line[2] for line in whole) > 2, "no resample round was played"
     kept = [
         sorted((record.attempt.key, record.episode.token_ids) for record in read(tmp_path / name / "episodes.jsonl"))
         for name in ("whole", "broken")

@@ -25,17 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from tau2rl.chat.tokenizers import load_tokenizer
+from tau2rl.config import AlgoConfig
 from tau2rl.data.encoding import encode_rows
-from tau2rl.train.batching import collate
-from tau2rl.train.forward import cut, score_tokens
-from tau2rl.train.losses import LossSpec, Totals, correction_weights, policy_loss
-from tau2rl.train.model import create, load, save
-from tau2rl.train.optim import OptimSpec
+from tau2rl.train.engine.batching import collate
+from tau2rl.train.engine.forward import cut, score_tokens
+from tau2rl.train.losses import Totals, correction_weights, policy_loss
+from tau2rl.train.model import load, save
 from tau2rl.train.sft import mean_loss
+from tau2rl.train.tiny import create
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
-from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
+from tau2rl.train.trainer import ScoredTrajectory
 from tau2rl.types import TrainingSample
-from tests.unit.train.tiny import SHAPE, gradient
+from tests.unit.train.tiny import SHAPE, algo_config, gradient, grpo_trainer
 
 trl = pytest.importorskip("trl", reason="a cross-check for developers; the head of this file says how to run it")
 pytestmark = [
@@ -44,9 +45,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-GRADIENT_NORM = OptimSpec(
-    lr=1e-9, total_steps=1, warmup_steps=0, max_grad_norm=0.0
-)  # an optimiser that is asked for its norm only
+GRADIENT_NORM: dict[str, Any] = {"lr": 1e-9, "steps": 1, "warmup_steps": 0, "max_grad_norm": 0.0}  # asked for its norm only
 LONGEST = 40  # tokens of an answer: the constant of dr_grpo
 TOOL = {
     "type": "function",
@@ -131,7 +130,7 @@ TOKENS = float(sum(sum(s.loss_mask) for s in SAMPLES))
 class Case:
     """One setting of ours and its name in TRL."""
 
-    ours: LossSpec
+    ours: AlgoConfig
     theirs: dict[str, Any]
     temperature: float = 1.0
     by_turn: bool = False
@@ -141,34 +140,34 @@ class Case:
 PLAIN: dict[str, Any] = {"epsilon": 0.1, "epsilon_high": 0.15}
 BOUNDS: dict[str, Any] = {"eps_low": 0.1, "eps_high": 0.15}
 CASES = {
-    "dapo": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo"}),
-    "bnpo": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "bnpo"}),
-    "grpo": Case(ours=LossSpec(**BOUNDS, loss_aggregation="seq-mean"), theirs={**PLAIN, "loss_type": "grpo"}),
+    "dapo": Case(ours=algo_config(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo"}),
+    "bnpo": Case(ours=algo_config(**BOUNDS), theirs={**PLAIN, "loss_type": "bnpo"}),
+    "grpo": Case(ours=algo_config(**BOUNDS, loss_aggregation="seq-mean"), theirs={**PLAIN, "loss_type": "grpo"}),
     "dr_grpo": Case(
-        ours=LossSpec(**BOUNDS, loss_aggregation="constant", loss_scale=LONGEST),
+        ours=algo_config(**BOUNDS, loss_aggregation="constant", loss_scale=LONGEST),
         theirs={**PLAIN, "loss_type": "dr_grpo", "max_completion_length": LONGEST},
     ),
     "gspo": Case(
-        ours=LossSpec(eps_low=0.02, eps_high=0.03, loss_aggregation="seq-mean", ratio="sequence"),
+        ours=algo_config(eps_low=0.02, eps_high=0.03, loss_aggregation="seq-mean", ratio="sequence"),
         theirs={"epsilon": 0.02, "epsilon_high": 0.03, "loss_type": "grpo", "importance_sampling_level": "sequence"},
     ),
-    "dual clip": Case(ours=LossSpec(**BOUNDS, dual_clip=1.2), theirs={**PLAIN, "loss_type": "dapo", "delta": 1.2}),
-    "kl": Case(ours=LossSpec(**BOUNDS, kl_coef=0.3, kl="k3"), theirs={**PLAIN, "loss_type": "dapo", "beta": 0.3}),
+    "dual clip": Case(ours=algo_config(**BOUNDS, dual_clip=1.2), theirs={**PLAIN, "loss_type": "dapo", "delta": 1.2}),
+    "kl": Case(ours=algo_config(**BOUNDS, kl_coef=0.3, kl="k3"), theirs={**PLAIN, "loss_type": "dapo", "beta": 0.3}),
     "kl by sequence": Case(
-        ours=LossSpec(**BOUNDS, kl_coef=0.3, kl="k3", loss_aggregation="seq-mean"),
+        ours=algo_config(**BOUNDS, kl_coef=0.3, kl="k3", loss_aggregation="seq-mean"),
         theirs={**PLAIN, "loss_type": "grpo", "beta": 0.3},
     ),
-    "entropy": Case(ours=LossSpec(**BOUNDS, entropy_coef=0.2), theirs={**PLAIN, "loss_type": "dapo", "entropy_coef": 0.2}),
-    "temperature": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo", "temperature": 0.7}, temperature=0.7),
-    "by turn": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo"}, by_turn=True),
-    "on-policy": Case(ours=LossSpec(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo"}, off_policy=False),
+    "entropy": Case(ours=algo_config(**BOUNDS, entropy_coef=0.2), theirs={**PLAIN, "loss_type": "dapo", "entropy_coef": 0.2}),
+    "temperature": Case(ours=algo_config(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo", "temperature": 0.7}, temperature=0.7),
+    "by turn": Case(ours=algo_config(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo"}, by_turn=True),
+    "on-policy": Case(ours=algo_config(**BOUNDS), theirs={**PLAIN, "loss_type": "dapo"}, off_policy=False),
     # TRL makes its weights where it samples, from vLLM's log-probabilities; given ours, it has to use them alike.
     "tis": Case(
-        ours=LossSpec(**BOUNDS, kl_coef=0.3, correction="tis", correction_high=1.05),
+        ours=algo_config(**BOUNDS, kl_coef=0.3, correction="tis", correction_high=1.05),
         theirs={**PLAIN, "loss_type": "dapo", "beta": 0.3},
     ),
     "mis": Case(
-        ours=LossSpec(**BOUNDS, correction="mis", level="geometric", correction_low=0.98, correction_high=1.02),
+        ours=algo_config(**BOUNDS, correction="mis", correction_level="geometric", correction_low=0.98, correction_high=1.02),
         theirs={**PLAIN, "loss_type": "dapo"},
     ),
 }
@@ -325,7 +324,7 @@ def test_settings_that_differ_are_told_apart(checkpoint: Path, tmp_path: Path) -
     """The comparison has teeth: with another clip bound on one side, it fails."""
     case = CASES["dapo"]
     w = world(checkpoint, case)
-    loss, _, _ = our_loss(Case(ours=LossSpec(eps_low=0.1, eps_high=0.16), theirs={}), w, max_tokens=60)
+    loss, _, _ = our_loss(Case(ours=algo_config(eps_low=0.1, eps_high=0.16), theirs={}), w, max_tokens=60)
     their_loss, _ = trl_loss(case, w, checkpoint, tmp_path)
     assert loss != pytest.approx(their_loss, rel=1e-4, abs=1e-6)
 
@@ -333,10 +332,8 @@ def test_settings_that_differ_are_told_apart(checkpoint: Path, tmp_path: Path) -
 @pytest.mark.parametrize("max_tokens_per_microbatch", [8192, 60])
 def test_an_update_of_ours_is_an_update_of_trl(max_tokens_per_microbatch: int, checkpoint: Path, tmp_path: Path) -> None:
     case = CASES["on-policy"]
-    trainer = GRPOTrainer(
-        load(checkpoint), GRPOSpec(optim=GRADIENT_NORM, loss=case.ours, max_tokens_per_microbatch=max_tokens_per_microbatch)
-    )
-    update = trainer.update([Judged(sample=s, advantages=(a,)) for s, a in zip(SAMPLES, ADVANTAGES, strict=True)])
+    trainer = grpo_trainer(load(checkpoint), case.ours, max_tokens_per_microbatch=max_tokens_per_microbatch, **GRADIENT_NORM)
+    update = trainer.update([ScoredTrajectory(sample=s, advantages=(a,)) for s, a in zip(SAMPLES, ADVANTAGES, strict=True)])
     their_loss, theirs = trl_loss(case, world(checkpoint, case), checkpoint, tmp_path)
     assert update is not None
     assert update.loss == pytest.approx(their_loss, rel=1e-4, abs=1e-6)

@@ -2,6 +2,8 @@
 
 - every row is accounted for: used, held out, or left out with its reason and its length, never cut;
 - attempts at one task are held out together, and the choice does not depend on the other rows;
+- early stopping hands on the best weights, and the report says of which step they are;
+- LoRA trains with any scale above 0, also one below 1;
 - the checkpoint is one that transformers reads, with tokenizer and chat template, and its report names the parents' hashes;
 - no rows is a request that cannot be carried out, unless the run was told to hand the model on;
 - each published layout goes in;
@@ -11,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,11 @@ from tau2rl.config import ChatConfig, SftConfig, build
 from tau2rl.data.encoding import Encoded
 from tau2rl.errors import UserError
 from tau2rl.launch.entry import run_stage
-from tau2rl.recipes.sft import split_off
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import checkpoint_hash, file_hash
+from tau2rl.train.backend import LocalBackend
+from tau2rl.train.rows import split_rows
 from tau2rl.types import TrainingSample
 
 SHAPE = {"hidden": 16, "layers": 1, "heads": 1, "head_dim": 16, "intermediate": 32}
@@ -97,6 +101,39 @@ def test_low_rank_additions_are_merged_into_the_checkpoint(tmp_path: Path) -> No
     assert not hasattr(AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "final"), "peft_config")
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
+def test_low_rank_additions_learn_with_any_scale(alpha: float, tmp_path: Path) -> None:
+    local = {"shape": SHAPE, "lora": {"rank": 2, "alpha": alpha}}
+    report = carry_out(tmp_path, [{"messages": HELLO}], local=local, train={"steps": 3, "batch_size": 1, "lr": 0.1})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert min(line["gradient_norm"] for line in lines) > 0
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert report["outputs"]["checkpoint"]["sha256"] != report["inputs"]["parent"]["sha256"]
+
+
+def said(number: int, answer: str) -> dict[str, Any]:
+    return {"messages": [*HELLO[:2], {"role": "assistant", "content": answer}], "id": f"{number}#0"}
+
+
+def test_early_stopping_hands_on_the_best_weights(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [said(i, "".join(rng.choices("abcdefghij", k=12))) for i in range(12)]  # nothing that could be learned for others
+    train = {"steps": 200, "batch_size": 4, "lr": 0.03, "warmup_steps": 0, "val_every": 2, "early_stopping_patience": 3}
+    report = carry_out(tmp_path, rows, data={"val_fraction": 0.4}, train=train)
+    training, lines = report["training"], (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    seen = {line["step"]: line["val_loss"] for line in map(json.loads, lines) if line["val_loss"] is not None}
+    best = min(seen, key=seen.__getitem__)
+    assert training["stopped_early"] and training["steps"] == max(seen) == best + 6
+    assert training["final_step"] == best
+    assert training["val_loss_after"] == pytest.approx(seen[best]) == pytest.approx(training["best_val_loss"])
+    assert seen[max(seen)] > training["val_loss_after"] + 0.01
+    found = [LocalBackend().checkpoint(tmp_path / "run", step) for step in (best, training["steps"])]
+    assert found == [tmp_path / "run" / "checkpoints" / "final", None]
+    handed_on = report["outputs"]["checkpoint"]["sha256"]
+    again = carry_out(tmp_path, rows, data={"val_fraction": 0.4}, train=train)  # a finished run hands on the same
+    assert (again["outputs"]["checkpoint"]["sha256"], again["training"]["final_step"]) == (handed_on, best)
+
+
 def test_nothing_to_train_on_is_refused_unless_the_model_may_be_handed_on(tmp_path: Path) -> None:
     parent = carry_out(tmp_path, [{"messages": HELLO}])["outputs"]["checkpoint"]
     for name in ("refused", "handed-on"):
@@ -125,10 +162,10 @@ def test_each_layout_goes_in(row: dict[str, Any], tmp_path: Path) -> None:
 def test_attempts_at_one_task_are_held_out_together() -> None:
     sample = TrainingSample(token_ids=(1, 2), loss_mask=(0, 1), logprobs=None, turn_spans=())
     names = [f"mock/{task}#{attempt}" for task in range(200) for attempt in range(2)]
-    split = split_off(Encoded(samples=(sample,) * 400, ids=tuple(names), dropped=()), share=0.25)
-    assert len(split.train) + len(split.held_out) == 400
-    assert len(split.held_out) % 2 == 0
-    assert 60 <= len(split.held_out) <= 140
-    alone = [len(split_off(Encoded(samples=(sample,), ids=(name,), dropped=()), share=0.25).held_out) for name in names]
-    assert sum(alone) == len(split.held_out)
-    assert not split_off(Encoded(samples=(sample,), ids=(names[0],), dropped=()), share=0.0).held_out
+    split = split_rows(Encoded(samples=(sample,) * 400, ids=tuple(names), dropped=()), val_fraction=0.25)
+    assert len(split.train) + len(split.val) == 400
+    assert len(split.val) % 2 == 0
+    assert 60 <= len(split.val) <= 140
+    alone = [len(split_rows(Encoded(samples=(sample,), ids=(name,), dropped=()), val_fraction=0.25).val) for name in names]
+    assert sum(alone) == len(split.val)
+    assert not split_rows(Encoded(samples=(sample,), ids=(names[0],), dropped=()), val_fraction=0.0).val

@@ -5,6 +5,8 @@
 - The choice is a function of (state, seed): the order of the tasks and a trip through JSON change nothing.
 - Older evidence fades, and attempts without evidence add none: what FAILED, what nobody graded.
 - A run's draws follow from its seed and their number alone.
+- Without it every task comes once an epoch; batches all have one size, and no task is twice in one, over the borders of epochs.
+- A sampler goes on behind a saved place as if nothing had been.
 """
 
 import json
@@ -13,7 +15,19 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import integrate, stats
 
-from tau2rl.data.task_sampling import CurriculumSpec, CurriculumState, choose, draw, mixed_group_chance, observe, outcome, weight
+from tau2rl.config import CurriculumConfig
+from tau2rl.data.task_sampling import (
+    CurriculumSpec,
+    CurriculumState,
+    ShuffledEpochs,
+    TaskSampler,
+    choose,
+    draw,
+    mixed_group_chance,
+    observe,
+    outcome,
+    weight,
+)
 from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
 
 SPEC = CurriculumSpec(group_size=8, floor=0.05)
@@ -120,3 +134,46 @@ def test_only_a_graded_episode_has_an_outcome():
     assert outcome(ended(Status.COMPLETED, 0.5)) is False
     assert outcome(ended(Status.COMPLETED, None)) is None
     assert outcome(ended(Status.FAILED, None)) is None
+
+
+def sampler(count: int, *, enabled: bool = False) -> TaskSampler:
+    return TaskSampler([f"mock/{i}" for i in range(count)], CurriculumConfig(enabled=enabled), group_size=4, seed=7)
+
+
+@given(count=st.integers(1, 12), size=st.integers(1, 30), batches=st.integers(1, 12))
+def test_batches_have_one_size_and_epochs_every_task_once(count, size, batches):
+    tasks = sampler(count)
+    taken = [tasks.sample(size) for _ in range(batches)]
+    assert {len(batch) for batch in taken} == {size}
+    if size <= count:
+        assert all(len(set(batch)) == size for batch in taken)
+    everything = [key for batch in taken for key in batch]
+    seen = {key: everything.count(key) for key in everything}
+    whole = len(everything) // count  # epochs that are over
+    assert all(times in (whole, whole + 1) for times in seen.values())
+    assert whole == 0 or len(seen) == count
+
+
+def test_epochs_are_shuffled_by_the_seed():
+    orders = [ShuffledEpochs(20, seed=seed).take(20) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    epochs = ShuffledEpochs(20, seed=1)
+    assert epochs.take(20) != epochs.take(20)
+    with pytest.raises(ValueError, match="nothing to take from"):
+        ShuffledEpochs(0, seed=1)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_sampler_goes_on_behind_a_saved_place(enabled):
+    def go_on(tasks):
+        taken = tasks.sample(3)
+        tasks.observe({key: [True, False, None] for key in taken})
+        return taken
+
+    whole = sampler(7, enabled=enabled)
+    for _ in range(4):
+        go_on(whole)
+    resumed = sampler(7, enabled=enabled)
+    resumed.restore(json.loads(json.dumps(whole.state())))
+    assert [go_on(resumed) for _ in range(5)] == [go_on(whole) for _ in range(5)]
+    assert bool(resumed.known.evidence) is enabled

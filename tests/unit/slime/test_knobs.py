@@ -3,7 +3,6 @@
 - slime: every setting changes the command line or what our hooks are handed; which of the two is written down here, for each;
 - a setting that belongs to slime's trainer changes the command line itself, not only what is handed over;
 - looks at the selection tasks have the temperature of `select`, and that of the training where it has none;
-- local: every setting of `train:` and `algo:` that is a number of the trainer changes its specification;
 - what slime cannot honour is refused with a reason, and no setting is missing from the table.
 """
 
@@ -19,11 +18,9 @@ from pydantic import BaseModel
 
 from tau2rl.config import GrpoConfig, Section, SftConfig, build, flatten, put
 from tau2rl.errors import UserError
-from tau2rl.recipes.grpo import policy_of_looks
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.job import SlimeRun, custom_config
-from tau2rl.train.generate import Sampling
-from tau2rl.train.hyper import grpo_spec, sft_spec
+from tau2rl.train.grpo import validation_policy
 from tau2rl.train.policy import LocalPolicy
 from tests.slime_configs import SHAPE
 from tests.unit.train.tiny import tiny_model
@@ -186,40 +183,6 @@ REFUSED = {
         "train.export_every": 7,
     },
 }
-OF_EVERY_TRAINER = [
-    "train.steps",
-    "train.lr",
-    "train.warmup_steps",
-    "train.schedule",
-    "train.min_lr_ratio",
-    "train.betas",
-    "train.weight_decay",
-    "train.max_grad_norm",
-]
-OF_THE_LOSS = [
-    "ratio",
-    "eps_low",
-    "eps_high",
-    "dual_clip",
-    "loss_aggregation",
-    "loss_scale",
-    "kl_coef",
-    "kl",
-    "entropy_coef",
-    "correction",
-    "veto",
-]
-OF_THE_CORRECTION = ["algo.correction_level", "algo.correction_low", "algo.correction_high"]
-LOCAL = {  # what the local trainer's own specification holds
-    "grpo": [
-        *OF_EVERY_TRAINER,
-        *(f"algo.{name}" for name in OF_THE_LOSS),
-        *OF_THE_CORRECTION,
-        "train.num_minibatches",
-        "sampling.temperature",
-    ],
-    "sft": [*OF_EVERY_TRAINER, "seed", "train.save_every", "train.batch_size"],
-}
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -285,23 +248,16 @@ def test_what_slime_cannot_honour_is_refused(stage: str, name: str) -> None:
         build_argv(config_of(stage, {name: REFUSED[stage][name]}), RUN)
 
 
-@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, names in LOCAL.items() for name in names])
-def test_the_same_setting_changes_the_local_trainer(stage: str, name: str) -> None:
-    before, after = pair(stage, name, ARGV[stage][name])
-    specs = [grpo_spec(config) if isinstance(config, GrpoConfig) else sft_spec(config) for config in (before, after)]
-    assert specs[0] != specs[1]
-
-
 def test_looks_have_their_own_temperature_on_both_backends() -> None:
     asked, unasked = config_of("grpo", {"val.temperature": 0.25}), config_of("grpo", {})
     assert isinstance(asked, GrpoConfig) and isinstance(unasked, GrpoConfig)
     argv = build_argv(asked, RUN)
     assert argv[argv.index("--eval-temperature") + 1] == "0.25" and argv[argv.index("--rollout-temperature") + 1] == "1.0"
     assert "--eval-temperature" not in build_argv(unasked, RUN)  # slime then takes that of the rollouts
-    policy = LocalPolicy(tiny_model(), Sampling(temperature=1.0, stop_token_ids=(1,)))
-    assert policy_of_looks(policy, unasked) is policy
-    assert policy_of_looks(policy, asked)._sampling == Sampling(temperature=0.25, stop_token_ids=(1,))
-    assert policy._sampling.temperature == 1.0
+    policy = LocalPolicy(tiny_model(), unasked.sampling)
+    assert validation_policy(policy, unasked) is policy
+    assert validation_policy(policy, asked).sampling.temperature == 0.25
+    assert policy.sampling.temperature == 1.0
 
 
 @pytest.mark.parametrize(("longest", "context"), [(262144, "9256"), (9000, "9000")])

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tau2rl.config import AlgoConfig
 from tau2rl.reward.advantages import (
     TRAJECTORY_ESTIMATORS,
     TURN_ESTIMATORS,
@@ -28,12 +29,10 @@ from tau2rl.reward.advantages import (
     group_advantages,
     turn_advantages,
 )
-from tau2rl.train.generate import Generator, Request, Sampling
-from tau2rl.train.losses import LossSpec
-from tau2rl.train.optim import OptimSpec
-from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged, Update
+from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.trainer import ScoredTrajectory, Update
 from tau2rl.types import TrainingSample
-from tests.unit.train.tiny import VOCAB, gradient, tiny_model
+from tests.unit.train.tiny import SAMPLING, VOCAB, algo_config, gradient, grpo_trainer, tiny_model
 
 ESTIMATORS = (*TRAJECTORY_ESTIMATORS, *TURN_ESTIMATORS)
 GAMMA, WEIGHT, EPS = 0.9, 0.3, 1e-6
@@ -116,14 +115,14 @@ def advantages_by_hand(estimator: Estimator) -> dict[tuple[int, int], list[float
     return found
 
 
-def weight_by_hand(spec: LossSpec, logps: dict[int, float], sampled: dict[int, float], t: int) -> float:
+def weight_by_hand(spec: AlgoConfig, logps: dict[int, float], sampled: dict[int, float], t: int) -> float:
     """What a sampled token's loss is multiplied by, for the sampler's sake."""
     apart = {u: logps[u] - sampled[u] for u in logps}
     w = {
         "token": math.exp(apart[t]),
         "sequence": math.exp(sum(apart.values())),
         "geometric": math.exp(statistics.fmean(apart.values())),
-    }[spec.level]
+    }[spec.correction_level]
     low, high = spec.correction_low, spec.correction_high
     if spec.veto is not None and spec.correction != "none" and min(apart.values()) < math.log(spec.veto):
         return 0.0
@@ -132,9 +131,9 @@ def weight_by_hand(spec: LossSpec, logps: dict[int, float], sampled: dict[int, f
     ]
 
 
-def loss_by_hand(spec: LossSpec, estimator: Estimator, model: nn.Module) -> Tensor:
+def loss_by_hand(spec: AlgoConfig, estimator: Estimator, model: nn.Module) -> Tensor:
     """The loss of the whole batch, conversation by conversation and token by token, in float64."""
-    frozen, worth = reference().double(), advantages_by_hand(estimator)
+    frozen, advantage_of = reference().double(), advantages_by_hand(estimator)
     count = sum(sum(s.loss_mask) for s in samples().values())
     total = torch.zeros((), dtype=torch.float64)
     for key, sample in samples().items():
@@ -151,9 +150,9 @@ def loss_by_hand(spec: LossSpec, estimator: Estimator, model: nn.Module) -> Tens
         for t, k in turn_of.items():
             ratio = torch.exp(together if spec.ratio == "sequence" else logp[t] - own[t])  # 1, with the gradient of logp
             d = bare[t - 1, sample.token_ids[t]] - logp[t]
-            kl = {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - 1 - d}[spec.kl]
+            kl = {"k2": d * d / 2, "k3": torch.exp(d) - 1 - d}[spec.kl]
             spread = -(table[t - 1].exp() * table[t - 1]).sum()
-            policy = -worth[key][k] * ratio * weight_by_hand(spec, own, sampled, t)
+            policy = -advantage_of[key][k] * ratio * weight_by_hand(spec, own, sampled, t)
             share = {
                 "token-mean": count,
                 "seq-mean": len(turn_of) * len(samples()),
@@ -166,25 +165,35 @@ def loss_by_hand(spec: LossSpec, estimator: Estimator, model: nn.Module) -> Tens
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def judged(estimator: Estimator) -> list[Judged]:
-    """What the stage would hand to the trainer."""
-    spec, found = AdvantageSpec(estimator=estimator, gamma=GAMMA, outcome_weight=WEIGHT), list[Judged]()
+def trajectories(estimator: Estimator) -> list[ScoredTrajectory]:
+    """What the loop would hand to the trainer."""
+    spec, found = AdvantageSpec(estimator=estimator, gamma=GAMMA, outcome_weight=WEIGHT), list[ScoredTrajectory]()
     for g, group in enumerate(GROUPS):
         outcomes = [outcome for outcome, _ in group]
         if estimator in TURN_ESTIMATORS:
             rows = turn_advantages([rewards for _, rewards in group], outcomes, spec)
         else:
             rows = [None if a is None else [a] for a in group_advantages(outcomes, spec)]
-        found += [Judged(sample=samples()[g, m], advantages=tuple(row)) for m, row in enumerate(rows) if row is not None]
+        found += [
+            ScoredTrajectory(sample=samples()[g, m], advantages=tuple(row)) for m, row in enumerate(rows) if row is not None
+        ]
     return found
 
 
-def update(spec: LossSpec, batch: Sequence[Judged], *, max_tokens_per_microbatch: int = 8192) -> tuple[Update, Tensor]:
+def update(
+    spec: AlgoConfig, batch: Sequence[ScoredTrajectory], *, max_tokens_per_microbatch: int = 8192
+) -> tuple[Update, Tensor]:
     """What an update reports, and the gradient that it took."""
     model = tiny_model()
-    optim = OptimSpec(lr=1e-3, total_steps=1, warmup_steps=0, max_grad_norm=0.0)
-    trainer = GRPOTrainer(
-        model, GRPOSpec(optim=optim, loss=spec, max_tokens_per_microbatch=max_tokens_per_microbatch), reference=reference()
+    trainer = grpo_trainer(
+        model,
+        spec,
+        reference=reference(),
+        max_tokens_per_microbatch=max_tokens_per_microbatch,
+        lr=1e-3,
+        steps=1,
+        warmup_steps=0,
+        max_grad_norm=0.0,
     )
     done = trainer.update(batch)
     assert done is not None
@@ -192,23 +201,22 @@ def update(spec: LossSpec, batch: Sequence[Judged], *, max_tokens_per_microbatch
 
 
 OPTIONS = {
-    "token-mean": LossSpec(),
-    "seq-mean": LossSpec(loss_aggregation="seq-mean"),
-    "constant": LossSpec(loss_aggregation="constant", loss_scale=7),
-    "sequence ratio": LossSpec(ratio="sequence", loss_aggregation="seq-mean"),
-    "kl k1": LossSpec(kl_coef=0.3, kl="k1"),
-    "kl k2": LossSpec(kl_coef=0.3, kl="k2", loss_aggregation="seq-mean"),
-    "kl k3": LossSpec(kl_coef=0.3, kl="k3"),
-    "entropy": LossSpec(entropy_coef=0.2),
-    "tis": LossSpec(correction="tis", correction_high=1.1),
-    "tis by sequence": LossSpec(correction="tis", level="sequence", correction_high=1.1),
-    "mis": LossSpec(correction="mis", correction_low=0.8, correction_high=1.2),
-    "mis, geometric": LossSpec(correction="mis", level="geometric", correction_low=0.9, correction_high=1.1),
-    "clip": LossSpec(correction="clip", correction_low=0.9, correction_high=1.1, kl_coef=0.1),
-    "veto": LossSpec(correction="tis", veto=0.75),
-    "all of it": LossSpec(
+    "token-mean": algo_config(),
+    "seq-mean": algo_config(loss_aggregation="seq-mean"),
+    "constant": algo_config(loss_aggregation="constant", loss_scale=7),
+    "sequence ratio": algo_config(ratio="sequence", loss_aggregation="seq-mean"),
+    "kl k2": algo_config(kl_coef=0.3, kl="k2", loss_aggregation="seq-mean"),
+    "kl k3": algo_config(kl_coef=0.3, kl="k3"),
+    "entropy": algo_config(entropy_coef=0.2),
+    "tis": algo_config(correction="tis", correction_high=1.1),
+    "tis by sequence": algo_config(correction="tis", correction_level="sequence", correction_high=1.1),
+    "mis": algo_config(correction="mis", correction_low=0.8, correction_high=1.2),
+    "mis, geometric": algo_config(correction="mis", correction_level="geometric", correction_low=0.9, correction_high=1.1),
+    "clip": algo_config(correction="clip", correction_low=0.9, correction_high=1.1, kl_coef=0.1),
+    "veto": algo_config(correction="tis", veto=0.75),
+    "all of it": algo_config(
         ratio="sequence", loss_aggregation="constant", loss_scale=7, kl_coef=0.1, kl="k2", entropy_coef=0.1,
-        correction="clip", level="geometric", correction_low=0.9, correction_high=1.1, veto=0.68,
+        correction="clip", correction_level="geometric", correction_low=0.9, correction_high=1.1, veto=0.68,
     ),
 }  # fmt: skip
 
@@ -219,7 +227,7 @@ WITH_ALL = ("token-mean", "sequence ratio", "all of it")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_advantages_are_those_of_the_formulas(estimator: Estimator) -> None:
     by_hand = advantages_by_hand(estimator)
-    for key, one in zip(ORDER, judged(estimator), strict=True):
+    for key, one in zip(ORDER, trajectories(estimator), strict=True):
         wide = one.advantages * len(by_hand[key]) if estimator in TRAJECTORY_ESTIMATORS else one.advantages
         assert list(wide) == pytest.approx(by_hand[key], abs=1e-12)
 
@@ -233,7 +241,7 @@ def test_loss_and_gradient_are_those_of_the_formulas(estimator: Estimator, name:
     model = tiny_model().double()
     want = loss_by_hand(OPTIONS[name], estimator, model)
     want.backward()
-    done, found = update(OPTIONS[name], judged(estimator))
+    done, found = update(OPTIONS[name], trajectories(estimator))
     assert done.loss == pytest.approx(float(want.detach()), rel=1e-5, abs=1e-6)
     torch.testing.assert_close(found.double(), gradient(model), rtol=1e-4, atol=1e-5)
     assert done.gradient_norm == pytest.approx(float(gradient(model).norm()), rel=1e-5)
@@ -241,24 +249,26 @@ def test_loss_and_gradient_are_those_of_the_formulas(estimator: Estimator, name:
 
 def test_every_option_moves_the_gradient() -> None:
     """The comparison above would not notice an option that nothing reads."""
-    plain = update(LossSpec(), judged("mt_gtpo"))[1]
-    same = [n for n, spec in OPTIONS.items() if n != "token-mean" and torch.equal(update(spec, judged("mt_gtpo"))[1], plain)]
+    plain = update(algo_config(), trajectories("mt_gtpo"))[1]
+    same = [
+        n for n, spec in OPTIONS.items() if n != "token-mean" and torch.equal(update(spec, trajectories("mt_gtpo"))[1], plain)
+    ]
     assert same == []
 
 
-def test_an_episode_of_average_worth_is_part_of_every_mean() -> None:
-    average = [i for i, one in enumerate(judged("dr_grpo")) if not any(one.advantages)]
+def test_an_episode_with_an_advantage_of_zero_is_part_of_every_mean() -> None:
+    average = [i for i, one in enumerate(trajectories("dr_grpo")) if not any(one.advantages)]
     assert average == [2, 5]  # what scored .5 of (1, 0, .5) and .3 of (0, .6, .3)
-    without = [one for i, one in enumerate(judged("dr_grpo")) if i not in average]
+    without = [one for i, one in enumerate(trajectories("dr_grpo")) if i not in average]
     share = sum(sum(one.sample.loss_mask) for one in without) / sum(sum(s.loss_mask) for s in samples().values())
-    whole, part = update(LossSpec(), judged("dr_grpo"))[0], update(LossSpec(), without)[0]
+    whole, part = update(algo_config(), trajectories("dr_grpo"))[0], update(algo_config(), without)[0]
     assert whole.policy_loss == pytest.approx(share * part.policy_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", WITH_ALL)
 @pytest.mark.parametrize("estimator", ["grpo", "mt_gtpo"])
 def test_neither_the_cut_nor_the_order_matters(estimator: Estimator, name: str) -> None:
-    batch, spec = judged(estimator), OPTIONS[name]
+    batch, spec = trajectories(estimator), OPTIONS[name]
     whole, want = update(spec, batch)
     mixed = [batch[i] for i in (4, 1, 5, 0, 3, 2)]  # groups and members
     for other in (
@@ -276,21 +286,21 @@ ARMS = {4: 0.0, 9: 0.3, 17: 1.0}  # token -> chance of a reward; every other tok
 PULLS, SIZE = 64, 8
 
 
-def pulled(model: nn.Module, round_: int, estimator: Estimator) -> list[Judged]:
+def pulled(model: nn.Module, round_: int, estimator: Estimator) -> list[ScoredTrajectory]:
     """One batch: the first sampled token is the arm, a group is eight pulls."""
     asks = [
-        Request(session=f"{i}", prompt=[2, 3], sampling=Sampling(), seed=PULLS * round_ + i, max_tokens=1) for i in range(PULLS)
+        Request(session=f"{i}", prompt=[2, 3], sampling=SAMPLING, seed=PULLS * round_ + i, max_tokens=1) for i in range(PULLS)
     ]
     done, coin = Generator(model, slots=PULLS).run(asks), random.Random(round_)
     paid = [float(coin.random() < ARMS.get(c.token_ids[0], 0.0)) for c in done]
-    spec, found = AdvantageSpec(estimator=estimator), list[Judged]()
+    spec, found = AdvantageSpec(estimator=estimator), list[ScoredTrajectory]()
     for first in range(0, PULLS, SIZE):
         group = paid[first : first + SIZE]
         if estimator in TURN_ESTIMATORS:
             advantages = [row or [0.0] for row in turn_advantages([[r] for r in group], group, spec)]
         else:
             advantages = [[a or 0.0] for a in group_advantages(group, spec)]
-        if not any(any(row) for row in advantages):  # as the stage leaves out a group that teaches nothing
+        if not any(any(row) for row in advantages):  # as the loop leaves out a group without a signal
             continue
         for completion, row in zip(done[first : first + SIZE], advantages, strict=True):
             sample = TrainingSample(
@@ -299,15 +309,14 @@ def pulled(model: nn.Module, round_: int, estimator: Estimator) -> list[Judged]:
                 logprobs=(0.0, 0.0, *(completion.logprobs or ())),
                 turn_spans=((2, 3),),
             )
-            found.append(Judged(sample=sample, advantages=tuple(row)))
+            found.append(ScoredTrajectory(sample=sample, advantages=tuple(row)))
     return found
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_bandit_reaches_its_best_arm_by_every_estimator(estimator: Estimator) -> None:
     model = tiny_model()
-    optim = OptimSpec(lr=1e-2, total_steps=30, warmup_steps=1, schedule="constant", weight_decay=0.0)
-    trainer = GRPOTrainer(model, GRPOSpec(optim=optim))
+    trainer = grpo_trainer(model)
     for round_ in range(30):
         trainer.update(pulled(model, round_, estimator))
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Pins batched sampling:
 
-- log-probabilities equal those of one full forward pass over the same tokens, in layers that look back a window too
+- log-probabilities equal those of one full forward pass over the same tokens, in layers with a sliding window too
 - greedy output equals transformers' own `generate`
 - a request's result does not depend on who shares the batch, on slots, or on kept keys and values
 - a turn costs its new tokens, a group's prompt is computed once; new weights forget the old ones' keys and values
@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import nn
 
+from tau2rl.config import SamplingConfig
 from tau2rl.errors import UserError
-from tau2rl.train.generate import Generator, Request, Sampling
+from tau2rl.train.engine.generator import Generator, Request
 from tau2rl.types import FinishReason
-from tests.unit.train.tiny import VOCAB, sliding_model, tiny_model
+from tests.unit.train.tiny import SAMPLING, VOCAB, sliding_model, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,24 @@ def prompt(length: int, seed: int) -> list[int]:
 
 
 def request(
-    tokens: list[int], *, seed: int = 0, session: str = "s", max_tokens: int = 12, sampling: Sampling | None = None
+    tokens: list[int],
+    *,
+    seed: int = 0,
+    session: str = "s",
+    max_tokens: int = 12,
+    sampling: SamplingConfig | None = None,
+    stop_token_ids: tuple[int, ...] = (),
+    stop: tuple[str, ...] = (),
 ) -> Request:
-    return Request(session=session, prompt=tokens, sampling=sampling or Sampling(), seed=seed, max_tokens=max_tokens)
+    return Request(
+        session=session,
+        prompt=tokens,
+        sampling=sampling or SAMPLING,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop_token_ids=stop_token_ids,
+        stop=stop,
+    )
 
 
 def crowd(count: int, **changes: int) -> list[Request]:
@@ -52,7 +68,7 @@ def full_logprobs(model: nn.Module, tokens: list[int], output: tuple[int, ...], 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_logprobs_are_those_of_a_full_forward_pass(model: nn.Module, temperature: float) -> None:
     requests = [
-        request(prompt(n, seed=n), seed=n, session=str(n), sampling=Sampling(temperature=temperature)) for n in (1, 4, 30)
+        request(prompt(n, seed=n), seed=n, session=str(n), sampling=SamplingConfig(temperature=temperature)) for n in (1, 4, 30)
     ]
     for r, done in zip(requests, Generator(model, slots=4).run(requests), strict=True):
         assert done.logprobs == pytest.approx(full_logprobs(model, r.prompt, done.token_ids, temperature), abs=1e-4)
@@ -61,11 +77,11 @@ def test_logprobs_are_those_of_a_full_forward_pass(model: nn.Module, temperature
 def test_windows_under_another_attention_are_refused() -> None:
     model = sliding_model()
     model.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
-    with pytest.raises(UserError, match="look back a window only"):
+    with pytest.raises(UserError, match="with a sliding window"):
         Generator(model)
 
 
-def test_layers_that_look_back_a_window_look_no_further() -> None:
+def test_layers_with_a_sliding_window_see_no_further() -> None:
     model = sliding_model()
     lengths = [12, 3, 12]  # of turns: the slot between the others is soon one that asks nothing
     asks = [request(prompt(20 + i, seed=i), seed=i, session=str(i), max_tokens=n) for i, n in enumerate(lengths)]
@@ -76,7 +92,7 @@ def test_layers_that_look_back_a_window_look_no_further() -> None:
 def test_greedy_is_transformers_own_greedy(model: nn.Module) -> None:
     tokens = prompt(9, seed=3)
     want = model.generate(torch.tensor([tokens]), max_new_tokens=10, do_sample=False, eos_token_id=None)[0, 9:].tolist()  # type: ignore[operator]
-    done = Generator(model).run([request(tokens, max_tokens=10, sampling=Sampling(temperature=0.0))])[0]
+    done = Generator(model).run([request(tokens, max_tokens=10, sampling=SamplingConfig(temperature=0.0))])[0]
     assert list(done.token_ids) == want
 
 
@@ -176,12 +192,12 @@ def test_who_leaves_early_does_not_disturb_those_beside_it(model: nn.Module) -> 
 def test_new_weights_start_with_an_empty_cache() -> None:
     model = tiny_model(seed=1)
     generator = Generator(model)
-    ask = request(prompt(10, seed=0), session="a", sampling=Sampling(temperature=0.0))
+    ask = request(prompt(10, seed=0), session="a", sampling=SamplingConfig(temperature=0.0))
     generator.run([ask])
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    generator.forget()
+    generator.clear_cache()
     again = request(ask.prompt, session="a", sampling=ask.sampling)
     done = generator.run([again])[0]
     assert done.usage.cached_tokens == 0
@@ -193,7 +209,7 @@ def test_weights_must_not_change_under_a_turn(model: nn.Module) -> None:
     generator.add(request(prompt(4, seed=0)))
     generator.step()
     with pytest.raises(RuntimeError, match="weights changed"):
-        generator.forget()
+        generator.clear_cache()
 
 
 def test_an_abandoned_request_leaves_the_batch(model: nn.Module) -> None:
@@ -213,7 +229,7 @@ def test_an_abandoned_request_leaves_the_batch(model: nn.Module) -> None:
 def test_a_stop_token_ends_the_turn_and_stays_in_it(model: nn.Module) -> None:
     free = Generator(model).run([request(prompt(6, seed=2), max_tokens=20)])[0]
     stop = free.token_ids[3]
-    done = Generator(model).run([request(prompt(6, seed=2), max_tokens=20, sampling=Sampling(stop_token_ids=(stop,)))])[0]
+    done = Generator(model).run([request(prompt(6, seed=2), max_tokens=20, stop_token_ids=(stop,))])[0]
     assert done.token_ids == free.token_ids[: free.token_ids.index(stop) + 1]
     assert (done.finish_reason, free.finish_reason) == (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -224,12 +240,12 @@ def test_a_stop_string_ends_the_turn(model: nn.Module) -> None:
 
     free = Generator(model).run([request(prompt(6, seed=2), max_tokens=20)])[0]
     text = letters(free.token_ids)
-    ask = request(prompt(6, seed=2), max_tokens=20, sampling=Sampling(stop=(text[4:6],)))
+    ask = request(prompt(6, seed=2), max_tokens=20, stop=(text[4:6],))
     done = Generator(model, decode=letters).run([ask])[0]
     assert letters(done.token_ids) == text[: text.index(text[4:6]) + 2]
 
 
-def first_tokens(model: nn.Module, sampling: Sampling, count: int) -> Counter[int]:
+def first_tokens(model: nn.Module, sampling: SamplingConfig, count: int) -> Counter[int]:
     asks = [request(prompt(5, seed=7), seed=i, session=str(i), max_tokens=1, sampling=sampling) for i in range(count)]
     return Counter(c.token_ids[0] for c in Generator(model, slots=64).run(asks))
 
@@ -242,17 +258,17 @@ def distribution(model: nn.Module) -> torch.Tensor:
 def test_draws_follow_the_distribution(model: nn.Module) -> None:
     count = 4000
     p = distribution(model)
-    found = first_tokens(model, Sampling(), count)
+    found = first_tokens(model, SAMPLING, count)
     chi_square = sum((found[t] - count * float(p[t])) ** 2 / (count * float(p[t])) for t in range(VOCAB))
     assert chi_square < 80  # 39 degrees of freedom: exceeded once in ten thousand
 
 
 def test_top_k_and_top_p_keep_the_likeliest_and_renormalise(model: nn.Module) -> None:
     p, order = distribution(model).sort(descending=True)
-    assert set(first_tokens(model, Sampling(top_k=3), 200)) == set(order[:3].tolist())
+    assert set(first_tokens(model, SamplingConfig(temperature=1.0, top_k=3), 200)) == set(order[:3].tolist())
     reach = int((p.cumsum(0) < 0.5).sum()) + 1  # the smallest set with at least half of the mass
-    assert set(first_tokens(model, Sampling(top_p=0.5), 400)) == set(order[:reach].tolist())
-    done = Generator(model).run([request(prompt(5, seed=7), max_tokens=1, sampling=Sampling(top_k=2))])[0]
+    assert set(first_tokens(model, SamplingConfig(temperature=1.0, top_p=0.5), 400)) == set(order[:reach].tolist())
+    done = Generator(model).run([request(prompt(5, seed=7), max_tokens=1, sampling=SamplingConfig(temperature=1.0, top_k=2))])[0]
     rank = order.tolist().index(done.token_ids[0])
     assert done.logprobs is not None
     assert done.logprobs[0] == pytest.approx(math.log(float(p[rank] / p[:2].sum())), abs=1e-4)

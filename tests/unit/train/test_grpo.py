@@ -2,54 +2,50 @@
 
 - a bandit reaches its known optimum, and moves away from it when the advantage's sign is flipped
 - the sampler's log-probabilities agree with the trainer's, and the first gradient is the policy gradient
-- an interrupted run, resumed, ends with the same weights as an unbroken one
+- an interrupted run, resumed, ends with the same weights as an unbroken one; it may go on with other micro-batches and for longer
 - an update says how much of it was padding and how much was shared
-- advantages by turn, several passes, KL to a reference, and what moves nothing
+- minibatches: as many optimizer steps over one batch, each over its share of it, as slime counts them
+- advantages by turn, KL to a reference, what moves nothing, and what is refused
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tau2rl.train.batching import collate
-from tau2rl.train.forward import score_tokens
-from tau2rl.train.generate import Generator, Request, Sampling
-from tau2rl.train.losses import LossSpec
-from tau2rl.train.optim import OptimSpec
-from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
+from tau2rl.config import AlgoConfig, GrpoConfig, build
+from tau2rl.slime.argv import build_argv
+from tau2rl.slime.job import SlimeRun
+from tau2rl.train.engine.batching import collate
+from tau2rl.train.engine.forward import score_tokens
+from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.optim import learning_rate
+from tau2rl.train.trainer import ScoredTrajectory, shares
 from tau2rl.types import TrainingSample
-from tests.unit.train.tiny import VOCAB, gradient, sample, tiny_model, weights
+from tests.slime_configs import SHAPE as SLIME_SHAPE
+from tests.unit.train.tiny import SAMPLING, VOCAB, gradient, grpo_trainer as trainer, sample, tiny_model, weights
 
 SHARED = tuple(range(2, 26))
 ROWS = [sample(6 + i, seed=i, shared=SHARED, with_logprobs=True) for i in range(12)]
 
 
-def trainer(
-    model: nn.Module, *, lr: float = 1e-2, steps: int = 30, loss: LossSpec | None = None, updates: int = 1
-) -> GRPOTrainer:
-    optim = OptimSpec(lr=lr, total_steps=steps, warmup_steps=1, schedule="constant", weight_decay=0.0)
-    return GRPOTrainer(model, GRPOSpec(optim=optim, loss=loss or LossSpec(), updates=updates))
-
-
 ARMS = {4: 0.0, 9: 0.3, 17: 1.0}  # token -> chance of a reward; every other token pays nothing
 
 
-def play(model: nn.Module, round_: int, *, sign: float = 1.0, pulls: int = 64) -> list[Judged]:
+def play(model: nn.Module, round_: int, *, sign: float = 1.0, pulls: int = 64) -> list[ScoredTrajectory]:
     """One batch of a bandit: the first token is the arm, the advantage is the reward less the mean."""
-    asks = [
-        Request(session=f"{i}", prompt=[2, 3], sampling=Sampling(), seed=1000 * round_ + i, max_tokens=1) for i in range(pulls)
-    ]
+    asks = [Request(session=f"{i}", prompt=[2, 3], sampling=SAMPLING, seed=1000 * round_ + i, max_tokens=1) for i in range(pulls)]
     done = Generator(model, slots=pulls).run(asks)
     coin = torch.rand(pulls, generator=torch.Generator().manual_seed(round_)).tolist()
     paid = [float(u < ARMS.get(c.token_ids[0], 0.0)) for c, u in zip(done, coin, strict=True)]
     mean = sum(paid) / pulls
     return [
-        Judged(
+        ScoredTrajectory(
             sample=TrainingSample(
                 token_ids=(2, 3, *c.token_ids),
                 loss_mask=(0, 0, 1),
@@ -93,23 +89,23 @@ def test_the_samplers_logprobs_are_the_trainers() -> None:
 
 def test_the_first_gradient_is_the_policy_gradient() -> None:
     model = tiny_model()
-    judged = play(model, 0)
+    batch = play(model, 0)
     reference = tiny_model()
-    batch = collate([j.sample for j in judged])
-    advantages = torch.tensor([j.advantages[0] for j in judged])
-    (-(score_tokens(reference, batch).logp.sum(-1) * advantages).sum() / len(judged)).backward()
-    update = trainer(model, loss=LossSpec()).update(judged)
+    logp = score_tokens(reference, collate([t.sample for t in batch])).logp.sum(-1)
+    advantages = torch.tensor([t.advantages[0] for t in batch])
+    (-(logp * advantages).sum() / len(batch)).backward()
+    update = trainer(model).update(batch)
     assert update is not None
     assert update.gradient_norm == pytest.approx(float(gradient(reference).norm()), rel=1e-4)
 
 
-def judged_rows() -> list[Judged]:
-    return [Judged(sample=r, advantages=((-1.0) ** i,)) for i, r in enumerate(ROWS)]
+def scored_rows() -> list[ScoredTrajectory]:
+    return [ScoredTrajectory(sample=r, advantages=((-1.0) ** i,)) for i, r in enumerate(ROWS)]
 
 
 def test_an_update_reports_its_padding_and_what_was_shared() -> None:
     rows = [sample(6 + i, seed=i, shared=(*SHARED, 2 + i)) for i in range(12)]
-    update = trainer(tiny_model()).update([Judged(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(rows)])
+    update = trainer(tiny_model()).update([ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(rows)])
     assert update is not None
     # 12 rows with 24 tokens in common and 7 to 18 of their own, in attention as long as the longest, 42
     assert update.tokens == 12 * 24 + 150
@@ -121,16 +117,35 @@ def test_an_interrupted_grpo_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole, half, resumed = tiny_model(), tiny_model(), tiny_model(seed=3)
     one = trainer(whole)
     for _ in range(4):
-        one.update(judged_rows())
+        one.update(scored_rows())
     two = trainer(half)
     for _ in range(2):
-        two.update(judged_rows())
+        two.update(scored_rows())
     two.save(tmp_path, curriculum={"task": 0.25})
     three = trainer(resumed)
     assert three.restore(tmp_path) == {"curriculum": {"task": 0.25}}
     for _ in range(2):
-        three.update(judged_rows())
+        three.update(scored_rows())
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_training_goes_on_with_other_micro_batches_and_for_longer(tmp_path: Path) -> None:
+    whole, half, resumed = tiny_model(), tiny_model(), tiny_model(seed=3)
+    one, two = trainer(whole), trainer(half)
+    for _ in range(4):
+        one.update(scored_rows())
+    for _ in range(2):
+        two.update(scored_rows())
+    two.save(tmp_path)
+    three = trainer(resumed, max_tokens_per_microbatch=60)
+    three.restore(tmp_path)
+    for _ in range(2):
+        three.update(scored_rows())
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=1e-2, atol=1e-3)
+    extended = trainer(tiny_model(), schedule="cosine", steps=60)
+    extended.restore(tmp_path)
+    assert (extended.optimizer.steps, extended.optimizer.total_steps) == (2, 60)
+    assert extended.optimizer.learning_rate == learning_rate(extended.optimizer.train, 2, total_steps=60)
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path: Path) -> None:
@@ -140,7 +155,7 @@ def test_nothing_saved_is_nothing_restored(tmp_path: Path) -> None:
 def test_without_an_advantage_nothing_moves() -> None:
     model = tiny_model()
     before = weights(model)
-    assert trainer(model).update([Judged(sample=r, advantages=(0.0,)) for r in ROWS]) is None
+    assert trainer(model).update([ScoredTrajectory(sample=r, advantages=(0.0,)) for r in ROWS]) is None
     assert torch.equal(weights(model), before)
 
 
@@ -148,16 +163,16 @@ def test_each_turn_gets_its_own_advantage() -> None:
     ids, mask = (2, 3, 4, 5, 6), (0, 1, 0, 1, 1)
     two_turns = TrainingSample(token_ids=ids, loss_mask=mask, logprobs=None, turn_spans=((1, 2), (3, 5)))
     model, reference = tiny_model(), tiny_model()
-    update = trainer(model).update([Judged(sample=two_turns, advantages=(0.5, -2.0))])
+    update = trainer(model).update([ScoredTrajectory(sample=two_turns, advantages=(0.5, -2.0))])
     logp = score_tokens(reference, collate([two_turns])).logp
     (-(0.5 * logp[0, 1] - 2.0 * logp[0, 3:].sum()) / 3).backward()
     assert update is not None
     assert update.gradient_norm == pytest.approx(float(gradient(reference).norm()), rel=1e-4)
 
 
-def test_a_second_pass_over_the_batch_is_clipped_against_the_first() -> None:
+def test_later_minibatches_are_clipped_against_the_policy_before_the_first() -> None:
     model = tiny_model()
-    update = trainer(model, lr=5e-2, updates=4).update(judged_rows())
+    update = trainer(model, lr=5e-2, num_minibatches=4).update(scored_rows())
     assert update is not None
     assert update.clipped_share > 0
 
@@ -166,30 +181,77 @@ def test_kl_to_itself_is_zero_and_holds_the_policy_back() -> None:
     moved = []
     for coefficient in (0.0, 5.0):
         model = tiny_model()
-        spec = GRPOSpec(
-            optim=OptimSpec(lr=3e-3, total_steps=10, warmup_steps=1, schedule="constant", weight_decay=0.0),
-            loss=LossSpec(kl_coef=coefficient or 1e-9),
-        )
-        grpo = GRPOTrainer(model, spec, reference=tiny_model())
-        first = grpo.update(judged_rows())
+        grpo = trainer(model, AlgoConfig(kl_coef=coefficient or 1e-9), reference=tiny_model(), lr=3e-3, steps=10)
+        first = grpo.update(scored_rows())
         assert first is not None
         assert first.kl == pytest.approx(0.0, abs=1e-9)
         for _ in range(9):
-            last = grpo.update(judged_rows())
+            last = grpo.update(scored_rows())
         assert last is not None
         moved.append(last.kl)
     assert moved[1] < 0.5 * moved[0]
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(1, [12]), (3, [4, 4, 4]), (5, [2, 2, 3, 2, 3]), (20, [1] * 12)])
+def test_minibatches_are_equal_runs_of_the_batch(count: int, sizes: list[int]) -> None:
+    batch = scored_rows()
+    found = shares(batch, count)
+    assert [len(share) for share in found] == sizes
+    assert [t for share in found for t in share] == batch
+
+
+def test_every_minibatch_is_an_optimizer_step_over_its_share_alone() -> None:
+    one, batch = trainer(tiny_model(), lr=1e-7, num_minibatches=2), scored_rows()  # steps too small to change a gradient
+    update = one.update(batch)
+    halves = [trainer(tiny_model(), lr=1e-7).update(half) for half in (batch[:6], batch[6:])]
+    whole = trainer(tiny_model(), lr=1e-7).update(batch)
+    assert update is not None and whole is not None and halves[0] is not None and halves[1] is not None
+    assert one.optimizer.steps == 2
+    for name in ("loss", "gradient_norm"):
+        shares_mean = (getattr(halves[0], name) + getattr(halves[1], name)) / 2
+        assert getattr(update, name) == pytest.approx(shares_mean, rel=1e-4)
+        assert getattr(update, name) != pytest.approx(getattr(whole, name), rel=1e-2)
+
+
+def test_both_backends_take_the_same_steps_over_the_same_share() -> None:
+    """slime's `--global-batch-size` is the share of one optimizer step; ours are as many, of as many episodes."""
+    config = build(
+        GrpoConfig,
+        {
+            "backend": "slime",
+            "model": {"init": "/start"},
+            "train": {"tasks_per_step": 8, "num_minibatches": 4},
+            "rollout": {"num_samples": 4},
+            "slime": {"max_tokens_per_gpu": 32768, "train_gpus": 4},
+        },
+    )
+    argv = build_argv(config, SlimeRun(folder=Path("/run"), shape=SLIME_SHAPE))
+    batch = [ScoredTrajectory(sample=sample(4, seed=i), advantages=((-1.0) ** i,)) for i in range(8 * 4)]
+    found = shares(batch, config.train.num_minibatches)
+    assert [len(share) for share in found] == [int(argv[argv.index("--global-batch-size") + 1])] * 4
+    ours = trainer(tiny_model(), **config.train.model_dump())
+    ours.update(batch)
+    assert (ours.optimizer.steps, ours.optimizer.total_steps) == (4, 4 * config.train.steps)
+
+
+@pytest.mark.parametrize(
+    ("algo", "words"), [({"kl_coef": 0.1, "kl": "k1"}, "no gradient"), ({"veto": 0.1}, "no effect without a correction")]
+)
+def test_an_option_without_an_effect_is_refused(algo: dict[str, Any], words: str) -> None:
+    given = AlgoConfig().model_copy(update=algo)  # past the config, which refuses it first
+    with pytest.raises(ValueError, match=words):
+        trainer(tiny_model(), given, reference=tiny_model())
+
+
 def test_kl_needs_a_reference() -> None:
     with pytest.raises(ValueError, match="reference"):
-        trainer(tiny_model(), loss=LossSpec(kl_coef=0.1))
+        trainer(tiny_model(), AlgoConfig(kl_coef=0.1))
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     model = tiny_model()
     before = weights(model)
-    update = trainer(model).update([Judged(sample=ROWS[0], advantages=(math.inf,))])
+    update = trainer(model).update([ScoredTrajectory(sample=ROWS[0], advantages=(math.inf,))])
     assert update is not None
     assert not math.isfinite(update.gradient_norm)
     assert torch.equal(weights(model), before)
@@ -199,6 +261,6 @@ def test_entropy_of_an_even_start_is_close_to_that_of_a_die() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(1e-3)  # type: ignore[operator, union-attr]
-    update = trainer(model).update(judged_rows())
+    update = trainer(model).update(scored_rows())
     assert update is not None
     assert update.entropy == pytest.approx(math.log(VOCAB), rel=1e-2)

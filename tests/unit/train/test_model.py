@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig
+from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
-from tau2rl.train.batching import collate
-from tau2rl.train.forward import score_tokens
-from tau2rl.train.model import backbone, create, head, load, num_parameters, save, with_lora
+from tau2rl.train.engine.batching import collate
+from tau2rl.train.engine.forward import score_tokens
+from tau2rl.train.model import backbone, head, load, num_parameters, save, with_lora
+from tau2rl.train.tiny import create
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
 from tau2rl.types import CallTool, Message, Opening, Say
 from tests.unit.train.tiny import SHAPE, VOCAB, sample, tiny_model
@@ -92,14 +94,14 @@ def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path) -> None:
 def test_lora_trains_only_its_own_weights_and_is_merged_when_saved(tmp_path: Path) -> None:
     bare = tiny_model()
     whole = num_parameters(bare)
-    model = with_lora(bare, rank=2, alpha=4)
+    model = with_lora(bare, LoraConfig(rank=2, alpha=4))
     assert 0 < num_parameters(model, trainable=True) < whole / 2
     batch = collate([sample(12, seed=0)])
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-score_tokens(model, batch).logp.sum()).backward()
-        optimiser.step()
+        optimizer.step()
     with model.disable_adapter(), torch.no_grad():  # type: ignore[operator]
         untouched = score_tokens(model, batch).logp
     torch.testing.assert_close(untouched, score_tokens(tiny_model(), batch).logp.detach())

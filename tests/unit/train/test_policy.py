@@ -3,7 +3,7 @@
 - turns asked for together are sampled together, and equal those of the synchronous generator
 - the event loop goes on while the model works
 - who waits on a stopped or broken worker is told, and a cancelled call leaves
-- `refresh` takes new weights into use; `greedy` shares the thread
+- `sync_weights` takes new weights into use; `greedy` shares the thread
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import nn
 
+from tau2rl.config import SamplingConfig
 from tau2rl.errors import PolicyFailure
-from tau2rl.train.generate import Generator, Request, Sampling
+from tau2rl.train.engine.generator import Generator, Request
 from tau2rl.train.policy import LocalPolicy
-from tests.unit.train.tiny import tiny_model
+from tests.unit.train.tiny import SAMPLING, tiny_model
 
 PROMPT = [5, 6, 7, 8]
 
@@ -61,11 +62,11 @@ def test_turns_asked_for_together_share_forward_passes() -> None:
     model = Counting()
 
     async def main() -> list[tuple[int, ...]]:
-        async with LocalPolicy(model, Sampling()) as policy:
+        async with LocalPolicy(model, SAMPLING) as policy:
             return list(await asyncio.gather(*(ask(policy, i) for i in range(16))))
 
     found = asyncio.run(main())
-    requests = [Request(session=f"s{i}", prompt=[*PROMPT, 10 + i], sampling=Sampling(), seed=i, max_tokens=8) for i in range(16)]
+    requests = [Request(session=f"s{i}", prompt=[*PROMPT, 10 + i], sampling=SAMPLING, seed=i, max_tokens=8) for i in range(16)]
     assert found == [c.token_ids for c in Generator(tiny_model()).run(requests)]
     assert model.passes < 16 * 8 / 4  # one at a time would be 128
     assert model.threads == {"local-policy"}
@@ -76,7 +77,7 @@ def test_the_event_loop_runs_while_the_model_works() -> None:
     model.gate = threading.Event()
 
     async def main() -> bool:
-        async with LocalPolicy(model, Sampling()) as policy:
+        async with LocalPolicy(model, SAMPLING) as policy:
             waiting = asyncio.create_task(ask(policy, 0))
             while not model.passes:
                 await asyncio.sleep(0)
@@ -97,7 +98,7 @@ def test_who_waits_when_the_policy_is_closed_is_told() -> None:
     model.gate = threading.Event()
 
     async def main() -> None:
-        policy = LocalPolicy(model, Sampling())
+        policy = LocalPolicy(model, SAMPLING)
         await policy.__aenter__()
         waiting = asyncio.create_task(ask(policy, 0, max_tokens=400))
         while not model.passes:
@@ -120,7 +121,7 @@ def test_a_broken_model_reaches_everyone_who_waits() -> None:
     model.error = RuntimeError("out of memory")
 
     async def main() -> None:
-        async with LocalPolicy(model, Sampling()) as policy:
+        async with LocalPolicy(model, SAMPLING) as policy:
             results = await asyncio.gather(*(ask(policy, i) for i in range(3)), return_exceptions=True)
             assert all(isinstance(r, PolicyFailure) and "out of memory" in str(r) for r in results)
 
@@ -132,7 +133,7 @@ def test_a_cancelled_call_leaves_and_others_go_on() -> None:
     model.gate = threading.Event()
 
     async def main() -> None:
-        async with LocalPolicy(model, Sampling()) as policy:
+        async with LocalPolicy(model, SAMPLING) as policy:
             gone = asyncio.create_task(ask(policy, 0, max_tokens=400))
             while not model.passes:
                 await asyncio.sleep(0)
@@ -148,12 +149,12 @@ def test_a_cancelled_call_leaves_and_others_go_on() -> None:
 
 def test_before_it_is_entered_it_refuses() -> None:
     with pytest.raises(PolicyFailure, match="not running"):
-        asyncio.run(ask(LocalPolicy(tiny_model(), Sampling()), 0))
+        asyncio.run(ask(LocalPolicy(tiny_model(), SAMPLING), 0))
 
 
 def test_an_impossible_request_harms_nobody_else() -> None:
     async def main() -> None:
-        async with LocalPolicy(tiny_model(), Sampling()) as policy:
+        async with LocalPolicy(tiny_model(), SAMPLING) as policy:
             bad = policy.complete([], seed=0, session="x", max_tokens=4)
             good = ask(policy, 1)
             results = await asyncio.gather(bad, good, return_exceptions=True)
@@ -163,21 +164,21 @@ def test_an_impossible_request_harms_nobody_else() -> None:
     asyncio.run(main())
 
 
-def test_refresh_takes_new_weights_into_use_and_greedy_shares_the_thread() -> None:
+def test_sync_takes_new_weights_into_use_and_greedy_shares_the_thread() -> None:
     model = tiny_model()
 
     async def main() -> tuple[tuple[int, ...], tuple[int, ...]]:
-        async with LocalPolicy(model, Sampling(), max_tokens=6) as policy:
+        async with LocalPolicy(model, SamplingConfig(temperature=1.0, max_tokens=6)) as policy:
             greedy = policy.greedy()
             before = await ask(greedy, 0, max_tokens=100)
             with torch.no_grad():
                 for p in model.parameters():
                     p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-            await policy.refresh()
+            await policy.sync_weights()
             return before, await ask(greedy, 0)
 
     before, after = asyncio.run(main())
-    greedy = Sampling(temperature=0.0)
+    greedy = SamplingConfig(temperature=0.0)
     want = [
         Generator(m).run([Request(session="s", prompt=[*PROMPT, 10], sampling=greedy, seed=0, max_tokens=6)])[0].token_ids
         for m in (tiny_model(), model)

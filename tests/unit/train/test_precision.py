@@ -9,23 +9,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tau2rl.train.batching import collate
-from tau2rl.train.forward import score_tokens
-from tau2rl.train.losses import LossSpec
+from tau2rl.config import AlgoConfig, LocalTrainConfig, SftTrainConfig, TrainConfig
+from tau2rl.config.training import LoraConfig
+from tau2rl.train.engine.batching import collate
+from tau2rl.train.engine.forward import score_tokens
 from tau2rl.train.model import DType, load, save, save_memory, with_lora
-from tau2rl.train.optim import Optimiser, OptimSpec
-from tau2rl.train.sft import SFTSpec, mean_loss, train
-from tau2rl.train.trainer import GRPOSpec, GRPOTrainer, Judged
-from tests.unit.train.tiny import Killed, killer, sample, tiny_model, weights
+from tau2rl.train.optim import Optimizer
+from tau2rl.train.sft import SFTResult, mean_loss, train
+from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
+from tests.unit.train.tiny import Killed, grpo_trainer, killer, sample, tiny_model, weights
 
 ROWS = [sample(6 + i, seed=i, with_logprobs=True) for i in range(12)]
-JUDGED = [Judged(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(ROWS)]
+TRAJECTORIES = [ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(ROWS)]
 PRECISIONS: tuple[DType, ...] = ("float32", "bfloat16")
 
 
@@ -33,27 +35,29 @@ def model_in(dtype: DType, *, lora: bool = False, seed: int = 0) -> nn.Module:
     model: nn.Module = tiny_model(seed).to(getattr(torch, dtype))
     if lora:
         torch.manual_seed(seed)
-        model = with_lora(model, rank=2, alpha=4, dropout=0.1)  # type: ignore[arg-type]
+        model = with_lora(model, LoraConfig(rank=2, alpha=4, dropout=0.1))  # type: ignore[arg-type]
         save_memory(model)
     return model
 
 
-def optim(lr: float, steps: int) -> OptimSpec:
-    return OptimSpec(lr=lr, total_steps=steps, warmup_steps=0, schedule="constant", weight_decay=0.0)
-
-
-def sft_spec(steps: int, *, lr: float = 1e-2) -> SFTSpec:
-    return SFTSpec(optim=optim(lr, steps), batch_size=4, max_tokens_per_microbatch=40, save_every=2)
+def sft(model: nn.Module, steps: int, **more: Any) -> SFTResult:
+    config = SftTrainConfig(
+        lr=1e-2, steps=steps, warmup_steps=0, schedule="constant", weight_decay=0.0, batch_size=4, save_every=2
+    )
+    return train(model, ROWS, config, LocalTrainConfig(max_tokens_per_microbatch=40), **more)
 
 
 def pushed(dtype: DType, steps: int, *, lr: float = 1e-5) -> torch.Tensor:
     """How far the same push, repeated, moves weights of about 1, [100]."""
     weight = nn.ParameterList([nn.Parameter(torch.linspace(0.5, 1.5, 100).to(getattr(torch, dtype)))])
-    before, optimiser = weight[0].detach().clone(), Optimiser(weight, optim(lr, steps))
+    before, optimizer = (
+        weight[0].detach().clone(),
+        Optimizer(weight, TrainConfig(lr=lr, warmup_steps=0, schedule="constant", weight_decay=0.0), total_steps=steps),
+    )
     for _ in range(steps):
-        optimiser.zero()
+        optimizer.zero()
         weight[0].float().sum().backward()
-        optimiser.step()
+        optimizer.step()
     return before.float() - weight[0].detach().float()
 
 
@@ -66,11 +70,11 @@ def test_steps_that_bfloat16_cannot_hold_add_up() -> None:
 
 def test_gradients_of_micro_batches_are_added_in_32_bits() -> None:
     weight = nn.ParameterList([nn.Parameter(torch.ones(1, dtype=torch.bfloat16))])
-    optimiser = Optimiser(weight, OptimSpec(lr=1.0, total_steps=1, warmup_steps=0, max_grad_norm=0.0))
-    optimiser.zero()
+    optimizer = Optimizer(weight, TrainConfig(lr=1.0, warmup_steps=0, max_grad_norm=0.0), total_steps=1)
+    optimizer.zero()
     for share in [1.0] + [2.0**-9] * 256:  # each of the small ones is lost on a sum in bfloat16
         (weight[0] * share).sum().backward()
-    assert optimiser.step() == 1.5
+    assert optimizer.step() == 1.5
 
 
 def test_scores_in_bfloat16_are_those_of_the_rounded_weights() -> None:
@@ -89,13 +93,13 @@ def test_sft_learns_saves_and_resumes_exactly(dtype: DType, lora: bool, tmp_path
     whole, broken, resumed = (model_in(dtype, lora=lora, seed=0) for _ in range(3))
     before = mean_loss(whole, ROWS)
     torch.manual_seed(0)
-    train(whole, ROWS, sft_spec(40))
+    sft(whole, 40)
     assert mean_loss(whole, ROWS) < before - 0.3
     torch.manual_seed(0)
     with pytest.raises(Killed):
-        train(broken, ROWS, sft_spec(40), folder=tmp_path / "state", on_step=killer(25))
+        sft(broken, 40, folder=tmp_path / "state", on_step=killer(25))
     torch.manual_seed(99)  # what a fresh process would have
-    train(resumed, ROWS, sft_spec(40), folder=tmp_path / "state")
+    sft(resumed, 40, folder=tmp_path / "state")
     assert torch.equal(weights(resumed), weights(whole))
     reads_back(whole, dtype, tmp_path / "checkpoint")
 
@@ -120,32 +124,39 @@ def reads_back(model: nn.Module, dtype: DType, folder: Path) -> None:
 def test_grpo_learns_saves_and_resumes_exactly(dtype: DType, lora: bool, tmp_path: Path) -> None:
     def trainer() -> GRPOTrainer:
         frozen = None if lora else model_in(dtype)
-        spec = GRPOSpec(optim=optim(1e-2, 6), loss=LossSpec(kl_coef=0.01), updates=2, max_tokens_per_microbatch=60)
-        return GRPOTrainer(model_in(dtype, lora=lora), spec, reference=frozen)
+        return grpo_trainer(
+            model_in(dtype, lora=lora),
+            AlgoConfig(kl_coef=0.01),
+            reference=frozen,
+            max_tokens_per_microbatch=60,
+            steps=6,
+            warmup_steps=0,
+            num_minibatches=2,
+        )
 
     def good(model: nn.Module) -> float:
         """Of the conversations with advantage 1, less those with -1."""
         model.eval()
         with torch.no_grad():
-            return float(score_tokens(model, collate(ROWS)).logp.sum(-1) @ torch.tensor([j.advantages[0] for j in JUDGED]))
+            return float(score_tokens(model, collate(ROWS)).logp.sum(-1) @ torch.tensor([t.advantages[0] for t in TRAJECTORIES]))
 
     whole, broken, resumed = trainer(), trainer(), trainer()
     before, kl = good(whole.model), 0.0
     torch.manual_seed(0)
     for _ in range(6):
-        update = whole.update(JUDGED)
+        update = whole.update(TRAJECTORIES)
         assert update is not None
         kl = update.kl
     assert good(whole.model) > before + 1.0
     assert kl > 0
     torch.manual_seed(0)
     for _ in range(3):
-        broken.update(JUDGED)
+        broken.update(TRAJECTORIES)
     broken.save(tmp_path / "state")
     torch.manual_seed(99)
     assert resumed.restore(tmp_path / "state") == {}
     for _ in range(3):
-        resumed.update(JUDGED)
+        resumed.update(TRAJECTORIES)
     assert torch.equal(weights(resumed.model), weights(whole.model))
     reads_back(whole.model, dtype, tmp_path / "checkpoint")
 

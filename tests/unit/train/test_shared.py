@@ -20,10 +20,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tau2rl.train.attention import NAME, attends
-from tau2rl.train.batching import REPEATS, bundles, collate, micro_batches, padded_batches
-from tau2rl.train.forward import Work, cut, score_tokens
-from tau2rl.train.model import create, save_memory, with_lora
+from tau2rl.config.training import LoraConfig
+from tau2rl.train.engine.attention import NAME, attends
+from tau2rl.train.engine.batching import REPEATS, collate, micro_batches, padded_batches
+from tau2rl.train.engine.forward import Work, cut, score_tokens
+from tau2rl.train.engine.shared_prefix import bundles
+from tau2rl.train.model import save_memory, with_lora
+from tau2rl.train.tiny import create
 from tau2rl.types import TrainingSample
 from tests.unit.train.tiny import SHAPE, VOCAB, gradient, sample, sliding_model, tiny_model
 
@@ -73,13 +76,13 @@ def mixture() -> list[TrainingSample]:
 
 
 def grouped_heads() -> nn.Module:
-    shape = replace(SHAPE, heads=4, kv_heads=2)
-    return create(shape, vocab_size=VOCAB, seed=0, eos_token_id=1, pad_token_id=0)
+    shape = SHAPE.model_copy(update={"heads": 4})
+    return create(shape, vocab_size=VOCAB, seed=0, eos_token_id=1, pad_token_id=0, kv_heads=2)
 
 
 def low_rank() -> nn.Module:
     torch.manual_seed(0)
-    return with_lora(tiny_model(), rank=2, alpha=4)  # type: ignore[arg-type]
+    return with_lora(tiny_model(), LoraConfig(rank=2, alpha=4))  # type: ignore[arg-type]
 
 
 def recomputing() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Pins who gets which slot:
+"""Pins which conversation gets which KV-cache slot:
 
 - a conversation keeps its slot; the one that was used longest ago goes first; nobody in use is turned out
 - a beginning is taken from whoever holds most of it, and only where that pays
@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-from tau2rl.train.generate import SHARING_PAYS, Slots, begins
+from tau2rl.train.engine.batching import begins
+from tau2rl.train.engine.kv_cache import SHARING_PAYS, SlotTable
 
 
-def opened(*sessions: str, count: int) -> Slots:
-    slots = Slots(count)
+def opened(*sessions: str, count: int) -> SlotTable:
+    slots = SlotTable(count)
     for name in sessions:
         slot = slots.find(name, ())
         assert slot is not None
@@ -44,7 +45,7 @@ def test_a_conversation_that_is_being_sampled_waits_for_its_slot() -> None:
 
 
 def test_the_longest_beginning_is_the_donor() -> None:
-    slots, wanted = Slots(4), list(range(100, 150))
+    slots, wanted = SlotTable(4), list(range(100, 150))
     for slot, length in enumerate((20, 40, 30)):
         slots.open(str(slot), slot, [*wanted[:length], 7])
     assert slots.donor(wanted, slot=3) == (1, 40)
@@ -52,7 +53,7 @@ def test_the_longest_beginning_is_the_donor() -> None:
 
 
 def test_a_few_tokens_more_are_not_worth_a_copy() -> None:
-    slots, wanted = Slots(2), list(range(50))
+    slots, wanted = SlotTable(2), list(range(50))
     slots.open("own", 0, wanted[:20])
     slots.open("other", 1, wanted[: 20 + SHARING_PAYS - 1])
     assert slots.donor(wanted, slot=0) == (0, 20)

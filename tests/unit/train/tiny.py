@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from tau2rl.train.model import Shape, create
+from tau2rl.config import AlgoConfig, GrpoTrainConfig, SamplingConfig, ShapeConfig
 from tau2rl.train.sft import SFTStep
+from tau2rl.train.tiny import create
+from tau2rl.train.trainer import GRPOTrainer
 from tau2rl.types import TrainingSample
 
 VOCAB = 40
-SHAPE = Shape(hidden=16, layers=2, heads=2, head_dim=8, intermediate=24, max_positions=512)
+SHAPE = ShapeConfig(hidden=16, layers=2, heads=2, head_dim=8, intermediate=24)
+SAMPLING = SamplingConfig(temperature=1.0)
 
 
 def tiny_model(seed: int = 0) -> nn.Module:
@@ -23,7 +27,7 @@ def tiny_model(seed: int = 0) -> nn.Module:
 
 
 def sliding_model() -> nn.Module:
-    """Half of the layers look back 8 tokens."""
+    """Half of the layers have a sliding window of 8 tokens."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
@@ -33,6 +37,37 @@ def sliding_model() -> nn.Module:
             num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1,
         )
     )  # fmt: skip
+
+
+def algo_config(**values: Any) -> AlgoConfig:
+    """The settings of the loss, without those that have no effect under the others: a config with them is refused."""
+    corrects = values.get("correction", "none")
+    idle = {
+        "loss_scale": values.get("loss_aggregation") != "constant",
+        "kl": not values.get("kl_coef"),
+        "correction_low": corrects not in ("mis", "clip"),
+        **dict.fromkeys(("correction_high", "correction_level", "veto"), corrects == "none"),
+    }
+    return AlgoConfig(**{name: value for name, value in values.items() if not idle.get(name)})
+
+
+def grpo_trainer(
+    model: nn.Module,
+    algo: AlgoConfig | None = None,
+    *,
+    reference: nn.Module | None = None,
+    max_tokens_per_microbatch: int = 8192,
+    **train: Any,
+) -> GRPOTrainer:
+    """One with a constant rate, unless `train` says otherwise."""
+    settings: dict[str, Any] = {"lr": 1e-2, "steps": 30, "warmup_steps": 1, "schedule": "constant", **train}
+    return GRPOTrainer(
+        model,
+        algo or AlgoConfig(),
+        GrpoTrainConfig(**settings),
+        reference=reference,
+        max_tokens_per_microbatch=max_tokens_per_microbatch,
+    )
 
 
 def sample(length: int, *, seed: int, shared: Sequence[int] = (), with_logprobs: bool = False) -> TrainingSample:

@@ -1,13 +1,12 @@
-"""Sampling for many requests at once: one key-value slot a conversation, one forward pass for everyone who waits.
+"""Continuous batching: one KV-cache slot a conversation, one forward pass for every request that waits for a token.
 
-Synchronous and single-threaded; `policy.py` puts it on a thread of its own.
+Synchronous and single-threaded; `train/policy.py` puts it on a thread of its own.
 """
 
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,118 +14,20 @@ import torch
 from torch import nn
 
 from tau2rl.errors import UserError
-from tau2rl.train.attention import SlotCache, attends
-from tau2rl.train.batching import CALL, common, padded_batches
+from tau2rl.train.engine.attention import attends
+from tau2rl.train.engine.batching import CALL, begins, common, padded_batches
+from tau2rl.train.engine.kv_cache import SHARING_PAYS, KVCache, SlotTable
+from tau2rl.train.engine.sampling import sample_tokens
 from tau2rl.train.model import backbone, head
 from tau2rl.types import Completion, FinishReason, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How to draw a token: `Sampling(temperature=0.8, stop_token_ids=(2,))`."""
-
-    temperature: float = 1.0  # 0 = greedy
-    top_p: float = 1.0
-    top_k: int = -1  # -1 = off
-    stop_token_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] = ()
+    from tau2rl.config import SamplingConfig
 
 
-def draw(logits: Tensor, rows: Sequence[Sampling], points: Sequence[float]) -> tuple[list[int], list[float]]:
-    """One token and its log-probability for each row of `logits`, [batch, vocab].
-
-    `points` are uniform in [0, 1), one from each request's own stream, so a draw does not depend on who shares the batch.
-    A greedy row reports the log-probability at temperature 1: at 0 it would always be 0.
-    """
-    temperature = torch.tensor([r.temperature or 1.0 for r in rows], device=logits.device)
-    logp = torch.log_softmax(logits / temperature[:, None], dim=-1)
-    if any(r.top_k > 0 or r.top_p < 1 for r in rows):
-        logp = _truncate(logp, rows)
-    cumulative = logp.exp().double().cumsum(-1)
-    heights = torch.tensor(points, dtype=torch.double, device=logits.device) * cumulative[:, -1]
-    tokens = torch.searchsorted(cumulative, heights[:, None], right=True)[:, 0]
-    tokens = tokens.clamp(max=logits.shape[1] - 1)
-    greedy = torch.tensor([r.temperature == 0 for r in rows], device=logits.device)
-    tokens = torch.where(greedy, logits.argmax(-1), tokens)
-    return tokens.tolist(), logp.gather(1, tokens[:, None])[:, 0].tolist()
-
-
-def _truncate(logp: Tensor, rows: Sequence[Sampling]) -> Tensor:
-    """Keep each row's top-k tokens, of them the smallest set whose mass reaches top-p, and renormalise."""
-    ordered, index = logp.sort(dim=-1, descending=True)
-    rank = torch.arange(logp.shape[1], device=logp.device)
-    top_k = torch.tensor([r.top_k if r.top_k > 0 else logp.shape[1] for r in rows], device=logp.device)
-    kept = torch.where(rank < top_k[:, None], ordered, -torch.inf).log_softmax(-1)
-    before = kept.exp().cumsum(-1) - kept.exp()
-    top_p = torch.tensor([r.top_p for r in rows], device=logp.device)
-    kept = torch.where((before < top_p[:, None]) | (rank == 0), kept, -torch.inf).log_softmax(-1)
-    return torch.empty_like(logp).scatter_(1, index, kept)
-
-
-SHARING_PAYS = 8  # tokens that are worth waiting for another conversation, or copying from it
-
-
-class Slots:
-    """Slots by number; a conversation keeps its slot from turn to turn, until another needs it more."""
-
-    def __init__(self, count: int) -> None:
-        self.held: dict[int, list[int]] = {}  # slot -> the tokens whose keys and values it holds
-        self._owners: OrderedDict[str, int] = OrderedDict()  # session -> slot, least recently used first
-        self._free = list(range(count))[::-1]  # the lowest first: slots in use lie close together
-
-    def find(self, session: str, used: Collection[int]) -> int | None:
-        """The slot of the session, or else one that it can have; None while that is in use, or all are."""
-        slot = self._owners.get(session)
-        if slot is not None:
-            return None if slot in used else slot
-        if self._free:
-            return self._free[-1]
-        return next((s for s in self._owners.values() if s not in used), None)
-
-    def donor(self, wanted: Sequence[int], slot: int) -> tuple[int, int]:
-        """The slot that holds the longest beginning of `wanted`, and how long; another one than `slot` only where that pays.
-
-        >>> slots = Slots(2)
-        >>> slots.open("a", 0, list(range(20)))
-        >>> slots.donor([*range(15), 7, 7], slot=1)
-        (0, 15)
-        """
-        donor, kept = slot, common(self.held.get(slot, []), wanted)
-        least = kept + SHARING_PAYS
-        if least <= len(wanted):
-            for other, tokens in self.held.items():
-                # Most are told apart by one token; a call of `begins` for each would cost more than that.
-                if len(tokens) >= least and tokens[least - 1] == wanted[least - 1] and begins(tokens, wanted, least):
-                    donor, kept = other, common(tokens, wanted)
-                    least = kept + 1
-                    if least > len(wanted):
-                        break
-        return donor, kept
-
-    def open(self, session: str, slot: int, tokens: list[int]) -> None:
-        """Give the slot, which holds `tokens` now, to the session, and make it the last that is taken away."""
-        if slot in self._free:
-            self._free.remove(slot)
-        for owner in [name for name, held in self._owners.items() if held == slot]:
-            del self._owners[owner]
-        self._owners[session] = slot
-        self.held[slot] = tokens
-
-
-def begins(tokens: Sequence[int], wanted: Sequence[int], least: int) -> bool:
-    """Whether both begin with the same `least` tokens; most pairs are told apart by one of them.
-
-    >>> begins([1, 2, 3], [1, 2, 4], 2), begins([1, 2, 3], [1, 2, 4], 3)
-    (True, False)
-    """
-    long_enough = min(len(tokens), len(wanted)) >= least
-    return long_enough and tokens[least - 1] == wanted[least - 1] and tokens[:least] == wanted[:least]
-
-
-COPY = 3  # attention for so many new tokens costs as much as a copy of the keys and values that it looks at
+COPY = 3  # attention for so many new tokens costs as much as a copy of the keys and values that it attends to
 
 
 @dataclass(slots=True, eq=False)
@@ -135,13 +36,15 @@ class Request:
 
     session: str
     prompt: list[int]
-    sampling: Sampling
+    sampling: SamplingConfig
     seed: int
-    max_tokens: int
+    max_tokens: int  # sampled at most, whatever `sampling.max_tokens` says
+    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     draw: random.Random = field(init=False)
     output: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    slot: int = -1
+    slot: int = -1  # in the KV cache
     cached: int = 0  # prompt tokens whose keys and values were there already
     result: Completion | None = None
     abandoned: bool = False  # set from outside: nobody wants it any more; it leaves at the next step without a result
@@ -171,26 +74,26 @@ class Generator:
         self._device = next(model.parameters()).device
         self._pad = 0
         layers = int(model.config.num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-        self._cache = SlotCache(layers=layers, slots=slots, device=self._device)
+        self._cache = KVCache(layers=layers, slots=slots, device=self._device)
         self._count = slots
         self._prefill_tokens = prefill_tokens
         self._in_place = attends(model)
         if not self._in_place and getattr(model.config, "sliding_window", None):
             raise UserError(
-                "layers that look back a window only are sampled with torch's attention (`sdpa`) alone, which this model has not",
+                "layers with a sliding window are sampled with torch's attention (`sdpa`) alone, which this model does not have",
                 hint="train it with backend `slime`; Qwen, Llama and Mistral models work here",
             )
         self._waiting: list[Request] = []
         self._active: list[Request] = []
         self.computed = 0  # tokens whose keys and values were computed, since the beginning
-        self.forget()
+        self.clear_cache()
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Drop every stored key and value: the weights have changed."""
         if getattr(self, "_active", None):
             raise RuntimeError("the weights changed while turns were being sampled")
         self._cache.clear()
-        self._slots = Slots(self._count)
+        self._slots = SlotTable(self._count)
 
     @property
     def busy(self) -> bool:
@@ -233,18 +136,18 @@ class Generator:
         return done
 
     def _admit(self, budget: int) -> list[Request]:
-        """Requests that get a slot now, of at most `budget` new tokens; at least one of a step, however long.
+        """Requests that get a KV-cache slot now, of at most `budget` new tokens; at least one of a step, however long.
 
         Who begins like another of them waits until that beginning is computed and can be copied, if that saves enough.
         """
         fresh: list[Request] = []
-        saved = self._seat(fresh, budget, patient=True)
+        saved = self._assign_slots(fresh, budget, may_wait=True)
         if 0 < saved < CALL:
-            self._seat(fresh, budget - sum(len(r.prompt) - r.cached for r in fresh), patient=False)
+            self._assign_slots(fresh, budget - sum(len(r.prompt) - r.cached for r in fresh), may_wait=False)
         self._active += fresh
         return fresh
 
-    def _seat(self, fresh: list[Request], budget: int, *, patient: bool) -> int:
+    def _assign_slots(self, fresh: list[Request], budget: int, *, may_wait: bool) -> int:
         """Give slots, adding to `fresh`; the tokens that need not be computed because somebody waits.
 
         A conversation that is being sampled has to wait, and one without a free slot.
@@ -257,7 +160,7 @@ class Generator:
                 continue
             wanted = request.prompt[:-1]  # the last token has to be computed: its logits are asked for
             donor, kept = self._slots.donor(wanted, slot)
-            leader = next((r for r in fresh if begins(r.prompt, wanted, kept + SHARING_PAYS)), None) if patient else None
+            leader = next((r for r in fresh if begins(r.prompt, wanted, kept + SHARING_PAYS)), None) if may_wait else None
             if leader is not None:
                 saved += common(leader.prompt, wanted) - kept
                 continue
@@ -280,7 +183,7 @@ class Generator:
         logits = self._logits([r.slot for r in batch], starts, new)
         for request, tokens in zip(batch, new, strict=True):
             self._slots.held[request.slot].extend(tokens)
-        tokens, logprobs = draw(logits, [r.sampling for r in batch], [r.draw.random() for r in batch])
+        tokens, logprobs = sample_tokens(logits, [r.sampling for r in batch], [r.draw.random() for r in batch])
         return [r for r, t, p in zip(batch, tokens, logprobs, strict=True) if self._take(r, t, p)]
 
     def _logits(self, slots: list[int], starts: list[int], new: list[list[int]]) -> Tensor:
@@ -292,7 +195,7 @@ class Generator:
         last = torch.tensor([len(n) - 1 for n in new], device=self._device)
         start = torch.tensor(starts, device=self._device)
         positions = start[:, None] + torch.arange(longest, device=self._device)
-        # What a padded position writes lies after the row's last token: masked now, overwritten before anyone looks there.
+        # What a padded position writes lies after the row's last token: masked now, overwritten before it is read.
         self._cache.rows = torch.tensor(slots, device=self._device)
         self._cache.columns = positions
         self._cache.width = width
@@ -301,11 +204,11 @@ class Generator:
         more: dict[str, Tensor] = {}
         if (window := self._cache.window) is not None and slots != list(range(window.start, window.stop)):
             more["tau2rl_rows"] = self._cache.rows - window.start
-            # A slot between them, which asks nothing, may look at everything: with nothing to look at it would be nan.
+            # A slot between them, which asks nothing, may attend to everything: with nothing to attend to it would be nan.
             at = at.new_full((window.stop - window.start, longest), width).index_copy_(0, more["tau2rl_rows"], at)
         mask = torch.arange(width, device=self._device) <= at[:, :, None]  # [rows, new, width]
         if self._in_place:
-            more["tau2rl_positions"] = at  # for layers that look back a window
+            more["tau2rl_positions"] = at  # for layers with a sliding window
         hidden = backbone(self._model)(
             input_ids=ids,
             attention_mask=mask[:, None],
@@ -317,7 +220,7 @@ class Generator:
         return head(self._model)(hidden[torch.arange(len(new), device=self._device), last]).float()
 
     def _window(self, slots: Sequence[int], new: int) -> slice | None:
-        """The slots from the first to the last of these, where looking at those between as well is cheaper than copying these."""
+        """The slots from the first to the last of these, where attending to those between too is cheaper than copying these."""
         window = slice(min(slots), max(slots) + 1)
         pays = (window.stop - window.start) * new <= len(slots) * (new + COPY)
         return window if pays and self._in_place else None
@@ -325,7 +228,7 @@ class Generator:
     def _take(self, request: Request, token: int, logprob: float) -> bool:
         request.output.append(token)
         request.logprobs.append(logprob)
-        stopped = token in request.sampling.stop_token_ids or self._at_stop(request)
+        stopped = token in request.stop_token_ids or self._at_stop(request)
         if not stopped and len(request.output) < request.max_tokens:
             return False
         request.result = Completion(
@@ -337,7 +240,7 @@ class Generator:
         return True
 
     def _at_stop(self, request: Request) -> bool:
-        if not request.sampling.stop or self._decode is None:
+        if not request.stop or self._decode is None:
             return False
         tail = self._decode(request.output[-16:])
-        return any(tail.endswith(text) for text in request.sampling.stop)
+        return any(tail.endswith(text) for text in request.stop)

@@ -1,7 +1,8 @@
 """How episodes become advantages; pinned here:
 
 - what FAILED is out of the loss and out of the group's mean; what was cut off is, where the config says so;
-- a group whose attempts all score the same teaches nothing and is left out; more tasks are played, up to the cap;
+- a group whose attempts all score the same has no signal and is left out; more tasks are sampled, up to the cap;
+- every batch has the same number of groups, over the borders of epochs and with fewer tasks than groups too;
 - the order of a group changes nothing, and neither does who ended first;
 - an estimator of turns gives every turn its own advantage, from the real reference actions;
 - a call that the environment refused is matched with its own turn;
@@ -24,11 +25,13 @@ from tau2rl.config import GrpoConfig, build
 from tau2rl.env.gold import turn_calls
 from tau2rl.errors import PolicyFailure, RunIncomplete
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.rounds import Group, Player, Round, Tasks, judge
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
-from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Say, Status, TaskRef
-from tests.play import CREATE, play
+from tau2rl.train.group import Group, score_group
+from tau2rl.train.grpo import Rollouts
+from tau2rl.train.metrics import rollout_metrics
+from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Policy, Say, Status, TaskRef
+from tests.play import CREATE, UPDATE, play
 
 CODEC = NativeCodec(ByteTokenizer())
 RIGHT = (CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),)
@@ -67,14 +70,14 @@ def failed(episode: Episode) -> Episode:
 
 def group(episodes: Sequence[Episode], **algo: Any) -> Group:
     chosen = config(algo={"estimator": "dr_grpo", **algo})
-    return judge(CREATE, episodes, chosen, spec_from(chosen.reward, max_turns=100, domains=["mock"]))
+    return score_group(CREATE, episodes, chosen, spec_from(chosen.reward, max_turns=100, domains=["mock"]))
 
 
 def test_what_failed_is_in_no_mean_and_no_loss(solved: Episode, unsolved: Episode) -> None:
     found = group([solved, failed(solved), unsolved])
     assert found.scores == (1.0, None, 0.0)
     assert found.advantages == ((0.5,), None, (-0.5,))
-    assert len(found.judged()) == 2
+    assert len(found.trajectories()) == 2
 
 
 def test_what_was_cut_off_counts_or_does_not(solved: Episode, unsolved: Episode) -> None:
@@ -84,10 +87,10 @@ def test_what_was_cut_off_counts_or_does_not(solved: Episode, unsolved: Episode)
     assert dropped.advantages == ((0.5,), (-0.5,), None, None)
 
 
-def test_a_group_without_variance_teaches_nothing(solved: Episode, unsolved: Episode) -> None:
-    assert not group([solved, solved]).teaches
-    assert not group([unsolved, failed(solved)]).teaches
-    assert group([solved, unsolved]).teaches
+def test_a_group_without_variance_has_no_signal(solved: Episode, unsolved: Episode) -> None:
+    assert not group([solved, solved]).has_signal
+    assert not group([unsolved, failed(solved)]).has_signal
+    assert group([solved, unsolved]).has_signal
 
 
 def test_the_order_of_a_group_changes_nothing(solved: Episode, unsolved: Episode) -> None:
@@ -96,10 +99,10 @@ def test_the_order_of_a_group_changes_nothing(solved: Episode, unsolved: Episode
 
 
 def test_the_sample_ends_with_what_was_sampled_last(solved: Episode, unsolved: Episode) -> None:
-    judged = group([solved, unsolved]).judged()[0]
-    assert judged.sample.loss_mask[-1] == 1
-    assert len(judged.sample.token_ids) == judged.sample.turn_spans[-1][1] <= len(solved.token_ids)
-    assert len(judged.sample.turn_spans) == len(solved.turns)
+    trajectory = group([solved, unsolved]).trajectories()[0]
+    assert trajectory.sample.loss_mask[-1] == 1
+    assert len(trajectory.sample.token_ids) == trajectory.sample.turn_spans[-1][1] <= len(solved.token_ids)
+    assert len(trajectory.sample.turn_spans) == len(solved.turns)
 
 
 def test_turns_have_advantages_of_their_own(solved: Episode, unsolved: Episode) -> None:
@@ -144,31 +147,47 @@ class Alternating:
         return await self.sessions[session].complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
 
 
-def played(folder: Path, chosen: GrpoConfig, policy: Alternating) -> tuple[Round, Tasks]:
-    """One round over `create_task_1`, which `Alternating` can solve."""
-    tasks = Tasks(refs=[CREATE], config=chosen)
+def played(
+    folder: Path, chosen: GrpoConfig, policy: Policy, *, tasks: Sequence[TaskRef] = (CREATE,), steps: int = 1
+) -> tuple[list[list[Group]], Rollouts]:
+    """The groups of each step, by default over `create_task_1`, which `Alternating` can solve."""
     spec = spec_from(chosen.reward, max_turns=100, domains=["mock"])
+
+    async def main(rollouts: Rollouts) -> list[list[Group]]:
+        return [await rollouts.groups(step, policy) for step in range(1, steps + 1)]
+
     with RunFolder.open(RunFolder.create(folder, chosen, resume=False)) as opened:
-        player = Player(config=chosen, codec=CODEC, spec=spec, folder=opened)
-        return asyncio.run(player.round(1, tasks, policy)), tasks
+        rollouts = Rollouts(config=chosen, codec=CODEC, spec=spec, folder=opened, tasks=tasks)
+        return asyncio.run(main(rollouts)), rollouts
 
 
 def small(**algo: Any) -> GrpoConfig:
     return config(algo=algo, train={"tasks_per_step": 1}, rollout={"num_samples": 2, "concurrency": 1, "retries": 0})
 
 
-def test_a_round_plays_more_tasks_until_enough_groups_teach(tmp_path: Path) -> None:
-    found, tasks = played(tmp_path / "a", small(max_resample_rounds=3), Alternating())
-    assert (len(found.groups), len(found.useful), tasks.drawn) == (1, 1, 1)
-    found, tasks = played(tmp_path / "b", small(max_resample_rounds=3), Alternating(ever=False))
-    assert (len(found.groups), len(found.useful), tasks.drawn) == (4, 0, 4)
-    assert found.judged() == []
+def test_more_tasks_are_sampled_until_enough_groups_have_a_signal(tmp_path: Path) -> None:
+    (groups,), rollouts = played(tmp_path / "a", small(max_resample_rounds=3), Alternating())
+    assert ([group.has_signal for group in groups], rollouts.sampler.batches) == ([True], 1)
+    (groups,), rollouts = played(tmp_path / "b", small(max_resample_rounds=3), Alternating(ever=False))
+    assert ([group.has_signal for group in groups], rollouts.sampler.batches) == ([False] * 4, 4)
 
 
-def test_a_round_tells_what_it_played(tmp_path: Path) -> None:
-    numbers = played(tmp_path, small(), Alternating())[0].numbers()
+def test_a_step_reports_what_it_played(tmp_path: Path) -> None:
+    numbers = rollout_metrics(played(tmp_path, small(), Alternating())[0][0])
     assert (numbers["success"], numbers["reward/mean"], numbers["groups/useful"]) == (0.5, 0.5, 1)
-    assert (numbers["episodes/failed"], numbers["turns/mean"]) == (0, 2.5)  # 2 turns solve it, 3 test the customer's patience
+    assert (numbers["episodes/failed"], numbers["turns/mean"]) == (0, 2.5)  # 2 turns solve it, 3 make the user give up
+
+
+@pytest.mark.parametrize(("count", "per_step"), [(3, 2), (2, 3)], ids=["over the border of an epoch", "fewer tasks than groups"])
+def test_every_step_has_the_same_number_of_groups(tmp_path: Path, count: int, per_step: int) -> None:
+    chosen = config(train={"tasks_per_step": per_step}, rollout={"num_samples": 2, "retries": 0}, limits={"max_turns": 1})
+    tasks = [CREATE, UPDATE, TaskRef(domain="mock", task_id="create_task_1_with_env_assertions", split="base")][:count]
+    steps, _ = played(tmp_path, chosen, Alternating(), tasks=tasks, steps=count * 2)
+    assert [len(groups) for groups in steps] == [per_step] * count * 2
+    if per_step <= count:
+        assert all(len({group.task for group in groups}) == per_step for groups in steps), "a task is twice in a batch"
+    seeds = [episode.seed for groups in steps for group in groups for episode in group.episodes]
+    assert len(set(seeds)) == len(seeds), "two attempts are the same one"
 
 
 class Gone:
@@ -181,7 +200,7 @@ class Gone:
 def test_a_world_that_stays_broken_ends_the_run(tmp_path: Path) -> None:
     chosen = config(rollout={"num_samples": 4, "concurrency": 1, "retries": 0, "give_up_after": 3}, train={"tasks_per_step": 1})
     with pytest.raises(RunIncomplete, match="3 episodes in a row failed"):
-        played(tmp_path, chosen, Gone())  # type: ignore[arg-type]
+        played(tmp_path, chosen, Gone())
     assert len((tmp_path / "failures.jsonl").read_text("utf-8").splitlines()) == 3
 
 
@@ -199,22 +218,6 @@ class GoneOnce(Alternating):
 
 def test_every_try_is_paid_for(tmp_path: Path) -> None:
     chosen = config(rollout={"num_samples": 2, "concurrency": 1, "retries": 1}, train={"tasks_per_step": 1})
-    spec = spec_from(chosen.reward, max_turns=100, domains=["mock"])
-    with RunFolder.open(RunFolder.create(tmp_path, chosen, resume=False)) as opened:
-        player = Player(config=chosen, codec=CODEC, spec=spec, folder=opened)
-        found = asyncio.run(player.round(1, Tasks(refs=[CREATE], config=chosen), GoneOnce()))
-    assert sum(len(group.episodes) for group in found.groups) == 2
-    assert player.costs.episodes == 3
-
-
-def test_the_place_in_the_tasks_can_be_saved() -> None:
-    refs = [TaskRef(domain="mock", task_id=str(i), split="base") for i in range(7)]
-    for enabled in (False, True):
-        chosen = config(train={"tasks_per_step": 3}, algo={"curriculum": {"enabled": enabled}})
-        whole = Tasks(refs=refs, config=chosen)
-        first = [whole.next() for _ in range(3)]
-        saved = Tasks(refs=refs, config=chosen)
-        saved.restore(whole.to_json())
-        assert [saved.next() for _ in range(3)] == [whole.next() for _ in range(3)]
-        if not enabled:
-            assert sorted(ref.task_id for batch in first for ref in batch) == [str(i) for i in range(7)]
+    (groups,), rollouts = played(tmp_path, chosen, GoneOnce())
+    assert sum(len(group.episodes) for group in groups) == 2
+    assert rollouts.costs.episodes == 3

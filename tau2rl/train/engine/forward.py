@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from tau2rl.train.attention import attends
-from tau2rl.train.batching import lay_out, micro_batches, padded_batches
+from tau2rl.train.engine.attention import attends
+from tau2rl.train.engine.batching import micro_batches, padded_batches
+from tau2rl.train.engine.shared_prefix import lay_out
 from tau2rl.train.model import backbone, head
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tau2rl.train.batching import Batch
+    from tau2rl.train.engine.batching import Batch
     from tau2rl.types import TrainingSample
 
 
@@ -115,7 +116,7 @@ def _hidden(model: nn.Module, batch: Batch, *, share: bool) -> tuple[Tensor, Ten
             tau2rl_layout=layout,
         ).last_hidden_state
         return hidden[0], layout.place, work
-    # Right-padded and causal: no real token looks at padding, so no mask is needed and the fast kernel is used.
+    # Right-padded and causal: no real token attends to padding, so no mask is needed and the fast kernel is used.
     hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
     place = torch.arange(batch.ids.numel(), device=batch.ids.device).view_as(batch.ids)
     tokens = int((batch.mask * torch.arange(1, batch.ids.shape[1] + 1, device=batch.ids.device)).amax(1).sum())

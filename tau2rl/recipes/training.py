@@ -1,0 +1,61 @@
+"""What `sft` and `grpo` have in common: the one place that chooses a backend, its plan, and the report of what it left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
+from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.provenance import described_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def backend_for(config: TrainingConfig) -> Backend:
+    """Where the model of these settings is trained."""
+    match config.backend:
+        case "local":
+            from tau2rl.train.backend import LocalBackend  # torch: seconds, and only here
+
+            return LocalBackend()
+        case "slime":
+            from tau2rl.slime.backend import SlimeBackend  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+
+            return SlimeBackend()  # pyright: ignore[reportUnknownVariableType]
+
+
+def planned(backend: Backend, config: TrainingConfig) -> Plan:
+    """What is going to happen, on this machine. Raises UserError with all that speaks against it; warnings are logged."""
+    plan = backend.plan(config, probe=True)
+    if errors := [issue for issue in plan.issues if issue.kind == "error"]:
+        hints = dict.fromkeys(issue.hint for issue in errors if issue.hint)
+        raise UserError("\n".join(issue.message for issue in errors), hint="; ".join(hints))
+    for issue in plan.issues:
+        log.warning("%s (%s)", issue.message, issue.hint)
+    return plan
+
+
+def conclude(
+    config: TrainingConfig, folder: RunFolder, trained: Trained, *, digest: str, inputs: Mapping[str, Any], **data: Any
+) -> Result:
+    """Write the report. `data`: what it was trained on. Raises RunIncomplete where training ended before its last step."""
+    report: dict[str, Any] = {}
+    if trained.checkpoint is not None:
+        report = {
+            "stage": config.stage,
+            "backend": config.backend,
+            "digest": digest,
+            "incomplete": bool(trained.interrupted),
+            "inputs": dict(inputs),
+            "outputs": {"checkpoint": described_checkpoint(trained.checkpoint)},
+            **data,
+            "training": trained.training,
+            "cost": trained.cost,
+        }
+        folder.write_report(report)
+    if trained.interrupted:
+        raise RunIncomplete(trained.interrupted)
+    return Result(report=report, complete=True)

@@ -1,0 +1,69 @@
+"""A group, the attempts at one task: what each scored, and its advantage over the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tau2rl.config import GrpoConfig
+from tau2rl.data.encoding import pack
+from tau2rl.env.gold import episode_turn_rewards
+from tau2rl.reward.advantages import TURN_ESTIMATORS, advantage_spec, judge_group
+from tau2rl.reward.presets import RewardSpec
+from tau2rl.reward.score import score_episode
+from tau2rl.reward.tiers import TABLES
+from tau2rl.train.trainer import ScoredTrajectory
+from tau2rl.types import Episode, Status, TaskRef, TrainingSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The attempts at one task: `Group(task=..., episodes=(...), scores=(1.0, 0.0), advantages=((0.5,), (-0.5,)))`."""
+
+    task: TaskRef
+    episodes: tuple[Episode, ...]  # [group]
+    scores: tuple[float | None, ...]  # [group]; None = no evidence, in no loss and no mean
+    advantages: tuple[tuple[float, ...] | None, ...]  # [group][1 or num_turns]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any advantage moves the policy: not where all attempts score the same."""
+        return any(any(values) for values in self.advantages if values is not None)
+
+    def trajectories(self) -> list[ScoredTrajectory]:
+        """What the trainer sees: the episodes that are evidence, those with an advantage of 0 too."""
+        pairs = zip(self.episodes, self.advantages, strict=True)
+        return [ScoredTrajectory(sample=sample_of(e), advantages=a) for e, a in pairs if a is not None and e.turns]
+
+
+def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec) -> Group:
+    """Scores and advantages of a group; what FAILED, or was cut off where the config drops that, is no evidence."""
+    algo = config.algo
+    scores_G = [_score(episode, spec) if _is_evidence(episode, config) else None for episode in episodes]
+    turn_rewards_G = [()] * len(episodes)
+    if algo.estimator in TURN_ESTIMATORS:
+        turn_rewards_G = [episode_turn_rewards(episode, TABLES[algo.turn_rewards]) for episode in episodes]
+    advantages_G = judge_group(scores_G, turn_rewards_G, advantage_spec(algo))
+    return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G))
+
+
+def _is_evidence(episode: Episode, config: GrpoConfig) -> bool:
+    dropped = episode.status is Status.TRUNCATED and config.algo.truncated == "drop"
+    return episode.status is not Status.FAILED and not dropped and bool(episode.turns)
+
+
+def _score(episode: Episode, spec: RewardSpec) -> float | None:
+    score = score_episode(episode, spec)
+    return None if score is None else score.shaped
+
+
+def sample_of(episode: Episode) -> TrainingSample:
+    """An episode up to its last sampled token: what came behind it has no gradient and would cost a forward pass."""
+    whole = pack(episode)
+    end = whole.turn_spans[-1][1]
+    return TrainingSample(
+        token_ids=whole.token_ids[:end],
+        loss_mask=whole.loss_mask[:end],
+        logprobs=None if whole.logprobs is None else whole.logprobs[:end],
+        turn_spans=whole.turn_spans,
+    )

@@ -1,0 +1,209 @@
+"""GRPO, the whole loop: sample tasks, roll out groups, score, advantages, update, sync the sampler, validate, log, save.
+
+`GRPO.train` is the algorithm; what it calls follows in that order. Beside it: scores and advantages are `group.py`, the gradient
+step `trainer.py`, its loss `losses.py`, the sampler `policy.py`, the numbers of a step `metrics.py`. Episodes are played by the
+one loop, `rollout/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tau2rl.config import GrpoConfig, dump
+from tau2rl.data.task_sampling import TaskSampler, outcome
+from tau2rl.errors import RunIncomplete
+from tau2rl.report.cost import Costs
+from tau2rl.reward.presets import RewardSpec
+from tau2rl.rollout.players import player_of, record_of
+from tau2rl.rollout.runner import Outage, Outcome, Watched, outcomes, plan
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import Progress, ProgressEvent
+from tau2rl.runs.records import write_look
+from tau2rl.runs.secrets import Redactor, key_variables
+from tau2rl.runs.timing import Clock
+from tau2rl.runs.tracking import STATE, Curves, exports, rewind_episodes
+from tau2rl.train.group import Group, score_group
+from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
+from tau2rl.train.model import write_checkpoint
+from tau2rl.train.policy import LocalPolicy, local_policy
+from tau2rl.train.trainer import GRPOTrainer
+from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef, derive_seed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class GRPO:
+    """The loop over steps, and what it needs to go on after an interruption."""
+
+    config: GrpoConfig
+    folder: RunFolder
+    progress: Progress
+    trainer: GRPOTrainer
+    rollouts: Rollouts
+    val_tasks: Sequence[TaskRef]
+    timer: Clock
+    began: float = field(default_factory=time.monotonic)
+
+    async def train(self) -> None:
+        """From the saved state, or the start, to the last step. Raises RunIncomplete when nothing but failures comes back."""
+        config, timer = self.config, self.timer
+        timer.played = self.rollouts.costs
+        with timer.part("loading"):
+            done = self._restore()
+        self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
+        with Curves(config, config.tracking, self.folder) as curves:
+            async with local_policy(
+                self.trainer.model, config.sampling, config.local, config.chat, self.rollouts.codec
+            ) as policy:
+                for step in range(done + 1, config.train.steps + 1):
+                    metrics = await self._step(step, policy)
+                    curves.write(step, metrics)
+                    self._report_progress(step, metrics)
+                    with timer.part("saving"):
+                        self._save(step)
+                    timer.keep()
+
+    async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
+        """Roll out, update, sync; the numbers of the step."""
+        train, began, cpu = self.config.train, time.monotonic(), time.process_time()
+        watched = Watched(policy)
+        groups = await self.rollouts.groups(step, watched)
+        rolled = time.monotonic()
+        self.timer.add("sampling", watched.seconds)
+        self.timer.add("playing", rolled - began - watched.seconds)
+
+        batch = [group for group in groups if group.has_signal][: train.tasks_per_step]
+        with self.timer.part("update"):
+            update = self.trainer.update([trajectory for group in batch for trajectory in group.trajectories()])
+            self.trainer.model.eval()  # sampling is without dropout
+            await policy.sync_weights()
+        self.timer.trained += update.tokens if update else 0
+
+        metrics = {**rollout_metrics(groups), "groups/trained": len(batch), **update_metrics(update)}
+        metrics |= speed_metrics(metrics, update, rollout=rolled - began, train=time.monotonic() - rolled)
+        if train.val_every and step % train.val_every == 0:
+            with self.timer.part("validation"):
+                metrics["val/pass@1"] = await self.validate(step, policy)
+        return {**metrics, "seconds/cpu": time.process_time() - cpu}
+
+    async def validate(self, step: int, policy: LocalPolicy) -> float | None:
+        """The share of the validation tasks that is solved: the same attempts every time. Its episodes are kept in `val/`."""
+        config = self.config
+        attempts = plan(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
+        async with aclosing(self.rollouts.play(attempts, validation_policy(policy, config))) as played:
+            records = [record_of(one, config, self.rollouts.spec) async for one in played]
+        write_look(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
+        return mean([float(won) for record in records if (won := outcome(record.episode)) is not None])
+
+    def _report_progress(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        reward = metrics["reward/mean"]
+        shown = "-" if reward is None else f"{reward:.3f}"
+        useful, tried = metrics["groups/useful"], metrics["groups/tried"]
+        log.info("step %d: reward %s, %s of %s groups have a signal", step, shown, useful, tried)
+        seconds = time.monotonic() - self.began
+        self.progress(
+            ProgressEvent(done=step, total=self.config.train.steps, seconds=seconds, unit="steps", note=f"reward {shown}")
+        )
+
+    def _save(self, step: int) -> None:
+        """The state to go on from, and the whole checkpoint, at the steps that leave one."""
+        train = self.config.train
+        if step % train.save_every == 0 or step == train.steps:
+            self.trainer.save(self.folder.checkpoints / STATE, step=step, tasks=self.rollouts.sampler.state())
+        if exports(step, train.export_every):
+            start = Path(self.config.model.init).expanduser()
+            write_checkpoint(self.trainer.model, self.folder.checkpoints / f"step_{step:05}", tokenizer=start)
+
+    def _restore(self) -> int:
+        """The steps that are done."""
+        state, done = self.trainer.restore(self.folder.checkpoints / STATE), 0
+        if state is not None:
+            self.rollouts.sampler.restore(state["tasks"])
+            done = int(state["step"])
+            log.info("goes on behind step %d", done)
+        rewind_episodes(self.folder.episodes, before=first_index(self.config, done + 1))
+        return done
+
+
+def validation_policy(policy: LocalPolicy, config: GrpoConfig) -> LocalPolicy:
+    """The policy as the validation tasks are played with it."""
+    return policy if config.val.temperature is None else policy.at(config.val.temperature)
+
+
+@dataclass(slots=True, kw_only=True)
+class Rollouts:
+    """Samples tasks, rolls out their groups through the one episode loop, and scores them."""
+
+    config: GrpoConfig
+    codec: ChatCodec
+    spec: RewardSpec
+    folder: RunFolder
+    tasks: Sequence[TaskRef]
+    costs: Costs = field(default_factory=Costs)
+    sampler: TaskSampler = field(init=False)
+    circuit_breaker: Outage = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        keys = [task.key for task in self.tasks]
+        self.sampler = TaskSampler(keys, config.algo.curriculum, group_size=config.rollout.num_samples, seed=config.seed)
+        self.circuit_breaker = Outage(after=config.rollout.give_up_after)
+
+    async def groups(self, step: int, policy: Policy) -> list[Group]:
+        """All groups of a step: `tasks_per_step` of them, and as many again while too few have a signal, up to the cap.
+
+        Raises RunIncomplete.
+        """
+        wanted, by_key = self.config.train.tasks_per_step, {task.key: task for task in self.tasks}
+        groups: list[Group] = []
+        for resample in range(self.config.algo.max_resample_rounds + 1):
+            tasks = [by_key[key] for key in self.sampler.sample(wanted)]
+            groups += await self._roll_out(tasks, policy, first=first_index(self.config, step, resample))
+            if sum(group.has_signal for group in groups) >= wanted:
+                break
+        solved: dict[str, list[bool | None]] = {}
+        for group in groups:
+            solved.setdefault(group.task.key, []).extend(outcome(episode) for episode in group.episodes)
+        self.sampler.observe(solved)
+        return groups
+
+    async def _roll_out(self, tasks: Sequence[TaskRef], policy: Policy, *, first: int) -> list[Group]:
+        """One group a task; their attempts are numbered from `first`, whoever ends first."""
+        size = self.config.rollout.num_samples
+        attempts = [
+            Attempt(task=task, index=index, seed=derive_seed(self.config.seed, "grpo", index))
+            for i, task in enumerate(tasks)
+            for index in range(first + i * size, first + (i + 1) * size)
+        ]
+        found: dict[int, Episode] = {}
+        async with aclosing(self.play(attempts, policy)) as played:
+            async for one in played:
+                found[one.attempt.index] = one.episode
+                if one.episode.status is Status.FAILED or self.config.rollout.keep:
+                    self.folder.append(record_of(one, self.config, self.spec))
+        episodes = [found[attempt.index] for attempt in attempts]
+        return [score_group(task, episodes[i * size : (i + 1) * size], self.config, self.spec) for i, task in enumerate(tasks)]
+
+    async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
+        """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
+        rollout = self.config.rollout
+        once = player_of(self.config, self.codec, lambda _: policy)
+        async with aclosing(outcomes(attempts, play=once, concurrency=rollout.concurrency, retries=rollout.retries)) as episodes:
+            async for one in episodes:
+                for episode in (*one.failed, one.episode):
+                    self.costs.add(episode)
+                yield one
+                if self.circuit_breaker.shown_by(one):
+                    raise RunIncomplete(f"{self.circuit_breaker.failed} episodes in a row failed: {one.episode.failure}")
+
+
+def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:
+    """The number of the first attempt of a step, or of one of its resample rounds; those of earlier steps are smaller."""
+    batches = step * (config.algo.max_resample_rounds + 1) + resample
+    return batches * config.train.tasks_per_step * config.rollout.num_samples

@@ -1,0 +1,90 @@
+"""The numbers of a GRPO training: those of one step, a line of `metrics.jsonl` each, and those of the whole run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tau2rl.data.task_sampling import outcome
+from tau2rl.train.group import Group
+from tau2rl.train.losses import Mismatch
+from tau2rl.train.trainer import Update
+from tau2rl.types import Status
+
+ENDS = 5  # steps at either end whose mean the report shows
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
+    """What was played in a step."""
+    episodes = [e for group in groups for e in group.episodes]
+    evidence = [e for e in episodes if e.status is not Status.FAILED]
+    statuses = Counter(e.status for e in episodes)
+    return {
+        "reward/mean": mean([e.grade.reward for e in evidence if e.grade]),
+        "score/mean": mean([s for group in groups for s in group.scores if s is not None]),
+        "success": mean([float(outcome(e) or False) for e in evidence]),
+        "groups/tried": len(groups),
+        "groups/useful": sum(group.has_signal for group in groups),
+        "episodes/failed": statuses[Status.FAILED],
+        "episodes/truncated": statuses[Status.TRUNCATED] / max(1, len(evidence)),
+        "episodes/malformed": statuses[Status.MALFORMED] / max(1, len(evidence)),
+        "turns/mean": mean([float(len(e.turns)) for e in evidence]),
+        "tokens/sampled": sum(turn.end - turn.start for e in episodes for turn in e.turns),
+        "calls/refused": mean([float(e.invalid_calls) for e in evidence]),
+    }
+
+
+def update_metrics(update: Update | None) -> dict[str, float | None]:
+    """The trainer's page; None throughout when no group had a signal."""
+    names = [f"train/{each.name}" for each in fields(Update) if each.name != "mismatch"]
+    if update is None:
+        return dict.fromkeys([*names, *(f"mismatch/{each.name}" for each in fields(Mismatch))])
+    values = asdict(update)
+    apart = values.pop("mismatch")
+    return dict(zip(names, values.values(), strict=True)) | {f"mismatch/{name}": value for name, value in apart.items()}
+
+
+def speed_metrics(
+    metrics: Mapping[str, float | None], update: Update | None, *, rollout: float, train: float
+) -> dict[str, float | None]:
+    """Seconds of the two halves of a step, and tokens a second in each."""
+    sampled = metrics["tokens/sampled"] or 0
+    return {
+        "seconds/rollout": rollout,
+        "seconds/train": train,
+        "tokens_per_second/rollout": sampled / rollout if rollout else None,
+        "tokens_per_second/train": update.tokens / train if update and train else None,
+    }
+
+
+def summary(metrics: Path) -> dict[str, Any]:
+    """The whole run, however often it was interrupted, from its `metrics.jsonl`."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+
+    def mean_of(part: Sequence[dict[str, Any]], name: str) -> float | None:
+        return mean([float(line[name]) for line in part if line.get(name) is not None])
+
+    apart = [float(line["mismatch/max_abs"]) for line in lines if line["mismatch/max_abs"] is not None]
+    return {
+        "steps": len(lines),
+        "reward_first": mean_of(lines[:ENDS], "reward/mean"),
+        "reward_last": mean_of(lines[-ENDS:], "reward/mean"),
+        "useful_groups": sum(int(line["groups/useful"]) for line in lines),
+        "tried_groups": sum(int(line["groups/tried"]) for line in lines),
+        "failed_episodes": sum(int(line["episodes/failed"]) for line in lines),
+        "mismatch_max_abs": max(apart, default=None),
+        "rollout_tokens_per_second": mean_of(lines, "tokens_per_second/rollout"),
+        "train_tokens_per_second": mean_of(lines, "tokens_per_second/train"),
+        "padding_share": mean_of(lines, "train/padding_share"),
+        "shared_share": mean_of(lines, "train/shared_share"),
+        "validation": {line["step"]: line["val/pass@1"] for line in lines if line.get("val/pass@1") is not None},
+    }
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None of nothing."""
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,120 @@
+"""A model from nothing: a Qwen3 small enough for a CPU, with random weights, and a tokenizer learned from the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from tau2rl.chat.template import chat_dicts
+from tau2rl.config import ShapeConfig
+from tau2rl.data.rows import BadRow, read_row
+from tau2rl.errors import UserError
+from tau2rl.train.model import publish, save, unpublished
+from tau2rl.train.tokenizer import CHAT_TEMPLATE, save_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENIZER_ROWS = 500  # conversations that a tokenizer is made from; more of the same kind add no merges
+MAX_POSITIONS, ROPE_THETA = 4096, 10_000.0
+
+
+def create(
+    shape: ShapeConfig,
+    *,
+    vocab_size: int,
+    seed: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    kv_heads: int | None = None,
+    embedding_std: float = 0.1,
+) -> PreTrainedModel:
+    """A randomly initialized Qwen3 (tied embeddings, fp32), the same for the same arguments. `kv_heads`: as many as heads.
+
+    `vocab_size` is that of the tokenizer, which may have found less to merge than `shape.vocab_size` allows.
+    """
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=kv_heads or shape.heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=MAX_POSITIONS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        tie_word_embeddings=True,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        bos_token_id=None,
+        use_cache=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+        with torch.no_grad():
+            nn.init.normal_(model.model.embed_tokens.weight, std=embedding_std)
+            if shape.copy_gain:
+                _make_copying_easy(model, shape)
+    return cast("PreTrainedModel", model)
+
+
+def _make_copying_easy(model: nn.Module, shape: ShapeConfig) -> None:
+    """Start attention as a weak copier: what a head reads from a token it writes back as that token.
+
+    With tied embeddings an output projection that is the transpose of the value projection sends the attended token's
+    embedding to its own logit. A plain start has to find that pairing first: at this size it takes ten times the steps.
+    """
+    for layer in model.model.layers:  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
+        value = layer.self_attn.v_proj.weight  # [kv_heads * head_dim, hidden]
+        nn.init.orthogonal_(value)
+        groups = layer.self_attn.num_key_value_groups
+        heads = value.view(-1, shape.head_dim, shape.hidden).repeat_interleave(groups, dim=0).reshape(-1, shape.hidden)
+        layer.self_attn.o_proj.weight.copy_(shape.copy_gain * heads.T)
+
+
+def create_tiny(rows: Iterable[tuple[str, Mapping[str, Any]]], shape: ShapeConfig, folder: Path, *, seed: int) -> None:
+    """Write a randomly initialized model and a tokenizer made from the first rows: the same files for the same rows and seed."""
+    texts = list(islice(render_rows(rows), TOKENIZER_ROWS))
+    if not texts:
+        raise UserError("no row to make a tokenizer from", hint="`data.files` names the rows")
+    tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size)
+    model = create(
+        shape,
+        vocab_size=len(tokenizer),
+        seed=seed,
+        eos_token_id=_id(tokenizer.eos_token_id),
+        pad_token_id=_id(tokenizer.pad_token_id),
+    )
+    draft = unpublished(folder)
+    save(model, draft)
+    save_tokenizer(tokenizer, draft)
+    publish(draft, folder)
+
+
+def render_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[str]:
+    """The text of each row that can be read, as the tiny model's chat template writes it."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    for name, data in rows:
+        try:
+            row = read_row(data, name=name)
+        except BadRow:  # named in the report, by whoever encodes the rows
+            continue
+        tools: Sequence[Any] = row.tools
+        found: Any = render_jinja_template(
+            conversations=[chat_dicts(row.messages)], tools=list(tools) or None, chat_template=CHAT_TEMPLATE
+        )
+        yield str(found[0][0])
+
+
+def _id(token: Any) -> int:
+    assert isinstance(token, int)  # the tokenizer that we train has one
+    return token

@@ -1,0 +1,194 @@
+"""What `tau2rl grpo` does around the training loop, on the real `mock` domain with a model that knows nothing; pinned here:
+
+- every step has the same number of groups, also where an epoch ends in the middle of one;
+- validation episodes are kept in `val/` and nowhere else, whatever `rollout.keep` says;
+- tasks that no training should see, and validation tasks that are trained on, are refused before anything is written;
+- both recipes of training write a report of one shape, and it names the backend;
+- a backend's errors refuse the start all at once, its warnings do not; what ends early is an incomplete run with a report;
+- a checkpoint that is damaged, or brings code of its own, is a request that cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.backend import Issue, Plan, Trained, TrainingConfig
+from tau2rl.config import GrpoConfig, SftConfig, ShapeConfig, build
+from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.recipes import grpo, sft
+from tau2rl.runs.files import read_json
+from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.progress import Progress
+from tau2rl.runs.records import read
+from tau2rl.train.backend import LocalBackend
+from tau2rl.train.tiny import create_tiny
+
+SHAPE = ShapeConfig(hidden=16, layers=1, heads=1, head_dim=16, intermediate=32, vocab_size=300)
+HELLO = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "start"
+    create_tiny([("a", {"messages": HELLO})], SHAPE, folder, seed=0)
+    return folder
+
+
+def settings(checkpoint: Path, **values: Any) -> dict[str, Any]:
+    return {
+        "model": {"init": str(checkpoint)},
+        "tasks": {"domains": ["mock"], "split": "synth-train", "limit": 3},
+        "user": {"kind": "scripted"},
+        "sampling": {"max_tokens": 4},
+        "limits": {"max_turns": 1, "context_tokens": 4000, "repairs": 0},
+        "reward": {"preset": "outcome"},
+        "rollout": {"num_samples": 2, "retries": 0},
+        "train": {"steps": 4, "tasks_per_step": 2},
+        **values,
+    }
+
+
+def carry_out(folder: Path, values: dict[str, Any], backend: Any = None) -> Result:
+    config = build(GrpoConfig, values)
+    with RunFolder.open(RunFolder.create(folder, config, resume=True)) as opened:
+        return grpo.run(config, opened, lambda _: None, backend)
+
+
+def test_every_step_has_the_same_number_of_groups(checkpoint: Path, tmp_path: Path) -> None:
+    values = settings(checkpoint, train={"steps": 4, "tasks_per_step": 2, "export_every": 2})
+    report = carry_out(tmp_path / "run", values).report
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [line["groups/tried"] for line in lines] == [2, 2, 2, 2]  # of 3 tasks: step 2 goes over the border of an epoch
+    assert (report["tasks"], report["training"]["tried_groups"]) == (3, 8)
+    kept = [LocalBackend().checkpoint(tmp_path / "run", step) for step in (1, 2, 4)]
+    assert [None if path is None else path.name for path in kept] == [None, "step_00002", "step_00004"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_validation_episodes_are_kept_in_val_alone(keep: bool, checkpoint: Path, tmp_path: Path) -> None:
+    values = settings(checkpoint, train={"steps": 2, "tasks_per_step": 2, "val_every": 1})
+    values |= {"val": {"domains": ["mock"], "split": "synth-select", "limit": 3}}
+    values["rollout"]["keep"] = keep
+    report = carry_out(tmp_path, values).report
+    validated = {step: [r.attempt.task for r in read(tmp_path / "val" / f"step_{step:05}.jsonl")] for step in (1, 2)}
+    assert [len(tasks) for tasks in validated.values()] == [3, 3]
+    assert {task.split for tasks in validated.values() for task in tasks} == {"synth-select"}
+    rollouts = list(read(tmp_path / "episodes.jsonl"))
+    assert {record.attempt.task.split for record in rollouts} == ({"synth-train"} if keep else set())
+    assert len(rollouts) == (2 * 2 * 2 if keep else 0)
+    assert list(report["training"]["validation"]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"tasks": {"domains": ["mock"], "split": "synth-test", "limit": 3}}, "synth-test"),
+        (
+            {
+                "tasks": {"domains": ["mock"], "split": "base", "limit": 3},
+                "allow_held_out": True,
+                "val": {"domains": ["mock"], "split": "base", "limit": 2},
+                "train": {"val_every": 1},
+            },
+            "holds test tasks",
+        ),
+        ({"reward": {"preset": "pipeline", "alpha": 5.0}}, "can outscore a success"),
+    ],
+    ids=["a test split", "validation on training tasks", "a reward under which failures win"],
+)
+def test_what_no_training_should_do_is_refused(values: dict[str, Any], words: str, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        carry_out(tmp_path / "run", settings(checkpoint, **values))
+    assert not (tmp_path / "run" / "environment.json").exists()
+
+
+def test_a_damaged_checkpoint_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"\x10" + bytes(100))
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        carry_out(tmp_path / "run", settings(tmp_path / "model"))
+
+
+def test_a_checkpoint_with_code_of_its_own_does_not_run_it(checkpoint: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in checkpoint.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    config = read_json(model / "config.json")
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Mine"}}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        carry_out(tmp_path / "run", settings(model))
+    assert not (tmp_path / "ran").exists()
+
+
+class Backend:
+    """One that trains nothing."""
+
+    def __init__(self, start: Path, *, issues: tuple[Issue, ...] = (), interrupted: str = "") -> None:
+        self._start = start
+        self._plan = Plan(issues=issues, recorded={"cluster": "a"})
+        self._interrupted = interrupted
+
+    def plan(self, config: TrainingConfig, *, probe: bool) -> Plan:
+        assert probe
+        return self._plan
+
+    def start(self, config: TrainingConfig, folder: RunFolder) -> Path:
+        return self._start
+
+    def train(self, config: TrainingConfig, folder: RunFolder, progress: Progress) -> Trained:
+        rows = {"used": 1} if isinstance(config, SftConfig) else None
+        return Trained(
+            checkpoint=self._start, training={"steps": 1}, cost={"wall": None}, rows=rows, interrupted=self._interrupted
+        )
+
+    def checkpoint(self, run: Path, step: int) -> Path | None:
+        return None
+
+
+def test_reports_have_one_shape_on_every_backend(checkpoint: Path, tmp_path: Path) -> None:
+    values = settings(checkpoint, train={"steps": 1, "tasks_per_step": 1})
+    here, elsewhere = carry_out(tmp_path / "a", values).report, carry_out(tmp_path / "b", values, Backend(checkpoint)).report
+    assert list(here) == list(elsewhere) == [
+        "stage", "backend", "digest", "incomplete", "inputs", "outputs", "tasks", "training", "cost",
+    ]  # fmt: skip
+    assert here["backend"] == "local"
+    assert here["digest"] == elsewhere["digest"]  # what is only recorded does not change it
+    assert read_json(tmp_path / "b" / "environment.json")["recorded"]["cluster"] == "a"
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": HELLO}) + "\n", "utf-8")
+    config = build(SftConfig, {"data": {"files": [str(tmp_path / "rows.jsonl")]}, "model": {"init": str(checkpoint)}})
+    with RunFolder.open(RunFolder.create(tmp_path / "c", config, resume=False)) as opened:
+        supervised = sft.run(config, opened, lambda _: None, Backend(checkpoint)).report
+    assert list(supervised) == [name if name != "tasks" else "rows" for name in here]
+    assert supervised["rows"] == {"used": 1}
+
+
+def test_a_backends_errors_are_said_together_and_its_warnings_are_logged(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warning = Issue(kind="warning", message="slow disk", hint="another one")
+    errors = tuple(Issue(kind="error", message=f"no {what}", hint=f"bring {what}") for what in ("GPU", "memory"))
+    values = settings(checkpoint)
+    with pytest.raises(UserError, match="no GPU\nno memory") as refused:
+        carry_out(tmp_path / "a", values, Backend(checkpoint, issues=(warning, *errors)))
+    assert refused.value.hint == "bring GPU; bring memory"
+    assert not (tmp_path / "a" / "environment.json").exists()
+    with caplog.at_level(logging.WARNING, logger="tau2rl"):
+        assert carry_out(tmp_path / "b", values, Backend(checkpoint, issues=(warning,))).complete
+    assert "slow disk (another one)" in caplog.text
+
+
+def test_what_ends_early_is_incomplete_and_has_a_report(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunIncomplete, match="killed by signal 9"):
+        carry_out(tmp_path, settings(checkpoint), Backend(checkpoint, interrupted="killed by signal 9"))
+    assert read_json(tmp_path / "report.json")["incomplete"] is True
