@@ -82,22 +82,21 @@ class OpenAIClient:
         try:
             response = self._connections.post(request, self._headers, seconds=seconds)
         except NoAnswer as error:
-            raise ChatError(self._line(str(error))) from None
+            raise ChatError(one_line(str(error), self._key)) from None
         if response.status != 200:
             busy = response.status in BUSY or response.status >= 500
             raise ChatError(
-                f"HTTP {response.status}: {self._line(_reason(response))}", retry=busy, wait_seconds=response.wait_seconds
+                f"HTTP {response.status}: {one_line(_reason(response), self._key)}",
+                retry=busy,
+                wait_seconds=response.wait_seconds,
             )
         try:
             answer: Any = json.loads(response.body)
         except (ValueError, RecursionError):
-            raise ChatError(f"the answer is not JSON: {self._line(response.text)}") from None
+            raise ChatError(f"the answer is not JSON: {one_line(response.text, self._key)}") from None
         if not isinstance(answer, dict):
             raise ChatError("the answer is not a JSON object")
         return ChatAnswer(body=cast("dict[str, Any]", answer))
-
-    def _line(self, text: str) -> str:
-        return one_line(text.replace(self._key, "[key]") if self._key != NO_KEY else text)
 
 
 class LitellmClient:
@@ -105,7 +104,8 @@ class LitellmClient:
 
     def __init__(self, config: UserConfig, aside: Aside[ChatAnswer]) -> None:
         self._aside = aside
-        given = {"api_base": config.api_base, "api_key": api_key(config.model, config.api_base, config.api_key_env)}
+        self._key = api_key(config.model, config.api_base, config.api_key_env)  # None: litellm looks for the provider's own
+        given = {"api_base": config.api_base, "api_key": self._key}
         self._options: dict[str, Any] = {
             "model": config.model,
             "num_retries": 0,  # retries are ours, so that each has its deadline and its own seed
@@ -124,7 +124,7 @@ class LitellmClient:
         except Exception as error:  # noqa: BLE001
             status = getattr(error, "status_code", None)
             refused = isinstance(status, int) and 400 <= status < 500 and status not in BUSY
-            raise ChatError(f"{type(error).__name__}: {one_line(str(error))}", retry=not refused) from None
+            raise ChatError(f"{type(error).__name__}: {one_line(str(error), self._key)}", retry=not refused) from None
 
     def _ask(self, body: dict[str, Any]) -> ChatAnswer:
         import litellm
@@ -152,12 +152,14 @@ def _reason(response: Response) -> str:
         return response.text
 
 
-def one_line(text: str) -> str:
-    """The first line of what a server or library said, printable and short.
+def one_line(text: str, key: str | None = None) -> str:
+    """The first line of what a server or library said, printable, short, and without the key.
 
     >>> one_line("no such model\\x1b[2J\\nTraceback (most recent call last): ...")
     'no such model [2J'
     """
+    if key and key != NO_KEY:
+        text = text.replace(key, "[key]")
     text = text.partition("Traceback")[0].strip()  # litellm puts whole tracebacks into its messages
     first = (text.splitlines() or [""])[0][:300]
     return "".join(char if char.isprintable() else " " for char in first)

@@ -123,7 +123,7 @@ def _check_text(text: str, heard: str) -> None:
         raise UnusableAnswer("its answer is not Unicode text")
     for tag in MARKUP:
         if tag in text:
-            raise UnusableAnswer(f"it wrote `{tag}` as text")
+            raise UnusableAnswer(f"it wrote `{tag}` as text, which its server should have parsed")
     if SPEAKS_AS_AGENT.search(text) or (len(heard) >= ECHO_CHARACTERS and text.strip() == heard.strip()):
         raise UnusableAnswer("it spoke as the agent")
 

@@ -281,12 +281,15 @@ def test_the_key_goes_where_the_settings_say(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("key", ["sk-very-secret", "sk-very-secret\nX: y", "sk-very-secret-ü-\u20ac"])
-def test_no_message_has_the_key(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+@pytest.mark.parametrize("behind_litellm", [False, True])
+def test_no_message_has_the_key(monkeypatch: pytest.MonkeyPatch, key: str, behind_litellm: bool) -> None:
     class Echoes(OpenAIStub):
         async def reply(self, request: Request, mode: str) -> Response:
             return Response(status=401, payload={"error": {"message": f"\x1b[2Jwrong: {request.headers['authorization']}\nat"}})
 
     monkeypatch.setenv("MY_KEY", key)
+    if behind_litellm:
+        monkeypatch.setattr(user_simulator, "chat_client", LitellmClient)
     with Echoes() as server, pytest.raises(UserSimulatorFailure) as failed:
         talk(LlmUser(simulation(), config(server, api_key_env="MY_KEY"), seed=5), HEARD[:1])
     assert "secret" not in str(failed.value)
