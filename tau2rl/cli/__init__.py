@@ -17,7 +17,7 @@ from tau2rl.settings import collect_rarely
 DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
 COMMANDS = {
     "seed": Late(
-        where="tau2rl.cli.seed:demonstrate",
+        where="tau2rl.cli.stages:seed",
         panel=DATA,
         summary="Write demonstrations: a policy that can solve the tasks plays them, and its conversations become dataset rows.",
         examples=(
@@ -27,7 +27,7 @@ COMMANDS = {
         ),
     ),
     "rft-filter": Late(
-        where="tau2rl.cli.rft:rejection_sample",
+        where="tau2rl.cli.stages:rft_filter",
         panel=DATA,
         summary="Keep the attempts that solved their task: sampled here, or taken from earlier runs with `--from`.",
         examples=(
@@ -36,7 +36,7 @@ COMMANDS = {
         ),
     ),
     "sft": Late(
-        where="tau2rl.cli.sft:fine_tune",
+        where="tau2rl.cli.stages:sft",
         panel=TRAIN,
         summary="Train on conversations: whole ones, with a loss on what the assistant said and on nothing else.",
         examples=(
@@ -46,7 +46,7 @@ COMMANDS = {
         ),
     ),
     "grpo": Late(
-        where="tau2rl.cli.grpo:reinforce",
+        where="tau2rl.cli.stages:grpo",
         panel=TRAIN,
         summary="Reinforce what works: play groups of attempts at training tasks and move the weights towards the better ones.",
         examples=(
@@ -55,7 +55,7 @@ COMMANDS = {
         ),
     ),
     "run": Late(
-        where="tau2rl.cli.pipeline:run",
+        where="tau2rl.cli.stages:pipeline",
         panel=TRAIN,
         summary="Run a pipeline: each step a job, each trained model evaluated on held-out tasks, "
         "one chain of hashes from data to result.",
@@ -79,7 +79,7 @@ COMMANDS = {
         ),
     ),
     "eval": Late(
-        where="tau2rl.cli.eval:evaluate",
+        where="tau2rl.cli.stages:evaluate",
         panel=EVALUATE,
         summary="Let a policy play tasks, and say how many it solves: pass@k and pass^k with their intervals and floors.",
         examples=(
@@ -90,7 +90,7 @@ COMMANDS = {
         ),
     ),
     "select-checkpoint": Late(
-        where="tau2rl.cli.select:choose",
+        where="tau2rl.cli.results:select_checkpoint",
         panel=EVALUATE,
         summary="Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.",
         examples=(
@@ -139,7 +139,8 @@ class Boundary(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with console.plain_warnings():
+                return super().invoke(ctx)
         except UserError as error:
             console.fail(error)
             code = 2

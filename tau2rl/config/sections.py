@@ -132,16 +132,6 @@ class ChatConfig(Section):
     """`cookbook`: `tau2_rl_pipeline/prompting.py` of jbarnes850/Tau2-RL-Pipeline, whose exact words the published checkpoints
     were trained with. Default: a prompt of our own in the same format."""
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> ChatConfig:
-        idle = [name for name in ("policy_text", "cookbook_prompt") if getattr(self, name) not in ("full", None)]
-        if idle and self.protocol != "cookbook":
-            raise ValueError(
-                f"{' and '.join(f'chat.{name}' for name in idle)} would have no effect under chat.protocol `{self.protocol}`: "
-                "leave it out, or set chat.protocol to `cookbook`"
-            )
-        return self
-
 
 class LimitsConfig(Section):
     """Where a conversation is cut, and every deadline."""
@@ -184,12 +174,6 @@ class RolloutConfig(Section):
     give_up_after: int = Field(default=20, ge=1)
     """Episodes in a row that FAILED, retries included, after which the run stops: something is down for good. A task that
     never ended well counts once, while others do end well."""
-
-    @model_validator(mode="after")
-    def _memory_is_somebodys(self) -> RolloutConfig:
-        if not self.workers and self.worker_memory_gb != RolloutConfig.model_fields["worker_memory_gb"].default:
-            raise ValueError("rollout.worker_memory_gb would have no effect without rollout.workers: leave it out")
-        return self
 
 
 class RewardConfig(Section):

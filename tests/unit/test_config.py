@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -33,10 +34,11 @@ from tau2rl.config import (
     identity,
     known_names,
     load,
-    parse_value,
     put,
     read_file,
+    type_of,
 )
+from tau2rl.config.reading import read_text
 from tau2rl.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -97,21 +99,20 @@ def test_every_name_that_a_hint_can_show_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("annotation", "text", "value"),
     [
-        ("3", 3),
-        ("0.5", 0.5),
-        ("1e-6", 1e-6),
-        ("true", True),
-        ("null", None),
-        ("[retail, telecom]", ["retail", "telecom"]),
-        ("openai/Qwen3-4B", "openai/Qwen3-4B"),
-        ("a: b: c", "a: b: c"),
-        ("", None),
+        (int, "3", 3), (int | None, "null", None), (int, "two", "two"), (float, "1e-6", 1e-6), (float, "0.5", 0.5), (bool, "on", True),
+        (str, "1e-5", "1e-5"), (str, "010", "010"), (str, "null", "null"), (str | None, "null", None), (str, "a: b # c", "a: b # c"),
+        (str, "true", "true"), (str, "[x", "[x"), (str, "'null'", "null"), (Path | None, "007", "007"),
+        (tuple[str, ...], "[retail, 010]", ["retail", "010"]), (tuple[str, ...], "a, 1e5", ["a", "1e5"]), (tuple[str, ...], "[]", []),
+        (tuple[float, float], "0.9,0.95", [0.9, 0.95]), (dict[str, Any], "a=1", {"a": 1}), (dict[str, Any], "{a: [x, 2]}", {"a": ["x", 2]}),
+        (Any, "3", 3), (Any, "1e-6", 1e-6), (Any, "true", True), (Any, "010", "010"), (Any, "1:30", "1:30"), (Any, "2024-01-01", "2024-01-01"),
+        (Any, "a: b: c", "a: b: c"), (Any, "", None), (Any, "[retail, 3]", ["retail", 3]),
     ],
-)
-def test_a_value_is_read_as_yaml_reads_it(text: str, value: object) -> None:
-    assert parse_value(text) == value
+)  # fmt: skip
+def test_a_value_is_read_as_its_setting_takes_it(annotation: Any, text: str, value: object) -> None:
+    read = read_text([text], annotation)
+    assert (read, type(read)) == (value, type(value))
 
 
 def test_set_reaches_into_sections() -> None:
