@@ -242,7 +242,7 @@ _UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]
 def clean(text: str) -> str:
     """Text of a server, a model or a file without what a terminal would obey; lines and tabs stay.
 
-    >>> clean("\x1b[31mred\x1b[0m \x1b]0;title\x07a\rb\u202ec")
+    >>> clean("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07a\\rb\\u202ec")
     'red a b c'
     """
     return _CONTROL.sub(lambda found: "" if found.group() < " " and found.group() != "\r" else " ", _SEQUENCES.sub("", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any
 
 import typer
@@ -151,11 +152,30 @@ class Boundary(TyperGroup):
             console.say("interrupted")
             code = 130
         except Exception as error:  # the last boundary: what arrives here is a bug, and people get a line, not a page
+            if hasattr(error, "possibilities"):  # Typer's own for an unknown option, whose class is not public
+                console.fail(no_such_option(error))
+                raise typer.Exit(2) from None
             if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
                 raise  # Typer's own: usage errors and exits, which carry their code
             console.crash(error, debug=bool(ctx.params.get("debug")))
             code = 1
         raise typer.Exit(code)
+
+
+def no_such_option(error: Any) -> UserError:
+    """An option that does not exist, with the nearest one: by its whole name, else by the last part of a dotted one."""
+    context, name = error.ctx, str(error.option_name)
+    params = context.command.get_params(context) if context else []
+    names = [opt for param in params if not getattr(param, "hidden", False) for opt in (*param.opts, *param.secondary_opts)]
+    keys = {opt.replace("_", "-"): opt for opt in names} | {opt.rpartition(".")[2].replace("_", "-"): opt for opt in names}
+    asked = name.replace("_", "-")
+    near = difflib.get_close_matches(asked, [key for key in keys if key[:2] == "--"], n=1, cutoff=0.75)
+    near = near or difflib.get_close_matches(asked.lstrip("-").rpartition(".")[2], keys, n=1, cutoff=0.75)
+    command = context.command_path if context else "tau2rl"
+    where = "--help-all" if "--help-all" in names else "--help"
+    return UserError(
+        f"no such option `{name}`", hint=f"did you mean `{keys[near[0]]}`?" if near else f"`{command} {where}` has every option"
+    )
 
 
 class CommandLine(Boundary, LateGroup):

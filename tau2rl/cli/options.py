@@ -183,7 +183,7 @@ def _option(model: type[StageConfig], setting: Setting) -> Any:
 def _panel(model: type[StageConfig], head: str) -> str:
     """The heading of a section's options: what the section says of itself, and its name."""
     section = section_of(model.model_fields[head].annotation)
-    return RUN if section is None else f"{re.split('[.;]', section.__doc__ or head)[0]} ({head})"
+    return RUN if section is None else f"{re.split(r'[.;:](?= |$)', section.__doc__ or head)[0]} ({head})"
 
 
 def _user_model(model: type[StageConfig]) -> Any:

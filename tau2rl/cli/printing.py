@@ -120,7 +120,7 @@ def _of_the_test(selected_by: Mapping[str, Any]) -> str:
     """Which selection a test belongs to, and what is wrong with it."""
     words = (
         selected_by["warning"]
-        or f"look {selected_by['look']} at the test tasks of the checkpoint chosen by `{selected_by['file']}`"
+        or f"evaluation {selected_by['look']} on the test tasks of the checkpoint chosen by `{selected_by['file']}`"
     )
     return f"{'warning: ' if selected_by['warning'] else ''}{words}"
 

@@ -127,7 +127,7 @@ IDLE: tuple[Idle, ...] = (
     Idle("reward.normalise", {"reward.preset": ("outcome", "guarded"), "reward.alpha": (None,)}, "it weighs no partial score"),
     # seed
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),
-    Idle("noise_prob", {"tasks.split": Apart(start="synth-")}, "it is the gold teacher's, on synthesised tasks"),
+    Idle("noise_prob", {"tasks.split": Apart(start="synth-")}, "it is the gold teacher's, on synthesized tasks"),
     # rft-filter of runs that were played already
     *(Idle(key, {"sources": SET}, "nothing is sampled") for key in ("tasks", "policy", "user", "chat", "rollout", "local")),
     *(
@@ -227,6 +227,10 @@ def _way_out(name: str, rule: Idle, model: type[BaseModel]) -> str:
         words = [word for word in words_of(setting.type) if not matches(word, values)]
         if words:
             return f"leave out {name}, or set {gate} to {' or '.join(f'`{word}`' for word in words)}"
+        if isinstance(values, Set):
+            return f"leave out {name}, or {gate}"
+        if isinstance(values, Apart):
+            return f"leave out {name}, or set {gate} to one that begins with `{values.start}`"
         if bool in arms_of(setting.type):
             return f"leave out {name}, or set {gate} to `{_word(not matches(True, values))}`"
         return f"leave out {name}, or set {gate}"

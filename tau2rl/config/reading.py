@@ -84,7 +84,7 @@ def _parts(text: str, items: Any, annotation: Any) -> list[Any]:
 
 def _one(text: str, annotation: Any) -> Any:
     """A scalar as it was typed, without quotes around the whole of it; YAML where it begins with a bracket."""
-    if text[:1] in "[{" and not _is_text(annotation):
+    if text.startswith(("[", "{")) and not _is_text(annotation):
         try:
             node = _compose(text)
             return text if node is None else _Values().of(node, annotation)

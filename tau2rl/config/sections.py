@@ -1,4 +1,4 @@
-"""The groups of knobs of training data: `seed` and `rft-filter` make it, `sft` reads it."""
+"""The sections that several stages share: tasks, user, policy, chat, limits, rollout, reward, launch, data."""
 
 # pyright: reportIncompatibleVariableOverride=false
 # Sections are frozen, so one of a subclass may stand where one of the base does.
@@ -34,7 +34,7 @@ class TasksConfig(Section):
 
 
 class UserConfig(Section):
-    """Who plays the customer."""
+    """Who plays the user."""
 
     kind: Literal["llm", "scripted"] = "llm"
     """`llm`: tau2's own user simulator through litellm. `scripted`: deterministic, no model, follows the task."""
@@ -180,6 +180,7 @@ class RewardConfig(Section):
     """How tau2's verdicts become a score; every preset is documented in `reward/presets.py`."""
 
     preset: Literal["cookbook", "pipeline", "outcome", "guarded"] = "pipeline"
+    """`cookbook`, `pipeline`: as published. `outcome`: tau2's verdict alone. `guarded`: +1 or -1, less small costs of turns."""
     alpha: float | None = Field(default=None, ge=0)
     """Weight of the partial score, the same in every domain; default: the preset's, which may differ by domain."""
     normalise: bool | None = None
@@ -220,7 +221,7 @@ class TrainTasksConfig(TasksConfig):
     """Which tasks to learn from."""
 
     split: str = "train"
-    """`train`; for `mock` the synthesised `synth-train`."""
+    """`train`; for `mock` the synthesized `synth-train`."""
 
 
 class TeacherConfig(PolicyConfig):
@@ -231,7 +232,7 @@ class TeacherConfig(PolicyConfig):
 
 
 class TeacherUserConfig(UserConfig):
-    """Who plays the customer of a demonstration."""
+    """Who plays the user of a demonstration."""
 
     kind: Literal["llm", "scripted"] = "scripted"
     """`scripted`: deterministic, no model, follows the task. `llm`: tau2's own user simulator through litellm."""

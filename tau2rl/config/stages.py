@@ -1,4 +1,4 @@
-"""One class a stage: `tau2rl eval` and its kin read all their knobs here."""
+"""One class a stage: `tau2rl eval` and its kin read all their settings here."""
 
 # pyright: reportIncompatibleVariableOverride=false
 # Sections are frozen, so one of a subclass may stand where one of the base does.
@@ -197,7 +197,7 @@ class SeedConfig(MakesDataConfig):
     keep: Literal["solved", "all"] = "solved"
     """`solved`: only what tau2 graded 1. `all`: every graded demonstration, as a teacher whom nobody checked would give them."""
     noise_prob: float = Field(default=0.0, ge=0, le=1)
-    """Synthesised tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
+    """Synthesized tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
 
 
 class SftConfig(StageConfig):

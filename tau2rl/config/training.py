@@ -1,4 +1,4 @@
-"""The groups of knobs of reinforcement learning: which episodes it learns from, and how."""
+"""The sections of training: how weights move, what the loss is, on which tasks it is validated."""
 
 from __future__ import annotations
 
