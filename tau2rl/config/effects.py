@@ -6,8 +6,9 @@ so a stored config, in which every setting is written out, loads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -200,8 +201,9 @@ def refuse_idle(config: BaseModel, given: Mapping[str, Any]) -> None:
         raise UserError("\n".join(lines), hint="; ".join(hints))
 
 
-def _rules(model: type[BaseModel]) -> Iterator[Idle]:
-    return (rule for rule in IDLE if rule.concerns(model))
+@cache
+def _rules(model: type[BaseModel]) -> tuple[Idle, ...]:
+    return tuple(rule for rule in IDLE if rule.concerns(model))
 
 
 def _asked(given: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:

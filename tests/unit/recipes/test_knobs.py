@@ -26,9 +26,16 @@ SFT = {**TRAIN, "batch_size": 3, "val_every": 4, "early_stopping_patience": 2, "
 GRPO = {**TRAIN, "num_minibatches": 2}
 ALGO: dict[str, Any] = {
     "ratio": "sequence", "eps_low": 0.1, "eps_high": 0.5, "dual_clip": 3.0, "loss_aggregation": "constant", "loss_scale": 77,
-    "kl_coef": 0.2, "kl": "k1", "entropy_coef": 0.1, "correction": "tis", "correction_level": "sequence",
+    "kl_coef": 0.2, "kl": "k2", "entropy_coef": 0.1, "correction": "tis", "correction_level": "sequence",
     "correction_low": 0.1, "correction_high": 5.0, "veto": 1e-4,
 }  # fmt: skip
+CORRECTED = {"correction": "mis"}
+NEEDS: dict[str, Any] = {  # what else has to be set for a setting to mean anything
+    "loss_scale": {"loss_aggregation": "constant"}, "kl": {"kl_coef": 0.2}, "veto": CORRECTED,
+    "correction_level": CORRECTED, "correction_low": CORRECTED, "correction_high": CORRECTED,
+}  # fmt: skip
+TWICE = {"train": {"num_minibatches": 2}}
+MORE: dict[str, Any] = {"eps_low": TWICE, "eps_high": TWICE, "dual_clip": TWICE, "ratio": TWICE}
 OF_THE_ROUND = {
     "estimator", "gamma", "outcome_weight", "turn_rewards", "max_resample_rounds", "truncated", "curriculum",  # recipes/rounds.py
 }  # fmt: skip
@@ -36,7 +43,7 @@ OF_THE_LOOP = {"save_every", "export_every", "val_every", "tasks_per_step"}  # r
 
 
 def grpo(section: str, name: str, value: Any) -> dict[str, Any]:
-    return asdict(grpo_spec(build(GrpoConfig, {**BASE, section: {name: value}})))
+    return asdict(grpo_spec(build(GrpoConfig, {**BASE, section: {**NEEDS.get(name, {}), name: value}, **MORE.get(name, {})})))
 
 
 @pytest.mark.parametrize(("name", "value"), SFT.items())
@@ -48,7 +55,8 @@ def test_each_setting_of_sft_reaches_the_trainer(name: str, value: Any) -> None:
     ("section", "name", "value"), [("train", *i) for i in GRPO.items()] + [("algo", *i) for i in ALGO.items()]
 )
 def test_each_setting_of_grpo_reaches_the_trainer(section: str, name: str, value: Any) -> None:
-    assert grpo(section, name, value) != asdict(grpo_spec(build(GrpoConfig, BASE)))
+    without = {**BASE, section: NEEDS.get(name, {}), **MORE.get(name, {})}
+    assert grpo(section, name, value) != asdict(grpo_spec(build(GrpoConfig, without)))
 
 
 def test_no_setting_is_forgotten_here() -> None:
@@ -86,6 +94,6 @@ def test_the_tokenizer_is_the_checkpoints_own_unless_another_is_named() -> None:
 
 
 def test_training_does_not_take_workers_that_nobody_would_use() -> None:
-    with pytest.raises(UserError, match=r"no use for rollout\.workers"):
+    with pytest.raises(UserError, match=r"rollout\.workers has no effect while backend is `local`"):
         build(GrpoConfig, {**BASE, "rollout": {"workers": 2}})
     assert build(GrpoConfig, {**BASE, "backend": "slime", "rollout": {"workers": 2}}).rollout.workers == 2
