@@ -67,10 +67,22 @@ def read_text(texts: Sequence[str], annotation: Any) -> Any:
     items, values = items_of(annotation), values_of(annotation)
     if items is not None and not (texts[-1] in NULL and type(None) in arms_of(annotation)):
         return [part for text in texts for part in _parts(text, items, annotation)]
-    if values is not None and all("=" in text and text[:1] != "{" for text in texts):
-        pairs = (text.partition("=") for text in texts)
-        return {key.strip(): read_text([value], values) for key, _, value in pairs}
+    if (values is not None or section_of(annotation)) and all("=" in text and text[:1] != "{" for text in texts):
+        return _pairs(texts, annotation)
     return _one(texts[-1], annotation)
+
+
+def _pairs(texts: Sequence[str], annotation: Any) -> dict[str, Any]:
+    """`KEY=VALUE`, repeated; a dotted key leads into a section."""
+    made: dict[str, Any] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        path = key.strip().split(".") if section_of(annotation) else [key.strip()]
+        place, kind = made, annotation
+        for part in path[:-1]:
+            place, kind = place.setdefault(part, {}), inner_type(kind, part)
+        place[path[-1]] = read_text([value], inner_type(kind, path[-1]))
+    return made
 
 
 def _parts(text: str, items: Any, annotation: Any) -> list[Any]:
@@ -122,7 +134,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise Unreadable(f"it is nested more than {DEEPEST} deep", self.line + 1)
+            event: Any = cast("Any", self).peek_event()
+            raise Unreadable(f"it is nested more than {DEEPEST} deep", event.start_mark.line + 1)
         try:
             return super().compose_node(parent, index)
         finally:
@@ -151,7 +164,7 @@ class _Values:
     def of(self, node: Node, annotation: Any) -> Any:
         self._made += 1
         if self._made > MOST_VALUES:
-            raise Unreadable(f"its aliases stand for more than {MOST_VALUES} values", _line(node))
+            raise Unreadable(f"its aliases stand for more than {MOST_VALUES} values", self._line(node))
         tag = str(node.tag)
         if tag.removeprefix("tag:yaml.org,2002:") not in TAGS:
             raise Unreadable(f"the tag `{tag}` is none of settings", _line(node))
@@ -161,11 +174,15 @@ class _Values:
         if any(node is outer for outer in self._inside):
             raise Unreadable("a value that holds itself", _line(node))
         if len(self._inside) >= DEEPEST:
-            raise Unreadable(f"it is nested more than {DEEPEST} deep", _line(node))
+            raise Unreadable(f"it is nested more than {DEEPEST} deep", self._line(node))
         self._inside.append(node)
         made = self._list(node, annotation) if isinstance(node, SequenceNode) else self._mapping(node, annotation)
         self._inside.pop()
         return made
+
+    def _line(self, node: Node) -> int:
+        """The line of the setting that is being made: a node behind an alias stands elsewhere."""
+        return _line(self._inside[1] if len(self._inside) > 1 else node)
 
     def _list(self, node: SequenceNode, annotation: Any) -> list[Any]:
         items = items_of(annotation)

@@ -1,11 +1,12 @@
 """Pinned here:
 
 - a setting that does not exist is refused, with the nearest that does as a hint, at any depth;
-- `--set a.b=c` reads values as YAML does, and what it cannot place is refused;
+- `--set a.b=c` reads a value as its setting takes it, text as it was typed, and what it cannot place is refused;
 - an option of the command line wins over `--set`, which wins over the file; an option not given changes nothing;
 - a config never changes once it is made, and survives the way to JSON and back;
 - the combinations that cannot work are refused when the config is made, not after an hour;
 - every file in `configs/` loads;
+- the splits that are learned from and validated on fit the domains without a word, and share no task;
 - a key where the name of its variable should be, or a password in a URL, is refused, and no message repeats it;
 - a file that others can read is not accepted for secrets, and no secret is ever shown.
 """
@@ -25,6 +26,7 @@ from tau2rl.config import (
     NOT_IDENTITY,
     STAGES,
     EvalConfig,
+    GrpoConfig,
     RolloutConfig,
     TasksConfig,
     UserConfig,
@@ -36,8 +38,8 @@ from tau2rl.config import (
     load,
     put,
     read_file,
-    type_of,
 )
+from tau2rl.config.fields import value_of
 from tau2rl.config.reading import read_text
 from tau2rl.errors import UserError
 
@@ -101,15 +103,38 @@ def test_every_name_that_a_hint_can_show_can_be_set() -> None:
 @pytest.mark.parametrize(
     ("annotation", "text", "value"),
     [
-        (int, "3", 3), (int | None, "null", None), (int, "two", "two"), (float, "1e-6", 1e-6), (float, "0.5", 0.5), (bool, "on", True),
-        (str, "1e-5", "1e-5"), (str, "010", "010"), (str, "null", "null"), (str | None, "null", None), (str, "a: b # c", "a: b # c"),
-        (str, "true", "true"), (str, "[x", "[x"), (str, "'null'", "null"), (Path | None, "007", "007"),
-        (tuple[str, ...], "[retail, 010]", ["retail", "010"]), (tuple[str, ...], "a, 1e5", ["a", "1e5"]), (tuple[str, ...], "[]", []),
-        (tuple[float, float], "0.9,0.95", [0.9, 0.95]), (dict[str, Any], "a=1", {"a": 1}), (dict[str, Any], "{a: [x, 2]}", {"a": ["x", 2]}),
-        (Any, "3", 3), (Any, "1e-6", 1e-6), (Any, "true", True), (Any, "010", "010"), (Any, "1:30", "1:30"), (Any, "2024-01-01", "2024-01-01"),
-        (Any, "a: b: c", "a: b: c"), (Any, "", None), (Any, "[retail, 3]", ["retail", 3]),
+        (int, "3", 3),
+        (int | None, "null", None),
+        (int, "two", "two"),
+        (float, "1e-6", 1e-6),
+        (float, "0.5", 0.5),
+        (bool, "on", True),
+        (str, "1e-5", "1e-5"),
+        (str, "010", "010"),
+        (str, "null", "null"),
+        (str | None, "null", None),
+        (str, "a: b # c", "a: b # c"),
+        (str, "true", "true"),
+        (str, "[x", "[x"),
+        (str, "'null'", "null"),
+        (Path | None, "007", "007"),
+        (tuple[str, ...], "[retail, 010]", ["retail", "010"]),
+        (tuple[str, ...], "a, 1e5", ["a", "1e5"]),
+        (tuple[str, ...], "[]", []),
+        (tuple[float, float], "0.9,0.95", [0.9, 0.95]),
+        (dict[str, Any], "a=1", {"a": 1}),
+        (dict[str, Any], "{a: [x, 2]}", {"a": ["x", 2]}),
+        (Any, "3", 3),
+        (Any, "1e-6", 1e-6),
+        (Any, "true", True),
+        (Any, "010", "010"),
+        (Any, "1:30", "1:30"),
+        (Any, "2024-01-01", "2024-01-01"),
+        (Any, "a: b: c", "a: b: c"),
+        (Any, "", None),
+        (Any, "[retail, 3]", ["retail", 3]),
     ],
-)  # fmt: skip
+)
 def test_a_value_is_read_as_its_setting_takes_it(annotation: Any, text: str, value: object) -> None:
     read = read_text([text], annotation)
     assert (read, type(read)) == (value, type(value))
@@ -145,6 +170,7 @@ def test_an_option_wins_over_set_and_set_over_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, "policy: {kind: gold}\nseed: 1\nname: file\nrollout: {num_samples: 1, concurrency: 1, retries: 1}\n")
     config = load(
         EvalConfig,
+        GrpoConfig,
         file,
         ["seed=2", "rollout.num_samples=2", "rollout.concurrency=2"],
         {"rollout.num_samples": 3, "rollout.concurrency": None, "name": None},
@@ -281,6 +307,48 @@ def test_python_does_not_repeat_a_key_either() -> None:
 def test_zero_is_no_count_and_no_deadline(name: str) -> None:
     with pytest.raises(UserError, match=name):
         load(EvalConfig, None, ["policy.kind=gold", f"{name}=0"])
+
+
+# --- defaults that fit the domains ---
+
+START = ["model.init=start"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "tasks", "val"),
+    [
+        (["tasks.domains=[retail]"], (("retail",), "train-learn"), (("retail",), "train-select")),
+        ([], (("airline", "retail", "telecom"), "train-learn"), (("airline", "retail", "telecom"), "train-select")),
+        (["tasks.domains=[mock]"], (("mock",), "synth-train"), (("mock",), "synth-select")),
+        (["tasks.domains=[retail]", "val.domains=[mock]"], (("retail",), "train"), (("mock",), "synth-select")),
+    ],
+)
+def test_validation_fits_the_domains_without_a_word(sets: list[str], tasks: object, val: object) -> None:
+    config = load(GrpoConfig, None, [*START, "train.val_every=5", *sets])
+    assert (config.tasks.domains, config.tasks.split) == tasks
+    assert (config.val.domains, config.val.split) == val
+    assert build(GrpoConfig, dump(config)) == config
+
+
+@pytest.mark.parametrize("stage", ["seed", "grpo"])
+def test_the_split_to_learn_from_fits_the_domains(stage: str) -> None:
+    start = START if stage == "grpo" else []
+    assert value_of(load(STAGES[stage], None, start), "tasks.split") == "train"
+    assert value_of(load(STAGES[stage], None, [*start, "tasks.domains=[mock]"]), "tasks.split") == "synth-train"
+    assert value_of(load(STAGES[stage], None, [*start, "tasks.domains=[mock]", "tasks.split=base"]), "tasks.split") == "base"
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["tasks.split=train"], "holds the tasks of val.split `train-select`"),
+        (["val.split=test"], "holds test tasks"),
+        (["tasks.domains=[mock]", "val.split=synth-test"], "holds test tasks"),
+    ],
+)
+def test_validation_on_tasks_that_are_trained_or_tested_on_is_refused(sets: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load(GrpoConfig, None, [*START, "train.val_every=5", *sets])
 
 
 keys = st.text("abcdef_", min_size=1, max_size=4)

@@ -102,7 +102,9 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
 NEVER = ("sft", "slime.layout=colocate", SFT_SLIME)  # there is no stage of this kind in which it counts
 
 
-@pytest.mark.parametrize(("stage", "asked", "idle", "active"), EXAMPLES, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("stage", "asked", "idle", "active"), EXAMPLES, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_setting_without_effect_is_refused(stage: str, asked: str, idle: list[str], active: list[str]) -> None:
     name = asked.partition("=")[0]
     with pytest.raises(UserError, match=f"(?m)^{name} has no effect") as refused:
@@ -147,7 +149,7 @@ def values_to_try(setting: Setting) -> list[Any]:
 
 @cache
 def as_defined(model: Any) -> Any:
-    """A config of defaults that has not been validated: every pair is looked at, also those that are refused for other reasons."""
+    """A config of defaults, not validated: pairs that are refused for other reasons are looked at, too."""
     defaults = {key: info.get_default(call_default_factory=True) for key, info in model.model_fields.items()}
     return model.model_construct(**defaults)
 
@@ -222,7 +224,7 @@ def test_what_is_written_out_as_it_is_by_default_was_not_set() -> None:
 
 def test_what_ran_once_can_be_read_again() -> None:
     values = {"model": {"init": "start"}, "algo": {"veto": 0.1}}
-    with pytest.raises(UserError, match="algo.veto has no effect"):
+    with pytest.raises(UserError, match=r"algo\.veto has no effect"):
         build(STAGES["grpo"], values)
     assert value_of(build(STAGES["grpo"], values, stored=True), "algo.veto") == 0.1
 
