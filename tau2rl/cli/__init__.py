@@ -165,8 +165,10 @@ class Boundary(TyperGroup):
 def no_such_option(error: Any) -> UserError:
     """An option that does not exist, with the nearest one: by its whole name, else by the last part of a dotted one."""
     context, name = error.ctx, str(error.option_name)
-    params = context.command.get_params(context) if context else []
-    names = [opt for param in params if not getattr(param, "hidden", False) for opt in (*param.opts, *param.secondary_opts)]
+    params: list[Any] = context.command.get_params(context) if context else []
+    names: list[str] = [
+        opt for param in params if not getattr(param, "hidden", False) for opt in (*param.opts, *param.secondary_opts)
+    ]
     keys = {opt.replace("_", "-"): opt for opt in names} | {opt.rpartition(".")[2].replace("_", "-"): opt for opt in names}
     asked = name.replace("_", "-")
     near = difflib.get_close_matches(asked, [key for key in keys if key[:2] == "--"], n=1, cutoff=0.75)

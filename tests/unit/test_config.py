@@ -170,7 +170,6 @@ def test_an_option_wins_over_set_and_set_over_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, "policy: {kind: gold}\nseed: 1\nname: file\nrollout: {num_samples: 1, concurrency: 1, retries: 1}\n")
     config = load(
         EvalConfig,
-        GrpoConfig,
         file,
         ["seed=2", "rollout.num_samples=2", "rollout.concurrency=2"],
         {"rollout.num_samples": 3, "rollout.concurrency": None, "name": None},
