@@ -46,9 +46,8 @@ SHORT: dict[str, tuple[str, ...]] = {
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
-    "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "reward.preset",
-    "model.init", "data.files", "train.steps", "train.lr", "train.batch_size", "train.tasks_per_step", "train.val_every",
-    "algo.estimator", "local.device", "launch.address", "launch.inline", "launch.detach",
+    "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency",
+    "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
 }  # fmt: skip
 
 ConfigFile = Annotated[
@@ -148,7 +147,7 @@ def _as_shown(param: Any, setting: Setting | None, *, whole: bool) -> Any:
     shown.opts, shown.secondary_opts = param.opts[place], param.secondary_opts[place]
     others = param.opts[:-1] if whole else [setting.name] if "." in setting.name else []
     notes = [f"`{name}`" for name in others]
-    if setting.default not in (None, (), "", {}):
+    if setting.default is not False and setting.default not in (None, (), "", {}):
         notes.append(f"default `{shown_default(setting.default)}`")
     shown.help = escape(" ".join(filter(None, [setting.text, f"({', '.join(notes)})" if notes else ""])))
     return shown
