@@ -1,13 +1,19 @@
-"""Every word for people. stdout is data, stderr is talk; colours and bars only where a terminal shows them."""
+"""Every word for people. stdout is data, stderr is talk; colors and bars only where a terminal shows them.
+
+Whatever is written here passes `clean`: what servers, models and files say never reaches the terminal as a command to it.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tau2rl.errors import UserError
@@ -17,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOG_SECONDS = 60.0  # without a terminal: one progress line in so many seconds
-WHOSE = {"agent": "the agent", "user": "the customer", "task": "the task", "infra": "servers or this machine"}  # by fault
+WHOSE = {"agent": "the agent", "user": "the user simulator", "task": "the task", "infra": "servers or this machine"}  # by fault
 PIPE_WIDTH = 160  # of a table that goes to a file or a pipe: no cell is broken over lines
 
 
@@ -27,13 +33,14 @@ def say(text: str = "") -> None:
 
 
 def emit(text: str) -> None:
-    """Data: text on stdout, as it is."""
+    """Data: text on stdout, without what a terminal would obey."""
     _write(sys.stdout, text)
 
 
 def emit_json(value: Any) -> None:
     """Data: indented JSON on stdout. A NaN is a bug of ours and raises."""
-    emit(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)  # which escapes the control characters of ASCII
+    emit(_UNESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
 
 
 def emit_table(rows: Sequence[Sequence[str]], *, title: str = "") -> None:
@@ -43,12 +50,12 @@ def emit_table(rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     from rich.text import Text
 
     head, *body = rows
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=clean(title) or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(head):
         numeric = bool(body) and all(row[column][:1].isdigit() or row[column] in ("-", "") for row in body)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(clean(name)), justify="right" if numeric else "left", overflow="fold")
     for row in body:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(clean(cell)) for cell in row))
     _rich(sys.stdout).print(table)
 
 
@@ -68,6 +75,22 @@ def crash(error: BaseException, *, debug: bool) -> None:
     first = _first_line(str(error))
     say(f"error: this is a bug in tau2rl: {type(error).__name__}{': ' + first if first else ''}")
     say(f"\nhint: the traceback is in `{file.name}`; `tau2rl --debug ...` shows it here")
+
+
+@contextmanager
+def plain_warnings() -> Generator[None]:
+    """Show warnings of this package as lines on stderr, those of libraries as Python does."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if category.__module__.startswith("tau2rl."):
+                say(f"warning: {message}")
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> str:
@@ -94,7 +117,7 @@ def failure_words(failures: Sequence[Mapping[str, Any]], *, tries: int) -> list[
     """Why tries at episodes failed, the most frequent reason first; `failures` and `failed_tries` of a report.
 
     >>> failure_words([{"fault": "user", "message": "HTTP 500", "count": 3}], tries=4)
-    ['failed tries: 4, most often', '  3 times, the customer: HTTP 500']
+    ['failed tries: 4, most often', '  3 times, the user simulator: HTTP 500']
     """
     if not failures:
         return []
@@ -117,9 +140,11 @@ def clock(seconds: float) -> str:
 
 
 class Follower:
-    """Shows a run while it goes: a bar that redraws itself on a terminal, a plain line a minute elsewhere.
+    """Shows runs while they go: one bar that redraws itself on a terminal, a plain line a minute elsewhere.
 
-    A context manager; `on_progress` and `on_line` may be called from any one thread at a time.
+    A context manager; `on_progress` and `on_line` may be called from any one thread at a time. There is one bar, whatever runs
+    one behind the other: `next_run` begins another one in the same place. When it ends, the bar goes; the last that it showed
+    stays as a line if all ended well, so that nothing stands below an error.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -127,6 +152,10 @@ class Follower:
         self._console = _rich(self._stream)
         self._bar: Any = None
         self._task: Any = None
+        self.ended_well = True
+        self._begin()
+
+    def _begin(self) -> None:
         self._said_at = -LOG_SECONDS  # so that the first event shows
         self._first: ProgressEvent | None = None
         self._event: ProgressEvent | None = None
@@ -142,16 +171,33 @@ class Follower:
                 TextColumn("{task.description}", markup=False),
                 console=self._console,
                 refresh_per_second=4,
+                transient=True,
             )
             self._task = self._bar.add_task("starting", total=None)
             self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        on_terminal = self._bar is not None
+        if on_terminal:
             self._bar.stop()
-        elif self._event is not None and self._event is not self._shown:
-            self._line(self._event)
+        if not on_terminal or (self.ended_well and kind is None):
+            self._last_line()
+        self._bar = None
+
+    @contextmanager
+    def next_run(self) -> Generator[Follower]:
+        """Follow another run, in the place of the one before it."""
+        self._begin()
+        if self._bar is not None:
+            self._bar.reset(self._task, description="starting", total=None)
+        try:
+            yield self
+        except BaseException:
+            self.ended_well = False
+            raise
+        if self._bar is None:
+            self._last_line()
 
     def on_progress(self, event: ProgressEvent) -> None:
         """Take note of an event."""
@@ -159,16 +205,21 @@ class Follower:
             self._first = event
         self._event = event
         if self._bar is not None:
-            self._bar.update(self._task, description=progress_words(event, self._first), completed=event.done, total=event.total)
+            words = clean(progress_words(event, self._first))
+            self._bar.update(self._task, description=words, completed=event.done, total=event.total)
         elif time.monotonic() - self._said_at >= LOG_SECONDS:
             self._line(event)
 
     def on_line(self, line: str) -> None:
         """A line of the run's log, above the bar."""
         if self._bar is not None:
-            self._console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(clean(line.rstrip("\r\n")), markup=False, highlight=False, soft_wrap=True)
         else:
-            _write(self._stream, line.rstrip("\n"))
+            _write(self._stream, line.rstrip("\r\n"))
+
+    def _last_line(self) -> None:
+        if self._event is not None and self._event is not self._shown:
+            self._line(self._event)
 
     def _line(self, event: ProgressEvent) -> None:
         self._said_at = time.monotonic()
@@ -176,12 +227,33 @@ class Follower:
         _write(self._stream, progress_words(event, self._first))
 
 
+# What a terminal would obey: escape sequences (CSI; OSC, DCS and their kind up to their end or that of the line; the short
+# ones), and what is left of control characters, C1 too, of marks that turn the direction of text, and of separators of lines.
+_SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+_CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """Text of a server, a model or a file without what a terminal would obey; lines and tabs stay.
+
+    >>> clean("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07a\\rb\\u202ec")
+    'red a b c'
+    """
+    return _CONTROL.sub(lambda found: "" if found.group() < " " and found.group() != "\r" else " ", _SEQUENCES.sub("", text))
+
+
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0]
 
 
 def _write(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
+    stream.write(f"{clean(text)}\n")
     stream.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from tau2rl.settings import collect_rarely
 DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
 COMMANDS = {
     "seed": Late(
-        where="tau2rl.cli.seed:demonstrate",
+        where="tau2rl.cli.stages:seed",
         panel=DATA,
         summary="Write demonstrations: a policy that can solve the tasks plays them, and its conversations become dataset rows.",
         examples=(
@@ -26,7 +27,7 @@ COMMANDS = {
         ),
     ),
     "rft-filter": Late(
-        where="tau2rl.cli.rft:rejection_sample",
+        where="tau2rl.cli.stages:rft_filter",
         panel=DATA,
         summary="Keep the attempts that solved their task: sampled here, or taken from earlier runs with `--from`.",
         examples=(
@@ -35,7 +36,7 @@ COMMANDS = {
         ),
     ),
     "sft": Late(
-        where="tau2rl.cli.sft:fine_tune",
+        where="tau2rl.cli.stages:sft",
         panel=TRAIN,
         summary="Train on conversations: whole ones, with a loss on what the assistant said and on nothing else.",
         examples=(
@@ -45,7 +46,7 @@ COMMANDS = {
         ),
     ),
     "grpo": Late(
-        where="tau2rl.cli.grpo:reinforce",
+        where="tau2rl.cli.stages:grpo",
         panel=TRAIN,
         summary="Reinforce what works: play groups of attempts at training tasks and move the weights towards the better ones.",
         examples=(
@@ -54,7 +55,7 @@ COMMANDS = {
         ),
     ),
     "run": Late(
-        where="tau2rl.cli.pipeline:run",
+        where="tau2rl.cli.stages:pipeline",
         panel=TRAIN,
         summary="Run a pipeline: each step a job, each trained model evaluated on held-out tasks, "
         "one chain of hashes from data to result.",
@@ -78,7 +79,7 @@ COMMANDS = {
         ),
     ),
     "eval": Late(
-        where="tau2rl.cli.eval:evaluate",
+        where="tau2rl.cli.stages:evaluate",
         panel=EVALUATE,
         summary="Let a policy play tasks, and say how many it solves: pass@k and pass^k with their intervals and floors.",
         examples=(
@@ -89,7 +90,7 @@ COMMANDS = {
         ),
     ),
     "select-checkpoint": Late(
-        where="tau2rl.cli.select:choose",
+        where="tau2rl.cli.results:select_checkpoint",
         panel=EVALUATE,
         summary="Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.",
         examples=(
@@ -138,7 +139,8 @@ class Boundary(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with console.plain_warnings():
+                return super().invoke(ctx)
         except UserError as error:
             console.fail(error)
             code = 2
@@ -149,11 +151,32 @@ class Boundary(TyperGroup):
             console.say("interrupted")
             code = 130
         except Exception as error:  # the last boundary: what arrives here is a bug, and people get a line, not a page
+            if hasattr(error, "possibilities"):  # Typer's own for an unknown option, whose class is not public
+                console.fail(no_such_option(error))
+                raise typer.Exit(2) from None
             if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
                 raise  # Typer's own: usage errors and exits, which carry their code
             console.crash(error, debug=bool(ctx.params.get("debug")))
             code = 1
         raise typer.Exit(code)
+
+
+def no_such_option(error: Any) -> UserError:
+    """An option that does not exist, with the nearest one: by its whole name, else by the last part of a dotted one."""
+    context, name = error.ctx, str(error.option_name)
+    params: list[Any] = context.command.get_params(context) if context else []
+    names: list[str] = [
+        opt for param in params if not getattr(param, "hidden", False) for opt in (*param.opts, *param.secondary_opts)
+    ]
+    keys = {opt.replace("_", "-"): opt for opt in names} | {opt.rpartition(".")[2].replace("_", "-"): opt for opt in names}
+    asked = name.replace("_", "-")
+    near = difflib.get_close_matches(asked, [key for key in keys if key[:2] == "--"], n=1, cutoff=0.75)
+    near = near or difflib.get_close_matches(asked.lstrip("-").rpartition(".")[2], keys, n=1, cutoff=0.75)
+    command = context.command_path if context else "tau2rl"
+    where = "--help-all" if "--help-all" in names else "--help"
+    return UserError(
+        f"no such option `{name}`", hint=f"did you mean `{keys[near[0]]}`?" if near else f"`{command} {where}` has every option"
+    )
 
 
 class CommandLine(Boundary, LateGroup):

@@ -18,7 +18,7 @@ import typer
 import tau2rl
 from tau2rl import console, settings
 from tau2rl.cli.options import OUTPUT, Json
-from tau2rl.cli.run import shown
+from tau2rl.cli.printing import shown
 from tau2rl.errors import UserError
 from tau2rl.launch import processes
 from tau2rl.runs.files import write_json

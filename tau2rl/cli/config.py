@@ -91,8 +91,8 @@ def _read(path: Path) -> StageConfig:
     file = path / "config.json" if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise UserError(f"`{path}` is not a run folder: it has no `config.json`")
-    values = read_file(file)
-    return build(_stage(str(values.get("stage", "eval"))), values)
+    model = _stage(str(read_file(file).get("stage", "eval")))
+    return build(model, read_file(file, model), stored=path.is_dir())
 
 
 def _stage(name: str) -> type[StageConfig]:

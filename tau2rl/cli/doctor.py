@@ -10,7 +10,7 @@ import typer
 
 import tau2rl
 from tau2rl import console
-from tau2rl.cli.options import WHAT, ConfigFile, Json, Sets, user_settings
+from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, user_settings
 from tau2rl.config import EvalConfig, UserConfig, build, load
 from tau2rl.doctor import USES, examine
 from tau2rl.doctor.check import Check
@@ -22,14 +22,14 @@ MARKS = {"ok": "ok", "missing": "MISSING", "optional": "-"}
 
 def doctor(
     use: Annotated[
-        str, typer.Option("--for", help=f"What the machine is meant for: {', '.join(USES)}.", metavar="USE", rich_help_panel=WHAT)
+        str, typer.Option("--for", help=f"What the machine is meant for: {', '.join(USES)}.", metavar="USE", rich_help_panel=RUN)
     ] = "laptop",
     config: ConfigFile = None,
     sets: Sets = None,
     user_model: Annotated[
         str | None,
         typer.Option(
-            "--user-model", help="Look for the key of this litellm model, or `scripted`.", metavar="NAME", rich_help_panel=WHAT
+            "--user-model", help="Look for the key of this litellm model, or `scripted`.", metavar="NAME", rich_help_panel=RUN
         ),
     ] = None,
     as_json: Json = False,
@@ -45,7 +45,7 @@ def doctor(
     asked: dict[str, Any] = {}
     if config or sets:
         # An evaluation must name its tokenizer; whether its servers answer can be asked without one.
-        first = [] if config else ["chat.tokenizer=bytes"]
+        first = [] if config or any(item.startswith("chat.") for item in sets or ()) else ["chat.tokenizer=bytes"]
         chosen = load(EvalConfig, config, first + (sets or []), user_settings(user_model))
         asked = {"user": chosen.user, "policy": chosen.policy, "address": chosen.launch.address}
     elif user_model:

@@ -32,7 +32,8 @@ class Late:
         if isinstance(found, typer.Typer):
             owner.add_typer(found, name=name, rich_help_panel=self.panel)
         else:
-            owner.command(name, rich_help_panel=self.panel, epilog=examples(*self.examples) if self.examples else None)(found)
+            epilog = examples(*self.examples) if self.examples else None
+            owner.command(name, cls=getattr(found, "command_class", None), rich_help_panel=self.panel, epilog=epilog)(found)
         return typer.main.get_group(owner).commands[name]
 
 

@@ -1,67 +1,54 @@
-"""The options that more than one command has, and the settings behind them."""
+"""The command line of a stage, made from its config class: every setting is an option under its dotted name.
+
+What is written here is what the class cannot know: which settings have short names, and which of them a short help shows.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import typer
-from pydantic import BaseModel
+from typer.core import TyperCommand
 
 from tau2rl.cli.lazy import escape
-from tau2rl.config import DOMAINS, EvalConfig, SeedConfig, SftConfig, TasksConfig, build
+from tau2rl.config import Setting, StageConfig, every_setting, load, words_of
+from tau2rl.config.fields import arms_of, items_of, section_of, values_of
+from tau2rl.config.renamed import old_names
 
-WHAT, AGENT, CUSTOMER, RUN, WHERE, OUTPUT = "What to run", "The agent", "The customer", "The run", "Where it runs", "Output"
-MODEL, TRAINING = "The model", "The training"
+RUN, OUTPUT = "The run", "Output"
 
+# A setting's short names; the first one is shown. A stage has those whose settings it has.
+SHORT: dict[str, tuple[str, ...]] = {
+    "tasks.domains": ("--domains",), "tasks.split": ("--task-split",), "tasks.limit": ("--limit",),
+    "policy.kind": ("--policy",), "policy.url": ("--url",), "policy.model": ("--model",), "policy.checkpoint": ("--checkpoint",),
+    "policy.sampling.temperature": ("--temperature",),
+    "policy.sampling.top_p": ("--top-p",), "policy.sampling.top_k": ("--top-k",),
+    "chat.tokenizer": ("--tokenizer",), "chat.protocol": ("--protocol",), "limits.max_steps": ("--max-steps",),
+    "rollout.num_samples": ("--num-samples", "--group-size"), "rollout.greedy": ("--greedy",),
+    "rollout.concurrency": ("--concurrency",), "reward.preset": ("--reward",),
+    "noise_prob": ("--noise-prob",), "sources": ("--from",),
+    "keep.per_task": ("--per-task",), "keep.per_kind": ("--per-kind",), "keep.per_domain": ("--per-domain",),
+    "keep.partial_backoff": ("--partial-backoff",), "keep.dedupe": ("--dedupe",),
+    "keep.exclude_no_op": ("--exclude-no-op/--include-no-op",),
+    "model.init": ("--model",), "data.files": ("--data",), "data.max_tokens": ("--max-tokens",), "data.limit": ("--limit",),
+    "train.steps": ("--steps",), "train.lr": ("--lr",), "train.batch_size": ("--batch-size",),
+    "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
+    "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
+    "launch.address": ("--address",), "launch.inline": ("--inline",), "launch.detach": ("--detach",),
+}  # fmt: skip
 
-def setting(
-    name: str, *flags: str, panel: str, metavar: str | None = None, config: type[BaseModel] = EvalConfig, note: str = ""
-) -> Any:
-    """The option of one dotted setting; `note` says what it is in place of the setting's own words.
-
-    The option's own default is None, which means "not given": the config file's value holds.
-    """
-    text, default = describe(config, name)
-    words = [note or text, f"(`{name}`" + ("" if default in (None, (), "") else f", default `{_shown(default)}`") + ")"]
-    return typer.Option(
-        *flags, help=escape(" ".join(filter(None, words))), rich_help_panel=panel, metavar=metavar, show_default=False
-    )
-
-
-def options_of(config: type[BaseModel]) -> Callable[..., Any]:
-    """`setting` for the settings of one stage, in short: `option(NAME, FLAG, PANEL, METAVAR, NOTE)`."""
-
-    def option(name: str, flag: str, panel: str, metavar: str | None = None, note: str = "") -> Any:
-        return setting(name, flag, panel=panel, metavar=metavar, note=note, config=config)
-
-    return option
-
-
-def describe(config: type[BaseModel], name: str) -> tuple[str, Any]:
-    """The documentation and the default of a dotted setting.
-
-    >>> describe(EvalConfig, "policy.sampling.temperature")
-    ('0 = greedy.', 0.7)
-    """
-    head, _, rest = name.partition(".")
-    info = config.model_fields[head]
-    if rest:
-        assert isinstance(info.annotation, type)
-        assert issubclass(info.annotation, BaseModel)
-        return describe(info.annotation, rest)
-    return " ".join((info.description or "").split()), info.default
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return ",".join(map(str, cast("tuple[object, ...]", default))) if isinstance(default, tuple) else str(default)
-
-
-# Where stages share a section, one of them stands for all.
-_any, _learning, _training = options_of(EvalConfig), options_of(SeedConfig), options_of(SftConfig)
+COMMON = {
+    "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
+    "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
+    "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency",
+    "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
+}  # fmt: skip
 
 ConfigFile = Annotated[
     Path | None,
@@ -79,41 +66,6 @@ Sets = Annotated[
         show_default=False,
     ),
 ]
-
-Domains = Annotated[
-    list[str] | None,
-    _any("tasks.domains", "--domains", WHAT, "NAMES", f"Of {', '.join(DOMAINS)}; separated by commas or repeated."),
-]
-Split = Annotated[str | None, _any("tasks.split", "--task-split", WHAT, "NAME")]
-TrainSplit = Annotated[str | None, _learning("tasks.split", "--task-split", WHAT, "NAME")]
-Limit = Annotated[int | None, _any("tasks.limit", "--limit", WHAT, "N")]
-NumSamples = Annotated[int | None, _any("rollout.num_samples", "--num-samples", WHAT, "N")]
-
-Policy = Annotated[str | None, _any("policy.kind", "--policy", AGENT, "KIND")]
-PolicyUrl = Annotated[str | None, _any("policy.url", "--url", AGENT, "URL")]
-PolicyModel = Annotated[str | None, _any("policy.model", "--model", AGENT, "NAME")]
-Temperature = Annotated[float | None, _any("policy.sampling.temperature", "--temperature", AGENT, "X")]
-Tokenizer = Annotated[str | None, _any("chat.tokenizer", "--tokenizer", AGENT, "DIR")]
-Protocol = Annotated[str | None, _any("chat.protocol", "--protocol", AGENT, "NAME")]
-UserModel = Annotated[
-    str | None,
-    _any("user.model", "--user-model", CUSTOMER, "NAME", "litellm model that plays the customer, or `scripted` for none."),
-]
-
-InitialModel = Annotated[str | None, _training("model.init", "--model", MODEL, "DIR")]
-LoraRank = Annotated[int | None, _training("local.lora.rank", "--lora-rank", MODEL, "N")]
-Steps = Annotated[int | None, _training("train.steps", "--steps", TRAINING, "N")]
-Device = Annotated[str | None, _training("local.device", "--device", WHERE, "NAME")]
-
-Name = Annotated[str | None, _any("name", "--name", RUN, "NAME")]
-Output = Annotated[Path | None, _any("output", "--output", RUN, "DIR")]
-Resume = Annotated[bool | None, _any("resume", "--resume", RUN)]
-Seed = Annotated[int | None, _any("seed", "--seed", RUN, "N", "Every attempt's own seed is derived from it.")]
-Concurrency = Annotated[int | None, _any("rollout.concurrency", "--concurrency", RUN, "N")]
-Address = Annotated[str | None, _any("launch.address", "--address", WHERE, "URL")]
-Inline = Annotated[bool | None, _any("launch.inline", "--inline", WHERE)]
-Detach = Annotated[bool | None, _any("launch.detach", "--detach", WHERE)]
-
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved config and what would run; run nothing.", rich_help_panel=OUTPUT)
 ]
@@ -124,40 +76,163 @@ Json = Annotated[
     ),
 ]
 
+C = TypeVar("C", bound=StageConfig)
 
-def split_list(values: Iterable[str] | None) -> list[str] | None:
-    """Values given by commas or by repeating the option; None when the option was not given.
 
-    >>> split_list(["airline,retail", "telecom"]), split_list([]), split_list(None)
-    (['airline', 'retail', 'telecom'], None, None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Generic[C]):
+    """What was typed for a stage: its config and what to do with it."""
+
+    config: C
+    file: Path | None  # where paths inside of it start from
+    dry_run: bool
+    as_json: bool
+
+
+def stage_command(model: type[C], act: Callable[[Asked[C]], None], text: str) -> Callable[..., None]:
+    """A command that hands the config of its options to `act`; `text` is its help.
+
+    It is a function whose signature has a parameter for every setting, which Typer reads as that of any other command.
     """
-    parts = [part.strip() for value in values or () for part in value.split(",")]
-    return [part for part in parts if part] or None
+    settings = {_identifier(setting.name): setting for setting in _ordered(every_setting(model)) if setting.name != "stage"}
+    parameters = [_parameter("config", ConfigFile), _parameter("sets", Sets)]
+    parameters += [_parameter(key, _option(model, setting)) for key, setting in settings.items()]
+    types = {setting.name: setting.type for setting in settings.values()}
+    old = {_identifier(before): (before, types[now]) for before, now in old_names(model)}
+    parameters += [_parameter(key, _declared([f"--{name}"], type_, hidden=True)) for key, (name, type_) in old.items()]
+    if "user.kind" in types:
+        place = next(i for i, parameter in enumerate(parameters) if parameter.name == "user__kind")
+        parameters.insert(place, _parameter("user_model", _user_model(model)))
+    parameters += [
+        _parameter(name, kind, False) for name, kind in (("dry_run", DryRun), ("as_json", Json), ("help_all", HelpAll))
+    ]
+    names = {key: setting.name for key, setting in settings.items()} | {key: name for key, (name, _) in old.items()}
+
+    def command(**typed: Any) -> None:
+        options = {name: typed[key] for key, name in names.items()} | user_settings(typed.get("user_model"))
+        config = load(model, typed["config"], typed["sets"] or (), options)
+        act(Asked(config=config, file=typed["config"], dry_run=typed["dry_run"], as_json=typed["as_json"]))
+
+    command.__doc__ = text
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    extras: dict[str, Any] = {"__signature__": inspect.Signature(parameters), "command_class": StageCommand, "settings": settings}
+    command.__dict__.update(extras)
+    return command
 
 
-def tasks_config(domains: list[str] | None, split: str | None, limit: int | None) -> TasksConfig:
-    """The tasks that `--domains --task-split --limit` name. Raises UserError."""
-    given = {"domains": split_list(domains), "split": split, "limit": limit}
-    return build(TasksConfig, {name: value for name, value in given.items() if value is not None})
+WHOLE = "tau2rl.help_all"
 
 
-def tasks_settings(domains: list[str] | None, split: str | None, limit: int | None) -> dict[str, Any]:
-    """The settings behind `--domains --task-split --limit`."""
-    return {"tasks.domains": split_list(domains), "tasks.split": split, "tasks.limit": limit}
+class StageCommand(TyperCommand):
+    """A command with more options than one wants to read: its help shows the common ones, `--help-all` every one."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the options that were asked for, each under one name."""
+        settings: dict[str, Setting] = getattr(self.callback, "settings", {})
+        whole, shown = WHOLE in ctx.meta, copy.copy(self)
+        shown.params = [
+            _as_shown(param, settings.get(str(param.name)), whole=whole)
+            for param in self.params
+            if whole or param.name not in settings or settings[param.name].name in COMMON
+        ]
+        TyperCommand.format_help(shown, ctx, formatter)
 
 
-def agent_settings(
-    policy: str | None, url: str | None, model: str | None, temperature: float | None, tokenizer: str | None, protocol: str | None
-) -> dict[str, Any]:
-    """The settings behind the options of the agent."""
-    return {
-        "policy.kind": policy,
-        "policy.url": url,
-        "policy.model": model,
-        "policy.sampling.temperature": temperature,
-        "chat.tokenizer": tokenizer,
-        "chat.protocol": protocol,
-    }
+def _as_shown(param: Any, setting: Setting | None, *, whole: bool) -> Any:
+    """An option with the documentation of its setting, under its short name; in the whole help under the dotted one."""
+    if setting is None:
+        return param
+    shown = copy.copy(param)
+    place = slice(-1, None) if whole else slice(1)
+    shown.opts, shown.secondary_opts = param.opts[place], param.secondary_opts[place]
+    others = param.opts[:-1] if whole else [setting.name] if "." in setting.name else []
+    notes = [f"`{name}`" for name in others]
+    if setting.default is not False and setting.default not in (None, (), "", {}):
+        notes.append(f"default `{shown_default(setting.default)}`")
+    shown.help = escape(" ".join(filter(None, [setting.text, f"({', '.join(notes)})" if notes else ""])))
+    return shown
+
+
+def _help_all(ctx: typer.Context, value: bool) -> None:
+    if value:
+        ctx.meta[WHOLE] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+HelpAll = Annotated[
+    bool,
+    typer.Option(
+        "--help-all", help="Show the option of every setting.", is_eager=True, callback=_help_all, rich_help_panel=OUTPUT
+    ),
+]
+
+
+def _ordered(settings: Iterable[Setting]) -> list[Setting]:
+    """In the order of a help: first what stands in no section and is of the run, last where the job runs."""
+    return sorted(settings, key=lambda setting: ("." in setting.name) + setting.name.startswith("launch."))
+
+
+def _option(model: type[StageConfig], setting: Setting) -> Any:
+    """The option of a setting; its own default is None, which means "not given": the config file's value holds."""
+    panel = _panel(model, setting.name.partition(".")[0])
+    return _declared([*SHORT.get(setting.name, ()), f"--{setting.name}"], setting.type, rich_help_panel=panel)
+
+
+def _panel(model: type[StageConfig], head: str) -> str:
+    """The heading of a section's options: what the section says of itself, and its name."""
+    section = section_of(model.model_fields[head].annotation)
+    return RUN if section is None else f"{re.split(r'[.;:](?= |$)', section.__doc__ or head)[0]} ({head})"
+
+
+def _user_model(model: type[StageConfig]) -> Any:
+    """The option behind `user_settings`, which sets two settings."""
+    text = "litellm model that plays the user, or `scripted` for none. (`user.kind`, `user.model`)"
+    panel = _panel(model, "user")
+    return Annotated[
+        str | None, typer.Option("--user-model", help=text, metavar="NAME", rich_help_panel=panel, show_default=False)
+    ]
+
+
+def _declared(names: list[str], annotation: Any, **more: Any) -> Any:
+    if bool in arms_of(annotation):
+        switches = [name if "/" in name else f"{name}/--no-{name[2:]}" for name in names]
+        return Annotated[bool | None, typer.Option(*switches, show_default=False, **more)]
+    option = typer.Option(*names, metavar=_metavar(annotation), show_default=False, **more)
+    several = items_of(annotation) is not None or values_of(annotation) is not None
+    return Annotated[list[str] | None if several else str | None, option]
+
+
+def _metavar(annotation: Any) -> str:
+    """What stands for a value.
+
+    >>> _metavar(int | None), _metavar(tuple[Path, ...]), _metavar(dict[str, Any])
+    ('N', 'PATHS', 'KEY=VALUE')
+    """
+    items = items_of(annotation)
+    if items is not None:
+        return f"{_metavar(items)}S"
+    if values_of(annotation) is not None:
+        return "KEY=VALUE"
+    arms = arms_of(annotation)
+    if words_of(annotation):
+        return "NAME"
+    return next((word for kind, word in ((int, "N"), (float, "X"), (Path, "PATH")) if kind in arms), "NAME")
+
+
+def shown_default(default: Any) -> str:
+    """A default as a help has it."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return ",".join(map(str, cast("tuple[object, ...]", default))) if isinstance(default, tuple) else str(default)
+
+
+def _identifier(name: str) -> str:
+    return name.replace(".", "__")
+
+
+def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def user_settings(user_model: str | None) -> dict[str, Any]:
@@ -169,24 +244,3 @@ def user_settings(user_model: str | None) -> dict[str, Any]:
     if user_model is None:
         return {}
     return {"user.kind": "scripted"} if user_model == "scripted" else {"user.kind": "llm", "user.model": user_model}
-
-
-def run_settings(
-    name: str | None,
-    output: Path | None,
-    resume: bool | None,
-    seed: int | None,
-    address: str | None,
-    inline: bool | None,
-    detach: bool | None,
-) -> dict[str, Any]:
-    """The settings behind the options that every run has."""
-    return {
-        "name": name,
-        "output": None if output is None else str(output),
-        "resume": resume,
-        "seed": seed,
-        "launch.address": address,
-        "launch.inline": inline,
-        "launch.detach": detach,
-    }

@@ -1,4 +1,4 @@
-"""`tau2rl report` and `tau2rl compare`: what finished runs say, read from their folders."""
+"""`tau2rl report`, `compare` and `select-checkpoint`: what finished runs say, read from their folders."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ from typing import Annotated, Any, cast
 import typer
 
 from tau2rl import console
-from tau2rl.cli import pipeline, seed, sft
 from tau2rl.cli.options import Json
-from tau2rl.cli.run import resume_command
+from tau2rl.cli.printing import print_report, shown
+from tau2rl.cli.stages import resume_command
 from tau2rl.errors import UserError
 from tau2rl.report.compare import Comparison, compare as compare_values
-from tau2rl.report.tables import cost_words, report_rows
+from tau2rl.report.tables import number
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import SUBJECT, differences
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
+RunDirs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="A training run that was validated on a selection split, or evaluations of its checkpoints on one.",
+        metavar="RUN_DIR",
+        show_default=False,
+    ),
+]
 
 
 def report(run: RunDir, as_json: Json = False) -> None:
@@ -32,21 +40,8 @@ def report(run: RunDir, as_json: Json = False) -> None:
     if as_json:
         console.emit_json(values)
     else:
-        _print_any(values, run if run.is_dir() else run.parent)
+        print_report(values, run if run.is_dir() else run.parent)
     raise typer.Exit(1 if values["incomplete"] else 0)
-
-
-def _print_any(values: Mapping[str, Any], folder: Path) -> None:
-    """A report as the command that made it prints it."""
-    match values.get("stage"):
-        case "seed" | "rft-filter":
-            seed.print_report(values, folder)
-        case "sft" | "grpo":
-            sft.print_report(values)
-        case "pipeline":
-            pipeline.print_report(values)
-        case _:
-            print_report(values)
 
 
 def compare(
@@ -74,6 +69,37 @@ def compare(
         _print_comparison(a, b, result)
 
 
+def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
+    """Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.
+
+    Name the training run, and its validations decide (`train.val_every`, `val.split`).
+    Or name one finished evaluation for each of its checkpoints, and they do.
+
+    Chosen is the checkpoint with the fewest steps of those within one standard error of the best, paired over tasks.
+    Success is tau2's own reward; shaped scores, losses and curves have no say.
+
+    The choice goes into `selection.json` of the training run; results on test tasks, or on tasks it was trained on, are refused.
+    Evaluations of its checkpoints on a test split are counted there: a second one is allowed, and said.
+
+    Exits with 0 when there is a choice, 2 when there is nothing to choose by.
+    """
+    from tau2rl.recipes.select import select_checkpoint as choose
+
+    selection = choose(runs)
+    if as_json:
+        console.emit_json(selection)
+    else:
+        _print_selection(selection)
+    for step in selection["not_kept"]:
+        console.say(f"step {step} was validated, but its checkpoint was not kept")
+    for step in selection["without_look"]:
+        console.say(f"warning: step {step} was saved, but never validated, and could not be chosen (`tau2rl eval` does that)")
+    if left_out := selection["tasks_left_out"]:
+        console.say(f"{len(left_out)} tasks left out: not every checkpoint has evidence on them")
+    if looked := selection["test_evaluations"]:
+        console.say(f"warning: the test split was evaluated before, {len(looked)} times; a choice made now has seen it")
+
+
 def read_report(run: Path) -> dict[str, Any]:
     """The `report.json` of a run folder, or the file itself. Raises UserError."""
     file = run / "report.json" if run.is_dir() else run
@@ -87,39 +113,6 @@ def read_report(run: Path) -> dict[str, Any]:
     return values
 
 
-def print_report(report: Mapping[str, Any]) -> None:
-    """The table, and below it what became of every attempt."""
-    console.emit_table(report_rows(report))
-    ended = ", ".join(f"{count} {status}" for status, count in report["episodes"].items())
-    console.emit(f"episodes: {ended}" + (f", {report['missing']} missing" if report["missing"] else ""))
-    for name in ("faults", "terminations"):
-        if report[name]:
-            console.emit(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
-    floor = ", ".join(
-        f"{name.replace('_', ' ')} {'unknown' if value is None else f'{value:.3f}'}" for name, value in report["floor"].items()
-    )
-    console.emit(f"floor: {floor}")
-    if cost := report.get("cost"):
-        console.emit(f"cost: {cost_words(cost)}")
-    if selected_by := report.get("selected_by"):
-        console.emit(_of_the_test(selected_by))
-    for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):
-        console.emit(line)
-    if report["incomplete"]:
-        console.emit(f"incomplete: {report['reason']}")
-        if report["so_far"]:
-            console.emit("not done: " + ", ".join(report["so_far"]["not_done"]))
-
-
-def _of_the_test(selected_by: Mapping[str, Any]) -> str:
-    """Which selection a test belongs to, and what is wrong with it."""
-    words = (
-        selected_by["warning"]
-        or f"look {selected_by['look']} at the test tasks of the checkpoint chosen by `{selected_by['file']}`"
-    )
-    return f"{'warning: ' if selected_by['warning'] else ''}{words}"
-
-
 def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
     ci95 = result.difference.ci95
     interval = f" [{ci95[0]:+.3f}, {ci95[1]:+.3f}]" if ci95 else f" ({result.difference.reason})"
@@ -130,6 +123,23 @@ def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
     if result.mcnemar:
         m = result.mcnemar
         console.emit(f"only the first solved {m.only_a}, only the second {m.only_b}, McNemar p = {m.p:.4f}")
+
+
+def _print_selection(selection: Mapping[str, Any]) -> None:
+    best, chosen = selection["best"], selection["chosen"]
+    rows = [["step", "success", "se", "behind the best", "se of that", "within", ""]]
+    for one in selection["candidates"]:
+        step = one["step"]
+        note = ", ".join(word for word, holds in (("chosen", step == chosen["step"]), ("best", step == best)) if holds)
+        numbers = [number(one[name]) for name in ("success", "se", "gap", "gap_se")]
+        rows.append([str(step), *numbers, "yes" if one["within"] else "no", note])
+    console.emit_table(rows)
+    console.emit(f"step {chosen['step']}: {selection['rule']}; {selection['tasks']} tasks of {', '.join(selection['splits'])}")
+    if start := selection["start"]:
+        apart = f"{start['gap']:.3f} behind the chosen (standard error {number(start['gap_se'])})"
+        console.emit(f"before training: {start['success']:.3f}, {apart}")
+    console.emit(f"{shown(Path(chosen['path']))}: sha256 {chosen['sha256'][:16]}")
+    console.say("its success here is a little too good, because it was chosen by it; what counts is one test of it")
 
 
 def _solved_share(run: Path) -> dict[str, float]:

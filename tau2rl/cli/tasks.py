@@ -1,9 +1,9 @@
-"""`tau2rl tasks ...`: the benchmark's tasks, looked at without running a model. All that it knows of `bench/` is in this file."""
+"""`tau2rl tasks ...`: the benchmark's tasks, looked at without running a model. All that it knows of `env/` is in this file."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,42 @@ from typing import Annotated, Any
 import typer
 
 from tau2rl import console, settings
-from tau2rl.cli.lazy import examples
-from tau2rl.cli.options import OUTPUT, WHAT, Domains, Json, Limit, Split, split_list, tasks_config
+from tau2rl.cli.lazy import escape, examples
+from tau2rl.cli.options import OUTPUT, SHORT, Json, shown_default
+from tau2rl.config import TasksConfig, build, every_setting
 from tau2rl.runs.progress import ProgressEvent
 
 app = typer.Typer(help="Look at the benchmark's tasks.", no_args_is_help=True)
+
+WHAT = "Which tasks (tasks)"
+
+
+def _of_tasks(name: str, metavar: str) -> Any:
+    setting = next(setting for setting in every_setting(TasksConfig) if setting.name == name)
+    default = "" if setting.default is None else f" (default `{shown_default(setting.default)}`)"
+    flag = SHORT[f"tasks.{name}"][0]
+    return typer.Option(flag, help=escape(setting.text + default), metavar=metavar, rich_help_panel=WHAT, show_default=False)
+
+
+Domains = Annotated[list[str] | None, _of_tasks("domains", "NAMES")]
+Split = Annotated[str | None, _of_tasks("split", "NAME")]
+Limit = Annotated[int | None, _of_tasks("limit", "N")]
+
+
+def split_list(values: Iterable[str] | None) -> list[str] | None:
+    """Values given by commas or by repeating the option; None when the option was not given.
+
+    >>> split_list(["airline,retail", "telecom"]), split_list([]), split_list(None)
+    (['airline', 'retail', 'telecom'], None, None)
+    """
+    parts = [part.strip() for value in values or () for part in value.split(",")]
+    return [part for part in parts if part] or None
+
+
+def tasks_config(domains: list[str] | None, split: str | None, limit: int | None) -> TasksConfig:
+    """The tasks that `--domains --task-split --limit` name. Raises UserError."""
+    given = {"domains": split_list(domains), "split": split, "limit": limit}
+    return build(TasksConfig, {name: value for name, value in given.items() if value is not None})
 
 
 @app.command("list", epilog=examples("tau2rl tasks list --domains airline", "tau2rl tasks list --task-split base --json"))

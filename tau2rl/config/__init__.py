@@ -1,13 +1,15 @@
-"""Every knob: frozen, unknown keys are errors with the nearest name as a hint, YAML files + `--set a.b=c`.
+"""The settings of every stage, defined once: a field of a section is a key of files, a name of `--set` and an option.
 
-A field's description is its documentation: `tau2rl config show` and `--help` read it from here. No knob of its own lives in
-this file; `stages.py` says which sections a stage has.
+To add a setting, add a field with its docstring to its section (`sections.py`, `training.py`, `slime.py`): no other list has it.
+`stages.py` says which sections a stage has, `effects.py` which settings do nothing under which others, `renamed.py` what they
+were called before. Unknown keys are errors with the nearest name as a hint.
 """
 
 from __future__ import annotations
 
 from tau2rl.config.base import DOMAINS, DomainName, Section
-from tau2rl.config.loading import build, dump, flatten, identity, known_names, load, parse_value, put, read_file
+from tau2rl.config.fields import Setting, every_setting, known_names, words_of
+from tau2rl.config.loading import build, dump, flatten, identity, load, put, read_file, type_of
 from tau2rl.config.sections import (
     PRESETS,
     ChatConfig,
@@ -86,6 +88,7 @@ __all__ = [
     "SamplingConfig",
     "Section",
     "SeedConfig",
+    "Setting",
     "SftConfig",
     "SftTrainConfig",
     "ShapeConfig",
@@ -100,11 +103,13 @@ __all__ = [
     "ValConfig",
     "build",
     "dump",
+    "every_setting",
     "flatten",
     "identity",
     "known_names",
     "load",
-    "parse_value",
     "put",
     "read_file",
+    "type_of",
+    "words_of",
 ]

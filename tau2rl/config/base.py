@@ -1,4 +1,4 @@
-"""What every group of knobs is, and the few kinds of value that more than one of them holds."""
+"""What every group of settings is, and the few kinds of value that more than one of them holds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Url = Annotated[str, AfterValidator(_without_password)]
 
 
 class Section(BaseModel):
-    """A frozen group of knobs that refuses keys it does not know."""
+    """A frozen group of settings that refuses keys it does not know."""
 
     model_config = ConfigDict(
         frozen=True,

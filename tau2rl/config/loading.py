@@ -1,6 +1,6 @@
 """From a file, `--set a.b=c` and options to a config, and from a config to plain values.
 
-The one way in is `build`: unknown keys are errors, and every error is a `UserError` in words.
+The one way in is `build`: unknown keys are errors, as are settings without effect, and every error is a `UserError` in words.
 """
 
 from __future__ import annotations
@@ -12,25 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tau2rl.config.base import Section
+from tau2rl.config.effects import refuse_idle
+from tau2rl.config.fields import known_names
+from tau2rl.config.reading import inner_type, read_mapping, read_text
+from tau2rl.config.renamed import new_name, with_new_names
 from tau2rl.config.stages import NOT_IDENTITY, StageConfig
 from tau2rl.errors import UserError
 
 UNSEEN = {"api_key_env", "api_base", "url", "address"}  # settings whose wrong values no message repeats
-
-
-def known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted setting of a config class, sections included."""
-    names: list[str] = []
-    for key, info in model.model_fields.items():
-        names.append(prefix + key)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            names += known_names(info.annotation, f"{prefix}{key}.")
-    return names
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> UserError:
@@ -81,62 +74,69 @@ def _sentence(name: str, item: ErrorDetails) -> str:
 C = TypeVar("C", bound=Section)
 
 
-def build(model: type[C], values: Mapping[str, Any]) -> C:
-    """Validate `values` as `model`. Raises UserError that names the key and, for an unknown one, the nearest."""
+def build(model: type[C], values: Mapping[str, Any], *, stored: bool = False) -> C:
+    """Validate `values` as `model`. Raises UserError that names the key and, for an unknown one, the nearest.
+
+    A setting that has no effect under the others is refused, but not where `stored`: what ran once can be read again.
+    """
+    current = with_new_names(model, values)
     try:
-        return model.model_validate(dict(values))
+        config = model.model_validate(current)
     except ValidationError as error:
         raise explain(model, error) from None
+    if not stored:
+        refuse_idle(config, current)
+    return config
 
 
-def load(model: type[C], file: Path | None, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> C:
+def load(model: type[C], file: Path | None, sets: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> C:
     """The config of a run: a YAML or JSON file, then `--set a.b=c`, then options of the command line.
 
-    `overrides` maps dotted names to values; None means "not given". Raises UserError.
+    `options` maps dotted names to what was typed, once or repeatedly, which is read as the setting takes it, or to values; None
+    means "not given". Raises UserError.
     """
-    values = read_file(file) if file else {}
+    values = with_new_names(model, read_mapping(file, model)) if file else {}
+    typed: dict[str, Any] = {}
     for item in sets:
         name, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"cannot read `--set {item}`", hint="write it as NAME=VALUE, for example --set rollout.num_samples=8")
-        put(values, name.strip(), parse_value(text))
-    for name, value in (overrides or {}).items():
+        _put(model, values, typed, name.strip(), text)
+    for name, value in (options or {}).items():
         if value is not None:
-            put(values, name, value)
+            _put(model, values, typed, name, value)
+    with_new_names(model, typed)  # says which of them are old
     return build(model, values)
 
 
-def read_file(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. Raises UserError."""
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no such config file `{file}`", hint="the ready-made ones are in `configs/`") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read config file `{file}`: {error}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise UserError(f"config file `{file}` is not a mapping of settings")
-    return cast("dict[str, Any]", data)
+def _put(model: type[BaseModel], values: dict[str, Any], typed: dict[str, Any], name: str, value: Any) -> None:
+    """Set what was typed under the name of today, and remember the name that was typed."""
+    put(typed, name, value)
+    current = new_name(model, name)
+    texts = cast("list[object]", [value] if isinstance(value, str) else value if isinstance(value, list) else [])
+    if texts and all(isinstance(text, str) for text in texts):
+        value = read_text(cast("list[str]", texts), type_of(model, current, values))
+    put(values, current, value)
 
 
-def parse_value(text: str) -> Any:
-    """A value as YAML reads it: `3`, `true`, `null`, `[a, b]`, `text`.
+def type_of(model: type[BaseModel], name: str, values: Mapping[str, Any] | None = None) -> Any:
+    """The type of a dotted name, also below a mapping; `values` say of which stage a pipeline's steps are.
 
-    >>> parse_value("[retail, 3]"), parse_value("1e-6"), parse_value("on-call")
-    (['retail', 3], 1e-06, 'on-call')
+    >>> type_of(StageConfig, "launch.inline"), type_of(StageConfig, "no.such")
+    (<class 'bool'>, typing.Any)
     """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):  # YAML 1.1 reads `1e-6`, which people type, as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    annotation: Any = model
+    place: Any = values or {}
+    for key in name.split("."):
+        stage = cast("dict[str, Any]", place).get("stage") if isinstance(place, dict) else None
+        annotation = inner_type(annotation, key, stage)
+        place = cast("dict[str, Any]", place).get(key) if isinstance(place, dict) else None
+    return annotation
+
+
+def read_file(file: Path, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file, its scalars typed by the settings of `model`, old names replaced. Raises UserError."""
+    return read_mapping(file) if model is None else with_new_names(model, read_mapping(file, model))
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:

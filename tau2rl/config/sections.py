@@ -1,4 +1,4 @@
-"""The groups of knobs of training data: `seed` and `rft-filter` make it, `sft` reads it."""
+"""The sections that several stages share: tasks, user, policy, chat, limits, rollout, reward, launch, data."""
 
 # pyright: reportIncompatibleVariableOverride=false
 # Sections are frozen, so one of a subclass may stand where one of the base does.
@@ -34,7 +34,7 @@ class TasksConfig(Section):
 
 
 class UserConfig(Section):
-    """Who plays the customer."""
+    """Who plays the user."""
 
     kind: Literal["llm", "scripted"] = "llm"
     """`llm`: tau2's own user simulator through litellm. `scripted`: deterministic, no model, follows the task."""
@@ -132,16 +132,6 @@ class ChatConfig(Section):
     """`cookbook`: `tau2_rl_pipeline/prompting.py` of jbarnes850/Tau2-RL-Pipeline, whose exact words the published checkpoints
     were trained with. Default: a prompt of our own in the same format."""
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> ChatConfig:
-        idle = [name for name in ("policy_text", "cookbook_prompt") if getattr(self, name) not in ("full", None)]
-        if idle and self.protocol != "cookbook":
-            raise ValueError(
-                f"{' and '.join(f'chat.{name}' for name in idle)} would have no effect under chat.protocol `{self.protocol}`: "
-                "leave it out, or set chat.protocol to `cookbook`"
-            )
-        return self
-
 
 class LimitsConfig(Section):
     """Where a conversation is cut, and every deadline."""
@@ -185,17 +175,12 @@ class RolloutConfig(Section):
     """Episodes in a row that FAILED, retries included, after which the run stops: something is down for good. A task that
     never ended well counts once, while others do end well."""
 
-    @model_validator(mode="after")
-    def _memory_is_somebodys(self) -> RolloutConfig:
-        if not self.workers and self.worker_memory_gb != RolloutConfig.model_fields["worker_memory_gb"].default:
-            raise ValueError("rollout.worker_memory_gb would have no effect without rollout.workers: leave it out")
-        return self
-
 
 class RewardConfig(Section):
     """How tau2's verdicts become a score; every preset is documented in `reward/presets.py`."""
 
     preset: Literal["cookbook", "pipeline", "outcome", "guarded"] = "pipeline"
+    """`cookbook`, `pipeline`: as published. `outcome`: tau2's verdict alone. `guarded`: +1 or -1, less small costs of turns."""
     alpha: float | None = Field(default=None, ge=0)
     """Weight of the partial score, the same in every domain; default: the preset's, which may differ by domain."""
     normalise: bool | None = None
@@ -236,7 +221,7 @@ class TrainTasksConfig(TasksConfig):
     """Which tasks to learn from."""
 
     split: str = "train"
-    """`train`; for `mock` the synthesised `synth-train`."""
+    """`train`; for `mock` the synthesized `synth-train`."""
 
 
 class TeacherConfig(PolicyConfig):
@@ -247,7 +232,7 @@ class TeacherConfig(PolicyConfig):
 
 
 class TeacherUserConfig(UserConfig):
-    """Who plays the customer of a demonstration."""
+    """Who plays the user of a demonstration."""
 
     kind: Literal["llm", "scripted"] = "scripted"
     """`scripted`: deterministic, no model, follows the task. `llm`: tau2's own user simulator through litellm."""

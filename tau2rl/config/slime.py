@@ -11,7 +11,7 @@ from tau2rl.config.base import Section
 
 
 class SlimeUserConfig(Section):
-    """A customer of one's own, served inside the training job; it lives and dies with it."""
+    """A user simulator of one's own, served inside the training job; it lives and dies with it."""
 
     gpus: int = Field(default=0, ge=0)
     """GPUs that serve it. 0: it is elsewhere, as `user.api_base` and `user.model` say."""
@@ -26,7 +26,7 @@ class SlimeUserConfig(Section):
     context_tokens: int = Field(default=32768, ge=1024)
     """The longest conversation that it reads."""
     tool_parser: str = "qwen25"
-    """How SGLang reads its tool calls (customers in telecom have tools): `qwen25` for Qwen2.5 and Qwen3, `llama3`, ..."""
+    """How SGLang reads its tool calls (users in telecom have tools): `qwen25` for Qwen2.5 and Qwen3, `llama3`, ..."""
 
 
 class SlimeConfig(Section):
@@ -89,5 +89,5 @@ class SlimeConfig(Section):
         if self.overlap and self.layout == "colocate":
             raise ValueError("slime.overlap plays and trains at once, so it needs slime.layout `split`")
         if self.user.gpus and self.user.checkpoint is None:
-            raise ValueError("slime.user.gpus serve slime.user.checkpoint, the customer's model: give its directory, or 0 GPUs")
+            raise ValueError("slime.user.gpus serve slime.user.checkpoint, the user's model: give its directory, or 0 GPUs")
         return self

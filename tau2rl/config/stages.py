@@ -1,4 +1,4 @@
-"""One class a stage: `tau2rl eval` and its kin read all their knobs here."""
+"""One class a stage: `tau2rl eval` and its kin read all their settings here."""
 
 # pyright: reportIncompatibleVariableOverride=false
 # Sections are frozen, so one of a subclass may stand where one of the base does.
@@ -103,10 +103,6 @@ class AgentConfig(PlayConfig):
     def _agent_speaks_the_protocol(self) -> AgentConfig:
         if self.plays:
             _check_agent(self.policy, self.chat)
-            if self.rollout.adaptive and not self.adaptive:
-                raise ValueError(
-                    f"rollout.adaptive follows a server, and policy.kind `{self.policy.kind}` has none: leave it out"
-                )
         return self
 
 
@@ -115,7 +111,12 @@ class LearnConfig(PlayConfig):
 
     tasks: TrainTasksConfig = TrainTasksConfig()
     allow_held_out: bool = False
-    """Accept tasks of a test or selection split, which no training should see."""
+    """Accept tasks of a test or validation split, which no training should see."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting_splits(cls, values: Any) -> Any:
+        return _with_splits(cls, values)
 
 
 def _with_tokenizer(values: Any, section: str, key: str) -> Any:
@@ -129,6 +130,31 @@ def _with_tokenizer(values: Any, section: str, key: str) -> Any:
         return given
     chat = cast("Mapping[str, Any]", chat)
     return {**given, "chat": {**chat, "tokenizer": chat.get("tokenizer") or str(checkpoint)}}
+
+
+def _with_splits(stage: type[LearnConfig], values: Any) -> Any:
+    """Settings whose splits, where they are not given, fit the domains; `val` has those of `tasks`, and none of its tasks."""
+    if not isinstance(values, Mapping):
+        return values
+    given = cast("Mapping[str, Any]", values)
+    parts: list[Any] = [given.get(key, {}) for key in ("tasks", "val", "train")]
+    if not all(isinstance(part, Mapping) for part in parts):
+        return given
+    tasks, val, train = (dict(cast("Mapping[str, Any]", part)) for part in parts)
+    domains = tasks.get("domains", stage.model_fields["tasks"].default.domains)
+    if _only_mock(domains):
+        tasks.setdefault("split", "synth-train")
+    if "val" not in stage.model_fields or not train.get("val_every"):
+        return {**given, "tasks": tasks}
+    val.setdefault("domains", domains)
+    val.setdefault("split", "synth-select" if _only_mock(val["domains"]) else "train-select")
+    if val["split"] == "train-select":
+        tasks.setdefault("split", "train-learn")  # `train` has the tasks of both
+    return {**given, "tasks": tasks, "val": val}
+
+
+def _only_mock(domains: Any) -> bool:
+    return isinstance(domains, (list, tuple)) and list(cast("list[Any]", domains)) == ["mock"]
 
 
 def _check_agent(policy: PolicyConfig, chat: ChatConfig) -> None:
@@ -171,15 +197,7 @@ class SeedConfig(MakesDataConfig):
     keep: Literal["solved", "all"] = "solved"
     """`solved`: only what tau2 graded 1. `all`: every graded demonstration, as a teacher whom nobody checked would give them."""
     noise_prob: float = Field(default=0.0, ge=0, le=1)
-    """Synthesised tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
-
-    @model_validator(mode="after")
-    def _slip_takes_effect(self) -> SeedConfig:
-        if self.noise_prob and (self.policy.kind != "gold" or not self.tasks.split.startswith("synth-")):
-            raise ValueError(
-                "noise_prob is the gold teacher's, on synthesised tasks: tasks.domains [mock], tasks.split `synth-train`"
-            )
-        return self
+    """Synthesized tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
 
 
 class SftConfig(StageConfig):
@@ -237,16 +255,12 @@ class GrpoConfig(LearnConfig):
             raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
         if self.rollout.greedy:
             raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
-        if self.rollout.adaptive:
-            raise ValueError("a training step has a fixed number of episodes: rollout.adaptive is for stages that only play")
-        if self.rollout.workers and self.backend == "local":
-            raise ValueError("backend `local` plays in the process that samples: it has no use for rollout.workers")
         if self.train.val_every:
-            self._select_apart()
+            self._validation_is_apart()
         return self
 
-    def _select_apart(self) -> None:
-        """Refuse selection tasks that are tested on or trained on."""
+    def _validation_is_apart(self) -> None:
+        """Refuse validation tasks that are tested on or trained on."""
         if self.val.split in ("test", "synth-test", "base", "small", "full"):
             raise ValueError(f"val.split `{self.val.split}` holds test tasks: use `train-select`, for mock `synth-select`")
         if (self.tasks.split, self.val.split) == ("train", "train-select"):

@@ -1,4 +1,4 @@
-"""The groups of knobs of reinforcement learning: which episodes it learns from, and how."""
+"""The sections of training: how weights move, what the loss is, on which tasks it is validated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tau2rl.config.base import Section
+from tau2rl.config.base import DomainName, Section
 from tau2rl.config.sections import LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
 
 
@@ -50,9 +50,9 @@ class SftTrainConfig(TrainConfig):
     batch_size: int = Field(default=16, ge=1)
     """Conversations a step; the loss is the mean over all their assistant tokens."""
     val_every: int = Field(default=50, ge=1)
-    """Steps between looks at the held-out loss."""
+    """Steps between measurements of the validation loss."""
     early_stopping_patience: int = Field(default=0, ge=0)
-    """Looks without a better held-out loss after which training stops; 0 = never."""
+    """Validations without a better validation loss after which training stops; 0 = never."""
 
 
 class GrpoTrainConfig(TrainConfig):
@@ -65,7 +65,7 @@ class GrpoTrainConfig(TrainConfig):
     num_minibatches: int = Field(default=1, ge=1)
     """Optimizer steps over the episodes of one rollout batch, each over its share of them; 1 = on-policy."""
     val_every: int = Field(default=0, ge=0)
-    """Steps between looks at the selection tasks (`val`); 0 = none."""
+    """Steps between validations on the tasks of `val`; 0 = none."""
 
 
 class ShapeConfig(Section):
@@ -184,11 +184,18 @@ class AlgoConfig(Section):
     veto: float | None = Field(default=None, gt=0)
     """Leave out an episode with a token whose weight is below this."""
     max_resample_rounds: int = Field(default=0, ge=0)
-    """Groups whose attempts all score the same teach nothing and are left out; at most so many more rounds of tasks a step
-    are played until `train.tasks_per_step` groups teach something."""
+    """Groups whose attempts all score the same have no signal and are left out; at most so many more rounds of tasks a step
+    are played until `train.tasks_per_step` groups have one."""
     truncated: Literal["keep", "drop"] = "keep"
     """Episodes that were cut off: `keep` trains on them with the score they have, `drop` leaves them out of loss and mean."""
     curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _kl_has_a_gradient(self) -> AlgoConfig:
+        if self.kl_coef and self.kl == "k1":
+            # Its gradient is the score function, whose mean over samples of the policy itself is zero.
+            raise ValueError("algo.kl `k1` as a loss has an expected gradient of zero: use `k2` or `k3`, or algo.kl_coef 0")
+        return self
 
 
 class GrpoRolloutConfig(RolloutConfig):
@@ -201,10 +208,12 @@ class GrpoRolloutConfig(RolloutConfig):
 
 
 class ValConfig(TasksConfig):
-    """The tasks by which one looks at a training that goes on. Never the test split."""
+    """The tasks on which a training that goes on is validated. Never the test split."""
 
+    domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
+    """Default: those of `tasks.domains`."""
     split: str = "synth-select"
-    """A split that is neither trained on nor tested on."""
+    """A split that is neither trained on nor tested on; default: `synth-select` for `mock`, else `train-select`."""
     limit: int | None = Field(default=50, ge=1)
     """At most so many tasks of each domain, the first ones of the split."""
     num_samples: int = Field(default=1, ge=1)

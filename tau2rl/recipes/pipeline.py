@@ -150,8 +150,8 @@ def _label(kind: Literal["step", "evaluation"], name: str) -> str:
 def _taken_in(part: Any, directory: Path) -> Any:
     """A step or an evaluation whose file, if it has one, has become part of its settings."""
     assert isinstance(part, (StepConfig, EvaluationConfig))
-    values = {} if part.file is None else read_file(directory / part.file)
     stage = part.stage if isinstance(part, StepConfig) else "eval"
+    values = {} if part.file is None else read_file(directory / part.file, STAGES[stage])
     if values.get("stage", stage) != stage:
         raise UserError(f"`{part.file}` is of stage `{values['stage']}`, and the step of stage `{stage}`")
     own = {key: value for key, value in values.items() if key not in OURS}

@@ -204,7 +204,7 @@ def read_config(path: Path) -> StageConfig:
     stage = values.get("stage")
     if stage not in STAGES:
         raise UserError(f"`{file}` is of an unknown stage `{stage}`", hint=f"known: {', '.join(STAGES)}")
-    return build(STAGES[stage], values)
+    return build(STAGES[stage], values, stored=True)
 
 
 def has_results(path: Path) -> bool:

@@ -153,7 +153,18 @@ def test_the_scripts_make_a_chain(tmp_path: Path) -> None:
     run("rft.sh", "-c", laptop("rft"), "--set", f"policy.checkpoint={final('sft')}", *few, "--output", f"{tmp_path}/rft")
     again = ("--model", final("sft"), "--data", f"{tmp_path}/rft/sft.jsonl", "--set", "data.allow_empty=true")
     run("sft.sh", "-c", laptop("sft2"), *again, "--steps", "3", "--output", f"{tmp_path}/sft2")
-    small = ("--steps", "2", "--set", "train.tasks_per_step=2", "--set", "train.val_every=0", "--set", "rollout.num_samples=2")
+    small = (
+        "--steps",
+        "2",
+        "--set",
+        "train.tasks_per_step=2",
+        "--set",
+        "train.val_every=2",
+        "--set",
+        "val.limit=1",
+        "--set",
+        "rollout.num_samples=2",
+    )
     run("grpo.sh", "-c", laptop("grpo"), "--model", final("sft2"), *small, "--output", f"{tmp_path}/grpo")
     run("eval.sh", "-c", laptop("eval"), "--set", f"policy.checkpoint={final('grpo')}", *few, "--output", f"{tmp_path}/eval")
     report = json.loads((tmp_path / "eval" / "report.json").read_text("utf-8"))

@@ -1,11 +1,12 @@
 """Pinned here:
 
 - a setting that does not exist is refused, with the nearest that does as a hint, at any depth;
-- `--set a.b=c` reads values as YAML does, and what it cannot place is refused;
+- `--set a.b=c` reads a value as its setting takes it, text as it was typed, and what it cannot place is refused;
 - an option of the command line wins over `--set`, which wins over the file; an option not given changes nothing;
 - a config never changes once it is made, and survives the way to JSON and back;
 - the combinations that cannot work are refused when the config is made, not after an hour;
 - every file in `configs/` loads;
+- the splits that are learned from and validated on fit the domains without a word, and share no task;
 - a key where the name of its variable should be, or a password in a URL, is refused, and no message repeats it;
 - a file that others can read is not accepted for secrets, and no secret is ever shown.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -24,6 +26,7 @@ from tau2rl.config import (
     NOT_IDENTITY,
     STAGES,
     EvalConfig,
+    GrpoConfig,
     RolloutConfig,
     TasksConfig,
     UserConfig,
@@ -33,10 +36,11 @@ from tau2rl.config import (
     identity,
     known_names,
     load,
-    parse_value,
     put,
     read_file,
 )
+from tau2rl.config.fields import value_of
+from tau2rl.config.reading import read_text
 from tau2rl.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -97,32 +101,54 @@ def test_every_name_that_a_hint_can_show_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("annotation", "text", "value"),
     [
-        ("3", 3),
-        ("0.5", 0.5),
-        ("1e-6", 1e-6),
-        ("true", True),
-        ("null", None),
-        ("[retail, telecom]", ["retail", "telecom"]),
-        ("openai/Qwen3-4B", "openai/Qwen3-4B"),
-        ("a: b: c", "a: b: c"),
-        ("", None),
+        (int, "3", 3),
+        (int | None, "null", None),
+        (int, "two", "two"),
+        (float, "1e-6", 1e-6),
+        (float, "0.5", 0.5),
+        (bool, "on", True),
+        (str, "1e-5", "1e-5"),
+        (str, "010", "010"),
+        (str, "null", "null"),
+        (str | None, "null", None),
+        (str, "a: b # c", "a: b # c"),
+        (str, "true", "true"),
+        (str, "[x", "[x"),
+        (str, "'null'", "null"),
+        (Path | None, "007", "007"),
+        (tuple[str, ...], "[retail, 010]", ["retail", "010"]),
+        (tuple[str, ...], "a, 1e5", ["a", "1e5"]),
+        (tuple[str, ...], "[]", []),
+        (tuple[float, float], "0.9,0.95", [0.9, 0.95]),
+        (dict[str, Any], "a=1", {"a": 1}),
+        (dict[str, Any], "{a: [x, 2]}", {"a": ["x", 2]}),
+        (Any, "3", 3),
+        (Any, "1e-6", 1e-6),
+        (Any, "true", True),
+        (Any, "010", "010"),
+        (Any, "1:30", "1:30"),
+        (Any, "2024-01-01", "2024-01-01"),
+        (Any, "a: b: c", "a: b: c"),
+        (Any, "", None),
+        (Any, "[retail, 3]", ["retail", 3]),
     ],
 )
-def test_a_value_is_read_as_yaml_reads_it(text: str, value: object) -> None:
-    assert parse_value(text) == value
+def test_a_value_is_read_as_its_setting_takes_it(annotation: Any, text: str, value: object) -> None:
+    read = read_text([text], annotation)
+    assert (read, type(read)) == (value, type(value))
 
 
 def test_set_reaches_into_sections() -> None:
     config = load(
-        EvalConfig, None, ["policy.kind=gold", "tasks.domains=[mock]", "policy.sampling.temperature=0", "reward.alpha=1e-1"]
+        EvalConfig, None, ["chat.tokenizer=bytes", "tasks.domains=[mock]", "policy.sampling.temperature=0", "reward.alpha=1e-1"]
     )
     assert (config.tasks.domains, config.policy.sampling.temperature, config.reward.alpha) == (("mock",), 0.0, 0.1)
 
 
 def test_set_keeps_an_equals_sign_in_the_value() -> None:
-    assert load(EvalConfig, None, ["policy.kind=gold", "policy.url=http://h/?a=b"]).policy.url == "http://h/?a=b"
+    assert load(EvalConfig, None, ["chat.tokenizer=bytes", "policy.url=http://h/?a=b"]).policy.url == "http://h/?a=b"
 
 
 def test_set_without_a_value_shows_how_it_is_written() -> None:
@@ -224,10 +250,10 @@ def test_identity_leaves_out_where_a_run_is_carried_out() -> None:
         ({"chat": {"protocol": "transcript"}}, "no tokens for policy.kind `sglang`"),
         ({"policy": {"kind": "api", "model": "gpt-4.1"}}, "set chat.protocol to `transcript`"),
         ({"policy": {"kind": "api"}, "chat": {"protocol": "transcript"}}, "needs policy.model"),
-        ({"policy": {"kind": "gold"}, "chat": {"policy_text": "compressed"}}, "chat.policy_text would have no effect"),
+        ({"policy": {"kind": "gold"}, "chat": {"policy_text": "compressed"}}, "chat.policy_text has no effect"),
         (
             {"policy": {"kind": "gold"}, "chat": {"protocol": "transcript", "cookbook_prompt": "a.py"}},
-            "chat.cookbook_prompt would have no effect under chat.protocol `transcript`",
+            "chat.cookbook_prompt has no effect while chat.protocol is `transcript`",
         ),
     ],
 )
@@ -245,10 +271,11 @@ def test_the_cookbooks_own_settings_stand_under_its_protocol() -> None:
 @pytest.mark.parametrize("name", ["user.api_key_env", "policy.api_key_env"])
 @pytest.mark.parametrize("key", ["sk-live-PLANTED", "PLANTED KEY", "1PLANTED", "[PLANTED]", "PLANTED="])
 def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(name: str, key: str) -> None:
+    api = ["policy.kind=api", "policy.model=m", "chat.protocol=transcript"]
     with pytest.raises(UserError, match=f"`{name}`: ") as refused:
-        load(EvalConfig, None, ["policy.kind=gold", f"{name}={key}"])
+        load(EvalConfig, None, [*api, f"{name}={key}"])
     assert "PLANTED" not in str(refused.value)
-    assert load(EvalConfig, None, ["policy.kind=gold", f"{name}=MY_KEY_2"]).model_dump()[name.partition(".")[0]]["api_key_env"]
+    assert load(EvalConfig, None, [*api, f"{name}=MY_KEY_2"]).model_dump()[name.partition(".")[0]]["api_key_env"]
 
 
 @pytest.mark.parametrize("name", ["policy.url", "policy.api_base", "user.api_base", "launch.address"])
@@ -263,7 +290,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(name: str, url: str) ->
     "url", ["http://h:1/v1", "http://h/a@b", "http://h?mail=a@b", "http://h/?next=http://b@c", "auto", "h:6379"]
 )
 def test_an_at_sign_behind_the_host_is_no_password(url: str) -> None:
-    config = load(EvalConfig, None, ["policy.kind=gold", f"policy.url={url}", f"launch.address={url}"])
+    config = load(EvalConfig, None, ["chat.tokenizer=bytes", f"policy.url={url}", f"launch.address={url}"])
     assert (config.policy.url, config.launch.address) == (url, url)
 
 
@@ -279,6 +306,48 @@ def test_python_does_not_repeat_a_key_either() -> None:
 def test_zero_is_no_count_and_no_deadline(name: str) -> None:
     with pytest.raises(UserError, match=name):
         load(EvalConfig, None, ["policy.kind=gold", f"{name}=0"])
+
+
+# --- defaults that fit the domains ---
+
+START = ["model.init=start"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "tasks", "val"),
+    [
+        (["tasks.domains=[retail]"], (("retail",), "train-learn"), (("retail",), "train-select")),
+        ([], (("airline", "retail", "telecom"), "train-learn"), (("airline", "retail", "telecom"), "train-select")),
+        (["tasks.domains=[mock]"], (("mock",), "synth-train"), (("mock",), "synth-select")),
+        (["tasks.domains=[retail]", "val.domains=[mock]"], (("retail",), "train"), (("mock",), "synth-select")),
+    ],
+)
+def test_validation_fits_the_domains_without_a_word(sets: list[str], tasks: object, val: object) -> None:
+    config = load(GrpoConfig, None, [*START, "train.val_every=5", *sets])
+    assert (config.tasks.domains, config.tasks.split) == tasks
+    assert (config.val.domains, config.val.split) == val
+    assert build(GrpoConfig, dump(config)) == config
+
+
+@pytest.mark.parametrize("stage", ["seed", "grpo"])
+def test_the_split_to_learn_from_fits_the_domains(stage: str) -> None:
+    start = START if stage == "grpo" else []
+    assert value_of(load(STAGES[stage], None, start), "tasks.split") == "train"
+    assert value_of(load(STAGES[stage], None, [*start, "tasks.domains=[mock]"]), "tasks.split") == "synth-train"
+    assert value_of(load(STAGES[stage], None, [*start, "tasks.domains=[mock]", "tasks.split=base"]), "tasks.split") == "base"
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["tasks.split=train"], "holds the tasks of val.split `train-select`"),
+        (["val.split=test"], "holds test tasks"),
+        (["tasks.domains=[mock]", "val.split=synth-test"], "holds test tasks"),
+    ],
+)
+def test_validation_on_tasks_that_are_trained_or_tested_on_is_refused(sets: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load(GrpoConfig, None, [*START, "train.val_every=5", *sets])
 
 
 keys = st.text("abcdef_", min_size=1, max_size=4)

@@ -54,14 +54,32 @@ def test_both_ways_to_ask_for_the_version_agree() -> None:
     assert json.loads(runner.invoke(app, ["version", "--json"]).stdout)["tau2rl"] == tau2rl.__version__
 
 
-@pytest.mark.parametrize(
-    "arguments", [["evl"], ["eval", "--no-such-option"], ["eval", "--limit", "two"], ["compare", "only-one"], ["tasks", "lst"]]
-)
+@pytest.mark.parametrize("arguments", [["evl"], ["tasks", "list", "--limit", "two"], ["compare", "only-one"], ["tasks", "lst"]])
 def test_a_command_line_that_cannot_be_read_exits_2(arguments: list[str]) -> None:
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "Usage: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["grpo", "--train.lrr", "1"], "did you mean `--train.lr`?"),
+        (["grpo", "--lrr=1"], "did you mean `--lr`?"),
+        (["grpo", "--train.warmup-steps", "3"], "did you mean `--train.warmup_steps`?"),
+        (["grpo", "--betas", "0.9,0.95"], "did you mean `--train.betas`?"),
+        (["grpo", "--algo.correction_lo", "1"], "did you mean `--algo.correction_low`?"),
+        (["eval", "--zzz"], "`tau2rl eval --help-all` has every option"),
+        (["report", "x", "--jsn"], "did you mean `--json`?"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest_one(arguments: list[str], near: str) -> None:
+    result = runner.invoke(app, arguments, prog_name="tau2rl")
+    name = next(word for word in arguments if word.startswith("--")).partition("=")[0]
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == f"error: no such option `{name}`\n\nhint: {near}\n"
 
 
 def test_a_wrong_request_shows_its_hint_on_stderr_and_exits_2() -> None:

@@ -32,7 +32,8 @@ def test_show_prints_every_setting_of_the_stage() -> None:
 
 
 def test_the_yaml_that_show_prints_is_the_config() -> None:
-    sets = ["tasks.ids=[retail/17, '5']", "chat.tokenizer='a: b # c'", "policy.sampling.temperature=1e-6", "user.model='null'"]
+    sets = ["policy.kind=sglang", "chat.protocol=native", "user.kind=llm"]
+    sets += ["tasks.ids=[retail/17, '5']", "chat.tokenizer=a: b # c", "policy.sampling.temperature=1e-6", "user.model=null"]
     arguments = [word for item in sets for word in ("--set", item)]
     shown = yaml.safe_load(runner.invoke(app, ["config", "show", "-c", str(GOLD), *arguments]).stdout)
     as_json = json.loads(runner.invoke(app, ["config", "show", "-c", str(GOLD), *arguments, "--json"]).stdout)

@@ -59,7 +59,10 @@ def changed(*arguments: str, folder: Path) -> dict[str, Any]:
         (["--concurrency", "5"], {"rollout.concurrency": 5}),
         (["--policy", "do-nothing"], {"policy.kind": "do-nothing"}),
         (["--url", "http://h:1"], {"policy.url": "http://h:1"}),
-        (["--model", "m"], {"policy.model": "m"}),
+        (
+            ["--policy", "api", "--model", "m", "--protocol", "transcript", "--set", "chat.tokenizer=null"],
+            {"policy.kind": "api", "policy.model": "m", "chat.protocol": "transcript", "chat.tokenizer": None},
+        ),
         (["--temperature", "0"], {"policy.sampling.temperature": 0.0}),
         (["--top-p", "0.9"], {"policy.sampling.top_p": 0.9}),
         (["--top-k", "20"], {"policy.sampling.top_k": 20}),
@@ -147,7 +150,7 @@ def test_every_ready_made_config_can_be_planned(file: Path) -> None:
         (["--policy", "magic"], "`policy.kind`"),
         (["--set", "rollout.num_sample=3"], "did you mean `rollout.num_samples`?"),
         (["--set", "oops"], "NAME=VALUE"),
-        (["--set", "chat.policy_text=compressed"], "chat.policy_text would have no effect under chat.protocol `native`"),
+        (["--set", "chat.policy_text=compressed"], "chat.policy_text has no effect while chat.protocol is `native`"),
         (["-c", "no/such/file.yaml"], "no such config file"),
     ],
 )

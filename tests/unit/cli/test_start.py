@@ -65,7 +65,7 @@ def test_a_list_loads_no_command_and_a_command_no_other() -> None:
     assert {name for name in loaded("--help") if name.startswith("tau2rl.cli.")} == {"tau2rl.cli.lazy"}
     assert not {name for name in loaded("--help") if name.startswith(("tau2rl.config", "yaml"))}
     commands = {late.where.partition(":")[0] for late in COMMANDS.values()}
-    assert loaded("grpo", "--help") & commands == {"tau2rl.cli.grpo"}
+    assert loaded("grpo", "--help") & commands == {"tau2rl.cli.stages"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

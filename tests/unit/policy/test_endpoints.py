@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tau2rl.config import EvalConfig, PolicyConfig, dump, load
+from tau2rl.config import EvalConfig, PolicyConfig, build, dump, load
 from tau2rl.doctor.services import check_policy
 from tau2rl.errors import PolicyFailure, UserError
 from tau2rl.policy import endpoints
@@ -308,24 +308,24 @@ def test_without_any_server_all_are_named() -> None:
     [
         ("http://a:1", ("http://a:1",)),
         ("http://a:1, http://b:2", ("http://a:1", "http://b:2")),
-        ("[http://a:1, http://b:2]", ("http://a:1", "http://b:2")),
+        (["http://a:1", "http://b:2"], ("http://a:1", "http://b:2")),  # as in a file
         ("http://a:1,http://a:1/", ("http://a:1",)),
     ],
 )
-def test_a_url_is_one_or_several(written: str, urls: tuple[str, ...]) -> None:
-    config = load(EvalConfig, None, ["policy.kind=gold", f"policy.url={written}"])
+def test_a_url_is_one_or_several(written: object, urls: tuple[str, ...]) -> None:
+    config = build(EvalConfig, {"chat": {"tokenizer": "bytes"}, "policy": {"url": written}})
     assert config.policy.urls == urls
     assert EvalConfig.model_validate(dump(config)) == config
 
 
 def test_a_list_of_none_is_refused() -> None:
     with pytest.raises(UserError, match=r"`policy\.url`: no server is named"):
-        load(EvalConfig, None, ["policy.kind=gold", "policy.url=[]"])
+        build(EvalConfig, {"chat": {"tokenizer": "bytes"}, "policy": {"url": []}})
 
 
 def test_a_password_is_found_in_any_of_them() -> None:
     with pytest.raises(UserError, match=r"`policy\.url`: a URL is stored and shown") as refused:
-        load(EvalConfig, None, ["policy.kind=gold", "policy.url=http://a:1,http://me:PLANTED@b:1"])
+        load(EvalConfig, None, ["chat.tokenizer=bytes", "policy.url=http://a:1,http://me:PLANTED@b:1"])
     assert "PLANTED" not in str(refused.value)
 
 

@@ -89,7 +89,7 @@ def test_asked_for_where_there_is_no_server_it_is_refused(kind: Any, values: dic
 
 @pytest.mark.parametrize(("kind", "values"), [(SeedConfig, {}), (GrpoConfig, {"model": {"init": "x"}, "backend": "local"})])
 def test_a_limit_of_workers_without_workers_is_refused(kind: Any, values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"no effect without rollout\.workers"):
+    with pytest.raises(UserError, match=r"rollout\.worker_memory_gb has no effect while rollout\.workers is 0"):
         build(kind, {**values, "rollout": {"worker_memory_gb": 2.0}})
 
 

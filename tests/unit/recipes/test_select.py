@@ -151,7 +151,7 @@ def test_a_checkpoint_whose_look_was_lost_is_named(tmp_path: Path) -> None:
     checkpoint(run / "checkpoints" / "hf" / "19")  # saved, and the job was ended before the look
     checkpoint(run / "checkpoints" / "hf" / "24")  # no look was due
     told = runner.invoke(app, ["select-checkpoint", str(run)])
-    assert "step 20 was saved, but never looked at" in told.stderr and "step 25" not in told.stderr
+    assert "step 20 was saved, but never validated" in told.stderr and "step 25" not in told.stderr
     selection = read_json(run / "selection.json")
     assert selection["without_look"] == [20] and selection["chosen"]["step"] == 30
 
@@ -236,7 +236,7 @@ def test_a_look_at_the_test_split_is_counted_once_and_a_second_one_is_said(tmp_p
     ]
     assert select_checkpoint([run])["test_evaluations"] == ledger
     said = runner.invoke(app, ["select-checkpoint", str(run)])
-    assert "warning: the test split was looked at before, 3 times" in said.stderr
+    assert "warning: the test split was evaluated before, 3 times" in said.stderr
 
 
 def test_an_evaluation_says_which_look_it_is(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_an_evaluation_says_which_look_it_is(tmp_path: Path) -> None:
             assert read_json(tmp_path / name / "environment.json")["recorded"]["selected_by"]["chosen"] is True
             assert read_json(tmp_path / name / "report.json")["selected_by"]["look"] == (1 if name == "first" else 2)
     told = [runner.invoke(app, ["report", str(tmp_path / name)]).stdout.splitlines()[-1] for name in ("first", "second")]
-    assert told[0] == f"look 1 at the test tasks of the checkpoint chosen by `{run / 'selection.json'}`"
+    assert told[0] == f"evaluation 1 on the test tasks of the checkpoint chosen by `{run / 'selection.json'}`"
     assert told[1].startswith("warning: the test tasks of mock were looked at before")
 
 
@@ -279,5 +279,5 @@ def test_the_choice_as_a_table_and_as_json(tmp_path: Path) -> None:
         ["40", "0.500", "0.167", "0.000", "0.000", "yes", "chosen,", "best"],
     ]
     assert "before training: 0.000, 0.500 behind the chosen (standard error 0.167)" in shown.stdout
-    assert "step 60 was looked at, but its checkpoint was not kept" in shown.stderr
+    assert "step 60 was validated, but its checkpoint was not kept" in shown.stderr
     assert runner.invoke(app, ["select-checkpoint", str(tmp_path)]).exit_code == 2

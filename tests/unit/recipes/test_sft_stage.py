@@ -40,7 +40,8 @@ def carry_out(folder: Path, rows: list[dict[str, Any]], **values: Any) -> dict[s
     file = folder / "rows.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
     data = {"files": [str(file)], "val_fraction": 0.0, **values.pop("data", {})}
-    given = {"output": str(folder / "run"), "data": data, "train": {"steps": 2, "batch_size": 2}, "local": {"shape": SHAPE}}
+    given = {"output": str(folder / "run"), "data": data, "train": {"steps": 2, "batch_size": 2}}
+    given |= {} if "model" in values else {"local": {"shape": SHAPE}}
     config = build(SftConfig, {**given, **values})
     with RunFolder.open(RunFolder.create(folder / "run", config, resume=True)) as opened:
         run_stage(opened, lambda _: None)

@@ -38,7 +38,7 @@ ROUTE = [
     {"name": "x"},
     {"launch": {"inline": True}},
     {"resume": True},
-    {"policy": {"kind": "gold", "url": "http://h"}},
+    {"local": {"threads": 1}},
     {"rollout": {"concurrency": 1}},
 ]
 MEASURED = [{"seed": 1}, {"tasks": {"domains": ["mock"]}}, {"rollout": {"num_samples": 1}}, {"policy": {"kind": "do-nothing"}}]

@@ -119,7 +119,7 @@ def test_a_file_in_place_of_the_folder_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_resume_continues_and_may_change_the_route(path: Path) -> None:
     fill(path, 0)
-    moved = config(launch={"inline": True}, policy={"kind": "gold", "url": "http://127.0.0.1:9"}, rollout={"concurrency": 2})
+    moved = config(launch={"inline": True}, rollout={"concurrency": 2})
     RunFolder.create(path, moved, resume=True)
     with RunFolder.open(path) as folder:
         assert done(folder) == {"mock/a#0"}

@@ -85,7 +85,7 @@ MORE = [
     "algo.estimator=mt_gtpo",
     "algo.ratio=sequence",
     "algo.loss_aggregation=constant",
-    "algo.dual_clip=3.0",
+    "algo.dual_clip=3.0 && train.num_minibatches=2",
     "algo.kl_coef=0.01",
     "algo.correction=mis",
     "algo.correction_level=geometric",
@@ -102,14 +102,14 @@ MORE = [
 
 @pytest.mark.parametrize("setting", MORE)
 def test_slime_reads_the_options_of_other_settings(setting: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, argv = prepared("8xh100/grpo.yaml", checkpoint, setting)
+    _, _, argv = prepared("8xh100/grpo.yaml", checkpoint, *setting.split(" && "))
     args = parse(argv, monkeypatch)
     assert (unread(argv, args), wrong_values(argv, args)) == ([], [])
 
 
 @pytest.mark.parametrize("setting", MORE)
 def test_dotted_paths_into_slime_lead_somewhere(setting: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, argv = prepared("8xh100/grpo.yaml", checkpoint, setting)
+    _, _, argv = prepared("8xh100/grpo.yaml", checkpoint, *setting.split(" && "))
     install(monkeypatch)
     paths = [value for given in split(argv) if given.name.endswith("-path") for value in given.values]
     theirs = [path for path in paths if path.startswith(("slime.", "examples."))]

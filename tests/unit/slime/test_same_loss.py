@@ -30,7 +30,7 @@ VOCAB, TEMPERATURE = 11, 0.7
 PROMPTS, RESPONSES = (2, 3), (6, 4)  # tokens of two episodes
 MASKS = ((1, 1, 0, 1, 1, 1), (1, 1, 1, 0))  # what the policy sampled
 ADVANTAGES = (1.5, -0.8)
-PLAIN = ["algo.correction=none", "algo.kl_coef=0", f"sampling.temperature={TEMPERATURE}"]
+PLAIN = ["algo.correction=none", "algo.kl_coef=0", "train.num_minibatches=2", f"sampling.temperature={TEMPERATURE}"]
 
 CASES = [
     ["algo.loss_aggregation=token-mean"],

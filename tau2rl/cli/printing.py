@@ -1,0 +1,137 @@
+"""How the result of a run is printed, of whatever stage: a table, and below it what the table cannot say."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tau2rl import console
+from tau2rl.report.tables import cost_words, report_rows, total_words
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here: relative to the current directory when it is below it, quoted where a shell needs it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def print_report(report: Mapping[str, Any], folder: Path) -> None:
+    """A report, as the command that made it prints it."""
+    match report.get("stage"):
+        case "seed" | "rft-filter":
+            print_dataset(report, folder)
+        case "sft" | "grpo":
+            print_training(report)
+        case "pipeline":
+            print_pipeline(report)
+        case _:
+            print_evaluation(report)
+
+
+def print_evaluation(report: Mapping[str, Any]) -> None:
+    """The table, and below it what became of every attempt."""
+    console.emit_table(report_rows(report))
+    ended = ", ".join(f"{count} {status}" for status, count in report["episodes"].items())
+    console.emit(f"episodes: {ended}" + (f", {report['missing']} missing" if report["missing"] else ""))
+    for name in ("faults", "terminations"):
+        if report[name]:
+            console.emit(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
+    floor = ", ".join(
+        f"{name.replace('_', ' ')} {'unknown' if value is None else f'{value:.3f}'}" for name, value in report["floor"].items()
+    )
+    console.emit(f"floor: {floor}")
+    if cost := report.get("cost"):
+        console.emit(f"cost: {cost_words(cost)}")
+    if selected_by := report.get("selected_by"):
+        console.emit(_of_the_test(selected_by))
+    for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):
+        console.emit(line)
+    if report["incomplete"]:
+        console.emit(f"incomplete: {report['reason']}")
+        if report["so_far"]:
+            console.emit("not done: " + ", ".join(report["so_far"]["not_done"]))
+
+
+def print_dataset(report: Mapping[str, Any], folder: Path) -> None:
+    """Kept of tried, by domain; below it why the others were left out, the floor, and the files."""
+    head = ["domain", "tried", "solved", "kept", "tasks", "covered", "floor"]
+    rows = [
+        [name, *(str(part[key]) for key in ("tried", "solved", "kept", "tasks", "covered")), _floor(report["floor"].get(name))]
+        for name, part in report["domains"].items()
+    ]
+    console.emit_table([head, *rows])
+    if report["dropped"]:
+        console.emit("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()))
+    kinds, tasks = report["spread"]["kinds"], report["spread"]["tasks"]
+    console.emit(
+        f"spread of what is kept: {kinds['distinct']} kinds, as even as {kinds['effective']:g}; "
+        f"{tasks['distinct']} tasks, as even as {tasks['effective']:g}"
+    )
+    for name, file in report["files"].items():
+        console.emit(f"{shown(folder / name)}: {file['rows']} rows, sha256 {file['sha256'][:16]}")
+    if cost := report.get("cost"):
+        console.emit(f"cost: {cost_words(cost)}")
+    if report["incomplete"]:
+        console.emit("incomplete: not every attempt was graded")
+
+
+def print_training(report: Mapping[str, Any]) -> None:
+    """The numbers of the training, what became of the rows, and where the checkpoint is."""
+    training = {key: value for key, value in report["training"].items() if not isinstance(value, dict)}
+    console.emit_table([["training", ""], *([key.replace("_", " "), _word(value)] for key, value in training.items())])
+    if "rows" in report:
+        rows = report["rows"]
+        console.emit(f"rows: {rows['used']} used, {rows['held_out']} held out, {rows['dropped']} left out")
+        if rows.get("exact"):
+            console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
+        for reason, count in rows["reasons"].items():
+            console.emit(f"left out: {count} {reason}")
+    for step, value in report["training"].get("validation", {}).items():
+        console.emit(f"step {step}: {value:.3f} of the validation tasks solved")
+    if cost := report.get("cost"):
+        console.emit(f"cost: {cost_words(cost)}")
+    checkpoint = report["outputs"]["checkpoint"]
+    console.emit(f"{shown(Path(checkpoint['path']))}: sha256 {checkpoint['sha256'][:16]}")
+
+
+def print_pipeline(report: Mapping[str, Any]) -> None:
+    """The table, and below it what each step gave, whether the chain of hashes holds, and what is not done."""
+    from tau2rl.recipes.pipeline_report import rows, step_rows
+
+    if report["evaluations"]:
+        console.emit_table(rows(report))
+    console.emit_table(step_rows(report))
+    chain = report["chain"]
+    broken = f"broken: {', '.join(chain['broken'])}" if chain["broken"] else "sound"
+    console.emit(f"chain of hashes: {chain['links']} links, {broken}")
+    runs = [*report["steps"].items(), *((f"{entry['model']}-eval", entry) for entry in report["evaluations"])]
+    for name, account in runs:
+        if cost := account.get("cost"):
+            console.emit(f"cost of {name}: {cost_words(cost)}")
+    if total := report.get("cost"):
+        console.emit(f"cost: {total_words(total)}")
+    if report["incomplete"]:
+        console.emit(f"not done: {', '.join(report['not_done']) or 'nothing is left, but the last start was broken off'}")
+
+
+def _of_the_test(selected_by: Mapping[str, Any]) -> str:
+    """Which selection a test belongs to, and what is wrong with it."""
+    words = (
+        selected_by["warning"]
+        or f"evaluation {selected_by['look']} on the test tasks of the checkpoint chosen by `{selected_by['file']}`"
+    )
+    return f"{'warning: ' if selected_by['warning'] else ''}{words}"
+
+
+def _floor(floor: Mapping[str, float | None] | None) -> str:
+    """The best of the constant policies."""
+    known = [value for value in (floor or {}).values() if value is not None]
+    return f"{max(known):.3f}" if known else "-"
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,221 @@
+"""The commands that run a stage: options -> config -> launch -> what came of it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from tau2rl import console
+from tau2rl.cli.options import Asked, stage_command
+from tau2rl.cli.printing import print_report, shown
+from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
+from tau2rl.runs.files import read_json
+from tau2rl.runs.folder import has_results, run_path, stage_of
+
+DONE, INCOMPLETE, INTERRUPTED = 0, 1, 130
+SOURCES = "Settings come from the config file, then --set, then the options below; a later one wins. `--help-all` has them all."
+ENDS = """Exits with 0 when every attempt was graded, 1 when the run failed or is incomplete, 2 for a wrong request, 130 if
+    interrupted."""
+
+
+def run(asked: Asked[StageConfig]) -> None:
+    """Show what would run, or run it and show its report. Raises UserError; ends with the run's exit code."""
+    from tau2rl.launch.submit import submit
+
+    config = asked.config
+    if asked.dry_run:
+        print_plan(config, as_json=asked.as_json)
+        return
+    folder = run_path(config)
+    before = _written(folder / "report.json")
+    if config.resume and not has_results(folder):
+        console.say(f"nothing to resume in `{shown(folder)}`, starting")
+
+    def on_detached(job: str, address: str) -> None:
+        if asked.as_json:
+            console.emit_json({"run": str(folder), "job": job, "address": address})
+
+    with console.Follower() as follower:
+        code = submit(config, on_line=follower.on_line, on_progress=follower.on_progress, on_detached=on_detached)
+        follower.ended_well = code == DONE
+    if not config.launch.detach and _written(folder / "report.json") != before:  # a run that broke early leaves an older one
+        _show(config, folder, as_json=asked.as_json)
+    if code in (INCOMPLETE, INTERRUPTED) and (folder / "config.json").exists():
+        word = "interrupted" if code == INTERRUPTED else "not complete"
+        console.say(f"{word}; continue with\n  {resume_command(config)}")
+    raise typer.Exit(code)
+
+
+def run_pipeline(asked: Asked[PipelineConfig]) -> None:
+    """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
+    from tau2rl.launch.chain import run_chain
+    from tau2rl.launch.submit import job_argv
+    from tau2rl.recipes.pipeline import plan, with_files
+
+    config = with_files(asked.config, asked.file.parent if asked.file else Path())
+    folder = run_path(config)
+    if asked.dry_run:
+        runs = plan(config, folder)
+        if asked.as_json:
+            plans = [{"name": r.name, "kind": r.kind, "config": dump(r.config), "argv": job_argv(r.folder)} for r in runs]
+            console.emit_json({"config": dump(config), "runs": plans})
+        else:
+            console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
+        return
+    with console.Follower() as follower:
+        code = run_chain(config, watch=follower.next_run, say=follower.on_line)
+        follower.ended_well = code == DONE
+    if (folder / "report.json").exists():
+        _show(config, folder, as_json=asked.as_json)
+    if code:
+        console.say(f"not complete; continue with\n  {resume_command(config)}")
+    raise typer.Exit(code)
+
+
+seed = stage_command(
+    SeedConfig,
+    run,
+    f"""Write demonstrations: a policy that can solve the tasks plays them, and its conversations become dataset rows.
+
+    `rows.jsonl` in the run folder has OpenAI `messages` and `tools`; the environment, its tools and its grades are real.
+    {SOURCES}
+
+    {ENDS}
+    """,
+)
+rft_filter = stage_command(
+    RftConfig,
+    run,
+    f"""Keep the attempts that solved their task: sampled here, or taken from earlier runs with `--from`.
+
+    `sft.jsonl` in the run folder has what is kept, with the tokens as they were sampled; `dropped.jsonl` the rest, with reasons.
+    {SOURCES}
+
+    Exits with 0 when it is done, 1 when the run failed or is incomplete, 2 for a wrong request, 130 if interrupted.
+    """,
+)
+sft = stage_command(
+    SftConfig,
+    run,
+    f"""Train on conversations: whole ones, with a loss on what the assistant said and on nothing else.
+
+    The checkpoint is in `checkpoints/final` of the run folder, as `from_pretrained` reads it, with its tokenizer.
+    {SOURCES}
+
+    Exits with 0 when training ended, 1 when the run failed, 2 for a wrong request, 130 if interrupted.
+    """,
+)
+grpo = stage_command(
+    GrpoConfig,
+    run,
+    f"""Reinforce what works: play groups of attempts at training tasks and move the weights towards the better ones.
+
+    Curves are in `metrics.jsonl` of the run folder, the checkpoint in `checkpoints/final`.
+    {SOURCES}
+
+    Exits with 0 when training ended, 1 when the run failed or gave up, 2 for a wrong request, 130 if interrupted.
+    """,
+)
+evaluate = stage_command(
+    EvalConfig,
+    run,
+    f"""Let a policy play tasks, and say how many it solves: pass@k and pass^k with their intervals and floors.
+
+    {SOURCES}
+
+    {ENDS}
+    """,
+)
+pipeline = stage_command(
+    PipelineConfig,
+    run_pipeline,
+    """Run a pipeline: each step a job, each trained model evaluated on held-out tasks, one chain of hashes from data to result.
+
+    The same command again goes on where the chain broke, and leaves alone what is finished.
+    Settings come from the pipeline's file and the files that it names, then --set (`steps.grpo.settings.train.lr=5e-4`), then
+    the options below; a later one wins.
+
+    Exits with 0 when every run ended well, else with the exit code of the run that did not.
+    """,
+)
+
+
+def print_plan(config: StageConfig, *, as_json: bool) -> None:
+    """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
+    from tau2rl.launch.submit import job_argv
+
+    job = job_argv(run_path(config))
+    plan: dict[str, Any] = {"argv": job}
+    if isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime":
+        plan = {**slime_plan(config), "job": job}
+    if as_json:
+        console.emit_json({"config": dump(config), **plan})
+        return
+    remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
+    remarks += [f"{problem['kind']}: {problem['message']} ({problem['hint']})" for problem in plan.get("problems", ())]
+    text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
+    console.emit(text + "\n".join(f"# {line}" for remark in remarks for line in remark.splitlines()))
+
+
+def slime_plan(config: SftConfig | GrpoConfig) -> dict[str, Any]:
+    """`argv` of slime's script, `layout` in lines for people, `problems` that the settings alone show.
+
+    Where the checkpoint is not on this machine, the options that build the model are left out. What only the machine that
+    trains can show (devices, files, disk, ports) is checked there, before slime starts. Raises UserError.
+    """
+    from tau2rl.slime.argv import build_argv
+    from tau2rl.slime.job import SlimeRun, absolute, script
+    from tau2rl.slime.layout import layout_of
+    from tau2rl.slime.model import read_shape
+    from tau2rl.slime.preflight import preflight
+
+    config = absolute(config)
+    checkpoint = Path(config.model.init)
+    here = (checkpoint / "config.json").exists()
+    run = SlimeRun(folder=run_path(config).absolute(), shape=read_shape(checkpoint) if here else None)
+    return {
+        "argv": ["python3", str(script(config)), *build_argv(config, run)],
+        "layout": list(layout_of(config).lines()),
+        "problems": [asdict(problem) for problem in preflight(config)],
+    }
+
+
+def _show(config: StageConfig, folder: Path, *, as_json: bool) -> None:
+    """The report of a run, and what it left alone when it gave up."""
+    report = read_json(folder / "report.json")
+    if as_json:
+        console.emit_json(report)
+    else:
+        print_report(report, folder)
+    if isinstance(config, PlayConfig) and (left := not_played(report)):
+        in_a_row = config.rollout.give_up_after
+        console.say(f"gave up: {in_a_row} episodes in a row failed (`rollout.give_up_after`), {left} attempts were not played")
+
+
+def not_played(report: Any) -> int:
+    """Planned attempts that a run left alone; one that writes its report has left them because it gave up.
+
+    >>> not_played({"missing": 3}), not_played({"planned": 8, "tried": 6}), not_played({"planned": None, "tried": 6})
+    (3, 2, 0)
+    """
+    if "missing" in report:
+        return int(report["missing"])
+    planned = report.get("planned")
+    return int(planned) - int(report["tried"]) if planned is not None else 0
+
+
+def resume_command(config: StageConfig) -> str:
+    """What to type to go on with a run, as a line that a shell takes."""
+    folder = shown(run_path(config))
+    command = "run" if isinstance(config, PipelineConfig) else stage_of(config)
+    words = f"tau2rl {command} -c {shown(run_path(config) / 'config.json')} --output {folder}"
+    return words if isinstance(config, PipelineConfig) else f"{words} --resume"  # a pipeline goes on by itself
+
+
+def _written(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
