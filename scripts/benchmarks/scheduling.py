@@ -37,7 +37,7 @@ from tau2rl.recipes.play import reference_length
 from tau2rl.rollout.concurrency import START, Pace
 from tau2rl.rollout.runner import Play, outcomes, plan
 from tau2rl.rollout.scheduling import Estimate, longest_first
-from tau2rl.types import Attempt, Episode, Status, TaskRef
+from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 0.1  # of a reference action, in the first part
@@ -51,7 +51,7 @@ CEILING, STARTS = 512, (8, START, 128)  # of the adaptive runs: a run of `tau2rl
 def ended(attempt: Attempt, seconds: float) -> Episode:
     """An episode of which only its time matters."""
     return Episode(
-        task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination="user_stop", token_ids=(), turns=(),
+        task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP, token_ids=(), turns=(),
         messages=(), grade=None, seconds=seconds,
     )  # fmt: skip
 

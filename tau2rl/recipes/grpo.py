@@ -21,8 +21,9 @@ from tau2rl.env.user_simulator import bench_identity, check_key
 from tau2rl.recipes.rounds import Player, Round, Tasks, first_index
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollout.players import record_of
-from tau2rl.rollout.runner import Watched, plan
+from tau2rl.rollout.attempt import record_of
+from tau2rl.rollout.runner import plan
+from tau2rl.rollout.timing import TimedPolicy
 from tau2rl.runs.folder import Result, RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import described_checkpoint, environment
@@ -140,7 +141,7 @@ class _Learner:
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         began, cpu = time.monotonic(), time.process_time()
-        watched = Watched(policy)
+        watched = TimedPolicy(policy)
         played = await self.player.round(step, self.tasks, watched)
         rolled = time.monotonic()
         self.clock.add("sampling", watched.seconds)

@@ -19,8 +19,9 @@ from tau2rl.reward.advantages import TURN_ESTIMATORS, advantage_spec, judge_grou
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.reward.tiers import TABLES
-from tau2rl.rollout.players import player_of, record_of
-from tau2rl.rollout.runner import Outage, Outcome, outcomes
+from tau2rl.rollout.attempt import episode_runner, record_of
+from tau2rl.rollout.circuit_breaker import CircuitBreaker
+from tau2rl.rollout.runner import Outcome, outcomes
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.batching import epochs
 from tau2rl.train.trainer import Judged
@@ -133,10 +134,10 @@ class Player:
     spec: RewardSpec
     folder: RunFolder
     costs: Costs = field(default_factory=Costs)
-    outage: Outage = field(init=False)
+    outage: CircuitBreaker = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outage = Outage(after=self.config.rollout.give_up_after)
+        self.outage = CircuitBreaker(after=self.config.rollout.give_up_after)
 
     async def round(self, step: int, tasks: Tasks, policy: Policy) -> Round:
         """The groups of a step; more of them, up to the cap, while too few teach something. Raises RunIncomplete."""
@@ -153,7 +154,7 @@ class Player:
     async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
         """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
         rollout = self.config.rollout
-        play = player_of(self.config, self.codec, lambda _: policy)
+        play = episode_runner(self.config, self.codec, lambda _: policy)
         episodes = outcomes(attempts, play=play, concurrency=rollout.concurrency, retries=rollout.retries)
         async with aclosing(episodes):
             async for one in episodes:
@@ -162,8 +163,8 @@ class Player:
                 failed = one.episode.status is Status.FAILED
                 if failed or rollout.keep:
                     self.folder.append(record_of(one, self.config, self.spec))
-                if self.outage.shown_by(one):
-                    raise RunIncomplete(f"{self.outage.failed} episodes in a row failed: {one.episode.failure}")
+                if self.outage.opens_at(one):
+                    raise RunIncomplete(f"{self.outage.failures} episodes in a row failed: {one.episode.failure}")
                 yield one
 
     async def _groups(self, step: int, refill: int, refs: Sequence[TaskRef], policy: Policy) -> list[Group]:

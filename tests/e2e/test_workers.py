@@ -26,7 +26,7 @@ import pytest
 from tau2rl.errors import UserError
 from tau2rl.rollout.runner import Outcome, Play, outcomes, plan
 from tau2rl.rollout.workers import GB, Workers
-from tau2rl.types import Attempt, Episode, Status, TaskRef
+from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 pytestmark = pytest.mark.e2e
 TASKS = [TaskRef(domain="mock", task_id=f"task_{i}", split="base") for i in range(12)]
@@ -81,8 +81,8 @@ def opener(folder: Path, *, seconds: float = 0.05, dies_on: str = "") -> Callabl
                 die_once()
             await asyncio.sleep(seconds)
             return Episode(
-                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=f"pid {os.getpid()}",
-                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
+                token_ids=(), turns=(), messages=(), grade=None, db_hashes=(str(os.getpid()), None),
             )  # fmt: skip
 
         yield play
@@ -116,7 +116,7 @@ def test_a_killed_worker_costs_its_episodes_a_try_and_nothing_else(nodes: Nodes,
     assert tries[attempts[9].key] == 2
     # Eight are in flight at most, four of them in the process that died.
     assert sum(t - 1 for t in tries.values()) <= 8
-    assert len({o.episode.termination for o in found}) >= 2  # at least two processes played
+    assert len({o.episode.db_hashes for o in found}) >= 2  # at least two processes played
 
 
 def test_a_lost_node_costs_no_episode(nodes: Nodes, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_ten_nodes_of_which_two_are_lost(nodes: Nodes, tmp_path: Path) -> None:
         play_all(attempts, opener(tmp_path, seconds=0.3), 10, on=lambda done: nodes.lose() if done in (40, 80) else None)
     )
     check_whole(attempts, found)
-    assert len({o.episode.termination for o in found}) >= 10
+    assert len({o.episode.db_hashes for o in found}) >= 10
 
 
 def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_pat
                 kept.append(b"x" * (GB // 2))  # beyond twice the limit, in the middle of an episode that does not end
                 await asyncio.sleep(600)
             return Episode(
-                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=f"pid {os.getpid()}",
-                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
+                token_ids=(), turns=(), messages=(), grade=None, db_hashes=(str(os.getpid()), None),
             )  # fmt: skip
 
         yield play
@@ -170,7 +170,7 @@ def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_pat
 
     found = asyncio.run(leak())
     check_whole(attempts, found)
-    assert len({o.episode.termination for o in found}) >= 4  # the first two were both replaced
+    assert len({o.episode.db_hashes for o in found}) >= 4  # the first two were both replaced
     tries = {o.attempt.key: o.tries for o in found}
     assert tries[big] == 2
     assert sum(t - 1 for t in tries.values()) <= 4  # only the one that ended at once took others with it: those beside it
@@ -193,8 +193,8 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
                 ended.touch()
                 raise
             return Episode(
-                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=how,
-                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
+                token_ids=(), turns=(), messages=(), grade=None, db_hashes=(how, None),
             )  # fmt: skip
 
         yield play
@@ -202,7 +202,7 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
     async def call() -> None:
         (attempt,) = plan(TASKS[:1], num_samples=1, seed=1)
         async with Workers(open_patient, count=1, concurrency=4) as workers:
-            assert (await workers.play(attempt, "as told", 0.0)).termination == "as told"
+            assert (await workers.play(attempt, "as told", 0.0)).db_hashes[0] == "as told"
             with pytest.raises(LookupError, match="a bug of ours"):
                 await workers.play(attempt, "broken", 0.0)
             began.unlink()
@@ -212,7 +212,7 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
             playing.cancel()
             await asyncio.gather(playing, return_exceptions=True)
             assert playing.cancelled() and ended.exists()
-            assert (await workers.play(attempt, "again", 0.0)).termination == "again"
+            assert (await workers.play(attempt, "again", 0.0)).db_hashes[0] == "again"
 
     asyncio.run(call())
 

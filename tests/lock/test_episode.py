@@ -58,7 +58,7 @@ def line(codec: TranscriptCodec, *actions: Any) -> str:
 
 def test_solving_a_task_scores_one() -> None:
     episode = play(SOLVED)
-    assert (episode.status, episode.termination) == (Status.COMPLETED, "user_stop")
+    assert (episode.status, episode.stop_reason) == (Status.COMPLETED, "user_stop")
     assert episode.grade is not None and episode.grade.success and episode.fault is None
 
 
@@ -118,7 +118,7 @@ def test_repairs_are_counted_in_a_row() -> None:
 def test_too_many_malformed_turns_end_as_malformed_with_real_checks() -> None:
     codec = TranscriptCodec()
     episode = play(policy=RawPolicy(line(codec, CREATE_CALL), "{a\n", "{b\n"), codec=codec)
-    assert (episode.status, episode.termination) == (Status.MALFORMED, "malformed")
+    assert (episode.status, episode.stop_reason) == (Status.MALFORMED, "malformed")
     assert episode.grade is not None and episode.grade.reward == 0.0
     assert episode.grade.checks is not None and episode.grade.checks.action == (True,) and episode.grade.checks.db == (True,)
     assert episode.fault is Fault.AGENT
@@ -158,7 +158,7 @@ def test_a_conversation_cut_off_is_truncated_with_reward_zero_and_real_checks(
 ) -> None:
     users = CallTool(name="get_users", arguments={})
     episode = play(((users,), (users,), (users,)), env=mock_env(max_steps=steps), limits=limits)
-    assert (episode.status, episode.termination) == (Status.TRUNCATED, termination)
+    assert (episode.status, episode.stop_reason) == (Status.TRUNCATED, termination)
     assert episode.grade is not None and episode.grade.reward == 0.0
     assert episode.grade.checks is not None and episode.grade.checks.action == (False,)
 
@@ -167,7 +167,7 @@ def test_a_turn_cut_at_its_token_limit_is_truncated_and_not_said() -> None:
     codec = TranscriptCodec()
     policy = RawPolicy(line(codec, Say(text="The task is")), finish=FinishReason.LENGTH)
     episode = play(policy=policy, codec=codec)
-    assert (episode.status, episode.termination) == (Status.TRUNCATED, "length")
+    assert (episode.status, episode.stop_reason) == (Status.TRUNCATED, "length")
     assert episode.token_ids[episode.turns[0].start :] == tuple(line(codec, Say(text="The task is")).encode())
     assert episode.turns[0].actions == ()
     assert episode.messages[-1].role == "user"
@@ -270,11 +270,11 @@ def test_a_grading_that_hangs_does_not_stop_other_episodes(monkeypatch: pytest.M
 
 def test_only_done_ends_a_conversation() -> None:
     episode = play(((Say(text="###STOP###"),), (CREATE_CALL,), (Say(text="Done."),)))
-    assert episode.termination == "user_stop"
+    assert episode.stop_reason == "user_stop"
     assert len(episode.turns) == 3
     cookbook = make_codec(ChatConfig(protocol="cookbook", tokenizer="bytes"))
     ended = play(((CREATE_CALL,), (CallTool(name="done", arguments={}),)), codec=cookbook)
-    assert (ended.termination, ended.grade is not None and ended.grade.success) == ("agent_stop", True)
+    assert (ended.stop_reason, ended.grade is not None and ended.grade.success) == ("agent_stop", True)
 
 
 def test_the_same_attempt_plays_the_same_episode() -> None:
