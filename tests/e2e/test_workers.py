@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 
 from tau2rl.errors import UserError
-from tau2rl.rollout.runner import Outcome, Play, outcomes, plan
-from tau2rl.rollout.workers import GB, Workers
+from tau2rl.rollout.runner import Outcome, PlayAttempt, outcomes, plan
+from tau2rl.rollout.worker_process import GB
+from tau2rl.rollout.workers import Workers
 from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 pytestmark = pytest.mark.e2e
@@ -65,12 +66,12 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 
 def opener(folder: Path, *, seconds: float = 0.05, dies_on: str = "") -> Callable[[], Any]:
-    """What opens a player that notes its process and plays nothing; on `dies_on` the process is killed, the first time."""
+    """What opens a runner that notes its process and plays nothing; on `dies_on` the process is killed, the first time."""
     mark = str(folder / "died")
 
     # Everything that the worker needs is inside: this file is not on its path.
     @asynccontextmanager
-    async def open_player() -> AsyncGenerator[Play]:
+    async def open_runner() -> AsyncGenerator[PlayAttempt]:
         def die_once() -> None:
             if not os.path.exists(mark):
                 open(mark, "w").close()
@@ -87,7 +88,7 @@ def opener(folder: Path, *, seconds: float = 0.05, dies_on: str = "") -> Callabl
 
         yield play
 
-    return open_player
+    return open_runner
 
 
 async def play_all(
@@ -145,7 +146,7 @@ def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_pat
     mark, big = tmp_path / "grew", attempts[-1].key
 
     @asynccontextmanager
-    async def open_leaky() -> AsyncGenerator[Play]:
+    async def open_leaky() -> AsyncGenerator[PlayAttempt]:
         kept: list[bytes] = []
 
         async def play(attempt: Attempt) -> Episode:
@@ -228,7 +229,7 @@ def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_
         asyncio.run(open_three())
 
     @asynccontextmanager
-    async def broken() -> AsyncGenerator[Play]:
+    async def broken() -> AsyncGenerator[PlayAttempt]:
         from tau2rl.errors import UserError
 
         raise UserError("no SGLang server answers", hint="start one")

@@ -24,13 +24,13 @@ import pytest
 
 from tau2rl.chat import make_codec
 from tau2rl.chat.transcript import TranscriptCodec
-from tau2rl.config import ChatConfig
+from tau2rl.config import ChatConfig, LimitsConfig
 from tau2rl.data.encoding import pack
 from tau2rl.env.simulation import Observed, Session
 from tau2rl.env.user_simulator import ScriptedUser
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.episode import Limits, run_episode
+from tau2rl.rollout.episode import run_episode
 from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef, prefix_hash
 from tests.play import CREATE, UPDATE, WIDE, attempt, mock_env, play
 
@@ -147,14 +147,14 @@ def test_a_refused_call_is_an_error_message_and_counted() -> None:
 @pytest.mark.parametrize(
     ("limits", "steps", "termination"),
     [
-        (Limits(max_turns=2, context_tokens=10**6), 100, "turns"),
-        (Limits(context_tokens=10), 100, "context"),
-        (Limits(context_tokens=10**6, episode_timeout_seconds=1e-9), 100, "deadline"),
+        (LimitsConfig(max_turns=2, context_tokens=10**6), 100, "turns"),
+        (LimitsConfig(context_tokens=10), 100, "context"),
+        (LimitsConfig(context_tokens=10**6, episode_timeout_seconds=1e-9), 100, "deadline"),
         (WIDE, 4, "max_steps"),
     ],
 )
 def test_a_conversation_cut_off_is_truncated_with_reward_zero_and_real_checks(
-    limits: Limits, steps: int, termination: str
+    limits: LimitsConfig, steps: int, termination: str
 ) -> None:
     users = CallTool(name="get_users", arguments={})
     episode = play(((users,), (users,), (users,)), env=mock_env(max_steps=steps), limits=limits)
@@ -175,7 +175,7 @@ def test_a_turn_cut_at_its_token_limit_is_truncated_and_not_said() -> None:
 
 def test_solving_the_task_and_being_cut_off_is_still_zero() -> None:
     episode = play(
-        ((CREATE_CALL,), (CallTool(name="get_users", arguments={}),)), limits=Limits(max_turns=2, context_tokens=10**6)
+        ((CREATE_CALL,), (CallTool(name="get_users", arguments={}),)), limits=LimitsConfig(max_turns=2, context_tokens=10**6)
     )
     assert episode.grade is not None and episode.grade.reward == 0.0 and episode.grade.checks is not None
     assert episode.grade.checks.db == (True,)
@@ -183,7 +183,7 @@ def test_solving_the_task_and_being_cut_off_is_still_zero() -> None:
 
 def test_no_thread_outlives_a_cut_off_episode() -> None:
     for _ in range(5):
-        play(SOLVED, limits=Limits(max_turns=1, context_tokens=10**6))
+        play(SOLVED, limits=LimitsConfig(max_turns=1, context_tokens=10**6))
     deadline = time.monotonic() + 10
     while any(t.name.startswith("tau2 ") for t in threading.enumerate()):
         assert time.monotonic() < deadline, "a simulation thread is still alive"
@@ -231,11 +231,11 @@ def test_a_grader_that_raises_is_a_failure_and_not_a_zero() -> None:
 
 
 def test_a_policy_that_fails_leaves_no_evidence() -> None:
-    class Empty:
+    class Aborted:
         async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-            return Completion(token_ids=(), logprobs=None, finish_reason=FinishReason.STOP)
+            raise PolicyFailure("the server aborted the request")
 
-    episode = play(policy=Empty())
+    episode = play(policy=Aborted())
     assert episode.status is Status.FAILED and episode.failure is not None and episode.failure.kind == "PolicyFailure"
 
 
@@ -245,7 +245,7 @@ def test_a_call_that_is_not_answered_in_time_is_the_servers_failure() -> None:
             await asyncio.sleep(0.05)
             raise PolicyFailure("no completion within 0.05 s")
 
-    episode = play(policy=Times(""), limits=Limits(context_tokens=10**6, episode_timeout_seconds=0.01))
+    episode = play(policy=Times(""), limits=LimitsConfig(context_tokens=10**6, episode_timeout_seconds=0.01))
     assert (episode.status, episode.grade) == (Status.FAILED, None)
     assert episode.fault is Fault.INFRA
 

@@ -24,7 +24,7 @@ import pytest
 
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.http import Unavailable
+from tau2rl.policy.errors import Unavailable
 from tau2rl.report.cost import Costs, Load, Start, account as account_of, bound
 from tau2rl.report.tables import cost_words
 from tau2rl.runs.folder import RunFolder
