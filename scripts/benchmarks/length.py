@@ -2,7 +2,7 @@
 
 CPU microseconds of a turn (a mean over 20 turns, the median of nine episodes) at 50, 100 and 200 turns, and their ratio, for
 
-- `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the customers of `env/user_simulator.py`
+- `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the users of `env/user_simulator.py`
   on a model that answers at once
 - `loop`: `rollout/episode.py` around it, with a policy that answers at once
 - `server`: the same with an SGLang stub in another process, to which the whole prompt is sent every turn
@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.chat import make_codec
-from tau2rl.config import ChatConfig, PolicyConfig, UserConfig
+from tau2rl.config import ChatConfig, LimitsConfig, PolicyConfig, UserConfig
 from tau2rl.env.domain import domain
 from tau2rl.env.simulation import Session
 from tau2rl.env.tau2_env import EnvLimits, Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.rollout.episode import Limits, run_episode
+from tau2rl.rollout.episode import run_episode
 from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Policy, Say, TaskRef
 
 from tau2.data_model.message import AssistantMessage, UserMessage  # isort: skip
@@ -65,7 +65,7 @@ with SGLangStub(answer=answer, context=10**9) as server:
 
 
 class Patient(DummyUser):
-    """A customer with one sentence."""
+    """A user with one sentence."""
 
     usage = None
 
@@ -104,18 +104,18 @@ class Instant:
 
 
 def patient(_: Session) -> DummyUser:
-    """The customer of most lines."""
+    """The user of most lines."""
     return Patient()
 
 
 def llm_user(session: Session) -> Any:
-    """The LLM customer, whose model answers at once: tau2's function that calls litellm is the edge that is replaced."""
+    """The LLM user, whose model answers at once: tau2's function that calls litellm is the edge that is replaced."""
     user_simulator.generate = lambda **_: AssistantMessage(role="assistant", content="Please go on.", cost=0.0)
     return make_user(UserConfig(kind="llm", model="openai/none", api_base="http://127.0.0.1:9"), seed=0)(session)
 
 
 def scripted_user(session: Session) -> Any:
-    """The scripted customer, who would leave for boredom."""
+    """The scripted user, who would leave for boredom."""
     return make_user(UserConfig(kind="scripted", max_stalled_turns=10**6), seed=0)(session)
 
 
@@ -140,7 +140,7 @@ async def loop(ref: TaskRef, turns: int, codec: Any, policy: Policy) -> Clocked:
     """One episode of the loop."""
     clocked = Clocked(policy)
     attempt = Attempt(task=ref, index=0, seed=0)
-    limits = Limits(max_turns=turns, context_tokens=10**9)
+    limits = LimitsConfig(max_turns=turns, context_tokens=10**9)
     await run_episode(attempt, env=environment(ref, patient), policy=clocked, codec=codec, limits=limits)
     return clocked
 

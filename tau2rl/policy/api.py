@@ -177,10 +177,10 @@ class LiteLLM:
         except Exception as error:  # noqa: BLE001
             raise self._failure(error) from None
         payload: dict[str, Any] = response.model_dump(exclude_none=True)
-        for choice in payload.get("choices") or ():
-            own = choice.get("message", {}).get("provider_specific_fields") or {}
-            if not any(own.values()):  # litellm's own, which not every provider takes back
-                choice.get("message", {}).pop("provider_specific_fields", None)
+        for choice in payload["choices"]:
+            own: dict[str, Any] = choice["message"].get("provider_specific_fields", {})
+            if not any(own.values()):  # litellm's, with nothing in it, and not every provider takes it back
+                choice["message"].pop("provider_specific_fields", None)
         cost = getattr(response, "_hidden_params", {}).get("response_cost")  # None: not on litellm's price list
         payload["usage"] = {**(payload.get("usage") or {}), "cost": cost}
         return payload

@@ -20,15 +20,15 @@ from tau2rl.policy.errors import RateLimited, Unavailable
 from tau2rl.types import Completion
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
-FIRST_INTERVAL_SECONDS = 0.1  # between two calls, after the first refusal; doubled at each later one
-RECOVERY = 0.95  # of the interval, at each answer
+FIRST_INTERVAL_SECONDS = 0.05  # between two calls, after the first refusal
+BACKOFF, RECOVERY = 1.5, 0.98  # of the interval: at each later refusal, and at each answer
 UNLIMITED_SECONDS = 0.01  # an interval below this is none
 
 log = logging.getLogger(__name__)
 
 
 class Throttle:
-    """How often a server may be asked, as its refusals tell: the interval between two calls doubles, and shrinks with answers.
+    """How often a server may be asked: the interval between two calls grows with its refusals, and shrinks with its answers.
 
         waited = await throttle.wait()
         sent_at = time.monotonic()
@@ -79,7 +79,7 @@ class Throttle:
             asks = f" and asks for {retry_after:g} s" if retry_after else ""
             log.warning("`%s` limits its rate%s: calls wait for each other", self._server, asks)
         if not self._interval or not self._pauses:
-            self._interval = max(2 * self._interval, FIRST_INTERVAL_SECONDS)
+            self._interval = max(BACKOFF * self._interval, FIRST_INTERVAL_SECONDS)
         self._next = now + (retry_after or 0.0) + pause_seconds(self._pauses)
         self._pauses += 1
         self._cut_at = now

@@ -1,6 +1,7 @@
 """Many episodes at once.
 
-- never more in flight than asked for, or than adaptive concurrency permits; new permits begin episodes at once, and each attempt exactly once
+- never more in flight than asked for, or than adaptive concurrency permits, and each attempt exactly once
+- new permits begin episodes at once: none has to end for that
 - whoever takes outcomes slowly stops new episodes: no more than were asked for have begun and are not taken
 - a FAILED episode is played again in a fresh environment, so often and not more; a task that cannot be played is not retried
 - leaving the iteration cancels what is in flight
@@ -106,7 +107,9 @@ def test_who_takes_outcomes_slowly_stops_new_episodes() -> None:
 
 def test_no_more_in_flight_than_are_permitted() -> None:
     now, seen = 0, list[tuple[int, int]]()
-    control = AdaptiveConcurrency(8, overloaded=lambda episode: episode.failure is not None and "overloaded" in episode.failure.message)
+    control = AdaptiveConcurrency(
+        8, overloaded=lambda episode: episode.failure is not None and "overloaded" in episode.failure.message
+    )
 
     async def busy(attempt: Attempt) -> Episode:
         nonlocal now
@@ -149,7 +152,9 @@ def test_new_permits_begin_episodes_at_once() -> None:
     async def main() -> None:
         polling = asyncio.create_task(poll())
         attempts = plan([CREATE], num_samples=60, seed=3)
-        async with aclosing(outcomes(attempts, play=until_there_are_twenty, concurrency=40, retries=0, control=control)) as episodes:
+        async with aclosing(
+            outcomes(attempts, play=until_there_are_twenty, concurrency=40, retries=0, control=control)
+        ) as episodes:
             assert len([o async for o in episodes]) == 60
         await polling
 

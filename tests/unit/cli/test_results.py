@@ -28,7 +28,14 @@ def record(task: str, *, solved: bool) -> EpisodeRecord:
     ref = TaskRef(domain="mock", task_id=task, split="base")
     grade = Grade(reward=float(solved), checks=Checks(db=(solved,)), reward_basis=("DB",))
     episode = Episode(
-        task=ref, seed=1, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP, token_ids=(), turns=(), messages=(), grade=grade
+        task=ref,
+        seed=1,
+        status=Status.COMPLETED,
+        stop_reason=StopReason.USER_STOP,
+        token_ids=(),
+        turns=(),
+        messages=(),
+        grade=grade,
     )
     return EpisodeRecord(schema=1, run="r", attempt=Attempt(task=ref, index=0, seed=1), tries=1, episode=episode, score=None)
 

@@ -114,7 +114,9 @@ def test_what_is_no_json_is_a_policy_failure(body: bytes) -> None:
     "body", [{"error": {"message": "too long"}}, {"detail": "too long"}, {"message": "too long"}, {"error": "too long"}]
 )
 def test_the_servers_own_words_are_found_in_every_error_layout(body: object) -> None:
-    assert str(failure_of(400, json.dumps(body).encode(), server="http://s", busy=())) == "the server answered HTTP 400: `too long`"
+    assert (
+        str(failure_of(400, json.dumps(body).encode(), server="http://s", busy=())) == "the server answered HTTP 400: `too long`"
+    )
 
 
 def test_shorten_ends_long_text_with_an_ellipsis() -> None:

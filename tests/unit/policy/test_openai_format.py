@@ -208,17 +208,14 @@ def test_what_the_provider_sent_goes_back_as_it_came_where_it_stood() -> None:
     codec, own = TranscriptCodec(), OwnMessages(sessions=2)
     raw = answer("Wait.", ("get_user", '{"id":"u1"}')) | {"reasoning_content": "I think.", "refusal": None, "annotations": []}
     raw["tool_calls"][0] |= {"id": "Ab3dE6gH9", "extra_content": {"google": {"thought_signature": "abc"}}}
-    prompt = codec.open(Opening(policy="", messages=(Message(role="assistant", content="Hi!"), Message(role="user")), tools=TOOLS))
+    prompt = codec.open(
+        Opening(policy="", messages=(Message(role="assistant", content="Hi!"), Message(role="user")), tools=TOOLS)
+    )
     line = line_of(raw)
     own.add("a", prompt, line, raw)
     after = codec.extend(prompt, line, [Message(role="tool", content="found")])
     call, result = to_openai(read(after), own.of("a", after))[3:]
-    assert call == {
-        "role": "assistant",
-        "content": "Wait.",
-        "reasoning_content": "I think.",
-        "tool_calls": raw["tool_calls"],
-    }
+    assert call == {"role": "assistant", "content": "Wait.", "reasoning_content": "I think.", "tool_calls": raw["tool_calls"]}
     assert result["tool_call_id"] == "Ab3dE6gH9"
     assert own.of("b", after) == {}  # another episode
     other = codec.extend(prompt, codec.write((Say(text="Hm."),)), [Message(role="user", content="?")])

@@ -207,7 +207,8 @@ def test_whoever_waits_for_permits_hears_of_them_and_of_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "counts"), [("503", True), ("429", True), ("dead", True), ("hang", True), ("disconnect", True), ("400", False), ("abort", False)]
+    ("mode", "counts"),
+    [("503", True), ("429", True), ("dead", True), ("hang", True), ("disconnect", True), ("400", False), ("abort", False)],
 )
 def test_which_failures_are_those_of_a_server_with_too_much_to_do(mode: str, counts: bool) -> None:
     with SGLangStub(mode=mode) as server:
