@@ -2,7 +2,7 @@
 
 - every attempt has exactly one outcome, and the work is spread over the nodes
 - a worker that is killed costs its episodes a try each and nothing else; another takes its place
-- a node that is lost costs no episode and doubles none
+- a node that is lost costs no episode and doubles none; where no worker is left and none comes back, the run ends and says so
 - a worker that leaks is replaced: nothing is lost, doubled or played again; one that grows too fast to wait for ends at once
 - an episode that is called off has ended in its worker; what a call says reaches the player; a bug there keeps its name
 - a player that cannot be opened, and a cluster with too few cores, are told as a person's mistake
@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.rollout.runner import Outcome, PlayAttempt, outcomes, plan
 from tau2rl.rollout.worker_process import GB
 from tau2rl.rollout.workers import Workers
@@ -218,6 +218,24 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
     asyncio.run(call())
 
 
+def test_a_run_whose_workers_are_all_gone_ends_with_a_word(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(1)
+    attempts = plan(TASKS, num_samples=4, seed=1)
+
+    async def lose_all() -> list[Outcome]:
+        found: list[Outcome] = []
+        async with Workers(opener(tmp_path), count=1, concurrency=4, revive_timeout_seconds=3.0) as workers:
+            playing = outcomes(attempts, play=workers.play, concurrency=4, retries=3, retry_pause_seconds=0.1)
+            async for outcome in playing:
+                found.append(outcome)
+                if len(found) == 8:
+                    await asyncio.to_thread(nodes.lose)
+        return found
+
+    with pytest.raises(RunIncomplete, match=r"all 1 workers are gone, and none came back within 3 s"):
+        asyncio.run(asyncio.wait_for(lose_all(), 120))
+
+
 def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(1)
 
@@ -230,7 +248,7 @@ def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_
 
     @asynccontextmanager
     async def broken() -> AsyncGenerator[PlayAttempt]:
-        from tau2rl.errors import UserError
+        from tau2rl.errors import RunIncomplete, UserError
 
         raise UserError("no SGLang server answers", hint="start one")
         yield  # pragma: no cover
