@@ -94,7 +94,9 @@ def plain_warnings() -> Generator[None]:
 
 
 def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> str:
-    """Where a run stands, in a line. `first` is the first event of this start: what a resumed run had already took no time.
+    """Where a run stands, in a line.
+
+    What a resumed run had already took no time: it is `event.before`, or else what the first event of this start had.
 
     >>> progress_words(ProgressEvent(done=20, total=100, successes=9, valid=18, failed=2, tokens=3000, seconds=30.0))
     '20/100 episodes, success 0.500 (9/18), 2 failed, 100 tokens/s, 2:00 left'
@@ -107,7 +109,7 @@ def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> 
         words.append(f"{event.failed} failed")
     if event.tokens and event.seconds > 0:
         words.append(f"{event.tokens / event.seconds:.0f} tokens/s")
-    ended = event.done - (first.done if first else 0)
+    ended = event.done - (event.before if event.before is not None else first.done if first else 0)
     if event.total is not None and ended > 0 and event.done < event.total:
         words.append(f"{clock(event.seconds * (event.total - event.done) / ended)} left")
     return ", ".join(words) + (f" ({event.note})" if event.note else "")

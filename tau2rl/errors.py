@@ -56,6 +56,10 @@ class PolicyFailure(EpisodeFailure):
     """The policy server did not answer, refused, aborted, or sent something that is not a completion."""
 
 
+class ContextExceeded(PolicyFailure):
+    """The conversation is longer than the context of the model that answers. The loop cuts it off there: TRUNCATED."""
+
+
 class MalformedTurn(Exception):
     """What the model sampled is not a turn of the configured protocol.
 

@@ -92,7 +92,8 @@ def collect_rarely() -> None:
 def api_key(model: str, api_base: str | None, variable: str | None) -> str | None:
     """The key for a litellm model; None leaves the choice to litellm, which looks for the provider's usual variable.
 
-    `variable` is the setting that names the variable of the key. Raises UserError when that variable is not set.
+    `variable` is the setting that names the variable of the key. Raises UserError when that variable is not set. A provider's
+    key goes to the provider's own address only: with `api_base` no key is sent but the one that is named.
     """
     if variable:
         key = secret(variable)
@@ -100,8 +101,7 @@ def api_key(model: str, api_base: str | None, variable: str | None) -> str | Non
             raise UserError(f"`{variable}` is not set", hint="`api_key_env` names the variable that holds the API key")
         return key
     load_secrets()
-    # A server of one's own takes any key; the one for OpenAI must not go there.
-    return NO_KEY if api_base and model.startswith("openai/") else None
+    return NO_KEY if api_base else None
 
 
 def uses_proxy(url: str) -> bool:

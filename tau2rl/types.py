@@ -38,6 +38,28 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+class StopReason(StrEnum):
+    """What ended a conversation: tau2's own words (its `TerminationReason`), then ours."""
+
+    USER_STOP = "user_stop"
+    AGENT_STOP = "agent_stop"
+    JUDGE_STOP = "judge_stop"
+    MAX_STEPS = "max_steps"
+    TIMEOUT = "timeout"
+    TOO_MANY_ERRORS = "too_many_errors"
+    AGENT_ERROR = "agent_error"
+    USER_ERROR = "user_error"
+    INFRASTRUCTURE_ERROR = "infrastructure_error"
+    UNEXPECTED_ERROR = "unexpected_error"
+
+    TURNS = "turns"  # `limits.max_turns`
+    CONTEXT = "context"  # `limits.context_tokens`, or the context of the model behind an API
+    LENGTH = "length"  # a turn reached its token limit
+    DEADLINE = "deadline"  # `limits.episode_timeout_seconds`
+    MALFORMED = "malformed"  # too many malformed turns in a row
+    FAILED = "failed"  # an infrastructure failure
+
+
 class MalformedKind(StrEnum):
     """The named ways in which a sampled turn fails to be one."""
 
@@ -162,7 +184,7 @@ class Reply:
     messages: tuple[Message, ...]
     done: bool = False
     grade: Grade | None = None  # only when done
-    termination: str = ""  # tau2's word, only when done: "user_stop", "agent_stop", "max_steps", "too_many_errors"
+    stop_reason: StopReason | None = None  # tau2's, only when done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +214,7 @@ class Completion:
     logprobs: tuple[float, ...] | None  # [num_sampled], of the sampling distribution; None = the server gives none
     finish_reason: FinishReason
     usage: Usage = field(default_factory=Usage)
+    throttled_seconds: float = 0.0  # how long the call was held back, because the server limits its rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +229,7 @@ class Turn:
     actions: Actions  # () when the turn was malformed
     malformed: MalformedKind | None = None
     seconds: float = 0.0  # wall time of the policy call
+    throttled_seconds: float = 0.0  # of it, held back because the server limits its rate
     env_seconds: float = 0.0  # wall time until the environment (tool or user) had answered
     usage: Usage = field(default_factory=Usage)
 
@@ -235,7 +259,7 @@ class Episode:
     task: TaskRef
     seed: int
     status: Status
-    termination: str  # tau2's word, or ours: "turns", "context", "length", "deadline", "malformed", "failed"
+    stop_reason: StopReason = field(metadata={"alias": "termination"})  # the alias is its key in a record
     token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion
     turns: tuple[Turn, ...]
     messages: tuple[Message, ...]  # without the system message

@@ -11,12 +11,12 @@ from tau2rl.config import LimitsConfig, UserConfig
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.episode import Limits, run_episode
+from tau2rl.rollout.episode import run_episode
 from tau2rl.types import Actions, Attempt, ChatCodec, Episode, Policy, TaskRef
 
 CREATE = TaskRef(domain="mock", task_id="create_task_1", split="base")
 UPDATE = TaskRef(domain="mock", task_id="update_task_1", split="base")
-WIDE = Limits(context_tokens=1_000_000)  # transcript prompts are bytes
+WIDE = LimitsConfig(context_tokens=1_000_000)  # transcript prompts are bytes
 
 
 def attempt(ref: TaskRef = CREATE, *, seed: int = 7, index: int = 0) -> Attempt:
@@ -36,7 +36,7 @@ def play(
     env: Tau2Env | None = None,
     policy: Policy | None = None,
     codec: ChatCodec | None = None,
-    limits: Limits = WIDE,
+    limits: LimitsConfig = WIDE,
 ) -> Episode:
     """One episode on its own event loop."""
     codec = codec or TranscriptCodec()

@@ -34,7 +34,7 @@ from tau2rl.env.simulation import Simulation
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.rollout.episode import Limits, run_episode
+from tau2rl.rollout.episode import run_episode
 from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Policy, Say, TaskRef
 
 from tau2.data_model.message import UserMessage
@@ -66,7 +66,7 @@ with SGLangStub(answer=answer, context=10**9) as server:
 
 
 class Patient(DummyUser):
-    """A customer with one sentence."""
+    """A user with one sentence."""
 
     usage = None
 
@@ -141,7 +141,7 @@ async def loop(ref: TaskRef, turns: int, codec: Any, policy: Policy) -> Clocked:
     """One episode of the loop."""
     clocked = Clocked(policy)
     attempt = Attempt(task=ref, index=0, seed=0)
-    limits = Limits(max_turns=turns, context_tokens=10**9)
+    limits = LimitsConfig(max_turns=turns, context_tokens=10**9)
     await run_episode(attempt, env=environment(ref, patient), policy=clocked, codec=codec, limits=limits)
     return clocked
 

@@ -39,8 +39,8 @@ from tau2rl.env.gold import gold_script
 from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import make_env
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollout.players import record_of
-from tau2rl.rollout.runner import Play, outcomes, plan
+from tau2rl.rollout.attempt import record_of
+from tau2rl.rollout.runner import PlayAttempt, outcomes, plan
 from tau2rl.rollout.workers import Workers
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode, Status
@@ -51,16 +51,16 @@ SAMPLE = 10  # every so many-th task is played alone
 
 # What a worker needs is inside: this file is not on its path.
 @asynccontextmanager
-async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
-    """A player as a run has it, with a user who takes its time."""
+async def open_runner(config: Any, latency: float) -> AsyncGenerator[Any]:
+    """An episode runner as a run has it, with a user who takes its time."""
     import time
 
     from tau2rl.chat import make_codec
     from tau2rl.env.tau2_env import Tau2Env
     from tau2rl.env.user_simulator import make_user
     from tau2rl.recipes.agents import open_agent
-    from tau2rl.rollout.players import episode_limits
-    from tau2rl.rollout.runner import player
+    from tau2rl.rollout.attempt import episode_limits
+    from tau2rl.rollout.runner import play_with
 
     def user(simulation: Any) -> Any:
         made = make_user(config.user, seed=0)(simulation)
@@ -76,7 +76,7 @@ async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
     await environments(config)
     codec = make_codec(config.chat)
     async with open_agent(config, codec) as policies:
-        yield player(
+        yield play_with(
             make_env=lambda attempt: Tau2Env(attempt.task, make_user=user),
             make_policy=policies,
             codec=codec,
@@ -85,7 +85,7 @@ async def open_player(config: Any, latency: float) -> AsyncGenerator[Any]:
 
 
 async def collect(
-    config: EvalConfig, attempts: list[Attempt], play: Play, concurrency: int
+    config: EvalConfig, attempts: list[Attempt], play: PlayAttempt, concurrency: int
 ) -> tuple[list[Episode], float, float]:
     """Play, grade, score and write: the episodes, wall seconds, CPU seconds of this process."""
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
@@ -122,7 +122,7 @@ def make_tokenizer(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def waits(episode: Episode) -> int:
-    """How often an episode waited: its turns, and the user's messages."""
+    """How often an episode waited: its turns, and the user simulator's messages."""
     return len(episode.turns) + sum(message["role"] == "user" for message in episode.trajectory)
 
 
@@ -142,9 +142,9 @@ async def environments(config: EvalConfig) -> float:
 async def with_workers(config: EvalConfig, attempts: list[Attempt], count: int, concurrency: int, latency: float) -> Any:
     """`collect` with so many processes that play; 0: in this one."""
     if not count:
-        async with open_player(config, latency) as play:
+        async with open_runner(config, latency) as play:
             return await collect(config, attempts, play, concurrency)
-    opening = functools.partial(open_player, config, latency)
+    opening = functools.partial(open_runner, config, latency)
     async with Workers(opening, count=count, concurrency=concurrency) as workers:
         return await collect(config, attempts, workers.play, concurrency)
 

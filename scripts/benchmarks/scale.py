@@ -3,11 +3,11 @@
     python scripts/benchmarks/scale.py [--episodes 1000000] [--nodes 100] [--turns 15] [--policy-turns 20] [--user-messages 20]
 
 Measured here, as CPU time of one process: to take an episode from a Ray worker (`message`), to score, encode and append its
-record (`record`), to keep so many episodes in flight (`in flight`), and to play an episode (`play`: environment, customer,
+record (`record`), to keep so many episodes in flight (`in flight`), and to play an episode (`play`: environment, user,
 tokens; without HTTP). The writer also pauses (`collect.start_pause`) before it starts an episode. Assumed: latencies, lengths of
 episodes and what a GPU serves; each is an option. Simulated, in its own time and with a seed: a fixed number of episodes in
-flight; each waits for its turns, then takes its share of the workers, the policy servers, the customer's servers and the one
-process that writes, first come first served. `drivers` are runs side by side, each with its own writer. Nothing of this ever
+flight; each waits for its turns, then takes its share of the workers, the policy servers, the user's servers and the one process
+that writes, first come first served. `drivers` are runs side by side, each with its own writer. Nothing of this ever
 ran on more than one machine.
 """
 
@@ -40,8 +40,8 @@ from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import make_env
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollout.players import episode_limits, record_of
-from tau2rl.rollout.runner import Outcome, Play, outcomes, plan, player, start_pause
+from tau2rl.rollout.attempt import episode_limits, record_of
+from tau2rl.rollout.runner import Outcome, PlayAttempt, outcomes, plan, play_with, start_pause
 from tau2rl.rollout.workers import Workers
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode
@@ -54,7 +54,7 @@ SCENARIOS = ((2_000, 1), (20_000, 1), (20_000, 10), (20_000, 100), (60_000, 100)
 # What a worker needs is inside: this file is not on its path.
 @asynccontextmanager
 async def open_echo(episode: Any, seconds: float) -> AsyncGenerator[Any]:
-    """A player that answers every attempt with one episode."""
+    """An episode runner that answers every attempt with one episode."""
     import asyncio
 
     async def play(attempt: Any) -> Any:
@@ -64,7 +64,7 @@ async def open_echo(episode: Any, seconds: float) -> AsyncGenerator[Any]:
     yield play
 
 
-async def drain(attempts: list[Attempt], play: Play, concurrency: int) -> float:
+async def drain(attempts: list[Attempt], play: PlayAttempt, concurrency: int) -> float:
     """CPU seconds of this process for each outcome."""
     began = time.process_time()
     async for _ in outcomes(attempts, play=play, concurrency=concurrency, retries=0):
@@ -72,7 +72,7 @@ async def drain(attempts: list[Attempt], play: Play, concurrency: int) -> float:
     return (time.process_time() - began) / len(attempts)
 
 
-async def per_episode(play: Play, attempts: list[Attempt]) -> tuple[list[Outcome], float]:
+async def per_episode(play: PlayAttempt, attempts: list[Attempt]) -> tuple[list[Outcome], float]:
     """Every attempt, one at a time, and the CPU seconds of each."""
     began = time.process_time()
     played = [Outcome(attempt=attempt, episode=await play(attempt)) for attempt in attempts]
@@ -106,7 +106,7 @@ async def measure(folder: Path) -> dict[str, float]:
     settings = [f"chat.tokenizer={tokenizer}", "user.kind=scripted", "policy.kind=gold", "limits.context_tokens=1000000"]
     config = load(EvalConfig, None, settings)
     codec, tasks = make_codec(config.chat), select(config.tasks)
-    play = player(
+    play = play_with(
         make_env=lambda attempt: make_env(attempt, user=config.user, limits=config.limits),
         make_policy=lambda attempt: ScriptedPolicy(gold_script(attempt.task), codec),
         codec=codec,
@@ -178,7 +178,7 @@ def row(in_flight: int, drivers: int, measured: dict[str, float], a: argparse.Na
     services = {
         "workers": measured["play"] / (a.nodes * a.workers),
         "policy": a.turns / (a.nodes * a.policy_gpus * a.policy_turns),
-        "customer": a.turns / 2 / (a.nodes * a.user_gpus * a.user_messages),
+        "user": a.turns / 2 / (a.nodes * a.user_gpus * a.user_messages),
         "drivers": writing / drivers,
     }
     seconds, busy = simulate(in_flight, services, a)
@@ -199,9 +199,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1_000_000)
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--workers", type=int, default=16, help="of a node: processes that play")
-    parser.add_argument("--turns", type=float, default=15, help="of an episode; every second one is answered by the customer")
+    parser.add_argument("--turns", type=float, default=15, help="of an episode; every second one is answered by the user")
     parser.add_argument("--policy-seconds", type=float, default=2.0, help="of a turn, when the server has room")
-    parser.add_argument("--user-seconds", type=float, default=2.0, help="of a message of the customer")
+    parser.add_argument("--user-seconds", type=float, default=2.0, help="of a message of the user")
     parser.add_argument("--policy-gpus", type=int, default=4, help="of a node")
     parser.add_argument("--user-gpus", type=int, default=4, help="of a node")
     parser.add_argument("--policy-turns", type=float, default=20, help="turns a second that a GPU serves")
@@ -213,7 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         measured = a.measured or asyncio.run(measure(Path(folder)))
     print("measured: " + json.dumps({name: round(value, 6) for name, value in measured.items()}))
-    rows = [["in flight", "drivers", "episodes/s", "hours", "workers", "policy", "customer", "drivers busy", "bound by"]]
+    rows = [["in flight", "drivers", "episodes/s", "hours", "workers", "policy", "user", "drivers busy", "bound by"]]
     rows += [row(*scenario, measured, a) for scenario in SCENARIOS]
     print("\n".join("| " + " | ".join(cells) + " |" for cells in [rows[0], ["---"] * len(rows[0]), *rows[1:]]))
 

@@ -7,7 +7,7 @@ task's reference path, times something that only the task has and nobody knows (
 sigma 0.4). All runs sleep side by side. The bound is the longest episode, or all of them divided by the number in flight.
 `known before` sorts by what the episodes will really take: what is left there no order can remove.
 
-In flight: episodes of ten turns, each followed by a customer who takes 60 ms, against a server in a process of its own. It works
+In flight: episodes of ten turns, each followed by a user who takes 60 ms, against a server in a process of its own. It works
 on 16 turns at once, others wait in its queue; a turn takes 40 ms, and 0.1 ms for each token of its prompt that is not in the
 cache. The cache holds the contexts of about 48 episodes in the mean, the oldest make room. So it is full with 40 episodes,
 and with many more than 48 it computes contexts again and again. The adaptive runs know none of this, but may look at
@@ -31,19 +31,19 @@ from typing import Any
 
 from tau2rl.config import PolicyConfig, TasksConfig
 from tau2rl.env.tasks import select
-from tau2rl.policy.load import LoadReader
 from tau2rl.policy.sglang import SGLangPolicy
+from tau2rl.policy.sglang_load import LoadReader
 from tau2rl.recipes.play import reference_length
-from tau2rl.rollout.concurrency import START, Pace
-from tau2rl.rollout.runner import Play, outcomes, plan
+from tau2rl.rollout.concurrency import START, AdaptiveConcurrency
+from tau2rl.rollout.runner import PlayAttempt, outcomes, plan
 from tau2rl.rollout.scheduling import Estimate, longest_first
-from tau2rl.types import Attempt, Episode, Status, TaskRef
+from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 0.1  # of a reference action, in the first part
-PLACES, POOL, TURN, TOKEN, CUSTOMER = 16, 16_000, 0.04, 0.0001, 0.06  # of the server, in the second part
+PLACES, POOL, TURN, TOKEN, USER_SECONDS = 16, 16_000, 0.04, 0.0001, 0.06  # of the server, in the second part
 TURNS, OPENING, GROWTH = 10, 100, 50  # of its episodes; tokens
-LOOK = 0.05
+POLL = 0.05
 FIXED = (16, 32, 40, 48, 64, 128, 512)
 CEILING, STARTS = 512, (8, START, 128)  # of the adaptive runs: a run of `tau2rl` begins with 32 for each engine
 
@@ -51,12 +51,12 @@ CEILING, STARTS = 512, (8, START, 128)  # of the adaptive runs: a run of `tau2rl
 def ended(attempt: Attempt, seconds: float) -> Episode:
     """An episode of which only its time matters."""
     return Episode(
-        task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination="user_stop", token_ids=(), turns=(),
+        task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP, token_ids=(), turns=(),
         messages=(), grade=None, seconds=seconds,
     )  # fmt: skip
 
 
-async def drain(attempts: Iterable[Attempt], play: Play, concurrency: int, **options: Any) -> float:
+async def drain(attempts: Iterable[Attempt], play: PlayAttempt, concurrency: int, **options: Any) -> float:
     """Wall seconds of all attempts; `learn` gets every episode."""
     learn = options.pop("learn", lambda attempt, episode: None)
     began = time.perf_counter()
@@ -110,23 +110,23 @@ async def compare_orders(seeds: int) -> list[list[str]]:
 
 
 @asynccontextmanager
-async def paced(url: str, start: int) -> AsyncGenerator[Pace]:
-    """The pace of a run, with looks as fast as these episodes."""
-    async with LoadReader([url]) as reader:
-        pace = Pace(CEILING, start=start)
+async def adaptive(url: str, start: int) -> AsyncGenerator[AdaptiveConcurrency]:
+    """The adaptive concurrency of a run, with polls as fast as these episodes."""
+    async with LoadReader(url) as reader:
+        control = AdaptiveConcurrency(CEILING, start=start)
 
-        async def look() -> None:
+        async def poll() -> None:
             while True:
-                pace.look(await reader.read())
-                await asyncio.sleep(LOOK)
+                control.poll(await reader.read())
+                await asyncio.sleep(POLL)
 
-        looking = asyncio.create_task(look())
+        polling = asyncio.create_task(poll())
         try:
-            yield pace
+            yield control
         finally:
-            looking.cancel()
+            polling.cancel()
             with suppress(asyncio.CancelledError):
-                await looking
+                await polling
 
 
 async def compare_numbers(url: str, episodes: int) -> list[list[str]]:
@@ -143,7 +143,7 @@ async def compare_numbers(url: str, episodes: int) -> list[list[str]]:
             for turn in range(TURNS):
                 await policy.complete(ids, seed=turn, session=f"{runs}/{attempt.key}", max_tokens=8)
                 ids = [1] * (len(ids) + GROWTH)
-                await asyncio.sleep(CUSTOMER)
+                await asyncio.sleep(USER_SECONDS)
             return ended(attempt, time.perf_counter() - began)
 
         for number in FIXED:
@@ -152,11 +152,11 @@ async def compare_numbers(url: str, episodes: int) -> list[list[str]]:
             print(f"{number} in flight: {results[-1][1]:.1f} s", file=sys.stderr)
         for start in STARTS:
             runs += 1
-            async with paced(url, start) as pace:
-                wall = await drain(attempts, talk, CEILING, pace=pace)
-            far = f"{pace.most} at most, lowered {pace.falls} times, {pace.limit} at the end"
+            async with adaptive(url, start) as control:
+                wall = await drain(attempts, talk, CEILING, control=control)
+            far = f"{control.peak} at most, cut {control.cuts} times, {control.limit} at the end"
             results.append((f"adaptive from {start}, ceiling {CEILING}", wall, far))
-            print(f"{pace}; {wall:.1f} s", file=sys.stderr)
+            print(f"{control}; {wall:.1f} s", file=sys.stderr)
     best = min(wall for _, wall, _ in results[: len(FIXED)])
     rows = [["in flight", "wall s", "episodes/s", "against the best fixed", "how far it went"]]
     return rows + [[name, f"{wall:.1f}", f"{episodes / wall:.1f}", f"{wall / best:.2f}x", far] for name, wall, far in results]

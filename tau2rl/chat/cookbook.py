@@ -183,6 +183,11 @@ class CookbookCodec:
         prove(self._chat, PLAIN)
 
     @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer are below it."""
+        return self._chat.tokenizer.vocab_size
+
+    @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The template's end-of-turn token first, then the checkpoint's other ends."""
         return self._chat.stop_token_ids

@@ -50,6 +50,11 @@ class NativeCodec:
         prove(self._chat, TOOL_USE)
 
     @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer are below it."""
+        return self._chat.tokenizer.vocab_size
+
+    @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The template's end-of-turn token first, then the checkpoint's other ends."""
         return self._chat.stop_token_ids

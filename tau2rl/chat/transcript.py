@@ -23,6 +23,7 @@ class TranscriptCodec:
 
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = (NEWLINE,)
+    vocab_size = 256  # bytes
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn."""

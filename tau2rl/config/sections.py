@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
-from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field
 
 from tau2rl.config.base import DomainName, Section, Url, VariableName
 
@@ -77,45 +77,20 @@ class PolicyConfig(Section):
     checkpoint: Path | None = None
     """`local`: the directory of the checkpoint (`outputs/sft/default/checkpoints/final`); its tokenizer is in it."""
     url: Url = "http://127.0.0.1:30000"
-    """`sglang`: base URL of the server or router; of several servers of one model, separated by commas."""
+    """`sglang`: base URL of the server, or of the router in front of several."""
     model: str | None = None
     """`api`: litellm model name."""
     api_base: Url | None = None
     """`api`: base URL of an OpenAI-compatible server; default: the provider's own."""
     api_key_env: VariableName | None = None
-    """`api`: name of the environment variable that holds the key; default: what litellm looks for."""
+    """`api`: name of the environment variable that holds the key; default: what litellm looks for, none with `api_base`."""
+    omit: tuple[Literal["temperature", "top_p", "max_tokens", "seed"], ...] = ()
+    """`api`: fields of a request that the server refuses, and that are left out: `[seed]`."""
     sampling: SamplingConfig = SamplingConfig()
     timeout_seconds: float = Field(default=300.0, gt=0)
     """Deadline of one policy call."""
     retries: int = Field(default=3, ge=0)
-    """Tries again after an overloaded or unreachable server; of several, each is tried so often."""
-    hedge_seconds: float | None = Field(default=None, gt=0)
-    """`sglang`, `eval` only: a question that has no answer after so long is put to a second server too, and the first answer is
-    taken. Of two answers the shorter comes first, so results lean to short turns, unless the servers are deterministic."""
-
-    @field_validator("url", mode="wrap")
-    @classmethod
-    def _one_or_several(cls, value: Any, one: ValidatorFunctionWrapHandler) -> str:
-        """A list, or text with commas, becomes text with commas; each part is checked as a URL."""
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)):
-            return one(value)
-        if not parts:
-            raise ValueError("no server is named")
-        return ",".join(one(part.strip() if isinstance(part, str) else part) for part in cast("list[Any]", parts))
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """The servers that `url` names, each once, without a slash at the end."""
-        return tuple(dict.fromkeys(url.rstrip("/") for url in self.url.split(",")))
-
-    @model_validator(mode="after")
-    def _hedge_takes_effect(self) -> PolicyConfig:
-        if self.hedge_seconds is not None and self.kind != "sglang":
-            raise ValueError(f"policy.hedge_seconds would have no effect under policy.kind `{self.kind}`: leave it out")
-        if self.hedge_seconds is not None and self.hedge_seconds >= self.timeout_seconds:
-            raise ValueError("policy.hedge_seconds would have no effect: it is not below policy.timeout_seconds")
-        return self
+    """Tries again after a server that is overloaded or unreachable. One that limits its rate is asked until the deadline."""
 
 
 class ChatConfig(Section):

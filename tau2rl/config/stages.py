@@ -179,12 +179,6 @@ def _check_agent(policy: PolicyConfig, chat: ChatConfig) -> None:
 class MakesDataConfig(LearnConfig, AgentConfig):
     """What a stage has that writes conversations to train on."""
 
-    @model_validator(mode="after")
-    def _answers_are_not_chosen(self) -> MakesDataConfig:
-        if self.policy.hedge_seconds is not None:
-            raise ValueError("policy.hedge_seconds takes the shorter of two answers, and these are trained on: it is for `eval`")
-        return self
-
 
 class SeedConfig(MakesDataConfig):
     """`tau2rl seed`."""

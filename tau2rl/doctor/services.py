@@ -62,10 +62,9 @@ def check_policy(policy: PolicyConfig) -> Check:
     """Whether the policy can be asked."""
     name = "policy"
     if policy.kind == "sglang":
-        found = {url: answers(f"{url.rstrip('/')}/health") for url in policy.urls}
+        status = answers(f"{policy.url.rstrip('/')}/health")
         hint = "start the server, or say where it is: `--set policy.url=http://HOST:PORT`"
-        there = all(status == HTTPStatus.OK for status in found.values())
-        return need(name, there, "; ".join(_health_of(url, status) for url, status in found.items()), hint)
+        return need(name, status == HTTPStatus.OK, _health_of(policy.url, status), hint)
     if policy.kind == "api":
         return _check_model(name, policy.model or "", policy.api_base, policy.api_key_env, "policy")
     return Check(name=name, state="ok", detail=f"{policy.kind}: needs no server")

@@ -16,7 +16,21 @@ from tau2rl.env.tasks import judged_by
 from tau2rl.env.user_simulator import make_user
 from tau2rl.errors import EnvironmentFailure, TaskFailure, UserSimulatorFailure
 from tau2rl.reward.score import grade_from_tau2
-from tau2rl.types import Actions, Attempt, CallTool, ChatCodec, EnvTime, Grade, Message, Opening, Reply, Say, TaskRef, Usage
+from tau2rl.types import (
+    Actions,
+    Attempt,
+    CallTool,
+    ChatCodec,
+    EnvTime,
+    Grade,
+    Message,
+    Opening,
+    Reply,
+    Say,
+    StopReason,
+    TaskRef,
+    Usage,
+)
 
 CUT_OFF = "done"  # the gym's own stop tool: ends the conversation and has it graded
 
@@ -67,7 +81,10 @@ class Tau2Env:
         if isinstance(event, Observed):
             return Reply(messages=_messages(event.new))
         return Reply(
-            messages=_messages(event.new), done=True, grade=grade_from_tau2(event.reward_info), termination=event.termination
+            messages=_messages(event.new),
+            done=True,
+            grade=grade_from_tau2(event.reward_info),
+            stop_reason=StopReason(event.termination),
         )
 
     async def close(self, *, grade: bool) -> Grade | None:

@@ -1,8 +1,9 @@
 """Who plays the agent: an SGLang server, an API model, a script. Tokens in, tokens out, or a PolicyFailure.
 
-`sglang` samples from a server's `/generate` and brings token ids with their log-probabilities. `api` asks any model that
-litellm knows; it exchanges messages, so it serves eval and data generation only. `scripted` plays what was written beforehand.
-What crosses the wire is read and written by `generate` (SGLang) and `messages` (OpenAI), which know no network.
+`sglang` samples from a server's `/generate` and brings token ids with their log-probabilities. `api` asks a server of one's own
+or any model that litellm knows; it exchanges messages, so it serves eval and data generation only. `scripted` plays what was
+written beforehand. What crosses the wire is read and written by `sglang_format` and `openai_format`, which know no network;
+`http`, `errors` and `retry` are what every server needs. One more kind of server is a file like `sglang.py` and a case below.
 """
 
 from __future__ import annotations
@@ -50,6 +51,6 @@ def make_policy(config: PolicyConfig, codec: ChatCodec, *, concurrency: int) -> 
         case "api":
             from tau2rl.policy.api import ApiPolicy
 
-            return ApiPolicy(config)
+            return ApiPolicy(config, concurrency=concurrency)
         case _:
             raise ValueError(f"policy.kind `{config.kind}` is a script, played by ScriptedPolicy")

@@ -1,114 +1,42 @@
-"""The policy behind an API that takes messages: any model that litellm can call."""
+"""The policy behind an API that takes messages: an OpenAI-compatible server of one's own, or any model that litellm can call."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import itertools
-import json
-from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+import ipaddress
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import orjson
 
 from tau2rl import settings
-from tau2rl.chat.native import system_prompt
-from tau2rl.chat.transcript import read
+from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
-from tau2rl.errors import PolicyFailure, UserError
-from tau2rl.policy.generate import shorten
-from tau2rl.policy.http import Unavailable, patiently
-from tau2rl.types import CallTool, Completion, FinishReason, Message, Opening, Usage
+from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
+from tau2rl.policy.errors import FOR_GOOD, OVERLOADED, RateLimited, Unavailable, failure_of, says_context_exceeded, shorten
+from tau2rl.policy.http import Connections, Unreachable, read_json, retry_after
+from tau2rl.policy.openai_format import OwnMessages, read_answer, to_openai
+from tau2rl.policy.retry import Throttle, complete_with_retries
+from tau2rl.types import Completion, Message, Opening
 
 if TYPE_CHECKING:
     from typing import Self
 
-
-def to_openai(conversation: Opening) -> list[dict[str, Any]]:
-    """The messages of a chat request: the system prompt that the native protocol has, then the conversation.
-
-    Our messages carry no call ids: results follow their calls in order, so that ids can be given here. APIs refuse calls
-    without results and results without calls, so calls that were not carried out (an unknown tool, wrong arguments: the next
-    message asks for a better turn) become text.
-
-    >>> from tau2rl.types import Message
-    >>> calls = (CallTool(name="f", arguments={"a": 1}),)
-    >>> turn = (Message(role="assistant", tool_calls=calls), Message(role="tool", content="ok"))
-    >>> [m.get("tool_call_id") for m in to_openai(Opening(policy="", messages=turn, tools=()))]
-    [None, None, 'call_0']
-    """
-    waiting: deque[str] = deque()
-    ids = (f"call_{number}" for number in itertools.count())
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt(conversation.policy)}]
-    for index, message in enumerate(conversation.messages):
-        one: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.role == "tool":
-            # A result whose call stands nowhere can still be told, as what the other side said.
-            one |= {"tool_call_id": waiting.popleft()} if waiting else {"role": "user"}
-        else:
-            waiting.clear()
-        if message.tool_calls and _results_after(conversation.messages, index) == len(message.tool_calls):
-            made = [_call(call, next(ids)) for call in message.tool_calls]
-            waiting.extend(call["id"] for call in made)
-            one |= {"content": message.content or None, "tool_calls": made}
-        elif message.tool_calls:
-            one["content"] = _as_text(message)
-        messages.append(one)
-    return messages
-
-
-def line_of(message: Any) -> list[int]:
-    """The transcript line, as bytes, of an API's assistant message (`content`, `tool_calls`).
-
-    Arguments that are no JSON object stay the text that they are: `TranscriptCodec.parse` names what is wrong with them.
-    Raises PolicyFailure for content that is no text.
-    """
-    content = getattr(message, "content", None)
-    if not isinstance(content, str | None):
-        raise PolicyFailure(f"the API sent content as {type(content).__name__}, not as text")
-    fields: dict[str, Any] = {"role": "assistant", "content": content or ""}
-    calls = cast("Sequence[Any]", getattr(message, "tool_calls", None) or ())
-    if calls:
-        fields["tool_calls"] = [{"name": c.function.name, "arguments": _arguments(c.function.arguments)} for c in calls]
-    return list(f"{json.dumps(fields)}\n".encode())
-
-
-def finish_of(reason: str | None) -> FinishReason:
-    """Why the API stopped. Raises PolicyFailure when a filter, not the model, ended the answer."""
-    if reason == "content_filter":
-        raise PolicyFailure("the API's content filter ended the answer")
-    return FinishReason.LENGTH if reason == "length" else FinishReason.STOP
-
-
-def _results_after(messages: Sequence[Message], index: int) -> int:
-    """How many tool messages follow the message at `index` without a break."""
-    return sum(1 for _ in itertools.takewhile(lambda message: message.role == "tool", messages[index + 1 :]))
-
-
-def _as_text(message: Message) -> str:
-    """What an assistant said and called, as text; in words that nobody takes for the way to call a tool."""
-    calls = (f"[this call was not carried out: {call.name} with {json.dumps(call.arguments)}]" for call in message.tool_calls)
-    return "\n".join(filter(None, (message.content, *calls)))
-
-
-def _call(call: CallTool, call_id: str) -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
-
-
-def _arguments(text: Any) -> Any:
-    """The object that the text spells, else the text; some APIs write nothing where a tool takes no arguments."""
-    try:
-        value: Any = json.loads(text or "{}")
-    except (ValueError, TypeError, RecursionError):
-        return text
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else text
-
-
 NO_TOKENS = "an API model gives messages and no tokens: it serves eval and data generation, never training on its samples"
-TRANSIENT = (429, 500, 502, 503, 504)  # litellm reports a refused or dropped connection as 500
+BUSY = (500, 502, 503, 504)  # litellm reports a refused or dropped connection as 500
+OPENAI_LIKE = ("openai", "hosted_vllm")  # prefixes of a model behind `api_base` that is asked without litellm
+CONNECT_SECONDS = 10.0
+ANSWER_BYTES, TOKEN_BYTES = 4 * 2**20, 256  # of an answer, and for each token in it
+SESSIONS = 16  # remembered for each episode in flight: those that ended are among them
+SAMPLING_FIELDS = ("temperature", "top_p", "max_tokens", "seed")
+
+Ask = Callable[[dict[str, Any]], Awaitable[Any]]  # a chat request to the JSON of a chat completion
 
 
 class ApiPolicy:
-    """`types.Policy` over litellm, for eval and data generation only: it gives no tokens of the model and no logprobs.
+    """`types.Policy` over chat completions, for eval and data generation only: it gives no tokens of the model and no logprobs.
 
         policy = ApiPolicy(PolicyConfig(kind="api", model="openai/gpt-4.1-mini"))
 
@@ -116,16 +44,19 @@ class ApiPolicy:
     `config.timeout_seconds` covers a whole call, its retries included.
     """
 
-    def __init__(self, config: PolicyConfig) -> None:
-        """Raises UserError when the model or the key that the config names is missing."""
+    def __init__(self, config: PolicyConfig, *, concurrency: int = 256) -> None:
+        """`concurrency`: episodes in flight. Raises UserError when the model or the key that the config names is missing."""
         if not config.model:
             raise UserError("policy.kind `api` needs policy.model, a litellm model name", hint="for example openai/gpt-4.1-mini")
         self._model = config.model
         self._config = config
         self._sampling = config.sampling
-        self._key = settings.api_key(config.model, config.api_base, config.api_key_env)
-        self._litellm = _litellm()
-        self._options = settings.litellm_options()
+        self._throttle = Throttle(config.model)
+        self._own = OwnMessages(SESSIONS * concurrency)
+        key = settings.api_key(config.model, config.api_base, config.api_key_env)
+        name = _name_on_server(config.model) if config.api_base else None
+        self._server = OpenAIServer(config, name, key) if name is not None else None
+        self._ask: Ask = self._server.ask if self._server is not None else LiteLLM(config, key).ask
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,7 +65,9 @@ class ApiPolicy:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Nothing to close: the connections are litellm's, shared by everything in this process that calls it."""
+        """Close the connections; litellm's are shared by everything in this process that calls it, and stay."""
+        if self._server is not None:
+            await self._server.aclose()
 
     def greedy(self) -> Self:
         """The same policy at temperature 0."""
@@ -148,63 +81,118 @@ class ApiPolicy:
         `max_tokens` counts bytes here, as the protocol does; a line beyond it is cut and reported as such.
         Raises PolicyFailure.
         """
-        limit = min(max_tokens, self._sampling.max_tokens)  # a token of any model is a byte at the least
-        response = await self._call(read(prompt_ids), seed=seed, max_tokens=limit)
-        choices = getattr(response, "choices", None)
-        if not choices:
-            raise PolicyFailure(f"`{self._model}` sent an answer without choices")
-        reason = finish_of(choices[0].finish_reason)
-        ids = line_of(choices[0].message)
-        if len(ids) > max_tokens:
-            ids, reason = ids[:max_tokens], FinishReason.LENGTH
-        return Completion(token_ids=tuple(ids), logprobs=None, finish_reason=reason, usage=_usage(response))
+        call = functools.partial(self._once, prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+        return await complete_with_retries(call, self._config, throttle=self._throttle, server=self._model)
 
     async def ready(self, *, context_tokens: int | None = None) -> str:
         """The model's name and what it cannot give, after it answered one short question.
 
-        Raises UserError when it does not: a wrong key or name would otherwise fail every episode.
+        Raises UserError when it does not: a wrong key or name, or a field that it refuses, would otherwise fail every episode.
         """
         question = Opening(policy="", messages=(Message(role="user", content="Are you there?"),), tools=())
         try:
-            await self._call(question, seed=0, max_tokens=min(64, self._sampling.max_tokens))
+            await self.complete(TranscriptCodec().open(question), seed=0, session="ready", max_tokens=64)
         except PolicyFailure as failure:
+            refused = [name for name in SAMPLING_FIELDS if name in str(failure)]
             hint = "look at `policy.model`, `policy.api_base` and `policy.api_key_env`"
+            if refused:
+                hint = f"leave out what the server does not take: `policy.omit: [{', '.join(refused)}]`"
             raise UserError(f"cannot use policy.model `{self._model}`: {failure}", hint=hint) from None
         return f"{self._model}; {NO_TOKENS}"
 
-    async def _call(self, conversation: Opening, *, seed: int, max_tokens: int) -> Any:
-        """Litellm's response, within the deadline. Raises PolicyFailure."""
-        request = self._request(conversation, seed=seed, max_tokens=max_tokens)
-        return await patiently(functools.partial(self._once, request), self._config, server=self._model)
+    async def _once(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+        conversation = read(prompt_ids)
+        messages = to_openai(conversation, self._own.of(session, prompt_ids))
+        limit = min(max_tokens, self._sampling.max_tokens)  # a token of any model is a byte at the least
+        payload = await self._ask(self._request(messages, conversation, seed=seed, max_tokens=limit))
+        answer = read_answer(payload, max_tokens=max_tokens)
+        self._own.add(session, prompt_ids, answer.completion.token_ids, answer.message)
+        return answer.completion
 
-    async def _once(self, request: dict[str, Any]) -> Any:
-        try:
-            return await self._litellm.acompletion(**request)
-        # litellm fronts a hundred providers, and their exceptions leak through it: whatever it raises, our world broke.
-        except Exception as error:  # noqa: BLE001
-            kind = Unavailable if getattr(error, "status_code", None) in TRANSIENT else PolicyFailure
-            raise kind(f"`{self._model}` does not answer: {self._reason(error)}") from None
-
-    def _request(self, conversation: Opening, *, seed: int, max_tokens: int) -> dict[str, Any]:
+    def _request(self, messages: list[dict[str, Any]], conversation: Opening, *, seed: int, max_tokens: int) -> dict[str, Any]:
         sampling = self._sampling
-        request: dict[str, Any] = {
-            "model": self._model,
-            "messages": to_openai(conversation),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": max_tokens,
-            "seed": seed,
-            "timeout": self._config.timeout_seconds,
+        values = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": max_tokens, "seed": seed}
+        request: dict[str, Any] = {"messages": messages}
+        request |= {name: value for name, value in values.items() if name not in self._config.omit}
+        if conversation.tools:
+            request["tools"] = list(conversation.tools)
+        if sampling.top_k > 0:
+            request["top_k"] = sampling.top_k
+        return request
+
+
+class OpenAIServer:
+    """An OpenAI-compatible server of one's own, asked without litellm: no key but the one that is named, and bounded answers."""
+
+    def __init__(self, config: PolicyConfig, model: str, key: str | None) -> None:
+        """`model`: its name there."""
+        self._model, self._key, self._sampling = model, key or settings.NO_KEY, config.sampling
+        self._url = (config.api_base or "").rstrip("/")
+        connect = min(CONNECT_SECONDS, config.timeout_seconds)
+        self._http = Connections(self._url, connect_seconds=connect, proxies=not _is_here(self._url))
+
+    async def aclose(self) -> None:
+        """Close the connections; safe to call twice."""
+        await self._http.aclose()
+
+    async def ask(self, request: dict[str, Any]) -> Any:
+        """The JSON of the answer. Raises PolicyFailure."""
+        body = orjson.dumps({"model": self._model, **request})
+        most = ANSWER_BYTES + TOKEN_BYTES * self._sampling.max_tokens
+        headers = {"Authorization": f"Bearer {self._key}"}
+        try:
+            response = await self._http.post("/chat/completions", body, headers, max_bytes=most)
+        except Unreachable as error:
+            raise Unavailable(f"cannot reach `{self._url}`: {error}") from None
+        if response.status == 200:
+            return read_json(response.body)
+        said = response.body.replace(self._key.encode(), b"***") if self._key != settings.NO_KEY else response.body
+        raise failure_of(response.status, said, server=self._url, busy=BUSY, retry_after=response.retry_after)
+
+
+class LiteLLM:
+    """Any provider that litellm knows, at its own address or one that speaks its protocol."""
+
+    def __init__(self, config: PolicyConfig, key: str | None) -> None:
+        """Raises UserError when litellm is not installed."""
+        self._litellm = _litellm()
+        self._model, self._key = str(config.model), key
+        given = {"api_base": config.api_base, "api_key": key}
+        self._options: dict[str, Any] = {
+            "model": config.model,
+            "timeout": config.timeout_seconds,
             "num_retries": 0,  # the retries are ours, under one deadline
             "max_retries": 0,
             "drop_params": True,  # what a provider does not know is left out instead of refused
+            **{name: value for name, value in given.items() if value is not None},
         }
-        if conversation.tools:
-            request |= {"tools": list(conversation.tools), **self._options}
-        if sampling.top_k > 0:
-            request["top_k"] = sampling.top_k
-        given = {"api_base": self._config.api_base, "api_key": self._key}
-        return request | {name: value for name, value in given.items() if value is not None}
+        self._with_tools = settings.litellm_options()
+
+    async def ask(self, request: dict[str, Any]) -> Any:
+        """The JSON of the answer, with its cost in dollars among its usage. Raises PolicyFailure."""
+        options = self._options | (self._with_tools if "tools" in request else {})
+        try:
+            response = await self._litellm.acompletion(**request, **options)
+        # litellm fronts a hundred providers, whose exceptions leak through it: whatever it raises is not the model's doing.
+        except Exception as error:  # noqa: BLE001
+            raise self._failure(error) from None
+        payload: dict[str, Any] = response.model_dump(exclude_none=True)
+        for choice in payload["choices"]:
+            own: dict[str, Any] = choice["message"].get("provider_specific_fields", {})
+            if not any(own.values()):  # litellm's, with nothing in it, and not every provider takes it back
+                choice["message"].pop("provider_specific_fields", None)
+        cost = getattr(response, "_hidden_params", {}).get("response_cost")  # None: not on litellm's price list
+        payload["usage"] = {**(payload.get("usage") or {}), "cost": cost}
+        return payload
+
+    def _failure(self, error: Exception) -> PolicyFailure:
+        status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
+        if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):
+            return ContextExceeded(said)
+        if status in (429, OVERLOADED) and not any(words in str(error) for words in FOR_GOOD):
+            headers: Any = getattr(error, "litellm_response_headers", None)
+            return RateLimited(said, retry_after=retry_after(headers.get("retry-after") if headers else None))
+        return Unavailable(said) if status in BUSY else PolicyFailure(said)
 
     def _reason(self, error: Exception) -> str:
         """The provider's words, without litellm's prefix, its stack and the key."""
@@ -212,6 +200,35 @@ class ApiPolicy:
         if self._key and self._key != settings.NO_KEY:
             text = text.replace(self._key, "***")
         return shorten(text) or type(error).__name__
+
+
+def _name_on_server(model: str) -> str | None:
+    """The name of a litellm model on a server that speaks OpenAI's protocol; None where its provider has another one.
+
+    >>> _name_on_server("openai/Qwen/Qwen3-4B"), _name_on_server("anthropic/claude-sonnet-4-5")
+    ('Qwen/Qwen3-4B', None)
+    """
+    provider, slash, name = model.partition("/")
+    if slash:
+        return name if provider in OPENAI_LIKE else None
+    litellm = _litellm()
+    try:
+        return model if litellm.get_llm_provider(model)[1] in OPENAI_LIKE else None
+    except litellm.BadRequestError:  # no provider has a model of this name: it is the server's own
+        return model
+
+
+def _is_here(url: str) -> bool:
+    """Whether a server is on this machine: no proxy may stand before it.
+
+    >>> _is_here("http://127.0.0.1:30000/v1"), _is_here("http://localhost"), _is_here("https://api.example.com")
+    (True, True, False)
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _litellm() -> Any:
@@ -222,15 +239,3 @@ def _litellm() -> Any:
         raise UserError("policy.kind `api` needs litellm", hint="pip install 'tau2rl[tau2]'") from None
     litellm.suppress_debug_info = True  # it prints advertisements on stdout, where our data goes
     return litellm
-
-
-def _usage(response: Any) -> Usage:
-    usage = getattr(response, "usage", None)
-    details = getattr(usage, "prompt_tokens_details", None)
-    cost = getattr(response, "_hidden_params", {}).get("response_cost")
-    return Usage(
-        prompt_tokens=getattr(usage, "prompt_tokens", None) or 0,
-        completion_tokens=getattr(usage, "completion_tokens", None) or 0,
-        cached_tokens=getattr(details, "cached_tokens", None) or 0,
-        cost_usd=cost if isinstance(cost, float) else 0.0,  # None: not on litellm's price list
-    )

@@ -45,6 +45,6 @@ def do_nothing_script() -> tuple[Actions, ...]:
 
 
 def always_transfer_script() -> tuple[Actions, ...]:
-    """Hands every customer to a human at once: the second floor of a benchmark."""
+    """Hands every user to a human at once: the second floor of a benchmark."""
     call = CallTool(name="transfer_to_human_agents", arguments={"summary": "The customer asks for help with an account."})
     return ((call,), (TRANSFER_SENTENCE,))

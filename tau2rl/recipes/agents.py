@@ -1,4 +1,4 @@
-"""Who plays the episodes of a run: the agent that the settings name, in this process or in processes of their own."""
+"""The agent that the settings name, and what plays its episodes: this process, or processes of their own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tau2rl.env.tau2_env import warm_up
 from tau2rl.errors import UserError
 from tau2rl.policy import make_policy
 from tau2rl.policy.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
-from tau2rl.rollout.players import Plays, PolicyFor, player_of
-from tau2rl.rollout.runner import Play
+from tau2rl.rollout.attempt import PolicyFor, SamplingStage, episode_runner
+from tau2rl.rollout.runner import PlayAttempt
 from tau2rl.rollout.workers import Workers
 from tau2rl.runs.provenance import checkpoint_hash
 from tau2rl.types import ChatCodec
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_players(config: Plays, codec: ChatCodec, policies: PolicyFor | None) -> AsyncGenerator[Play]:
+async def open_episode_runner(config: SamplingStage, codec: ChatCodec, policies: PolicyFor | None) -> AsyncGenerator[PlayAttempt]:
     """What plays an attempt once: here, or in `rollout.workers` processes. `policies` replaces those of `policy`.
 
     Raises UserError when no server answers, or there is no cluster for the workers.
@@ -35,10 +35,10 @@ async def open_players(config: Plays, codec: ChatCodec, policies: PolicyFor | No
         who = "`policy.kind: local`" if policies is None else "a teacher that slips"
         raise UserError(f"{who} plays in this process: it has no use for `rollout.workers`", hint="set `rollout.workers` to 0")
     if policies is not None:
-        yield player_of(config, codec, policies)
+        yield episode_runner(config, codec, policies)
     elif not workers:
         async with open_agent(config, codec) as mine:
-            yield player_of(config, codec, mine)
+            yield episode_runner(config, codec, mine)
     else:
         opening = functools.partial(open_in_worker, config)
         async with Workers(
@@ -48,17 +48,17 @@ async def open_players(config: Plays, codec: ChatCodec, policies: PolicyFor | No
 
 
 @asynccontextmanager
-async def open_in_worker(config: Plays) -> AsyncGenerator[Play]:
+async def open_in_worker(config: SamplingStage) -> AsyncGenerator[PlayAttempt]:
     """What a worker does before its first episode; it is another process, perhaps on another machine."""
     settings.load_secrets()
     settings.quiet_libraries()
     codec = make_codec(config.chat)
     warm_up(config.tasks.domains, codec)
     async with open_agent(config, codec) as policies:
-        yield player_of(config, codec, policies)
+        yield episode_runner(config, codec, policies)
 
 
-def describe_agent(config: Plays, codec: ChatCodec) -> str:
+def describe_agent(config: SamplingStage, codec: ChatCodec) -> str:
     """Who plays: the kind of policy, the hash of a checkpoint, or what an SGLang server says of its own.
 
     Raises UserError when there is none.
@@ -76,7 +76,7 @@ def describe_agent(config: Plays, codec: ChatCodec) -> str:
 
 
 @asynccontextmanager
-async def open_agent(config: Plays, codec: ChatCodec) -> AsyncGenerator[PolicyFor]:
+async def open_agent(config: SamplingStage, codec: ChatCodec) -> AsyncGenerator[PolicyFor]:
     """Attempt -> its policy: a script an episode, or one served policy for all. Raises UserError when no server answers."""
     match config.policy.kind:
         case "gold":

@@ -17,11 +17,12 @@ from tau2rl.env.identity import env_identity
 from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.user_simulator import check_key
-from tau2rl.recipes.agents import describe_agent, open_players
+from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
-from tau2rl.rollout.concurrency import open_pace
-from tau2rl.rollout.players import Plays, PolicyFor, record_of
-from tau2rl.rollout.runner import Outage, Outcome, outcomes, plan
+from tau2rl.rollout.attempt import PolicyFor, SamplingStage, record_of
+from tau2rl.rollout.circuit_breaker import CircuitBreaker
+from tau2rl.rollout.concurrency import adaptive_concurrency
+from tau2rl.rollout.runner import Outcome, outcomes, plan
 from tau2rl.rollout.scheduling import Estimate, longest_first
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -45,7 +46,7 @@ class Prepared:
     identity: dict[str, Any]  # of the benchmark, for `environment.json`
 
 
-def prepare(config: Plays, progress: Progress) -> Prepared:
+def prepare(config: SamplingStage, progress: Progress) -> Prepared:
     """Load what the episodes need. Raises UserError for what cannot be run as asked."""
     progress(ProgressEvent(done=0, total=None, note="loading tasks"))
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
@@ -65,7 +66,9 @@ def prepare(config: Plays, progress: Progress) -> Prepared:
     )
 
 
-def write_environment(config: Plays, folder: RunFolder, prepared: Prepared, *, recorded: Mapping[str, Any] | None = None) -> str:
+def write_environment(
+    config: SamplingStage, folder: RunFolder, prepared: Prepared, *, recorded: Mapping[str, Any] | None = None
+) -> str:
     """Keep what the run stands on; its digest. Raises UserError when a resumed run stood on something else."""
     named = {"chat": prepared.chat, "agent": prepared.agent}
     stands_on = environment(config, prepared.identity, named, recorded=recorded)
@@ -74,7 +77,7 @@ def write_environment(config: Plays, folder: RunFolder, prepared: Prepared, *, r
 
 
 async def play(
-    config: Plays, folder: RunFolder, prepared: Prepared, progress: Progress, *, policies: PolicyFor | None = None
+    config: SamplingStage, folder: RunFolder, prepared: Prepared, progress: Progress, *, policies: PolicyFor | None = None
 ) -> None:
     """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
 
@@ -92,10 +95,10 @@ async def play(
     if not attempts:
         return
     rollout = config.rollout
-    outage = Outage(after=rollout.give_up_after, ended_well=counter.tasks)
-    async with open_players(config, prepared.codec, policies) as play_once, open_pace(config) as pace:
-        order = longest_first(attempts, estimate, concurrency=pace.limit if pace else rollout.concurrency)
-        episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, pace=pace)
+    breaker = CircuitBreaker(after=rollout.give_up_after, ended_well=counter.tasks)
+    async with open_episode_runner(config, prepared.codec, policies) as play_once, adaptive_concurrency(config) as control:
+        order = longest_first(attempts, estimate, concurrency=control.limit if control else rollout.concurrency)
+        episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, control=control)
         with clocked(folder):
             async with aclosing(episodes):
                 async for outcome in episodes:
@@ -105,8 +108,8 @@ async def play(
                         if each.episode.failure is not None:
                             log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
                     counter.add(outcome)
-                    if outage.shown_by(outcome):
-                        log.error("%d episodes in a row failed, giving up: %s", outage.failed, outcome.episode.failure)
+                    if breaker.opens_at(outcome):
+                        log.error("%d episodes in a row failed, giving up: %s", breaker.failures, outcome.episode.failure)
                         return
 
 
@@ -131,16 +134,15 @@ class Counter:
         self._started = time.monotonic()
         self.keys: set[str] = set()
         self.tasks: set[TaskRef] = set()  # with an episode of an earlier start
-        self.event = ProgressEvent(done=0, total=total)
+        self.event = ProgressEvent(done=0, total=total, before=0)
 
     def had(self, record: EpisodeRecord) -> None:
         """Take over an episode of an earlier start of the run."""
         self.keys.add(record.attempt.key)
         self.tasks.add(record.attempt.task)
         solved = record.episode.grade is not None and record.episode.grade.success
-        self.event = replace(
-            self.event, done=self.event.done + 1, valid=self.event.valid + 1, successes=self.event.successes + solved
-        )
+        event, done = self.event, self.event.done + 1
+        self.event = replace(event, done=done, before=done, valid=event.valid + 1, successes=event.successes + solved)
 
     def show(self) -> None:
         """Say how far it is."""

@@ -75,11 +75,6 @@ def source_of(path: Path) -> Source:
     policy, chat = getattr(config, "policy", None), getattr(config, "chat", None)
     if not isinstance(policy, PolicyConfig) or not isinstance(chat, ChatConfig) or not (path / "episodes.jsonl").exists():
         raise UserError(f"`{path}` holds no episodes", hint="name the folder of an eval, seed or rft-filter run")
-    if policy.hedge_seconds is not None:
-        raise UserError(
-            f"`{path}` was played with `policy.hedge_seconds`: it took the shorter of two answers, and these would be trained on",
-            hint="take runs that were played without it",
-        )
     stood_on = read_json(path / "environment.json")
     fingerprint = str(stood_on["identity"].get("chat", ""))
     return make_source(path, config.name, policy, chat, fingerprint=fingerprint, digest=str(stood_on["digest"]))

@@ -12,7 +12,7 @@ from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.recipes.dataset import make_source, missing, scan, summary, write
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
 from tau2rl.report.cost import account
-from tau2rl.rollout.players import PolicyFor
+from tau2rl.rollout.attempt import PolicyFor
 from tau2rl.runs.folder import Result, RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.timing import starts

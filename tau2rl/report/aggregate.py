@@ -72,7 +72,7 @@ class Tally:
             self.cost_usd.append(sum((turn.usage for turn in episode.turns), episode.user_usage).cost_usd)
             if state is not _State.VALID:
                 self._states[key] = _State.FAILED
-                self._failures[key] = (episode.termination, episode.fault or Fault.INFRA)
+                self._failures[key] = (episode.stop_reason, episode.fault or Fault.INFRA)
         elif state is _State.VALID:
             self.repeated += 1
         else:
@@ -92,7 +92,7 @@ class Tally:
         count.valid += 1
         count.solved += solved
         self.statuses[episode.status] += 1
-        self.terminations[episode.termination] += 1
+        self.terminations[episode.stop_reason] += 1
         if not solved:
             self.faults[episode.fault or Fault.AGENT] += 1
         if record.score is not None and not record.attempt.greedy:

@@ -6,10 +6,12 @@ before it and its completion, and carries a hash that proves it.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
-from tau2rl.errors import EnvironmentFailure, EpisodeFailure, MalformedTurn, PolicyFailure
+from tau2rl.config import LimitsConfig
+from tau2rl.errors import ContextExceeded, EnvironmentFailure, EpisodeFailure, MalformedTurn, PolicyFailure
 from tau2rl.types import (
     Actions,
     Attempt,
@@ -25,41 +27,40 @@ from tau2rl.types import (
     Policy,
     PrefixHash,
     Status,
+    StopReason,
     Turn,
     derive_seed,
 )
 
-# tau2's own words for a conversation that it cut off; every other ending is a verdict.
-CUT_BY_TAU2 = frozenset({"max_steps", "timeout"})
+# tau2 cut the conversation off; every other ending is a verdict.
+CUT_BY_TAU2 = frozenset({StopReason.MAX_STEPS, StopReason.TIMEOUT})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Where a conversation is cut: `Limits(max_turns=100, context_tokens=32768, repairs=1)`."""
-
-    max_turns: int = 100
-    context_tokens: int = 32768
-    repairs: int = 1
-    episode_timeout_seconds: float = 1800.0
+# Rounding puts a log-probability of 0 a little above it; beyond this it is no log-probability.
+MAX_LOGPROB = 1e-3
+MAX_VOCABULARY = 2**31  # of a codec that does not tell its own
 
 
-async def run_episode(attempt: Attempt, *, env: Env, policy: Policy, codec: ChatCodec, limits: Limits) -> Episode:
-    """Play one attempt to its end and close its environment. Never raises EpisodeFailure: a broken world is a FAILED episode.
+async def run_episode(attempt: Attempt, *, env: Env, policy: Policy, codec: ChatCodec, limits: LimitsConfig) -> Episode:
+    """Play one attempt to its end and close its environment. Never raises EpisodeFailure: that is a FAILED episode.
 
     `attempt.seed` decides every turn's seed. Cancellation closes the environment and passes on.
     """
     play = _Play(attempt, env, policy, codec, limits)
     try:
-        status, termination, grade = await play.run()
+        status, stop_reason, grade = await play.run()
     except EpisodeFailure as failure:
         await env.close(grade=False)
         return play.episode(
-            Status.FAILED, "failed", None, Failure(fault=failure.fault, kind=type(failure).__name__, message=str(failure))
+            Status.FAILED,
+            StopReason.FAILED,
+            None,
+            Failure(fault=failure.fault, kind=type(failure).__name__, message=str(failure)),
         )
     except BaseException:
         await env.close(grade=False)
         raise
-    return play.episode(status, termination, grade)
+    return play.episode(status, stop_reason, grade)
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class _Play:
     env: Env
     policy: Policy
     codec: ChatCodec
-    limits: Limits
+    limits: LimitsConfig
     started: float = field(default_factory=time.monotonic)
     prompt: list[int] = field(default_factory=list[int])  # [num_tokens], of the turn at hand
     prompt_hash: PrefixHash = field(default_factory=PrefixHash)
@@ -80,8 +81,8 @@ class _Play:
     messages: list[Message] = field(default_factory=list[Message])
     malformed_in_a_row: int = 0
 
-    async def run(self) -> tuple[Status, str, Grade | None]:
-        """Turns until tau2 or a limit ends it: (status, termination, grade). Raises EpisodeFailure."""
+    async def run(self) -> tuple[Status, StopReason, Grade | None]:
+        """Turns until tau2 or a limit ends it: (status, stop reason, grade). Raises EpisodeFailure."""
         opening = await self.env.open()
         self.messages += opening.messages
         self.prompt = self.codec.open(opening)
@@ -89,21 +90,26 @@ class _Play:
             self._advance()
             if stop := self._limit_reached():
                 return Status.TRUNCATED, stop, await self._close()
-            completion, seconds = await self._sample()
+            try:
+                completion, seconds = await self._sample()
+            except ContextExceeded:  # of a model whose context nobody told us; our own limit is checked above
+                return Status.TRUNCATED, StopReason.CONTEXT, await self._close()
+            if not completion.token_ids:  # the model said nothing, not even that its turn ends
+                return Status.MALFORMED, StopReason.MALFORMED, await self._close()
             try:
                 actions = self.codec.parse(completion.token_ids, opening.tools)
             except MalformedTurn as error:
                 self._record(completion, seconds, malformed=error.kind)
                 if completion.finish_reason is FinishReason.LENGTH:
-                    return Status.TRUNCATED, "length", await self._close()
+                    return Status.TRUNCATED, StopReason.LENGTH, await self._close()
                 self.malformed_in_a_row += 1
                 if self.malformed_in_a_row > self.limits.repairs:
-                    return Status.MALFORMED, "malformed", await self._close()
+                    return Status.MALFORMED, StopReason.MALFORMED, await self._close()
                 self._follow(repair_request(error))
                 continue
             if completion.finish_reason is FinishReason.LENGTH:  # cut in the middle of a sentence: nobody said that
                 self._record(completion, seconds)
-                return Status.TRUNCATED, "length", await self._close()
+                return Status.TRUNCATED, StopReason.LENGTH, await self._close()
             self.malformed_in_a_row = 0
             before = time.monotonic()
             reply = await self.env.step(actions)
@@ -111,11 +117,11 @@ class _Play:
             self.messages.append(Message.of(actions))
             self._follow(*reply.messages)
             if reply.done:
-                if reply.grade is None:
+                if reply.grade is None or reply.stop_reason is None:
                     raise EnvironmentFailure("the conversation ended without a grade")
                 await self.env.close(grade=False)
-                status = Status.TRUNCATED if reply.termination in CUT_BY_TAU2 else Status.COMPLETED
-                return status, reply.termination, reply.grade
+                status = Status.TRUNCATED if reply.stop_reason in CUT_BY_TAU2 else Status.COMPLETED
+                return status, reply.stop_reason, reply.grade
 
     def _advance(self) -> None:
         """Move the prompt on to the next turn: everything so far, untouched, and what followed it."""
@@ -123,17 +129,17 @@ class _Play:
             self.prompt = self.codec.extend(self.prompt, self.sampled, self.new)
             self.sampled, self.new = (), ()
 
-    def _limit_reached(self) -> str:
+    def _limit_reached(self) -> StopReason | None:
         if len(self.turns) >= self.limits.max_turns:
-            return "turns"
+            return StopReason.TURNS
         if len(self.prompt) >= self.limits.context_tokens:
-            return "context"
+            return StopReason.CONTEXT
         # Only between turns: a call in flight has a deadline of its own, and one that is never answered is the server's failure.
         late = time.monotonic() - self.started >= self.limits.episode_timeout_seconds
-        return "deadline" if late and self.turns else ""
+        return StopReason.DEADLINE if late and self.turns else None
 
     async def _sample(self) -> tuple[Completion, float]:
-        """One turn of the policy. Raises PolicyFailure."""
+        """One turn of the policy, and the seconds that it took. Raises PolicyFailure."""
         before = time.monotonic()
         room = self.limits.context_tokens - len(self.prompt)
         completion = await self.policy.complete(
@@ -142,10 +148,7 @@ class _Play:
             session=f"{self.attempt.key}@{self.attempt.seed}",
             max_tokens=room,
         )
-        if not completion.token_ids:
-            raise PolicyFailure("the policy sampled no tokens")
-        if completion.logprobs is not None and len(completion.logprobs) != len(completion.token_ids):
-            raise PolicyFailure(f"{len(completion.token_ids)} tokens came with {len(completion.logprobs)} logprobs")
+        check_completion(completion, vocab_size=getattr(self.codec, "vocab_size", None))
         return completion, time.monotonic() - before
 
     def _record(
@@ -169,6 +172,7 @@ class _Play:
                 actions=actions,
                 malformed=malformed,
                 seconds=seconds,
+                throttled_seconds=completion.throttled_seconds,
                 env_seconds=env_seconds,
                 usage=completion.usage,
             )
@@ -186,13 +190,13 @@ class _Play:
             raise EnvironmentFailure("the conversation was cut off and could not be graded")
         return grade
 
-    def episode(self, status: Status, termination: str, grade: Grade | None, failure: Failure | None = None) -> Episode:
+    def episode(self, status: Status, stop_reason: StopReason, grade: Grade | None, failure: Failure | None = None) -> Episode:
         """The finished record of what happened."""
         return Episode(
             task=self.attempt.task,
             seed=self.attempt.seed,
             status=status,
-            termination=termination,
+            stop_reason=stop_reason,
             token_ids=(*self.prompt, *self.sampled),
             turns=tuple(self.turns),
             messages=tuple(self.messages),
@@ -204,6 +208,28 @@ class _Play:
             db_hashes=self.env.db_hashes,
             trajectory=tuple(self.env.trajectory),
         )
+
+
+def check_completion(completion: Completion, *, vocab_size: int | None = None) -> None:
+    """Whether a policy's answer can be what a model sampled. Raises PolicyFailure.
+
+    Ids are in [0, vocab_size), log-probabilities are finite, not above 0, and as many as ids. What passes can be hashed,
+    recorded and trained on; what does not would be silent nonsense there, or an error far from its cause.
+
+    >>> check_completion(Completion(token_ids=(5,), logprobs=(-0.5,), finish_reason=FinishReason.STOP), vocab_size=6)
+    """
+    ids, logprobs = completion.token_ids, completion.logprobs
+    size = vocab_size or MAX_VOCABULARY
+    if ids and not (min(ids) >= 0 and max(ids) < size):
+        wrong = next(token for token in ids if not 0 <= token < size)
+        raise PolicyFailure(f"the policy sampled token id {wrong}, which is outside its vocabulary of {size}")
+    if logprobs is None:
+        return
+    if len(logprobs) != len(ids):
+        raise PolicyFailure(f"{len(ids)} tokens came with {len(logprobs)} log-probabilities")
+    if logprobs and not (math.isfinite(sum(logprobs)) and max(logprobs) <= MAX_LOGPROB):
+        wrong = next((number for number in logprobs if not -math.inf < number <= MAX_LOGPROB), -math.inf)
+        raise PolicyFailure(f"the policy sent a log-probability of {wrong:g}")
 
 
 def repair_request(error: MalformedTurn) -> Message:

@@ -1,19 +1,19 @@
-"""When to give up: nothing but failures comes back, and from more than one task that cannot be played."""
+"""Many episodes at once: at most so many in flight, a FAILED one played again, each yielded as it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
 
+from tau2rl.config import LimitsConfig
 from tau2rl.errors import EpisodeFailure, TaskFailure
-from tau2rl.rollout.concurrency import Pace
-from tau2rl.rollout.episode import Limits, run_episode
-from tau2rl.types import Attempt, ChatCodec, Completion, Env, Episode, Failure, Fault, Policy, Status, TaskRef, derive_seed
+from tau2rl.rollout.concurrency import AdaptiveConcurrency, FixedConcurrency
+from tau2rl.rollout.episode import run_episode
+from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, StopReason, TaskRef, derive_seed
 
-Play = Callable[[Attempt], Awaitable[Episode]]  # plays an attempt once; a broken world is a FAILED episode, never an exception
+# Plays an attempt once; an infrastructure failure is a FAILED episode, never an exception.
+PlayAttempt = Callable[[Attempt], Awaitable[Episode]]
 # Episodes that began in one instant would stay in step, and come to the server all at once: a pause between two starts, which
 # is shorter where there are so many that the starts alone would take seconds.
 START_PAUSE_SECONDS, START_SECONDS = 0.003, 0.2
@@ -58,9 +58,9 @@ def plan(tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool 
     return [Attempt(task=t, index=max(i, 0), seed=derive_seed(seed, t.key, i), greedy=i < 0) for i in rounds for t in tasks]
 
 
-def player(
-    *, make_env: Callable[[Attempt], Env], make_policy: Callable[[Attempt], Policy], codec: ChatCodec, limits: Limits
-) -> Play:
+def play_with(
+    *, make_env: Callable[[Attempt], Env], make_policy: Callable[[Attempt], Policy], codec: ChatCodec, limits: LimitsConfig
+) -> PlayAttempt:
     """Plays attempts in this process, each in a fresh environment."""
 
     async def play(attempt: Attempt) -> Episode:
@@ -73,77 +73,65 @@ def player(
     return play
 
 
-def collect(
-    attempts: Iterable[Attempt],
-    *,
-    make_env: Callable[[Attempt], Env],
-    make_policy: Callable[[Attempt], Policy],
-    codec: ChatCodec,
-    limits: Limits,
-    concurrency: int,
-    retries: int,
-    retry_pause_seconds: float = 1.0,
-) -> AsyncGenerator[Outcome, None]:
-    """`outcomes` of attempts that are played in this process."""
-    play = player(make_env=make_env, make_policy=make_policy, codec=codec, limits=limits)
-    return outcomes(attempts, play=play, concurrency=concurrency, retries=retries, retry_pause_seconds=retry_pause_seconds)
-
-
 async def outcomes(
     attempts: Iterable[Attempt],
     *,
-    play: Play,
+    play: PlayAttempt,
     concurrency: int,
     retries: int,
     retry_pause_seconds: float = 1.0,
-    pace: Pace | None = None,
+    control: AdaptiveConcurrency | None = None,
 ) -> AsyncGenerator[Outcome, None]:
-    """Run the attempts, at most `concurrency` at a time, or as many as `pace` allows, and yield each as it ends.
+    """Run the attempts, at most `concurrency` at a time, or as many as `control` permits, and yield each as it ends.
 
     An episode that FAILED for a reason that may pass is played again in a fresh environment, at most `retries` times, after a
     pause that doubles. An attempt is asked for when it can begin. It counts as running until its outcome was taken: while nobody
     takes them, no more than so many wait in memory, and nothing new begins. Leaving the iteration (an exception, Ctrl-C,
     `aclose`) cancels what is in flight and waits for it.
     """
-    pace = pace or Pace(concurrency, start=concurrency)
     waiting = iter(attempts)
     running: set[asyncio.Task[Outcome]] = set()
-    ended: asyncio.Queue[asyncio.Task[Outcome]] = asyncio.Queue()  # to wait for the whole set would cost its size each time
+    # What ended, and None where there are new permits. To wait for the whole set would cost its size each time.
+    changes: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
     pause = start_pause(concurrency)
+    permits = control or FixedConcurrency(concurrency)
+    permits.on_growth = lambda: changes.put_nowait(None)
 
     async def once(attempt: Attempt) -> Episode:
         episode = await play(attempt)
-        pace.ended(episode)
+        permits.ended(episode)
         return episode
-
-    async def one(attempt: Attempt) -> Outcome:
-        failed: list[Episode] = []
-        episode = await once(attempt)
-        while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
-            await asyncio.sleep(retry_pause_seconds * 2 ** len(failed))
-            failed.append(episode)
-            episode = await once(attempt)
-        return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
 
     try:
         while True:
-            while len(running) < min(concurrency, pace.limit) and (attempt := next(waiting, None)) is not None:
-                task = asyncio.create_task(one(attempt), name=attempt.key)
-                task.add_done_callback(ended.put_nowait)
+            while len(running) < min(concurrency, permits.limit) and (attempt := next(waiting, None)) is not None:
+                task = asyncio.create_task(_with_retries(once, attempt, retries, retry_pause_seconds), name=attempt.key)
+                task.add_done_callback(changes.put_nowait)
                 running.add(task)
-                pace.in_flight += 1
+                permits.in_flight += 1
                 await asyncio.sleep(pause)
             if not running:
                 return
-            task = await ended.get()
-            running.discard(task)
-            pace.in_flight -= 1
-            yield task.result()
+            task = await changes.get()
+            if task is not None:
+                running.discard(task)
+                permits.in_flight -= 1
+                yield task.result()
     finally:
         for task in running:
             task.cancel()
-        pace.in_flight -= len(running)
+        permits.in_flight -= len(running)
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _with_retries(play: PlayAttempt, attempt: Attempt, retries: int, pause_seconds: float) -> Outcome:
+    failed: list[Episode] = []
+    episode = await play(attempt)
+    while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
+        await asyncio.sleep(pause_seconds * 2 ** len(failed))
+        failed.append(episode)
+        episode = await play(attempt)
+    return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
 
 
 def never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:
@@ -152,76 +140,10 @@ def never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:
         task=attempt.task,
         seed=attempt.seed,
         status=Status.FAILED,
-        termination="failed",
+        stop_reason=StopReason.FAILED,
         token_ids=(),
         turns=(),
         messages=(),
         grade=None,
         failure=Failure(fault=failure.fault, kind=type(failure).__name__, message=str(failure)),
     )
-
-
-def metered(play: Callable[..., Awaitable[Episode]]) -> Callable[..., Awaitable[Episode]]:
-    """Plays as `play` does; each episode says what this process used since the one before, so that the sum is all it used.
-
-    For a process that plays for another one: the run cannot see the CPU time of a worker, perhaps on another machine, but it gets
-    the episodes. What was used before this call, for loading, is not counted.
-    """
-    told = time.process_time()
-
-    async def play_metered(*how: Any) -> Episode:
-        nonlocal told
-        episode = await play(*how)
-        before, told = told, time.process_time()
-        return replace(episode, worker_cpu_seconds=told - before)
-
-    return play_metered
-
-
-class Watched:
-    """A policy, and in `seconds` the wall time in which at least one turn was asked of it."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._waiting = 0
-        self._since = 0.0
-        self.seconds = 0.0
-
-    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn; see `types.Policy`."""
-        if not self._waiting:
-            self._since = time.monotonic()
-        self._waiting += 1
-        try:
-            return await self._policy.complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self.seconds += time.monotonic() - self._since
-
-
-class Outage:
-    """Counts FAILED episodes in a row, as signs that the world broke for all tasks.
-
-        outage = Outage(after=20)
-        if outage.shown_by(outcome): ...  # stop
-
-    Attempts at one task follow each other (a group of GRPO, `rollout/scheduling.py`). So a task that has never ended well says
-    nothing new when it fails again, once another one has ended well.
-    """
-
-    def __init__(self, *, after: int, ended_well: Iterable[TaskRef] = ()) -> None:
-        self.failed = 0  # signs in a row
-        self._after = after
-        self._well, self._ill = set(ended_well), set[TaskRef]()
-
-    def shown_by(self, outcome: Outcome) -> bool:
-        """Take in an outcome; whether there are enough signs now."""
-        task = outcome.attempt.task
-        if outcome.episode.status is not Status.FAILED:
-            self._well.add(task)
-            self.failed = 0
-        elif not self._well or task in self._well or task not in self._ill:
-            self.failed += 1
-            self._ill.add(task)
-        return self.failed >= self._after

@@ -1,4 +1,4 @@
-"""In which order attempts begin: the longest first, where it matters, so that no long episode runs alone at the end.
+"""Scheduling: longest processing time first, where it matters, so that no long episode runs alone at the end.
 
 Whoever begins the longest of what is left whenever there is room ends within 4/3 of the best possible time (Graham 1969,
 "Bounds on Multiprocessing Timing Anomalies"); in the order of a plan a long episode may begin last, and everything
@@ -6,7 +6,7 @@ waits for it. But a run is also looked at before it ends, and stopped. So:
 
 - the first attempts of all tasks come first: then every task has a result, and its length is known for the later attempts;
 - the rounds after it stay rounds, so that a run that stops has about as many attempts of each task;
-- the last rounds, as many as hold `WAVES` attempts for each that can be in flight, are one, the longest first.
+- the last rounds, as many as hold `TAIL` attempts for each that can be in flight, are one, the longest first.
 
 Only the end decides how long a run takes, so the first two cost next to nothing: what any order could still gain is in
 `scripts/benchmarks/scheduling.py`. Who is played, and with which seed, is the plan's; here is only when.
@@ -22,7 +22,7 @@ from statistics import fmean
 
 from tau2rl.types import Attempt, Episode, Status, TaskRef
 
-WAVES = 8  # fewer leave too little that is short to fill up the end with
+TAIL = 8  # attempts for each that can be in flight; fewer leave too little that is short to fill up the end with
 PATH_WEIGHT = 0.5  # of the reference path beside the episodes of a task, each of which is also chance
 SORTS = 16  # of what waits, sorted again with what was learned since whenever so small a part of it has begun
 
@@ -109,7 +109,7 @@ def blocks(attempts: Sequence[Attempt], *, concurrency: int) -> list[list[Attemp
     """What begins before what: the rounds of the plan, the last ones together."""
     rounds = [list(group) for _, group in itertools.groupby(attempts, key=lambda attempt: (attempt.greedy, attempt.index))]
     last: list[Attempt] = []
-    while len(rounds) > 1 and len(last) < WAVES * concurrency:
+    while len(rounds) > 1 and len(last) < TAIL * concurrency:
         last = rounds.pop() + last
     return [*rounds, *([last] if last else [])]
 

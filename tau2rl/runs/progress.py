@@ -23,6 +23,7 @@ class ProgressEvent:
     failed: int = 0  # that are not: our world broke
     tokens: int = 0  # sampled so far
     seconds: float = 0.0  # since the stage began
+    before: int | None = None  # of `done`, what earlier starts of the run had, which took none of `seconds`; None: not said
     note: str = ""  # what it is doing, for people: "loading tasks"
     unit: str = "episodes"  # what `done` counts
 
@@ -74,7 +75,7 @@ def parse(line: str) -> ProgressEvent | None:
     """The event in a line of a job's log; None for every other line.
 
     >>> parse('::tau2rl-progress {"done": 3, "total": 8, "note": "x"}')
-    ProgressEvent(done=3, total=8, successes=0, valid=0, failed=0, tokens=0, seconds=0.0, note='x', unit='episodes')
+    ProgressEvent(done=3, total=8, successes=0, valid=0, failed=0, tokens=0, seconds=0.0, before=None, note='x', unit='episodes')
     >>> parse("::tau2rl-progress {") is parse("3 of 8") is None
     True
     """

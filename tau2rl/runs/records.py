@@ -29,9 +29,9 @@ def encode(record: EpisodeRecord) -> bytes:
     UTF-8 has no lone surrogates (a model can sample half a pair): each becomes `?`. The token ids still have the truth.
     """
     try:
-        return _writer().dump_json((record,))[1:-1] + b"\n"
+        return _writer().dump_json((record,), by_alias=True)[1:-1] + b"\n"
     except PydanticSerializationError:  # a lone surrogate
-        values = _reader().dump_python(record)
+        values = _reader().dump_python(record, by_alias=True)
         text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-8", "replace") + b"\n"
 

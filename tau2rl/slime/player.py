@@ -12,9 +12,8 @@ from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, UserConfig
 from tau2rl.env.tau2_env import make_env, warm_up
 from tau2rl.env.user_simulator import check_key
 from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.rollout.episode import Limits
-from tau2rl.rollout.runner import player
-from tau2rl.rollout.workers import PlayAs
+from tau2rl.rollout.runner import play_with
+from tau2rl.rollout.worker_process import PlayWith
 from tau2rl.types import Attempt, Completion, Episode, Policy
 
 
@@ -56,16 +55,11 @@ class Player:
         """Play an attempt once. `alive` is called when user, environment and policy have all answered, long before the end."""
         config, served = self._world.config, self._policy(rules.sampling)
         policy = served if alive is None else _Pulse(served, alive)
-        play = player(
+        play = play_with(
             make_env=lambda attempt: make_env(attempt, user=self._world.user, limits=config.limits),
             make_policy=lambda _: policy,
             codec=self._codec,
-            limits=Limits(
-                max_turns=config.limits.max_turns,
-                context_tokens=min(rules.context_tokens, config.limits.context_tokens),
-                repairs=config.limits.repairs,
-                episode_timeout_seconds=config.limits.episode_timeout_seconds,
-            ),
+            limits=config.limits.model_copy(update={"context_tokens": min(rules.context_tokens, config.limits.context_tokens)}),
         )
         return await play(attempt)
 
@@ -86,7 +80,7 @@ class Player:
 
 
 @asynccontextmanager
-async def open_in_worker(world: World) -> AsyncGenerator[PlayAs]:
+async def open_in_worker(world: World) -> AsyncGenerator[PlayWith]:
     """What a worker does before its first episode; it is another process, perhaps on another machine."""
     settings.load_secrets()
     settings.quiet_libraries()

@@ -25,7 +25,7 @@ from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import score_episode
 from tau2rl.reward.tiers import TABLES
-from tau2rl.rollout.runner import Outcome, Play, never_began, outcomes, plan
+from tau2rl.rollout.runner import Outcome, PlayAttempt, never_began, outcomes, plan
 from tau2rl.rollout.workers import Workers
 from tau2rl.runs.records import SCHEMA
 from tau2rl.slime.argv import HEALTH_INTERVAL
@@ -251,7 +251,7 @@ class Rollout:
                 self._workers = await opened.__aenter__()
             return self._workers
 
-    def _once(self, rules: Rules, workers: Workers | None, *, trial: bool) -> Play:
+    def _once(self, rules: Rules, workers: Workers | None, *, trial: bool) -> PlayAttempt:
         """What plays an attempt once. A trial is played here, where one sees early that it lives, once a worker could play."""
 
         async def try_it(attempt: Attempt) -> Episode:
@@ -267,7 +267,7 @@ class Rollout:
 
         return try_it if trial else play
 
-    async def _try(self, attempt: Attempt, play: Play, *, retries: int) -> Outcome:
+    async def _try(self, attempt: Attempt, play: PlayAttempt, *, retries: int) -> Outcome:
         tries = outcomes([attempt], play=play, concurrency=1, retries=retries)
         try:
             async with aclosing(tries):

@@ -19,8 +19,10 @@ from tau2rl.data.task_sampling import TaskSampler, outcome
 from tau2rl.errors import RunIncomplete
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
-from tau2rl.rollout.players import player_of, record_of
-from tau2rl.rollout.runner import Outage, Outcome, Watched, outcomes, plan
+from tau2rl.rollout.attempt import episode_runner, record_of
+from tau2rl.rollout.circuit_breaker import CircuitBreaker
+from tau2rl.rollout.runner import Outcome, outcomes, plan
+from tau2rl.rollout.timing import TimedPolicy
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.records import write_look
@@ -72,11 +74,11 @@ class GRPO:
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""
         train, began, cpu = self.config.train, time.monotonic(), time.process_time()
-        watched = Watched(policy)
-        groups = await self.rollouts.groups(step, watched)
+        timed = TimedPolicy(policy)
+        groups = await self.rollouts.groups(step, timed)
         rolled = time.monotonic()
-        self.timer.add("sampling", watched.seconds)
-        self.timer.add("playing", rolled - began - watched.seconds)
+        self.timer.add("sampling", timed.seconds)
+        self.timer.add("playing", rolled - began - timed.seconds)
 
         batch = [group for group in groups if group.has_signal][: train.tasks_per_step]
         with self.timer.part("update"):
@@ -147,13 +149,13 @@ class Rollouts:
     tasks: Sequence[TaskRef]
     costs: Costs = field(default_factory=Costs)
     sampler: TaskSampler = field(init=False)
-    circuit_breaker: Outage = field(init=False)
+    circuit_breaker: CircuitBreaker = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.config
         keys = [task.key for task in self.tasks]
         self.sampler = TaskSampler(keys, config.algo.curriculum, group_size=config.rollout.num_samples, seed=config.seed)
-        self.circuit_breaker = Outage(after=config.rollout.give_up_after)
+        self.circuit_breaker = CircuitBreaker(after=config.rollout.give_up_after)
 
     async def groups(self, step: int, policy: Policy) -> list[Group]:
         """All groups of a step: `tasks_per_step` of them, and as many again while too few have a signal, up to the cap.
@@ -193,14 +195,14 @@ class Rollouts:
     async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
         """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
         rollout = self.config.rollout
-        once = player_of(self.config, self.codec, lambda _: policy)
+        once = episode_runner(self.config, self.codec, lambda _: policy)
         async with aclosing(outcomes(attempts, play=once, concurrency=rollout.concurrency, retries=rollout.retries)) as episodes:
             async for one in episodes:
                 for episode in (*one.failed, one.episode):
                     self.costs.add(episode)
                 yield one
-                if self.circuit_breaker.shown_by(one):
-                    raise RunIncomplete(f"{self.circuit_breaker.failed} episodes in a row failed: {one.episode.failure}")
+                if self.circuit_breaker.opens_at(one):
+                    raise RunIncomplete(f"{self.circuit_breaker.failures} episodes in a row failed: {one.episode.failure}")
 
 
 def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:

@@ -54,7 +54,7 @@ def test_the_user_model_plays_the_user() -> None:
     with OpenAIStub(answer=says) as server:
         env = mock_env(user=user(server, temperature=0.7))
         episode = play(SOLVED, env=env)
-    assert episode.grade is not None and episode.grade.success and episode.termination == "user_stop"
+    assert episode.grade is not None and episode.grade.success and episode.stop_reason == "user_stop"
     assert episode.messages[1].content == "Please create `Important Meeting`\nfor user_1."
     assert episode.user_usage.prompt_tokens > 0 and episode.user_usage.completion_tokens > 0
     first = server.bodies[0]

@@ -1,17 +1,19 @@
-"""One suite over every Policy: SGLang's `/generate`, the same with what several servers take, an API model, a script.
+"""One suite over every Policy: SGLang's `/generate`, an API of one's own, one through litellm, a script.
 
 Pinned here, for each:
 
 - a turn has at least one id, and a log-probability for each or none at all; `max_tokens` bounds the ids; many calls run at once
 - a policy behind a server sends the seed, goes greedy without changing the original, passes cancellation on
 - however its server fails (dead, hung, dripping, HTML, cut JSON, lies), it raises PolicyFailure with one short line, within
-  its deadline; an overloaded server is tried again
+  its deadline; an overloaded server is tried again; one that limits its rate is asked until the deadline, whatever the retries
+- an answer of 100 MB, one without an end and a gzip bomb cost bounded memory
 - ready() tells a person when there is nothing to ask
 """
 
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from tau2rl.policy.scripted import ScriptedPolicy, do_nothing_script
 from tau2rl.types import Completion, Message, Opening, Policy
 from tests.stubs.http import MODES, StubServer
 from tests.stubs.openai import OpenAIStub
-from tests.stubs.sglang import SGLangStub
+from tests.stubs.sglang import AGREED, SGLangStub
 
 CODEC = TranscriptCodec()
 PROMPT = CODEC.open(Opening(policy="Be kind.", messages=(Message(role="user", content="Hello?"),), tools=()))
@@ -57,17 +59,9 @@ def sglang(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
 
 
 @contextmanager
-def hedged(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
-    deadline = config.get("timeout_seconds", 2 * GUARD_SECONDS)  # nothing here is asked twice
-    with sglang(mode, hedge_seconds=0.99 * deadline, **{"timeout_seconds": deadline, **config}) as world:
-        yield world
-
-
-@contextmanager
-def api(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
-    pytest.importorskip("litellm")
+def api(mode: Any = "ok", *, model: str = "openai/stub", **config: Any) -> Generator[World, None, None]:
     with OpenAIStub(mode=mode) as server:
-        settings = PolicyConfig(kind="api", model="openai/stub", api_base=server.api_base, **config)
+        settings = PolicyConfig(kind="api", model=model, api_base=server.api_base, **config)
         yield World(
             server=server,
             open=lambda: make_policy(settings, CODEC, concurrency=16),
@@ -76,16 +70,24 @@ def api(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
         )
 
 
-SERVED = {"sglang": sglang, "hedged": hedged, "api": api}
+@contextmanager
+def litellm(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
+    pytest.importorskip("litellm")
+    with api(mode, model="deepseek/stub", **config) as world:
+        yield world
+
+
+SERVED = {"sglang": sglang, "api": api, "litellm": litellm}
 LIES = {
-    "sglang": [mode for mode in SGLangStub.modes if mode not in MODES],
-    "hedged": ["abort", "empty"],
+    "sglang": [mode for mode in SGLangStub.modes if mode not in (*MODES, *AGREED)],  # those are for the episode loop to see
+    "litellm": ["no_choices", "wrong_types", "filtered"],
     "api": ["no_choices", "wrong_types", "filtered"],  # its other modes are the model's doing, not the server's
 }
-FAILURES = ["dead", "disconnect", "html", "truncated", "cut", "not_object", "400", "401", "404", "413", "429", "500", "503"]
+FAILURES = ["dead", "disconnect", "html", "truncated", "cut", "not_object", "400", "401", "404", "413", "500", "503"]
+FLOODS = ["huge", "endless", "gzip_bomb"]
 
 
-@pytest.fixture(params=["sglang", "hedged", "api"])
+@pytest.fixture(params=["sglang", "api", "litellm"])
 def serve(request: pytest.FixtureRequest) -> Callable[..., AbstractContextManager[World]]:
     return SERVED[request.param]
 
@@ -118,16 +120,16 @@ def over(kind: str, use: Callable[[Callable[[], Policy]], Any]) -> Any:
         return asyncio.run(inside(world))
 
 
-@pytest.mark.parametrize("kind", ["sglang", "hedged", "api", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "api", "litellm", "scripted"])
 def test_a_turn_has_ids_and_a_logprob_for_each_or_none(kind: str) -> None:
     completion: Completion = over(kind, lambda policy: ask(policy()))
     assert len(completion.token_ids) > 0
     assert all(type(token) is int and token >= 0 for token in completion.token_ids)
     assert completion.logprobs is None or len(completion.logprobs) == len(completion.token_ids)
-    assert (completion.logprobs is not None) == (kind in ("sglang", "hedged"))
+    assert (completion.logprobs is not None) == (kind == "sglang")
 
 
-@pytest.mark.parametrize("kind", ["sglang", "hedged", "api", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "api", "litellm", "scripted"])
 @pytest.mark.parametrize("max_tokens", [1, 2])
 def test_max_tokens_bounds_the_ids(kind: str, max_tokens: int) -> None:
     completion: Completion = over(kind, lambda policy: ask(policy(), max_tokens=max_tokens))
@@ -135,7 +137,7 @@ def test_max_tokens_bounds_the_ids(kind: str, max_tokens: int) -> None:
     assert completion.finish_reason.value == "length"
 
 
-@pytest.mark.parametrize("kind", ["sglang", "hedged", "api", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "api", "litellm", "scripted"])
 def test_many_episodes_are_served_at_once(kind: str) -> None:
     async def many(policy: Callable[[], Policy]) -> list[Completion]:
         return await asyncio.gather(*(ask(policy(), seed=seed) for seed in range(16)))
@@ -191,13 +193,35 @@ def test_a_lying_server_is_a_policy_failure(kind: str, mode: str) -> None:
     assert len(world.server.requests) == 1
 
 
+@pytest.mark.parametrize("kind", ["sglang", "api"])  # litellm reads whatever comes
+@pytest.mark.parametrize("mode", FLOODS)
+def test_an_answer_that_is_too_large_is_a_failure_in_bounded_memory(kind: str, mode: str) -> None:
+    with SERVED[kind](mode, timeout_seconds=20.0) as world:
+        tracemalloc.start()
+        words = failure_of(world)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert ("compressed" if mode == "gzip_bomb" else "more than") in words
+    assert peak < 40 * 2**20
+    assert len(world.server.requests) == 1
+
+
+def test_a_rate_limit_is_waited_for_until_the_deadline(serve: Callable[..., AbstractContextManager[World]]) -> None:
+    with serve("429", retries=0, timeout_seconds=2.0) as world:
+        words = failure_of(world)
+    assert "within 2 s" in words and "stub says 429" in words
+    assert len(world.server.requests) >= 2
+    with serve(["429", "429", "429", "429", "ok"], retries=0) as world:
+        assert play(world, ask).token_ids
+
+
 @pytest.mark.parametrize("mode", ["hang", "drip"])
 def test_the_deadline_ends_a_call_that_brings_nothing(serve: Callable[..., AbstractContextManager[World]], mode: str) -> None:
     with serve(mode, timeout_seconds=0.5) as world:
         assert "within 0.5 s" in failure_of(world)
 
 
-@pytest.mark.parametrize("busy", ["429", "503", "disconnect"])
+@pytest.mark.parametrize("busy", ["503", "disconnect"])
 def test_an_overloaded_server_is_tried_again(serve: Callable[..., AbstractContextManager[World]], busy: str) -> None:
     with serve([busy, "ok"], retries=1) as world:
         assert play(world, ask).token_ids

@@ -37,7 +37,7 @@ from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, play, rollo
 from tests.play import CREATE
 from tests.stubs.http import Request, Response, StubServer
 from tests.stubs.openai import OpenAIStub
-from tests.stubs.sglang import SGLangStub
+from tests.stubs.sglang import UNSAMPLED, SGLangStub
 
 CODEC = NativeCodec(ByteTokenizer())
 ANSWER = agent(CODEC)
@@ -105,7 +105,7 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
 
 
 @pytest.mark.parametrize(
-    "mode", ["500", "html", "nan", "mismatch", "abort", "empty", "too_many", "wrong_types", "truncated_prompt"]
+    "mode", ["500", "html", "nan", "mismatch", "abort", "too_many", "wrong_types", "truncated_prompt", *UNSAMPLED]
 )
 def test_a_server_that_lies_makes_no_evidence(tmp_path: Path, mode: str) -> None:
     with SGLangStub(answer=ANSWER, mode=mode) as server:
@@ -114,6 +114,12 @@ def test_a_server_that_lies_makes_no_evidence(tmp_path: Path, mode: str) -> None
     assert (played.marks.evidence, played.marks.score, played.marks.reward) == (False, None, None)
     (record,) = read(tmp_path / "failures.jsonl")
     assert record.episode.status is Status.FAILED and record.score is None and not (tmp_path / "episodes.jsonl").exists()
+
+
+def test_a_model_that_says_nothing_is_to_blame_itself(tmp_path: Path) -> None:
+    with SGLangStub(answer=ANSWER, mode="empty") as server:
+        played = using(rollout(settings(), tmp_path, server), play)
+    assert (played.marks.status, played.marks.fault, played.packed) == ("malformed", "agent", None)
 
 
 def test_a_task_that_is_not_there_is_no_evidence(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 - every attempt has exactly one outcome, and the work is spread over the nodes
 - a worker that is killed costs its episodes a try each and nothing else; another takes its place
-- a node that is lost costs no episode and doubles none
+- a node that is lost costs no episode and doubles none; where no worker is left and none comes back, the run ends and says so
 - a worker that leaks is replaced: nothing is lost, doubled or played again; one that grows too fast to wait for ends at once
 - an episode that is called off has ended in its worker; what a call says reaches the player; a bug there keeps its name
 - a player that cannot be opened, and a cluster with too few cores, are told as a person's mistake
@@ -23,10 +23,11 @@ from typing import Any
 
 import pytest
 
-from tau2rl.errors import UserError
-from tau2rl.rollout.runner import Outcome, Play, outcomes, plan
-from tau2rl.rollout.workers import GB, Workers
-from tau2rl.types import Attempt, Episode, Status, TaskRef
+from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.rollout.runner import Outcome, PlayAttempt, outcomes, plan
+from tau2rl.rollout.worker_process import GB
+from tau2rl.rollout.workers import Workers
+from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 pytestmark = pytest.mark.e2e
 TASKS = [TaskRef(domain="mock", task_id=f"task_{i}", split="base") for i in range(12)]
@@ -65,12 +66,12 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 
 def opener(folder: Path, *, seconds: float = 0.05, dies_on: str = "") -> Callable[[], Any]:
-    """What opens a player that notes its process and plays nothing; on `dies_on` the process is killed, the first time."""
+    """What opens a runner that notes its process and plays nothing; on `dies_on` the process is killed, the first time."""
     mark = str(folder / "died")
 
     # Everything that the worker needs is inside: this file is not on its path.
     @asynccontextmanager
-    async def open_player() -> AsyncGenerator[Play]:
+    async def open_runner() -> AsyncGenerator[PlayAttempt]:
         def die_once() -> None:
             if not os.path.exists(mark):
                 open(mark, "w").close()
@@ -81,13 +82,13 @@ def opener(folder: Path, *, seconds: float = 0.05, dies_on: str = "") -> Callabl
                 die_once()
             await asyncio.sleep(seconds)
             return Episode(
-                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=f"pid {os.getpid()}",
-                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
+                token_ids=(), turns=(), messages=(), grade=None, db_hashes=(str(os.getpid()), None),
             )  # fmt: skip
 
         yield play
 
-    return open_player
+    return open_runner
 
 
 async def play_all(
@@ -116,7 +117,7 @@ def test_a_killed_worker_costs_its_episodes_a_try_and_nothing_else(nodes: Nodes,
     assert tries[attempts[9].key] == 2
     # Eight are in flight at most, four of them in the process that died.
     assert sum(t - 1 for t in tries.values()) <= 8
-    assert len({o.episode.termination for o in found}) >= 2  # at least two processes played
+    assert len({o.episode.db_hashes for o in found}) >= 2  # at least two processes played
 
 
 def test_a_lost_node_costs_no_episode(nodes: Nodes, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_ten_nodes_of_which_two_are_lost(nodes: Nodes, tmp_path: Path) -> None:
         play_all(attempts, opener(tmp_path, seconds=0.3), 10, on=lambda done: nodes.lose() if done in (40, 80) else None)
     )
     check_whole(attempts, found)
-    assert len({o.episode.termination for o in found}) >= 10
+    assert len({o.episode.db_hashes for o in found}) >= 10
 
 
 def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_pat
     mark, big = tmp_path / "grew", attempts[-1].key
 
     @asynccontextmanager
-    async def open_leaky() -> AsyncGenerator[Play]:
+    async def open_leaky() -> AsyncGenerator[PlayAttempt]:
         kept: list[bytes] = []
 
         async def play(attempt: Attempt) -> Episode:
@@ -157,8 +158,8 @@ def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_pat
                 kept.append(b"x" * (GB // 2))  # beyond twice the limit, in the middle of an episode that does not end
                 await asyncio.sleep(600)
             return Episode(
-                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=f"pid {os.getpid()}",
-                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
+                token_ids=(), turns=(), messages=(), grade=None, db_hashes=(str(os.getpid()), None),
             )  # fmt: skip
 
         yield play
@@ -170,7 +171,7 @@ def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_pat
 
     found = asyncio.run(leak())
     check_whole(attempts, found)
-    assert len({o.episode.termination for o in found}) >= 4  # the first two were both replaced
+    assert len({o.episode.db_hashes for o in found}) >= 4  # the first two were both replaced
     tries = {o.attempt.key: o.tries for o in found}
     assert tries[big] == 2
     assert sum(t - 1 for t in tries.values()) <= 4  # only the one that ended at once took others with it: those beside it
@@ -193,8 +194,8 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
                 ended.touch()
                 raise
             return Episode(
-                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, termination=how,
-                token_ids=(), turns=(), messages=(), grade=None, failure=None,
+                task=attempt.task, seed=attempt.seed, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
+                token_ids=(), turns=(), messages=(), grade=None, db_hashes=(how, None),
             )  # fmt: skip
 
         yield play
@@ -202,7 +203,7 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
     async def call() -> None:
         (attempt,) = plan(TASKS[:1], num_samples=1, seed=1)
         async with Workers(open_patient, count=1, concurrency=4) as workers:
-            assert (await workers.play(attempt, "as told", 0.0)).termination == "as told"
+            assert (await workers.play(attempt, "as told", 0.0)).db_hashes[0] == "as told"
             with pytest.raises(LookupError, match="a bug of ours"):
                 await workers.play(attempt, "broken", 0.0)
             began.unlink()
@@ -212,9 +213,27 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
             playing.cancel()
             await asyncio.gather(playing, return_exceptions=True)
             assert playing.cancelled() and ended.exists()
-            assert (await workers.play(attempt, "again", 0.0)).termination == "again"
+            assert (await workers.play(attempt, "again", 0.0)).db_hashes[0] == "again"
 
     asyncio.run(call())
+
+
+def test_a_run_whose_workers_are_all_gone_ends_with_a_word(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.add(1)
+    attempts = plan(TASKS, num_samples=4, seed=1)
+
+    async def lose_all() -> list[Outcome]:
+        found: list[Outcome] = []
+        async with Workers(opener(tmp_path), count=1, concurrency=4, revive_timeout_seconds=3.0) as workers:
+            playing = outcomes(attempts, play=workers.play, concurrency=4, retries=3, retry_pause_seconds=0.1)
+            async for outcome in playing:
+                found.append(outcome)
+                if len(found) == 8:
+                    await asyncio.to_thread(nodes.lose)
+        return found
+
+    with pytest.raises(RunIncomplete, match=r"all 1 workers are gone, and none came back within 3 s"):
+        asyncio.run(asyncio.wait_for(lose_all(), 120))
 
 
 def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_path: Path) -> None:
@@ -228,7 +247,7 @@ def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_
         asyncio.run(open_three())
 
     @asynccontextmanager
-    async def broken() -> AsyncGenerator[Play]:
+    async def broken() -> AsyncGenerator[PlayAttempt]:
         from tau2rl.errors import UserError
 
         raise UserError("no SGLang server answers", hint="start one")

@@ -1,6 +1,7 @@
 """Many episodes at once.
 
-- never more in flight than asked for, or than the pace allows, and each attempt exactly once
+- never more in flight than asked for, or than adaptive concurrency permits, and each attempt exactly once
+- new permits begin episodes at once: none has to end for that
 - whoever takes outcomes slowly stops new episodes: no more than were asked for have begun and are not taken
 - a FAILED episode is played again in a fresh environment, so often and not more; a task that cannot be played is not retried
 - leaving the iteration cancels what is in flight
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -20,13 +21,19 @@ from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.errors import PolicyFailure, TaskFailure
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.concurrency import Pace
-from tau2rl.rollout.runner import Outcome, collect, never_began, outcomes, plan
+from tau2rl.policy.sglang_load import ServerLoad
+from tau2rl.rollout.concurrency import AdaptiveConcurrency
+from tau2rl.rollout.runner import Outcome, never_began, outcomes, plan, play_with
 from tau2rl.types import Attempt, CallTool, Completion, Env, Episode, Fault, Policy, Say, Status
 from tests.play import CREATE, UPDATE, WIDE, mock_env
 
 CODEC = TranscriptCodec()
 SOLVED = ((CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),), (Say(text="Done."),))
+
+
+def collect(attempts: Sequence[Attempt], *, concurrency: int, retries: int, **how: Any) -> AsyncGenerator[Outcome]:
+    """The outcomes of attempts that are played in this process."""
+    return outcomes(attempts, play=play_with(**how), concurrency=concurrency, retries=retries, retry_pause_seconds=0.0)
 
 
 def gather(attempts: Sequence[Attempt], **changes: Any) -> list[Outcome]:
@@ -37,7 +44,6 @@ def gather(attempts: Sequence[Attempt], **changes: Any) -> list[Outcome]:
         "limits": WIDE,
         "concurrency": 4,
         "retries": 0,
-        "retry_pause_seconds": 0.0,
         **changes,
     }
 
@@ -56,13 +62,16 @@ def test_each_attempt_is_played_exactly_once() -> None:
 
 def test_never_more_in_flight_than_asked_for() -> None:
     now = most = 0
+    three = asyncio.Event()
 
     class Counts(ScriptedPolicy):
         async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
             nonlocal now, most
             now += 1
             most = max(most, now)
-            await asyncio.sleep(0.02)
+            if now == 3:
+                three.set()
+            await three.wait()
             now -= 1
             return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
 
@@ -99,29 +108,67 @@ def test_who_takes_outcomes_slowly_stops_new_episodes() -> None:
     assert most == 5  # four that wait, and the one in the writer's hands
 
 
-def test_no_more_in_flight_than_the_pace_allows() -> None:
+def test_no_more_in_flight_than_are_permitted() -> None:
     now, seen = 0, list[tuple[int, int]]()
-    pace = Pace(8, overloaded=lambda episode: episode.failure is not None and "overloaded" in episode.failure.message)
+    control = AdaptiveConcurrency(
+        8, overloaded=lambda episode: episode.failure is not None and "overloaded" in episode.failure.message
+    )
+
+    all_eight, cut, six = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def busy(attempt: Attempt) -> Episode:
         nonlocal now
         now += 1
         seen.append((attempt.index, now))
-        while attempt.index < 8 and len(seen) < 8:  # until there are as many as may be
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.05 if attempt.index else 0.0)
+        if now == 8:
+            all_eight.set()
+        if now == 6 and attempt.index >= 8:
+            six.set()
+        await (all_eight if attempt.index == 0 else cut if attempt.index < 8 else six).wait()
         now -= 1
+        if attempt.index == 0:
+            asyncio.get_running_loop().call_later(0, cut.set)  # behind the cut that this failure brings
         return never_began(attempt, PolicyFailure("something else" if attempt.index else "the server is overloaded"))
 
     async def main() -> None:
         attempts = plan([CREATE], num_samples=40, seed=3)
-        async with aclosing(outcomes(attempts, play=busy, concurrency=100, retries=0, pace=pace)) as episodes:
+        async with aclosing(outcomes(attempts, play=busy, concurrency=100, retries=0, control=control)) as episodes:
             assert len([o async for o in episodes]) == 40
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert max(count for index, count in seen if index < 8) == 8
-    assert (pace.limit, pace.falls) == (6, 1)  # three quarters of 8
+    assert (control.limit, control.cuts) == (6, 1)  # three quarters of 8
     assert max(count for index, count in seen if index >= 8) == 6
+
+
+def test_new_permits_begin_episodes_at_once() -> None:
+    control, most = AdaptiveConcurrency(40, start=8), 0
+    enough = asyncio.Event()
+
+    async def until_there_are_twenty(attempt: Attempt) -> Episode:
+        nonlocal most
+        most = max(most, control.in_flight)
+        if control.in_flight >= 20:
+            enough.set()
+        await enough.wait()
+        return never_began(attempt, TaskFailure("it has seen enough"))
+
+    async def poll() -> None:
+        while not enough.is_set():
+            control.poll(ServerLoad(engines=1, running=control.in_flight, waiting=0, memory=0.05))
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        polling = asyncio.create_task(poll())
+        attempts = plan([CREATE], num_samples=60, seed=3)
+        async with aclosing(
+            outcomes(attempts, play=until_there_are_twenty, concurrency=40, retries=0, control=control)
+        ) as episodes:
+            assert len([o async for o in episodes]) == 60
+        await polling
+
+    asyncio.run(asyncio.wait_for(main(), 60))  # no episode ends before twenty are in flight
+    assert 20 <= most <= 40
 
 
 def test_a_failed_episode_is_played_again_in_a_fresh_environment() -> None:
@@ -214,31 +261,30 @@ def test_a_longer_series_begins_with_the_shorter_one() -> None:
 
 
 def test_the_loop_answers_while_users_block_their_threads() -> None:
-    together = threading.Barrier(16 + 1)  # every user, and the loop: none of them goes on before all have come
+    answered = list[bool]()
+    loops = list[asyncio.AbstractEventLoop]()
 
     class Blocks(ScriptedUser):
+        """Holds its thread until the event loop has done something else."""
+
         def generate_next_message(self, message: Any, state: Any) -> Any:
-            together.wait(60)
+            alive = threading.Event()
+            loops[0].call_soon_threadsafe(alive.set)
+            answered.append(alive.wait(30.0))
             return super().generate_next_message(message, state)
 
     async def main() -> None:
-        async def come_along() -> None:
-            for _ in range(2):  # a user speaks twice
-                while together.n_waiting < 16:
-                    await asyncio.sleep(0.001)
-                together.wait(60)
-
-        coming = asyncio.create_task(come_along())
+        loops.append(asyncio.get_running_loop())
         episodes = collect(
             plan([CREATE], num_samples=16, seed=3),
-            make_env=lambda a: mock_env(a.task, make=lambda simulation: Blocks(simulation, max_stalled_turns=3)),
+            make_env=lambda a: mock_env(a.task, make=lambda session: Blocks(session, max_stalled_turns=3)),
             make_policy=lambda a: ScriptedPolicy(SOLVED, CODEC),
             codec=CODEC,
             limits=WIDE,
             concurrency=16,
             retries=0,
         )
-        assert [o.episode.status async for o in episodes] == [Status.COMPLETED] * 16
-        await coming
+        assert len([o async for o in episodes]) == 16
 
     asyncio.run(main())
+    assert len(answered) >= 32 and all(answered)

@@ -20,7 +20,7 @@ import pytest
 
 from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.simulation import Simulation
-from tau2rl.rollout.runner import Watched, metered
+from tau2rl.rollout.timing import TimedPolicy, with_cpu_time
 from tau2rl.types import CallTool, Completion, EnvTime, Episode, FinishReason, Say, Status
 from tests.play import attempt, mock_env, play
 
@@ -103,7 +103,7 @@ def test_the_cpu_time_of_a_process_is_that_of_its_episodes(monkeypatch: pytest.M
         return played
 
     async def main() -> list[float]:
-        mine = metered(again)
+        mine = with_cpu_time(again)
         return [(await mine(attempt(), rules)).worker_cpu_seconds for rules in ("a", "b")]
 
     assert asyncio.run(main()) == [0.5, 2.0]
@@ -124,8 +124,8 @@ class Gate:
 def test_a_policy_is_watched_while_anybody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> float:
         gate = Gate()
-        watched, now = Watched(gate), 100.0
-        monkeypatch.setattr("tau2rl.rollout.runner.time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+        watched, now = TimedPolicy(gate), 100.0
+        monkeypatch.setattr("tau2rl.rollout.timing.time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
 
         async def ask(number: int) -> asyncio.Task[Completion]:
             task = asyncio.create_task(watched.complete([], seed=number, session="", max_tokens=1))

@@ -24,14 +24,14 @@ import pytest
 
 from tau2rl.chat import make_codec
 from tau2rl.chat.transcript import TranscriptCodec
-from tau2rl.config import ChatConfig
+from tau2rl.config import ChatConfig, LimitsConfig
 from tau2rl.data.encoding import pack
 from tau2rl.env.agent_bridge import Observed
 from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.simulation import Simulation
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.episode import Limits, run_episode
+from tau2rl.rollout.episode import run_episode
 from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef, prefix_hash
 from tests.play import CREATE, UPDATE, WIDE, attempt, mock_env, play
 
@@ -59,7 +59,7 @@ def line(codec: TranscriptCodec, *actions: Any) -> str:
 
 def test_solving_a_task_scores_one() -> None:
     episode = play(SOLVED)
-    assert (episode.status, episode.termination) == (Status.COMPLETED, "user_stop")
+    assert (episode.status, episode.stop_reason) == (Status.COMPLETED, "user_stop")
     assert episode.grade is not None and episode.grade.success and episode.fault is None
 
 
@@ -119,7 +119,7 @@ def test_repairs_are_counted_in_a_row() -> None:
 def test_too_many_malformed_turns_end_as_malformed_with_real_checks() -> None:
     codec = TranscriptCodec()
     episode = play(policy=RawPolicy(line(codec, CREATE_CALL), "{a\n", "{b\n"), codec=codec)
-    assert (episode.status, episode.termination) == (Status.MALFORMED, "malformed")
+    assert (episode.status, episode.stop_reason) == (Status.MALFORMED, "malformed")
     assert episode.grade is not None and episode.grade.reward == 0.0
     assert episode.grade.checks is not None and episode.grade.checks.action == (True,) and episode.grade.checks.db == (True,)
     assert episode.fault is Fault.AGENT
@@ -148,18 +148,18 @@ def test_a_refused_call_is_an_error_message_and_counted() -> None:
 @pytest.mark.parametrize(
     ("limits", "steps", "termination"),
     [
-        (Limits(max_turns=2, context_tokens=10**6), 100, "turns"),
-        (Limits(context_tokens=10), 100, "context"),
-        (Limits(context_tokens=10**6, episode_timeout_seconds=1e-9), 100, "deadline"),
+        (LimitsConfig(max_turns=2, context_tokens=10**6), 100, "turns"),
+        (LimitsConfig(context_tokens=10), 100, "context"),
+        (LimitsConfig(context_tokens=10**6, episode_timeout_seconds=1e-9), 100, "deadline"),
         (WIDE, 4, "max_steps"),
     ],
 )
 def test_a_conversation_cut_off_is_truncated_with_reward_zero_and_real_checks(
-    limits: Limits, steps: int, termination: str
+    limits: LimitsConfig, steps: int, termination: str
 ) -> None:
     users = CallTool(name="get_users", arguments={})
     episode = play(((users,), (users,), (users,)), env=mock_env(max_steps=steps), limits=limits)
-    assert (episode.status, episode.termination) == (Status.TRUNCATED, termination)
+    assert (episode.status, episode.stop_reason) == (Status.TRUNCATED, termination)
     assert episode.grade is not None and episode.grade.reward == 0.0
     assert episode.grade.checks is not None and episode.grade.checks.action == (False,)
 
@@ -168,7 +168,7 @@ def test_a_turn_cut_at_its_token_limit_is_truncated_and_not_said() -> None:
     codec = TranscriptCodec()
     policy = RawPolicy(line(codec, Say(text="The task is")), finish=FinishReason.LENGTH)
     episode = play(policy=policy, codec=codec)
-    assert (episode.status, episode.termination) == (Status.TRUNCATED, "length")
+    assert (episode.status, episode.stop_reason) == (Status.TRUNCATED, "length")
     assert episode.token_ids[episode.turns[0].start :] == tuple(line(codec, Say(text="The task is")).encode())
     assert episode.turns[0].actions == ()
     assert episode.messages[-1].role == "user"
@@ -176,7 +176,7 @@ def test_a_turn_cut_at_its_token_limit_is_truncated_and_not_said() -> None:
 
 def test_solving_the_task_and_being_cut_off_is_still_zero() -> None:
     episode = play(
-        ((CREATE_CALL,), (CallTool(name="get_users", arguments={}),)), limits=Limits(max_turns=2, context_tokens=10**6)
+        ((CREATE_CALL,), (CallTool(name="get_users", arguments={}),)), limits=LimitsConfig(max_turns=2, context_tokens=10**6)
     )
     assert episode.grade is not None and episode.grade.reward == 0.0 and episode.grade.checks is not None
     assert episode.grade.checks.db == (True,)
@@ -184,7 +184,7 @@ def test_solving_the_task_and_being_cut_off_is_still_zero() -> None:
 
 def test_no_thread_outlives_a_cut_off_episode() -> None:
     for _ in range(5):
-        play(SOLVED, limits=Limits(max_turns=1, context_tokens=10**6))
+        play(SOLVED, limits=LimitsConfig(max_turns=1, context_tokens=10**6))
     deadline = time.monotonic() + 10
     while any(t.name.startswith("tau2 ") for t in threading.enumerate()):
         assert time.monotonic() < deadline, "a simulation thread is still alive"
@@ -234,11 +234,11 @@ def test_a_grader_that_raises_is_a_failure_and_not_a_zero() -> None:
 
 
 def test_a_policy_that_fails_leaves_no_evidence() -> None:
-    class Empty:
+    class Aborted:
         async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-            return Completion(token_ids=(), logprobs=None, finish_reason=FinishReason.STOP)
+            raise PolicyFailure("the server aborted the request")
 
-    episode = play(policy=Empty())
+    episode = play(policy=Aborted())
     assert episode.status is Status.FAILED and episode.failure is not None and episode.failure.kind == "PolicyFailure"
 
 
@@ -247,7 +247,7 @@ def test_a_call_that_is_not_answered_in_time_is_the_servers_failure() -> None:
         async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
             raise PolicyFailure("no completion within 0.05 s")
 
-    episode = play(policy=Times(""), limits=Limits(context_tokens=10**6, episode_timeout_seconds=1e-9))
+    episode = play(policy=Times(""), limits=LimitsConfig(context_tokens=10**6, episode_timeout_seconds=1e-9))
     assert (episode.status, episode.grade) == (Status.FAILED, None)
     assert episode.fault is Fault.INFRA
 
@@ -272,11 +272,11 @@ def test_a_grading_that_hangs_does_not_stop_other_episodes(monkeypatch: pytest.M
 
 def test_only_done_ends_a_conversation() -> None:
     episode = play(((Say(text="###STOP###"),), (CREATE_CALL,), (Say(text="Done."),)))
-    assert episode.termination == "user_stop"
+    assert episode.stop_reason == "user_stop"
     assert len(episode.turns) == 3
     cookbook = make_codec(ChatConfig(protocol="cookbook", tokenizer="bytes"))
     ended = play(((CREATE_CALL,), (CallTool(name="done", arguments={}),)), codec=cookbook)
-    assert (ended.termination, ended.grade is not None and ended.grade.success) == ("agent_stop", True)
+    assert (ended.stop_reason, ended.grade is not None and ended.grade.success) == ("agent_stop", True)
 
 
 def test_the_same_attempt_plays_the_same_episode() -> None:

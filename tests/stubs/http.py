@@ -7,13 +7,15 @@ request, and its last one stays:
     with SGLangStub(answer=..., mode=["429", "ok"]) as server: ...
 
 Modes of every stub: `ok`, `dead` (nothing listens), `hang` (accepts and never answers), `drip` (a byte a second),
-`disconnect`, `html`, `truncated` (half of the JSON), `cut` (fewer bytes than promised), `not_object`, and any three-digit
-HTTP status.
+`disconnect`, `html`, `truncated` (half of the JSON), `cut` (fewer bytes than promised), `not_object`, `huge` (100 MB),
+`endless` (chunks without an end), `gzip_bomb` (a megabyte that is a gigabyte), and any three-digit HTTP status.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gzip
+import itertools
 import json
 import socket
 import threading
@@ -25,7 +27,9 @@ from typing import Any
 import orjson
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
-MODES = ("ok", "dead", "hang", "drip", "disconnect", "html", "truncated", "cut", "not_object")
+MODES = ("ok", "dead", "hang", "drip", "disconnect", "html", "truncated", "cut", "not_object", "huge", "endless", "gzip_bomb")
+BLOCK = b" " * 2**16  # of a body that is too large
+HUGE_BYTES = 100 * 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class Response:
     payload: Any = None
     raw: bytes | None = None  # instead of the payload
     content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict[str, str])  # besides those of every answer
 
     def encode(self) -> bytes:
         return json.dumps(self.payload).encode() if self.raw is None else self.raw
@@ -168,6 +173,8 @@ class StubServer:
             await reader.read()  # until the client gives up
             return False
         await asyncio.sleep(self.latency() if callable(self.latency) else self.latency)
+        if mode in ("huge", "endless", "gzip_bomb"):
+            return await _flood(writer, mode)
         if mode == "html":
             return await self._write(writer, Response(raw=HTML, content_type="text/html"), mode)
         if mode == "not_object":
@@ -186,7 +193,8 @@ class StubServer:
             body, promised = body[: len(body) // 2], len(body) // 2
         elif mode == "cut":
             body = body[: len(body) // 2]
-        head = f"HTTP/1.1 {response.status} X\r\nContent-Type: {response.content_type}\r\nContent-Length: {promised}\r\n\r\n"
+        fields = {"Content-Type": response.content_type, "Content-Length": str(promised), **response.headers}
+        head = f"HTTP/1.1 {response.status} X\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n"
         if mode == "drip":
             for byte in head.encode() + body:
                 writer.write(bytes([byte]))
@@ -196,6 +204,25 @@ class StubServer:
         writer.write(head.encode() + body)
         await writer.drain()
         return mode != "cut"
+
+
+async def _flood(writer: asyncio.StreamWriter, mode: str) -> bool:
+    """Send a body that is too large, for as long as the client takes it, without ever holding it here."""
+    kind = {
+        "huge": f"Content-Length: {HUGE_BYTES // len(BLOCK) * len(BLOCK)}",
+        "endless": "Transfer-Encoding: chunked",
+        "gzip_bomb": "Content-Encoding: gzip\r\nTransfer-Encoding: chunked",
+    }[mode]
+    writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{kind}\r\n\r\n".encode())
+    block = gzip.compress(BLOCK * 160) if mode == "gzip_bomb" else BLOCK  # 10 MB in 10 kB; members follow each other
+    many = {"huge": HUGE_BYTES // len(BLOCK), "gzip_bomb": 100}.get(mode)
+    for _ in itertools.count() if many is None else range(many):
+        writer.write(block if mode == "huge" else b"%x\r\n%b\r\n" % (len(block), block))
+        await writer.drain()
+    if mode == "gzip_bomb":
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+    return True
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

@@ -36,6 +36,11 @@ SAMPLING_FIELDS = {
 }
 
 
+# Right in their types, and nothing that a model sampled: the episode loop finds out.
+UNSAMPLED = ("negative_id", "huge_id", "unknown_id", "positive_logprob")
+AGREED = (*UNSAMPLED, "empty")  # its `output_ids` say the same
+
+
 def logprob_of(token_id: int) -> float:
     """The log-probability that the stub gives a token: -0.5 for 0, 8, 16...; -1.375 for 7."""
     return -0.5 - (token_id % 8) / 8
@@ -49,6 +54,7 @@ class SGLangStub(StubServer):
         *MODES,
         *("context", "abort", "nan", "null_logprob", "no_logprobs", "wrong_types", "bool_ids", "mismatch", "short_logprobs"),
         *("empty", "too_many", "truncated_prompt", "no_reason", "unknown_reason"),
+        *UNSAMPLED,
     )
 
     def __init__(
@@ -149,7 +155,12 @@ def _spoil(payload: dict[str, Any], mode: str, limit: int) -> Any:
         "mismatch": {"output_token_logprobs": rows[1:]},
         "short_logprobs": {"completion_tokens": len(rows) + 1},
         "empty": {"output_token_logprobs": [], "completion_tokens": 0},
+        "negative_id": {"output_token_logprobs": [[-0.5, -1, None]], "completion_tokens": 1},
+        "huge_id": {"output_token_logprobs": [[-0.5, 2**63, None]], "completion_tokens": 1},
+        "unknown_id": {"output_token_logprobs": [[-0.5, 10**6, None]], "completion_tokens": 1},
+        "positive_logprob": {"output_token_logprobs": [[0.5, *row[1:]] for row in rows]},
         "too_many": {"output_token_logprobs": [[-0.5, 5, None]] * (limit + 1)},
         "truncated_prompt": {"prompt_tokens": meta["prompt_tokens"] - 1},
     }
-    return {**payload, "meta_info": {**meta, **lies[mode]}}
+    said = {**payload, "meta_info": {**meta, **lies[mode]}}
+    return {**said, "output_ids": [row[1] for row in said["meta_info"]["output_token_logprobs"]]} if mode in AGREED else said

@@ -9,7 +9,19 @@ import pytest
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.data.encoding import pack
-from tau2rl.types import Episode, FinishReason, MalformedKind, Message, Opening, Say, Status, TaskRef, Turn, prefix_hash
+from tau2rl.types import (
+    Episode,
+    FinishReason,
+    MalformedKind,
+    Message,
+    Opening,
+    Say,
+    Status,
+    StopReason,
+    TaskRef,
+    Turn,
+    prefix_hash,
+)
 
 
 def turn(
@@ -29,7 +41,14 @@ def turn(
 def episode(ids: tuple[int, ...], *turns: Turn) -> Episode:
     task = TaskRef(domain="mock", task_id="a", split="base")
     return Episode(
-        task=task, seed=1, status=Status.COMPLETED, termination="user_stop", token_ids=ids, turns=turns, messages=(), grade=None
+        task=task,
+        seed=1,
+        status=Status.COMPLETED,
+        stop_reason=StopReason.USER_STOP,
+        token_ids=ids,
+        turns=turns,
+        messages=(),
+        grade=None,
     )
 
 

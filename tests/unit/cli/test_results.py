@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.report.report import build_report
-from tau2rl.types import Attempt, Checks, Episode, EpisodeRecord, Grade, Status, TaskRef
+from tau2rl.types import Attempt, Checks, Episode, EpisodeRecord, Grade, Status, StopReason, TaskRef
 
 runner = CliRunner()
 SETTINGS = {"settings": {"policy.kind": "gold", "user.model": "u", "seed": 300}, "bench": {"tasks": "abc"}}
@@ -28,7 +28,14 @@ def record(task: str, *, solved: bool) -> EpisodeRecord:
     ref = TaskRef(domain="mock", task_id=task, split="base")
     grade = Grade(reward=float(solved), checks=Checks(db=(solved,)), reward_basis=("DB",))
     episode = Episode(
-        task=ref, seed=1, status=Status.COMPLETED, termination="user_stop", token_ids=(), turns=(), messages=(), grade=grade
+        task=ref,
+        seed=1,
+        status=Status.COMPLETED,
+        stop_reason=StopReason.USER_STOP,
+        token_ids=(),
+        turns=(),
+        messages=(),
+        grade=grade,
     )
     return EpisodeRecord(schema=1, run="r", attempt=Attempt(task=ref, index=0, seed=1), tries=1, episode=episode, score=None)
 

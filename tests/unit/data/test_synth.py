@@ -119,7 +119,7 @@ def test_the_user_says_its_lines_and_stops() -> None:
         episode = play(gold_script(ref), ref=ref)
         said = [message.content for message in episode.messages if message.role == "user"]
         assert said == [*synth.of(ref).lines, "###STOP###"]
-        assert (episode.status, episode.termination) == (Status.COMPLETED, "user_stop")
+        assert (episode.status, episode.stop_reason) == (Status.COMPLETED, "user_stop")
         assert episode.grade is not None and episode.grade.success
 
 

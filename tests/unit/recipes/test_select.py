@@ -32,7 +32,7 @@ from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor
-from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Say, Score, Status, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Say, Score, Status, StopReason, TaskRef
 from tests.stubs.sglang import SGLangStub
 
 runner = CliRunner()
@@ -51,7 +51,7 @@ def record(task: TaskRef, mark: str, shaped: float = 0.0, attempt: int = 0) -> E
         task=task,
         seed=1,
         status=Status.FAILED if failure else Status.COMPLETED,
-        termination="",
+        stop_reason=StopReason.USER_STOP,
         token_ids=(),
         turns=(),
         messages=(),

@@ -24,12 +24,26 @@ import pytest
 
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.http import Unavailable
+from tau2rl.policy.errors import Unavailable
 from tau2rl.report.cost import Costs, Load, Start, account as account_of, bound
 from tau2rl.report.tables import cost_words
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.timing import clocked, starts
-from tau2rl.types import Actions, CallTool, EnvTime, Episode, Failure, Fault, FinishReason, Say, Status, TaskRef, Turn, Usage
+from tau2rl.types import (
+    Actions,
+    CallTool,
+    EnvTime,
+    Episode,
+    Failure,
+    Fault,
+    FinishReason,
+    Say,
+    Status,
+    StopReason,
+    TaskRef,
+    Turn,
+    Usage,
+)
 
 CALL, SAY = CallTool(name="f", arguments={}), Say(text="Hello.")
 TOLD = Usage(prompt_tokens=100, completion_tokens=10, cached_tokens=60)
@@ -45,7 +59,8 @@ def turn(actions: Actions, policy: float, env: float, usage: Usage = TOLD) -> Tu
 
 def episode(*turns: Turn, seconds: float, status: Status = Status.COMPLETED, **more: Any) -> Episode:
     return Episode(
-        task=TaskRef(domain="mock", task_id="a", split="base"), seed=0, status=status, termination="", token_ids=(), turns=turns,
+        task=TaskRef(domain="mock", task_id="a", split="base"), seed=0,
+        status=status, stop_reason=StopReason.USER_STOP, token_ids=(), turns=turns,
         messages=(), grade=None, seconds=seconds, user_usage=Usage(prompt_tokens=30, completion_tokens=5), **more,
     )  # fmt: skip
 

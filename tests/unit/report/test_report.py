@@ -30,6 +30,7 @@ from tau2rl.types import (
     Grade,
     Score,
     Status,
+    StopReason,
     TaskRef,
     Turn,
     Usage,
@@ -52,7 +53,8 @@ def record(attempt, solved=False, status=Status.COMPLETED, termination="user_sto
     failed = status is Status.FAILED
     reward = float(solved)
     episode = Episode(
-        task=attempt.task, seed=attempt.seed, status=status, termination="failed" if failed else termination, token_ids=(),
+        task=attempt.task, seed=attempt.seed, status=status,
+        stop_reason=StopReason.FAILED if failed else StopReason(termination), token_ids=(),
         turns=() if failed else (turn, turn), messages=(), seconds=seconds,
         grade=None if failed else Grade(reward=reward, checks=Checks(db=(solved,)), reward_basis=("DB",)),
         failure=Failure(fault=fault or Fault.INFRA, kind="X", message="") if failed or fault else None,

@@ -28,7 +28,7 @@ from tau2rl.data.task_sampling import (
     outcome,
     weight,
 )
-from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
+from tau2rl.types import Episode, Failure, Fault, Grade, Status, StopReason, TaskRef
 
 SPEC = CurriculumSpec(group_size=8, floor=0.05)
 
@@ -126,7 +126,15 @@ def test_only_a_graded_episode_has_an_outcome():
         grade = None if reward is None else Grade(reward=reward, checks=None, reward_basis=())
         broken = Failure(fault=Fault.USER, kind="UserSimulatorFailure", message="gone") if status is Status.FAILED else None
         return Episode(
-            task=task, seed=1, status=status, termination="", token_ids=(), turns=(), messages=(), grade=grade, failure=broken
+            task=task,
+            seed=1,
+            status=status,
+            stop_reason=StopReason.USER_STOP,
+            token_ids=(),
+            turns=(),
+            messages=(),
+            grade=grade,
+            failure=broken,
         )
 
     assert outcome(ended(Status.COMPLETED, 1.0)) is True

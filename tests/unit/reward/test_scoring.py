@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from tau2rl.reward.presets import PRESETS
 from tau2rl.reward.score import TERMS, score, score_episode
-from tau2rl.types import Checks, Episode, FinishReason, Grade, MalformedKind, Message, Status, TaskRef, Turn
+from tau2rl.types import Checks, Episode, FinishReason, Grade, MalformedKind, Message, Status, StopReason, TaskRef, Turn
 
 TELECOM = Checks(action=(True, True, False, False), env_assertion=(True, False), communicate=(True,))
 
@@ -86,7 +86,8 @@ def test_a_task_without_any_counted_check_has_partial_0():
 def episode(status, grade, malformed=None, tool_error=False):
     turn = Turn(start=0, end=1, prompt_hash="0", logprobs=None, finish_reason=FinishReason.STOP, actions=(), malformed=malformed)
     return Episode(
-        task=TaskRef(domain="retail", task_id="1", split="test"), seed=1, status=status, termination="turns", token_ids=(1,),
+        task=TaskRef(domain="retail", task_id="1", split="test"), seed=1,
+        status=status, stop_reason=StopReason.TURNS, token_ids=(1,),
         turns=(turn, turn), messages=(Message(role="tool", content="x", error=tool_error),), grade=grade,
     )  # fmt: skip
 

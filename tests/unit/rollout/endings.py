@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tau2rl.types import Episode, Failure, Fault, Status, TaskRef
+from tau2rl.types import Episode, Failure, Fault, Status, StopReason, TaskRef
 
 GOOD = Episode(
     task=TaskRef(domain="mock", task_id="a", split="base"),
     seed=1,
     status=Status.COMPLETED,
-    termination="user_stop",
+    stop_reason=StopReason.USER_STOP,
     token_ids=(),
     turns=(),
     messages=(),

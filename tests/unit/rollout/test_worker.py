@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tau2rl.errors import UserError
-from tau2rl.rollout.workers import PlayAs, Worker
+from tau2rl.rollout.worker_process import PlayWith, Worker
 from tau2rl.types import Attempt, Episode
 from tests.unit.rollout.endings import GOOD
 
@@ -20,7 +20,7 @@ pytest.importorskip("ray")
 
 
 @asynccontextmanager
-async def opened() -> AsyncGenerator[PlayAs]:
+async def opened() -> AsyncGenerator[PlayWith]:
     async def play(attempt: Attempt) -> Episode:
         return GOOD
 

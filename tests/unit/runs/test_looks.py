@@ -15,7 +15,7 @@ import pytest
 from tau2rl.runs import records
 from tau2rl.runs.records import looks, write_look
 from tau2rl.runs.secrets import Redactor
-from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Status, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Status, StopReason, TaskRef
 
 
 def failed(task: str, message: str = "gone") -> EpisodeRecord:
@@ -25,7 +25,7 @@ def failed(task: str, message: str = "gone") -> EpisodeRecord:
         task=ref,
         seed=1,
         status=Status.FAILED,
-        termination="failed",
+        stop_reason=StopReason.FAILED,
         token_ids=(),
         turns=(),
         messages=(),

@@ -22,7 +22,7 @@ from hypothesis import given, settings, strategies as st
 from tau2rl import types as t
 from tau2rl.errors import UserError
 from tau2rl.runs import records
-from tau2rl.types import Attempt, CallTool, EpisodeRecord, Message, Say, Status, TaskRef
+from tau2rl.types import Attempt, CallTool, EpisodeRecord, Message, Say, Status, StopReason, TaskRef
 
 TASK = TaskRef(domain="retail", task_id="17", split="test")
 
@@ -33,7 +33,7 @@ def record(**changes: object) -> EpisodeRecord:
         task=TASK,
         seed=5,
         status=Status.COMPLETED,
-        termination="user_stop",
+        stop_reason=StopReason.USER_STOP,
         token_ids=(1, 2, 3, 151657),
         turns=(
             t.Turn(

@@ -25,7 +25,7 @@ from tau2rl.config import EvalConfig, build
 from tau2rl.errors import UserError
 from tau2rl.runs import files, provenance, records
 from tau2rl.runs.folder import RunFolder, is_vacant, read_config, run_path, withdraw
-from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Status, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Status, StopReason, TaskRef
 
 
 def config(**changes: object) -> EvalConfig:
@@ -40,7 +40,7 @@ def record(index: int, *, status: Status = Status.COMPLETED, message: str = "HTT
         task=task,
         seed=index,
         status=status,
-        termination="failed" if failed else "user_stop",
+        stop_reason=StopReason.FAILED if failed else StopReason.USER_STOP,
         token_ids=(),
         turns=(),
         messages=(),

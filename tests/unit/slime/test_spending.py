@@ -14,12 +14,13 @@ from pathlib import Path
 from tau2rl.report.cost import Start
 from tau2rl.slime.metadata import Marks
 from tau2rl.slime.rollout_log import FILE, Journal, Spending
-from tau2rl.types import Attempt, EnvTime, Episode, EpisodeRecord, Failure, Fault, Status
+from tau2rl.types import Attempt, EnvTime, Episode, EpisodeRecord, Failure, Fault, Status, StopReason
 from tests.contract.slime_world import settings
 from tests.play import CREATE
 
 PLAYED = Episode(
-    task=CREATE, seed=0, status=Status.COMPLETED, termination="user_stop", token_ids=(), turns=(), messages=(), grade=None,
+    task=CREATE, seed=0, status=Status.COMPLETED,
+    stop_reason=StopReason.USER_STOP, token_ids=(), turns=(), messages=(), grade=None,
     seconds=4.0, env_time=EnvTime(seconds=1.0, user_seconds=0.5, cpu_seconds=0.25),
 )  # fmt: skip
 FAILED = replace(PLAYED, status=Status.FAILED, failure=Failure(fault=Fault.USER, kind="UserSimulatorFailure", message="gone"))

@@ -1,30 +1,20 @@
 """What servers say of their load, pinned here:
 
-- an engine says it at `/v1/loads`, summed over its ranks, an older one at `/get_load`; afterwards one request a look;
-- behind a router the engines are asked, whichever it lists now; several servers are one;
-- a server that says nothing, or something else, is not asked again; one that fell silent later is asked again;
-- an episode counts as the server's failure when it was unavailable or let a call wait for its whole deadline, and else not.
+- an engine says it at `/v1/loads`, summed over its ranks, an older one at `/get_load`; afterwards one request a poll;
+- behind a router the engines are asked, whichever it lists now, and are one;
+- a server that says nothing, or something else, is not asked again; one that fell silent later is asked again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
 
-from tau2rl.chat.transcript import TranscriptCodec
-from tau2rl.config import PolicyConfig
-from tau2rl.policy.load import LoadReader, ServerLoad, was_overloaded
-from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.types import EnvTime
-from tests.play import play
+from tau2rl.policy.sglang_load import LoadReader, ServerLoad
 from tests.stubs.http import Request, Response, StubServer
-from tests.stubs.sglang import SGLangStub
-from tests.unit.rollout.endings import FAILED
 
 T = TypeVar("T")
 
@@ -63,9 +53,9 @@ def router(*engines: str, old: bool = False) -> Says:
     return Says(v1__loads={"loads": [{"worker": url, "load": 900} for url in engines]}, workers={"workers": listed, "total": 1})
 
 
-def reading(use: Callable[[LoadReader], Awaitable[T]], *urls: str) -> T:
+def reading(use: Callable[[LoadReader], Awaitable[T]], url: str | None) -> T:
     async def inside() -> T:
-        async with LoadReader(urls) as reader:
+        async with LoadReader(url) as reader:
             return await use(reader)
 
     return asyncio.run(inside())
@@ -84,7 +74,7 @@ async def thrice(reader: LoadReader) -> ServerLoad | None:
 def test_an_engine_says_it_in_one_request() -> None:
     with engine(rank(8, 2, 0.5), rank(4, 1, 0.75)) as server:
         assert reading(thrice, server.url) == ServerLoad(engines=1, running=12, waiting=3, memory=0.625)
-    assert server.paths == ["/v1/loads"] * 4  # one to find out that it does
+    assert server.paths == ["/v1/loads"] * 3
 
 
 def test_an_older_engine_says_a_part_of_it() -> None:
@@ -107,11 +97,6 @@ def test_an_engine_that_came_to_the_router_later_is_asked_too() -> None:
             return await reader.read()
 
         assert reading(later, front.url) == ServerLoad(engines=2, running=12, waiting=2, memory=0.5)
-
-
-def test_several_servers_are_one() -> None:
-    with engine(rank(8, 2, 0.5)) as a, engine(rank(4, 0, 0.25)) as b, Says() as silent:
-        assert reading(once, a.url, b.url, silent.url) == ServerLoad(engines=2, running=12, waiting=2, memory=0.375)
 
 
 @pytest.mark.parametrize(
@@ -148,26 +133,4 @@ def test_nobody_there_says_nothing() -> None:
     with Says() as server:
         url = server.url
     assert reading(once, url) is None
-    assert reading(once) is None
-
-
-@pytest.mark.parametrize(
-    ("mode", "counts"), [("503", True), ("dead", True), ("hang", True), ("disconnect", True), ("400", False), ("abort", False)]
-)
-def test_which_failures_are_those_of_a_server_with_too_much_to_do(mode: str, counts: bool) -> None:
-    with ExitStack() as stack:
-        server = stack.enter_context(SGLangStub(mode=mode))
-        policy = SGLangPolicy(PolicyConfig(url=server.url, timeout_seconds=0.5, retries=0))
-        episode = play(policy=policy, codec=TranscriptCodec())
-    assert episode.failure is not None
-    assert was_overloaded(episode, timeout_seconds=0.5) is counts
-
-
-def test_what_the_customer_took_before_the_first_turn_is_no_wait_for_the_server() -> None:
-    refused = replace(FAILED, seconds=41.0, env_time=EnvTime(seconds=40.0, user_seconds=40.0))
-    assert not was_overloaded(refused, timeout_seconds=30.0)
-    assert was_overloaded(replace(refused, seconds=71.0), timeout_seconds=30.0)
-
-
-def test_an_episode_that_did_not_fail_counts_for_nothing() -> None:
-    assert not was_overloaded(play(), timeout_seconds=1e-9)
+    assert reading(once, None) is None

@@ -1,4 +1,8 @@
-"""One SGLang server, or the router in front of several: its `/generate`, aborts, and what it says of itself."""
+"""One SGLang server, or the router in front of several: its `/generate`, aborts, and what it says of itself.
+
+Several servers of one model stand behind one router (`sglang-router`), which keeps a conversation on its engine by the routing
+key that is sent here, and takes an engine that died out of use.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,15 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from tau2rl.errors import UserError
-from tau2rl.policy.generate import refusal
-from tau2rl.policy.http import Connections, Unavailable, Unreachable
+from tau2rl.errors import PolicyFailure, UserError
+from tau2rl.policy.errors import Unavailable, failure_of
+from tau2rl.policy.http import Connections, Unreachable
 
-BUSY = (429, 502, 503, 504)
+BUSY = (502, 503, 504)
 ROUTING_HEADER = "X-SMG-Routing-Key"  # the router's key of prefix-cache affinity
 CONNECT_SECONDS = 10.0
 ABORT_SECONDS = 2.0
-
-
-class Absent(UserError):
-    """No server answers there, or not yet."""
+ANSWER_BYTES, TOKEN_BYTES = 2**20, 256  # of an answer, and for each token in it: id twice, log-probability, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +32,6 @@ class Described:
 
     model: str
     context: int | None  # routers do not tell
-
-    def agrees(self, other: Described) -> bool:
-        """Whether both may be the same model; a length that is not told is no difference.
-
-        >>> Described(model="a", context=None).agrees(Described(model="a", context=4096))
-        True
-        """
-        return self.model == other.model and (self.context == other.context or None in (self.context, other.context))
 
     def __str__(self) -> str:
         return self.model if self.context is None else f"{self.model}, {self.context} tokens of context"
@@ -62,35 +55,34 @@ class Server:
             await asyncio.wait(self._aborts, timeout=ABORT_SECONDS)
         await self._http.aclose()
 
-    async def generate(self, body: bytes, *, rid: str, session: str) -> bytes:
+    async def generate(self, body: bytes, *, rid: str, session: str, max_tokens: int) -> bytes:
         """The answer to a request of that id, unread. A call that is cancelled tells the server to stop sampling.
 
-        Raises Unavailable when nobody answers or the server is busy, and PolicyFailure when it refuses.
+        Raises Unavailable when nobody answers or the server is busy, RateLimited, and PolicyFailure when it refuses.
         """
         headers = {ROUTING_HEADER: quote(session, safe=string.punctuation)}
         try:
-            response = await self._http.post("/generate", body, headers)
+            most = ANSWER_BYTES + TOKEN_BYTES * max_tokens
+            response = await self._http.post("/generate", body, headers, max_bytes=most)
         except asyncio.CancelledError:  # by the caller, or by the deadline
             self._abort(rid)
             raise
         except Unreachable as error:
             raise Unavailable(f"cannot reach `{self.url}`: {error}") from None
-        if response.status in BUSY:
-            raise Unavailable(f"`{self.url}` is overloaded: HTTP {response.status}")
         if response.status != 200:
-            raise refusal(response.status, response.body)
+            raise failure_of(response.status, response.body, server=self.url, busy=BUSY, retry_after=response.retry_after)
         return response.body
 
     async def describe(self, *, timeout_seconds: float, context_tokens: int | None = None) -> Described:
         """What answers at the URL.
 
-        Raises Absent when nothing does, and UserError when it is not SGLang or its context is shorter than `context_tokens`.
+        Raises UserError when nothing does, it is not SGLang, or its context is shorter than `context_tokens`.
         """
         try:
             async with asyncio.timeout(timeout_seconds):
                 found = await self._described()
         except (TimeoutError, Unreachable):
-            raise Absent(
+            raise UserError(
                 f"no SGLang server answers at `{self.url}`",
                 hint="start one with `python -m sglang.launch_server --model-path MODEL --port PORT`, or set `policy.url`",
             ) from None
@@ -108,14 +100,18 @@ class Server:
         task.add_done_callback(self._aborts.discard)
 
     async def _post_abort(self, rid: str) -> None:
-        with suppress(Unreachable, asyncio.TimeoutError):  # best effort: the server may be the very thing that is broken
+        with suppress(
+            Unreachable, PolicyFailure, asyncio.TimeoutError
+        ):  # best effort: the server may be the very thing that is broken
             async with asyncio.timeout(ABORT_SECONDS):
                 await self._http.post("/abort_request", orjson.dumps({"rid": rid}), {})
 
     async def _described(self) -> Described:
         health = await self._http.get("/health")
         if health.status != 200:
-            raise Absent(f"the server at `{self.url}` is not ready: HTTP {health.status}", hint="loading a model takes minutes")
+            raise UserError(
+                f"the server at `{self.url}` is not ready: HTTP {health.status}", hint="loading a model takes minutes"
+            )
         models = await self._get_object("/v1/models")
         # `/get_model_info` is the older name; routers have only that one.
         info = await self._get_object("/model_info") or await self._get_object("/get_model_info")
@@ -150,5 +146,8 @@ def _base_url(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise UserError(f"`policy.url` = `{url}` is not the address of a server", hint="write it as http://HOST:PORT")
+        raise UserError(
+            f"`policy.url` = `{url}` is not the address of a server",
+            hint="write it as http://HOST:PORT; several stand behind one router",
+        )
     return url.rstrip("/")

@@ -1,7 +1,9 @@
-"""The pace and the order of a run, pinned here:
+"""Adaptive concurrency and scheduling of a run, pinned here:
 
-- it follows the servers by default where there are any; asked for where there are none, or in training, it is refused;
-- it begins with 32 episodes for each engine, and looks at them while the run plays;
+- the number in flight follows the server by default where there is one; asked for where there is none, or in training, it is
+  refused;
+- it begins with 32 episodes for each engine, and polls them while the run plays;
+- a server with room gets more episodes while those in flight still play: none has to end for that;
 - a server that says nothing is named once, and its failures count all the same;
 - a whole run over a server with a queue plays every attempt once, with the seeds of its plan, and says how far it went;
 - the actions of both sides make a reference path long.
@@ -21,8 +23,8 @@ from tau2rl.config import ChatConfig, EvalConfig, GrpoConfig, RftConfig, SeedCon
 from tau2rl.errors import UserError
 from tau2rl.recipes.eval import run as evaluate
 from tau2rl.recipes.play import reference_length
-from tau2rl.rollout import concurrency as pacing
-from tau2rl.rollout.concurrency import Pace, open_pace
+from tau2rl.rollout import concurrency
+from tau2rl.rollout.concurrency import AdaptiveConcurrency, adaptive_concurrency
 from tau2rl.rollout.runner import plan
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Say, TaskRef
@@ -50,6 +52,28 @@ class Engine(SGLangStub):
         now = self.traffic.in_flight
         load = {"num_running_reqs": min(now, self.places), "num_waiting_reqs": max(0, now - self.places), "token_usage": 0.3}
         return Response(payload={"loads": [{"dp_rank": 0, **load}]})
+
+
+class Router(SGLangStub):
+    """Lists its engines, as sglang-router does."""
+
+    def __init__(self, *engines: Engine) -> None:
+        super().__init__()
+        self.engines = engines
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        if request.path != "/workers":
+            return await super().reply(request, mode)
+        return Response(payload={"workers": [{"id": e.url, "url": e.url} for e in self.engines]})
+
+
+class Crowd(Engine):
+    """A server with room for all, which answers nobody before forty ask at once."""
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        while request.path == "/generate" and self.max_in_flight < 40:
+            await asyncio.sleep(0.005)
+        return await super().reply(request, mode)
 
 
 def evaluation(url: str, **rollout: Any) -> EvalConfig:
@@ -97,16 +121,16 @@ def opened(config: EvalConfig) -> tuple[int | None, str]:
     """The limit to begin with, and what is said in the end."""
 
     async def inside() -> tuple[int | None, str]:
-        async with open_pace(config) as pace:
-            return (None, "") if pace is None else (pace.limit, str(pace))
+        async with adaptive_concurrency(config) as control:
+            return (None, "") if control is None else (control.limit, str(control))
 
     return asyncio.run(inside())
 
 
 def test_it_begins_with_the_same_for_each_engine(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with Engine(8) as a, Engine(8) as b:
-        assert opened(evaluation(f"{a.url},{b.url}", concurrency=500))[0] == 64
+    with Engine(8) as a, Engine(8) as b, Router(a, b) as router:
+        assert opened(evaluation(router.url, concurrency=500))[0] == 64
         assert opened(evaluation(a.url, concurrency=500))[0] == 32
         assert opened(evaluation(a.url, concurrency=5))[0] == 5
     assert "the load of 2 engines is known: at most 64 episodes in flight to begin with" in caplog.text
@@ -119,16 +143,16 @@ def test_a_server_that_says_nothing_is_named_once(caplog: pytest.LogCaptureFixtu
     assert caplog.text.count("nobody tells the load of the server") == 1
 
 
-def test_looking_sees_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "LOOK_SECONDS", 0.001)
+def test_polling_sees_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.001)
 
-    async def inside(url: str) -> Pace:
-        async with open_pace(evaluation(url, concurrency=10)) as pace:
-            assert pace is not None
-            pace.in_flight = 10
-            while not pace.falls:
+    async def inside(url: str) -> AdaptiveConcurrency:
+        async with adaptive_concurrency(evaluation(url, concurrency=10)) as control:
+            assert control is not None
+            control.in_flight = 10
+            while not control.cuts:
                 await asyncio.sleep(0.001)
-            return pace
+            return control
 
     with Engine(4) as server:
         server.traffic.in_flight = 10
@@ -142,10 +166,10 @@ def played(config: EvalConfig, folder: Path) -> list[tuple[str, int]]:
         return [(record.attempt.key, record.attempt.seed) for record in run.records()]
 
 
-def test_a_run_plays_its_plan_whatever_the_order_and_the_pace(
+def test_a_run_plays_its_plan_whatever_the_order_and_the_number_in_flight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pacing, "LOOK_SECONDS", 0.002)
+    monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.002)
     caplog.set_level(logging.INFO)
     with Engine(2, latency=0.02) as server:
         config = evaluation(server.url, concurrency=16, num_samples=12)
@@ -155,7 +179,16 @@ def test_a_run_plays_its_plan_whatever_the_order_and_the_pace(
     assert set(had) == {(a.key, a.seed) for a in plan(refs, num_samples=12, seed=config.seed)}
     said = next(line for line in caplog.text.splitlines() if "allowed to begin with" in line)
     assert "16 allowed to begin with, 16 at most" in said
-    assert "lowered 0 times" not in said
+    assert "cut 0 times" not in said
+
+
+def test_a_server_with_room_gets_more_while_those_in_flight_still_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.01)
+    with Crowd(200) as server:
+        config = evaluation(server.url, concurrency=60, num_samples=20)
+        had = played(config.model_copy(update={"tasks": config.tasks.model_copy(update={"ids": TASKS})}), tmp_path / "run")
+        assert server.max_in_flight >= 40
+    assert len(had) == len(set(had)) == 60
 
 
 def test_the_reference_path_is_counted_on_both_sides() -> None:

@@ -6,15 +6,15 @@ Field names and rules are those of SGLang 0.5 (`srt/managers/io_struct.py`, `srt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-import orjson
-
 from tau2rl.config import SamplingConfig
 from tau2rl.errors import PolicyFailure
+from tau2rl.policy.errors import shorten
 from tau2rl.types import Completion, FinishReason, Usage
+
+MAX_NUMBER = 1e300  # an integer beyond it is no float
 
 
 def build_request(
@@ -56,14 +56,6 @@ def build_request(
     }
 
 
-def read_json(body: bytes) -> Any:
-    """The JSON value of a response body. Raises PolicyFailure for anything else (HTML, a body cut short, ...)."""
-    try:
-        return orjson.loads(body)
-    except ValueError:
-        raise PolicyFailure(f"the server sent something that is not JSON: `{shorten(body)}`") from None
-
-
 def read_completion(payload: Any, *, num_prompt: int, max_tokens: int) -> Completion:
     """The completion in a `/generate` response to a prompt of `num_prompt` tokens.
 
@@ -89,39 +81,6 @@ def read_completion(payload: Any, *, num_prompt: int, max_tokens: int) -> Comple
     return Completion(token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage)
 
 
-def refusal(status: int, body: bytes) -> PolicyFailure:
-    """What to say about a status that is not 200, with the server's own words.
-
-    >>> str(refusal(400, b'{"error": {"message": "The input is too long."}}'))
-    'the server answered HTTP 400: `The input is too long.`'
-    """
-    return PolicyFailure(f"the server answered HTTP {status}: `{_said(body)}`")
-
-
-def shorten(text: bytes | str, limit: int = 160) -> str:
-    r"""One line of at most `limit` characters.
-
-    >>> shorten(b"<html>\n  <body>", 8)
-    '<html> …'
-    """
-    # A slice first: nobody needs a megabyte split into words to be shown 160 characters.
-    head = text[: 8 * limit]
-    line = " ".join((head.decode("utf-8", "replace") if isinstance(head, bytes) else head).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def _said(body: bytes) -> str:
-    """The message inside SGLang's, FastAPI's or the router's error body; else the body."""
-    try:
-        value: Any = orjson.loads(body)
-    except ValueError:
-        return shorten(body)
-    for key in ("error", "message", "detail"):
-        if isinstance(value, dict) and key in value:
-            value = cast("dict[str, Any]", value)[key]
-    return shorten(value if isinstance(value, str) else orjson.dumps(value))
-
-
 def _finish_reason(value: Any) -> FinishReason:
     reason = _mapping(value, "`finish_reason`")
     kind = reason.get("type")
@@ -137,19 +96,17 @@ def _finish_reason(value: Any) -> FinishReason:
 def _rows(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise PolicyFailure("the server sent no `output_token_logprobs`")
-    if not value:
-        raise PolicyFailure("the server sent an empty completion")
     return cast("list[Any]", value)
 
 
 def _columns(rows: list[Any]) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """(log-probabilities, token ids) of `[logprob, id, text]` rows."""
+    """(log-probabilities, token ids) of `[logprob, id, text]` rows: their types; `check_completion` looks at the values."""
     try:
         logprobs, ids = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
     except (TypeError, LookupError):
         logprobs, ids = (), ()
     # What every server sends is seen whole, in a tenth of the time; row by row is for what is wrong, or an unusual number.
-    if {*map(type, ids)} == {int} and {*map(type, logprobs)} == {float} and min(ids) >= 0 and math.isfinite(sum(logprobs)):
+    if {*map(type, ids)} == {int} and {*map(type, logprobs)} == {float}:
         return logprobs, ids
     pairs = [_pair(item) for item in rows]
     return tuple(logprob for logprob, _ in pairs), tuple(token_id for _, token_id in pairs)
@@ -162,19 +119,12 @@ def _pair(item: object) -> tuple[float, int]:
         raise PolicyFailure("the server sent a row in `output_token_logprobs` that is not [logprob, id, text]")
     logprob, token_id = row[0], row[1]
     # bool is an int in Python; JSON's `true` is no token.
-    if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+    if not isinstance(token_id, int) or isinstance(token_id, bool):
         raise PolicyFailure(f"the server sent a token id that is none: `{shorten(str(token_id))}`")
     # orjson, SGLang's encoder, writes NaN and infinities as null.
-    if not isinstance(logprob, (int, float)) or isinstance(logprob, bool) or not _finite(logprob):
+    if not isinstance(logprob, (int, float)) or isinstance(logprob, bool) or abs(logprob) > MAX_NUMBER:
         raise PolicyFailure(f"the server sent a log-probability that is no number: `{shorten(str(logprob))}`")
     return float(logprob), token_id
-
-
-def _finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
 
 
 def _check_lengths(payload: dict[str, Any], meta: dict[str, Any], ids: tuple[int, ...]) -> None:

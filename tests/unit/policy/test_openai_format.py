@@ -5,22 +5,22 @@ Pinned here:
 - the system prompt is the native protocol's, so an API model and a checkpoint are told the same
 - results get the ids of their calls, in order, over several turns and several calls a turn
 - a call that has no result, and a result that has no call, go as text: APIs refuse both
+- what the provider sent (thoughts, signatures, call ids) goes back as it came, in its own episode and only there
 - whatever tool arguments an API sends, `TranscriptCodec.parse` gives actions or says what is wrong: never a crash
 """
 
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from tau2rl.chat.native import system_prompt
-from tau2rl.chat.transcript import TranscriptCodec
+from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.errors import MalformedTurn, PolicyFailure
-from tau2rl.policy.api import finish_of, line_of, to_openai
+from tau2rl.policy.openai_format import OwnMessages, finish_of, line_of, read_answer, to_openai
 from tau2rl.types import Actions, CallTool, FinishReason, MalformedKind, Message, Opening, Say
 
 LOOKUP = CallTool(name="get_user", arguments={"id": "u1"})
@@ -31,17 +31,17 @@ TOOLS = tuple(
 )
 
 
-def answer(content: Any, *calls: tuple[Any, Any]) -> SimpleNamespace:
-    """An assistant message as litellm returns it."""
-    made = [SimpleNamespace(function=SimpleNamespace(name=name, arguments=arguments)) for name, arguments in calls]
-    return SimpleNamespace(content=content, tool_calls=made or None)
+def answer(content: Any, *calls: tuple[Any, Any]) -> dict[str, Any]:
+    """An assistant message as a server sends it."""
+    made = [{"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls]
+    return {"role": "assistant", "content": content, "tool_calls": made or None}
 
 
-def parse(message: SimpleNamespace) -> Actions:
+def parse(message: dict[str, Any]) -> Actions:
     return TranscriptCodec().parse(line_of(message), TOOLS)
 
 
-def malformed(message: SimpleNamespace) -> MalformedKind:
+def malformed(message: dict[str, Any]) -> MalformedKind:
     with pytest.raises(MalformedTurn) as caught:
         parse(message)
     return caught.value.kind
@@ -65,13 +65,13 @@ def test_results_get_the_ids_of_their_calls_in_order() -> None:
     user, first, *results, second, third, done = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
     assert user == {"role": "user", "content": "Hi"}
     assert first["content"] == "One moment."
-    assert [call["id"] for call in first["tool_calls"]] == ["call_0", "call_1"]
+    assert [call["id"] for call in first["tool_calls"]] == ["call00000", "call00001"]
     assert first["tool_calls"][0]["function"] == {"name": "get_user", "arguments": '{"id": "u1"}'}
     assert results == [
-        {"role": "tool", "content": "found", "tool_call_id": "call_0"},
-        {"role": "tool", "content": "cancelled", "tool_call_id": "call_1"},
+        {"role": "tool", "content": "found", "tool_call_id": "call00000"},
+        {"role": "tool", "content": "cancelled", "tool_call_id": "call00001"},
     ]
-    assert (second["content"], second["tool_calls"][0]["id"], third["tool_call_id"]) == (None, "call_2", "call_2")
+    assert (second["content"], second["tool_calls"][0]["id"], third["tool_call_id"]) == (None, "call00002", "call00002")
     assert done == {"role": "assistant", "content": "Done."}
 
 
@@ -88,7 +88,7 @@ def test_a_call_that_was_not_carried_out_is_text_and_takes_no_id() -> None:
     text = '[this call was not carried out: launch_rocket with {"to": "moon"}]'
     assert wrong == {"role": "assistant", "content": f"One moment.\n{text}"}
     assert repair == {"role": "user", "content": "FORMAT ERROR"}
-    assert (call["tool_calls"][0]["id"], result["tool_call_id"]) == ("call_0", "call_0")
+    assert (call["tool_calls"][0]["id"], result["tool_call_id"]) == ("call00000", "call00000")
     assert last == {"role": "assistant", "content": text}
 
 
@@ -152,9 +152,102 @@ def test_an_answer_with_nothing_in_it_is_the_models_malformed_turn(content: str 
     assert malformed(answer(content)) is MalformedKind.NO_CONTENT
 
 
-def test_content_that_is_no_text_is_the_apis_failure() -> None:
-    with pytest.raises(PolicyFailure, match="content as list"):
-        line_of(answer([{"type": "text", "text": "Hi"}]))
+def test_content_in_parts_is_their_text() -> None:
+    thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+    assert parse(answer([thoughts, {"type": "text", "text": "Hel"}, {"type": "text", "text": "lo."}])) == (Say(text="Hello."),)
+
+
+@pytest.mark.parametrize("content", [5, {"text": "Hi"}, [{"type": "text", "text": 5}], ["Hi"], []])
+def test_content_that_is_no_text_is_the_apis_failure(content: Any) -> None:
+    with pytest.raises(PolicyFailure, match=f"content as {type(content).__name__}"):
+        line_of(answer(content))
+
+
+@pytest.mark.parametrize("calls", ["none", 5, [None], [{"id": "a"}], [{"function": "f"}], {"function": {"name": "f"}}])
+def test_tool_calls_that_are_none_are_the_apis_failure(calls: Any) -> None:
+    with pytest.raises(PolicyFailure, match="tool calls that are none"):
+        line_of({"role": "assistant", "content": None, "tool_calls": calls})
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        ([], "without choices"),
+        ({"choices": []}, "without choices"),
+        ({"error": {"message": "busy"}}, "without choices: `{'error': {'message': 'busy'}}`"),
+        ({"choices": [{"finish_reason": "stop"}]}, "without a message"),
+        ({"choices": [{"finish_reason": "error", "message": {"content": "x"}}]}, "an error of the API"),
+    ],
+)
+def test_what_is_no_answer_is_the_apis_failure(payload: Any, words: str) -> None:
+    with pytest.raises(PolicyFailure) as caught:
+        read_answer(payload, max_tokens=100)
+    assert words in str(caught.value)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(["content", "tool_calls", "role", "reasoning_content"])
+
+
+@given(message=st.dictionaries(FIELDS, JSON_VALUES), usage=JSON_VALUES, reason=JSON_VALUES)
+def test_any_json_is_an_answer_or_a_policy_failure(message: dict[str, Any], usage: Any, reason: Any) -> None:
+    payload = {"choices": [{"message": message, "finish_reason": reason}], "usage": usage}
+    try:
+        found = read_answer(payload, max_tokens=1000)
+    except PolicyFailure as failure:
+        assert len(str(failure)) < 300
+    else:
+        assert 0 < len(found.completion.token_ids) <= 1000
+
+
+def test_what_the_provider_sent_goes_back_as_it_came_where_it_stood() -> None:
+    codec, own = TranscriptCodec(), OwnMessages(sessions=2)
+    raw = answer("Wait.", ("get_user", '{"id":"u1"}')) | {"reasoning_content": "I think.", "refusal": None, "annotations": []}
+    raw["tool_calls"][0] |= {"id": "Ab3dE6gH9", "extra_content": {"google": {"thought_signature": "abc"}}}
+    prompt = codec.open(
+        Opening(policy="", messages=(Message(role="assistant", content="Hi!"), Message(role="user")), tools=TOOLS)
+    )
+    line = line_of(raw)
+    own.add("a", prompt, line, raw)
+    after = codec.extend(prompt, line, [Message(role="tool", content="found")])
+    call, result = to_openai(read(after), own.of("a", after))[3:]
+    assert call == {"role": "assistant", "content": "Wait.", "reasoning_content": "I think.", "tool_calls": raw["tool_calls"]}
+    assert result["tool_call_id"] == "Ab3dE6gH9"
+    assert own.of("b", after) == {}  # another episode
+    other = codec.extend(prompt, codec.write((Say(text="Hm."),)), [Message(role="user", content="?")])
+    assert own.of("a", other) == {}  # another try of it
+
+
+def test_a_call_that_was_not_carried_out_does_not_go_back_as_one() -> None:
+    codec, own = TranscriptCodec(), OwnMessages(sessions=2)
+    raw = answer(None, ("get_user", '{"id": 5}')) | {"reasoning_content": "I think."}
+    prompt = codec.open(Opening(policy="", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
+    own.add("a", prompt, line_of(raw), raw)
+    after = codec.extend(prompt, line_of(raw), [Message(role="user", content="FORMAT ERROR")])
+    wrong, repair = to_openai(read(after), own.of("a", after))[2:]
+    assert "tool_calls" not in wrong and "get_user" in wrong["content"] and wrong["reasoning_content"] == "I think."
+    assert repair == {"role": "user", "content": "FORMAT ERROR"}
+
+
+def test_a_call_without_an_id_gets_one() -> None:
+    codec, own = TranscriptCodec(), OwnMessages(sessions=2)
+    raw = answer(None, ("cancel", ""))
+    prompt = codec.open(Opening(policy="", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
+    own.add("a", prompt, line_of(raw), raw)
+    after = codec.extend(prompt, line_of(raw), [Message(role="tool", content="ok")])
+    call, result = to_openai(read(after), own.of("a", after))[2:]
+    assert call["tool_calls"][0]["id"] == result["tool_call_id"] == "call00000"
+
+
+def test_the_session_that_was_not_asked_for_longest_is_forgotten() -> None:
+    own = OwnMessages(sessions=2)
+    for name in ("a", "b", "a", "c"):
+        own.add(name, b"{}\n", b"line\n", {"content": name})
+    assert [own.of(name, b"{}\nline\n") for name in ("a", "b", "c")] == [{0: {"content": "a"}}, {}, {0: {"content": "c"}}]
 
 
 @given(content=st.none() | st.text(), arguments=st.text() | st.dictionaries(st.text(), st.floats() | st.text()).map(json.dumps))

@@ -1,4 +1,4 @@
-"""What SGLang servers say of their load, and which failures say that they had too much.
+"""What an SGLang server says of its load.
 
 An engine tells it at `/v1/loads?include=core` (that of SGLang 0.5.15 does; older ones a part of it at `/get_load`). A router
 (sgl-router, sgl-model-gateway) has no queue of its own and adds up only tokens, so the engines behind it are asked: it lists
@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.http import Connections, Unavailable, Unreachable
-from tau2rl.types import Episode
+from tau2rl.policy.http import Connections, Unreachable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,7 +27,6 @@ LOADS, OLD_LOADS = "/v1/loads?include=core", "/get_load"
 WORKERS, OLD_WORKERS = "/workers", "/list_workers"
 RANK = re.compile(r"@\d+$")  # a router that knows the data-parallel ranks of an engine lists each as URL@RANK
 READ_SECONDS = 2.0
-NEARLY = 0.99  # of a deadline: clocks have a grain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +40,19 @@ class ServerLoad:
 
 
 class LoadReader:
-    """Asks the servers of a policy what they have to do.
+    """Asks the server of a policy what it has to do.
 
-        async with LoadReader(["http://127.0.0.1:30000"]) as reader:
+        async with LoadReader("http://127.0.0.1:30000") as reader:
             load = await reader.read()
 
-    The first `read` finds out whom to ask, and how. Whoever cannot be asked then, is not asked later.
+    The first `read` finds out how. A server that cannot say it then is not asked later.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        """The base URLs of engines and routers."""
-        self._urls = [url.rstrip("/") for url in urls]
+    def __init__(self, url: str | None) -> None:
+        """The base URL of an engine or a router; None: there is nobody to ask."""
+        self._url = url.rstrip("/") if url else None
         self._http: dict[str, Connections] = {}
-        self._path: dict[str, str] | None = None  # server -> where it says it; None before the first read
+        self._path: str | None = None  # where the server says it
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,18 +62,17 @@ class LoadReader:
             await connections.aclose()
 
     async def read(self) -> ServerLoad | None:
-        """The load of all that answer within two seconds; None when nobody does, or nobody could be asked the first time."""
-        if self._path is None:
-            found = await asyncio.gather(*map(self._find, self._urls))
-            self._path = {url: path for url, path in zip(self._urls, found, strict=True) if path is not None}
-        read = await asyncio.gather(*(self._read(url, path) for url, path in self._path.items()))
-        return together([load for load in read if load is not None])
-
-    async def _find(self, url: str) -> str | None:
-        """The path at which the server, or those behind it, can be asked."""
+        """The load, or that of all engines that answer within two seconds; None when nobody does, or nobody could at first."""
+        if self._url is None:
+            return None
+        if self._path is not None:
+            return await self._read(self._url, self._path)
         for path in (LOADS, WORKERS, OLD_WORKERS, OLD_LOADS):  # a router has something else at the first and the last
-            if await self._read(url, path) is not None:
-                return path
+            load = await self._read(self._url, path)
+            if load is not None:
+                self._path = path
+                return load
+        self._url = None
         return None
 
     async def _read(self, url: str, path: str) -> ServerLoad | None:
@@ -95,7 +92,7 @@ class LoadReader:
         """The JSON there; None when there is none."""
         if url not in self._http:
             self._http[url] = Connections(url, connect_seconds=READ_SECONDS)
-        with suppress(Unreachable, asyncio.TimeoutError, ValueError):
+        with suppress(Unreachable, PolicyFailure, asyncio.TimeoutError, ValueError):
             async with asyncio.timeout(READ_SECONDS):
                 response = await self._http[url].get(path)
             if response.status == 200:
@@ -159,19 +156,6 @@ def together(loads: Sequence[ServerLoad]) -> ServerLoad | None:
         waiting=sum(load.waiting for load in loads),
         memory=sum(load.memory * load.engines for load in loads) / engines,
     )
-
-
-def was_overloaded(episode: Episode, *, timeout_seconds: float) -> bool:
-    """Whether an episode failed because the policy's server was unavailable, or let a call wait for its whole deadline.
-
-    A call that failed is no turn: it is what is left of the episode's time.
-    """
-    failure = episode.failure
-    if failure is None or failure.kind not in (Unavailable.__name__, PolicyFailure.__name__):
-        return False
-    waited = episode.env_time.seconds if episode.env_time else sum(turn.env_seconds for turn in episode.turns)  # the opening too
-    left = episode.seconds - sum(turn.seconds for turn in episode.turns) - waited
-    return failure.kind == Unavailable.__name__ or left >= NEARLY * timeout_seconds
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:

@@ -1,0 +1,151 @@
+"""An evaluation against servers with limits, pinned here:
+
+- a server that takes few requests a second loses no episode, with 32 in flight and no retries: behind `/generate`, behind an API,
+  and through litellm; Retry-After is heeded; fewer are in flight while it lasts
+- a server that refuses everything for a while, as one that restarts does, loses none either
+- an agent whose context is full ends its episode as truncated, and the report is complete
+- who sends answers without an end costs its episodes and not the run
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tau2rl.chat import make_codec
+from tau2rl.config import ChatConfig, EvalConfig, build
+from tau2rl.recipes.eval import run as evaluate
+from tau2rl.runs.folder import RunFolder
+from tau2rl.types import EpisodeRecord, Fault, Say, Status, StopReason
+from tests.stubs.http import Request, Response, StubServer
+from tests.stubs.openai import OpenAIStub
+from tests.stubs.sglang import SGLangStub
+
+TASKS = ("create_task_1", "update_task_1", "update_task_with_message_history")
+GOOD_BYE = make_codec(ChatConfig(protocol="native", tokenizer="bytes")).write((Say(text="Good bye."),))
+
+
+class Limit:
+    """One request every `period` seconds; others get 429, and are asked to wait. Nothing at all before `opens_at`."""
+
+    def __init__(self, period: float = 0.0, *, closed_for: float = 0.0, asks: str | None = None) -> None:
+        self.period, self.closed_for, self.asks = period, closed_for, asks
+        self.free_at: float | None = None
+        self.refused = 0
+
+    def refusal(self, request: Request) -> Response | None:
+        """What a request gets that comes too early; None for one that is taken."""
+        now = time.monotonic()
+        if self.free_at is None:
+            self.free_at = now + self.closed_for
+        if now >= self.free_at:
+            self.free_at = now + self.period
+            return None
+        self.refused += 1
+        headers = {} if self.asks is None else {"Retry-After": self.asks}
+        return Response(status=429, payload={"error": {"message": "Rate limit reached"}}, headers=headers)
+
+
+class LimitedSGLang(SGLangStub):
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(answer=lambda ids, params: GOOD_BYE, context=10**7)
+        self.limit = limit
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        refusal = self.limit.refusal(request) if request.path == "/generate" else None
+        return refusal or await super().reply(request, mode)
+
+
+class LimitedAPI(OpenAIStub):
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(answer=lambda messages, tools: "Good bye.")
+        self.limit = limit
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        return self.limit.refusal(request) or await super().reply(request, mode)
+
+
+def evaluation(server: StubServer, *, model: str = "", num_samples: int = 20, **policy: Any) -> EvalConfig:
+    if isinstance(server, OpenAIStub):
+        agent = {"kind": "api", "model": model or "openai/stub", "api_base": server.api_base}
+        chat: dict[str, Any] = {"protocol": "transcript"}
+    else:
+        agent, chat = {"kind": "sglang", "url": server.url}, {"protocol": "native", "tokenizer": "bytes"}
+    return build(
+        EvalConfig,
+        {
+            "tasks": {"domains": ["mock"], "split": "base", "ids": list(TASKS)},
+            "policy": {**agent, "retries": 0, **policy},
+            "chat": chat,
+            "user": {"kind": "scripted", "max_stalled_turns": 2},
+            "limits": {"context_tokens": 1_000_000},
+            "rollout": {"num_samples": num_samples, "retries": 0, "concurrency": 32},
+        },
+    )
+
+
+def played(config: EvalConfig, folder: Path) -> tuple[Any, list[EpisodeRecord]]:
+    """The result of a run, and its records."""
+    with RunFolder.open(RunFolder.create(folder / "run", config, resume=False)) as run:
+        result = evaluate(config, run, lambda event: None)
+        return result, list(run.records())
+
+
+@pytest.mark.parametrize("kind", ["sglang", "api", "litellm"])
+@pytest.mark.parametrize("asks", [None, "0.05"])
+def test_a_server_that_takes_few_requests_a_second_loses_no_episode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, asks: str | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    limit = Limit(0.01, asks=asks)
+    with LimitedSGLang(limit) if kind == "sglang" else LimitedAPI(limit) as server:
+        _, records = played(evaluation(server, model="deepseek/stub" if kind == "litellm" else ""), tmp_path)
+    assert len(records) == 60 and all(record.tries == 1 for record in records)
+    assert all(record.episode.status is not Status.FAILED for record in records)
+    assert limit.refused > 0
+    assert caplog.text.count("limits its rate: calls wait") + caplog.text.count("limits its rate and asks for 0.05 s") >= 1
+    assert "the server limits its rate, and calls wait for each other" in caplog.text  # fewer in flight
+    assert any(turn.throttled_seconds > 0 for record in records for turn in record.episode.turns)
+
+
+@pytest.mark.parametrize("kind", ["sglang", "api"])
+def test_a_server_that_refuses_everything_for_a_while_loses_none(tmp_path: Path, kind: str) -> None:
+    limit = Limit(closed_for=1.0)
+    with LimitedSGLang(limit) if kind == "sglang" else LimitedAPI(limit) as server:
+        _, records = played(evaluation(server, num_samples=11), tmp_path)
+    assert len(records) == 33 and all(record.episode.status is not Status.FAILED for record in records)
+
+
+class Full(OpenAIStub):
+    """A model whose context holds the conversation up to its second turn."""
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        if sum(message["role"] == "assistant" for message in request.body.get("messages", ())) < 2:
+            return await super().reply(request, mode)
+        words = "This model's maximum context length is 100 tokens. Please reduce the length of the messages."
+        return Response(status=400, payload={"error": {"message": words, "type": "invalid_request_error"}})
+
+
+@pytest.mark.parametrize("model", ["openai/stub", "deepseek/stub"])
+def test_an_agent_whose_context_is_full_is_truncated_and_the_report_complete(tmp_path: Path, model: str) -> None:
+    with Full() as server:
+        result, records = played(evaluation(server, model=model, num_samples=2), tmp_path)
+    ends = {(record.episode.status, record.episode.stop_reason, record.episode.fault) for record in records}
+    assert (Status.TRUNCATED, StopReason.CONTEXT, Fault.AGENT) in ends
+    assert all(status is not Status.FAILED for status, _, _ in ends)
+    assert result.complete
+
+
+@pytest.mark.parametrize("kind", ["sglang", "api"])
+def test_who_sends_answers_without_an_end_costs_its_episodes_and_not_the_run(tmp_path: Path, kind: str) -> None:
+    with SGLangStub(context=10**7) if kind == "sglang" else OpenAIStub() as server:
+        config = evaluation(server, num_samples=1)
+        server.set_mode(["ok", "endless"] if kind == "api" else "endless")  # the API's first answer is to `ready`
+        _, records = played(config, tmp_path)
+    assert records == []  # what FAILED is kept apart
+    failures = (tmp_path / "run" / "failures.jsonl").read_text()
+    assert failures.count("the server sent an answer of more than") == 3
