@@ -53,7 +53,8 @@ def fingerprint(codec: ChatCodec) -> str:
 
     A different tokenizer, chat template or system prompt gives another; it belongs to a run's identity.
     """
-    from tau2rl.types import CallTool, Message, Opening, Say, prefix_hash
+    from tau2rl.hashing import prefix_hash
+    from tau2rl.types import CallTool, Message, Opening, Say
 
     parameters = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
     tool = {"type": "function", "function": {"name": "create_task", "description": "Create a task.", "parameters": parameters}}

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from tau2rl.config import CurriculumConfig
-from tau2rl.types import Episode, Status, derive_seed
+from tau2rl.hashing import derive_seed
+from tau2rl.types import Episode, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

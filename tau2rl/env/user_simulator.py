@@ -15,8 +15,9 @@ from tau2rl.env import threads
 from tau2rl.env.scripted_user import LineUser, ScriptedUser, has_lines
 from tau2rl.env.simulation import Session
 from tau2rl.errors import UserError, UserSimulatorFailure
+from tau2rl.hashing import derive_seed
 from tau2rl.settings import api_key, litellm_options
-from tau2rl.types import Usage, derive_seed
+from tau2rl.types import Usage
 
 from tau2.data_model.message import UserMessage  # isort: skip
 from collections.abc import Iterable

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure, UserError
+from tau2rl.hashing import derive_seed
 from tau2rl.policy.hedging import first_answer
 from tau2rl.policy.http import Unavailable, patiently
 from tau2rl.policy.server import Absent, Described, Server
-from tau2rl.types import Completion, derive_seed
+from tau2rl.types import Completion
 
 REST_SECONDS = 30.0  # a server that failed is left alone for so long
 VET_SECONDS = 5.0

@@ -18,6 +18,7 @@ from tau2rl.data.task_sampling import outcome as outcome_of
 from tau2rl.env.tasks import refuse_held_out, refuse_leak, select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.user_simulator import bench_identity, check_key
+from tau2rl.hashing import derive_seed
 from tau2rl.recipes.rounds import Player, Round, Tasks, first_index
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
@@ -34,7 +35,7 @@ from tau2rl.train.hyper import grpo_spec, policy_of
 from tau2rl.train.model import num_parameters, open_model, trainable, write_checkpoint
 from tau2rl.train.policy import LocalPolicy
 from tau2rl.train.trainer import GRPOTrainer, Update
-from tau2rl.types import TaskRef, derive_seed
+from tau2rl.types import TaskRef
 
 log = logging.getLogger(__name__)
 ENDS = 5  # steps at either end whose mean the report shows

@@ -14,6 +14,7 @@ from tau2rl.data.encoding import pack
 from tau2rl.data.task_sampling import CurriculumSpec, CurriculumState, curriculum_spec, draw, observe, outcome
 from tau2rl.env.gold import episode_turn_rewards
 from tau2rl.errors import RunIncomplete
+from tau2rl.hashing import derive_seed
 from tau2rl.report.cost import Costs
 from tau2rl.reward.advantages import TURN_ESTIMATORS, advantage_spec, judge_group
 from tau2rl.reward.presets import RewardSpec
@@ -24,7 +25,7 @@ from tau2rl.rollout.runner import Outage, Outcome, outcomes
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.batching import epochs
 from tau2rl.train.trainer import Judged
-from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef, TrainingSample, derive_seed
+from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef, TrainingSample
 
 log = logging.getLogger(__name__)
 

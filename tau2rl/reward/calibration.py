@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
+from tau2rl.hashing import derive_seed
 from tau2rl.reward.advantages import AdvantageSpec, turn_advantages
 from tau2rl.reward.tiers import Tier
-from tau2rl.types import derive_seed
 
 INTENDED: Mapping[Tier, int] = {Tier.GOLD: 1, Tier.SOFT: 1, Tier.WRITE: -1, Tier.ERROR: -1, Tier.DUPLICATE: -1}
 

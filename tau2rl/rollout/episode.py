@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from tau2rl.errors import EnvironmentFailure, EpisodeFailure, MalformedTurn, PolicyFailure
+from tau2rl.hashing import PrefixHash, derive_seed
 from tau2rl.types import (
     Actions,
     Attempt,
@@ -23,10 +24,8 @@ from tau2rl.types import (
     MalformedKind,
     Message,
     Policy,
-    PrefixHash,
     Status,
     Turn,
-    derive_seed,
 )
 
 # tau2's own words for a conversation that it cut off; every other ending is a verdict.

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tau2rl.errors import EpisodeFailure, TaskFailure
+from tau2rl.hashing import derive_seed
 from tau2rl.rollout.concurrency import Pace
 from tau2rl.rollout.episode import Limits, run_episode
-from tau2rl.types import Attempt, ChatCodec, Completion, Env, Episode, Failure, Fault, Policy, Status, TaskRef, derive_seed
+from tau2rl.types import Attempt, ChatCodec, Completion, Env, Episode, Failure, Fault, Policy, Status, TaskRef
 
 Play = Callable[[Attempt], Awaitable[Episode]]  # plays an attempt once; a broken world is a FAILED episode, never an exception
 # Episodes that began in one instant would stay in step, and come to the server all at once: a pause between two starts, which

@@ -9,7 +9,8 @@ import pytest
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.data.encoding import pack
-from tau2rl.types import Episode, FinishReason, MalformedKind, Message, Opening, Say, Status, TaskRef, Turn, prefix_hash
+from tau2rl.hashing import prefix_hash
+from tau2rl.types import Episode, FinishReason, MalformedKind, Message, Opening, Say, Status, TaskRef, Turn
 
 
 def turn(
