@@ -121,9 +121,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What the agent has before its first turn: `Opening(policy="# Retail ...", messages=(greeting, first), tools=(...,))`."""
+    """What the agent has before its first turn: `Opening(domain_policy="# Retail ...", messages=(greeting, first), tools=())`."""
 
-    policy: str  # the domain's policy text; the chat protocol makes the system prompt of it
+    domain_policy: str  # the domain's rules as text; the chat protocol makes the system prompt of it
     messages: tuple[Message, ...]  # the agent's greeting, then the user's first message
     tools: tuple[ToolSchema, ...]
 

@@ -59,7 +59,7 @@ def fingerprint(codec: ChatCodec) -> str:
     parameters = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
     tool = {"type": "function", "function": {"name": "create_task", "description": "Create a task.", "parameters": parameters}}
     greeting = (Message(role="assistant", content="Hi!"), Message(role="user", content="Make a task.\nThanks."))
-    ids = codec.open(Opening(policy="# Policy\nBe brief.", messages=greeting, tools=(tool,)))
+    ids = codec.open(Opening(domain_policy="# Policy\nBe brief.", messages=greeting, tools=(tool,)))
     for actions, reply in (
         ((CallTool(name="create_task", arguments={"title": "a"}),), Message(role="tool", content='{"id": 1}')),
         ((Say(text="Done."),), Message(role="user", content="Thank you.")),

@@ -193,7 +193,7 @@ class CookbookCodec:
 
     def conversation(self, opening: Opening) -> list[ChatDict]:
         """A conversation as this protocol's chat messages, from the user's first on, the system message in front."""
-        system = self.prompt.text(opening.policy, opening.tools, compressed=self._compressed)
+        system = self.prompt.text(opening.domain_policy, opening.tools, compressed=self._compressed)
         first = next((i for i, message in enumerate(opening.messages) if message.role != "assistant" or message.tool_calls), 0)
         return [{"role": "system", "content": system}, *self._dicts(opening.messages[first:], [])]
 

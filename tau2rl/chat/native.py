@@ -29,14 +29,14 @@ SYSTEM_PROMPT = """\
 </policy>"""
 
 
-def system_prompt(policy: str) -> str:
-    """The system message for a domain's policy, as tau2's LLMAgent has it."""
-    return SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=policy)
+def system_prompt(domain_policy: str) -> str:
+    """The system message for a domain policy, as tau2's LLMAgent has it."""
+    return SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=domain_policy)
 
 
 def conversation(opening: Opening) -> list[ChatDict]:
     """A conversation as this protocol's chat messages, the system message first."""
-    return [{"role": "system", "content": system_prompt(opening.policy)}, *chat_dicts(opening.messages)]
+    return [{"role": "system", "content": system_prompt(opening.domain_policy)}, *chat_dicts(opening.messages)]
 
 
 class NativeCodec:

@@ -1,6 +1,6 @@
 """JSON lines as UTF-8 bytes, for policies that read messages: gold, scripted, API models.
 
-The first line is `{"policy": ..., "tools": [...]}`, every other line a message. A completion is one line.
+The first line is `{"domain_policy": ..., "tools": [...]}`, every other line a message. A completion is one line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TranscriptCodec:
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn."""
-        head = json.dumps({"policy": opening.policy, "tools": list(opening.tools)})
+        head = json.dumps({"domain_policy": opening.domain_policy, "tools": list(opening.tools)})
         return list("\n".join([head, *map(line, opening.messages), ""]).encode())
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
@@ -61,7 +61,7 @@ class TranscriptCodec:
 
 
 def read(prompt_ids: Sequence[int]) -> Opening:
-    """The conversation in a prompt: `Opening(policy=..., messages=..., tools=...)` as it stands at this turn.
+    """The conversation in a prompt: `Opening(domain_policy=..., messages=..., tools=...)` as it stands at this turn.
 
     A line that is no message is a malformed turn of the assistant: its text, as it was. Raises ValueError for ids that no
     `TranscriptCodec` made.
@@ -69,10 +69,10 @@ def read(prompt_ids: Sequence[int]) -> Opening:
     head, *lines = _BYTES.decode(prompt_ids).split("\n")
     try:
         opening: dict[str, Any] = json.loads(head)
-        policy, tools = str(opening["policy"]), tuple(opening["tools"])
+        domain_policy, tools = str(opening["domain_policy"]), tuple(opening["tools"])
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError("this prompt is not a transcript: its first line has no policy and tools") from error
-    return Opening(policy=policy, tools=tools, messages=tuple(_message(text) for text in lines if text))
+        raise ValueError("this prompt is not a transcript: its first line has no `domain_policy` and `tools`") from error
+    return Opening(domain_policy=domain_policy, tools=tools, messages=tuple(_message(text) for text in lines if text))
 
 
 def _message(text: str) -> Message:

@@ -33,12 +33,12 @@ def to_openai(conversation: Opening) -> list[dict[str, Any]]:
     >>> from tau2rl.types import Message
     >>> calls = (CallTool(name="f", arguments={"a": 1}),)
     >>> turn = (Message(role="assistant", tool_calls=calls), Message(role="tool", content="ok"))
-    >>> [m.get("tool_call_id") for m in to_openai(Opening(policy="", messages=turn, tools=()))]
+    >>> [m.get("tool_call_id") for m in to_openai(Opening(domain_policy="", messages=turn, tools=()))]
     [None, None, 'call_0']
     """
     waiting: deque[str] = deque()
     ids = (f"call_{number}" for number in itertools.count())
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt(conversation.policy)}]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt(conversation.domain_policy)}]
     for index, message in enumerate(conversation.messages):
         one: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.role == "tool":
@@ -164,7 +164,7 @@ class ApiPolicy:
 
         Raises UserError when it does not: a wrong key or name would otherwise fail every episode.
         """
-        question = Opening(policy="", messages=(Message(role="user", content="Are you there?"),), tools=())
+        question = Opening(domain_policy="", messages=(Message(role="user", content="Are you there?"),), tools=())
         try:
             await self._call(question, seed=0, max_tokens=min(64, self._sampling.max_tokens))
         except PolicyFailure as failure:

@@ -65,7 +65,7 @@ def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
     """The row of one episode: OpenAI `messages` and `tools` in its chat protocol, its tokens where it has them, its origin."""
     episode, task = record.episode, record.episode.task
     loaded = domain(task.domain)
-    opening = Opening(policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
+    opening = Opening(domain_policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
     cookbook = source.cookbook
     metadata = {
         "id": record.attempt.key,

@@ -93,7 +93,9 @@ followers = st.one_of(
 )
 openings = st.builds(
     lambda policy, greeting, user: Opening(
-        policy=policy, messages=(Message(role="assistant", content=greeting), Message(role="user", content=user)), tools=TOOLS
+        domain_policy=policy,
+        messages=(Message(role="assistant", content=greeting), Message(role="user", content=user)),
+        tools=TOOLS,
     ),
     lines,
     spoken,

@@ -79,7 +79,7 @@ def test_a_span_that_does_not_fit_is_named(wrong: Turn, message: str) -> None:
 def test_a_played_conversation_packs_to_its_assistant_text() -> None:
     tokenizer = ByteTokenizer()
     codec = NativeCodec(tokenizer)
-    ids = codec.open(Opening(policy="P", messages=(Message(role="user", content="Hi"),), tools=()))
+    ids = codec.open(Opening(domain_policy="P", messages=(Message(role="user", content="Hi"),), tools=()))
     turns: list[Turn] = []
     for text in ("One", "Two"):
         sampled = codec.write((Say(text=text),))

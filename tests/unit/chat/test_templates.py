@@ -205,7 +205,7 @@ def test_a_protocol_with_tokens_asks_for_a_tokenizer(protocol: Any) -> None:
 
 def test_the_greeting_stands_before_the_users_first_message() -> None:
     opening = Opening(
-        policy="P", messages=(Message(role="assistant", content="Hi!"), Message(role="user", content="x")), tools=TOOLS
+        domain_policy="P", messages=(Message(role="assistant", content="Hi!"), Message(role="user", content="x")), tools=TOOLS
     )
     text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(opening))
     assert text.endswith(
@@ -220,7 +220,7 @@ def test_a_history_with_calls_is_rendered_by_the_template() -> None:
         Message(role="assistant", tool_calls=(call,)),
         Message(role="tool", content="r"),
     )
-    text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(Opening(policy="P", messages=history, tools=TOOLS)))
+    text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(Opening(domain_policy="P", messages=history, tools=TOOLS)))
     assert (
         '<tool_call>\n{"name": "free", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nr\n'
         in text

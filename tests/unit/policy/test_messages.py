@@ -48,7 +48,7 @@ def malformed(message: SimpleNamespace) -> MalformedKind:
 
 
 def test_the_system_prompt_is_the_native_protocols() -> None:
-    (system,) = to_openai(Opening(policy="# Policy", messages=(), tools=()))
+    (system,) = to_openai(Opening(domain_policy="# Policy", messages=(), tools=()))
     assert system == {"role": "system", "content": system_prompt("# Policy")}
 
 
@@ -62,7 +62,7 @@ def test_results_get_the_ids_of_their_calls_in_order() -> None:
         Message(role="tool", content="gone", error=True),
         Message(role="assistant", content="Done."),
     )
-    user, first, *results, second, third, done = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
+    user, first, *results, second, third, done = to_openai(Opening(domain_policy="", messages=messages, tools=()))[1:]
     assert user == {"role": "user", "content": "Hi"}
     assert first["content"] == "One moment."
     assert [call["id"] for call in first["tool_calls"]] == ["call_0", "call_1"]
@@ -84,7 +84,7 @@ def test_a_call_that_was_not_carried_out_is_text_and_takes_no_id() -> None:
         Message(role="tool", content="found"),
         Message(role="assistant", tool_calls=(rocket,)),
     )
-    wrong, repair, call, result, last = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
+    wrong, repair, call, result, last = to_openai(Opening(domain_policy="", messages=messages, tools=()))[1:]
     text = '[this call was not carried out: launch_rocket with {"to": "moon"}]'
     assert wrong == {"role": "assistant", "content": f"One moment.\n{text}"}
     assert repair == {"role": "user", "content": "FORMAT ERROR"}
@@ -106,7 +106,7 @@ def test_a_call_that_was_not_carried_out_is_text_and_takes_no_id() -> None:
     )
 )
 def test_whatever_the_history_every_call_has_its_result_and_every_result_its_call(messages: list[Message]) -> None:
-    sent = to_openai(Opening(policy="", messages=tuple(messages), tools=()))
+    sent = to_openai(Opening(domain_policy="", messages=tuple(messages), tools=()))
     assert len(sent) == 1 + len(messages)
     waiting: list[str] = []
     for message in [*sent, {"role": "end"}]:
