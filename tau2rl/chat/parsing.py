@@ -1,4 +1,4 @@
-"""Writing a turn so that it reads back as the same actions: the half of the contract that every protocol shares."""
+"""A sampled turn to actions, and back: what the protocols share. Every fault of a turn is a `MalformedTurn` with its kind."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from tau2rl.chat.parsing import Dump, check_call, fail, read_call, read_json, text_of, write_back
 from tau2rl.chat.tokenizers import ByteTokenizer
+from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
@@ -58,6 +59,11 @@ class TranscriptCodec:
         if not said and not message.tool_calls:
             fail(MalformedKind.NO_CONTENT, "a message without content or tool calls")
         return (*said, *message.tool_calls)
+
+
+def codec(config: ChatConfig) -> TranscriptCodec:
+    """The codec of `chat.protocol: transcript`, which has nothing to set."""
+    return TranscriptCodec()
 
 
 def read(prompt_ids: Sequence[int]) -> Opening:

@@ -6,7 +6,7 @@ this file; `stages.py` says which sections a stage has.
 
 from __future__ import annotations
 
-from tau2rl.config.base import DOMAINS, DomainName, Section
+from tau2rl.config.base import DOMAINS, Section
 from tau2rl.config.loading import build, dump, flatten, identity, known_names, load, parse_value, put, read_file
 from tau2rl.config.sections import (
     PRESETS,
@@ -64,7 +64,6 @@ __all__ = [
     "ChatConfig",
     "CurriculumConfig",
     "DataConfig",
-    "DomainName",
     "EvalConfig",
     "EvaluationConfig",
     "GrpoConfig",

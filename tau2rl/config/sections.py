@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from tau2rl.config.base import DomainName, Section, Url, VariableName
+from tau2rl.config.base import Reference, Section, Url, VariableName, WordOrReference
+from tau2rl.plugins import is_reference
 
-PolicyKind = Literal["sglang", "api", "local", "gold", "do-nothing", "always-transfer"]
+PolicyKind = Annotated[str, AfterValidator(WordOrReference("sglang", "api", "local", "gold", "do-nothing", "always-transfer"))]
+ChatProtocol = Annotated[str, AfterValidator(WordOrReference("native", "cookbook", "transcript"))]
 PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
 
 
 class TasksConfig(Section):
     """Which tasks."""
 
-    domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
-    """`airline`, `retail`, `telecom`, and the small `mock`."""
+    domains: tuple[str, ...] = ("airline", "retail", "telecom")
+    """`airline`, `retail`, `telecom`, the small `mock`, and what a module of `plugins` registers with tau2."""
     split: str = "test"
     """`train`, `test` or `base` (all); telecom also has `small`, `full`; mock has `base`, `synth-train`, `-select`, `-test`."""
     ids: tuple[str, ...] = ()
@@ -73,7 +75,9 @@ class PolicyConfig(Section):
     kind: PolicyKind = "sglang"
     """`sglang`: a server's `/generate`, token ids in and out. `api`: any litellm model, eval and data only.
     `local`: a checkpoint, sampled in this process. `gold`: replays the reference actions. `do-nothing`, `always-transfer`:
-    the floors."""
+    the floors. `package.module:Name`: a policy of your own."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """What a policy of your own is made with, beside the chat codec."""
     checkpoint: Path | None = None
     """`local`: the directory of the checkpoint (`outputs/sft/default/checkpoints/final`); its tokenizer is in it."""
     url: Url = "http://127.0.0.1:30000"
@@ -110,6 +114,12 @@ class PolicyConfig(Section):
         return tuple(dict.fromkeys(url.rstrip("/") for url in self.url.split(",")))
 
     @model_validator(mode="after")
+    def _options_take_effect(self) -> PolicyConfig:
+        if self.options and not is_reference(self.kind):
+            raise ValueError(f"policy.options would have no effect under policy.kind `{self.kind}`: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _hedge_takes_effect(self) -> PolicyConfig:
         if self.hedge_seconds is not None and self.kind != "sglang":
             raise ValueError(f"policy.hedge_seconds would have no effect under policy.kind `{self.kind}`: leave it out")
@@ -121,9 +131,12 @@ class PolicyConfig(Section):
 class ChatConfig(Section):
     """How messages become tokens."""
 
-    protocol: Literal["native", "cookbook", "transcript"] = "native"
+    protocol: ChatProtocol = "native"
     """`native`: the checkpoint's own chat template. `cookbook`: one `<tool_call>` a turn with `respond` and `done`, as the
-    published Qwen3-4B-tau2 checkpoints were trained. `transcript`: JSON lines, for policies that read messages."""
+    published Qwen3-4B-tau2 checkpoints were trained. `transcript`: JSON lines, for policies that read messages.
+    `package.module:Name`: a codec of your own."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """What a codec of your own is made with, beside the tokenizer."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
     policy_text: Literal["full", "compressed"] = "full"
@@ -140,6 +153,8 @@ class ChatConfig(Section):
                 f"{' and '.join(f'chat.{name}' for name in idle)} would have no effect under chat.protocol `{self.protocol}`: "
                 "leave it out, or set chat.protocol to `cookbook`"
             )
+        if self.options and not is_reference(self.protocol):
+            raise ValueError(f"chat.options would have no effect under chat.protocol `{self.protocol}`: leave it out")
         return self
 
 
@@ -192,6 +207,25 @@ class RolloutConfig(Section):
         return self
 
 
+class RewardTermConfig(Section):
+    """A term of your own in the shaped score."""
+
+    fn: Reference
+    """`package.module:function`, called with the episode and its grade; gives a number from `low` to `high`."""
+    weight: float
+    """What the number is multiplied by; below 0 it is a cost."""
+    low: float = 0.0
+    """Least number that the function gives: any other ends the run, and no failure may outscore a success by it."""
+    high: float = 1.0
+    """Greatest number."""
+
+    @model_validator(mode="after")
+    def _low_is_below(self) -> RewardTermConfig:
+        if self.low > self.high:
+            raise ValueError("reward.terms: `low` is above `high`")
+        return self
+
+
 class RewardConfig(Section):
     """How tau2's verdicts become a score; every preset is documented in `reward/presets.py`."""
 
@@ -204,6 +238,8 @@ class RewardConfig(Section):
     """Taken off for each agent turn; default: the preset's."""
     tool_penalty: float | None = Field(default=None, ge=0)
     """Taken off for each refused call and malformed turn, up to the preset's cap; default: the preset's."""
+    terms: tuple[RewardTermConfig, ...] = ()
+    """Terms of your own: `[{fn: "my_pkg:brevity", weight: 0.1}]`."""
     allow_dominated: bool = False
     """Accept settings under which a failure can outscore a success."""
 
@@ -256,7 +292,7 @@ class TeacherUserConfig(UserConfig):
 class TeacherChatConfig(ChatConfig):
     """How demonstrations are written."""
 
-    protocol: Literal["native", "cookbook", "transcript"] = "transcript"
+    protocol: ChatProtocol = "transcript"
     """`transcript`, `native`: OpenAI messages with tools; `native` checks each turn against a tokenizer. `cookbook`: one
     `<tool_call>` a turn as text, with its system prompt."""
 

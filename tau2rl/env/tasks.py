@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import DomainName, TasksConfig
+from tau2rl.config import TasksConfig
 from tau2rl.env import domain as splits, synth
 from tau2rl.env.domain import domain
 from tau2rl.env.gold import gold_actions
@@ -184,7 +184,7 @@ def overlap(left: Iterable[Any], right: Iterable[Any]) -> dict[str, list[str]]:
     return {kind: values for kind, values in shared.items() if values}
 
 
-def write_index(domains: Sequence[DomainName], splits: Sequence[str], folder: Path, *, limit: int | None = None) -> list[Path]:
+def write_index(domains: Sequence[str], splits: Sequence[str], folder: Path, *, limit: int | None = None) -> list[Path]:
     """Write `DOMAIN_SPLIT.jsonl` for each pair and `all_SPLIT.jsonl` for each split; the paths written.
 
     A row is `{"text", "metadata": {"domain", "split", "task_id", "task_index"}}`, slime's `--input-key text --metadata-key

@@ -1,6 +1,7 @@
-"""What a job runs: `python -m tau2rl.launch.entry RUN_DIR [DIRECTORY]`. Everything else it needs is in the run folder.
+"""What a job runs: `python -m tau2rl.launch.entry RUN_DIR [DIRECTORY...]`. Everything else it needs is in the run folder.
 
-DIRECTORY is where the command was given; relative paths in the config are meant from there.
+The first DIRECTORY is where the command was given; relative paths in the config are meant from there. It and the others, the
+command's PYTHONPATH, are where plug-ins are looked for.
 Exit codes: 0 done, 1 failed or incomplete, 2 the request was wrong, 130 interrupted.
 """
 
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tau2rl import settings
+from tau2rl import plugins, settings
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, dump
 from tau2rl.env.lazy_litellm import put_off
 from tau2rl.errors import RunIncomplete, UserError
@@ -83,6 +84,7 @@ def main(arguments: list[str]) -> int:
                 raise UserError("no run folder given", hint="this is what jobs run; start with `tau2rl eval`")
             if len(arguments) > 1 and Path(arguments[1]).is_dir():  # a cluster need not have the directory
                 os.chdir(arguments[1])
+            plugins.search(arguments[1:])
             return run(Path(arguments[0]), progress, say=_to_stderr)
     except UserError as error:
         _to_stderr(f"error: {error}")
@@ -112,6 +114,8 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
 
 def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> int:
     try:
+        plugins.search([Path.cwd()])
+        plugins.import_all(folder.config.plugins)
         result = run_stage(folder, progress)
     except UserError as error:
         _log.info("refused: %s", error)

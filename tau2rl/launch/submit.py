@@ -118,8 +118,8 @@ def job_label(config: StageConfig) -> str:
 
 
 def job_argv(path: Path) -> list[str]:
-    """What a job runs: this interpreter, the entry, the run folder, and where relative paths are meant from."""
-    return [settings.python(), "-m", "tau2rl.launch.entry", str(path), str(Path.cwd())]
+    """What a job runs: this interpreter, the entry, the run folder, where relative paths are meant from, and PYTHONPATH."""
+    return [settings.python(), "-m", "tau2rl.launch.entry", str(path), str(Path.cwd()), *settings.python_path()]
 
 
 def job_command(path: Path) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import tau2rl
-from tau2rl.config import StageConfig, flatten, identity
+from tau2rl import plugins
+from tau2rl.config import StageConfig, dump, flatten, identity
 from tau2rl.errors import UserError
 
 SCHEMA = 1
@@ -94,7 +95,7 @@ def environment(
 ) -> dict[str, Any]:
     """What `environment.json` holds. `bench` and `extra` become identity, `recorded` does not. All values JSON-ready."""
     everything = flatten(identity(config))
-    known = {"settings": settings_of(config), "bench": dict(bench), **(extra or {})}
+    known = {"settings": settings_of(config), "bench": dict(bench), **plugins.identity(dump(config)), **(extra or {})}
     return {
         "schema": SCHEMA,
         "digest": digest(known),

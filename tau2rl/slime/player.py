@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tau2rl import settings
+from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
 from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, UserConfig
 from tau2rl.env.tau2_env import make_env, warm_up
@@ -29,6 +30,7 @@ class World:
     router: str  # URL of the policy's servers
     user: UserConfig  # with the address of the server that the job started, where it serves the customer
     tokenizer: str  # for settings that name none
+    path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))  # where the process that made it looks for modules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ class Player:
 @asynccontextmanager
 async def open_in_worker(world: World) -> AsyncGenerator[PlayAs]:
     """What a worker does before its first episode; it is another process, perhaps on another machine."""
+    plugins.search(world.path)
+    plugins.import_all(world.config.plugins)
     settings.load_secrets()
     settings.quiet_libraries()
     made = Player(world)

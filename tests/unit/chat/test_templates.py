@@ -6,6 +6,7 @@
 - a reasoning template's `<think>` at the end of the prompt is part of the turn that follows;
 - a prompt whose policy and tools were seen before has the ids of its whole text, also where a tokenizer joins text across turns,
   where the template puts tools into the user's message, where a policy contains the end of a turn, and behind other tools;
+- a tokenizer that marks `<tool_call>` special serves as well as one that does not;
 - a checkpoint's tokenizer gives the ids that transformers gives, for any text.
 """
 
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import given, strategies as st
 from jinja2 import Environment
 
-from tau2rl.chat import make_codec
+from tau2rl.chat import fingerprint, make_codec
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.template import TemplateChat
@@ -265,3 +266,11 @@ def test_a_prompt_with_a_known_head_has_the_ids_of_its_whole_text(
 def test_a_text_has_the_ids_that_transformers_gives_it(bpe: HFTokenizer, text: str) -> None:
     theirs: list[int] = bpe._tokenizer.encode(text, add_special_tokens=False)
     assert bpe.encode(text) == theirs
+
+
+@pytest.mark.parametrize("protocol", ["native", "cookbook"])
+def test_tags_that_a_tokenizer_marks_special_are_part_of_a_turn(tmp_path: Path, protocol: str) -> None:
+    codec = make_codec(ChatConfig(protocol=protocol, tokenizer=str(save_bpe(tmp_path, special_tags=True))))
+    call = (CallTool(name="find_order", arguments={"order_id": "#W1"}),)
+    assert codec.parse(codec.write(call), TOOLS) == call
+    assert fingerprint(codec)
