@@ -1,59 +1,15 @@
-"""The nouns of the project and the Protocols between its rooms. No behaviour beyond derived properties lives here."""
+"""The nouns of the project and the Protocols between its packages. No behavior beyond derived properties lives here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Literal, Protocol
+
+from tau2rl.enums import Fault, FinishReason, MalformedKind, Status
 
 Role = Literal["system", "user", "assistant", "tool"]
 ToolSchema = dict[str, Any]  # an OpenAI function schema: {"type": "function", "function": {"name", "description", "parameters"}}
-
-
-class Status(StrEnum):
-    """How an episode ended, as evidence about the model."""
-
-    COMPLETED = "completed"  # tau2 ended it by its own rules and graded it
-    TRUNCATED = "truncated"  # cut off: steps, turns, tokens or time; reward 0, checks still count
-    MALFORMED = "malformed"  # the model left the chat protocol and did not come back; reward 0, checks still count
-    FAILED = "failed"  # our world broke: no evidence, never a number
-
-
-class Fault(StrEnum):
-    """Who is to blame when an episode did not succeed."""
-
-    AGENT = "agent"
-    USER = "user"
-    TASK = "task"
-    INFRA = "infra"
-
-
-class FinishReason(StrEnum):
-    """Why the policy stopped sampling a turn."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-class MalformedKind(StrEnum):
-    """The named ways in which a sampled turn fails to be one."""
-
-    EMPTY = "empty"
-    NO_CLOSE_TAG = "no_close_tag"
-    NO_OPEN_TAG = "no_open_tag"
-    TWO_CALLS = "two_calls"
-    TEXT_OUTSIDE = "text_outside"
-    NO_CALL = "no_call"
-    BAD_JSON = "bad_json"
-    NOT_AN_OBJECT = "not_an_object"
-    MISSING_NAME = "missing_name"
-    ARGUMENTS_NOT_AN_OBJECT = "arguments_not_an_object"
-    UNKNOWN_TOOL = "unknown_tool"
-    WRONG_ARGUMENTS = "wrong_arguments"
-    NO_CONTENT = "no_content"
-    TOO_LONG = "too_long"
-    TOO_DEEP = "too_deep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +82,16 @@ class Opening:
     domain_policy: str  # the domain's rules as text; the chat protocol makes the system prompt of it
     messages: tuple[Message, ...]  # the agent's greeting, then the user's first message
     tools: tuple[ToolSchema, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """A conversation as a deployment has it: `Transcript(domain="retail", domain_policy="...", tools=(), messages=())`."""
+
+    domain: str
+    domain_policy: str
+    tools: tuple[ToolSchema, ...]
+    messages: tuple[Message, ...]  # those that the agent saw or wrote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,4 +362,32 @@ class ChatCodec(Protocol):
 
     def write(self, actions: Actions) -> list[int]:
         """A turn that performs the actions, as a model of this protocol would sample it (stop token included)."""
+        ...
+
+
+class RewardFn(Protocol):
+    """A term of the shaped score: a number from 0 to 1, or in the range that `reward.terms` declares for it."""
+
+    def __call__(self, episode: Episode, grade: Grade, /) -> float:
+        """Of an episode that tau2 graded; FAILED ones have no score."""
+        ...
+
+
+class Verifier(Protocol):
+    """Grades what a deployment would see: a `Transcript`, and never a task's criteria or tau2's grade."""
+
+    async def score(self, transcript: Transcript) -> float:
+        """From 0 to 1."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes numbers as a training makes them."""
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Record the values of a step."""
+        ...
+
+    def close(self) -> None:
+        """Finish; safe to call twice."""
         ...

@@ -243,6 +243,12 @@ class RewardConfig(Section):
     allow_dominated: bool = False
     """Accept settings under which a failure can outscore a success."""
 
+    @model_validator(mode="after")
+    def _terms_differ(self) -> RewardConfig:
+        if len({term.fn for term in self.terms}) < len(self.terms):
+            raise ValueError("reward.terms names a function twice: give it one weight")
+        return self
+
 
 class LaunchConfig(Section):
     """Where the job runs. Not part of a run's identity."""

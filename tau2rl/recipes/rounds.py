@@ -16,7 +16,7 @@ from tau2rl.env.gold import episode_turn_rewards
 from tau2rl.errors import RunIncomplete
 from tau2rl.hashing import derive_seed
 from tau2rl.report.cost import Costs
-from tau2rl.reward.advantages import TURN_ESTIMATORS, advantage_spec, judge_group
+from tau2rl.reward.advantages import TURN_ESTIMATORS, group_advantages
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.reward.tiers import TABLES
@@ -196,7 +196,7 @@ def judge(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: 
     scores_G = [None if _dropped(e, config) else _shaped(e, spec) for e in episodes]
     table = TABLES[algo.turn_rewards]
     rewards_G = [episode_turn_rewards(e, table) for e in episodes] if algo.estimator in TURN_ESTIMATORS else [()] * len(episodes)
-    advantages = judge_group(scores_G, rewards_G, advantage_spec(algo))
+    advantages = group_advantages(scores_G, rewards_G, algo)
     return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.report.cost import Costs, Start
-from tau2rl.reward.advantages import advantage_spec
 from tau2rl.runs import records
 from tau2rl.runs.files import write_json
 from tau2rl.runs.records import write_look
@@ -162,7 +161,7 @@ def round_numbers(played: Sequence[Marks], batch: Sequence[Member], config: Grpo
     evidence = [m for m in ended if m.status != Status.FAILED.value]
     statuses = Counter(m.status for m in played)
     groups: dict[object, list[bool]] = {}
-    for member, teaches in zip(batch, score_batch(batch, advantage_spec(config.algo)).teaches, strict=True):
+    for member, teaches in zip(batch, score_batch(batch, config.algo).teaches, strict=True):
         groups.setdefault(member.group, []).append(teaches)
     return {
         **_outcomes(evidence),

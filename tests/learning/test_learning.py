@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
+from tau2rl.config import AlgoConfig
 from tau2rl.data.encoding import Encoded, encode_rows
 from tau2rl.recipes import dataset, rounds, sft
 from tau2rl.recipes.rounds import sampled
-from tau2rl.reward.advantages import AdvantageSpec, group_advantages
+from tau2rl.reward.advantages import group_advantages
 from tau2rl.runs.files import read_json
 from tau2rl.types import TrainingSample
 from tests.learning.chain import demonstrate, evaluate, final, fine_tune, mean, reinforce, reject
@@ -139,14 +140,17 @@ def test_the_test_of_rejection_sampling_fails_when(
         test_rejection_sampling_teaches_more(taught, tmp_path)
 
 
-def flipped(scores: Sequence[float | None], spec: AdvantageSpec) -> list[float | None]:
-    return [None if a is None else -a for a in group_advantages(scores, spec)]
+Advantages = list[tuple[float, ...] | None]
 
 
-def shuffled(scores: Sequence[float | None], spec: AdvantageSpec) -> list[float | None]:
+def flipped(scores: Sequence[float | None], turns: Sequence[Sequence[float]], algo: AlgoConfig) -> Advantages:
+    return [None if row is None else tuple(-a for a in row) for row in group_advantages(scores, turns, algo)]
+
+
+def shuffled(scores: Sequence[float | None], turns: Sequence[Sequence[float]], algo: AlgoConfig) -> Advantages:
     mixed = list(scores)
     random.Random(str(scores)).shuffle(mixed)
-    return group_advantages(mixed, spec)
+    return group_advantages(mixed, turns, algo)
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def corpus() -> Iterator[str]:
 
 
 def save_bpe(directory: Path, template: str | None = CHATML_TEMPLATE, *, special_tags: bool = False) -> Path:
-    """A byte-level BPE with Qwen's shape: NFC, ChatML control tokens, `<tool_call>` tags as added tokens, `special_tags` or ordinary."""
+    """A byte-level BPE with Qwen's shape: NFC, ChatML control tokens, `<tool_call>` tags as added tokens, special ones or not."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -20,14 +20,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tau2rl.reward.advantages import (
-    TRAJECTORY_ESTIMATORS,
-    TURN_ESTIMATORS,
-    AdvantageSpec,
-    Estimator,
-    group_advantages,
-    turn_advantages,
-)
+from tau2rl.config import AlgoConfig
+from tau2rl.reward.advantages import TRAJECTORY_ESTIMATORS, TURN_ESTIMATORS, trajectory_advantages, turn_advantages
 from tau2rl.train.generate import Generator, Request, Sampling
 from tau2rl.train.losses import LossSpec
 from tau2rl.train.optim import OptimSpec
@@ -84,7 +78,7 @@ def normal(values: Sequence[float]) -> list[float]:
     return [(v - mean) / (deviation + EPS) if deviation else 0.0 for v in values]
 
 
-def advantages_by_hand(estimator: Estimator) -> dict[tuple[int, int], list[float]]:
+def advantages_by_hand(estimator: str) -> dict[tuple[int, int], list[float]]:
     """(group, member) -> the advantage of each of its turns."""
     found: dict[tuple[int, int], list[float]] = {}
     for g, group in enumerate(GROUPS):
@@ -132,7 +126,7 @@ def weight_by_hand(spec: LossSpec, logps: dict[int, float], sampled: dict[int, f
     ]
 
 
-def loss_by_hand(spec: LossSpec, estimator: Estimator, model: nn.Module) -> Tensor:
+def loss_by_hand(spec: LossSpec, estimator: str, model: nn.Module) -> Tensor:
     """The loss of the whole batch, conversation by conversation and token by token, in float64."""
     frozen, worth = reference().double(), advantages_by_hand(estimator)
     count = sum(sum(s.loss_mask) for s in samples().values())
@@ -166,15 +160,16 @@ def loss_by_hand(spec: LossSpec, estimator: Estimator, model: nn.Module) -> Tens
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def judged(estimator: Estimator) -> list[Judged]:
+def judged(estimator: str) -> list[Judged]:
     """What the stage would hand to the trainer."""
-    spec, found = AdvantageSpec(estimator=estimator, gamma=GAMMA, outcome_weight=WEIGHT), list[Judged]()
+    constants = {"estimator": estimator, "gamma": GAMMA, "outcome_weight": WEIGHT}
+    spec, found = AlgoConfig().model_copy(update=constants), list[Judged]()
     for g, group in enumerate(GROUPS):
         outcomes = [outcome for outcome, _ in group]
         if estimator in TURN_ESTIMATORS:
             rows = turn_advantages([rewards for _, rewards in group], outcomes, spec)
         else:
-            rows = [None if a is None else [a] for a in group_advantages(outcomes, spec)]
+            rows = [None if a is None else [a] for a in trajectory_advantages(outcomes, spec)]
         found += [Judged(sample=samples()[g, m], advantages=tuple(row)) for m, row in enumerate(rows) if row is not None]
     return found
 
@@ -217,7 +212,7 @@ WITH_ALL = ("token-mean", "sequence ratio", "all of it")
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_advantages_are_those_of_the_formulas(estimator: Estimator) -> None:
+def test_advantages_are_those_of_the_formulas(estimator: str) -> None:
     by_hand = advantages_by_hand(estimator)
     for key, one in zip(ORDER, judged(estimator), strict=True):
         wide = one.advantages * len(by_hand[key]) if estimator in TRAJECTORY_ESTIMATORS else one.advantages
@@ -229,7 +224,7 @@ PAIRS = [(e, name) for e in ESTIMATORS for name in OPTIONS if e in ("grpo", "mt_
 
 
 @pytest.mark.parametrize(("estimator", "name"), PAIRS)
-def test_loss_and_gradient_are_those_of_the_formulas(estimator: Estimator, name: str) -> None:
+def test_loss_and_gradient_are_those_of_the_formulas(estimator: str, name: str) -> None:
     model = tiny_model().double()
     want = loss_by_hand(OPTIONS[name], estimator, model)
     want.backward()
@@ -257,7 +252,7 @@ def test_an_episode_of_average_worth_is_part_of_every_mean() -> None:
 
 @pytest.mark.parametrize("name", WITH_ALL)
 @pytest.mark.parametrize("estimator", ["grpo", "mt_gtpo"])
-def test_neither_the_cut_nor_the_order_matters(estimator: Estimator, name: str) -> None:
+def test_neither_the_cut_nor_the_order_matters(estimator: str, name: str) -> None:
     batch, spec = judged(estimator), OPTIONS[name]
     whole, want = update(spec, batch)
     mixed = [batch[i] for i in (4, 1, 5, 0, 3, 2)]  # groups and members
@@ -276,20 +271,20 @@ ARMS = {4: 0.0, 9: 0.3, 17: 1.0}  # token -> chance of a reward; every other tok
 PULLS, SIZE = 64, 8
 
 
-def pulled(model: nn.Module, round_: int, estimator: Estimator) -> list[Judged]:
+def pulled(model: nn.Module, round_: int, estimator: str) -> list[Judged]:
     """One batch: the first sampled token is the arm, a group is eight pulls."""
     asks = [
         Request(session=f"{i}", prompt=[2, 3], sampling=Sampling(), seed=PULLS * round_ + i, max_tokens=1) for i in range(PULLS)
     ]
     done, coin = Generator(model, slots=PULLS).run(asks), random.Random(round_)
     paid = [float(coin.random() < ARMS.get(c.token_ids[0], 0.0)) for c in done]
-    spec, found = AdvantageSpec(estimator=estimator), list[Judged]()
+    spec, found = AlgoConfig(estimator=estimator), list[Judged]()
     for first in range(0, PULLS, SIZE):
         group = paid[first : first + SIZE]
         if estimator in TURN_ESTIMATORS:
             advantages = [row or [0.0] for row in turn_advantages([[r] for r in group], group, spec)]
         else:
-            advantages = [[a or 0.0] for a in group_advantages(group, spec)]
+            advantages = [[a or 0.0] for a in trajectory_advantages(group, spec)]
         if not any(any(row) for row in advantages):  # as the stage leaves out a group that teaches nothing
             continue
         for completion, row in zip(done[first : first + SIZE], advantages, strict=True):
@@ -304,7 +299,7 @@ def pulled(model: nn.Module, round_: int, estimator: Estimator) -> list[Judged]:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_bandit_reaches_its_best_arm_by_every_estimator(estimator: Estimator) -> None:
+def test_a_bandit_reaches_its_best_arm_by_every_estimator(estimator: str) -> None:
     model = tiny_model()
     optim = OptimSpec(lr=1e-2, total_steps=30, warmup_steps=1, schedule="constant", weight_decay=0.0)
     trainer = GRPOTrainer(model, GRPOSpec(optim=optim))
