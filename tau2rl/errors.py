@@ -1,8 +1,8 @@
 """Every failure with a name: three kinds, and nothing else is caught.
 
 1. A person's mistake: `UserError`. The CLI prints it with its hint and exits 2.
-2. An environment or infrastructure failure during an episode: `EpisodeFailure` and its children. The loop turns it into a FAILED episode,
-   `collect` tries again, and no mean, filter or baseline ever sees it.
+2. An environment or infrastructure failure during an episode: `EpisodeFailure` and its children. The loop makes a FAILED
+   episode of it, `collect` tries again, and no mean, filter or baseline ever sees it.
 3. A turn that the protocol cannot read: `MalformedTurn`. The model's doing; the loop answers with a repair request.
 
 Everything else is a bug and flies.

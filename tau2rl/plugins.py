@@ -73,17 +73,23 @@ def load(reference: str, *, kind: str) -> Any:
 def make(reference: str, *arguments: Any, kind: str, options: Mapping[str, Any] | None = None) -> Any:
     """What the class or factory that `reference` names gives for these arguments. Raises UserError: `load`'s, wrong options."""
     factory, options = load(reference, kind=kind), options or {}
+    signature = _signature(factory)
     try:
-        signature = inspect.signature(factory)
-        signature.bind(*arguments, **options)
-    except ValueError:  # written in C: it says itself what it takes
-        pass
+        if signature is not None:
+            signature.bind(*arguments, **options)
     except TypeError as error:
         given = ", ".join(f"`{name}`" for name in options) or "no options"
         raise UserError(
             f"{kind} `{reference}` does not take {given}: {error}", hint=f"it is `{reference.partition(':')[2]}{signature}`"
         ) from None
     return factory(*arguments, **options)
+
+
+def _signature(factory: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(factory)
+    except ValueError:  # written in C: it says itself what it takes
+        return None
 
 
 def references(settings: Mapping[str, Any]) -> list[str]:
@@ -114,7 +120,8 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def reference_of(thing: Any) -> str:
     """How settings would name an object's class, or a function: `my_pkg.echo:Echo`, for a run that was given the thing itself."""
-    named = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
+    has_name = inspect.isroutine(thing) or inspect.isclass(thing)
+    named = cast("Any", thing if has_name else type(thing))
     name = re.sub(r"\W", "", named.__qualname__.rpartition(".")[2]) or "unnamed"
     return f"{named.__module__}:{name}"
 

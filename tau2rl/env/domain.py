@@ -75,8 +75,10 @@ class Domain:
     def __init__(self, name: str) -> None:
         self.name = name
         self.registered = f"tau2rl:{name}"
-        paths = importlib.import_module(f"tau2.domains.{name}.utils")
-        self._task_file = Path(getattr(paths, f"{name.upper()}_TASK_SET_PATH"))
+        self._task_file: Path | None = None
+        if name in NAMES:
+            paths = importlib.import_module(f"tau2.domains.{name}.utils")
+            self._task_file = Path(getattr(paths, f"{name.upper()}_TASK_SET_PATH"))
         self._maker = Maker(name)
         self._lock = threading.Lock()
         self._handed_out = threading.local()
@@ -159,7 +161,9 @@ class Domain:
         """What pins this domain: hashes of databases, task file, policy and tool schemas (16 hex digits each)."""
         return {
             "database": self.content[:16],
-            "tasks": hashlib.sha256(self._task_file.read_bytes()).hexdigest()[:16],
+            "tasks": hashlib.sha256(self._task_file.read_bytes() if self._task_file else repr(self.tasks()).encode()).hexdigest()[
+                :16
+            ],
             "policy": hashlib.sha256(self.policy.encode()).hexdigest()[:16],
             "tools": hashlib.sha256(repr(self.tools).encode()).hexdigest()[:16],
             **({"synth": synth.fingerprint()} if self.name == "mock" else {}),
@@ -199,8 +203,8 @@ def readable(name: str) -> Iterator[None]:
 
 def domain(name: str) -> Domain:
     """The domain, loaded at first use. Raises UserError for an unknown name or missing data."""
-    if name not in NAMES:
-        raise UserError(f"no such domain `{name}`", hint=f"one of: {', '.join(NAMES)}")
+    if name not in registry.get_task_sets():
+        raise UserError(f"no such domain `{name}`", hint=f"one of: {', '.join(registry.get_task_sets())}")
     with _loading:
         if name not in _loaded:
             with readable(name):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
+import importlib.util
 import pickle
 import threading
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ prepare()
 
 from tau2.data_model.message import ToolCall, ToolMessage  # noqa: E402
 from tau2.environment.environment import Environment  # noqa: E402
+from tau2.registry import registry  # noqa: E402
 
 SHARED_FROM_BYTES = 200_000  # below, copying the whole database costs less than a millisecond
 
@@ -44,10 +46,12 @@ class Maker:
     """Makes the environments of one domain; thread-safe."""
 
     def __init__(self, name: str) -> None:
-        self._module = importlib.import_module(f"tau2.domains.{name}.environment")
-        paths = importlib.import_module(f"tau2.domains.{name}.utils")
-        names = (f"{name.upper()}_DB_PATH", f"{name.upper()}_USER_DB_PATH")
-        self._files = [Path(getattr(paths, path)) for path in names if hasattr(paths, path)]
+        self._construct = registry.get_env_constructor(name)
+        self._files: list[Path] = []
+        if importlib.util.find_spec(f"tau2.domains.{name}"):
+            paths = importlib.import_module(f"tau2.domains.{name}.utils")
+            names = (f"{name.upper()}_DB_PATH", f"{name.upper()}_USER_DB_PATH")
+            self._files = [Path(getattr(paths, path)) for path in names if hasattr(paths, path)]
         self._lock = threading.Lock()
         self._vpn: Any = None
         self._state = self._read()
@@ -84,7 +88,9 @@ class Maker:
         content = hashlib.sha256()
         for file in self._files:
             content.update(file.read_bytes())
-        made: Environment = self._module.get_environment()
+        made: Environment = self._construct()
+        if not self._files:
+            content.update(f"{made.get_db_hash()} {made.get_user_db_hash()}".encode())
         toolkits: dict[str, Any] = {"tools": made.tools}
         if made.user_tools is not None:
             toolkits["user_tools"] = made.user_tools
@@ -92,7 +98,7 @@ class Maker:
             if self._vpn is None and default is not None:
                 self._vpn = default.model_copy(deep=True)
         databases: dict[str, Any] = {attribute: toolkit.db for attribute, toolkit in toolkits.items()}
-        large = self._files[0].stat().st_size > SHARED_FROM_BYTES and Snapshot.fits(databases["tools"])
+        large = bool(self._files) and self._files[0].stat().st_size > SHARED_FROM_BYTES and Snapshot.fits(databases["tools"])
         shared = Snapshot(databases.pop("tools")) if large else None
         return _State(
             stamp=stamp,

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed or incomplete, 2 the request was wrong, 130 interru
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tau2rl import plugins, settings
-from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, dump
+from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.env.lazy_litellm import put_off
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
@@ -112,10 +113,17 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
         return code
 
 
+def load_plugins(config: StageConfig) -> None:
+    """Import the modules of `plugins`, and let others be found where the command was given. Raises UserError."""
+    plugins.search([Path.cwd()])
+    if config.plugins:
+        importlib.import_module("tau2rl.env.domain")  # first: what they import of tau2 comes in through the door that checks it
+        plugins.import_all(config.plugins)
+
+
 def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> int:
     try:
-        plugins.search([Path.cwd()])
-        plugins.import_all(folder.config.plugins)
+        load_plugins(folder.config)
         result = run_stage(folder, progress)
     except UserError as error:
         _log.info("refused: %s", error)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tau2rl import plugins
 from tau2rl.config import DOMAINS, RewardConfig
@@ -55,7 +55,7 @@ class Term:
 
     def of(self, episode: Episode, grade: Grade) -> float:
         """What it adds to the shaped score. Raises UserError when `fn` gives something else than it declares."""
-        value: object = self.fn(episode, grade)
+        value: Any = self.fn(episode, grade)
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low - TIE <= value <= self.high + TIE:
             raise UserError(
                 f"reward term `{self.name}` gave {value!r} for `{episode.task.key}`, "

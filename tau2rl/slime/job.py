@@ -231,7 +231,6 @@ def _received(text: str) -> Received:
     kind: type[SftConfig] | type[GrpoConfig] = {"sft": SftConfig, "grpo": GrpoConfig}[handed["stage"]]
     config = build(kind, handed["config"])
     plugins.search(handed.get("path", ()))
-    plugins.import_all(config.plugins)
     return Received(config=config, folder=Path(handed["folder"]))
 
 

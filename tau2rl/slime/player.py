@@ -47,6 +47,8 @@ class Player:
     def __init__(self, world: World) -> None:
         """Raises UserError for a key that is missing, a domain, a tokenizer or a chat template that cannot be used."""
         config = world.config
+        plugins.search(world.path)
+        plugins.import_all(config.plugins)
         if world.user.kind == "llm":
             check_key(world.user)
         self._world = world
@@ -90,8 +92,6 @@ class Player:
 @asynccontextmanager
 async def open_in_worker(world: World) -> AsyncGenerator[PlayAs]:
     """What a worker does before its first episode; it is another process, perhaps on another machine."""
-    plugins.search(world.path)
-    plugins.import_all(world.config.plugins)
     settings.load_secrets()
     settings.quiet_libraries()
     made = Player(world)

@@ -15,7 +15,7 @@ from tau2rl.runs import records
 from tau2rl.runs.files import write_json
 from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.tracking import JsonlSink
+from tau2rl.runs.tracking import JsonlSink, Sinks, open_sinks
 from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, score_batch
 from tau2rl.slime.metadata import Marks
@@ -91,6 +91,7 @@ class Journal:
         self._looked: list[tuple[EpisodeRecord, Marks]] = []
         self._last_round = -1
         self._spending = Spending(folder, config)
+        self._sinks = Sinks(open_sinks(config.tracking, folder, dump(config)))  # this process's own
 
     def clean(self, text: str) -> str:
         """The text without the values of keys."""
@@ -147,6 +148,7 @@ class Journal:
             log.error("cannot keep %s: %s", record.attempt.key, error)
 
     def _write_numbers(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
+        self._sinks.write(step, numbers)
         try:
             sink = JsonlSink(self._folder / "metrics.jsonl")
             sink.write(step, numbers)
