@@ -14,7 +14,6 @@ import difflib
 import hashlib
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,7 +162,9 @@ def _nearest_module(name: str, missing: str) -> str:
     """The module that was meant, else where modules are looked for."""
     parent = missing.rpartition(".")[0]
     folders: Sequence[str] = cast("Sequence[str]", sys.modules[parent].__path__) if parent in sys.modules else sys.path
-    near = difflib.get_close_matches(missing.rpartition(".")[2], {info.name for info in pkgutil.iter_modules(folders)}, n=1)
+    inside = (path for folder in folders if Path(folder).is_dir() for path in Path(folder).iterdir())
+    names = {path.stem for path in inside if path.stem.isidentifier() and (path.suffix == ".py" or path.is_dir())}
+    near = difflib.get_close_matches(missing.rpartition(".")[2], names, n=1)
     if near:
         return f"did you mean `{f'{parent}.' if parent else ''}{near[0]}{name[len(missing) :]}`?"
     return f"modules are looked for in the working directory `{Path.cwd()}`, in PYTHONPATH and among what is installed"

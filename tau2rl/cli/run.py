@@ -58,8 +58,9 @@ def not_played(report: Mapping[str, Any]) -> int:
 
 def print_plan(config: StageConfig, *, as_json: bool) -> None:
     """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
-    from tau2rl.launch.submit import job_argv
+    from tau2rl.launch.submit import job_argv, refuse_unknown_domains
 
+    refuse_unknown_domains(config)
     job = job_argv(run_path(config))
     plan: dict[str, Any] = {"argv": job}
     if isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime":

@@ -30,7 +30,7 @@ def submit(
     its own that is gone when this returns. Ctrl-C stops the run and gives 130.
     """
     address = config.launch.address or settings.ray_address()
-    _refuse_unknown_domains(config)
+    refuse_unknown_domains(config)
     if config.launch.detach and (config.launch.inline or address is None):
         raise UserError("`--detach` needs a cluster that stays", hint="give its job server with `--address http://HOST:8265`")
     with interruptible():
@@ -42,7 +42,7 @@ def submit(
             return EXIT_INTERRUPTED
 
 
-def _refuse_unknown_domains(config: StageConfig) -> None:
+def refuse_unknown_domains(config: StageConfig) -> None:
     """Raise UserError for a domain that tau2 does not have before a head is started; tau2's own four cost nothing."""
     strange = set(config.tasks.domains) - set(DOMAINS) if isinstance(config, PlayConfig) and not config.plugins else ()
     if strange:
