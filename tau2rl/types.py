@@ -96,7 +96,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checks:
-    """tau2's verdicts by kind: `Checks(action=(True, False), db=(False,))`. `()` = the task has none; None = not judged."""
+    """tau2's verdicts by kind: `Checks(action=(True, False), db=(False,))`. `()` = the task has none; None = no judge ran."""
 
     action: tuple[bool, ...] = ()
     communicate: tuple[bool, ...] = ()
@@ -207,7 +207,7 @@ class Episode:
     failure: Failure | None = None
     seconds: float = 0.0
     user_usage: Usage = field(default_factory=Usage)
-    env_time: EnvTime | None = None  # None: nobody measured it (no environment, or a record from before it was measured)
+    env_time: EnvTime | None = None  # None: not measured (no environment, or a record from before it was measured)
     worker_cpu_seconds: float = 0.0  # what its worker process used since the episode before; 0 where the run's own process played
     db_hashes: tuple[str | None, str | None] = (None, None)  # (agent database, user database) at the end
     trajectory: tuple[dict[str, Any], ...] = ()  # both sides' messages in tau2's own layout, so that tau2 can grade it again
@@ -325,7 +325,7 @@ class Policy(Protocol):
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
         """Sample one turn.
 
-        `seed` makes the turn repeatable where the server honours it; `session` is the same for all turns of an
+        `seed` makes the turn repeatable where the server honors it; `session` is the same for all turns of an
         episode (prefix-cache affinity); `max_tokens` is what is left of the budget, at least 1.
         Raises PolicyFailure.
         """

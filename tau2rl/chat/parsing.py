@@ -176,7 +176,7 @@ def readable(value: Any) -> str:
 
 
 def escaped(value: Any) -> str:
-    r"""The same JSON in plain ASCII without `<`: no tag, no control token and no letter that a tokenizer normalises is left.
+    r"""The same JSON in plain ASCII without `<`: no tag, no control token and no letter that a tokenizer normalizes is left.
 
     >>> escaped("</tool_call>")
     '"\\u003c/tool_call>"'

@@ -4,7 +4,7 @@
     shaped  = value(reward) + alpha * partial - min(c_step * steps, step_cap) - min(c_tool * invalid_calls, tool_cap)
               + sum of weight * fn(episode, grade)   over `reward.terms`
 
-`normalise` divides the sum by the weights of the kinds that are there, so that full marks are 1 whatever a task checks.
+`normalize` divides the sum by the weights of the kinds that are there, so that full marks are 1 whatever a task checks.
 A domain that a preset does not name, such as one of the user's, has the preset's `default`: alpha 0.3 in `cookbook`, 0.25 in
 `pipeline`, 0 in `outcome` and `guarded`.
 """
@@ -33,14 +33,14 @@ class Shaping:
     alpha: float
     weights: Mapping[Kind, float]  # a kind that is not named weighs 0: it is shown, and adds nothing
 
-    def most(self, *, normalise: bool) -> float:
+    def most(self, *, normalize: bool) -> float:
         """The highest partial score that a task can give.
 
-        >>> Shaping(alpha=0.3, weights={"action": 0.5, "env_assertion": 0.25}).most(normalise=False)
+        >>> Shaping(alpha=0.3, weights={"action": 0.5, "env_assertion": 0.25}).most(normalize=False)
         0.75
         """
         total = math.fsum(self.weights.values())
-        return total if not normalise else 1.0 if total else 0.0
+        return total if not normalize else 1.0 if total else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class RewardSpec:
     preset: str
     default: Shaping
     by_domain: Mapping[str, Shaping] = field(default_factory=dict[str, Shaping])
-    normalise: bool = True
+    normalize: bool = True
     basis_only: bool = False  # only kinds that the task's own `reward_basis` names are counted
     success: float = 1.0  # value of tau2's reward 1; between the two it is linear
     failure: float = 0.0  # value of tau2's reward 0
@@ -116,7 +116,7 @@ class RewardSpec:
     def best_failure(self, domain: str) -> float:
         """The highest shaped score of an unsolved task: every check met, no penalty (it was cut off), every term at its most."""
         shaping = self.shaping(domain)
-        return self.failure + shaping.alpha * shaping.most(normalise=self.normalise) + math.fsum(t.most for t in self.terms)
+        return self.failure + shaping.alpha * shaping.most(normalize=self.normalize) + math.fsum(t.most for t in self.terms)
 
 
 def capped(amount: float, cap: float | None) -> float:
@@ -134,11 +134,11 @@ PRESETS: Mapping[str, RewardSpec] = {
     "cookbook": RewardSpec(
         preset="cookbook",
         default=Shaping(alpha=0.3, weights={"action": 0.7, "env_assertion": 0.2, "communicate": 0.1}),
-        normalise=False,
+        normalize=False,
         tool_cap=0.25,
     ),
     # What the cookbook's code does (jbarnes850/Tau2-RL-Pipeline, env.py and reward.py, defaults): other weights than printed,
-    # normalised over the kinds that are present, alpha 0.25 times {retail 0.8, airline 1.0, telecom 1.6}. DB has weight 0 there,
+    # normalized over the kinds that are present, alpha 0.25 times {retail 0.8, airline 1.0, telecom 1.6}. DB has weight 0 there,
     # and a task whose only check is DB has partial score 0. Its curriculum weights are not part of the reward.
     "pipeline": RewardSpec(
         preset="pipeline",
@@ -189,7 +189,7 @@ def spec_from(config: RewardConfig, *, max_turns: int, domains: Sequence[str] = 
         )
     spec = replace(
         spec,
-        normalise=spec.normalise if config.normalise is None else config.normalise,
+        normalize=spec.normalize if config.normalise is None else config.normalise,
         step_penalty=spec.step_penalty if config.step_penalty is None else config.step_penalty,
         tool_penalty=spec.tool_penalty if config.tool_penalty is None else config.tool_penalty,
         terms=tuple(

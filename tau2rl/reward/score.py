@@ -172,4 +172,4 @@ def _partial(grade: Grade, spec: RewardSpec, shaping: Shaping) -> float:
     if not total:
         return 0.0
     weighted = math.fsum(shaping.weights.get(kind, 0.0) * sum(verdicts[kind]) / len(verdicts[kind]) for kind in counted)
-    return weighted / total if spec.normalise else weighted
+    return weighted / total if spec.normalize else weighted

@@ -1,4 +1,4 @@
-"""A reward for each turn, from what its tool calls were worth against the task's reference actions.
+"""A reward for each turn: the values of its tool calls, by tiers, against the task's reference actions.
 
 Each call falls into one tier, decided in this order: error -> exact match of a reference call not yet used -> duplicate ->
 soft match -> read -> write -> other. A turn's reward is the sum (or mean) over its calls. Source: arXiv 2604.02869, section on
@@ -37,7 +37,7 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierTable:
-    """What each tier is worth: `TierTable(values={Tier.GOLD: 1.0})`; a tier that is not named is worth 0."""
+    """The value of each tier: `TierTable(values={Tier.GOLD: 1.0})`; a tier that is not named has 0."""
 
     values: Mapping[Tier, float]
     writes_only: bool = False  # only reference writes can match; reference reads are like any other read
@@ -46,7 +46,7 @@ class TierTable:
     coerce_numbers: bool = False  # "123" equals 123; off, because ids and zip codes are text that looks like numbers
 
     def value(self, tier: Tier) -> float:
-        """What a tier is worth."""
+        """The value of a tier."""
         return self.values.get(tier, 0.0)
 
 

@@ -205,7 +205,7 @@ def custom_config(config: SftConfig | GrpoConfig, run: SlimeRun) -> dict[str, An
     """The content of `--custom-config-path`; the keys beside `tau2rl` are those that slime's own code looks for on `args`."""
     handed: dict[str, Any] = {"folder": str(run.folder), "stage": config.stage, "config": dump(config)}
     if plugins.references(handed["config"]):
-        handed["path"] = sys.path  # where this process found them; slime's own look elsewhere
+        handed["path"] = list(sys.path)  # where this process found them; slime's own look elsewhere
     beside = mismatch_settings(config.algo) if isinstance(config, GrpoConfig) else {}
     return {KEY: handed, **beside}
 

@@ -3,7 +3,8 @@
 - a reference that leads nowhere says which module, file or name is missing, and the nearest one;
 - a module that cannot be imported says in which line, and what it needs that is not installed;
 - options that a class does not take are refused with its signature;
-- directories are searched behind what is installed;
+- directories are searched behind what is installed; a job is told those of the command and of its PYTHONPATH;
+- the plug-ins of a pipeline are those of its steps, which may have more;
 - a run's identity has a hash of each plug-in's source: of the file, or of the whole package that it is in.
 """
 
@@ -16,7 +17,10 @@ from pathlib import Path
 import pytest
 
 from tau2rl import plugins
+from tau2rl.config import PipelineConfig, build
 from tau2rl.errors import UserError
+from tau2rl.launch.submit import job_argv
+from tau2rl.recipes.pipeline import plan
 
 Write = Callable[[str, str], None]
 
@@ -94,6 +98,12 @@ def test_files_of_the_users_hide_no_library(write: Write, tmp_path: Path, monkey
     assert sys.path == [*before, str(tmp_path)]
 
 
+def test_a_job_is_told_where_the_command_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "mine:/theirs")
+    assert job_argv(Path("/run"))[3:] == ["/run", str(tmp_path), str(tmp_path / "mine"), "/theirs"]
+
+
 def test_the_identity_follows_the_source(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(module: str) -> str:
         monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k.partition(".")[0] not in ("zoo", "den")})
@@ -109,3 +119,9 @@ def test_the_identity_follows_the_source(write: Write, monkeypatch: pytest.Monke
     assert identity("zoo.animals") != package
     assert identity("den.one") == file
     assert plugins.identity({"policy": {"kind": "gold"}}) == {}
+
+
+def test_the_plug_ins_of_a_pipeline_are_those_of_its_steps(tmp_path: Path) -> None:
+    steps = {"seed": {"stage": "seed", "settings": {"plugins": ["b", "a"]}}}
+    (step,) = plan(build(PipelineConfig, {"plugins": ["a"], "steps": steps}), tmp_path)
+    assert step.config.plugins == ("a", "b")

@@ -46,7 +46,7 @@ def test_no_evidence_is_out_of_every_mean_and_stays_none(estimator):
 
 @pytest.mark.parametrize("estimator", TRAJECTORY_ESTIMATORS)
 @pytest.mark.parametrize("group", [[0.1] * 7, [1.0], [None, 1.0, None], [], [None, None]])
-def test_groups_that_teach_nothing_have_advantage_0_exactly(estimator, group):
+def test_a_group_without_signal_has_advantage_0_exactly(estimator, group):
     spec = AlgoConfig(estimator=estimator)
     assert trajectory_advantages(group, spec) == [None if r is None else 0.0 for r in group]
 
