@@ -91,30 +91,36 @@ def _signature(factory: Any) -> inspect.Signature | None:
         return None
 
 
-def references(settings: Mapping[str, Any]) -> list[str]:
-    """The references and modules that a run's settings (as plain values) name, each once.
+def references(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Setting -> the references or modules that it names, in a run's settings as plain values.
 
     >>> references({"policy": {"kind": "a:B"}, "reward": {"terms": [{"fn": "a:c"}]}, "plugins": ["d"], "backend": "local"})
-    ['a:B', 'a:c', 'd']
+    {'policy.kind': ['a:B'], 'reward.terms': ['a:c'], 'plugins': ['d']}
     """
 
     def section(name: str) -> Mapping[str, Any]:
         return settings.get(name) or {}
 
-    named = [settings.get("backend"), section("policy").get("kind"), section("chat").get("protocol")]
-    named += [term["fn"] for term in section("reward").get("terms", ())]
-    named += section("tracking").get("sinks", ())
-    found = [name for name in named if isinstance(name, str) and is_reference(name)]
-    return list(dict.fromkeys([*found, *settings.get("plugins", ())]))
+    named: dict[str, list[Any]] = {
+        "backend": [settings.get("backend")],
+        "policy.kind": [section("policy").get("kind")],
+        "chat.protocol": [section("chat").get("protocol")],
+        "reward.terms": [term["fn"] for term in section("reward").get("terms", ())],
+        "tracking.sinks": list(section("tracking").get("sinks", ())),
+    }
+    found = {name: [v for v in values if isinstance(v, str) and is_reference(v)] for name, values in named.items()}
+    found["plugins"] = list(settings.get("plugins", ()))
+    return {name: values for name, values in found.items() if values}
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"plugins": {"my_pkg.echo:Echo": "1f0c... my_pkg 0.3"}}`, part of what a run stands on; {} for one without plug-ins.
+    """`{"plugins": {"policy.kind": {"my_pkg.echo:Echo": "1f0c... my_pkg 0.3"}}}`, part of what a run stands on; {} without any.
 
     A hash of the source: of the file, or of every Python file of the package that it is in. Raises UserError.
     """
     named = references(settings)
-    return {"plugins": {reference: _described(reference.partition(":")[0]) for reference in named}} if named else {}
+    described = {name: {value: _described(value.partition(":")[0]) for value in values} for name, values in named.items()}
+    return {"plugins": described} if described else {}
 
 
 def reference_of(thing: Any) -> str:

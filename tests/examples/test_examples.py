@@ -2,6 +2,7 @@
 
 - each is at most 60 lines, and docs/library.md shows it, word for word
 - the policy, in a real Ray job with a worker process, on the domain: references and plug-ins resolve in all of them
+- two policies of one's own can be compared: they are who is measured
 - the reward term adds its share to the score; a weight by which a failure could win is refused
 - gold through the codec solves what gold solves, and its records have the codec's own tokens
 - the sink gets the numbers of a training
@@ -65,7 +66,8 @@ def test_a_policy_and_a_domain_reach_the_job_and_its_workers(here: Path) -> None
     assert said[1] == "You said: Switch the lamp on."
     assert record["episode"]["worker_cpu_seconds"] > 0
     identity = json.loads((here / "run" / "environment.json").read_text())["identity"]
-    assert set(identity["plugins"]) == {"my_pkg.echo:Echo", "my_pkg.lamp_domain"}
+    assert set(identity["plugins"]["policy.kind"]) == {"my_pkg.echo:Echo"}
+    assert set(identity["plugins"]["plugins"]) == {"my_pkg.lamp_domain"}
     assert identity["agent"] == "my_pkg.echo:Echo"
 
 
@@ -75,6 +77,17 @@ def test_gold_solves_the_domain_of_ones_own(here: Path) -> None:
     report = json.loads((here / "run" / "report.json").read_text())
     assert report["overall"]["pass@1"]["value"] == 1.0
     assert report["floor_by_domain"]["lamp"]["do_nothing"] == 0.0
+
+
+def test_two_policies_of_ones_own_can_be_compared(here: Path) -> None:
+    for prefix in ("a", "b"):
+        given = ("--policy", "my_pkg.echo:Echo", "--protocol", "transcript", "--set", f"policy.options={{prefix: {prefix}}}")
+        tau2rl(here, "eval", "--inline", *given, *ONE, "--output", prefix)
+    (here / "my_pkg" / "echo.py").rename(here / "my_pkg" / "other.py")
+    other = ("--policy", "my_pkg.other:Echo", "--protocol", "transcript")
+    tau2rl(here, "eval", "--inline", *other, *ONE, "--output", "c")
+    tau2rl(here, "compare", "a", "b")
+    tau2rl(here, "compare", "a", "c")
 
 
 def test_a_reward_term_adds_its_share(here: Path) -> None:

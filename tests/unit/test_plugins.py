@@ -107,7 +107,7 @@ def test_a_job_is_told_where_the_command_looks(monkeypatch: pytest.MonkeyPatch, 
 def test_the_identity_follows_the_source(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(module: str) -> str:
         monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k.partition(".")[0] not in ("zoo", "den")})
-        return plugins.identity({"policy": {"kind": f"{module}:f"}})["plugins"][f"{module}:f"]
+        return plugins.identity({"policy": {"kind": f"{module}:f"}})["plugins"]["policy.kind"][f"{module}:f"]
 
     write("zoo/__init__.py", "")
     write("zoo/animals.py", "from zoo.helper import f\n")
