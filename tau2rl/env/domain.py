@@ -203,8 +203,11 @@ def readable(name: str) -> Iterator[None]:
 
 def domain(name: str) -> Domain:
     """The domain, loaded at first use. Raises UserError for an unknown name or missing data."""
-    if name not in registry.get_task_sets():
-        raise UserError(f"no such domain `{name}`", hint=f"one of: {', '.join(registry.get_task_sets())}")
+    known = [known for known in registry.get_task_sets() if known in registry.get_domains()]
+    if name not in known:
+        raise UserError(
+            f"no such domain `{name}`", hint=f"one of: {', '.join(known)}; `plugins` names modules that register more"
+        )
     with _loading:
         if name not in _loaded:
             with readable(name):
