@@ -2,6 +2,7 @@
 
 - it loads nothing until it is used; every public name is there, and pyright sees the same ones;
 - `evaluate` takes a policy as an object, its class, a function, a name or a checkpoint, and leaves no run folder;
+- its defaults are those of the settings;
 - its report is that of `tau2rl eval`; with `output` it leaves the same folder, which can be continued;
 - it works where an event loop runs already, as in a notebook;
 - a policy is entered and closed; a wrong request is a UserError; a changed plug-in is not resumed;
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
@@ -35,6 +37,7 @@ from tau2rl import (
     Status,
     UserError,
 )  # fmt: skip
+from tau2rl.config import EvalConfig
 
 CODEC = tau2rl.make_codec()
 ONE: dict[str, Any] = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"], "num_samples": 2, "user": "scripted"}
@@ -105,6 +108,28 @@ def test_a_policy_is_a_name_a_function_a_class_or_an_object(policy: Any, solved:
     assert report.floors == {"mock": {"do_nothing": 0.0, "always_transfer": 0.0}}
     assert sorted(r.attempt.key for r in seen) == ["mock/create_task_1#0", "mock/create_task_1#1"]
     assert list(report.episodes) == seen and report.failures == ()
+
+
+def test_a_checkpoint_is_sampled_in_this_process(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    tiny = ("local.shape.hidden=16", "local.shape.layers=1", "local.shape.heads=1", "local.shape.head_dim=16")
+    sets = [word for setting in ("data.val_fraction=0", "train.batch_size=1", *tiny) for word in ("--set", setting)]
+    words = ["sft", "--inline", "--data", "rows.jsonl", "--steps", "1", *sets, "--output", "run"]
+    subprocess.run([sys.executable, "-m", "tau2rl", *words], cwd=tmp_path, capture_output=True, check=True)
+    limits = {"max_turns": 1, "repairs": 0, "context_tokens": 8192}
+    policy = tmp_path / "run" / "checkpoints" / "final"
+    report = tau2rl.evaluate_sync(policy=policy, **{**ONE, "num_samples": 1}, limits=limits)
+    (record,) = report.episodes
+    assert report.pass_at_1 == 0.0 and record.episode.turns[0].logprobs is not None
+
+
+def test_the_defaults_are_those_of_the_settings() -> None:
+    given = {name: p.default for name, p in inspect.signature(tau2rl.evaluate).parameters.items()}
+    config = EvalConfig.model_construct()
+    assert (given["domains"], given["split"], given["limit"]) == (config.tasks.domains, config.tasks.split, config.tasks.limit)
+    assert (given["num_samples"], given["concurrency"]) == (config.rollout.num_samples, config.rollout.concurrency)
+    assert given["seed"] == config.seed
 
 
 def test_no_run_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
