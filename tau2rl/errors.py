@@ -1,8 +1,8 @@
 """Every failure with a name: three kinds, and nothing else is caught.
 
 1. A person's mistake: `UserError`. The CLI prints it with its hint and exits 2.
-2. A broken world during an episode: `EpisodeFailure` and its children. The loop turns it into a FAILED episode,
-   `collect` tries again, and no mean, filter or baseline ever sees it.
+2. An environment or infrastructure failure during an episode: `EpisodeFailure` and its children. The loop makes a FAILED
+   episode of it, `collect` tries again, and no mean, filter or baseline ever sees it.
 3. A turn that the protocol cannot read: `MalformedTurn`. The model's doing; the loop answers with a repair request.
 
 Everything else is a bug and flies.
@@ -10,7 +10,7 @@ Everything else is a bug and flies.
 
 from __future__ import annotations
 
-from tau2rl.types import Fault, MalformedKind
+from tau2rl.enums import Fault, MalformedKind
 
 
 class UserError(Exception):
@@ -31,7 +31,7 @@ class RunIncomplete(Exception):
 
 
 class EpisodeFailure(Exception):
-    """Our world broke during an episode: no evidence about the model. `fault` says which part broke."""
+    """The environment or the infrastructure failed during an episode: no evidence about the model. `fault` says which part."""
 
     fault: Fault = Fault.INFRA
 

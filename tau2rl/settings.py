@@ -68,6 +68,11 @@ def available_cores() -> int:
         return cores
 
 
+def python_path() -> list[str]:
+    """The directories of PYTHONPATH, absolute: where plug-ins may be."""
+    return [str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a process that we start."""
     return {**os.environ, **(extra or {})}

@@ -1,83 +1,15 @@
-"""The nouns of the project and the Protocols between its rooms. No behaviour beyond derived properties lives here."""
+"""The nouns of the project and the Protocols between its packages. No behavior beyond derived properties lives here."""
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Literal, Protocol
+
+from tau2rl.enums import Fault, FinishReason, MalformedKind, Status, StopReason
 
 Role = Literal["system", "user", "assistant", "tool"]
 ToolSchema = dict[str, Any]  # an OpenAI function schema: {"type": "function", "function": {"name", "description", "parameters"}}
-
-
-class Status(StrEnum):
-    """How an episode ended, as evidence about the model."""
-
-    COMPLETED = "completed"  # tau2 ended it by its own rules and graded it
-    TRUNCATED = "truncated"  # cut off: steps, turns, tokens or time; reward 0, checks still count
-    MALFORMED = "malformed"  # the model left the chat protocol and did not come back; reward 0, checks still count
-    FAILED = "failed"  # our world broke: no evidence, never a number
-
-
-class Fault(StrEnum):
-    """Who is to blame when an episode did not succeed."""
-
-    AGENT = "agent"
-    USER = "user"
-    TASK = "task"
-    INFRA = "infra"
-
-
-class FinishReason(StrEnum):
-    """Why the policy stopped sampling a turn."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-class StopReason(StrEnum):
-    """What ended a conversation: tau2's own words (its `TerminationReason`), then ours."""
-
-    USER_STOP = "user_stop"
-    AGENT_STOP = "agent_stop"
-    JUDGE_STOP = "judge_stop"
-    MAX_STEPS = "max_steps"
-    TIMEOUT = "timeout"
-    TOO_MANY_ERRORS = "too_many_errors"
-    AGENT_ERROR = "agent_error"
-    USER_ERROR = "user_error"
-    INFRASTRUCTURE_ERROR = "infrastructure_error"
-    UNEXPECTED_ERROR = "unexpected_error"
-
-    TURNS = "turns"  # `limits.max_turns`
-    CONTEXT = "context"  # `limits.context_tokens`, or the context of the model behind an API
-    LENGTH = "length"  # a turn reached its token limit
-    DEADLINE = "deadline"  # `limits.episode_timeout_seconds`
-    MALFORMED = "malformed"  # too many malformed turns in a row
-    FAILED = "failed"  # an infrastructure failure
-
-
-class MalformedKind(StrEnum):
-    """The named ways in which a sampled turn fails to be one."""
-
-    EMPTY = "empty"
-    NO_CLOSE_TAG = "no_close_tag"
-    NO_OPEN_TAG = "no_open_tag"
-    TWO_CALLS = "two_calls"
-    TEXT_OUTSIDE = "text_outside"
-    NO_CALL = "no_call"
-    BAD_JSON = "bad_json"
-    NOT_AN_OBJECT = "not_an_object"
-    MISSING_NAME = "missing_name"
-    ARGUMENTS_NOT_AN_OBJECT = "arguments_not_an_object"
-    UNKNOWN_TOOL = "unknown_tool"
-    WRONG_ARGUMENTS = "wrong_arguments"
-    NO_CONTENT = "no_content"
-    TOO_LONG = "too_long"
-    TOO_DEEP = "too_deep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +77,26 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What the agent has before its first turn: `Opening(policy="# Retail ...", messages=(greeting, first), tools=(...,))`."""
+    """What the agent has before its first turn: `Opening(domain_policy="# Retail ...", messages=(greeting, first), tools=())`."""
 
-    policy: str  # the domain's policy text; the chat protocol makes the system prompt of it
+    domain_policy: str  # the domain's rules as text; the chat protocol makes the system prompt of it
     messages: tuple[Message, ...]  # the agent's greeting, then the user's first message
     tools: tuple[ToolSchema, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """A conversation as a deployment has it: `Transcript(domain="retail", domain_policy="...", tools=(), messages=())`."""
+
+    domain: str
+    domain_policy: str
+    tools: tuple[ToolSchema, ...]
+    messages: tuple[Message, ...]  # those that the agent saw or wrote
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checks:
-    """tau2's verdicts by kind: `Checks(action=(True, False), db=(False,))`. `()` = the task has none; None = not judged."""
+    """tau2's verdicts by kind: `Checks(action=(True, False), db=(False,))`. `()` = the task has none; None = no judge ran."""
 
     action: tuple[bool, ...] = ()
     communicate: tuple[bool, ...] = ()
@@ -267,7 +209,7 @@ class Episode:
     failure: Failure | None = None
     seconds: float = 0.0
     user_usage: Usage = field(default_factory=Usage)
-    env_time: EnvTime | None = None  # None: nobody measured it (no environment, or a record from before it was measured)
+    env_time: EnvTime | None = None  # None: not measured (no environment, or a record from before it was measured)
     worker_cpu_seconds: float = 0.0  # what its worker process used since the episode before; 0 where the run's own process played
     db_hashes: tuple[str | None, str | None] = (None, None)  # (agent database, user database) at the end
     trajectory: tuple[dict[str, Any], ...] = ()  # both sides' messages in tau2's own layout, so that tau2 can grade it again
@@ -385,7 +327,7 @@ class Policy(Protocol):
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
         """Sample one turn.
 
-        `seed` makes the turn repeatable where the server honours it; `session` is the same for all turns of an
+        `seed` makes the turn repeatable where the server honors it; `session` is the same for all turns of an
         episode (prefix-cache affinity); `max_tokens` is what is left of the budget, at least 1.
         Raises PolicyFailure.
         """
@@ -425,42 +367,29 @@ class ChatCodec(Protocol):
         ...
 
 
-def prefix_hash(token_ids: Sequence[int]) -> str:
-    """16 hex digits that name a token sequence, the same on every machine.
+class RewardFn(Protocol):
+    """A term of the shaped score: a number from 0 to 1, or in the range that `reward.terms` declares for it."""
 
-    >>> prefix_hash([1, 2]) == prefix_hash((1, 2)) != prefix_hash([1, 2, 3])
-    True
-    """
-    data = array("q", token_ids)
-    return hashlib.sha256(data.tobytes()).hexdigest()[:16]
+    def __call__(self, episode: Episode, grade: Grade, /) -> float:
+        """Of an episode that tau2 graded; FAILED ones have no score."""
+        ...
 
 
-class PrefixHash:
-    """`prefix_hash` of a sequence that grows from turn to turn, at the cost of what is new.
+class Verifier(Protocol):
+    """Grades what a deployment would see: a `Transcript`, and never a task's criteria or tau2's grade."""
 
-    >>> growing = PrefixHash()
-    >>> growing.of([1, 2]) == prefix_hash([1, 2]), growing.of([1, 2, 3]) == prefix_hash([1, 2, 3])
-    (True, True)
-    """
-
-    def __init__(self) -> None:
-        self._state = hashlib.sha256()
-        self._length = 0
-
-    def of(self, token_ids: Sequence[int]) -> str:
-        """Of `token_ids`, which begin with those of the last call.
-
-        Only the new ones are read: where the old ones were changed, no `prefix_hash` of the sequence is what this returns.
-        """
-        self._state.update(array("q", token_ids[self._length :]).tobytes())
-        self._length = len(token_ids)
-        return self._state.hexdigest()[:16]
+    async def score(self, transcript: Transcript) -> float:
+        """From 0 to 1."""
+        ...
 
 
-def derive_seed(*parts: int | str) -> int:
-    """A 31-bit seed from its parts, the same in every process and resume.
+class Sink(Protocol):
+    """Takes numbers as a training makes them."""
 
-    >>> derive_seed(300, "retail/17", 2) == derive_seed(300, "retail/17", 2) != derive_seed(300, "retail/17", 3)
-    True
-    """
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:4], "big") >> 1
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Record the values of a step."""
+        ...
+
+    def close(self) -> None:
+        """Finish; safe to call twice."""
+        ...

@@ -1,19 +1,24 @@
-"""Messages <-> token ids. Three protocols behind one contract (`types.ChatCodec`), and the packing of an episode.
+"""Messages <-> token ids: chat protocols behind one contract, `types.ChatCodec`.
+
+A protocol is a module of its own that `chat.protocol` names and that has `codec(config)`; or a class of the user's,
+`package.module:Name`, made with the tokenizer and `chat.options`.
 
 - `native.py`: the checkpoint's own chat template with `tools=`; plain text goes to the user, `<tool_call>` blocks are calls.
-- `cookbook.py`: one `<tool_call>` a turn, `respond` and `done` among the tools; `cookbook_prompt.py` has its system prompt.
+- `cookbook.py`: one `<tool_call>` a turn, `respond` and `done` among the tools; `short_policies.py` has its short texts.
 - `transcript.py`: JSON lines as bytes, for policies that read messages.
-- `template.py`, `probes.py`: what a template writes around a sampled turn, and the proof that it never goes back on it.
-- `parsing.py`, `arguments.py`, `writing.py`: a sampled turn to actions and back, every fault with its `MalformedKind`.
-- `tokenizers.py`, `byte_tokenizer.py`: text <-> ids, for a checkpoint and without one.
-- `pack.py`: an episode to a training sample.
+- `template.py`: what a template writes around a sampled turn. `proof.py`: that it never goes back on what it wrote.
+- `parsing.py`: a sampled turn to actions and back, every fault with its `MalformedKind`. `arguments.py`: a call's arguments.
+- `tokenizers.py`: text <-> ids, for a checkpoint and without one.
 
 No model, server, tau2 or torch here.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
+
+from tau2rl import plugins
 
 if TYPE_CHECKING:
     from tau2rl.config import ChatConfig
@@ -23,29 +28,15 @@ if TYPE_CHECKING:
 def make_codec(config: ChatConfig) -> ChatCodec:
     """The codec that a run asks for.
 
-    Raises UserError: no tokenizer, a chat template that cannot be used, or a prompt file that is not the published one.
+    Raises UserError: no tokenizer, a chat template that cannot be used, a prompt file that is not the published one, or a
+    codec of the user's that cannot be loaded.
     """
-    if config.protocol == "transcript":
-        from tau2rl.chat.transcript import TranscriptCodec
+    if plugins.is_reference(config.protocol):
+        from tau2rl.chat.tokenizers import load_tokenizer
 
-        return TranscriptCodec()
-    from tau2rl.chat.tokenizers import load_tokenizer
-    from tau2rl.errors import UserError
-
-    if not config.tokenizer:
-        raise UserError(
-            f"chat.protocol `{config.protocol}` needs chat.tokenizer",
-            hint="the directory of the checkpoint's tokenizer, or `bytes` for the built-in one",
-        )
-    tokenizer = load_tokenizer(config.tokenizer)
-    if config.protocol == "native":
-        from tau2rl.chat.native import NativeCodec
-
-        return NativeCodec(tokenizer)
-    from tau2rl.chat.cookbook import OUR_PROMPT, CookbookCodec, upstream_prompt
-
-    prompt = upstream_prompt(config.cookbook_prompt) if config.cookbook_prompt else OUR_PROMPT
-    return CookbookCodec(tokenizer, compressed=config.policy_text == "compressed", prompt=prompt)
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
+        return plugins.make(config.protocol, tokenizer, kind="chat codec", options=config.options)
+    return importlib.import_module(f"tau2rl.chat.{config.protocol}").codec(config)
 
 
 def fingerprint(codec: ChatCodec) -> str:
@@ -53,12 +44,13 @@ def fingerprint(codec: ChatCodec) -> str:
 
     A different tokenizer, chat template or system prompt gives another; it belongs to a run's identity.
     """
-    from tau2rl.types import CallTool, Message, Opening, Say, prefix_hash
+    from tau2rl.hashing import prefix_hash
+    from tau2rl.types import CallTool, Message, Opening, Say
 
     parameters = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
     tool = {"type": "function", "function": {"name": "create_task", "description": "Create a task.", "parameters": parameters}}
     greeting = (Message(role="assistant", content="Hi!"), Message(role="user", content="Make a task.\nThanks."))
-    ids = codec.open(Opening(policy="# Policy\nBe brief.", messages=greeting, tools=(tool,)))
+    ids = codec.open(Opening(domain_policy="# Policy\nBe brief.", messages=greeting, tools=(tool,)))
     for actions, reply in (
         ((CallTool(name="create_task", arguments={"title": "a"}),), Message(role="tool", content='{"id": 1}')),
         ((Say(text="Done."),), Message(role="user", content="Thank you.")),

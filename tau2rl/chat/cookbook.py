@@ -19,7 +19,8 @@ from tau2rl.chat.parsing import CLOSE, OPEN, Dump, check_call, fail, read_call, 
 from tau2rl.chat.proof import PLAIN, prove
 from tau2rl.chat.short_policies import SHORT_POLICIES
 from tau2rl.chat.template import TemplateChat
-from tau2rl.chat.tokenizers import ChatDict, Tokenizer
+from tau2rl.chat.tokenizers import ChatDict, Tokenizer, tokenizer_of
+from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn, UserError
 from tau2rl.types import Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
@@ -54,11 +55,10 @@ class CookbookPrompt:
     parts: tuple[str | tuple[str], ...]  # literal text, or a field's name in a tuple of its own
     short_policies: Mapping[str, str]  # by domain; a domain without one keeps its full policy
 
-    def text(self, policy: str, tools: Sequence[ToolSchema], *, compressed: bool) -> str:
-        """The system message for a domain's policy and tools."""
+    def text(self, domain_policy: str, tools: Sequence[ToolSchema], *, compressed: bool) -> str:
+        """The system message for a domain policy and tools."""
         domain = domain_of(tools)
-        if compressed:
-            policy = self.short_policies.get(domain, policy)
+        policy = self.short_policies.get(domain, domain_policy) if compressed else domain_policy
         fields = {"domain": domain, "policy": policy, "tools_text": tools_text(tools)}
         return "".join(part if isinstance(part, str) else fields[part[0]] for part in self.parts)
 
@@ -198,7 +198,7 @@ class CookbookCodec:
 
     def conversation(self, opening: Opening) -> list[ChatDict]:
         """A conversation as this protocol's chat messages, from the user's first on, the system message in front."""
-        system = self.prompt.text(opening.policy, opening.tools, compressed=self._compressed)
+        system = self.prompt.text(opening.domain_policy, opening.tools, compressed=self._compressed)
         first = next((i for i, message in enumerate(opening.messages) if message.role != "assistant" or message.tool_calls), 0)
         return [{"role": "system", "content": system}, *self._dicts(opening.messages[first:], [])]
 
@@ -251,6 +251,15 @@ class CookbookCodec:
             else:
                 dicts.append({"role": message.role, "content": message.content.strip() or NOTHING})
         return dicts
+
+
+def codec(config: ChatConfig) -> CookbookCodec:
+    """The codec of `chat.protocol: cookbook`.
+
+    Raises UserError: no tokenizer, a chat template that cannot be used, or a prompt file that is not the published one.
+    """
+    prompt = upstream_prompt(config.cookbook_prompt) if config.cookbook_prompt else OUR_PROMPT
+    return CookbookCodec(tokenizer_of(config), compressed=config.policy_text == "compressed", prompt=prompt)
 
 
 def call_text(call: CallTool) -> str:

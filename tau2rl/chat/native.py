@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from tau2rl.chat.parsing import CLOSE, OPEN, Dump, check_call, fail, read_call, read_json, split_blocks, write_back
 from tau2rl.chat.proof import TOOL_USE, prove
 from tau2rl.chat.template import TemplateChat, chat_dicts
-from tau2rl.chat.tokenizers import ChatDict, Tokenizer
+from tau2rl.chat.tokenizers import ChatDict, Tokenizer, tokenizer_of
+from tau2rl.config import ChatConfig
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
 # tau2's own words to an LLM agent (tau2/agent/llm_agent.py, Copyright (c) 2025 Sierra Research, MIT), so that scores compare
@@ -29,14 +30,14 @@ SYSTEM_PROMPT = """\
 </policy>"""
 
 
-def system_prompt(policy: str) -> str:
-    """The system message for a domain's policy, as tau2's LLMAgent has it."""
-    return SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=policy)
+def system_prompt(domain_policy: str) -> str:
+    """The system message for a domain policy, as tau2's LLMAgent has it."""
+    return SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=domain_policy)
 
 
 def conversation(opening: Opening) -> list[ChatDict]:
     """A conversation as this protocol's chat messages, the system message first."""
-    return [{"role": "system", "content": system_prompt(opening.policy)}, *chat_dicts(opening.messages)]
+    return [{"role": "system", "content": system_prompt(opening.domain_policy)}, *chat_dicts(opening.messages)]
 
 
 class NativeCodec:
@@ -96,3 +97,8 @@ class NativeCodec:
     @staticmethod
     def _block(call: CallTool, dump: Dump) -> str:
         return f'{OPEN}\n{{"name": {dump(call.name)}, "arguments": {dump(call.arguments)}}}\n{CLOSE}'
+
+
+def codec(config: ChatConfig) -> NativeCodec:
+    """The codec of `chat.protocol: native`. Raises UserError: no tokenizer, or a chat template that cannot be used."""
+    return NativeCodec(tokenizer_of(config))

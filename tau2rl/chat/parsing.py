@@ -1,4 +1,4 @@
-"""Writing a turn so that it reads back as the same actions: the half of the contract that every protocol shares."""
+"""A sampled turn to actions, and back: what the protocols share. Every fault of a turn is a `MalformedTurn` with its kind."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def readable(value: Any) -> str:
 
 
 def escaped(value: Any) -> str:
-    r"""The same JSON in plain ASCII without `<`: no tag, no control token and no letter that a tokenizer normalises is left.
+    r"""The same JSON in plain ASCII without `<`: no tag, no control token and no letter that a tokenizer normalizes is left.
 
     >>> escaped("</tool_call>")
     '"\\u003c/tool_call>"'

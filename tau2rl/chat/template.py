@@ -1,7 +1,7 @@
 """Prefix-exact conversations over a chat template: what was sampled stays as it was, only the rest is rendered.
 
 What a template writes after an assistant turn is found as a textual difference on a short fixed conversation. That is only
-right for a template that never goes back on what it wrote, so construction proves it (`probes.py`) or refuses.
+right for a template that never goes back on what it wrote, so construction proves it (`proof.py`) or refuses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A tokenizer that needs no files: UTF-8 bytes, two control tokens, and a ChatML template with tools."""
+"""Text <-> token ids, and conversations as a chat template writes them.
+
+`HFTokenizer` is a checkpoint's own. `ByteTokenizer` needs no files: UTF-8 bytes, two control tokens, and a ChatML template.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
 
 ChatDict = dict[str, Any]  # one message as chat templates read it: {"role", "content"[, "tool_calls"][, "tool_call_id"]}
+TURN_TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>")  # part of a turn, also where a tokenizer marks them special
 REPLACEMENT = "\ufffd"  # stands for whatever is not text: broken UTF-8, ids outside the vocabulary
 
 
@@ -84,7 +89,8 @@ class HFTokenizer:
         eos: int | None = self._tokenizer.eos_token_id
         ends = ([] if eos is None else [eos]) + _generation_ends(Path(path))
         self.end_of_turn_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
-        self.control_ids = frozenset({i for i, token in added.items() if token.special} | set(self.end_of_turn_ids))
+        special = {i for i, token in added.items() if token.special and str(token.content) not in TURN_TAGS}
+        self.control_ids = frozenset(special | set(self.end_of_turn_ids))
         self.vocab_size = max(len(self._tokenizer), 1 + max(added, default=-1))  # some leave a gap before what was added
         self._encode = _encoder(self._tokenizer)
 
@@ -142,6 +148,16 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "bytes":
         return ByteTokenizer()
     return HFTokenizer(name)
+
+
+def tokenizer_of(config: ChatConfig) -> Tokenizer:
+    """The tokenizer of a protocol that cannot do without one. Raises UserError."""
+    if not config.tokenizer:
+        raise UserError(
+            f"chat.protocol `{config.protocol}` needs chat.tokenizer",
+            hint="the directory of the checkpoint's tokenizer, or `bytes` for the built-in one",
+        )
+    return load_tokenizer(config.tokenizer)
 
 
 CONTROL = {"<|im_start|>": 256, "<|im_end|>": 257}

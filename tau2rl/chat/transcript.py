@@ -1,6 +1,6 @@
 """JSON lines as UTF-8 bytes, for policies that read messages: gold, scripted, API models.
 
-The first line is `{"policy": ..., "tools": [...]}`, every other line a message. A completion is one line.
+The first line is `{"domain_policy": ..., "tools": [...]}`, every other line a message. A completion is one line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from tau2rl.chat.parsing import Dump, check_call, fail, read_call, read_json, text_of, write_back
 from tau2rl.chat.tokenizers import ByteTokenizer
+from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
@@ -27,7 +28,7 @@ class TranscriptCodec:
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn."""
-        head = json.dumps({"policy": opening.policy, "tools": list(opening.tools)})
+        head = json.dumps({"domain_policy": opening.domain_policy, "tools": list(opening.tools)})
         return list("\n".join([head, *map(line, opening.messages), ""]).encode())
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
@@ -61,8 +62,13 @@ class TranscriptCodec:
         return (*said, *message.tool_calls)
 
 
+def codec(config: ChatConfig) -> TranscriptCodec:
+    """The codec of `chat.protocol: transcript`, which has nothing to set."""
+    return TranscriptCodec()
+
+
 def read(prompt_ids: Sequence[int]) -> Opening:
-    """The conversation in a prompt: `Opening(policy=..., messages=..., tools=...)` as it stands at this turn.
+    """The conversation in a prompt: `Opening(domain_policy=..., messages=..., tools=...)` as it stands at this turn.
 
     A line that is no message is a malformed turn of the assistant: its text, as it was. Raises ValueError for ids that no
     `TranscriptCodec` made.
@@ -70,10 +76,10 @@ def read(prompt_ids: Sequence[int]) -> Opening:
     head, *lines = _BYTES.decode(prompt_ids).split("\n")
     try:
         opening: dict[str, Any] = json.loads(head)
-        policy, tools = str(opening["policy"]), tuple(opening["tools"])
+        domain_policy, tools = str(opening["domain_policy"]), tuple(opening["tools"])
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError("this prompt is not a transcript: its first line has no policy and tools") from error
-    return Opening(policy=policy, tools=tools, messages=tuple(_message(text) for text in lines if text))
+        raise ValueError("this prompt is not a transcript: its first line has no `domain_policy` and `tools`") from error
+    return Opening(domain_policy=domain_policy, tools=tools, messages=tuple(_message(text) for text in lines if text))
 
 
 def _message(text: str) -> Message:

@@ -18,7 +18,7 @@ from tau2rl.report.compare import Comparison, compare as compare_values
 from tau2rl.report.tables import number
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import SUBJECT, differences
+from tau2rl.runs.provenance import differences, is_subject
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 RunDirs = Annotated[
@@ -54,7 +54,7 @@ def compare(
 
     Refused when they differ in more than the agent: another user model, split or tool schema makes another measurement of it.
     """
-    unequal = [d for d in differences(_identity(a), _identity(b)) if d[0] not in SUBJECT]
+    unequal = [d for d in differences(_identity(a), _identity(b)) if not is_subject(d[0])]
     if unequal:
         lines = "\n".join(f"  {key}: {left!r} and {right!r}" for key, left, right in unequal)
         message = f"the runs did not measure the same thing; these differ\n{lines}"

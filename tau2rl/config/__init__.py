@@ -7,7 +7,7 @@ were called before. Unknown keys are errors with the nearest name as a hint.
 
 from __future__ import annotations
 
-from tau2rl.config.base import DOMAINS, DomainName, Section
+from tau2rl.config.base import DOMAINS, Section
 from tau2rl.config.fields import Setting, every_setting, known_names, words_of
 from tau2rl.config.loading import build, dump, flatten, identity, load, put, read_file, type_of
 from tau2rl.config.sections import (
@@ -66,7 +66,6 @@ __all__ = [
     "ChatConfig",
     "CurriculumConfig",
     "DataConfig",
-    "DomainName",
     "EvalConfig",
     "EvaluationConfig",
     "GrpoConfig",

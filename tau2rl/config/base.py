@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
-DomainName = Literal["airline", "retail", "telecom", "mock"]
-DOMAINS: tuple[DomainName, ...] = get_args(DomainName)
+from tau2rl import plugins
+
+DOMAINS = ("airline", "retail", "telecom", "mock")  # tau2's own; a run may name any that is registered with tau2
+
+
+class WordOrReference:
+    """Checks a setting that names one of our own `words`, or code of the user's as `package.module:Name`."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def __call__(self, text: str) -> str:
+        """The text as it is. Raises what pydantic raises for a word that is not in a Literal, so that the nearest is named."""
+        if text in self.words or plugins.is_reference(text):
+            return text
+        expected = ", ".join(f"'{word}'" for word in self.words)
+        raise PydanticCustomError(
+            "literal_error", "input should be {expected}, or code of your own as `package.module:Name`", {"expected": expected}
+        )
+
+
+def _reference(text: str) -> str:
+    if not plugins.is_reference(text):
+        raise ValueError("this names code of your own as `package.module:Name`")
+    return text
+
+
+def _module(text: str) -> str:
+    if not plugins.MODULE.fullmatch(text):
+        raise ValueError("this is the name of a module, such as `my_pkg.my_domain`")
+    return text
 
 
 def _variable_name(text: str) -> str:
@@ -25,6 +55,8 @@ def _without_password(url: str) -> str:
 
 
 VariableName = Annotated[str, AfterValidator(_variable_name)]
+Reference = Annotated[str, AfterValidator(_reference)]
+Module = Annotated[str, AfterValidator(_module)]
 Url = Annotated[str, AfterValidator(_without_password)]
 
 

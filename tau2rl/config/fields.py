@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
+from pydantic.fields import FieldInfo
+
+from tau2rl.config.base import WordOrReference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,14 @@ def every_setting(model: type[BaseModel], prefix: str = "") -> tuple[Setting, ..
         else:
             text = " ".join((info.description or "").split())
             default = info.get_default(call_default_factory=True)
-            found.append(Setting(name=prefix + key, type=info.annotation, default=default, text=text))
+            found.append(Setting(name=prefix + key, type=_with_words(info), default=default, text=text))
     return tuple(found)
+
+
+def _with_words(info: FieldInfo) -> Any:
+    """The type of a field; of one that takes a word of ours or a reference, with the words."""
+    words = [part.func for part in info.metadata if isinstance(part, AfterValidator) and isinstance(part.func, WordOrReference)]
+    return Annotated[info.annotation, words[0]] if words else info.annotation
 
 
 def known_names(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -87,6 +96,8 @@ def words_of(annotation: Any) -> tuple[str, ...]:
     >>> words_of(Literal["local", "slime"])
     ('local', 'slime')
     """
+    if get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], WordOrReference):
+        return annotation.__metadata__[0].words
     literals = [arm for arm in arms_of(annotation) if get_origin(arm) is Literal]
     return tuple(str(word) for arm in literals for word in get_args(arm))
 

@@ -6,21 +6,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from tau2rl.config.base import DomainName, Section, Url, VariableName
+from tau2rl.config.base import Reference, Section, Url, VariableName, WordOrReference
 
-PolicyKind = Literal["sglang", "api", "local", "gold", "do-nothing", "always-transfer"]
+PolicyKind = Annotated[str, AfterValidator(WordOrReference("sglang", "api", "local", "gold", "do-nothing", "always-transfer"))]
+ChatProtocol = Annotated[str, AfterValidator(WordOrReference("native", "cookbook", "transcript"))]
 PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
 
 
 class TasksConfig(Section):
     """Which tasks."""
 
-    domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
-    """`airline`, `retail`, `telecom`, and the small `mock`."""
+    domains: tuple[str, ...] = ("airline", "retail", "telecom")
+    """`airline`, `retail`, `telecom`, the small `mock`, and what a module of `plugins` registers with tau2."""
     split: str = "test"
     """`train`, `test` or `base` (all); telecom also has `small`, `full`; mock has `base`, `synth-train`, `-select`, `-test`."""
     ids: tuple[str, ...] = ()
@@ -73,7 +74,9 @@ class PolicyConfig(Section):
     kind: PolicyKind = "sglang"
     """`sglang`: a server's `/generate`, token ids in and out. `api`: any litellm model, eval and data only.
     `local`: a checkpoint, sampled in this process. `gold`: replays the reference actions. `do-nothing`, `always-transfer`:
-    the floors."""
+    the floors. `package.module:Name`: a policy of your own."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """What a policy of your own is made with, beside the chat codec."""
     checkpoint: Path | None = None
     """`local`: the directory of the checkpoint (`outputs/sft/default/checkpoints/final`); its tokenizer is in it."""
     url: Url = "http://127.0.0.1:30000"
@@ -96,9 +99,12 @@ class PolicyConfig(Section):
 class ChatConfig(Section):
     """How messages become tokens."""
 
-    protocol: Literal["native", "cookbook", "transcript"] = "native"
+    protocol: ChatProtocol = "native"
     """`native`: the checkpoint's own chat template. `cookbook`: one `<tool_call>` a turn with `respond` and `done`, as the
-    published Qwen3-4B-tau2 checkpoints were trained. `transcript`: JSON lines, for policies that read messages."""
+    published Qwen3-4B-tau2 checkpoints were trained. `transcript`: JSON lines, for policies that read messages.
+    `package.module:Name`: a codec of your own."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """What a codec of your own is made with, beside the tokenizer."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
     policy_text: Literal["full", "compressed"] = "full"
@@ -151,6 +157,25 @@ class RolloutConfig(Section):
     never ended well counts once, while others do end well."""
 
 
+class RewardTermConfig(Section):
+    """A term of your own in the shaped score."""
+
+    fn: Reference
+    """`package.module:function`, called with the episode and its grade; gives a number from `low` to `high`."""
+    weight: float
+    """What the number is multiplied by; below 0 it is a cost."""
+    low: float = 0.0
+    """Least number that the function gives: any other ends the run, and no failure may outscore a success by it."""
+    high: float = 1.0
+    """Greatest number."""
+
+    @model_validator(mode="after")
+    def _low_is_below(self) -> RewardTermConfig:
+        if self.low > self.high:
+            raise ValueError("reward.terms: `low` is above `high`")
+        return self
+
+
 class RewardConfig(Section):
     """How tau2's verdicts become a score; every preset is documented in `reward/presets.py`."""
 
@@ -164,8 +189,16 @@ class RewardConfig(Section):
     """Taken off for each agent turn; default: the preset's."""
     tool_penalty: float | None = Field(default=None, ge=0)
     """Taken off for each refused call and malformed turn, up to the preset's cap; default: the preset's."""
+    terms: tuple[RewardTermConfig, ...] = ()
+    """Terms of your own: `[{fn: "my_pkg:brevity", weight: 0.1}]`."""
     allow_dominated: bool = False
     """Accept settings under which a failure can outscore a success."""
+
+    @model_validator(mode="after")
+    def _terms_differ(self) -> RewardConfig:
+        if len({term.fn for term in self.terms}) < len(self.terms):
+            raise ValueError("reward.terms names a function twice: give it one weight")
+        return self
 
 
 class LaunchConfig(Section):
@@ -216,7 +249,7 @@ class TeacherUserConfig(UserConfig):
 class TeacherChatConfig(ChatConfig):
     """How demonstrations are written."""
 
-    protocol: Literal["native", "cookbook", "transcript"] = "transcript"
+    protocol: ChatProtocol = "transcript"
     """`transcript`, `native`: OpenAI messages with tools; `native` checks each turn against a tokenizer. `cookbook`: one
     `<tool_call>` a turn as text, with its system prompt."""
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from tau2rl.config.base import Section
+from tau2rl.config.base import Module, Section
 from tau2rl.config.sections import (
     ChatConfig,
     DataConfig,
@@ -62,6 +62,8 @@ class StageConfig(Section):
     """Run folder."""
     resume: bool = False
     """Continue the run in the folder; its settings must be the same."""
+    plugins: tuple[Module, ...] = ()
+    """Modules that every process of the run imports first, such as one that registers a domain of your own with tau2."""
     launch: LaunchConfig = LaunchConfig()
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tau2rl.config.base import DomainName, Section
+from tau2rl.config.base import Reference, Section
 from tau2rl.config.sections import LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
 
 
@@ -118,6 +118,8 @@ class TrackingConfig(Section):
     """`offline` writes below the run folder; `wandb sync` sends it later."""
     project: str = "tau2rl"
     """The W&B project."""
+    sinks: tuple[Reference, ...] = ()
+    """Sinks of your own, `package.module:Name`, beside these."""
 
 
 class RolloutSamplingConfig(SamplingConfig):
@@ -210,7 +212,7 @@ class GrpoRolloutConfig(RolloutConfig):
 class ValConfig(TasksConfig):
     """The tasks on which a training that goes on is validated. Never the test split."""
 
-    domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
+    domains: tuple[str, ...] = ("airline", "retail", "telecom")
     """Default: those of `tasks.domains`."""
     split: str = "synth-select"
     """A split that is neither trained on nor tested on; default: `synth-select` for `mock`, else `train-select`."""

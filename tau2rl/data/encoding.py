@@ -18,7 +18,8 @@ from tau2rl.chat.template import TemplateChat, chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.data.rows import BadRow, Row, exact_sample, read_row
 from tau2rl.errors import UserError
-from tau2rl.types import Episode, Message, Say, TrainingSample, prefix_hash
+from tau2rl.hashing import prefix_hash
+from tau2rl.types import Episode, Message, Say, TrainingSample
 
 
 def pack(episode: Episode) -> TrainingSample:

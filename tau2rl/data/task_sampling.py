@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from tau2rl.config import CurriculumConfig
-from tau2rl.types import Episode, Status, derive_seed
+from tau2rl.hashing import derive_seed
+from tau2rl.types import Episode, Status
 
 
 class ShuffledEpochs:

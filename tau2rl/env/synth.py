@@ -18,7 +18,8 @@ from typing import Any
 
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
 from tau2rl.env.synth_requests import REQUESTS, Person, World, draw_kinds, perform
-from tau2rl.types import Action, CallTool, TaskRef, derive_seed
+from tau2rl.hashing import derive_seed
+from tau2rl.types import Action, CallTool, TaskRef
 
 from tau2.data_model.tasks import Task
 

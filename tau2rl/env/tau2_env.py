@@ -70,7 +70,7 @@ class Tau2Env:
         event = await self._next(self._limits.step_timeout_seconds)
         if isinstance(event, Ended):
             raise UserSimulatorFailure("the user ended the conversation before the agent's first turn")
-        return Opening(policy=self._domain.policy, messages=_messages(event.new), tools=self._domain.tools)
+        return Opening(domain_policy=self._domain.policy, messages=_messages(event.new), tools=self._domain.tools)
 
     async def step(self, actions: Actions) -> Reply:
         """Perform one agent turn and wait for what it brings. Raises EpisodeFailure."""
@@ -194,7 +194,7 @@ def warm_up(names: Iterable[str], codec: ChatCodec) -> None:
     """
     for name in dict.fromkeys(names):
         loaded = domain(name)
-        codec.open(Opening(policy=loaded.policy, messages=GREETED, tools=loaded.tools))
+        codec.open(Opening(domain_policy=loaded.policy, messages=GREETED, tools=loaded.tools))
     keep_what_is_loaded()  # a tokenizer brings libraries of its own
 
 

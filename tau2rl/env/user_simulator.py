@@ -14,8 +14,9 @@ from tau2rl.env.scripted_user import LineUser, ScriptedUser, has_lines
 from tau2rl.env.simulation import Simulation
 from tau2rl.env.user_answer import UnusableAnswer, read_answer, usage_of
 from tau2rl.errors import UserError, UserSimulatorFailure
+from tau2rl.hashing import derive_seed
 from tau2rl.settings import api_key
-from tau2rl.types import Usage, derive_seed
+from tau2rl.types import Usage
 
 from tau2.data_model.message import AssistantMessage, MultiToolMessage, UserMessage
 from tau2.user.user_simulator import UserSimulator

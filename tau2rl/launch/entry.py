@@ -1,11 +1,13 @@
-"""What a job runs: `python -m tau2rl.launch.entry RUN_DIR [DIRECTORY]`. Everything else it needs is in the run folder.
+"""What a job runs: `python -m tau2rl.launch.entry RUN_DIR [DIRECTORY...]`. Everything else it needs is in the run folder.
 
-DIRECTORY is where the command was given; relative paths in the config are meant from there.
+The first DIRECTORY is where the command was given; relative paths in the config are meant from there. It and the others, the
+command's PYTHONPATH, are where plug-ins are looked for.
 Exit codes: 0 done, 1 failed or incomplete, 2 the request was wrong, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -15,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tau2rl import settings
-from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, dump
+from tau2rl import plugins, settings
+from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.runs.files import write_json
@@ -82,6 +84,7 @@ def main(arguments: list[str]) -> int:
                 raise UserError("no run folder given", hint="this is what jobs run; start with `tau2rl eval`")
             if len(arguments) > 1 and Path(arguments[1]).is_dir():  # a cluster need not have the directory
                 os.chdir(arguments[1])
+            plugins.search(arguments[1:])
             return run(Path(arguments[0]), progress, say=_to_stderr)
     except UserError as error:
         _to_stderr(f"error: {error}")
@@ -109,8 +112,17 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
         return code
 
 
+def load_plugins(config: StageConfig) -> None:
+    """Import the modules of `plugins`, and let others be found where the command was given. Raises UserError."""
+    plugins.search([Path.cwd()])
+    if config.plugins:
+        importlib.import_module("tau2rl.env.domain")  # first: what they import of tau2 comes in through the door that checks it
+        plugins.import_all(config.plugins)
+
+
 def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> int:
     try:
+        load_plugins(folder.config)
         result = run_stage(folder, progress)
     except UserError as error:
         _log.info("refused: %s", error)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tau2rl import settings
-from tau2rl.config import GrpoConfig, SftConfig, StageConfig
+from tau2rl.config import DOMAINS, GrpoConfig, PlayConfig, SftConfig, StageConfig
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
@@ -30,6 +30,7 @@ def submit(
     its own that is gone when this returns. Ctrl-C stops the run and gives 130.
     """
     address = config.launch.address or settings.ray_address()
+    refuse_unknown_domains(config)
     if config.launch.detach and (config.launch.inline or address is None):
         raise UserError("`--detach` needs a cluster that stays", hint="give its job server with `--address http://HOST:8265`")
     with interruptible():
@@ -39,6 +40,16 @@ def submit(
             return _as_job(config, address, on_line, on_progress, on_detached)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+
+
+def refuse_unknown_domains(config: StageConfig) -> None:
+    """Raise UserError for a domain that tau2 does not have before a head is started; tau2's own four cost nothing."""
+    strange = set(config.tasks.domains) - set(DOMAINS) if isinstance(config, PlayConfig) and not config.plugins else ()
+    if strange:
+        from tau2rl.env.domain import domain  # tau2 with it, seconds
+
+        for name in sorted(strange):
+            domain(name)
 
 
 def _as_job(
@@ -118,8 +129,8 @@ def job_label(config: StageConfig) -> str:
 
 
 def job_argv(path: Path) -> list[str]:
-    """What a job runs: this interpreter, the entry, the run folder, and where relative paths are meant from."""
-    return [settings.python(), "-m", "tau2rl.launch.entry", str(path), str(Path.cwd())]
+    """What a job runs: this interpreter, the entry, the run folder, where relative paths are meant from, and PYTHONPATH."""
+    return [settings.python(), "-m", "tau2rl.launch.entry", str(path), str(Path.cwd()), *settings.python_path()]
 
 
 def job_command(path: Path) -> str:

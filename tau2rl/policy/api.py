@@ -89,7 +89,7 @@ class ApiPolicy:
 
         Raises UserError when it does not: a wrong key or name, or a field that it refuses, would otherwise fail every episode.
         """
-        question = Opening(policy="", messages=(Message(role="user", content="Are you there?"),), tools=())
+        question = Opening(domain_policy="", messages=(Message(role="user", content="Are you there?"),), tools=())
         try:
             await self.complete(TranscriptCodec().open(question), seed=0, session="ready", max_tokens=64)
         except PolicyFailure as failure:

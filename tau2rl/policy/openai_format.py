@@ -70,13 +70,13 @@ def to_openai(conversation: Opening, own: Mapping[int, RawMessage] | None = None
     >>> from tau2rl.types import Message
     >>> calls = (CallTool(name="f", arguments={"a": 1}),)
     >>> turn = (Message(role="assistant", tool_calls=calls), Message(role="tool", content="ok"))
-    >>> [m.get("tool_call_id") for m in to_openai(Opening(policy="", messages=turn, tools=()))]
+    >>> [m.get("tool_call_id") for m in to_openai(Opening(domain_policy="", messages=turn, tools=()))]
     [None, None, 'call00000']
     """
     own = own or {}
     waiting: deque[str] = deque()
     ids = (f"call{number:05}" for number in itertools.count())
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt(conversation.policy)}]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt(conversation.domain_policy)}]
     for index, message in enumerate(conversation.messages):
         one: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.role == "tool":

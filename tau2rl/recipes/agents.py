@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
 
-from tau2rl import settings
+from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
 from tau2rl.env.gold import gold_script
 from tau2rl.env.tau2_env import warm_up
@@ -19,7 +21,7 @@ from tau2rl.rollout.attempt import PolicyFor, SamplingStage, episode_runner
 from tau2rl.rollout.runner import PlayAttempt
 from tau2rl.rollout.workers import Workers
 from tau2rl.runs.provenance import checkpoint_hash
-from tau2rl.types import ChatCodec
+from tau2rl.types import ChatCodec, Policy
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ async def open_episode_runner(config: SamplingStage, codec: ChatCodec, policies:
         async with open_agent(config, codec) as mine:
             yield episode_runner(config, codec, mine)
     else:
-        opening = functools.partial(open_in_worker, config)
+        opening = functools.partial(open_in_worker, config, tuple(sys.path))
         async with Workers(
             opening, count=workers, concurrency=config.rollout.concurrency, memory_gb=config.rollout.worker_memory_gb
         ) as others:
@@ -48,8 +50,13 @@ async def open_episode_runner(config: SamplingStage, codec: ChatCodec, policies:
 
 
 @asynccontextmanager
-async def open_in_worker(config: SamplingStage) -> AsyncGenerator[PlayAttempt]:
-    """What a worker does before its first episode; it is another process, perhaps on another machine."""
+async def open_in_worker(config: SamplingStage, path: Sequence[str]) -> AsyncGenerator[PlayAttempt]:
+    """What a worker does before its first episode; it is another process, perhaps on another machine.
+
+    `path` is where the run's own process looks for modules.
+    """
+    plugins.search(path)
+    plugins.import_all(config.plugins)
     settings.load_secrets()
     settings.quiet_libraries()
     codec = make_codec(config.chat)
@@ -96,3 +103,26 @@ async def open_agent(config: SamplingStage, codec: ChatCodec) -> AsyncGenerator[
                 log.info("the agent is %s", await policy.ready(context_tokens=config.limits.context_tokens))
                 greedy = policy.greedy()
                 yield lambda attempt: greedy if attempt.greedy else policy
+        case reference:
+            policy = plugins.make(reference, codec, kind="policy", options=config.policy.options)
+            async with open_given(policy) as policies:
+                yield policies
+
+
+@asynccontextmanager
+async def open_given(policy: Policy | PolicyFor) -> AsyncGenerator[PolicyFor]:
+    """Attempt -> policy, for a policy of the user's that serves all attempts, or a function that gives one to each.
+
+    It is entered and closed where it is an async context manager, and `greedy()`, where it has that, plays at temperature 0.
+    """
+    async with AsyncExitStack() as stack:
+        if hasattr(policy, "__aenter__"):
+            policy = await stack.enter_async_context(cast("Any", policy))
+        if not hasattr(policy, "complete"):
+            if not callable(policy):
+                raise UserError(f"{type(policy).__name__} is no policy: it has no `complete`, and gives none to an attempt")
+            yield policy
+            return
+        served = cast("Policy", policy)
+        greedy: Policy = cast("Any", served).greedy() if hasattr(served, "greedy") else served
+        yield lambda attempt: greedy if attempt.greedy else served

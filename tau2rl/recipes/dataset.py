@@ -24,13 +24,14 @@ from tau2rl.data.rows import write_rows
 from tau2rl.env.domain import domain
 from tau2rl.env.tasks import changed_something, held_out, kind_of
 from tau2rl.errors import UserError
+from tau2rl.hashing import derive_seed
 from tau2rl.recipes.play import floors
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.types import CallTool, Episode, EpisodeRecord, Opening, TaskRef, derive_seed
+from tau2rl.types import CallTool, Episode, EpisodeRecord, Opening, TaskRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
     """The row of one episode: OpenAI `messages` and `tools` in its chat protocol, its tokens where it has them, its origin."""
     episode, task = record.episode, record.episode.task
     loaded = domain(task.domain)
-    opening = Opening(policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
+    opening = Opening(domain_policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
     cookbook = source.cookbook
     metadata = {
         "id": record.attempt.key,

@@ -1,37 +1,62 @@
-"""`tau2rl eval`: play the tasks, keep every episode, report with intervals and floors."""
+"""`tau2rl eval` and `tau2rl.evaluate`: play the tasks, keep every episode, report with intervals and floors."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from tau2rl.config import EvalConfig
 from tau2rl.env.tasks import describe
-from tau2rl.recipes.play import floors, play, prepare, write_environment
+from tau2rl.recipes.play import Prepared, floors, play, prepare, write_environment
 from tau2rl.recipes.test_access import find_exam, register
 from tau2rl.report.report import build_report
 from tau2rl.runs.folder import Result, RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.timing import starts
+from tau2rl.types import ChatCodec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """An evaluation before its first episode: what it plays, and what it stands on is written down."""
+
+    prepared: Prepared
+    digest: str
+    selected_by: dict[str, Any] | None  # the selection whose test this is, for the report
 
 
 def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
     """Carry out or continue an evaluation. Raises UserError for what cannot be run as asked."""
-    prepared = prepare(config, progress)
+    begun = begin(config, folder, progress)
+    asyncio.run(play(config, folder, begun.prepared, progress))
+    report = conclude(folder, begun)
+    return Result(report=report, complete=not report["incomplete"])
+
+
+def begin(config: EvalConfig, folder: RunFolder, progress: Progress, *, codec: ChatCodec | None = None) -> Begun:
+    """Load what is needed, and keep what the run stands on; `codec` stands in for that of the settings. Raises UserError."""
+    prepared = prepare(config, progress, codec=codec)
     exam = find_exam(config, prepared.agent, prepared.tasks)
     recorded = {"selected_by": exam.described()} if exam else None
     digest = write_environment(config, folder, prepared, recorded=recorded)
     selected_by = register(exam, run=folder.path, digest=digest) if exam else None
-    asyncio.run(play(config, folder, prepared, progress))
+    return Begun(prepared=prepared, digest=digest, selected_by=selected_by)
+
+
+def conclude(folder: RunFolder, begun: Begun) -> dict[str, Any]:
+    """The report of what the folder holds, written there too."""
+    prepared = begun.prepared
     report = build_report(
         chain(folder.records(), folder.failed_records()),
         planned=prepared.planned,
         floors=floors(prepared.tasks),
-        digest=digest,
+        digest=begun.digest,
         tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
         starts=starts(folder),
     )
-    if selected_by:
-        report["selected_by"] = selected_by
+    if begun.selected_by:
+        report["selected_by"] = begun.selected_by
     folder.write_report(report)
-    return Result(report=report, complete=not report["incomplete"])
+    return report

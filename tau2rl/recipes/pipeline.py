@@ -125,6 +125,7 @@ class _Planner:
             "output": str(self._root / "runs" / f"{len(self.runs) + 1:02}-{label}"),
             "resume": True,
             "launch": config.launch.model_dump(mode="json"),
+            "plugins": list(dict.fromkeys([*config.plugins, *values.get("plugins", ())])),
         }
         try:
             built = build(STAGES[stage], given)

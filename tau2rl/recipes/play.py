@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,14 +46,14 @@ class Prepared:
     identity: dict[str, Any]  # of the benchmark, for `environment.json`
 
 
-def prepare(config: SamplingStage, progress: Progress) -> Prepared:
-    """Load what the episodes need. Raises UserError for what cannot be run as asked."""
+def prepare(config: SamplingStage, progress: Progress, *, codec: ChatCodec | None = None) -> Prepared:
+    """Load what the episodes need; `codec` stands in for that of the settings. Raises UserError."""
     progress(ProgressEvent(done=0, total=None, note="loading tasks"))
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
     tasks = select(config.tasks)
     if config.user.kind == "llm":  # a missing key is said now, and not by a hundred failed episodes
         check_key(config.user)
-    codec = make_codec(config.chat)
+    codec = codec or make_codec(config.chat)
     warm_up(config.tasks.domains, codec)
     return Prepared(
         tasks=tasks,
@@ -77,12 +77,18 @@ def write_environment(
 
 
 async def play(
-    config: SamplingStage, folder: RunFolder, prepared: Prepared, progress: Progress, *, policies: PolicyFor | None = None
+    config: SamplingStage,
+    folder: RunFolder,
+    prepared: Prepared,
+    progress: Progress,
+    *,
+    policies: PolicyFor | None = None,
+    on_episode: Callable[[EpisodeRecord], object] = lambda record: None,
 ) -> None:
     """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
 
-    `policies` replaces those of the config's `policy`. Which begin first: `rollout/scheduling.py`; how many play at once:
-    `rollout/concurrency.py`.
+    `policies` replaces those of the config's `policy`; `on_episode` is given the record of each attempt's last try. Which begin
+    first: `rollout/scheduling.py`; how many play at once: `rollout/concurrency.py`.
     """
     counter = Counter(progress, total=len(prepared.planned))
     estimate = Estimate(prepared.tasks, reference_length)
@@ -103,11 +109,13 @@ async def play(
             async with aclosing(episodes):
                 async for outcome in episodes:
                     estimate.ended(outcome.attempt, outcome.episode)
-                    for each in outcome.every_try():
-                        folder.append(record_of(each, config, prepared.spec))
+                    tries = [(each, record_of(each, config, prepared.spec)) for each in outcome.every_try()]
+                    for each, record in tries:
+                        folder.append(record)
                         if each.episode.failure is not None:
                             log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
                     counter.add(outcome)
+                    on_episode(tries[-1][1])
                     if breaker.opens_at(outcome):
                         log.error("%d episodes in a row failed, giving up: %s", breaker.failures, outcome.episode.failure)
                         return

@@ -18,7 +18,7 @@ from tau2rl.report.selection import RULE, Choice, behind, choose_checkpoint
 from tau2rl.runs import records
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import SUBJECT, described_checkpoint, differences, file_hash
+from tau2rl.runs.provenance import described_checkpoint, differences, file_hash, is_subject
 from tau2rl.runs.records import looks
 from tau2rl.types import TaskRef
 
@@ -113,7 +113,7 @@ def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]
     for folder, config in evaluations.items():
         report, stands_on = _whole_report(folder), read_json(folder / "environment.json")
         identity = cast("dict[str, Any]", stands_on["identity"])
-        unequal = [] if first is None else [d[0] for d in differences(first, identity) if d[0] not in SUBJECT]
+        unequal = [] if first is None else [d[0] for d in differences(first, identity) if not is_subject(d[0])]
         if unequal:
             raise UserError(
                 f"`{folder}` did not measure what the others did; these differ: {', '.join(unequal)}",

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from tau2rl.reward.advantages import AdvantageSpec, turn_advantages
+from tau2rl.config import AlgoConfig
+from tau2rl.hashing import derive_seed
+from tau2rl.reward.advantages import turn_advantages
 from tau2rl.reward.tiers import Tier
-from tau2rl.types import derive_seed
 
 INTENDED: Mapping[Tier, int] = {Tier.GOLD: 1, Tier.SOFT: 1, Tier.WRITE: -1, Tier.ERROR: -1, Tier.DUPLICATE: -1}
 
@@ -31,7 +32,7 @@ class TierRow:
     task: str
     group: int  # which group of attempts at the task
     success: bool
-    turns: tuple[tuple[Tier, ...], ...]  # [num_turns][calls of that turn], as `judge_turns` gives them
+    turns: tuple[tuple[Tier, ...], ...]  # [num_turns][calls of that turn], as `score_calls` gives them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class CalibrationSpec:
     min_support: int = 20  # rollouts with the tier, and without it
     holdout: float = 0.2  # share of the tasks
     seed: int = 300
-    advantage: AdvantageSpec = field(default_factory=lambda: AdvantageSpec(estimator="mt_gtpo"))
+    algo: AlgoConfig = field(default_factory=lambda: AlgoConfig(estimator="mt_gtpo"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +107,8 @@ def calibrate(
     check = [row for row in rows if row.task in held_out]
     found = {tier: _fit_tier(tier, fit, current.get(tier, 0.0), spec) for tier in Tier}
     values = {tier: report.value for tier, report in found.items()}
-    advantages = _advantages(check, values, spec.advantage)
-    immediate = _advantages(check, values, replace(spec.advantage, gamma=0.0))
+    advantages = _advantages(check, values, spec.algo)
+    immediate = _advantages(check, values, spec.algo.model_copy(update={"gamma": 0.0}))
     total = math.fsum(abs(a) for row in advantages for a in row)
     tiers = tuple(
         replace(
@@ -179,14 +180,14 @@ def _turn_reward(turn: Sequence[Tier], values: Mapping[Tier, float]) -> float:
     return math.fsum(values.get(tier, 0.0) for tier in turn)
 
 
-def _advantages(rows: Sequence[TierRow], values: Mapping[Tier, float], spec: AdvantageSpec) -> list[list[float]]:
+def _advantages(rows: Sequence[TierRow], values: Mapping[Tier, float], algo: AlgoConfig) -> list[list[float]]:
     """The advantage of every turn of every row, in the order of `rows`."""
     out: list[list[float]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda i: (rows[i].task, rows[i].group))
     for _, members in groupby(order, key=lambda i: (rows[i].task, rows[i].group)):
         group = list(members)
         rewards = [[_turn_reward(turn, values) for turn in rows[i].turns] for i in group]
-        for i, row in zip(group, turn_advantages(rewards, [float(rows[i].success) for i in group], spec), strict=True):
+        for i, row in zip(group, turn_advantages(rewards, [float(rows[i].success) for i in group], algo), strict=True):
             out[i] = row or []
     return out
 

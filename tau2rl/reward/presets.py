@@ -1,9 +1,12 @@
-"""How a grade becomes a score, as four documented settings, and the proof that no failure outscores a success.
+"""How a grade becomes a score, as four documented presets and terms of the user's, and the proof that no failure wins.
 
     partial = sum_c w_c * met_c / total_c      over the kinds of check that the task has (and counts, see `basis_only`)
     shaped  = value(reward) + alpha * partial - min(c_step * steps, step_cap) - min(c_tool * invalid_calls, tool_cap)
+              + sum of weight * fn(episode, grade)   over `reward.terms`
 
-`normalise` divides the sum by the weights of the kinds that are there, so that full marks are 1 whatever a task checks.
+`normalize` divides the sum by the weights of the kinds that are there, so that full marks are 1 whatever a task checks.
+A domain that a preset does not name, such as one of the user's, has the preset's `default`: alpha 0.3 in `cookbook`, 0.25 in
+`pipeline`, 0 in `outcome` and `guarded`.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
+from tau2rl import plugins
 from tau2rl.config import DOMAINS, RewardConfig
 from tau2rl.errors import UserError
+from tau2rl.types import Episode, Grade, RewardFn
 
 Kind = Literal["action", "communicate", "env_assertion", "db", "nl"]
 KINDS: tuple[Kind, ...] = ("action", "communicate", "env_assertion", "db", "nl")
@@ -28,24 +33,59 @@ class Shaping:
     alpha: float
     weights: Mapping[Kind, float]  # a kind that is not named weighs 0: it is shown, and adds nothing
 
-    def most(self, *, normalise: bool) -> float:
+    def most(self, *, normalize: bool) -> float:
         """The highest partial score that a task can give.
 
-        >>> Shaping(alpha=0.3, weights={"action": 0.5, "env_assertion": 0.25}).most(normalise=False)
+        >>> Shaping(alpha=0.3, weights={"action": 0.5, "env_assertion": 0.25}).most(normalize=False)
         0.75
         """
         total = math.fsum(self.weights.values())
-        return total if not normalise else 1.0 if total else 0.0
+        return total if not normalize else 1.0 if total else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """A term of the user's: `Term(name="my_pkg:brevity", fn=brevity, weight=0.1, low=0.0, high=1.0)`."""
+
+    name: str
+    fn: RewardFn
+    weight: float
+    low: float  # what `fn` declares to give at least, and at most: the proof stands on it
+    high: float
+
+    def of(self, episode: Episode, grade: Grade) -> float:
+        """What it adds to the shaped score. Raises UserError when `fn` gives something else than it declares."""
+        value: Any = self.fn(episode, grade)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low - TIE <= value <= self.high + TIE:
+            raise UserError(
+                f"reward term `{self.name}` gave {value!r} for `{episode.task.key}`, "
+                f"which is no number from {self.low:g} to {self.high:g}",
+                hint="`low` and `high` of the term in `reward.terms` say what it may give",
+            )
+        return self.weight * value
+
+    @property
+    def least(self) -> float:
+        """The lowest that it can add."""
+        return min(self.weight * self.low, self.weight * self.high)
+
+    @property
+    def most(self) -> float:
+        """The highest that it can add."""
+        return max(self.weight * self.low, self.weight * self.high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSpec:
-    """Everything that `score` needs: `RewardSpec(preset="outcome", default=Shaping(alpha=0.0, weights={}))`."""
+    """A preset with a run's overrides and terms: `RewardSpec(preset="outcome", default=Shaping(alpha=0.0, weights={}))`.
+
+    Not a config: numbers that a config leaves to the preset are filled in, names of functions are functions.
+    """
 
     preset: str
     default: Shaping
     by_domain: Mapping[str, Shaping] = field(default_factory=dict[str, Shaping])
-    normalise: bool = True
+    normalize: bool = True
     basis_only: bool = False  # only kinds that the task's own `reward_basis` names are counted
     success: float = 1.0  # value of tau2's reward 1; between the two it is linear
     failure: float = 0.0  # value of tau2's reward 0
@@ -53,6 +93,7 @@ class RewardSpec:
     tool_penalty: float = 0.0  # a tool call that failed, or a turn that could not be read
     step_cap: float | None = None  # at most so much in all
     tool_cap: float | None = None
+    terms: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = [self.step_penalty, self.tool_penalty, self.step_cap or 0.0, self.tool_cap or 0.0]
@@ -66,16 +107,16 @@ class RewardSpec:
         return self.by_domain.get(domain, self.default)
 
     def worst_success(self, max_turns: int) -> float:
-        """The lowest shaped score of a solved task: no partial score, every penalty at its most."""
+        """The lowest shaped score of a solved task: no partial score, every penalty at its most, every term at its least."""
         steps = capped(self.step_penalty * max_turns, self.step_cap)
         # A turn may hold any number of calls, so without a cap there is no most.
         tools = capped(math.inf if self.tool_penalty else 0.0, self.tool_cap)
-        return self.success - steps - tools
+        return self.success - steps - tools + math.fsum(term.least for term in self.terms)
 
     def best_failure(self, domain: str) -> float:
-        """The highest shaped score of an unsolved task: every check met, no penalty (a conversation cut off at its end)."""
+        """The highest shaped score of an unsolved task: every check met, no penalty (it was cut off), every term at its most."""
         shaping = self.shaping(domain)
-        return self.failure + shaping.alpha * shaping.most(normalise=self.normalise)
+        return self.failure + shaping.alpha * shaping.most(normalize=self.normalize) + math.fsum(t.most for t in self.terms)
 
 
 def capped(amount: float, cap: float | None) -> float:
@@ -93,11 +134,11 @@ PRESETS: Mapping[str, RewardSpec] = {
     "cookbook": RewardSpec(
         preset="cookbook",
         default=Shaping(alpha=0.3, weights={"action": 0.7, "env_assertion": 0.2, "communicate": 0.1}),
-        normalise=False,
+        normalize=False,
         tool_cap=0.25,
     ),
     # What the cookbook's code does (jbarnes850/Tau2-RL-Pipeline, env.py and reward.py, defaults): other weights than printed,
-    # normalised over the kinds that are present, alpha 0.25 times {retail 0.8, airline 1.0, telecom 1.6}. DB has weight 0 there,
+    # normalized over the kinds that are present, alpha 0.25 times {retail 0.8, airline 1.0, telecom 1.6}. DB has weight 0 there,
     # and a task whose only check is DB has partial score 0. Its curriculum weights are not part of the reward.
     "pipeline": RewardSpec(
         preset="pipeline",
@@ -132,8 +173,8 @@ PRESETS: Mapping[str, RewardSpec] = {
 def spec_from(config: RewardConfig, *, max_turns: int, domains: Sequence[str] = DOMAINS) -> RewardSpec:
     """The preset with the config's overrides, proved for `domains` and conversations of up to `max_turns` agent turns.
 
-    A given `alpha` is the weight in every domain, as it stands. Raises UserError when a failure can score as much as a
-    success and `allow_dominated` is off.
+    A given `alpha` is the weight in every domain, as it stands. Raises UserError when a term cannot be loaded, or a failure can
+    score as much as a success and `allow_dominated` is off.
 
     >>> spec_from(RewardConfig(preset="pipeline"), max_turns=100).shaping("telecom").alpha
     0.4
@@ -148,9 +189,13 @@ def spec_from(config: RewardConfig, *, max_turns: int, domains: Sequence[str] = 
         )
     spec = replace(
         spec,
-        normalise=spec.normalise if config.normalise is None else config.normalise,
+        normalize=spec.normalize if config.normalise is None else config.normalise,
         step_penalty=spec.step_penalty if config.step_penalty is None else config.step_penalty,
         tool_penalty=spec.tool_penalty if config.tool_penalty is None else config.tool_penalty,
+        terms=tuple(
+            Term(name=t.fn, fn=plugins.load(t.fn, kind="reward term"), weight=t.weight, low=t.low, high=t.high)
+            for t in config.terms
+        ),
     )
     if not config.allow_dominated:
         for domain in domains:
@@ -175,5 +220,6 @@ def _prove_dominance(spec: RewardSpec, domain: str, max_turns: int) -> None:
     raise UserError(
         f"a failure can {amount}: with preset `{spec.preset}` on `{domain}` and up to {max_turns} turns "
         f"the worst success scores {spec.worst_success(max_turns):.4g} and the best failure {spec.best_failure(domain):.4g}",
-        hint="lower `reward.alpha`, `reward.step_penalty` or `limits.max_turns`, or accept it with `reward.allow_dominated=true`",
+        hint="lower `reward.alpha`, `reward.step_penalty`, weights in `reward.terms` or `limits.max_turns`, "
+        "or accept it with `reward.allow_dominated=true`",
     )

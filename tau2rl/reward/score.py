@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 from tau2rl.errors import EnvironmentFailure
@@ -105,10 +106,32 @@ def _basis(info: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(getattr(name, "value", name)) for name in cast(Sequence[Any], names))
 
 
-TERMS = ("outcome", "shaping", "steps", "tools")  # the components that sum to `shaped`; the others are shares of checks met
+TERMS = ("outcome", "shaping", "steps", "tools")  # sum to `shaped`, with those of the user's; the others are shares of checks met
 
 
-def score(grade: Grade, spec: RewardSpec, *, domain: str, steps: int, invalid_calls: int) -> Score:
+def score_episode(episode: Episode, spec: RewardSpec) -> Score | None:
+    """The score of an episode; None for one without a grade (FAILED: no evidence about the model).
+
+    Raises UserError when a term of the user's gives something else than it declares.
+    """
+    grade = episode.grade
+    if grade is None:
+        return None
+    own = {} if grade.checks is None else {term.name: term.of(episode, grade) for term in spec.terms}
+    return score(
+        grade, spec, domain=episode.task.domain, steps=len(episode.turns), invalid_calls=episode.invalid_calls, own_terms=own
+    )
+
+
+def score(
+    grade: Grade,
+    spec: RewardSpec,
+    *,
+    domain: str,
+    steps: int,
+    invalid_calls: int,
+    own_terms: Mapping[str, float] = MappingProxyType({}),
+) -> Score:
     """Our number beside tau2's. A grade without checks was never graded: no partial and no shaped score.
 
     One of two actions and no assertion met, under the printed cookbook: partial 0.7/2, shaped 0 + 0.3 * 0.35.
@@ -135,15 +158,9 @@ def score(grade: Grade, spec: RewardSpec, *, domain: str, steps: int, invalid_ca
         "shaping": shaping.alpha * partial,
         "steps": 0.0 - capped(spec.step_penalty * steps, spec.step_cap),
         "tools": 0.0 - capped(spec.tool_penalty * invalid_calls, spec.tool_cap),
+        **own_terms,
     }
     return Score(task=grade.reward, partial=partial, shaped=math.fsum(terms.values()), components={**shares, **terms})
-
-
-def score_episode(episode: Episode, spec: RewardSpec) -> Score | None:
-    """The score of an episode; None for one without a grade (FAILED: no evidence about the model)."""
-    if episode.grade is None:
-        return None
-    return score(episode.grade, spec, domain=episode.task.domain, steps=len(episode.turns), invalid_calls=episode.invalid_calls)
 
 
 def _partial(grade: Grade, spec: RewardSpec, shaping: Shaping) -> float:
@@ -155,4 +172,4 @@ def _partial(grade: Grade, spec: RewardSpec, shaping: Shaping) -> float:
     if not total:
         return 0.0
     weighted = math.fsum(shaping.weights.get(kind, 0.0) * sum(verdicts[kind]) / len(verdicts[kind]) for kind in counted)
-    return weighted / total if spec.normalise else weighted
+    return weighted / total if spec.normalize else weighted

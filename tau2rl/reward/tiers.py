@@ -1,4 +1,4 @@
-"""A reward for each turn, from what its tool calls were worth against the task's reference actions.
+"""A reward for each turn: the values of its tool calls, by tiers, against the task's reference actions.
 
 Each call falls into one tier, decided in this order: error -> exact match of a reference call not yet used -> duplicate ->
 soft match -> read -> write -> other. A turn's reward is the sum (or mean) over its calls. Source: arXiv 2604.02869, section on
@@ -37,7 +37,7 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierTable:
-    """What each tier is worth: `TierTable(values={Tier.GOLD: 1.0})`; a tier that is not named is worth 0."""
+    """The value of each tier: `TierTable(values={Tier.GOLD: 1.0})`; a tier that is not named has 0."""
 
     values: Mapping[Tier, float]
     writes_only: bool = False  # only reference writes can match; reference reads are like any other read
@@ -46,7 +46,7 @@ class TierTable:
     coerce_numbers: bool = False  # "123" equals 123; off, because ids and zip codes are text that looks like numbers
 
     def value(self, tier: Tier) -> float:
-        """What a tier is worth."""
+        """The value of a tier."""
         return self.values.get(tier, 0.0)
 
 
@@ -86,8 +86,8 @@ class TurnCalls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """The tier of one call and what it is worth: `Judged(tier=Tier.SOFT, value=0.75)`."""
+class ScoredCall:
+    """The tier of one call and its value: `ScoredCall(tier=Tier.SOFT, value=0.75)`."""
 
     tier: Tier
     value: float
@@ -107,28 +107,28 @@ def turn_rewards(
     [0.0, -0.1, 1.0]
     """
     rewards: list[float] = []
-    for judged in judge_turns(turns, gold, kinds, table):
-        total = math.fsum(j.value for j in judged)
-        rewards.append(total / len(judged) if table.per_turn == "mean" else total)
+    for calls in score_calls(turns, gold, kinds, table):
+        total = math.fsum(call.value for call in calls)
+        rewards.append(total / len(calls) if table.per_turn == "mean" else total)
     return rewards
 
 
-def judge_turns(
+def score_calls(
     turns: Sequence[TurnCalls], gold: Sequence[CallTool], kinds: Mapping[str, ToolKind], table: TierTable
-) -> list[tuple[Judged, ...]]:
+) -> list[tuple[ScoredCall, ...]]:
     """The tier of every call, by turn; a turn without calls has one entry, its own."""
-    judge = _Judge(gold, kinds, table)
-    out: list[tuple[Judged, ...]] = []
+    score = _Matcher(gold, kinds, table)
+    out: list[tuple[ScoredCall, ...]] = []
     for turn in turns:
         if turn.malformed or not turn.calls:
             tier = Tier.ERROR if turn.malformed else Tier.MESSAGE
-            out.append((Judged(tier=tier, value=table.value(tier)),))
+            out.append((ScoredCall(tier=tier, value=table.value(tier)),))
         else:
-            out.append(tuple(judge(result) for result in turn.calls))
+            out.append(tuple(score(result) for result in turn.calls))
     return out
 
 
-class _Judge:
+class _Matcher:
     """Remembers, along one conversation, which reference calls are used up and which calls were made."""
 
     def __init__(self, gold: Sequence[CallTool], kinds: Mapping[str, ToolKind], table: TierTable) -> None:
@@ -140,9 +140,9 @@ class _Judge:
         self.soft_open = set(self.open)  # nor softly: variations of one call are not paid again and again
         self.seen: set[tuple[str, str]] = set()
 
-    def __call__(self, result: CallResult) -> Judged:
+    def __call__(self, result: CallResult) -> ScoredCall:
         if result.error:  # uses nothing up: trying again is allowed
-            return self._worth(Tier.ERROR)
+            return self._of(Tier.ERROR)
         name, arguments = result.call.name, self._canonical(result.call.arguments)
         identity = (name, _text(arguments))
         repeated = identity in self.seen
@@ -151,18 +151,18 @@ class _Judge:
             if self.gold[index] == (name, arguments):
                 self.open.discard(index)
                 share = len(self.gold) if self.table.share_gold else 1
-                return Judged(tier=Tier.GOLD, value=self.table.value(Tier.GOLD) / share)
+                return ScoredCall(tier=Tier.GOLD, value=self.table.value(Tier.GOLD) / share)
         if repeated:
-            return self._worth(Tier.DUPLICATE)
+            return self._of(Tier.DUPLICATE)
         index, overlap = self._nearest(name, arguments)
         if overlap > 0:
             self.soft_open.discard(index)
-            return Judged(tier=Tier.SOFT, value=self.table.value(Tier.SOFT) * (1 + overlap) / 2)
+            return ScoredCall(tier=Tier.SOFT, value=self.table.value(Tier.SOFT) * (1 + overlap) / 2)
         kind = self.kinds.get(name, "other")
-        return self._worth({"read": Tier.READ, "write": Tier.WRITE, "other": Tier.OTHER}[kind])
+        return self._of({"read": Tier.READ, "write": Tier.WRITE, "other": Tier.OTHER}[kind])
 
-    def _worth(self, tier: Tier) -> Judged:
-        return Judged(tier=tier, value=self.table.value(tier))
+    def _of(self, tier: Tier) -> ScoredCall:
+        return ScoredCall(tier=tier, value=self.table.value(tier))
 
     def _nearest(self, name: str, arguments: dict[str, Any]) -> tuple[int, float]:
         """The open reference call of this tool with the largest share of its arguments met, and that share."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tau2rl.config import LimitsConfig
 from tau2rl.errors import ContextExceeded, EnvironmentFailure, EpisodeFailure, MalformedTurn, PolicyFailure
+from tau2rl.hashing import PrefixHash, derive_seed
 from tau2rl.types import (
     Actions,
     Attempt,
@@ -25,11 +26,9 @@ from tau2rl.types import (
     MalformedKind,
     Message,
     Policy,
-    PrefixHash,
     Status,
     StopReason,
     Turn,
-    derive_seed,
 )
 
 # tau2 cut the conversation off; every other ending is a verdict.

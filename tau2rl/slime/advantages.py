@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tau2rl.reward.advantages import TURN_ESTIMATORS, AdvantageSpec, judge_group
+from tau2rl.config import AlgoConfig
+from tau2rl.reward.advantages import TURN_ESTIMATORS, group_advantages
 from tau2rl.slime.metadata import Marks
 
 
@@ -34,18 +35,18 @@ class Scored:
     teaches: list[bool]  # whether it is evidence in a group that moves the policy: an attempt of average worth is in every mean
 
 
-def score_batch(members: Sequence[Member], spec: AdvantageSpec) -> Scored:
+def score_batch(members: Sequence[Member], algo: AlgoConfig) -> Scored:
     """The scores of a batch, whatever the sizes of its groups.
 
     >>> def member(group: int, attempt: int, score: float | None) -> Member:
     ...     marks = Marks(task="a/b", domain="a", split="c", status="completed", evidence=score is not None, score=score)
     ...     return Member(marks=marks, group=group, attempt=attempt, length=2)
     >>> batch = [member(0, 0, 1.0), member(1, 1, 3.0), member(0, 2, 0.0), member(0, 3, None), member(1, 4, 1.0)]
-    >>> score_batch(batch, AdvantageSpec(estimator="dr_grpo")).rewards
+    >>> score_batch(batch, AlgoConfig(estimator="dr_grpo")).rewards
     [0.5, 1.0, -0.5, 0.0, -1.0]
     """
-    per_turn = spec.estimator in TURN_ESTIMATORS
-    outcomes = AdvantageSpec(estimator="grpo") if per_turn else spec
+    per_turn = algo.estimator in TURN_ESTIMATORS
+    outcomes = algo.model_copy(update={"estimator": "grpo"}) if per_turn else algo
     rewards = [0.0] * len(members)
     tokens = [[0.0] * member.length for member in members] if per_turn else None
     teaches = [False] * len(members)
@@ -53,7 +54,7 @@ def score_batch(members: Sequence[Member], spec: AdvantageSpec) -> Scored:
         for i, values in _advantages(members, group, outcomes).items():
             rewards[i] = values[0] if values else 0.0
         if tokens is not None:
-            for i, values in _advantages(members, group, spec).items():
+            for i, values in _advantages(members, group, algo).items():
                 tokens[i] = _spread(members[i], values) if values else tokens[i]
         moves = any(rewards[i] if tokens is None else any(tokens[i]) for i in group)
         for i in group:
@@ -68,13 +69,13 @@ def score_batch(members: Sequence[Member], spec: AdvantageSpec) -> Scored:
     )
 
 
-def _advantages(members: Sequence[Member], group: Sequence[int], spec: AdvantageSpec) -> dict[int, tuple[float, ...] | None]:
+def _advantages(members: Sequence[Member], group: Sequence[int], algo: AlgoConfig) -> dict[int, tuple[float, ...] | None]:
     """Sample -> the advantage of its attempt, or of each turn of it; None where it is no evidence."""
     attempts = _alike(group, lambda i: members[i].attempt)
     # Any evident sample of an attempt speaks for it: they carry the marks of the one episode.
     speakers = [next((i for i in samples if members[i].marks.evidence), samples[0]) for samples in attempts]
     scores_G = [members[i].marks.score if members[i].marks.evidence else None for i in speakers]
-    found = judge_group(scores_G, [members[i].marks.turn_rewards for i in speakers], spec)
+    found = group_advantages(scores_G, [members[i].marks.turn_rewards for i in speakers], algo)
     return {
         i: value if members[i].marks.evidence else None for samples, value in zip(attempts, found, strict=True) for i in samples
     }

@@ -29,7 +29,7 @@ from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import described, described_checkpoint, environment
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import FILE, clocked, starts_in
-from tau2rl.runs.tracking import rewind, rewind_episodes
+from tau2rl.runs.tracking import open_sinks, rewind, rewind_episodes
 from tau2rl.slime import job
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.checkpoints import attempts_done, exports, look, point_final, refuse_megatron, steps_done
@@ -234,6 +234,7 @@ def _train(
         clean=redactor.text,
         say=sys.stderr,
         progress=progress,
+        sinks=open_sinks(config.tracking, folder.path, dump(config)),
     )
     with words, clocked(folder) as clock, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
         shared = shared_variables(present, {**job.environment(config), **login})

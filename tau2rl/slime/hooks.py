@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from tau2rl.config import GrpoConfig, SamplingConfig, UserConfig
 from tau2rl.errors import UserError
-from tau2rl.reward.advantages import advantage_spec
 from tau2rl.slime.advantages import score_batch
 from tau2rl.slime.job import received, user_config
 from tau2rl.slime.rollout import unless
@@ -62,7 +61,7 @@ def keep_group(args: Any, group: list[Any], **_: Any) -> Any:
 
     rollout = _rollout(args)
     samples = flat(group)
-    scored = score_batch(members(samples), advantage_spec(rollout.config.algo))
+    scored = score_batch(members(samples), rollout.config.algo)
     most = rollout.config.algo.max_resample_rounds * args.rollout_batch_size
     if any(scored.teaches) or rollout.dropped >= most:
         return DynamicFilterOutput(keep=True)
@@ -77,7 +76,7 @@ def post_process_rewards(args: Any, samples: list[Sample]) -> tuple[list[float],
     What is no evidence, or of a group that teaches nothing, is out of the loss and of what it is divided by; an attempt of
     average worth is in both, as with the local backend. An estimator of turns gives every sample one advantage a token to carry.
     """
-    scored = score_batch(members(samples), advantage_spec(received(args).grpo.algo))
+    scored = score_batch(members(samples), received(args).grpo.algo)
     for number, sample in enumerate(samples):
         sample.remove_sample = sample.remove_sample or not scored.teaches[number]
         if scored.tokens is not None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 import yaml
 
 import tau2rl
-from tau2rl import settings
+from tau2rl import plugins, settings
 from tau2rl.config import GrpoConfig, SftConfig, UserConfig, build, dump
 from tau2rl.slime.layout import layout_of, sglang_config
 from tau2rl.slime.model import ModelShape
@@ -202,7 +203,9 @@ class Received:
 
 def custom_config(config: SftConfig | GrpoConfig, run: SlimeRun) -> dict[str, Any]:
     """The content of `--custom-config-path`; the keys beside `tau2rl` are those that slime's own code looks for on `args`."""
-    handed = {"folder": str(run.folder), "stage": config.stage, "config": dump(config)}
+    handed: dict[str, Any] = {"folder": str(run.folder), "stage": config.stage, "config": dump(config)}
+    if plugins.references(handed["config"]):
+        handed["path"] = list(sys.path)  # where this process found them; slime's own look elsewhere
     beside = mismatch_settings(config.algo) if isinstance(config, GrpoConfig) else {}
     return {KEY: handed, **beside}
 
@@ -226,7 +229,9 @@ def received(args: Any) -> Received:
 def _received(text: str) -> Received:
     handed = yaml.safe_load(text)
     kind: type[SftConfig] | type[GrpoConfig] = {"sft": SftConfig, "grpo": GrpoConfig}[handed["stage"]]
-    return Received(config=build(kind, handed["config"]), folder=Path(handed["folder"]))
+    config = build(kind, handed["config"])
+    plugins.search(handed.get("path", ()))
+    return Received(config=config, folder=Path(handed["folder"]))
 
 
 def user_config(config: GrpoConfig, url: str | None) -> UserConfig:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tau2rl import settings
+from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
 from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig, UserConfig
 from tau2rl.env.tau2_env import make_env, warm_up
@@ -28,6 +29,7 @@ class World:
     router: str  # URL of the policy's servers
     user: UserConfig  # with the address of the server that the job started, where it serves the customer
     tokenizer: str  # for settings that name none
+    path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))  # where the process that made it looks for modules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class Player:
     def __init__(self, world: World) -> None:
         """Raises UserError for a key that is missing, a domain, a tokenizer or a chat template that cannot be used."""
         config = world.config
+        plugins.search(world.path)
+        plugins.import_all(config.plugins)
         if world.user.kind == "llm":
             check_key(world.user)
         self._world = world

@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import IO, Literal, TextIO, cast
 
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.tracking import JsonlSink
+from tau2rl.runs.tracking import JsonlSink, Sinks
+from tau2rl.types import Sink
 
 OWN_END_SECONDS = 1.0  # a terminal and Ray's `stop` signal the child too; it is asked again only where they did not
 GRACE_SECONDS = 20.0  # for a driver to say goodbye to its cluster; less than Ray waits before it kills (launch/jobs.py)
@@ -143,11 +144,20 @@ class SlimeLog:
     """Takes each line: to the job's log, to a file of the run folder, and what it tells to `metrics.jsonl` and the progress."""
 
     def __init__(
-        self, *, file: Path, metrics: Path, steps: int, updates: int, clean: Callable[[str], str], say: TextIO, progress: Progress
+        self,
+        *,
+        file: Path,
+        metrics: Path,
+        steps: int,
+        updates: int,
+        clean: Callable[[str], str],
+        say: TextIO,
+        progress: Progress,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         """`updates`: optimizer steps of a round; slime numbers them through, we count rounds."""
         self._file = file.open("a", encoding="utf-8")
-        self._curves = JsonlSink(metrics)
+        self._curves = Sinks([JsonlSink(metrics), *sinks])
         self._steps = steps
         self._updates = updates
         self._clean = clean

@@ -21,6 +21,7 @@ from tau2rl.config import GrpoConfig, SamplingConfig, SlimeConfig, UserConfig
 from tau2rl.data.encoding import pack
 from tau2rl.env.gold import episode_turn_rewards
 from tau2rl.errors import EnvironmentFailure, EpisodeFailure, RunIncomplete
+from tau2rl.hashing import derive_seed
 from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import score_episode
@@ -33,7 +34,7 @@ from tau2rl.slime.job import received
 from tau2rl.slime.metadata import Marks, mark
 from tau2rl.slime.player import Player, Rules, World, open_in_worker
 from tau2rl.slime.rollout_log import Journal
-from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Status, TaskRef, TrainingSample, derive_seed
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Status, TaskRef, TrainingSample
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.25

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.report.cost import Costs, Start
-from tau2rl.reward.advantages import advantage_spec
 from tau2rl.runs import records
 from tau2rl.runs.files import write_json
 from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.tracking import JsonlSink
+from tau2rl.runs.tracking import JsonlSink, Sinks, open_sinks
 from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, score_batch
 from tau2rl.slime.metadata import Marks
@@ -92,6 +91,7 @@ class Journal:
         self._looked: list[tuple[EpisodeRecord, Marks]] = []
         self._last_round = -1
         self._spending = Spending(folder, config)
+        self._sinks = Sinks(open_sinks(config.tracking, folder, dump(config)))  # this process's own
 
     def clean(self, text: str) -> str:
         """The text without the values of keys."""
@@ -148,6 +148,7 @@ class Journal:
             log.error("cannot keep %s: %s", record.attempt.key, error)
 
     def _write_numbers(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
+        self._sinks.write(step, numbers)
         try:
             sink = JsonlSink(self._folder / "metrics.jsonl")
             sink.write(step, numbers)
@@ -162,7 +163,7 @@ def round_numbers(played: Sequence[Marks], batch: Sequence[Member], config: Grpo
     evidence = [m for m in ended if m.status != Status.FAILED.value]
     statuses = Counter(m.status for m in played)
     groups: dict[object, list[bool]] = {}
-    for member, teaches in zip(batch, score_batch(batch, advantage_spec(config.algo)).teaches, strict=True):
+    for member, teaches in zip(batch, score_batch(batch, config.algo).teaches, strict=True):
         groups.setdefault(member.group, []).append(teaches)
     return {
         **_outcomes(evidence),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tau2rl.config import GrpoConfig
 from tau2rl.data.encoding import pack
 from tau2rl.env.gold import episode_turn_rewards
-from tau2rl.reward.advantages import TURN_ESTIMATORS, advantage_spec, judge_group
+from tau2rl.reward.advantages import TURN_ESTIMATORS, group_advantages
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.reward.tiers import TABLES
@@ -43,7 +43,7 @@ def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, 
     turn_rewards_G = [()] * len(episodes)
     if algo.estimator in TURN_ESTIMATORS:
         turn_rewards_G = [episode_turn_rewards(episode, TABLES[algo.turn_rewards]) for episode in episodes]
-    advantages_G = judge_group(scores_G, turn_rewards_G, advantage_spec(algo))
+    advantages_G = group_advantages(scores_G, turn_rewards_G, algo)
     return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.data.task_sampling import TaskSampler, outcome
 from tau2rl.errors import RunIncomplete
+from tau2rl.hashing import derive_seed
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollout.attempt import episode_runner, record_of
@@ -34,7 +35,7 @@ from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_me
 from tau2rl.train.model import write_checkpoint
 from tau2rl.train.policy import LocalPolicy, local_policy
 from tau2rl.train.trainer import GRPOTrainer
-from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef, derive_seed
+from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef
 
 log = logging.getLogger(__name__)
 

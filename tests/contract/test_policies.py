@@ -32,7 +32,7 @@ from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import AGREED, SGLangStub
 
 CODEC = TranscriptCodec()
-PROMPT = CODEC.open(Opening(policy="Be kind.", messages=(Message(role="user", content="Hello?"),), tools=()))
+PROMPT = CODEC.open(Opening(domain_policy="Be kind.", messages=(Message(role="user", content="Hello?"),), tools=()))
 GUARD_SECONDS = 60.0  # a test that hangs fails instead; no policy here is given more than half of it
 
 

@@ -25,7 +25,6 @@ from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import RunIncomplete
 from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.reward.advantages import advantage_spec
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.records import look_file, read
@@ -84,7 +83,7 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
         for i, p in enumerate(ours)
         if p.packed is not None
     ]
-    scored = score_batch(members, advantage_spec(config.algo))
+    scored = score_batch(members, config.algo)
     assert [attempt.seed for attempt in attempts] == [p.episode.seed for p in ours]
     assert [e.token_ids for group in theirs for e in group.episodes] == [p.episode.token_ids for p in ours]
     assert [s for group in theirs for s in group.scores] == [p.marks.score for p in ours]

@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 
+from tau2rl.config import AlgoConfig
 from tau2rl.data.encoding import Encoded, encode_rows
 from tau2rl.recipes import dataset
-from tau2rl.reward.advantages import AdvantageSpec, judge_group
+from tau2rl.reward.advantages import group_advantages
 from tau2rl.runs.files import read_json
 from tau2rl.train import backend, group
 from tau2rl.train.group import sample_of
@@ -143,22 +144,22 @@ def test_the_test_of_rejection_sampling_fails_when(
 Advantages = list[tuple[float, ...] | None]
 
 
-def flipped(scores: Sequence[float | None], turns: Sequence[Sequence[float]], spec: AdvantageSpec) -> Advantages:
-    return [None if row is None else tuple(-a for a in row) for row in judge_group(scores, turns, spec)]
+def flipped(scores: Sequence[float | None], turns: Sequence[Sequence[float]], algo: AlgoConfig) -> Advantages:
+    return [None if row is None else tuple(-a for a in row) for row in group_advantages(scores, turns, algo)]
 
 
-def shuffled(scores: Sequence[float | None], turns: Sequence[Sequence[float]], spec: AdvantageSpec) -> Advantages:
+def shuffled(scores: Sequence[float | None], turns: Sequence[Sequence[float]], algo: AlgoConfig) -> Advantages:
     mixed = list(scores)
     random.Random(str(scores)).shuffle(mixed)
-    return judge_group(mixed, turns, spec)
+    return group_advantages(mixed, turns, algo)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "broken", "said"),
     [
-        ("judge_group", flipped, GRPO_TEACHES),
-        ("judge_group", shuffled, GRPO_TEACHES),
+        ("group_advantages", flipped, GRPO_TEACHES),
+        ("group_advantages", shuffled, GRPO_TEACHES),
         ("sample_of", lambda episode: inverted(sample_of(episode)), APART),
     ],
     ids=["the sign is flipped", "the rewards are shuffled", "the wrong tokens are masked"],

@@ -30,9 +30,10 @@ from tau2rl.env.agent_bridge import Observed
 from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.simulation import Simulation
 from tau2rl.errors import PolicyFailure
+from tau2rl.hashing import prefix_hash
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.rollout.episode import run_episode
-from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef, prefix_hash
+from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef
 from tests.play import CREATE, UPDATE, WIDE, attempt, mock_env, play
 
 CREATE_CALL = CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"})

@@ -85,10 +85,10 @@ def test_a_setting_like_no_other_is_pointed_to_the_list() -> None:
 
 def test_every_mistake_of_a_file_is_told_at_once() -> None:
     with pytest.raises(UserError) as refused:
-        build(EvalConfig, SCRIPTED | {"sead": 1, "rollout": {"concurrency": 0}, "tasks": {"domains": ["airlne"]}})
+        build(EvalConfig, SCRIPTED | {"sead": 1, "rollout": {"concurrency": 0}, "policy": {"kind": "gould"}})
     assert "`sead`" in refused.value.message
     assert "`rollout.concurrency` = 0: input should be greater than or equal to 1" in refused.value.message
-    assert '`tasks.domains.0` = "airlne"' in refused.value.message
+    assert '`policy.kind` = "gould"' in refused.value.message
 
 
 def test_every_name_that_a_hint_can_show_can_be_set() -> None:

@@ -108,7 +108,18 @@ PACKAGES = (
     "chat", "cli", "config", "data", "doctor", "env", "launch", "policy", "recipes", "report", "reward", "rollout", "runs",
     "slime", "train",
 )  # fmt: skip
-FILES = ("console.py", "errors.py", "settings.py", "types.py", "__init__.py", *(f"{package}/__init__.py" for package in PACKAGES))
+FILES = (
+    "api.py",
+    "console.py",
+    "enums.py",
+    "errors.py",
+    "hashing.py",
+    "plugins.py",
+    "settings.py",
+    "types.py",
+    "__init__.py",
+    *(f"{package}/__init__.py" for package in PACKAGES),
+)
 
 
 def broken_contracts(folder: Path, file: str, line: str) -> list[str]:

@@ -32,7 +32,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def sent_by_agent(server: OpenAIStub, model: str, variable: str | None) -> None:
     async def once() -> None:
         async with ApiPolicy(PolicyConfig(kind="api", model=model, api_base=server.api_base, api_key_env=variable)) as policy:
-            prompt = TranscriptCodec().open(Opening(policy="", messages=(Message(role="user", content="Hi"),), tools=()))
+            prompt = TranscriptCodec().open(Opening(domain_policy="", messages=(Message(role="user", content="Hi"),), tools=()))
             await policy.complete(prompt, seed=1, session="s", max_tokens=1000)
 
     asyncio.run(once())

@@ -93,7 +93,9 @@ followers = st.one_of(
 )
 openings = st.builds(
     lambda policy, greeting, user: Opening(
-        policy=policy, messages=(Message(role="assistant", content=greeting), Message(role="user", content=user)), tools=TOOLS
+        domain_policy=policy,
+        messages=(Message(role="assistant", content=greeting), Message(role="user", content=user)),
+        tools=TOOLS,
     ),
     lines,
     spoken,
@@ -111,8 +113,8 @@ def corpus() -> Iterator[str]:
     ] * 20
 
 
-def save_bpe(directory: Path, template: str | None = CHATML_TEMPLATE) -> Path:
-    """A byte-level BPE with Qwen's shape: NFC, ChatML control tokens, `<tool_call>` tags as added but ordinary tokens."""
+def save_bpe(directory: Path, template: str | None = CHATML_TEMPLATE, *, special_tags: bool = False) -> Path:
+    """A byte-level BPE with Qwen's shape: NFC, ChatML control tokens, `<tool_call>` tags as added tokens, special ones or not."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -123,7 +125,8 @@ def save_bpe(directory: Path, template: str | None = CHATML_TEMPLATE) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False))
     made.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    made.add_tokens([AddedToken(tag, normalized=False) for tag in ("<tool_call>", "</tool_call>", "<think>", "</think>")])
+    tags = [AddedToken(tag, normalized=False) for tag in ("<tool_call>", "</tool_call>", "<think>", "</think>")]
+    (made.add_special_tokens if special_tags else made.add_tokens)(tags)
     PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", chat_template=template).save_pretrained(directory)
     (directory / "generation_config.json").write_text(
         f'{{"eos_token_id": [{made.token_to_id("<|im_end|>")}, {made.token_to_id("<|endoftext|>")}]}}'

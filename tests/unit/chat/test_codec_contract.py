@@ -88,7 +88,7 @@ def test_a_native_prompt_says_what_the_template_says(
     tokenizer: Tokenizer = ByteTokenizer() if name == "bytes" else bpe
     codec = codecs[f"native-{name}"]
     prompt = codec.open(opening)
-    messages = [Message(role="system", content=system_prompt(opening.policy)), *opening.messages]
+    messages = [Message(role="system", content=system_prompt(opening.domain_policy)), *opening.messages]
     for actions, contents, cut in rounds:
         said = Message.of(actions)
         role = "tool" if said.tool_calls else "user"
@@ -201,7 +201,7 @@ def _actions_or_malformed(codec: ChatCodec, ids: list[int]) -> None:
 
 def test_sampled_ids_stay_though_their_text_has_other_ids(bpe: HFTokenizer) -> None:
     codec = NativeCodec(bpe)
-    prompt = codec.open(Opening(policy="P", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
+    prompt = codec.open(Opening(domain_policy="P", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
     letter_by_letter = [i for letter in "The order is pending" for i in bpe.encode(letter)]
     assert bpe.decode(letter_by_letter) == "The order is pending"
     assert bpe.encode("The order is pending") != letter_by_letter

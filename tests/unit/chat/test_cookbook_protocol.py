@@ -28,7 +28,7 @@ RETAIL: ToolSchema = {
     "function": {"name": "exchange_delivered_order_items", "description": "d", "parameters": {}},
 }
 OPENING = Opening(
-    policy="POLICY",
+    domain_policy="POLICY",
     messages=(Message(role="assistant", content="Hi!"), Message(role="user", content=" Help\nme ")),
     tools=(FREE,),
 )
@@ -87,7 +87,7 @@ def test_a_history_is_written_in_the_protocol() -> None:
         Message(role="assistant", content="Done."),
         Message(role="user", content="y"),
     )
-    text = BYTES.decode(CookbookCodec(BYTES).open(Opening(policy="P", messages=history, tools=())))
+    text = BYTES.decode(CookbookCodec(BYTES).open(Opening(domain_policy="P", messages=history, tools=())))
     assert "Tool result for free(a=1):\nr1<|im_end|>" in text
     assert "Tool result for free(a=2):\nr2<|im_end|>" in text
     assert '<tool_call>\n{"name": "respond", "arguments": {"content": "Done."}}\n</tool_call><|im_end|>' in text
@@ -117,7 +117,7 @@ def test_the_short_policy_takes_the_place_of_the_domains_own() -> None:
 
 
 def test_the_config_chooses_the_short_policy() -> None:
-    opening = Opening(policy="POLICY", messages=OPENING.messages, tools=(RETAIL,))
+    opening = Opening(domain_policy="POLICY", messages=OPENING.messages, tools=(RETAIL,))
     for choice, present in (("full", True), ("compressed", False)):
         codec = make_codec(ChatConfig.model_validate({"protocol": "cookbook", "tokenizer": "bytes", "policy_text": choice}))
         assert ("POLICY" in BYTES.decode(codec.open(opening))) is present

@@ -9,19 +9,8 @@ import pytest
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.data.encoding import pack
-from tau2rl.types import (
-    Episode,
-    FinishReason,
-    MalformedKind,
-    Message,
-    Opening,
-    Say,
-    Status,
-    StopReason,
-    TaskRef,
-    Turn,
-    prefix_hash,
-)
+from tau2rl.hashing import prefix_hash
+from tau2rl.types import Episode, FinishReason, MalformedKind, Message, Opening, Say, Status, StopReason, TaskRef, Turn
 
 
 def turn(
@@ -97,7 +86,7 @@ def test_a_span_that_does_not_fit_is_named(wrong: Turn, message: str) -> None:
 def test_a_played_conversation_packs_to_its_assistant_text() -> None:
     tokenizer = ByteTokenizer()
     codec = NativeCodec(tokenizer)
-    ids = codec.open(Opening(policy="P", messages=(Message(role="user", content="Hi"),), tools=()))
+    ids = codec.open(Opening(domain_policy="P", messages=(Message(role="user", content="Hi"),), tools=()))
     turns: list[Turn] = []
     for text in ("One", "Two"):
         sampled = codec.write((Say(text=text),))

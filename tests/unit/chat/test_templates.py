@@ -6,6 +6,7 @@
 - a reasoning template's `<think>` at the end of the prompt is part of the turn that follows;
 - a prompt whose policy and tools were seen before has the ids of its whole text, also where a tokenizer joins text across turns,
   where the template puts tools into the user's message, where a policy contains the end of a turn, and behind other tools;
+- a tokenizer that marks `<tool_call>` special serves as well as one that does not;
 - a checkpoint's tokenizer gives the ids that transformers gives, for any text.
 """
 
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import given, strategies as st
 from jinja2 import Environment
 
-from tau2rl.chat import make_codec
+from tau2rl.chat import fingerprint, make_codec
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.template import TemplateChat
@@ -205,7 +206,7 @@ def test_a_protocol_with_tokens_asks_for_a_tokenizer(protocol: Any) -> None:
 
 def test_the_greeting_stands_before_the_users_first_message() -> None:
     opening = Opening(
-        policy="P", messages=(Message(role="assistant", content="Hi!"), Message(role="user", content="x")), tools=TOOLS
+        domain_policy="P", messages=(Message(role="assistant", content="Hi!"), Message(role="user", content="x")), tools=TOOLS
     )
     text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(opening))
     assert text.endswith(
@@ -220,7 +221,7 @@ def test_a_history_with_calls_is_rendered_by_the_template() -> None:
         Message(role="assistant", tool_calls=(call,)),
         Message(role="tool", content="r"),
     )
-    text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(Opening(policy="P", messages=history, tools=TOOLS)))
+    text = ByteTokenizer().decode(NativeCodec(ByteTokenizer()).open(Opening(domain_policy="P", messages=history, tools=TOOLS)))
     assert (
         '<tool_call>\n{"name": "free", "arguments": {"a": 1}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nr\n'
         in text
@@ -265,3 +266,11 @@ def test_a_prompt_with_a_known_head_has_the_ids_of_its_whole_text(
 def test_a_text_has_the_ids_that_transformers_gives_it(bpe: HFTokenizer, text: str) -> None:
     theirs: list[int] = bpe._tokenizer.encode(text, add_special_tokens=False)
     assert bpe.encode(text) == theirs
+
+
+@pytest.mark.parametrize("protocol", ["native", "cookbook"])
+def test_tags_that_a_tokenizer_marks_special_are_part_of_a_turn(tmp_path: Path, protocol: str) -> None:
+    codec = make_codec(ChatConfig(protocol=protocol, tokenizer=str(save_bpe(tmp_path, special_tags=True))))
+    call = (CallTool(name="find_order", arguments={"order_id": "#W1"}),)
+    assert codec.parse(codec.write(call), TOOLS) == call
+    assert fingerprint(codec)

@@ -24,18 +24,18 @@ def test_a_transcript_reads_back_as_it_was_written(opening: Opening, rounds: lis
         written = CODEC.write(actions)
         prompt = CODEC.extend(prompt, written[:-1] if cut else written, new)
         messages += [Message.of(actions), *new]
-    assert read(prompt) == Opening(policy=opening.policy, tools=opening.tools, messages=tuple(messages))
+    assert read(prompt) == Opening(domain_policy=opening.domain_policy, tools=opening.tools, messages=tuple(messages))
 
 
 def test_it_is_one_json_object_a_line() -> None:
-    opening = Opening(policy="Be\nkind.", messages=(Message(role="user", content="a\nb"),), tools=())
+    opening = Opening(domain_policy="Be\nkind.", messages=(Message(role="user", content="a\nb"),), tools=())
     prompt = CODEC.extend(
         CODEC.open(opening),
         CODEC.write((CallTool(name="f", arguments={"x": 1}),)),
         [Message(role="tool", content="no", error=True)],
     )
     assert [json.loads(text) for text in bytes(prompt).decode().splitlines()] == [
-        {"policy": "Be\nkind.", "tools": []},
+        {"domain_policy": "Be\nkind.", "tools": []},
         {"role": "user", "content": "a\nb"},
         {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"x": 1}}]},
         {"role": "tool", "content": "no", "error": True},
@@ -43,7 +43,7 @@ def test_it_is_one_json_object_a_line() -> None:
 
 
 def test_a_malformed_turn_is_what_the_assistant_said() -> None:
-    opening = Opening(policy="P", messages=(), tools=())
+    opening = Opening(domain_policy="P", messages=(), tools=())
     prompt = CODEC.extend(CODEC.open(opening), list(b"not json"), [Message(role="user", content="again")])
     assert read(prompt).messages == (Message(role="assistant", content="not json"), Message(role="user", content="again"))
 

@@ -146,7 +146,7 @@ def test_every_ready_made_config_can_be_planned(file: Path) -> None:
     ("arguments", "words"),
     [
         (["--limit", "0"], "`tasks.limit` = 0"),
-        (["--domains", "retial"], "`tasks.domains.0`"),
+        (["--domains", "retial"], "no such domain `retial`"),
         (["--policy", "magic"], "`policy.kind`"),
         (["--set", "rollout.num_sample=3"], "did you mean `rollout.num_samples`?"),
         (["--set", "oops"], "NAME=VALUE"),

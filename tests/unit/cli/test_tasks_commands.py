@@ -80,7 +80,7 @@ def test_audit_prints_the_same_numbers_both_ways() -> None:
 def test_what_does_not_exist_exits_2(command: str, tmp_path: Path) -> None:
     extra = ["--output", str(tmp_path)] if command == "index" else []
     for arguments, words in (
-        (["--domains", "nope"], "`domains.0`"),
+        (["--domains", "nope"], "no such domain `nope`"),
         (["--domains", "mock", "--task-split", "tset"], "no such split `tset`"),
     ):
         result = runner.invoke(app, ["tasks", command, *arguments, *extra])

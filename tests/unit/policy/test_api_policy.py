@@ -38,7 +38,7 @@ TOOL: ToolSchema = {
     "function": {"name": "get_user", "parameters": {"type": "object", "properties": {"id": {}}}},
 }
 OPENING = Opening(
-    policy="# Policy",
+    domain_policy="# Policy",
     messages=(Message(role="assistant", content="Hi! How can I help?"), Message(role="user", content="Cancel it.\nNow.")),
     tools=(TOOL,),
 )

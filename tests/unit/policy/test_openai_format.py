@@ -48,7 +48,7 @@ def malformed(message: dict[str, Any]) -> MalformedKind:
 
 
 def test_the_system_prompt_is_the_native_protocols() -> None:
-    (system,) = to_openai(Opening(policy="# Policy", messages=(), tools=()))
+    (system,) = to_openai(Opening(domain_policy="# Policy", messages=(), tools=()))
     assert system == {"role": "system", "content": system_prompt("# Policy")}
 
 
@@ -62,7 +62,7 @@ def test_results_get_the_ids_of_their_calls_in_order() -> None:
         Message(role="tool", content="gone", error=True),
         Message(role="assistant", content="Done."),
     )
-    user, first, *results, second, third, done = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
+    user, first, *results, second, third, done = to_openai(Opening(domain_policy="", messages=messages, tools=()))[1:]
     assert user == {"role": "user", "content": "Hi"}
     assert first["content"] == "One moment."
     assert [call["id"] for call in first["tool_calls"]] == ["call00000", "call00001"]
@@ -84,7 +84,7 @@ def test_a_call_that_was_not_carried_out_is_text_and_takes_no_id() -> None:
         Message(role="tool", content="found"),
         Message(role="assistant", tool_calls=(rocket,)),
     )
-    wrong, repair, call, result, last = to_openai(Opening(policy="", messages=messages, tools=()))[1:]
+    wrong, repair, call, result, last = to_openai(Opening(domain_policy="", messages=messages, tools=()))[1:]
     text = '[this call was not carried out: launch_rocket with {"to": "moon"}]'
     assert wrong == {"role": "assistant", "content": f"One moment.\n{text}"}
     assert repair == {"role": "user", "content": "FORMAT ERROR"}
@@ -106,7 +106,7 @@ def test_a_call_that_was_not_carried_out_is_text_and_takes_no_id() -> None:
     )
 )
 def test_whatever_the_history_every_call_has_its_result_and_every_result_its_call(messages: list[Message]) -> None:
-    sent = to_openai(Opening(policy="", messages=tuple(messages), tools=()))
+    sent = to_openai(Opening(domain_policy="", messages=tuple(messages), tools=()))
     assert len(sent) == 1 + len(messages)
     waiting: list[str] = []
     for message in [*sent, {"role": "end"}]:
@@ -209,7 +209,7 @@ def test_what_the_provider_sent_goes_back_as_it_came_where_it_stood() -> None:
     raw = answer("Wait.", ("get_user", '{"id":"u1"}')) | {"reasoning_content": "I think.", "refusal": None, "annotations": []}
     raw["tool_calls"][0] |= {"id": "Ab3dE6gH9", "extra_content": {"google": {"thought_signature": "abc"}}}
     prompt = codec.open(
-        Opening(policy="", messages=(Message(role="assistant", content="Hi!"), Message(role="user")), tools=TOOLS)
+        Opening(domain_policy="", messages=(Message(role="assistant", content="Hi!"), Message(role="user")), tools=TOOLS)
     )
     line = line_of(raw)
     own.add("a", prompt, line, raw)
@@ -225,7 +225,7 @@ def test_what_the_provider_sent_goes_back_as_it_came_where_it_stood() -> None:
 def test_a_call_that_was_not_carried_out_does_not_go_back_as_one() -> None:
     codec, own = TranscriptCodec(), OwnMessages(sessions=2)
     raw = answer(None, ("get_user", '{"id": 5}')) | {"reasoning_content": "I think."}
-    prompt = codec.open(Opening(policy="", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
+    prompt = codec.open(Opening(domain_policy="", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
     own.add("a", prompt, line_of(raw), raw)
     after = codec.extend(prompt, line_of(raw), [Message(role="user", content="FORMAT ERROR")])
     wrong, repair = to_openai(read(after), own.of("a", after))[2:]
@@ -236,7 +236,7 @@ def test_a_call_that_was_not_carried_out_does_not_go_back_as_one() -> None:
 def test_a_call_without_an_id_gets_one() -> None:
     codec, own = TranscriptCodec(), OwnMessages(sessions=2)
     raw = answer(None, ("cancel", ""))
-    prompt = codec.open(Opening(policy="", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
+    prompt = codec.open(Opening(domain_policy="", messages=(Message(role="user", content="Hi"),), tools=TOOLS))
     own.add("a", prompt, line_of(raw), raw)
     after = codec.extend(prompt, line_of(raw), [Message(role="tool", content="ok")])
     call, result = to_openai(read(after), own.of("a", after))[2:]

@@ -1,7 +1,7 @@
 """tau2's RewardInfo -> Grade.
 
 - A real RewardInfo is read alike from either of pydantic's dumps.
-- "No checks of this kind", "not judged" and "not graded" stay three different things.
+- "No checks of this kind", "no judge ran" and "not graded" stay three different things.
 - The basis is what tau2 says.
 - Anything that is not a RewardInfo is a broken environment, not a reward of 0.
 """

@@ -55,7 +55,7 @@ def test_a_given_alpha_holds_in_every_domain():
 
 def test_overrides_leave_the_rest_of_the_preset():
     spec = spec_from(RewardConfig(preset="cookbook", normalise=True, step_penalty=0.001, tool_penalty=0.02), max_turns=30)
-    assert (spec.normalise, spec.step_penalty, spec.tool_penalty) == (True, 0.001, 0.02)
+    assert (spec.normalize, spec.step_penalty, spec.tool_penalty) == (True, 0.001, 0.02)
     assert spec.default == PRESETS["cookbook"].default
 
 

@@ -18,7 +18,7 @@ from tau2rl.reward.tiers import (
     TierTable,
     TurnCalls,
     canonical,
-    judge_turns,
+    score_calls,
     turn_rewards,
 )
 from tau2rl.types import CallTool
@@ -39,7 +39,7 @@ def gold(name, **arguments):
 
 
 def tiers(turns, reference, table=DENSE):
-    return [[j.tier for j in judged] for judged in judge_turns(turns, reference, KINDS, table)]
+    return [[call.tier for call in calls] for calls in score_calls(turns, reference, KINDS, table)]
 
 
 def test_each_tier_with_the_dense_values():
@@ -88,8 +88,8 @@ def test_the_right_tool_with_no_argument_right_is_no_match():
 
 def test_the_nearest_open_reference_call_counts():
     reference = [gold("book", user="u", flight="F1"), gold("book", user="u", flight="F2", cabin="eco")]
-    (judged,) = judge_turns([turn(call("book", user="u", flight="F2", cabin="first"))], reference, KINDS, DENSE)
-    assert judged[0].value == pytest.approx((1 + 2 / 3) / 2)
+    (calls,) = score_calls([turn(call("book", user="u", flight="F2", cabin="first"))], reference, KINDS, DENSE)
+    assert calls[0].value == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_calls_of_one_turn_are_added_or_averaged():
@@ -157,5 +157,5 @@ def test_no_policy_can_earn_more_than_1_from_the_safe_table(turns, reference):
     earned = turn_rewards(turns, reference, KINDS, REFERENCE_WRITE)
     assert len(earned) == len(turns)
     assert sum(r for r in earned) <= 1 + 1e-9
-    exact = sum(j.tier is Tier.GOLD for judged in judge_turns(turns, reference, KINDS, DENSE) for j in judged)
+    exact = sum(call.tier is Tier.GOLD for calls in score_calls(turns, reference, KINDS, DENSE) for call in calls)
     assert exact <= len(reference)

@@ -134,6 +134,7 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "user.retries": 1,
         "user.max_stalled_turns": ({"user.kind": "scripted"}, 2),
         "chat.protocol": "cookbook",
+        "chat.options": ({"chat.protocol": "my_pkg:Codec"}, {"x": 1}),
         "chat.tokenizer": "/tokenizer",
         "chat.policy_text": ({"chat.protocol": "cookbook"}, "compressed"),
         "chat.cookbook_prompt": ({"chat.protocol": "cookbook"}, "/p"),
@@ -154,6 +155,9 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "reward.step_penalty": 0.001,
         "reward.tool_penalty": 0.001,
         "reward.allow_dominated": True,
+        "reward.terms": [{"fn": "my_pkg:f", "weight": 0.1}],
+        "plugins": ["my_pkg.domain"],
+        "tracking.sinks": ["my_pkg:Sink"],
         "algo.gamma": ({"algo.estimator": "gtpo"}, 0.5),
         "algo.outcome_weight": ({"algo.estimator": "mt_gtpo"}, 0.5),
         "algo.turn_rewards": ({"algo.estimator": "gtpo"}, "dense"),
@@ -163,7 +167,14 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "algo.curriculum.decay": ({"algo.curriculum.enabled": True}, 0.5),
         "train.export_every": 50,
     },
-    "sft": {"data.files": ["/more.jsonl"], "data.max_tokens": 5000, "data.limit": 7, "train.export_every": 50},
+    "sft": {
+        "data.files": ["/more.jsonl"],
+        "data.max_tokens": 5000,
+        "data.limit": 7,
+        "train.export_every": 50,
+        "plugins": ["my_pkg"],
+        "tracking.sinks": ["my_pkg:Sink"],
+    },
 }
 REFUSED = {
     "grpo": {
@@ -238,7 +249,7 @@ def test_a_setting_of_the_trainer_changes_the_command(stage: str, name: str) -> 
 def test_any_other_setting_is_handed_over(stage: str, name: str) -> None:
     before, after = pair(stage, name, HANDED[stage][name])
     assert build_argv(after, RUN)  # accepted
-    handed = [flatten(custom_config(config, RUN)["tau2rl"]["config"])[name] for config in (before, after)]
+    handed = [flatten(custom_config(config, RUN)["tau2rl"]["config"]).get(name) for config in (before, after)]
     assert handed[0] != handed[1]
 
 

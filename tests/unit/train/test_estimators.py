@@ -21,14 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tau2rl.config import AlgoConfig
-from tau2rl.reward.advantages import (
-    TRAJECTORY_ESTIMATORS,
-    TURN_ESTIMATORS,
-    AdvantageSpec,
-    Estimator,
-    group_advantages,
-    turn_advantages,
-)
+from tau2rl.reward.advantages import TRAJECTORY_ESTIMATORS, TURN_ESTIMATORS, trajectory_advantages, turn_advantages
 from tau2rl.train.engine.generator import Generator, Request
 from tau2rl.train.trainer import ScoredTrajectory, Update
 from tau2rl.types import TrainingSample
@@ -83,7 +76,7 @@ def normal(values: Sequence[float]) -> list[float]:
     return [(v - mean) / (deviation + EPS) if deviation else 0.0 for v in values]
 
 
-def advantages_by_hand(estimator: Estimator) -> dict[tuple[int, int], list[float]]:
+def advantages_by_hand(estimator: str) -> dict[tuple[int, int], list[float]]:
     """(group, member) -> the advantage of each of its turns."""
     found: dict[tuple[int, int], list[float]] = {}
     for g, group in enumerate(GROUPS):
@@ -131,7 +124,7 @@ def weight_by_hand(spec: AlgoConfig, logps: dict[int, float], sampled: dict[int,
     ]
 
 
-def loss_by_hand(spec: AlgoConfig, estimator: Estimator, model: nn.Module) -> Tensor:
+def loss_by_hand(spec: AlgoConfig, estimator: str, model: nn.Module) -> Tensor:
     """The loss of the whole batch, conversation by conversation and token by token, in float64."""
     frozen, advantage_of = reference().double(), advantages_by_hand(estimator)
     count = sum(sum(s.loss_mask) for s in samples().values())
@@ -165,15 +158,16 @@ def loss_by_hand(spec: AlgoConfig, estimator: Estimator, model: nn.Module) -> Te
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def trajectories(estimator: Estimator) -> list[ScoredTrajectory]:
+def trajectories(estimator: str) -> list[ScoredTrajectory]:
     """What the loop would hand to the trainer."""
-    spec, found = AdvantageSpec(estimator=estimator, gamma=GAMMA, outcome_weight=WEIGHT), list[ScoredTrajectory]()
+    constants = {"estimator": estimator, "gamma": GAMMA, "outcome_weight": WEIGHT}
+    spec, found = AlgoConfig().model_copy(update=constants), list[ScoredTrajectory]()
     for g, group in enumerate(GROUPS):
         outcomes = [outcome for outcome, _ in group]
         if estimator in TURN_ESTIMATORS:
             rows = turn_advantages([rewards for _, rewards in group], outcomes, spec)
         else:
-            rows = [None if a is None else [a] for a in group_advantages(outcomes, spec)]
+            rows = [None if a is None else [a] for a in trajectory_advantages(outcomes, spec)]
         found += [
             ScoredTrajectory(sample=samples()[g, m], advantages=tuple(row)) for m, row in enumerate(rows) if row is not None
         ]
@@ -225,7 +219,7 @@ WITH_ALL = ("token-mean", "sequence ratio", "all of it")
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_advantages_are_those_of_the_formulas(estimator: Estimator) -> None:
+def test_advantages_are_those_of_the_formulas(estimator: str) -> None:
     by_hand = advantages_by_hand(estimator)
     for key, one in zip(ORDER, trajectories(estimator), strict=True):
         wide = one.advantages * len(by_hand[key]) if estimator in TRAJECTORY_ESTIMATORS else one.advantages
@@ -237,7 +231,7 @@ PAIRS = [(e, name) for e in ESTIMATORS for name in OPTIONS if e in ("grpo", "mt_
 
 
 @pytest.mark.parametrize(("estimator", "name"), PAIRS)
-def test_loss_and_gradient_are_those_of_the_formulas(estimator: Estimator, name: str) -> None:
+def test_loss_and_gradient_are_those_of_the_formulas(estimator: str, name: str) -> None:
     model = tiny_model().double()
     want = loss_by_hand(OPTIONS[name], estimator, model)
     want.backward()
@@ -267,7 +261,7 @@ def test_an_episode_with_an_advantage_of_zero_is_part_of_every_mean() -> None:
 
 @pytest.mark.parametrize("name", WITH_ALL)
 @pytest.mark.parametrize("estimator", ["grpo", "mt_gtpo"])
-def test_neither_the_cut_nor_the_order_matters(estimator: Estimator, name: str) -> None:
+def test_neither_the_cut_nor_the_order_matters(estimator: str, name: str) -> None:
     batch, spec = trajectories(estimator), OPTIONS[name]
     whole, want = update(spec, batch)
     mixed = [batch[i] for i in (4, 1, 5, 0, 3, 2)]  # groups and members
@@ -286,20 +280,20 @@ ARMS = {4: 0.0, 9: 0.3, 17: 1.0}  # token -> chance of a reward; every other tok
 PULLS, SIZE = 64, 8
 
 
-def pulled(model: nn.Module, round_: int, estimator: Estimator) -> list[ScoredTrajectory]:
+def pulled(model: nn.Module, round_: int, estimator: str) -> list[ScoredTrajectory]:
     """One batch: the first sampled token is the arm, a group is eight pulls."""
     asks = [
         Request(session=f"{i}", prompt=[2, 3], sampling=SAMPLING, seed=PULLS * round_ + i, max_tokens=1) for i in range(PULLS)
     ]
     done, coin = Generator(model, slots=PULLS).run(asks), random.Random(round_)
     paid = [float(coin.random() < ARMS.get(c.token_ids[0], 0.0)) for c in done]
-    spec, found = AdvantageSpec(estimator=estimator), list[ScoredTrajectory]()
+    spec, found = AlgoConfig(estimator=estimator), list[ScoredTrajectory]()
     for first in range(0, PULLS, SIZE):
         group = paid[first : first + SIZE]
         if estimator in TURN_ESTIMATORS:
             advantages = [row or [0.0] for row in turn_advantages([[r] for r in group], group, spec)]
         else:
-            advantages = [[a or 0.0] for a in group_advantages(group, spec)]
+            advantages = [[a or 0.0] for a in trajectory_advantages(group, spec)]
         if not any(any(row) for row in advantages):  # as the loop leaves out a group without a signal
             continue
         for completion, row in zip(done[first : first + SIZE], advantages, strict=True):
@@ -314,7 +308,7 @@ def pulled(model: nn.Module, round_: int, estimator: Estimator) -> list[ScoredTr
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_bandit_reaches_its_best_arm_by_every_estimator(estimator: Estimator) -> None:
+def test_a_bandit_reaches_its_best_arm_by_every_estimator(estimator: str) -> None:
     model = tiny_model()
     trainer = grpo_trainer(model)
     for round_ in range(30):

@@ -197,7 +197,7 @@ def test_the_native_codec_accepts_it(tokenizer: PreTrainedTokenizerFast, tmp_pat
     tools = (TOOL,)
     prompt = codec.open(
         Opening(
-            policy="Be kind.",
+            domain_policy="Be kind.",
             messages=(Message(role="assistant", content="Hi!"), Message(role="user", content="Go.")),
             tools=tools,
         )

@@ -86,7 +86,7 @@ def test_exactly_the_assistants_turns_are_learned(tokenizer: Tokenizer) -> None:
 def test_it_is_what_a_live_conversation_would_have_been(tokenizer: Tokenizer, folder: Path) -> None:
     codec = make_codec(ChatConfig(protocol="native", tokenizer=str(folder)))
     opening = (Message(role="assistant", content="Hi!"), Message(role="user", content="Two, please."))
-    prompt = codec.open(Opening(policy="Be kind.", messages=opening, tools=tuple(TOOLS)))
+    prompt = codec.open(Opening(domain_policy="Be kind.", messages=opening, tools=tuple(TOOLS)))
     turn = codec.write((CallTool(name="get", arguments={"id": "a"}), CallTool(name="get", arguments={"id": "b"})))
     prompt = codec.extend(prompt, turn, (Message(role="tool", content="1"), Message(role="tool", content="2")))
     live = [*prompt, *codec.write((Say(text="One and two."),))]

@@ -1,0 +1,72 @@
+"""The closed sets of words: how an episode ended, who is to blame, why sampling stopped, how a turn was malformed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How an episode ended, as evidence about the model."""
+
+    COMPLETED = "completed"  # tau2 ended it by its own rules and graded it
+    TRUNCATED = "truncated"  # cut off: steps, turns, tokens or time; reward 0, checks still count
+    MALFORMED = "malformed"  # the model left the chat protocol and did not come back; reward 0, checks still count
+    FAILED = "failed"  # environment or infrastructure failure: no evidence, never a number
+
+
+class Fault(StrEnum):
+    """Who is to blame when an episode did not succeed."""
+
+    AGENT = "agent"
+    USER = "user"
+    TASK = "task"
+    INFRA = "infra"
+
+
+class FinishReason(StrEnum):
+    """Why the policy stopped sampling a turn."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class StopReason(StrEnum):
+    """What ended a conversation: tau2's own words (its `TerminationReason`), then ours."""
+
+    USER_STOP = "user_stop"
+    AGENT_STOP = "agent_stop"
+    JUDGE_STOP = "judge_stop"
+    MAX_STEPS = "max_steps"
+    TIMEOUT = "timeout"
+    TOO_MANY_ERRORS = "too_many_errors"
+    AGENT_ERROR = "agent_error"
+    USER_ERROR = "user_error"
+    INFRASTRUCTURE_ERROR = "infrastructure_error"
+    UNEXPECTED_ERROR = "unexpected_error"
+
+    TURNS = "turns"  # `limits.max_turns`
+    CONTEXT = "context"  # `limits.context_tokens`, or the context of the model behind an API
+    LENGTH = "length"  # a turn reached its token limit
+    DEADLINE = "deadline"  # `limits.episode_timeout_seconds`
+    MALFORMED = "malformed"  # too many malformed turns in a row
+    FAILED = "failed"  # an infrastructure failure
+
+
+class MalformedKind(StrEnum):
+    """The named ways in which a sampled turn fails to be one."""
+
+    EMPTY = "empty"
+    NO_CLOSE_TAG = "no_close_tag"
+    NO_OPEN_TAG = "no_open_tag"
+    TWO_CALLS = "two_calls"
+    TEXT_OUTSIDE = "text_outside"
+    NO_CALL = "no_call"
+    BAD_JSON = "bad_json"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_NAME = "missing_name"
+    ARGUMENTS_NOT_AN_OBJECT = "arguments_not_an_object"
+    UNKNOWN_TOOL = "unknown_tool"
+    WRONG_ARGUMENTS = "wrong_arguments"
+    NO_CONTENT = "no_content"
+    TOO_LONG = "too_long"
+    TOO_DEEP = "too_deep"
