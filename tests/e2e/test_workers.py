@@ -248,7 +248,7 @@ def test_too_few_cores_and_a_player_that_cannot_open_are_told(nodes: Nodes, tmp_
 
     @asynccontextmanager
     async def broken() -> AsyncGenerator[PlayAttempt]:
-        from tau2rl.errors import RunIncomplete, UserError
+        from tau2rl.errors import UserError
 
         raise UserError("no SGLang server answers", hint="start one")
         yield  # pragma: no cover
