@@ -91,7 +91,12 @@ def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -
 
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype), local_files_only=True)
+    given = {"dtype": getattr(torch, dtype), "local_files_only": True, "trust_remote_code": False}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), **given)
+    except ValueError as error:  # an unknown kind of model, or one that comes as code
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"cannot load `{folder}`: {reason}", hint="code that a checkpoint brings along is never run") from None
     _check_logits(model.config, folder)
     return cast("PreTrainedModel", cast(nn.Module, model).to(device))
 
