@@ -83,7 +83,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def _run(config: PipelineConfig, *, as_json: bool) -> int:
-    from tau2rl.launch.chain import run_chain
+    from tau2rl.launch.submit import run_chain
 
     code = run_chain(config, watch=console.Follower, say=console.say)
     file = run_path(config) / "report.json"

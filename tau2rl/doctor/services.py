@@ -17,6 +17,7 @@ KEY_OF_PROVIDER = {
     "azure": "AZURE_API_KEY",
     "openrouter": "OPENROUTER_API_KEY",
 }
+API_KEYS = ("_API_KEY", "HF_TOKEN")  # how names of the keys end that are listed
 PROVIDER_OF_FAMILY = {"claude": "anthropic", "gemini": "gemini"}  # of names without a prefix
 
 
@@ -36,9 +37,9 @@ def check_cluster(address: str | None) -> Check:
 
 
 def check_keys() -> Check:
-    """Which of the usual keys are set: names, never values."""
+    """Which API keys are set: names, never values."""
     try:
-        present = [name for name, there in settings.present_keys().items() if there]
+        present = sorted(name for name in settings.credentials() if name.endswith(API_KEYS))
     except UserError as error:
         return Check(name="keys", state="missing", detail=error.message, hint=error.hint)
     detail = f"set: {', '.join(present)}" if present else "none set"
