@@ -153,8 +153,9 @@ def test_a_server_of_something_else_is_no_policy_server() -> None:
 def test_a_server_that_never_comes_to_the_point_is_left(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PROBE_SECONDS", 0.3)
     with SGLangStub(mode=mode) as server:
-        assert probe.answers(f"{server.url}/generate") is None
-        assert [request.path for request in server.requests] == ["/generate"]  # it had been heard, and was waited for
+        server.main_paths = ("/health",)  # the path that misbehaves
+        assert probe.answers(f"{server.url}/health") is None
+        assert [request.path for request in server.requests] == ["/health"]  # it had been heard, and was waited for
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1/x", "http://127.0.0.1:99999"])
