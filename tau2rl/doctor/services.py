@@ -1,4 +1,4 @@
-"""Who answers: the cluster, the policy's server, the simulated user's; and which keys are set, by name only."""
+"""Who answers: the cluster, the policy's server, the user simulator's; and which keys are set, by name only."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_keys() -> Check:
 
 
 def check_user(user: UserConfig) -> Check:
-    """Whether the simulated user can speak: its server answers, or its API key is there."""
+    """Whether the user simulator can speak: its server answers, or its API key is there."""
     name = "user simulator"
     if user.kind == "scripted":
         return Check(name=name, state="ok", detail="scripted: needs no model")

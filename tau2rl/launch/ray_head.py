@@ -23,8 +23,11 @@ from tau2rl.launch import supervisor
 START_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 30.0
 OBJECT_STORE_BYTES = 256 * 1024 * 1024  # paths and scores pass through it, not tensors; memory is taken as it fills
-_PORT_TAKEN = "already occupied"
 _HINT = "`--inline` runs in this process without Ray; `--address` uses a cluster that is running"
+
+
+class _Ended(UserError):
+    """A head that ended by itself before it answered."""
 
 
 class LocalHead:
@@ -34,13 +37,12 @@ class LocalHead:
     only the environment of our own processes holds (a Ray that does not know tokens yet ignores it).
     """
 
-    def __init__(self, *, num_cpus: int | None = None, num_gpus: int | None = None, training: bool = False) -> None:
+    def __init__(self, *, num_cpus: int | None = None, training: bool = False) -> None:
         """Default: what Ray finds on this machine. `training`: for jobs with actors of their own, as slime's are.
 
         Batches pass through its object store, so it is as large as Ray makes it, and the words of actors reach their driver.
         """
         self._num_cpus = num_cpus
-        self._num_gpus = num_gpus
         self._training = training
         self._supervisor: subprocess.Popen[bytes] | None = None
         self.address = ""
@@ -48,18 +50,15 @@ class LocalHead:
 
     def __enter__(self) -> LocalHead:
         settings.loopback_without_proxy()
-        for last in (False, False, True):  # a port that was free when we asked may be taken when Ray binds it
+        with contextlib.ExitStack() as unless_it_stands:
+            unless_it_stands.callback(self.stop)
             try:
                 self._start()
-                return self
-            except UserError as error:
+            except _Ended:  # a port that was free when we asked may be taken when Ray binds it
                 self.stop()
-                if last or _PORT_TAKEN not in error.message:
-                    raise
-            except BaseException:
-                self.stop()
-                raise
-        raise AssertionError("unreachable")
+                self._start()
+            unless_it_stands.pop_all()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
@@ -125,7 +124,6 @@ class LocalHead:
             # A job's own output reaches us through the job server; that of its actors only through the monitor.
             "include-log-monitor": "true" if self._training else "false",
             "num-cpus": self._num_cpus,
-            "num-gpus": self._num_gpus,
         }
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
         # ray.scripts.scripts is what the `ray` command calls; as a module it needs no `ray` on PATH.
@@ -140,7 +138,7 @@ class LocalHead:
             if self._supervisor.poll() is not None:
                 assert self._supervisor.stdout is not None
                 words = self._supervisor.stdout.read().decode(errors="replace").strip()
-                raise UserError(f"the local Ray head did not start\n{words[-2000:]}", hint=_HINT)
+                raise _Ended(f"the local Ray head did not start\n{words[-2000:]}", hint=_HINT)
             if time.monotonic() > deadline:
                 raise UserError(f"the local Ray head did not answer within {START_TIMEOUT_SECONDS:.0f} seconds", hint=_HINT)
             time.sleep(0.1)
@@ -152,6 +150,7 @@ def _environment(token: str, metrics_port: int) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # a head that may not report reports that it may not
         "RAY_prestart_worker_first_driver": "0",  # the job needs a worker with an environment of its own
         "DASHBOARD_METRIC_PORT": str(metrics_port),
     }

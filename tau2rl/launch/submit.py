@@ -1,4 +1,4 @@
-"""From a config to an exit code: make the run folder, then carry the run out here or as a Ray job; a pipeline is many of these."""
+"""From a config to an exit code: make the run folder, carry the run out here or as a Ray job; a pipeline is many of these."""
 
 from __future__ import annotations
 

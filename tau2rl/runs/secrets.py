@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import html
 import json
-import os
 import re
 import string
 from collections.abc import Iterable, Mapping
@@ -113,10 +112,12 @@ def _spellings(value: str) -> set[str]:
 
 def _replace(text: str, spelling: str, name: str) -> str:
     """The text with `name` for the spelling, also where it breaks off behind HEAD_LENGTH characters."""
-    at = 0
-    while (at := text.find(spelling[:HEAD_LENGTH], at)) >= 0:
-        there = os.path.commonprefix([spelling, text[at : at + len(spelling)]])
-        text = f"{text[:at]}{name}{text[at + len(there) :]}"
+    at, head = 0, spelling[:HEAD_LENGTH]
+    while (at := text.find(head, at)) >= 0:
+        end = at + len(head)
+        while end < min(len(text), at + len(spelling)) and text[end] == spelling[end - at]:
+            end += 1
+        text = f"{text[:at]}{name}{text[end:]}"
         at += len(name)
     return text
 

@@ -1,6 +1,6 @@
 """Two starts of the command line for the same run; pinned:
 
-- one of them has the run from the first moment to its end, and the other is refused with who has it, before its job began and after
+- one of them has the run from the first moment to its end, and the other one is told who has it, also before the job began
 - the result that a command shows is its own
 - who was killed holds no name
 """

@@ -1,6 +1,6 @@
 """A chat API that refuses everything and quotes the request's headers, as debugging gateways do: in every spelling of a key.
 
-    with EchoStub(status=500) as server: ...   # {"error": {"message": "Authorization: Bearer sk-...; ..."}}
+with EchoStub(status=500) as server: ...   # answers {"error": {"message": "no: ...; Bearer sk-..."}}
 """
 
 from __future__ import annotations
@@ -38,4 +38,5 @@ class EchoStub(StubServer):
             json.dumps({"authorization": header}),
             header,
         ]
-        return Response(status=self.status, payload={"error": {"message": f"no: {'; '.join(spellings)}", "type": "x", "code": "x"}})
+        error = {"message": f"no: {'; '.join(spellings)}", "type": "x", "code": "x"}
+        return Response(status=self.status, payload={"error": error})

@@ -1,6 +1,6 @@
 """What is kept out of everything that is written; pinned here:
 
-- the value of every variable that is named like a credential, from the environment or the secrets file, and of those named by hand
+- the value of every variable that is named like a credential, in the environment or the secrets file, and of those named by hand
 - in every spelling in which a server may quote it: raw, JSON, JSON in JSON, URL, HTML, base64 with anything around it, cut off
 - placeholders, words, numbers and paths are no secrets, and text without secrets stays as it is
 - a config that holds one is refused
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -58,7 +59,7 @@ SPELLINGS = {
     "json, not ascii": json.dumps(KEY, ensure_ascii=False),
     "repr": repr({"authorization": KEY}),
     "url": quote(KEY, safe=""),
-    "url in lower case": quote(KEY, safe="").replace("%2B", "%2b").replace("%2F", "%2f").replace("%3D", "%3d").replace("%C3%BC", "%c3%bc"),
+    "url in lower case": re.sub("%..", lambda match: match[0].lower(), quote(KEY, safe="")),
     "form": quote_plus(f"key={KEY}"),
     "html": html.escape(f"<b>{KEY}</b>"),
     "base64": base64.b64encode(KEY.encode()).decode(),
