@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,16 +17,11 @@ from tau2rl.errors import UserError
 SECRETS_FILE = "TAU2RL_SECRETS_FILE"  # a file of NAME=VALUE lines that only its owner can read
 OUTPUT_ROOT = "TAU2RL_OUTPUTS"
 NEW_OBJECTS = 50_000  # of Python's own 700, before it looks for garbage among the youngest
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NO_KEY = "none"  # what a server of one's own is given: litellm insists on a key
-KNOWN_KEYS = (
-    "OPENAI_API_KEY",
-    "ANTHROPIC_API_KEY",
-    "GEMINI_API_KEY",
-    "AZURE_API_KEY",
-    "OPENROUTER_API_KEY",
-    "WANDB_API_KEY",
-    "HF_TOKEN",
-)
+# Names of variables that hold a credential: litellm alone reads a hundred of them, and a server of one's own has others.
+# The endings are those of AWS_ACCESS_KEY_ID, AWS_BEARER_TOKEN_BEDROCK, OPENAI_API_KEY_2 and CIRCLE_OIDC_TOKEN_V2.
+CREDENTIAL = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_ID|_BEDROCK|_?V?\d+)?$", re.IGNORECASE)
 
 
 def secret(name: str) -> str | None:
@@ -33,10 +29,13 @@ def secret(name: str) -> str | None:
     return os.environ.get(name) or _secrets_file().get(name)
 
 
-def present_keys() -> dict[str, bool]:
-    """Which of the usual keys are set; never their values."""
-    in_file = _secrets_file()
-    return {name: bool(os.environ.get(name) or in_file.get(name)) for name in KNOWN_KEYS}
+def credentials(names: Iterable[str] = ()) -> dict[str, str]:
+    """Every credential that a process of ours could send: what is set under a name like one, and under `names`.
+
+    From the environment, else from the secrets file. Raises UserError on an open file.
+    """
+    present = {**_secrets_file(), **{name: value for name, value in os.environ.items() if value}}
+    return {name: value for name, value in present.items() if value and (CREDENTIAL.search(name) or name in set(names))}
 
 
 def load_secrets() -> None:
@@ -76,6 +75,14 @@ def python_path() -> list[str]:
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a process that we start."""
     return {**os.environ, **(extra or {})}
+
+
+def loopback_without_proxy() -> None:
+    """A proxy for the internet is not asked for servers of this machine, by any library of this process or one below it."""
+    names = ("no_proxy", "NO_PROXY")  # libraries look at one of the two, so each says what both say
+    present = [host.strip() for name in names for host in os.environ.get(name, "").split(",") if host.strip()]
+    if "*" not in present:  # which is understood only when it stands alone
+        os.environ.update(dict.fromkeys(names, ",".join(dict.fromkeys([*present, *LOOPBACK]))))
 
 
 def quiet_libraries() -> None:

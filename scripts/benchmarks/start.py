@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tau2rl.launch import processes
+from tau2rl.launch import supervisor
 from tau2rl.settings import child_environment
 
 ROOT = Path(__file__).parents[2]
@@ -101,14 +101,8 @@ def bare_job(folder: Path) -> None:
         python(*RAY, "start", "--head", *(f"--{name}={value}" for name, value in options.items()), **PRIVATE)
         python(*RAY, "job", "submit", "--address", address, "--", sys.executable, "-c", "pass", **PRIVATE)
     finally:
-        left = processes.end(below_us, grace_seconds=0.0)
+        left = supervisor.kill_below(os.getpid())  # what a head leaves behind comes to us, and is ours to end
     assert not left, f"still there: {left}"
-
-
-def below_us() -> list[int]:
-    """What a head leaves behind comes to us, and is ours to end."""
-    processes.reap()
-    return processes.descendants(os.getpid())
 
 
 def stage(folder: Path, *words: str) -> None:
@@ -164,7 +158,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=3, help="rounds of the second; 0: not that one")
     a = parser.parse_args()
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", file=sys.stderr)
-    processes.adopt_orphans()
+    supervisor.adopt_orphans()
     print(table(command_rows(a.rounds)))
     if a.jobs:
         print("\n" + table(stage_rows(a.jobs)))

@@ -72,7 +72,7 @@ class HFTokenizer:
                 "a checkpoint's tokenizer needs `transformers`", hint="pip install -e '.[tokenizers]' in the clone of tau2rl"
             ) from None
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(

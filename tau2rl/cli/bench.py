@@ -20,7 +20,7 @@ from tau2rl import console, settings
 from tau2rl.cli.options import OUTPUT, Json
 from tau2rl.cli.printing import shown
 from tau2rl.errors import UserError
-from tau2rl.launch import processes
+from tau2rl.launch.supervisor import kill_below
 from tau2rl.runs.files import write_json
 from tau2rl.runs.provenance import digest, library_versions, source_revision
 from tau2rl.settings import available_cores
@@ -136,7 +136,7 @@ def _carry_out(command: Sequence[str], limit_seconds: float) -> tuple[int, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    processes.end(lambda: processes.descendants(process.pid), grace_seconds=1.0)
+    kill_below(process.pid)
     process.kill()
     process.wait()
 

@@ -53,8 +53,7 @@ def run(asked: Asked[StageConfig]) -> None:
 
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
-    from tau2rl.launch.chain import run_chain
-    from tau2rl.launch.submit import job_argv
+    from tau2rl.launch.submit import job_argv, run_chain
     from tau2rl.recipes.pipeline import plan, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tau2rl.config import PolicyConfig, UserConfig, build
-from tau2rl.doctor import machine, machine as software, services
+from tau2rl.doctor import machine, services
 from tau2rl.doctor.check import Check
 
 USES = ("laptop", "eval", "train")  # no GPU and no key; a served model and an API user; slime on a cluster
@@ -23,21 +23,21 @@ def examine(
     training = use == "train"
     user = user or build(UserConfig, {"kind": "scripted" if use == "laptop" else "llm"})
     policy = policy or build(PolicyConfig, {"kind": "sglang" if use == "eval" else "gold"})
-    yield software.check_python()
-    yield software.check_tau2()
-    yield software.check_tau2_data()
-    yield software.check_ray()
-    yield software.check_job_server()
+    yield machine.check_python()
+    yield machine.check_tau2()
+    yield machine.check_tau2_data()
+    yield machine.check_ray()
+    yield machine.check_job_server()
     yield services.check_cluster(address)
-    yield software.check_module(
+    yield machine.check_module(
         "transformers", needed=policy.kind == "sglang" or training, hint="pip install -e '.[tokenizers]' in the clone of tau2rl"
     )
-    yield software.check_module(
+    yield machine.check_module(
         "torch", needed=training, hint="pip install torch (https://pytorch.org says which build fits your GPU)"
     )
     yield machine.check_gpu(needed=training)
     for name in ("slime", "sglang", "megatron"):
-        yield software.check_module(name, needed=training, hint="it comes with the `slimerl/slime` container")
+        yield machine.check_module(name, needed=training, hint="it comes with the `slimerl/slime` container")
     yield services.check_keys()
     yield services.check_user(user)
     yield services.check_policy(policy)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
+
+from tau2rl.settings import LOOPBACK
 
 State = Literal["ok", "missing", "optional"]
 
@@ -35,33 +38,31 @@ def importable(name: str) -> bool:
 PROBE_SECONDS = 2.0
 
 
-def answers(url: str) -> int | None:
-    """The HTTP status of a GET; None when nobody speaks HTTP there in time."""
-    import httpx
+def answers(url: str, *, headers: Mapping[str, str] | None = None, seconds: float | None = None) -> int | None:
+    """The HTTP status of a GET; None when nobody speaks HTTP there within `seconds`, by default PROBE_SECONDS."""
+    import aiohttp
 
     async def ask() -> int:
-        loopback = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+        # In all: aiohttp's own timeouts count from byte to byte where they are not `total`, and a server that drips goes on.
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS if seconds is None else seconds)
         # A proxy for the internet must not answer for a server of this machine.
-        async with httpx.AsyncClient(trust_env=not loopback) as client, client.stream("GET", url) as reply:
-            return reply.status_code
-
-    async def ask_in_time() -> int:
-        # Not httpx's own timeouts: they count from byte to byte, and a server that drips never uses them up.
-        async with asyncio.timeout(PROBE_SECONDS):
-            return await ask()
+        async with aiohttp.ClientSession(trust_env=urlsplit(url).hostname not in LOOPBACK, timeout=timeout) as session:
+            async with session.get(url, headers=headers) as reply:
+                return reply.status
 
     try:
-        _ = urlsplit(url).port  # an impossible one would come out of the event loop as a group of exceptions
-        return asyncio.run(ask_in_time())
-    except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, ValueError):
+        _ = urlsplit(url).port  # an impossible one is a ValueError here, and something else in each library
+        return asyncio.run(ask())
+    except (TimeoutError, aiohttp.ClientError, ValueError):
         return None
 
 
-def connects(address: str, *, default_port: int) -> bool:
+def connects(address: str, *, default_port: int, seconds: float | None = None) -> bool:
     """Whether somebody accepts TCP connections at `HOST:PORT` or `SCHEME://HOST:PORT`."""
     parts = urlsplit(address if "://" in address else f"//{address}")
+    patience = PROBE_SECONDS if seconds is None else seconds
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or default_port), timeout=PROBE_SECONDS):
+        with socket.create_connection((parts.hostname or "", parts.port or default_port), timeout=patience):
             return True
     except (OSError, ValueError):  # ValueError: a port that is no number, or too large
         return False

@@ -1,4 +1,4 @@
-"""What is installed: looks at distributions and files, imports nothing heavy."""
+"""What this machine has: GPUs, memory, disk and ports, and what is installed on it. Imports nothing heavy to find out."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ from tau2rl.errors import UserError
 GIB = 1024**3
 SHARED_MEMORY_GIB = 1  # below it Ray keeps its object store on disk
 PORTS = {8265: "Ray's job server", 30000: "SGLang"}
+# What Ray's job server imports (ray/dashboard/optional_deps.py); plain `pip install ray` leaves these out.
+JOB_SERVER_MODULES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry", "prometheus_client")
+# What tau2 reads of a domain (tau2/domains/*/utils.py, environment.py).
+_FILES = ("db.json", "policy.md", "tasks.json", "split_tasks.json")
+DOMAIN_FILES: dict[str, tuple[str, ...]] = {
+    "telecom": ("db.toml", "user_db.toml", "main_policy.md", "tech_support_manual.md", "tasks.json", "split_tasks.json")
+}
+NAMED = 4  # missing files that are named
+DISTRIBUTIONS = {"megatron": "megatron-core"}  # where it is not the module's own name
 
 
 def check_gpu(*, needed: bool) -> Check:
@@ -138,21 +147,10 @@ def _available_memory() -> int | None:
     return None
 
 
-# What Ray's job server imports (ray/dashboard/optional_deps.py); plain `pip install ray` leaves these out.
-JOB_SERVER_MODULES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry", "prometheus_client")
-# What tau2 reads of a domain (tau2/domains/*/utils.py, environment.py).
-_FILES = ("db.json", "policy.md", "tasks.json", "split_tasks.json")
-DOMAIN_FILES: dict[str, tuple[str, ...]] = {
-    "telecom": ("db.toml", "user_db.toml", "main_policy.md", "tech_support_manual.md", "tasks.json", "split_tasks.json")
-}
-NAMED = 4  # missing files that are named
-DISTRIBUTIONS = {"megatron": "megatron-core"}  # where it is not the module's own name
-
-
 def check_python() -> Check:
     """The interpreter's version."""
     detail = f"{platform.python_version()} at {sys.executable}"
-    return need("python", sys.version_info >= (3, 10), detail, "tau2rl needs Python 3.10 or newer")
+    return need("python", sys.version_info >= (3, 11), detail, "tau2rl needs Python 3.11 or newer")
 
 
 def check_tau2() -> Check:

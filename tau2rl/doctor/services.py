@@ -1,4 +1,4 @@
-"""Who answers: the cluster, the policy's server, the simulated user's; and which keys are set, by name only."""
+"""Who answers: the cluster, the policy's server, the user simulator's; and which keys are set, by name only."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ KEY_OF_PROVIDER = {
     "azure": "AZURE_API_KEY",
     "openrouter": "OPENROUTER_API_KEY",
 }
+API_KEYS = ("_API_KEY", "HF_TOKEN")  # how names of the keys end that are listed
 PROVIDER_OF_FAMILY = {"claude": "anthropic", "gemini": "gemini"}  # of names without a prefix
 
 
@@ -36,9 +37,9 @@ def check_cluster(address: str | None) -> Check:
 
 
 def check_keys() -> Check:
-    """Which of the usual keys are set: names, never values."""
+    """Which API keys are set: names, never values."""
     try:
-        present = [name for name, there in settings.present_keys().items() if there]
+        present = sorted(name for name in settings.credentials() if name.endswith(API_KEYS))
     except UserError as error:
         return Check(name="keys", state="missing", detail=error.message, hint=error.hint)
     detail = f"set: {', '.join(present)}" if present else "none set"
@@ -51,7 +52,7 @@ def check_keys() -> Check:
 
 
 def check_user(user: UserConfig) -> Check:
-    """Whether the simulated user can speak: its server answers, or its API key is there."""
+    """Whether the user simulator can speak: its server answers, or its API key is there."""
     name = "user simulator"
     if user.kind == "scripted":
         return Check(name=name, state="ok", detail="scripted: needs no model")

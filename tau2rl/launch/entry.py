@@ -10,17 +10,19 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from tau2rl import plugins, settings
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.progress import JsonProgress, Progress
@@ -30,46 +32,55 @@ if TYPE_CHECKING:
     from tau2rl.runs.folder import Result
 
 
+EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Inside, the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread; the second exits with 130."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    received: list[int] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(EXIT_INTERRUPTED)
+        raise KeyboardInterrupt
+
+    wanted = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    heard = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]  # nohup means what it says
+    before = {number: signal.signal(number, on_signal) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_RECIPES: dict[type[StageConfig], str] = {
+    EvalConfig: "eval",
+    SeedConfig: "seed",
+    RftConfig: "rft",
+    SftConfig: "sft",
+    GrpoConfig: "grpo",
+}
+
+
 def run_stage(folder: RunFolder, progress: Progress) -> Result:
     """Run the stage of the folder's config to its end, and keep what it took. Raises what the stage raises."""
+    config = folder.config
+    if type(config) not in _RECIPES:
+        raise UserError(f"stage `{stage_of(config)}` cannot be run")
+    on_slime = isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime"
+    name = "tau2rl.slime.backend" if on_slime else f"tau2rl.recipes.{_RECIPES[type(config)]}"
     began, cpu = time.monotonic(), time.process_time()
     try:
-        return _run(folder, progress)
+        return importlib.import_module(name).run(config, folder, progress)
     finally:
         write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
 
-
-def _run(folder: RunFolder, progress: Progress) -> Result:
-    match folder.config:
-        case EvalConfig() as config:
-            from tau2rl.recipes import eval as stage
-
-            return stage.run(config, folder, progress)
-        case SeedConfig() as config:
-            from tau2rl.recipes import seed as stage
-
-            return stage.run(config, folder, progress)
-        case RftConfig() as config:
-            from tau2rl.recipes import rft as stage
-
-            return stage.run(config, folder, progress)
-        case SftConfig(backend="slime") | GrpoConfig(backend="slime") as config:
-            from tau2rl.slime import backend as stage
-
-            return stage.run(config, folder, progress)
-        case SftConfig() as config:
-            from tau2rl.recipes import sft as stage
-
-            return stage.run(config, folder, progress)
-        case GrpoConfig() as config:
-            from tau2rl.recipes import grpo as stage
-
-            return stage.run(config, folder, progress)
-        case other:
-            raise UserError(f"stage `{stage_of(other)}` cannot be run")
-
-
-EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST = 0, 1, 2
 
 _log = logging.getLogger("tau2rl.launch")  # as a job this module is `__main__`
 
@@ -98,18 +109,24 @@ def main(arguments: list[str]) -> int:
 def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
     """Carry out the run in a folder, in this process; the exit code. Raises UserError.
 
-    Any other failure of the stage goes to the log with its traceback, and to `say` in one line.
+    Any other failure of the stage goes to the log with its traceback, and to `say` in one line. No secret is in what is said.
     """
     settings.load_secrets()
     settings.quiet_libraries()
-    with RunFolder.open(path) as folder, _logging(folder):
-        stage, started = stage_of(folder.config), time.monotonic()
-        _log.info("%s %s begins, start %d, pid %d", stage, folder.path, folder.attempt, os.getpid())
-        if folder.torn_bytes:
-            _log.warning("cut %d bytes of a torn line", folder.torn_bytes)
-        code = _carry_out(folder, progress, say)
-        _log.info("%s %s ends with code %d after %.1f s", stage, folder.path, code, time.monotonic() - started)
-        return code
+    settings.loopback_without_proxy()
+    with RunFolder.open(path) as folder:
+        redactor = Redactor(key_variables(dump(folder.config)))
+        with _logging(folder, redactor):
+            stage, started = stage_of(folder.config), time.monotonic()
+            _log.info("%s %s begins, start %d, pid %d", stage, folder.path, folder.attempt, os.getpid())
+            if folder.torn_bytes:
+                _log.warning("cut %d bytes of a torn line", folder.torn_bytes)
+            try:
+                code = _carry_out(folder, progress, lambda text: say(redactor.text(text)))
+            except UserError as error:
+                raise redactor.error(error) from None
+            _log.info("%s %s ends with code %d after %.1f s", stage, folder.path, code, time.monotonic() - started)
+            return code
 
 
 def load_plugins(config: StageConfig) -> None:
@@ -138,20 +155,16 @@ def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]
     except Exception as error:  # noqa: BLE001 - the end of the job: a bug is told in one line, and in full in the log
         _log.exception("the run failed")
         first = next(iter(str(error).splitlines()), "")
-        say(
-            Redactor(key_variables(dump(folder.config))).text(
-                f"error: {type(error).__name__}: {first}\n\nhint: see {folder.job_log}"
-            )
-        )
+        say(f"error: {type(error).__name__}: {first}\n\nhint: see {folder.job_log}")
         return EXIT_INCOMPLETE
     return EXIT_DONE if result.complete else EXIT_INCOMPLETE
 
 
 @contextmanager
-def _logging(folder: RunFolder) -> Generator[None]:
+def _logging(folder: RunFolder, redactor: Redactor) -> Generator[None]:
     """Our messages and other libraries' warnings go to the log of this start."""
     handler = logging.FileHandler(folder.job_log, encoding="utf-8")
-    handler.setFormatter(_Formatter(Redactor(key_variables(dump(folder.config)))))
+    handler.setFormatter(_Formatter(redactor))
     ours, level = logging.getLogger("tau2rl"), logging.getLogger("tau2rl").level
     ours.setLevel(logging.INFO)
     logging.getLogger().addHandler(handler)

@@ -8,29 +8,30 @@ import importlib.util
 import logging
 import queue
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
-
+from tau2rl.doctor.check import answers, connects
 from tau2rl.errors import UserError
-from tau2rl.launch.processes import EXIT_INTERRUPTED
+from tau2rl.launch.entry import EXIT_INTERRUPTED
 from tau2rl.runs.progress import Progress, parse
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+T = TypeVar("T")
+OnLine = Callable[[str], None]
+
 CONNECT_SECONDS = 5.0
 POLL_SECONDS = 0.5
-LOST_SECONDS = 120.0  # without a word from the job server, the job counts as lost
+LOST_SECONDS = 120.0  # without a word from a cluster's job server, the job counts as lost
+OWN_HEAD_LOST_SECONDS = 40.0  # from one on this machine
 STOP_SECONDS = 30  # between SIGTERM and SIGKILL: episodes in flight are closed, records are written
-
-OnLine = Callable[[str], None]
+_ADDRESS_HINT = "`--address http://HOST:8265` is the cluster's dashboard; without it a local head is started for the run"
 
 
 def require_ray() -> None:
@@ -41,10 +42,17 @@ def require_ray() -> None:
         )
 
 
-def connect(address: str, headers: dict[str, str] | None = None) -> JobSubmissionClient:
-    """A client of the job server at `http://HOST:8265`, or of the cluster at `HOST:PORT`, `ray://HOST:PORT` or `auto`.
+def connect(
+    address: str,
+    headers: dict[str, str] | None = None,
+    *,
+    lost_seconds: float = LOST_SECONDS,
+    alive: Callable[[], bool] = lambda: True,
+) -> JobServer:
+    """The job server at `http://HOST:8265`, or of the cluster at `HOST:PORT`, `ray://HOST:PORT` or `auto`.
 
-    Raises UserError within seconds when nobody answers there.
+    `lost_seconds`, `alive`: after how long a silence, and by whose word, the cluster counts as gone. Raises UserError within
+    seconds when nobody answers there.
     """
     _reach(address, headers or {})
     from ray.exceptions import RayError
@@ -60,39 +68,142 @@ def connect(address: str, headers: dict[str, str] | None = None) -> JobSubmissio
             f"Ray would use `{client.get_address()}` instead of `{address}`: its own environment variables win",
             hint="unset RAY_ADDRESS and RAY_API_SERVER_ADDRESS",
         )
-    return client
+    return JobServer(client, lost_seconds, alive)
 
 
-def submit_command(client: JobSubmissionClient, command: str, *, label: str) -> str:
-    """Submit a shell command; the id of the job. Raises UserError."""
-    job = f"tau2rl-{label}-{secrets.token_hex(4)}"
-    # Nothing but this in the environment of the job: the dashboard shows it to everybody.
-    environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
-    try:
-        return client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"the cluster at `{client.get_address()}` did not take the job: {error}", hint=_ADDRESS_HINT) from None
+def _reach(address: str, headers: dict[str, str]) -> None:
+    """Raise UserError when nobody listens there: Ray's own client would try for a minute, or forever."""
+    if address.startswith(("http://", "https://")):
+        status = answers(f"{address.rstrip('/')}/api/version", headers=headers, seconds=CONNECT_SECONDS)
+        if status == HTTPStatus.NOT_FOUND:
+            raise UserError(f"what answers at `{address}` is not Ray's job server", hint=_ADDRESS_HINT)
+        there = status is not None
+    else:
+        there = address == "auto" or connects(address, default_port=6379, seconds=CONNECT_SECONDS)
+    if not there:
+        raise UserError(f"no Ray cluster answers at `{address}`", hint=_ADDRESS_HINT)
 
 
-def follow(
-    client: JobSubmissionClient, job: str, *, on_line: OnLine, on_progress: Progress, alive: Callable[[], bool] = lambda: True
-) -> int:
-    """Pass on what the job says until it has ended; its exit code, 1 when it has none. Ctrl-C stops the job: 130.
+def new_id(label: str) -> str:
+    """A name for a job that no other job has."""
+    return f"tau2rl-{label}-{secrets.token_hex(4)}"
 
-    `alive`: whether the cluster still stands, where the caller can know.
-    """
-    lines = _Lines(on_line, on_progress)
-    try:
-        details = _until_end(client, job, lines, alive)
-    except KeyboardInterrupt:
-        with contextlib.suppress(RuntimeError, OSError):  # it ended by itself, or its server is gone
-            client.stop_job(job)
-        _until_end(client, job, lines, alive, seconds=STOP_SECONDS + 10)
-        return EXIT_INTERRUPTED
-    if details is None:
-        on_line(f"error: lost the Ray cluster at `{client.get_address()}`, and job `{job}` with it")
-        return 1
-    return _exit_code(details, on_line)
+
+@dataclass(frozen=True, slots=True)
+class JobServer:
+    """Ray's job server. Its client has no timeouts, so it is only called in threads that are left behind when they hang."""
+
+    client: JobSubmissionClient
+    lost_seconds: float
+    alive: Callable[[], bool]
+
+    @property
+    def address(self) -> str:
+        """`http://HOST:8265`."""
+        return self.client.get_address()
+
+    def submit(self, command: str, job: str) -> None:
+        """Submit a shell command as a job of this name. Raises UserError."""
+        # Nothing but this in the environment of the job: the dashboard shows it to everybody.
+        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        try:
+            self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"the cluster at `{self.address}` did not take the job: {error}", hint=_ADDRESS_HINT) from None
+
+    def follow(self, job: str, *, on_line: OnLine, on_progress: Progress) -> int:
+        """Pass on what the job says until it has ended; its exit code, 1 when it has none. Ctrl-C stops the job: 130."""
+        lines = _Lines(on_line, on_progress)
+        try:
+            details = self._until_end(job, lines)
+        except KeyboardInterrupt:
+            with contextlib.suppress(RuntimeError, OSError):  # it ended by itself, or its server is gone
+                self._ask(lambda: self.client.stop_job(job), CONNECT_SECONDS)
+            self._until_end(job, lines, seconds=STOP_SECONDS + 10)
+            return EXIT_INTERRUPTED
+        if details is None:
+            on_line(f"error: lost the Ray cluster at `{self.address}`, and job `{job}` with it")
+            return 1
+        return _exit_code(details, on_line)
+
+    def _until_end(self, job: str, lines: _Lines, *, seconds: float = float("inf")) -> JobDetails | None:
+        """The details of the ended job, after its last line; None when its server fell silent or the seconds have passed."""
+        heard: queue.SimpleQueue[str | JobDetails] = queue.SimpleQueue()
+        enough = threading.Event()
+        for work in (self._tail, self._poll):
+            threading.Thread(target=work, args=(job, heard, enough, lines.characters), daemon=True).start()
+        deadline = time.monotonic() + seconds
+        lost = time.monotonic() + self.lost_seconds
+        try:
+            while self.alive() and time.monotonic() < min(lost, deadline):
+                with contextlib.suppress(queue.Empty):
+                    news = heard.get(timeout=POLL_SECONDS)
+                    if isinstance(news, str):
+                        lines.feed(news)
+                        continue
+                    lost = time.monotonic() + self.lost_seconds
+                    if news.status.is_terminal():
+                        return news
+            return None
+        finally:
+            enough.set()
+            with contextlib.suppress(RuntimeError, OSError):  # what the log has beyond: the tail lags seconds behind
+                lines.feed(self._ask(lambda: self.client.get_job_logs(job), CONNECT_SECONDS)[lines.characters :])
+            lines.end()
+
+    def _tail(self, job: str, heard: queue.SimpleQueue[Any], enough: threading.Event, skip: int) -> None:
+        """Hand over the log from character `skip` on as it grows; a connection that breaks is made again."""
+        import aiohttp
+
+        position = skip
+
+        async def once() -> None:
+            nonlocal position
+            start = 0  # every connection sends the log from its beginning
+            async for text in self.client.tail_job_logs(job):
+                if enough.is_set():
+                    return
+                new = text[max(0, position - start) :]
+                start += len(text)
+                if new:
+                    position += len(new)
+                    heard.put(new)
+
+        while not enough.is_set():
+            try:
+                asyncio.run(once())
+                return
+            except (RuntimeError, aiohttp.ClientError, OSError):  # all that its client raises for a broken connection
+                enough.wait(2 * POLL_SECONDS)
+
+    def _poll(self, job: str, heard: queue.SimpleQueue[Any], enough: threading.Event, _skip: int) -> None:
+        while not enough.is_set():
+            with contextlib.suppress(RuntimeError, OSError):  # silence is counted by whoever listens
+                heard.put(self.client.get_job_info(job))
+            enough.wait(POLL_SECONDS)
+
+    def _ask(self, call: Callable[[], T], seconds: float | None = None) -> T:
+        """What the call returns or raises; TimeoutError when it does neither, by default within `lost_seconds`."""
+        answer: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                value = call()
+            except (RuntimeError, OSError) as error:
+                answer.put(lambda error=error: _throw(error))
+            else:
+                answer.put(lambda: value)
+
+        threading.Thread(target=ask, daemon=True).start()
+        deadline = time.monotonic() + (self.lost_seconds if seconds is None else seconds)
+        while time.monotonic() < deadline and (self.alive() or not answer.empty()):
+            with contextlib.suppress(queue.Empty):
+                return answer.get(timeout=POLL_SECONDS)()
+        raise TimeoutError("it does not answer")
+
+
+def _throw(error: Exception) -> Any:
+    raise error
 
 
 def _exit_code(details: JobDetails, on_line: OnLine) -> int:
@@ -107,84 +218,6 @@ def _exit_code(details: JobDetails, on_line: OnLine) -> int:
         on_line(f"error: the job was killed by signal {-code}" if code < 0 else f"error: the job ended with exit code {code}")
         return 1
     return code
-
-
-def _until_end(
-    client: JobSubmissionClient, job: str, lines: _Lines, alive: Callable[[], bool], *, seconds: float = float("inf")
-) -> JobDetails | None:
-    """The details of the ended job, after its last line; None when its server fell silent or the seconds have passed.
-
-    Ray's client has no timeouts, so it is only called in threads that may hang and are left behind when they do.
-    """
-    heard: queue.SimpleQueue[str | JobDetails] = queue.SimpleQueue()
-    enough = threading.Event()
-    for work in (_tail, _poll):
-        threading.Thread(target=work, args=(client, job, heard, enough, lines.characters), daemon=True).start()
-    deadline = time.monotonic() + seconds
-    lost = time.monotonic() + LOST_SECONDS
-    try:
-        while alive() and time.monotonic() < min(lost, deadline):
-            with contextlib.suppress(queue.Empty):
-                news = heard.get(timeout=POLL_SECONDS)
-                if isinstance(news, str):
-                    lines.feed(news)
-                    continue
-                lost = time.monotonic() + LOST_SECONDS
-                if news.status.is_terminal():
-                    return news
-        return None
-    finally:
-        enough.set()
-        _rest(client, job, lines)
-
-
-def _tail(client: JobSubmissionClient, job: str, heard: queue.SimpleQueue[Any], enough: threading.Event, skip: int) -> None:
-    """Hand over the log from character `skip` on as it grows; a connection that breaks is made again."""
-    import aiohttp
-
-    position = skip
-
-    async def once() -> None:
-        nonlocal position
-        start = 0  # every connection sends the log from its beginning
-        async for text in client.tail_job_logs(job):
-            if enough.is_set():
-                return
-            new = text[max(0, position - start) :]
-            start += len(text)
-            if new:
-                position += len(new)
-                heard.put(new)
-
-    while not enough.is_set():
-        try:
-            asyncio.run(once())
-            return
-        except (RuntimeError, aiohttp.ClientError, OSError):  # all that its client raises for a broken connection
-            enough.wait(2 * POLL_SECONDS)
-
-
-def _poll(client: JobSubmissionClient, job: str, heard: queue.SimpleQueue[Any], enough: threading.Event, _skip: int) -> None:
-    while not enough.is_set():
-        with contextlib.suppress(RuntimeError, OSError):  # silence is counted by whoever listens
-            heard.put(client.get_job_info(job))
-        enough.wait(POLL_SECONDS)
-
-
-def _rest(client: JobSubmissionClient, job: str, lines: _Lines) -> None:
-    """What the log has beyond the lines that were passed on: the tail lags seconds behind."""
-    answer: list[str] = []
-
-    def ask() -> None:
-        with contextlib.suppress(RuntimeError, OSError):
-            answer.append(client.get_job_logs(job))
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(CONNECT_SECONDS)
-    if answer:
-        lines.feed(answer[0][lines.characters :])
-    lines.end()
 
 
 class _Lines:
@@ -213,25 +246,3 @@ class _Lines:
             self._on_progress(event)
         elif not line.startswith("Running entrypoint for job ") and "Runtime env is setting up" not in line:
             self._on_line(line)
-
-
-_ADDRESS_HINT = "`--address http://HOST:8265` is the cluster's dashboard; without it a local head is started for the run"
-
-
-def _reach(address: str, headers: dict[str, str]) -> None:
-    """Raise UserError when nobody listens there: Ray's own client would try for a minute, or forever."""
-    refused = UserError(f"no Ray cluster answers at `{address}`", hint=_ADDRESS_HINT)
-    if address.startswith(("http://", "https://")):
-        try:
-            status = httpx.get(f"{address.rstrip('/')}/api/version", headers=headers, timeout=CONNECT_SECONDS).status_code
-        except (httpx.HTTPError, httpx.InvalidURL):
-            raise refused from None
-        if status == HTTPStatus.NOT_FOUND:
-            raise UserError(f"what answers at `{address}` is not Ray's job server", hint=_ADDRESS_HINT)
-    elif address != "auto":
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        try:
-            with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=CONNECT_SECONDS):
-                pass
-        except (OSError, ValueError):
-            raise refused from None

@@ -15,16 +15,19 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 
-import httpx
-
 from tau2rl import settings
+from tau2rl.doctor.check import answers, connects
 from tau2rl.errors import UserError
-from tau2rl.launch.keeper import AT_ONCE
+from tau2rl.launch import supervisor
 
 START_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 30.0
 OBJECT_STORE_BYTES = 256 * 1024 * 1024  # paths and scores pass through it, not tensors; memory is taken as it fills
-_PORT_TAKEN = "already occupied"
+_HINT = "`--inline` runs in this process without Ray; `--address` uses a cluster that is running"
+
+
+class _Ended(UserError):
+    """A head that ended by itself before it answered."""
 
 
 class LocalHead:
@@ -34,73 +37,63 @@ class LocalHead:
     only the environment of our own processes holds (a Ray that does not know tokens yet ignores it).
     """
 
-    def __init__(self, *, num_cpus: int | None = None, num_gpus: int | None = None, training: bool = False) -> None:
+    def __init__(self, *, num_cpus: int | None = None, training: bool = False) -> None:
         """Default: what Ray finds on this machine. `training`: for jobs with actors of their own, as slime's are.
 
         Batches pass through its object store, so it is as large as Ray makes it, and the words of actors reach their driver.
         """
         self._num_cpus = num_cpus
-        self._num_gpus = num_gpus
         self._training = training
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
         self.address = ""
         self.headers: dict[str, str] = {}
 
     def __enter__(self) -> LocalHead:
-        for last in (False, False, True):  # a port that was free when we asked may be taken when Ray binds it
+        settings.loopback_without_proxy()
+        with contextlib.ExitStack() as unless_it_stands:
+            unless_it_stands.callback(self.stop)
             try:
                 self._start()
-                return self
-            except UserError as error:
+            except _Ended:  # a port that was free when we asked may be taken when Ray binds it
                 self.stop()
-                if last or _PORT_TAKEN not in error.message:
-                    raise
-            except BaseException:
-                self.stop()
-                raise
-        raise AssertionError("unreachable")
+                self._start()
+            unless_it_stands.pop_all()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop(at_once=kind is None)
+        self.stop()
 
     @property
     def pid(self) -> int:
         """Of the process that owns the head; every process of the head is below it."""
-        assert self._keeper is not None, "the head is not running"
-        return self._keeper.pid
+        assert self._supervisor is not None, "the head is not running"
+        return self._supervisor.pid
 
     def alive(self) -> bool:
         """Whether it stands: False before entry, after exit, and when it broke down by itself."""
-        return self._keeper is not None and self._keeper.poll() is None
+        return self._supervisor is not None and self._supervisor.poll() is None
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """End it and wait until everything is gone; safe to call twice.
-
-        `at_once`: its jobs were followed to their end, so nothing below it has anything left to write.
-        """
-        keeper, self._keeper = self._keeper, None
-        if keeper is None:
+    def stop(self) -> None:
+        """End it and wait until everything is gone; safe to call twice."""
+        process, self._supervisor = self._supervisor, None
+        if process is None:
             return
-        assert keeper.stdin is not None and keeper.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            if at_once:
-                keeper.stdin.write(AT_ONCE)
-            keeper.stdin.close()
-        with keeper.stdout:
-            keeper.wait(STOP_TIMEOUT_SECONDS)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        with process.stdout:
+            process.wait(STOP_TIMEOUT_SECONDS)
 
     def _start(self) -> None:
         # Ray's socket paths are below this folder and may have 107 bytes: not $TMPDIR, which can be long.
         folder = Path(tempfile.mkdtemp(prefix="tau2rl-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))  # noqa: S108
+        token = secrets.token_hex(32)
+        dashboard, agent, client, metrics = _free_ports(4)
+        self.address = f"http://127.0.0.1:{dashboard}"
+        self.headers = {"Authorization": f"Bearer {token}"}
+        supervise = [settings.python(), "-I", "-S", supervisor.__file__, str(folder)]
         try:
-            token = secrets.token_hex(32)
-            dashboard, agent, client, metrics = _free_ports(4)
-            self.address = f"http://127.0.0.1:{dashboard}"
-            self.headers = {"Authorization": f"Bearer {token}"}
-            ray = self._command(folder, dashboard, agent, client)
-            self._keeper = subprocess.Popen(
-                [settings.python(), "-m", "tau2rl.launch.keeper", str(folder), *ray],
-                bufsize=0,
+            self._supervisor = subprocess.Popen(
+                [*supervise, *supervise, *self._command(folder, dashboard, agent, client)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=settings.child_environment(_environment(token, metrics)),
@@ -131,7 +124,6 @@ class LocalHead:
             # A job's own output reaches us through the job server; that of its actors only through the monitor.
             "include-log-monitor": "true" if self._training else "false",
             "num-cpus": self._num_cpus,
-            "num-gpus": self._num_gpus,
         }
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
         # ray.scripts.scripts is what the `ray` command calls; as a module it needs no `ray` on PATH.
@@ -139,20 +131,17 @@ class LocalHead:
         return [settings.python(), "-m", "ray.scripts.scripts", "start", *flags, *given]
 
     def _wait_until_ready(self, ports: tuple[int, ...]) -> None:
-        assert self._keeper is not None
+        assert self._supervisor is not None
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        # A port is asked first: a request of HTTP takes 30 ms of CPU, on cores that the head wants to start on.
-        while not (all(map(_accepts, ports)) and _answers(f"{self.address}/api/version", self.headers)):
-            if self._keeper.poll() is not None:
-                assert self._keeper.stdout is not None
-                words = self._keeper.stdout.read().decode(errors="replace").strip()
-                raise UserError(f"the local Ray head did not start\n{words[-2000:]}", hint=_HINT)
+        # A port is asked first: a request of HTTP takes CPU time, on cores that the head wants to start on.
+        while not (all(map(_accepts, ports)) and answers(f"{self.address}/api/version", headers=self.headers) == HTTPStatus.OK):
+            if self._supervisor.poll() is not None:
+                assert self._supervisor.stdout is not None
+                words = self._supervisor.stdout.read().decode(errors="replace").strip()
+                raise _Ended(f"the local Ray head did not start\n{words[-2000:]}", hint=_HINT)
             if time.monotonic() > deadline:
                 raise UserError(f"the local Ray head did not answer within {START_TIMEOUT_SECONDS:.0f} seconds", hint=_HINT)
             time.sleep(0.1)
-
-
-_HINT = "`--inline` runs in this process without Ray; `--address` uses a cluster that is running"
 
 
 def _environment(token: str, metrics_port: int) -> dict[str, str]:
@@ -161,9 +150,14 @@ def _environment(token: str, metrics_port: int) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # a head that may not report reports that it may not
         "RAY_prestart_worker_first_driver": "0",  # the job needs a worker with an environment of its own
         "DASHBOARD_METRIC_PORT": str(metrics_port),
     }
+
+
+def _accepts(port: int) -> bool:
+    return connects(f"127.0.0.1:{port}", default_port=port)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -173,18 +167,3 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def _answers(url: str, headers: dict[str, str]) -> bool:
-    try:
-        return httpx.get(url, headers=headers, timeout=5, trust_env=False).status_code == HTTPStatus.OK
-    except httpx.TransportError:
-        return False
-
-
-def _accepts(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False

@@ -1,22 +1,39 @@
-"""From a config to an exit code: make the run folder, then carry the run out here or as a Ray job."""
+"""From a config to an exit code: make the run folder, carry the run out here or as a Ray job; a pipeline is many of these."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from tau2rl import settings
-from tau2rl.config import DOMAINS, GrpoConfig, PlayConfig, SftConfig, StageConfig
+from tau2rl.config import DOMAINS, GrpoConfig, LaunchConfig, PipelineConfig, PlayConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
-from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.runs.folder import RunFolder, is_vacant, run_path, stage_of, withdraw
+from tau2rl.recipes.pipeline import Planned, plan
+from tau2rl.recipes.pipeline_report import build_report, finished
+from tau2rl.runs.folder import Claim, RunFolder, claimed, run_path, stage_of
 from tau2rl.runs.progress import Progress, ProgressEvent
+from tau2rl.runs.secrets import Redactor, key_variables
 
 OnDetached = Callable[[str, str], None]  # (job, address of its server)
+CarryOut = Callable[[StageConfig, Path, jobs.OnLine, Progress], int]  # the exit code of the run in a folder
+
+
+class Watcher(Protocol):
+    """Shows one run while it goes."""
+
+    def on_line(self, line: str, /) -> None:
+        """A line that the run has for people."""
+        ...
+
+    def on_progress(self, event: ProgressEvent, /) -> None:
+        """How far it is."""
+        ...
 
 
 def submit(
@@ -29,17 +46,24 @@ def submit(
     Where: in this process with `launch.inline`; else on the cluster of `launch.address` or RAY_ADDRESS; else on a head of
     its own that is gone when this returns. Ctrl-C stops the run and gives 130.
     """
-    address = config.launch.address or settings.ray_address()
+    launch = config.launch
     refuse_unknown_domains(config)
-    if config.launch.detach and (config.launch.inline or address is None):
+    if launch.detach and (launch.inline or _address(launch) is None):
         raise UserError("`--detach` needs a cluster that stays", hint="give its job server with `--address http://HOST:8265`")
-    with interruptible():
+
+    def carry_out(claim: Claim) -> int:
+        if launch.detach:
+            assert cluster is not None
+            return _detach(cluster, config, claim, on_line, on_detached)
+        with _place(launch, cluster, on_progress, training=_trains_on_actors(config)) as run:
+            return run(config, claim.path, on_line, on_progress)
+
+    with entry.interruptible():
         try:
-            if config.launch.inline:
-                return in_folder(config, lambda path: entry.run(path, on_progress, say=on_line))
-            return _as_job(config, address, on_line, on_progress, on_detached)
+            cluster = _cluster(launch)  # first: a dead address leaves no folder behind
+            return _in_folder(config, carry_out)  # a head comes later: a name that is taken need not wait for one
         except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+            return entry.EXIT_INTERRUPTED
 
 
 def refuse_unknown_domains(config: StageConfig) -> None:
@@ -52,73 +76,122 @@ def refuse_unknown_domains(config: StageConfig) -> None:
             domain(name)
 
 
-def _as_job(
-    config: StageConfig, address: str | None, on_line: jobs.OnLine, on_progress: Progress, on_detached: OnDetached
-) -> int:
-    jobs.require_ray()
-    if address is None:
+def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextManager[Watcher]], say: Callable[[str], None]) -> int:
+    """Carry out the runs of a pipeline that are not yet finished, one behind the other; the exit code of the first that is not 0.
 
-        def on_own_head(path: Path) -> int:
-            on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
-            with LocalHead(training=trains_on_actors(config)) as head:
-                client = jobs.connect(head.address, head.headers)
-                return follow_job(client, config, path, on_line, on_progress, alive=head.alive)
+    All on one local head, where there is no cluster. `report.json` of the pipeline's folder is up to date after every run. The
+    same pipeline, started again, goes on where it broke. Raises UserError.
+    """
+    if config.launch.detach:
+        raise UserError("a pipeline is followed to its end: it cannot be detached", hint="leave out `--detach`")
+    runs = plan(config, run_path(config))  # first: a wrong step need not wait for the ones before it
+    waiting = [planned for planned in runs if not finished(planned)]
 
-        return in_folder(config, on_own_head)  # the folder first: a name that is taken need not wait for a head
+    def one(planned: Planned, run: CarryOut) -> int:
+        say(f"{runs.index(planned) + 1} of {len(runs)}: {_words(planned)}")
+        with watch() as watcher:
+            stage = planned.config
+            return _in_folder(stage, lambda claim: run(stage, claim.path, watcher.on_line, watcher.on_progress))
 
-    client = jobs.connect(address)  # first: a dead address leaves no folder behind
-
-    def detached(path: Path) -> int:
-        job = jobs.submit_command(client, job_command(path), label=job_label(config))
-        on_line(f"job `{job}` is running; follow it with: ray job logs --follow --address {client.get_address()} {job}")
-        on_line(f"run folder: {path}")
-        on_detached(job, client.get_address())
+    def carry_out(folder: RunFolder) -> int:
+        if len(waiting) < len(runs):
+            say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+        with ExitStack() as stack:
+            if waiting:
+                training = any(_trains_on_actors(planned.config) for planned in runs)
+                with watch() as watcher:
+                    place = _place(config.launch, _cluster(config.launch), watcher.on_progress, training=training)
+                    run = stack.enter_context(place)
+                for planned in waiting:
+                    if code := one(planned, run):
+                        return code
+                    folder.write_report(build_report(runs))
+        folder.write_report(build_report(runs))
         return entry.EXIT_DONE
 
-    def followed(path: Path) -> int:
-        return follow_job(client, config, path, on_line, on_progress)
+    with entry.interruptible():
+        try:
+            with claimed(run_path(config), config, resume=True) as claim, RunFolder.open(claim.path) as folder:
+                return carry_out(folder)
+        except KeyboardInterrupt:
+            return entry.EXIT_INTERRUPTED
 
-    return in_folder(config, detached if config.launch.detach else followed)
+
+def _words(planned: Planned) -> str:
+    return f"evaluate `{planned.name}`" if planned.kind == "evaluation" else f"`{planned.name}` ({stage_of(planned.config)})"
 
 
-def in_folder(config: StageConfig, carry_out: Callable[[Path], int]) -> int:
+def _address(launch: LaunchConfig) -> str | None:
+    return launch.address or settings.ray_address()
+
+
+def _cluster(launch: LaunchConfig) -> jobs.JobServer | None:
+    """A client of the cluster that is named; None where runs are carried out in this process or on a head of our own."""
+    if launch.inline:
+        return None
+    jobs.require_ray()
+    address = _address(launch)
+    return jobs.connect(address) if address else None
+
+
+@contextmanager
+def _place(launch: LaunchConfig, cluster: jobs.JobServer | None, on_progress: Progress, *, training: bool) -> Generator[CarryOut]:
+    """Where runs are carried out: this process, a cluster, or a head of our own that is gone afterwards."""
+    if launch.inline:
+        yield lambda config, path, on_line, on_progress: entry.run(path, on_progress, say=on_line)
+    elif cluster is not None:
+        yield lambda config, path, on_line, on_progress: _follow(cluster, config, path, on_line, on_progress)
+    else:
+        on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
+        with LocalHead(training=training) as head:
+            own = jobs.connect(head.address, head.headers, lost_seconds=jobs.OWN_HEAD_LOST_SECONDS, alive=head.alive)
+            yield lambda config, path, on_line, on_progress: _follow(own, config, path, on_line, on_progress)
+
+
+def _in_folder(config: StageConfig, carry_out: Callable[[Claim], int]) -> int:
     """Make or take up the run folder and carry the run out in it; the exit code. Raises UserError.
 
     A folder that is made for a request which turns out to be wrong goes again: most mistakes are found only where the run is
     carried out, which has the data and the checkpoints, and what was refused must not hold the name.
     """
-    path = run_path(config)
-    ours = is_vacant(path)
-    RunFolder.create(path, config, resume=config.resume)
-    try:
-        code = carry_out(path)
-    except UserError:
-        if ours:
-            withdraw(path)
-        raise
-    if ours and code == entry.EXIT_WRONG_REQUEST:
-        withdraw(path)
-    return code
+    with claimed(run_path(config), config, resume=config.resume) as claim:
+        try:
+            code = carry_out(claim)
+        except UserError as error:
+            claim.withdraw()
+            raise _redactor(config).error(error) from None
+        if code == entry.EXIT_WRONG_REQUEST:
+            claim.withdraw()
+        return code
 
 
-def follow_job(
-    client: jobs.JobSubmissionClient,
-    config: StageConfig,
-    path: Path,
-    on_line: jobs.OnLine,
-    on_progress: Progress,
-    *,
-    alive: Callable[[], bool] = lambda: True,
-) -> int:
+def _follow(server: jobs.JobServer, config: StageConfig, path: Path, on_line: jobs.OnLine, on_progress: Progress) -> int:
     """Submit the run in a folder as a job and follow it to its end; its exit code. Raises UserError."""
-    job = jobs.submit_command(client, job_command(path), label=job_label(config))
-    code = jobs.follow(client, job, on_line=on_line, on_progress=on_progress, alive=alive)
+    clean = _redactor(config).text  # libraries, and Ray itself, speak in a job too
+    job = jobs.new_id(job_label(config))
+    server.submit(job_command(path), job)
+    code = server.follow(job, on_line=lambda line: on_line(clean(line)), on_progress=on_progress)
     if code == entry.EXIT_INCOMPLETE:
         on_line(f"hint: see {path / 'logs' / 'latest' / 'job.log'}")
     return code
 
 
-def trains_on_actors(config: StageConfig) -> bool:
+def _detach(server: jobs.JobServer, config: StageConfig, claim: Claim, on_line: jobs.OnLine, on_detached: OnDetached) -> int:
+    """Submit the run and leave it to itself."""
+    job = jobs.new_id(job_label(config))
+    with claim.left_to(f"{job} at {server.address}"):
+        server.submit(job_command(claim.path), job)
+    on_line(f"job `{job}` is running; follow it with: ray job logs --follow --address {server.address} {job}")
+    on_line(f"run folder: {claim.path}")
+    on_detached(job, server.address)
+    return entry.EXIT_DONE
+
+
+def _redactor(config: StageConfig) -> Redactor:
+    return Redactor(key_variables(dump(config)))
+
+
+def _trains_on_actors(config: StageConfig) -> bool:
     """Whether the job has actors that pass tensors to one another and whose words must be heard, as slime's are."""
     return isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime"
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,15 +82,27 @@ PATIENCE_SECONDS = 10.0  # a job whose command line was killed needs a moment un
 class RunLock:
     """Holds `path` locked from construction to `close`. Raises UserError that names the process which has it."""
 
-    def __init__(self, path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    def __init__(self, path: Path, *, patience_seconds: float = PATIENCE_SECONDS, deed: str = "is writing") -> None:
+        """`deed`: what the holder is told to do with the run in the folder above `path`'s."""
+        deadline = time.monotonic() + patience_seconds
+        self._descriptor = -1
         try:
-            self._wait(path, time.monotonic() + patience_seconds)
+            while not _is(path, self._descriptor):  # the folder may go away while we wait, and the lock in it locks nothing then
+                if self._descriptor >= 0:
+                    self.close()
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._wait(path, deadline, deed)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
+        self.said = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip()  # what the holder before us left
+        self.note(f"process {os.getpid()} on {socket.gethostname()}")
+
+    def note(self, text: str) -> None:
+        """Write into the file what others are told."""
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self._descriptor, f"{text}\n".encode(), 0)
 
     def close(self) -> None:
         """Let the next one in; safe to call twice."""
@@ -97,7 +110,7 @@ class RunLock:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _wait(self, path: Path, deadline: float) -> None:
+    def _wait(self, path: Path, deadline: float, deed: str) -> None:
         while True:
             try:
                 # flock, not lockf: a lock of the open file, so closing another handle to it in this process keeps it.
@@ -105,9 +118,9 @@ class RunLock:
                 return
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                    holder = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip() or "another process"
                     raise UserError(
-                        f"process {holder} is writing the run in `{path.parent.parent}`",
+                        f"{holder} {deed} the run in `{path.parent.parent}`",
                         hint="wait until it has ended, or give this run another `--name`",
                     ) from None
                 time.sleep(0.1)
@@ -115,3 +128,10 @@ class RunLock:
                 raise UserError(
                     f"cannot lock `{path}`: {error.strerror}", hint="the file system has no locks; choose another `--output`"
                 ) from None
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        return descriptor >= 0 and os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

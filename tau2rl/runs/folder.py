@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from tau2rl.types import EpisodeRecord, Status
 
 _EVIDENCE = ("episodes.jsonl", "failures.jsonl", "metrics.jsonl", "report.json")
 _RESULTS = (*_EVIDENCE, "checkpoints")
+CLAIM, _JOB = "claim", "job "  # below logs/: who has asked for the run, and how the name of a job begins there
 
 
 def run_path(config: StageConfig) -> Path:
@@ -48,6 +50,54 @@ def stage_of(config: StageConfig) -> str:
     'eval'
     """
     return str(dump(config)["stage"])
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run that one process has asked for, and nobody else may as long as this is held; it goes with its holder."""
+
+    path: Path
+    new: bool  # whether nothing of a run was there before
+    _lock: RunLock
+
+    @contextmanager
+    def left_to(self, job: str) -> Generator[None]:
+        """After this block the claim is that of a job which nobody follows, until it has opened the folder."""
+        self._lock.note(f"{_JOB}{job}")  # ahead: once it is submitted, it may open the folder at any moment
+        try:
+            yield
+        except BaseException:
+            self._lock.note("")
+            raise
+
+    def withdraw(self) -> None:
+        """Take away the folder of a run that was refused, where it is new: what was refused must not hold the name."""
+        if self.new:
+            withdraw(self.path)
+
+
+@contextmanager
+def claimed(path: Path, config: StageConfig, *, resume: bool) -> Generator[Claim]:
+    """`RunFolder.create`, and the claim to what it made. Raises UserError that names the holder, and for what `create` does."""
+    path = path.absolute()
+    _make(path)
+    lock = RunLock(path / "logs" / CLAIM, patience_seconds=0, deed="has started")
+    try:
+        if lock.said.startswith(_JOB):
+            lock.note(lock.said)
+            raise UserError(
+                f"{lock.said} was submitted for the run in `{path}` and has not opened its folder yet",
+                hint=f"wait for it, or end it with `ray job stop` and remove `{path / 'logs' / CLAIM}`",
+            )
+        claim = Claim(path, not (path / "config.json").exists(), lock)
+        try:
+            RunFolder.create(path, config, resume=resume)
+        except UserError:
+            claim.withdraw()
+            raise
+        yield claim
+    finally:
+        lock.close()
 
 
 class RunFolder:
@@ -73,11 +123,7 @@ class RunFolder:
         values = dump(config)
         Redactor(key_variables(values)).refuse(values)
         path = path.absolute()
-        _refuse_strangers(path)
-        try:
-            (path / "logs").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder `{path}`: {error.strerror}") from None
+        _make(path)
         lock = RunLock(path / "logs" / "lock", patience_seconds=patience_seconds)
         try:
             if has_results(path):
@@ -101,6 +147,9 @@ class RunFolder:
         (path / "logs").mkdir(exist_ok=True)
         lock = RunLock(path / "logs" / "lock", patience_seconds=patience_seconds)
         try:
+            claim = path / "logs" / CLAIM
+            if claim.exists() and claim.read_text(encoding="utf-8").startswith(_JOB):
+                claim.unlink(missing_ok=True)
             return cls(path, config, lock)
         except BaseException:
             lock.close()
@@ -165,7 +214,7 @@ class RunFolder:
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Replace `report.json`."""
-        files.write_json(self.report, report)
+        files.write_json(self.report, self._redactor.values(report))
 
     def close(self) -> None:
         """Sync the records and let go of the folder; safe to call twice."""
@@ -212,15 +261,10 @@ def has_results(path: Path) -> bool:
     return _has_any(path, _RESULTS)
 
 
-def is_vacant(path: Path) -> bool:
-    """Whether nothing is there yet, so that all of a folder that is made there comes from the run."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
 def withdraw(path: Path) -> bool:
     """Take away the folder of a run that was refused before it did anything, so that its name is free; whether it is gone.
 
-    Only for a folder whose place was vacant (`is_vacant`) before `create`. It stays while a process has it open, and when it
+    Only for a folder that is claimed and new. It stays while a process has it open, and when it
     holds an episode, a number or a report; what a start prepared (an initial checkpoint, its log) goes with it.
     """
     try:
@@ -239,6 +283,14 @@ def withdraw(path: Path) -> bool:
 def _has_any(path: Path, names: Iterable[str]) -> bool:
     places = [path / name for name in names]
     return any(any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size > 0 for place in places)
+
+
+def _make(path: Path) -> None:
+    _refuse_strangers(path)
+    try:
+        (path / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder `{path}`: {error.strerror}") from None
 
 
 def _refuse_strangers(path: Path) -> None:

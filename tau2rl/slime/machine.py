@@ -95,7 +95,7 @@ def collect(
         free_bytes=shutil.disk_usage(_existing(run.folder)).free,
         rows=_lines(run.prompts),
         eval_rows=_lines(run.eval_prompts),
-        wandb_key=settings.present_keys()["WANDB_API_KEY"] or Path("~/.netrc").expanduser().exists(),
+        wandb_key=settings.secret("WANDB_API_KEY") is not None or Path("~/.netrc").expanduser().exists(),
         user_reachable=_user_reachable(config),
         engine_port_taken=not _free(ENGINE_PORT),
         user_model=_user_model(config),

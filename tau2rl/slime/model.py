@@ -80,6 +80,8 @@ def read_shape(checkpoint: Path) -> ModelShape:
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a `config.json` describes. Raises UserError for a kind of model that is not known to work."""
     family = str(config.get("model_type"))
+    if config.get("auto_map"):  # slime and its SGLang load every checkpoint with `trust_remote_code=True`
+        raise UserError("the checkpoint brings code of its own (`auto_map`), which slime would run", hint="take `auto_map` out")
     if family not in FAMILIES:
         raise UserError(
             f"models of type `{family}` are not known to train here", hint=f"known: {', '.join(FAMILIES)}; see docs/slime.md"

@@ -33,7 +33,8 @@ def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -
         )
     except (OSError, ValueError, SafetensorError) as error:  # damaged, of an unknown kind, or with code of its own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}") from None
+        hint = "code that a checkpoint brings along is never run"
+        raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}", hint=hint) from None
     _check_logits(model.config, folder)
     return cast("PreTrainedModel", cast(nn.Module, model).to(device))
 

@@ -21,7 +21,7 @@ import pytest
 
 from tau2rl.config import EvalConfig, build
 from tau2rl.launch import entry
-from tau2rl.launch.processes import interruptible
+from tau2rl.launch.entry import interruptible
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import PREFIX, JsonProgress, ProgressEvent, parse
 
@@ -119,7 +119,7 @@ def test_a_mixed_up_progress_line_is_no_event_and_no_crash() -> None:
 SIGNALLED = """
 import signal, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup has it ignored
-from tau2rl.launch.processes import interruptible
+from tau2rl.launch.entry import interruptible
 with interruptible():
     try:
         sys.stdout.write("ready\\n"); sys.stdout.flush(); time.sleep(60)

@@ -21,14 +21,15 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tau2rl.doctor.check import answers
 from tau2rl.errors import UserError
-from tau2rl.launch import jobs, processes
+from tau2rl.launch import jobs, supervisor
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.runs.progress import ProgressEvent
 
@@ -52,9 +53,9 @@ class Heard:
         self.events: list[ProgressEvent] = []
 
     def follow(self, head: LocalHead, command: list[str], on_line: Callable[[str], None] | None = None) -> int:
-        client = jobs.connect(head.address, head.headers)
-        job = jobs.submit_command(client, "exec " + shlex.join(command), label="test")
-        return jobs.follow(client, job, on_line=on_line or self.lines.append, on_progress=self.events.append, alive=head.alive)
+        server = jobs.connect(head.address, head.headers, alive=head.alive)
+        server.submit("exec " + shlex.join(command), job := jobs.new_id("test"))
+        return server.follow(job, on_line=on_line or self.lines.append, on_progress=self.events.append)
 
 
 def python(code: str) -> list[str]:
@@ -62,8 +63,12 @@ def python(code: str) -> list[str]:
 
 
 def folder_of(head: LocalHead) -> str:
-    command = Path(f"/proc/{head.pid}/cmdline").read_text().split("\0")
-    return command[command.index("tau2rl.launch.keeper") + 1]
+    return folder_of_process(head.pid)
+
+
+def folder_of_process(process: int) -> str:
+    command = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    return command[command.index(supervisor.__file__) + 1]
 
 
 def wait_until(what: Callable[[], bool]) -> None:
@@ -145,13 +150,15 @@ def test_a_secret_reaches_the_job_and_is_nowhere_to_be_seen(head: LocalHead) -> 
     assert heard.lines == ["True"]
     assert seen
     assert not any(seen)
-    assert SECRET not in httpx.get(f"{head.address}/api/jobs/", headers=head.headers).text
+    request = urllib.request.Request(f"{head.address}/api/jobs/", headers=head.headers)
+    with urllib.request.urlopen(request, timeout=30) as listing:
+        assert SECRET not in listing.read().decode()
     logs = [Path(file) for file in glob.glob(f"{folder_of(head)}/**/*", recursive=True)]
     assert [file for file in logs if file.is_file() and SECRET.encode() in file.read_bytes()] == []
 
 
 def test_without_the_token_nobody_gets_in(head: LocalHead) -> None:
-    assert httpx.get(f"{head.address}/api/jobs/").status_code == 401
+    assert answers(f"{head.address}/api/jobs/") == 401
     assert Path(folder_of(head)).stat().st_mode & 0o777 == 0o700
 
 
@@ -161,7 +168,7 @@ def test_every_port_is_on_loopback(head: LocalHead) -> None:
         rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
         inodes.update({row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"})
     addresses: list[str] = []
-    for process in processes.descendants(head.pid):
+    for process in supervisor.descendants(head.pid):
         for descriptor in glob.glob(f"/proc/{process}/fd/*"):
             try:
                 target = os.readlink(descriptor)
@@ -180,7 +187,7 @@ def test_two_heads_live_side_by_side_and_each_ends_alone(head: LocalHead) -> Non
         assert heard.follow(second, python("print('second')")) == 0
         assert heard.lines == ["second"]
         folder = folder_of(second)
-        owned = [second.pid, *processes.descendants(second.pid)]
+        owned = [second.pid, *supervisor.descendants(second.pid)]
         assert len(owned) > 10
     assert not second.alive()
     assert [process for process in owned if alive(process)] == []
@@ -196,12 +203,12 @@ from tau2rl.launch import jobs
 from tau2rl.launch.ray_head import LocalHead
 head = LocalHead(num_cpus=1)
 with head:
-    client = jobs.connect(head.address, head.headers)
+    server = jobs.connect(head.address, head.headers)
     command = [sys.executable, "-u", "-c", "import os, time; print(os.getpid()); time.sleep(600)"]
-    job = jobs.submit_command(client, "exec " + shlex.join(command), label="test")
+    server.submit("exec " + shlex.join(command), job := jobs.new_id("test"))
     def say(line):
         sys.stdout.write(f"{head.pid} {line}\\n"); sys.stdout.flush()
-    jobs.follow(client, job, on_line=say, on_progress=lambda event: None)
+    server.follow(job, on_line=say, on_progress=lambda event: None)
 """
 
 
@@ -209,10 +216,9 @@ def test_a_head_and_its_job_go_when_their_owner_is_killed() -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     with owner.stdout:
-        keeper, job = map(int, owner.stdout.readline().split())
-        command = Path(f"/proc/{keeper}/cmdline").read_text().split("\0")
-        folder = Path(command[command.index("tau2rl.launch.keeper") + 1])
-        owned = [keeper, *processes.descendants(keeper)]
+        outer, job = map(int, owner.stdout.readline().split())
+        folder = Path(folder_of_process(outer))
+        owned = [outer, *supervisor.descendants(outer)]
         assert job in owned
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait()
@@ -226,7 +232,7 @@ def test_a_head_that_breaks_down_ends_the_wait_for_its_job() -> None:
         def break_it(line: str) -> None:
             heard.lines.append(line)
             if line == "working":
-                os.kill(processes.descendants(head.pid)[0], signal.SIGKILL)
+                os.kill(supervisor.descendants(head.pid)[0], signal.SIGKILL)
 
         assert heard.follow(head, python("import time; print('working'); time.sleep(600)"), break_it) == 1
         assert heard.lines[0] == "working"

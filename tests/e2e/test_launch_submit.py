@@ -24,7 +24,7 @@ import pytest
 
 from tau2rl.config import EvalConfig, build, dump
 from tau2rl.errors import UserError
-from tau2rl.launch import processes
+from tau2rl.launch import supervisor
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import submit
 from tau2rl.runs.folder import RunFolder
@@ -161,7 +161,7 @@ def test_sigterm_ends_the_job_the_head_and_the_command(tmp_path: Path) -> None:
         for line in command.stdout:
             if int(line) > 0:
                 break
-        owned = processes.descendants(command.pid)
+        owned = supervisor.descendants(command.pid)
         command.send_signal(signal.SIGTERM)
         assert command.wait(120) == 130
     assert len(owned) > 10
@@ -190,7 +190,7 @@ def test_a_dead_address_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pyt
 def test_a_run_that_exists_is_refused_before_a_head_is_started(tmp_path: Path) -> None:
     path = RunFolder.create(tmp_path / "run", config(tmp_path / "run"), resume=False)
     (path / "report.json").write_text("{}")
-    before = processes.descendants(os.getpid())
+    before = supervisor.descendants(os.getpid())
     with pytest.raises(UserError, match="holds a run already"):
         carry_out(config(tmp_path / "run"))
-    assert set(processes.descendants(os.getpid())) <= set(before)
+    assert set(supervisor.descendants(os.getpid())) <= set(before)

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tau2rl.launch import processes
+from tau2rl.launch import supervisor
 
 pytestmark = pytest.mark.e2e
 SMALL = {"hidden": 16, "layers": 1, "heads": 1, "head_dim": 16, "intermediate": 32}
@@ -76,7 +76,7 @@ def test_a_pipeline_breaks_twice_and_goes_on(command: list[str], tmp_path: Path)
 
     second = start(command)
     job_of(sft, 2, second)
-    below = processes.descendants(second.pid)
+    below = supervisor.descendants(second.pid)
     second.send_signal(signal.SIGTERM)
     _, said = second.communicate(timeout=120)
     assert second.returncode == 130, said

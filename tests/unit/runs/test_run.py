@@ -6,6 +6,8 @@
   where a server is and how patiently it is asked may change
 - a process that is killed while it writes loses that line and no other; the next start glues nothing to it
 - two processes never write one run; the lock goes with its holder, however it dies
+- two starts never have the same run: the second one is told who has it; a claim goes with its holder, and one that was left to
+  a job stays until that job has opened the folder
 - no secret gets into the folder
 - the folder of a run that was refused goes away again, unless it holds a result or a process has it open
 """
@@ -24,7 +26,7 @@ import pytest
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import UserError
 from tau2rl.runs import files, provenance, records
-from tau2rl.runs.folder import RunFolder, is_vacant, read_config, run_path, withdraw
+from tau2rl.runs.folder import RunFolder, claimed, read_config, run_path, withdraw
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Status, StopReason, TaskRef
 
 
@@ -171,7 +173,7 @@ def test_a_file_that_is_one_torn_line_longer_than_a_block_is_emptied(tmp_path: P
 def test_two_handles_never_write_one_run(path: Path) -> None:
     with RunFolder.open(path):
         for attempt in (lambda: RunFolder.open(path, patience_seconds=0), lambda: again(path)):
-            with pytest.raises(UserError, match=f"process {os.getpid()} is writing the run in `{path}`"):
+            with pytest.raises(UserError, match=rf"process {os.getpid()} on \S+ is writing the run in `{path}`"):
                 attempt()
     RunFolder.open(path, patience_seconds=0).close()
 
@@ -199,7 +201,7 @@ def test_kill_9_while_writing_loses_at_most_the_line_in_flight(path: Path) -> No
     assert writer.stdout is not None
     with writer.stdout:
         assert writer.stdout.readline() == b"going\n"
-        with pytest.raises(UserError, match=f"process {writer.pid} is writing"):
+        with pytest.raises(UserError, match=rf"process {writer.pid} on \S+ is writing"):
             RunFolder.open(path, patience_seconds=0)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
@@ -289,14 +291,6 @@ def test_an_append_that_finds_the_disk_full_leaves_no_half_line(path: Path) -> N
         signal.signal(signal.SIGXFSZ, before)
 
 
-def test_a_place_is_vacant_until_something_is_there(tmp_path: Path) -> None:
-    assert is_vacant(tmp_path / "run")
-    assert is_vacant(tmp_path)
-    (tmp_path / "notes.txt").write_text("x")
-    assert not is_vacant(tmp_path)
-    assert not is_vacant(tmp_path / "notes.txt")
-
-
 def test_a_refused_run_leaves_no_folder_whatever_it_had_prepared(path: Path) -> None:
     with RunFolder.open(path) as folder:
         folder.write_environment({"identity": {}, "digest": "d"})
@@ -318,3 +312,61 @@ def test_a_folder_that_is_open_stays(path: Path) -> None:
     with RunFolder.open(path):
         assert not withdraw(path)
     assert path.exists()
+
+
+CLAIMER = """
+import os, signal, sys
+from pathlib import Path
+from tau2rl.config import EvalConfig, build
+from tau2rl.runs.folder import claimed
+config = build(EvalConfig, {"policy": {"kind": "gold"}, "chat": {"protocol": "transcript"}, "user": {"kind": "scripted"}})
+with claimed(Path(sys.argv[1]), config, resume=False) as claim:
+    sys.stdout.write("mine\\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+
+
+def test_a_second_start_is_refused_until_the_first_one_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = subprocess.Popen([sys.executable, "-c", CLAIMER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdin is not None and first.stdout is not None
+    with first.stdin, first.stdout:
+        assert first.stdout.readline() == b"mine\n"
+        with pytest.raises(UserError, match=rf"process {first.pid} on \S+ has started the run in `{path}`"):
+            with claimed(path, config(seed=1), resume=False):
+                pass
+        assert read_config(path).seed == 300
+        first.kill()
+        first.wait()
+    with claimed(path, config(seed=1), resume=False):
+        assert read_config(path).seed == 1
+
+
+def test_a_refused_start_leaves_nothing_where_nothing_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-1")
+    with pytest.raises(UserError, match="holds the value of a secret"):
+        with claimed(tmp_path / "run", config(user={"api_base": "http://host/sk-planted-1"}), resume=False):
+            pass
+    assert not (tmp_path / "run").exists()
+    with claimed(tmp_path / "run", config(), resume=False) as claim:
+        claim.withdraw()
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_to_a_job_is_the_jobs_until_it_has_opened_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with claimed(path, config(), resume=False) as claim:
+        with pytest.raises(ConnectionError), claim.left_to("tau2rl-eval-0 at http://head:8265"):
+            raise ConnectionError
+    with claimed(path, config(), resume=False) as claim, claim.left_to("tau2rl-eval-1 at http://head:8265"):
+        pass
+    for _ in range(2):
+        with pytest.raises(UserError, match="job tau2rl-eval-1 at http://head:8265 was submitted") as caught:
+            with claimed(path, config(seed=1), resume=True):
+                pass
+        assert str(path / "logs" / "claim") in caught.value.hint
+    with RunFolder.open(path) as folder:
+        assert folder.config.seed == 300
+    with claimed(path, config(seed=1), resume=False) as claim:
+        assert not claim.new

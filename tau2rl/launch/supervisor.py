@@ -1,0 +1,134 @@
+"""Owns a local Ray head and leaves nothing of it behind: `python supervisor.py FOLDER COMMAND...`, standard library alone.
+
+It runs the command and kills everything below itself, and removes the folder, as soon as its standard input closes (whoever
+started it is done, or was killed), the command ends, a signal comes, or the command loses one of its parts. What it kills are
+processes by their parentage; those whose parent died have come to it (PR_SET_CHILD_SUBREAPER).
+
+Two of them stand in a row, the outer one with the inner one as its command: whichever is killed, the other one ends the head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+LOG = "head.log"  # below FOLDER: what the command says
+POLL_SECONDS = 0.2
+SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
+
+
+def main(folder: Path, command: list[str]) -> int:
+    """Run the command until there is a reason to end it: 0; 1 when it ended or broke by itself, its last words on stdout."""
+    asked_to_stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: asked_to_stop.append(received))
+    adopt_orphans()
+    log, broke, outer = folder / LOG, False, __file__ in command
+    parts: set[int] = set()
+    try:
+        with contextlib.nullcontext() if outer else log.open("wb") as file:
+            # Its standard input is a pipe of ours, which closes when we are killed.
+            head = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file)
+        while not (asked_to_stop or broke or select.select([sys.stdin], [], [], POLL_SECONDS)[0]):
+            broke = head.pid in reap() or (not outer and _lost(head.pid, parts))
+        if broke and log.exists():  # the inner one takes it along, after it has told what is in it
+            sys.stdout.write(log.read_text(errors="replace")[-4000:])
+        return int(broke)
+    finally:
+        kill_below(os.getpid())
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lost(head: int, parts: set[int]) -> bool:
+    """Whether a part of Ray has ended since the raylet, which is started last, was there; notes the parts in `parts`.
+
+    `ray start --block` ends with its parts, but not when they end in peace, as the raylet does when one of its agents is killed.
+    """
+    if parts:
+        return any(_parent(part) != head for part in parts)
+    children = {child for child, parent in _parents() if parent == head}
+    if any(_program(child) == "raylet" for child in children):
+        parts |= children
+    return False
+
+
+def adopt_orphans() -> None:
+    """On Linux, processes below this one whose parent dies become children of this one instead of leaving its tree."""
+    with contextlib.suppress(OSError, AttributeError):  # no prctl: another system, where such orphans go to init
+        ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap() -> list[int]:
+    """Collect the children of this process that have ended."""
+    ended: list[int] = []
+    with contextlib.suppress(ChildProcessError):
+        while (process := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+            ended.append(process)
+    return ended
+
+
+def descendants(root: int) -> list[int]:
+    """The living processes below `root`, parents before children, without `root` itself."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for child, parent in _parents():
+        children[parent].append(child)
+    found: list[int] = []
+    queue = [root]
+    while queue:
+        below = children.pop(queue.pop(0), [])
+        found += below
+        queue += below
+    return found
+
+
+def kill_below(root: int, *, patience_seconds: float = 10.0) -> list[int]:
+    """SIGKILL everything below `root` until nothing is there; what even that did not end."""
+    deadline = time.monotonic() + patience_seconds
+    while (left := descendants(root)) and time.monotonic() < deadline:  # again and again: the dying can still have children
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+    if root == os.getpid() and not left:
+        with contextlib.suppress(ChildProcessError):  # none is left; their CPU time counts as ours then
+            while True:
+                os.wait()
+    return left
+
+
+def _parents() -> list[tuple[int, int]]:
+    """(process, parent) of every process that is not a zombie."""
+    if not Path("/proc/self/stat").exists():
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=False).stdout
+        rows = [line.split() for line in listing.splitlines()]
+        return [(int(row[0]), int(row[1])) for row in rows if not row[2].startswith("Z")]
+    found = [(int(name), _parent(int(name))) for name in os.listdir("/proc") if name.isdigit()]
+    return [(process, parent) for process, parent in found if parent is not None]
+
+
+def _parent(process: int) -> int | None:
+    """None: it has ended."""
+    with contextlib.suppress(OSError):
+        # `pid (name) state ppid ...`; the name may hold spaces and brackets
+        state, parent = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+        return None if state in "ZX" else int(parent)
+    return None
+
+
+def _program(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode(errors="replace")
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,168 @@
+"""kill -9 of each process of the head that a command owns, and of the command itself, in the middle of a run; pinned:
+
+- the command ends within a minute with a word and the way to go on, or goes on where Ray mends itself; it never waits for ever
+- nothing of it is left behind: no process below it, wherever it has gone, and no folder
+
+Processes are found by their parentage below the command. Three kinds are killed in every run of the suite, all with `-m slow`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tau2rl.launch import jobs, supervisor
+from tau2rl.launch.ray_head import LocalHead
+from tau2rl.settings import child_environment
+
+pytestmark = pytest.mark.e2e
+MINUTE = 60.0
+KINDS = {
+    "gcs server": "/gcs_server ",
+    "raylet": "/raylet ",
+    "dashboard": "dashboard/dashboard.py",
+    "client server": "ray.util.client.server",
+    "dashboard agent": "ray::DashboardAgent",
+    "runtime env agent": "ray::RuntimeEnvAgent",
+    "job supervisor": "ray::JobSupervisor",
+    "job entry": "tau2rl.launch.entry",
+    "`ray start`": "-m ray.scripts.scripts start",
+    "outer supervisor": supervisor.__file__,
+}
+
+
+def words_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def born(process: int) -> str:
+    """When it began, which with its number names a process; "" when it has ended."""
+    try:
+        state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else rest[18]
+
+
+def find(command: int, part: str) -> int | None:
+    """The first process below the command whose command line holds `part`; not a shell that only quotes it."""
+    below = [process for process in supervisor.descendants(command) if part in words_of(process)]
+    # The supervisors have all that they start in their own words.
+    own = [process for process in below if part == supervisor.__file__ or supervisor.__file__ not in words_of(process)]
+    return own[0] if own else None
+
+
+def wait_until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + MINUTE
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def start(output: Path, samples: int) -> subprocess.Popen[str]:
+    settings = ["--domains", "mock", "--task-split", "base", "--limit", "1", "--policy", "gold", "--protocol", "transcript"]
+    options = ["--user-model", "scripted", "--num-samples", str(samples), "--concurrency", "1", "--output", str(output)]
+    command = [sys.executable, "-m", "tau2rl", "eval", *settings, *options]
+    environment = {name: value for name, value in child_environment().items() if not name.startswith("RAY_ADDRESS")}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def episodes(output: Path) -> int:
+    file = output / "episodes.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def in_the_middle(command: subprocess.Popen[str], output: Path) -> tuple[dict[int, str], Path]:
+    """Every process of a run that has begun, and the folder of its head."""
+    wait_until(lambda: episodes(output) or command.poll() is not None)
+    assert command.poll() is None, command.communicate()
+    processes = {process: born(process) for process in supervisor.descendants(command.pid)}
+    words = words_of(next(iter(processes))).split(" ")
+    return processes, Path(words[words.index(supervisor.__file__) + 1])
+
+
+def nothing_is_left(processes: dict[int, str], folder: Path) -> None:
+    wait_until(lambda: not [p for p, began in processes.items() if began and born(p) == began] and not folder.exists())
+
+
+def kill_and_look(output: Path, kind: str) -> None:
+    command = start(output, samples=100_000)
+    try:
+        processes, folder = in_the_middle(command, output)
+        victim = find(command.pid, KINDS[kind])
+        assert victim is not None, f"no {kind}"
+        os.kill(victim, signal.SIGKILL)
+        _, said = command.communicate(timeout=MINUTE)
+    finally:
+        command.kill()
+        command.wait()
+    assert command.returncode == 1, said
+    assert "error: " in said
+    assert f"tau2rl eval -c {output}/config.json --output {output} --resume" in said
+    nothing_is_left(processes, folder)
+
+
+@pytest.mark.parametrize("kind", ["dashboard agent", "runtime env agent", "outer supervisor"])
+def test_a_killed_process_ends_the_command_with_a_word(tmp_path: Path, kind: str) -> None:
+    kill_and_look(tmp_path / "run", kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_whichever_process_is_killed_the_command_ends_with_a_word(tmp_path: Path, kind: str) -> None:
+    kill_and_look(tmp_path / "run", kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    command = start(tmp_path / "run", samples=100_000)
+    processes, folder = in_the_middle(command, tmp_path / "run")
+    command.send_signal(number)
+    command.communicate(timeout=MINUTE)
+    nothing_is_left(processes, folder)
+
+
+@pytest.mark.slow
+def test_a_module_of_the_dashboard_that_is_killed_is_started_again_by_ray(tmp_path: Path) -> None:
+    command = start(tmp_path / "run", samples=1500)
+    processes, folder = in_the_middle(command, tmp_path / "run")
+    victim = find(command.pid, "ray-dashboard-JobHead")
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    _, said = command.communicate(timeout=5 * MINUTE)
+    assert command.returncode == 0, said
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["attempts"] == 1500
+    nothing_is_left(processes, folder)
+
+
+@pytest.mark.slow
+def test_a_log_monitor_that_is_killed_ends_the_wait() -> None:
+    with LocalHead(num_cpus=1, training=True) as head:
+        processes = {process: born(process) for process in supervisor.descendants(head.pid)}
+        server = jobs.connect(head.address, head.headers, alive=head.alive)
+        server.submit(f"exec {shlex.join([sys.executable, '-u', '-c', 'import time; print(1); time.sleep(600)'])}", "sleeper")
+        heard: list[str] = []
+
+        def kill_it(line: str) -> None:
+            heard.append(line)
+            if line == "1":
+                victim = find(head.pid, "log_monitor")
+                assert victim is not None
+                os.kill(victim, signal.SIGKILL)
+
+        assert server.follow("sleeper", on_line=kill_it, on_progress=lambda event: None) == 1
+    assert heard[-1].startswith("error: ")
+    nothing_is_left(processes, Path("/nowhere"))

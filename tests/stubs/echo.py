@@ -1,0 +1,42 @@
+"""A chat API that refuses everything and quotes the request's headers, as debugging gateways do: in every spelling of a key.
+
+with EchoStub(status=500) as server: ...   # answers {"error": {"message": "no: ...; Bearer sk-..."}}
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+from urllib.parse import quote
+
+from tests.stubs.http import Request, Response, StubServer
+
+
+class EchoStub(StubServer):
+    """Answers POST /v1/chat/completions with an error. `requests` holds the calls."""
+
+    main_paths = ("/v1/chat/completions", "/chat/completions")
+
+    def __init__(self, *, status: int = 500, **options: Any) -> None:
+        """`options`: see StubServer."""
+        super().__init__(**options)
+        self.status = status
+
+    @property
+    def api_base(self) -> str:
+        """What litellm and openai clients call the base URL."""
+        return f"{self.url}/v1"
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        header = request.headers.get("authorization") or request.headers.get("x-api-key", "")
+        key = header.removeprefix("Bearer ")
+        spellings = [
+            base64.b64encode(header.encode()).decode(),
+            base64.b64encode(f"user:{key}".encode()).decode(),
+            quote(header, safe=""),
+            json.dumps({"authorization": header}),
+            header,
+        ]
+        error = {"message": f"no: {'; '.join(spellings)}", "type": "x", "code": "x"}
+        return Response(status=self.status, payload={"error": error})

@@ -1,0 +1,130 @@
+"""What is kept out of everything that is written; pinned here:
+
+- the value of every variable that is named like a credential, in the environment or the secrets file, and of those named by hand
+- in every spelling in which a server may quote it: raw, JSON, JSON in JSON, URL, HTML, base64 with anything around it, cut off
+- placeholders, words, numbers and paths are no secrets, and text without secrets stays as it is
+- a config that holds one is refused
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given, strategies as st
+
+from tau2rl.errors import UserError
+from tau2rl.runs.secrets import Redactor, is_secret
+
+KEY = 'sk-a+b/c="ü"&0123456789abcdef'
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DEEPSEEK_API_KEY", "MISTRAL_API_KEY", "GROQ_API_KEY", "WATSONX_ZENAPIKEY", "OPENAI_API_KEY_2", "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY", "AWS_BEARER_TOKEN_BEDROCK", "HF_TOKEN", "GITHUB_TOKEN", "VERTEXAI_CREDENTIALS",
+        "DB_PASSWORD", "azure_client_secret",
+    ],
+)  # fmt: skip
+def test_a_variable_that_is_named_like_a_credential_holds_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, KEY)
+    assert Redactor().text(f"401 for {KEY}") == f"401 for [{name}]"
+
+
+def test_other_variables_hold_one_only_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_GATEWAY", KEY)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "something-long")
+    assert Redactor().text(f"{KEY} something-long") == f"{KEY} something-long"
+    assert Redactor(["LAB_GATEWAY"]).text(KEY) == "[LAB_GATEWAY]"
+
+
+def test_the_secrets_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text(f"TOGETHER_API_KEY='{KEY}'\n", "utf-8")
+    (tmp_path / "keys").chmod(0o600)
+    monkeypatch.setenv("TAU2RL_SECRETS_FILE", str(tmp_path / "keys"))
+    assert Redactor().text(KEY) == "[TOGETHER_API_KEY]"
+
+
+SPELLINGS = {
+    "raw": KEY,
+    "bearer": f"Bearer {KEY}",
+    "json": json.dumps({"authorization": KEY}),
+    "json in json": json.dumps(json.dumps({"authorization": KEY})),
+    "json, not ascii": json.dumps(KEY, ensure_ascii=False),
+    "repr": repr({"authorization": KEY}),
+    "url": quote(KEY, safe=""),
+    "url in lower case": re.sub("%..", lambda match: match[0].lower(), quote(KEY, safe="")),
+    "form": quote_plus(f"key={KEY}"),
+    "html": html.escape(f"<b>{KEY}</b>"),
+    "base64": base64.b64encode(KEY.encode()).decode(),
+    "base64 of bearer": base64.b64encode(f"Bearer {KEY}".encode()).decode(),
+    "base64 of basic": base64.b64encode(f"user:{KEY}".encode()).decode(),
+    "base64 for urls": base64.urlsafe_b64encode(f"me:{KEY}:more".encode()).decode(),
+    "cut off": f"{KEY[:20]}…",
+    "twice": KEY + KEY,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+def test_a_secret_is_found_however_it_is_spelled(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    clean = Redactor().text(f"the server said {SPELLINGS[how]} and left")
+    assert "[GROQ_API_KEY]" in clean
+    assert clean.startswith("the server said ") and clean.endswith(" and left")
+    for trace in (
+        "0123456789",
+        base64.b64encode(b"0123456789abcdef").decode()[4:12],
+        "MDEyMzQ1Njc4",
+        "AxMjM0NTY3OD",
+        "wMTIzNDU2Nzg5",
+    ):
+        assert trace not in clean
+
+
+def test_a_key_that_begins_with_another_one_is_replaced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE_API_KEY", "sk-0123456789abcdef")
+    monkeypatch.setenv("TWO_API_KEY", "sk-0123456789abcdef-more")
+    assert Redactor().text("sk-0123456789abcdef-more") == "[TWO_API_KEY]"
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_the_rest_of_a_text_stays(before: str, after: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROQ_API_KEY", KEY)
+        assert Redactor().text(f"{before}{KEY}{after}").count("[GROQ_API_KEY]") >= 1
+        if "sk-a" not in before:
+            assert Redactor().text(before) == before
+
+
+@pytest.mark.parametrize(
+    "value", ["test", "EMPTY", "none", "anything", "changeme", "password", "not-needed", "sk-no-key-required", "20261128"]
+)
+def test_a_word_or_a_number_is_no_secret(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", value)
+    assert Redactor().text(f"{value} of {value}") == f"{value} of {value}"
+
+
+def test_a_path_is_no_secret_and_what_looks_like_one_is(tmp_path: Path) -> None:
+    (tmp_path / "credentials.json").touch()
+    assert not is_secret(str(tmp_path / "credentials.json"))
+    assert is_secret("/not/a/path/but+a/key")
+
+
+def test_json_values_are_clean_to_their_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    values = {"failures": [{"message": f"no {KEY}", "count": 3}], KEY: None, "shares": (0.5, True)}
+    clean = {"failures": [{"message": "no [GROQ_API_KEY]", "count": 3}], "[GROQ_API_KEY]": None, "shares": [0.5, True]}
+    assert Redactor().values(values) == clean
+
+
+def test_a_config_that_holds_a_secret_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    with pytest.raises(UserError, match=r"`user\.api_base` holds the value of a secret"):
+        Redactor().refuse({"user": {"api_base": f"http://host/{KEY}"}})
+    Redactor().refuse({"user": {"api_base": "http://host/", "model": "groq/x"}})
