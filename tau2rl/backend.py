@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.config import GrpoConfig, SftConfig, UserConfig
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 
@@ -33,6 +33,7 @@ class Plan:
     layout: tuple[str, ...] = ()  # which device does what, a line each
     issues: tuple[Issue, ...] = ()
     recorded: dict[str, Any] = field(default_factory=dict[str, Any])  # beside the run's identity in `environment.json`
+    user: UserConfig | None = None  # the user simulator, where the backend serves it; None: that of the settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

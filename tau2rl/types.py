@@ -192,6 +192,7 @@ class Completion:
     logprobs: tuple[float, ...] | None  # [num_sampled], of the sampling distribution; None = the server gives none
     finish_reason: FinishReason
     usage: Usage = field(default_factory=Usage)
+    weight_version: str | None = None  # of the weights that sampled it, as the server numbers them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +209,7 @@ class Turn:
     seconds: float = 0.0  # wall time of the policy call
     env_seconds: float = 0.0  # wall time until the environment (tool or user) had answered
     usage: Usage = field(default_factory=Usage)
+    weight_version: str | None = None  # see `Completion`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,9 +38,9 @@ from tau2rl.config import GrpoConfig, build, dump
 from tau2rl.env.gold import gold_script
 from tau2rl.env.tasks import select
 from tau2rl.slime import hooks
-from tau2rl.slime.metadata import Marks
+from tau2rl.slime.samples import SampleMetadata
 from tau2rl.slime.rollout import rollout_of
-from tau2rl.slime.samples import marks_of
+from tau2rl.slime.samples import metadata_of
 from tau2rl.types import TaskRef
 
 ROOT = Path(__file__).parents[2]
@@ -159,14 +159,14 @@ class Rollouts:
         self.state = state(args)
         self.state.aborted = False
         self.numbers = itertools.count()
-        self.ended: list[Marks] = []
+        self.ended: list[SampleMetadata] = []
 
-    async def one(self) -> Marks:
+    async def one(self) -> SampleMetadata:
         """One trajectory."""
         task = next(self.tasks)
         where = {"domain": task.domain, "task_id": task.task_id, "split": task.split}
         sample = self.sample(index=next(self.numbers), metadata={"task": where})
-        return marks_of(await self.generate(self.args, sample, dict(PARAMS)))
+        return metadata_of(await self.generate(self.args, sample, dict(PARAMS)))
 
     async def place(self) -> None:
         """One trajectory after the other, until all is called off."""

@@ -107,23 +107,8 @@ def _written(file: Path) -> int | None:
 
 
 def slime_plan(config: SftConfig | GrpoConfig) -> dict[str, Any]:
-    """`argv` of slime's script, `layout` in lines for people, `problems` that the settings alone show.
+    """`argv` of slime's script, `layout` in lines for people, `problems` that the settings alone show. Raises UserError."""
+    from tau2rl.slime.backend import SlimeBackend
 
-    Where the checkpoint is not on this machine, the options that build the model are left out. What only the machine that
-    trains can show (devices, files, disk, ports) is checked there, before slime starts. Raises UserError.
-    """
-    from tau2rl.slime.argv import build_argv
-    from tau2rl.slime.job import SlimeRun, absolute, script
-    from tau2rl.slime.layout import layout_of
-    from tau2rl.slime.model import read_shape
-    from tau2rl.slime.preflight import preflight
-
-    config = absolute(config)
-    checkpoint = Path(config.model.init)
-    here = (checkpoint / "config.json").exists()
-    run = SlimeRun(folder=run_path(config).absolute(), shape=read_shape(checkpoint) if here else None)
-    return {
-        "argv": ["python3", str(script(config)), *build_argv(config, run)],
-        "layout": list(layout_of(config).lines()),
-        "problems": [asdict(problem) for problem in preflight(config)],
-    }
+    plan = SlimeBackend().plan(config, probe=False)
+    return {"argv": list(plan.argv), "layout": list(plan.layout), "problems": [asdict(issue) for issue in plan.issues]}

@@ -63,7 +63,7 @@ class GrpoTrainConfig(TrainConfig):
     tasks_per_step: int = Field(default=16, ge=1)
     """Groups a step; the episodes of a group are `rollout.num_samples`."""
     num_minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps over the episodes of one round; 1 = on-policy. `local`: each over all of them, `slime`: over its share."""
+    """Optimizer steps over the episodes of one rollout batch, each over its share of them; 1 = on-policy."""
     val_every: int = Field(default=0, ge=0)
     """Steps between looks at the selection tasks (`val`); 0 = none."""
 

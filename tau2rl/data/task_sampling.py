@@ -1,17 +1,21 @@
-"""Which tasks to roll out next: those whose group of attempts is likely to hold both a success and a failure.
+"""Which tasks to roll out next, on every backend: all of them in shuffled epochs, or those from which most can be learned.
 
-A group of N attempts teaches only when it is mixed, which at success chance p happens with 1 - p^N - (1-p)^N. Each task has
-a Beta posterior of p, and its weight is the expectation of that chance over the posterior, never below a floor: a task that
-has never been solved, or always, is still visited now and then and comes back when the policy has changed.
+`TaskSampler` is what a backend holds. Its batches all have the size that is asked for, over the borders of epochs too.
 
-The state is an explicit value that can be written to disk; the choice is a function of (state, seed) alone, so every worker
-and every resumed run that asks gets the same answer.
+The curriculum prefers tasks whose group of attempts is likely to hold both a success and a failure: only then has a group of N a
+signal, which at success chance p happens with 1 - p^N - (1-p)^N. Each task has a Beta posterior of p, and its weight is the
+expectation of that chance over the posterior, never below a floor: a task that has never been solved, or always, is still
+visited now and then and comes back when the policy has changed.
+
+States are explicit values that can be written to disk; the choice is a function of (state, seed) alone, so every worker and
+every resumed run that asks gets the same answer.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,13 +24,100 @@ from tau2rl.config import CurriculumConfig
 from tau2rl.types import Episode, Status, derive_seed
 
 
+class ShuffledEpochs:
+    """Batches of the indices 0, 1, ..., `count` - 1; each index comes once an epoch, and no batch is shorter than another.
+
+    A batch that goes over the border of an epoch begins the next one with indices that it does not hold yet, so nothing is twice
+    in a batch that is no larger than the epoch.
+
+    >>> order = ShuffledEpochs(3, seed=0)
+    >>> [sorted(order.take(2)) for _ in range(3)]
+    [[0, 2], [0, 1], [1, 2]]
+    """
+
+    def __init__(self, count: int, *, seed: int) -> None:
+        if count < 1:
+            raise ValueError("there is nothing to take from")
+        self._count = count
+        self._seed = seed
+        self._epoch = 0  # epochs begun
+        self._waiting: list[int] = []  # of the epoch that has begun
+
+    def take(self, size: int) -> list[int]:
+        """The next batch."""
+        batch: list[int] = []
+        held: set[int] = set()
+        while len(batch) < size:
+            if not self._waiting:
+                self._begin_epoch()
+            if len(held) == self._count:  # a batch larger than the epoch
+                held.clear()
+            at = next(i for i, index in enumerate(self._waiting) if index not in held)
+            index = self._waiting.pop(at)
+            batch.append(index)
+            held.add(index)
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready values; `restore` goes on behind them."""
+        return {"epoch": self._epoch, "waiting": list(self._waiting)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._epoch, self._waiting = int(state["epoch"]), [int(index) for index in state["waiting"]]
+
+    def _begin_epoch(self) -> None:
+        self._waiting = list(range(self._count))
+        random.Random(f"{self._seed}/{self._epoch}").shuffle(self._waiting)
+        self._epoch += 1
+
+
+class TaskSampler:
+    """The tasks of one batch after another; its place can be saved.
+
+    sampler = TaskSampler(["retail/1", "retail/2"], config.algo.curriculum, group_size=8, seed=300)
+    keys = sampler.sample(16)  # 16 keys, whatever the number of tasks
+    sampler.observe({"retail/1": [True, False, None]})
+    """
+
+    def __init__(self, tasks: Sequence[str], curriculum: CurriculumConfig, *, group_size: int, seed: int) -> None:
+        self._tasks = list(dict.fromkeys(tasks))
+        self._seed = seed
+        self._epochs = ShuffledEpochs(len(self._tasks), seed=seed)
+        self._spec = curriculum_spec(curriculum, group_size=group_size) if curriculum.enabled else None
+        self.known = CurriculumState()
+        self.batches = 0  # so far
+
+    def sample(self, count: int) -> list[str]:
+        """Exactly `count` tasks; none is there twice unless there are fewer tasks than that."""
+        self.batches += 1
+        if self._spec is None:
+            return [self._tasks[i] for i in self._epochs.take(count)]
+        return draw(self.known, self._tasks, count, self._spec, seed=self._seed, number=self.batches)
+
+    def observe(self, outcomes: Mapping[str, Sequence[bool | None]]) -> None:
+        """Take note of how the groups of a step ended; None is an attempt without evidence."""
+        if self._spec is not None:
+            self.known = observe(self.known, outcomes, self._spec)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready values; `restore` goes on behind them."""
+        return {"batches": self.batches, "epochs": self._epochs.state(), "curriculum": self.known.to_json()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.batches = int(state["batches"])
+        self._epochs.restore(state["epochs"])
+        self.known = CurriculumState.from_json(state["curriculum"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurriculumSpec:
-    """How tasks are weighted: `CurriculumSpec(group_size=8, floor=0.05)`."""
+    """How tasks are weighted: the settings of `algo.curriculum`, whose defaults these are, for groups of one size."""
 
     group_size: int = 8  # N, the attempts in a group
-    floor: float = 0.05  # the least weight of a task; a certain mixed group weighs 1
-    decay: float = 0.9  # what each update leaves of older evidence, which an older policy made
+    floor: float = CurriculumConfig().floor  # the least weight of a task; a certain mixed group weighs 1
+    decay: float = CurriculumConfig().decay  # what each update leaves of older evidence, which an older policy made
     prior_success: float = 1.0  # Beta prior; 1, 1 is uniform
     prior_failure: float = 1.0
 
@@ -73,7 +164,7 @@ def outcome(episode: Episode) -> bool | None:
 
 
 def observe(state: CurriculumState, outcomes: Mapping[str, Sequence[bool | None]], spec: CurriculumSpec) -> CurriculumState:
-    """The state after one round of groups; None is an attempt without evidence, and adds none.
+    """The state after the groups of one step; None is an attempt without evidence, and adds none.
 
     >>> state = observe(CurriculumState(), {"mock/a": [True, False, None]}, CurriculumSpec(decay=0.5))
     >>> observe(state, {"mock/a": [False]}, CurriculumSpec(decay=0.5)).evidence
@@ -109,7 +200,7 @@ def weight(state: CurriculumState, task: str, spec: CurriculumSpec) -> float:
 def choose(state: CurriculumState, tasks: Sequence[str], count: int, spec: CurriculumSpec, *, seed: int) -> list[str]:
     """`count` tasks, drawn by weight without repetition until every task has had its turn, then again.
 
-    The order of `tasks` does not matter: each task draws its own number from (seed, round, task).
+    The order of `tasks` does not matter: each task has its own random number, from (seed, pass, task).
 
     >>> state, spec = CurriculumState(), CurriculumSpec()
     >>> choose(state, ["mock/a", "mock/b"], 1, spec, seed=7) == choose(state, ["mock/b", "mock/a"], 1, spec, seed=7)
@@ -120,12 +211,12 @@ def choose(state: CurriculumState, tasks: Sequence[str], count: int, spec: Curri
         return []
     weights = {task: weight(state, task, spec) for task in names}
     chosen: list[str] = []
-    round_number = 0
+    pass_number = 0
     while len(chosen) < count:
         # Weighted sampling without replacement by exponential clocks (Efraimidis and Spirakis 2006): smallest -log(u)/w first.
-        clocks = ((-math.log(_uniform(seed, round_number, task)) / weights[task], task) for task in names)
+        clocks = ((-math.log(_uniform(seed, pass_number, task)) / weights[task], task) for task in names)
         chosen += [task for _, task in heapq.nsmallest(min(count - len(chosen), len(names)), clocks)]
-        round_number += 1
+        pass_number += 1
     return chosen
 
 
@@ -143,5 +234,5 @@ def _power_mean(a: float, b: float, n: int) -> float:
     return math.prod((a + i) / (a + b + i) for i in range(n))
 
 
-def _uniform(seed: int, round_number: int, task: str) -> float:
-    return (derive_seed("curriculum", seed, round_number, task) + 0.5) / 2**31
+def _uniform(seed: int, pass_number: int, task: str) -> float:
+    return (derive_seed("curriculum", seed, pass_number, task) + 0.5) / 2**31

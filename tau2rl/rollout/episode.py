@@ -171,6 +171,7 @@ class _Play:
                 seconds=seconds,
                 env_seconds=env_seconds,
                 usage=completion.usage,
+                weight_version=completion.weight_version,
             )
         )
         self.sampled = completion.token_ids

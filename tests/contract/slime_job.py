@@ -20,9 +20,9 @@ from tau2rl.config import GrpoConfig
 from tau2rl.env.domain import domain
 from tau2rl.env.tasks import select, write_prompts
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, write
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.rollout import rollout_of
+from tau2rl.slime.run_context import SlimeRun, write_files
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
 from tests.contract.slime_world import settings
 from tests.stubs.http import Request, Response
@@ -77,7 +77,7 @@ class SlimeJob:
         base = {"model": {"init": str(checkpoint)}, "chat": {}, "limits": {"context_tokens": 8192}}
         self.config: GrpoConfig = settings(**{**base, **values})
         self.run = SlimeRun(folder=folder, shape=read_shape(checkpoint))
-        write(self.config, self.run)
+        write_files(self.config, self.run)
         write_prompts(select(self.config.tasks), self.run.prompts)
         if self.config.train.val_every:
             write_prompts(select(self.config.val), self.run.eval_prompts)

@@ -25,7 +25,7 @@ from tau2rl.data.task_sampling import outcome
 from tau2rl.env.tasks import write_prompts
 from tau2rl.errors import UserError
 from tau2rl.recipes.rounds import Group, Tasks
-from tau2rl.slime.metadata import KEY
+from tau2rl.slime.samples import KEY
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
 from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.slime.samples import marks_of
+from tau2rl.slime.samples import metadata_of
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.contract.slime_world import DONE, RIGHT, agent, codec_of
 from tests.stubs.slime_stubs import checkout
@@ -120,8 +120,8 @@ def test_a_sample_of_three_turns_has_three_advantages(begin: Callable[..., Slime
     most = 0
     for rank in found:
         for length, advantages in zip(rank["response_lengths"], rank["advantages"], strict=True):
-            marks = marks_of(by_length[length])
-            turns = [set(advantages[start:end].tolist()) for _, start, end in marks.spans]
+            found = metadata_of(by_length[length])
+            turns = [set(advantages[start:end].tolist()) for _, start, end in found.spans]
             assert all(len(values) == 1 for values in turns)
             most = max(most, len(set.union(*turns)))
             assert advantages.tolist() == pytest.approx(by_length[length].teacher_log_probs, abs=1e-6)

@@ -2,7 +2,7 @@
 
 - slime: every setting changes the command line or what our hooks are handed; which of the two is written down here, for each;
 - a setting that belongs to slime's trainer changes the command line itself, not only what is handed over;
-- looks at the selection tasks have the temperature of `select`, and that of the training where it has none;
+- validation has the temperature of `val`, and that of the training where it has none;
 - local: every setting of `train:` and `algo:` that is a number of the trainer changes its specification;
 - what slime cannot honour is refused with a reason, and no setting is missing from the table.
 """
@@ -21,7 +21,7 @@ from tau2rl.config import GrpoConfig, Section, SftConfig, build, flatten, put
 from tau2rl.errors import UserError
 from tau2rl.recipes.grpo import policy_of_looks
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, custom_config
+from tau2rl.slime.run_context import SlimeRun, custom_config
 from tau2rl.train.generate import Sampling
 from tau2rl.train.hyper import grpo_spec, sft_spec
 from tau2rl.train.policy import LocalPolicy
@@ -292,7 +292,7 @@ def test_the_same_setting_changes_the_local_trainer(stage: str, name: str) -> No
     assert specs[0] != specs[1]
 
 
-def test_looks_have_their_own_temperature_on_both_backends() -> None:
+def test_validation_has_its_own_temperature_on_both_backends() -> None:
     asked, unasked = config_of("grpo", {"val.temperature": 0.25}), config_of("grpo", {})
     assert isinstance(asked, GrpoConfig) and isinstance(unasked, GrpoConfig)
     argv = build_argv(asked, RUN)
@@ -316,15 +316,26 @@ def test_engines_hold_no_more_than_is_played(longest: int, context: str) -> None
     [
         ({"algo.loss_aggregation": "constant", "algo.kl_coef": 0.1}, "divides the policy term alone"),
         ({"algo.loss_aggregation": "constant", "slime.context_parallel": 2}, "needs slime.context_parallel 1"),
-        ({"train.num_minibatches": 3}, "128 episodes a round cannot be cut into 3"),
-        ({"slime.user.gpus": 1, "slime.user.checkpoint": "/u", "user.api_base": "http://u/v1"}, "the customer is somebody else"),
+        ({"train.num_minibatches": 3}, "128 episodes of a rollout batch cannot be cut into 3"),
+        ({"slime.user.gpus": 1, "slime.user.checkpoint": "/u", "user.api_base": "http://u/v1"}, "it is somewhere else"),
         ({"slime.extra": {"lr": 1e-5}}, "made from the other settings"),
         ({"slime.extra": {"partial-rollout": True}}, "cannot go on in a fresh environment"),
-        ({"slime.extra": {"rollout-stop": ["</tool_call>"]}}, "our chat codec says where a turn ends"),
-        ({"slime.extra": {"custom-rm-path": "a.b"}}, "graded by tau2"),
-        ({"slime.extra": {"reward-key": "score"}}, "a sample has one score"),
-        ({"slime.extra": {"eval_config": "/eval.yaml"}}, "`select` says which tasks"),
+        ({"slime.extra": {"rollout-stop": ["</tool_call>"]}}, "our chat codec makes the tokens, and says where a turn ends"),
+        ({"slime.extra": {"custom-rm-path": "a.b"}}, "graded one by one, by tau2"),
+        ({"slime.extra": {"reward-key": "score"}}, "scored by `reward`"),
+        ({"slime.extra": {"eval_config": "/eval.yaml"}}, "`val` says which tasks validation has"),
         ({"slime.extra": {"start-rollout-id": 0}}, "behind its own last save"),
+        ({"slime.extra": {"rollout-function-path": "a.b"}}, "slime's own rollout plays our episodes"),
+        ({"slime.extra": {"kl-coef": 0.1}}, "no estimator of ours reads a KL penalty on rewards"),
+        ({"slime.extra": {"use-kl-loss": True}}, "`algo` says what the loss is"),
+        ({"slime.extra": {"use_tis": True}, "algo.correction": "none"}, "`algo.correction` says"),
+        ({"slime.extra": {"use-routing-replay": True}}, "does not ask engines for routed experts"),
+        ({"slime.extra": {"use-rollout-routing-replay": True}}, "does not ask engines for routed experts"),
+        ({"slime.extra": {"debug-rollout-only": True}}, "would play and train nothing"),
+        ({"slime.extra": {"load-debug-rollout-data": "/d"}}, "would play and train nothing"),
+        ({"slime.extra": {"over-sampling-batch-size": 8}}, "8 is below the 16 groups of a rollout batch"),
+        ({"slime.extra": {"eval-max-context-len": 9000}}, "`limits.context_tokens` is the longest conversation"),
+        ({"slime.extra": {"megatron-config-path": "/m.yaml"}}, "behind those of `train` and `algo`"),
         ({"slime.extra": {"log-multiturn": True}}, "no option `--log-multiturn`"),
         ({"slime.extra": {"attention-backend": "flsh"}}, "cannot be `flsh`"),
     ],
@@ -335,6 +346,21 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], s
         put(values, name, value)
     with pytest.raises(UserError, match=says):
         build_argv(build(GrpoConfig, values), RUN)
+
+
+@pytest.mark.parametrize("policy", ["manual", "consistent_hashing", "round_robin"])
+def test_the_router_may_be_told_its_policy(policy: str) -> None:
+    argv = build_argv(config_of("grpo", {"slime.extra.router-policy": policy, "slime.extra.over-sampling-batch-size": 32}), RUN)
+    assert argv[argv.index("--router-policy") + 1] == policy
+
+
+def test_a_conversation_stays_on_its_engine_where_only_the_policy_has_several() -> None:
+    served = {"slime.user.checkpoint": "/u", "user.kind": "llm"}
+    routed = [
+        ("--router-policy" in build_argv(config_of("grpo", changes), RUN))
+        for changes in ({}, {"slime.policy_gpus": 1}, {**served, "slime.user.gpus": 1}, {**served, "slime.user.gpus": 2})
+    ]
+    assert routed == [True, False, True, False]
 
 
 def test_extra_options_are_added_replaced_and_taken_away() -> None:

@@ -20,8 +20,8 @@ import torch
 
 from tau2rl.config import GrpoConfig
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, absolute, write
 from tau2rl.slime.model import read_shape
+from tau2rl.slime.run_context import SlimeRun, absolute, write_files
 from tau2rl.train.hyper import loss_spec
 from tau2rl.train.losses import Totals, policy_loss
 from tests.slime_configs import QWEN3_4B, load_slime
@@ -86,7 +86,7 @@ def settings(case: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch)
     assert isinstance(config, GrpoConfig)
     config = absolute(config)
     run = SlimeRun(folder=checkpoint.parent / "run", shape=read_shape(checkpoint))
-    write(config, run)
+    write_files(config, run)
     assert isinstance(config, GrpoConfig)
     return config, parse(build_argv(config, run), monkeypatch)
 
