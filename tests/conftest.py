@@ -37,6 +37,19 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tests that need a checkout of slime are one line at the end, and not a hundred."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    slimes = [report for report in skipped if "needs SLIME_CHECKOUT" in str(report.longrepr)]
+    if slimes:
+        terminalreporter.stats["skipped"] = [report for report in skipped if report not in slimes]
+        terminalreporter.write_sep("-", "slime", yellow=True)
+        terminalreporter.write_line(
+            f"{len(slimes)} tests against slime's own code were skipped: scripts/test_slime.sh CHECKOUT [MEGATRON] runs them all"
+        )
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A TCP connection that would leave this machine fails at once, and says who tried."""

@@ -31,15 +31,27 @@ from tests.stubs.slime_stubs import module, parse
 
 
 class RouterStub(SGLangStub):
-    """An SGLang server that is its own router, with one worker. `slow(routing key)` are further seconds before an answer."""
+    """An SGLang server that is its own router, with one worker. `slow(routing key)` are further seconds before an answer.
 
-    def __init__(self, *, slow: Callable[[str], float] = lambda key: 0.0, **options: Any) -> None:
+    With `aborts` slime's `abort_all` cuts off what is in flight at once, as SGLang does; without, nothing listens to it.
+    """
+
+    def __init__(self, *, slow: Callable[[str], float] = lambda key: 0.0, aborts: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.slow = slow
+        self.aborts = aborts
+        self._abort_all = asyncio.Event()
 
     async def reply(self, request: Request, mode: str) -> Response:
+        if request.path == "/abort_request" and request.body.get("abort_all") and self.aborts:
+            self._abort_all.set()
+            self._abort_all = asyncio.Event()
         if request.path == "/generate":
-            await asyncio.sleep(self.slow(request.headers["x-smg-routing-key"]))
+            try:
+                await asyncio.wait_for(self._abort_all.wait(), self.slow(request.headers["x-smg-routing-key"]) or 1e-3)
+                return await super().reply(request, "abort")
+            except TimeoutError:
+                pass
         if request.path == "/workers":
             return Response(payload={"workers": [{"url": self.url}]})
         if request.path == "/v1/loads":

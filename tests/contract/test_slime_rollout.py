@@ -5,7 +5,8 @@
 - groups without a signal are played again up to the cap; what is left over when slime has enough is called off, and closed
 - an evaluation samples as slime says, changes nothing of slime's, is kept apart and counts successes
 - an attempt that fans out is one attempt; a server that lies and a user that is gone end nothing and poison nothing
-- the numbers of a round are among slime's own; a user served by the job is asked where slime serves it
+- what slime aborts is nobody's failure; where nothing works any more the job ends, whatever slime does with an exception
+- the numbers of a rollout are among slime's own; a user served by the job is asked where slime serves it
 """
 
 from __future__ import annotations
@@ -119,6 +120,23 @@ def test_what_slime_does_not_need_is_aborted_and_closed(start: Start, model: Pat
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("tau2 ")])
 
 
+def test_what_slime_aborts_is_nobodys_failure(start: Start, model: Path) -> None:
+    """SGLang answers `abort` to what is in flight before our own poll sees that slime has enough; nothing is tried again."""
+    tasks = {"domains": ["mock"], "split": "base", "ids": ["create_task_1", "update_task_1", "impossible_task_1"]}
+
+    def slow(key: str) -> float:
+        return 0.0 if key.startswith("mock/create_task_1#") else 300.0
+
+    with RouterStub(answer=agent(codec_of(model)), slow=slow, aborts=True) as server:
+        oversampled = {"slime": {"extra": {"over-sampling-batch-size": 3}}}
+        job = start(server, seed=303, tasks=tasks, rollout={"concurrency": 12, "retries": 0, "give_up_after": 1}, **oversampled)
+        job.played()
+        made = rollout_of(job.args)
+        numbers = made.log.end_rollout(0, [], 1.0)
+    assert (numbers["episodes/played"], numbers["episodes/failed"], numbers["episodes/aborted"]) == (4, 0, 8)
+    assert not made.breaker.open and not (job.run.folder / "failures.jsonl").exists()
+
+
 def wait_until(true: Callable[[], bool]) -> None:
     """Wait for something that must come true; the suite's own timeout ends a test for which it does not."""
     while not true():
@@ -210,6 +228,32 @@ def test_a_user_that_stays_away_ends_the_job_with_the_reason(start: Start, model
         job = start(server, user=someone, rollout={"give_up_after": 2}, slime={"circuit_breaker_seconds": 1.0})
         with pytest.raises(RunIncomplete, match="nothing has worked for 1 s: UserSimulatorFailure"):
             job.played()
+
+
+def test_a_slime_that_goes_on_behind_it_ends_too(start: Start, model: Path) -> None:
+    """As open pull requests of slime would: an exception in `generate` becomes an aborted sample."""
+    with OpenAIStub(mode="dead") as user, RouterStub(answer=agent(codec_of(model))) as server:
+        someone = {"kind": "llm", "model": "openai/stub", "api_base": user.api_base, "retries": 0}
+        swallows = ["--custom-generate-function-path", "tests.contract.slime_swallows.generate"]
+        job = start(server, argv=swallows, user=someone, rollout={"give_up_after": 2}, slime={"circuit_breaker_seconds": 1.0})
+        with pytest.raises(RunIncomplete, match="nothing has worked for 1 s: UserSimulatorFailure"):
+            job.manager.generate(0)
+
+
+def test_a_sample_that_slime_made_up_counts_nowhere(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        first_breaks = ["--custom-generate-function-path", "tests.contract.slime_swallows.first_breaks"]
+        job = start(server, seed=303, argv=first_breaks)
+        samples = job.played()
+        data = job.manager._convert_samples_to_train_data(samples)
+    assert [metadata_of(sample).status for sample in samples] == ["aborted", "completed", "completed", "completed"]
+    assert data["rewards"][0] == 0.0 and data["loss_masks"][0] == [0] and any(data["rewards"][1:])
+
+
+def test_the_versions_of_the_weights_are_kept(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        samples = start(server, seed=303).played()
+    assert all(sample.weight_versions == ["default"] * metadata_of(sample).turns for sample in samples)
 
 
 def test_a_user_of_the_job_is_asked_where_slime_serves_it(start: Start, model: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.process import script, variables
-from tau2rl.slime.run_context import SlimeRun
 from tau2rl.slime.layout import layout_of, sglang_config
 from tau2rl.slime.options import split
+from tau2rl.slime.process import script, variables
+from tau2rl.slime.run_context import SlimeRun
 from tests.slime_configs import CONFIGS, SHAPE, load_slime
 
 GOLDEN = Path(__file__).parent / "argv"

@@ -1,4 +1,4 @@
-"""What slime would pass over in silence or wait for without end, found before: one test a mistake, by the number that makes it one.
+"""What slime would pass over in silence or wait for without end, found before: one test a mistake, by its number.
 
 - the configs as they are have no issue on a machine that has everything;
 - each mistake of layout, batch, context, engines, GPUs, cores, services and disk is named with what to do;
@@ -21,7 +21,7 @@ from tau2rl.slime.model import SHAPE_4B
 from tau2rl.slime.preflight import GIB, Machine, issues_of, read_machine
 from tau2rl.slime.run_context import SlimeRun, absolute, write_files
 from tests.slime_configs import CONFIGS, QWEN3_4B, load_slime
-from tests.stubs.slime_stubs import checkout, megatron, parse
+from tests.stubs.slime_stubs import WITHOUT_MEGATRON, checkout, megatron, parse
 
 GOOD = Machine(
     gpus=16, cores=64, slime_commit="624b824a898ab0ec1fcb4d373004c7f3852bf515", free_bytes=4096 * GIB, user_answers=None
@@ -145,7 +145,7 @@ def test_a_user_simulator_that_does_not_answer_is_noticed(tmp_path: Path) -> Non
 def test_slime_refuses_what_is_left_to_it(sets: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout()
     if megatron() is None:
-        pytest.skip("MEGATRON_CHECKOUT names no checkout of Megatron-LM")
+        pytest.skip(WITHOUT_MEGATRON)
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_4B))
     config = absolute(load_slime("8xh100/grpo-api-user.yaml", f"model.init={tmp_path}", *sets))
     run = SlimeRun(folder=tmp_path / "run", shape=SHAPE_4B)

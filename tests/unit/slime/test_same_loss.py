@@ -3,7 +3,8 @@
 Runs where SLIME_CHECKOUT names a checkout of slime at the pinned commit, and is skipped elsewhere.
 
 - for every setting of the loss both backends give the same loss and the same gradient, to single precision;
-- that holds for tokens whose ratio is clipped, whose weight is cut, and for sequences that the veto leaves out.
+- that holds for tokens whose ratio is clipped, whose weight is cut, and for sequences that the veto leaves out;
+- an attempt that was removed from slime's batch changes neither, whatever the loss is a mean over.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 
 from tau2rl.config import GrpoConfig
 from tau2rl.slime.argv import build_argv
+from tau2rl.slime.hooks import count_trained
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.run_context import SlimeRun, absolute, write_files
 from tau2rl.train.hyper import loss_spec
@@ -91,6 +94,35 @@ def settings(case: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch)
     return config, parse(build_argv(config, run), monkeypatch)
 
 
+REMOVED = [
+    ["algo.loss_aggregation=seq-mean"],
+    ["algo.loss_aggregation=constant", "algo.loss_scale=5"],
+    ["algo.kl_coef=0.3", "algo.kl=k3", "algo.loss_aggregation=seq-mean", "algo.entropy_coef=0.2"],
+]
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """Attempts are counted over a group of processes; here it has one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", REMOVED, ids=" ".join)
+def test_a_removed_attempt_changes_nothing(
+    case: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_process: None
+) -> None:
+    config, args = settings(case, tmp_path / "model", monkeypatch)
+    theirs, ours = Numbers(), Numbers()
+    slime = slime_loss(args, theirs, monkeypatch, removed=True)
+    local = local_loss(config, ours)
+    assert float(slime.detach()) == pytest.approx(float(local.detach()), abs=1e-6)
+    gradients = [torch.autograd.grad(loss, numbers.logits) for loss, numbers in ((slime, theirs), (local, ours))]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_both_backends_have_the_same_loss(case: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, args = settings(case, tmp_path / "model", monkeypatch)
@@ -104,8 +136,8 @@ def test_both_backends_have_the_same_loss(case: list[str], tmp_path: Path, monke
     assert any(gradient.abs().max() > 1e-4 for gradient in gradients[0])
 
 
-def slime_loss(args: Namespace, numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """The loss of a step of these two episodes on one GPU, after what Megatron divides by."""
+def slime_loss(args: Namespace, numbers: Numbers, monkeypatch: pytest.MonkeyPatch, *, removed: bool = False) -> torch.Tensor:
+    """The loss of a step of these two episodes on one GPU, after what Megatron divides by. `removed`: there was a third one."""
     monkeypatch.setattr(torch, "compile", lambda *args, **_: args[0] if args and callable(args[0]) else lambda function: function)
     loss: ModuleType = importlib.import_module("slime.backends.megatron_utils.loss")
     for tensor in numbers.logits:
@@ -122,7 +154,23 @@ def slime_loss(args: Namespace, numbers: Numbers, monkeypatch: pytest.MonkeyPatc
         "rollout_log_probs": numbers.rollout,
         "ref_log_probs": numbers.reference,
     }
-    value, divisor, _ = loss.loss_function(args, batch, 1, len(masks), torch.cat(numbers.logits)[None])
+    logits = list(numbers.logits)
+    if removed:  # a copy of the first one with nothing to learn
+        for values in batch.values():
+            values.append(values[0])
+        logits.append(numbers.logits[0].detach())
+        batch["loss_masks"][-1] = torch.zeros(RESPONSES[0])
+        batch["rollout_mask_sums"][-1] = torch.tensor(0.0)
+    data = {
+        **batch,
+        "rollout_mask_sums": torch.stack(batch["rollout_mask_sums"]),
+        "micro_batch_indices": [list(range(len(logits)))],
+        "num_microbatches": [1],
+        "global_batch_sizes": [len(logits)],
+    }
+    if removed:
+        count_trained(args, 0, data)
+    value, divisor, _ = loss.loss_function(args, batch, 1, data["global_batch_sizes"][0], torch.cat(logits)[None])
     return value / divisor
 
 
