@@ -171,8 +171,8 @@ class Rollouts:
     async def place(self) -> None:
         """One trajectory after the other, until all is called off."""
         while not self.state.aborted:
-            marks = await self.one()
-            self.ended.append(marks)  # of the window that it ended in
+            metadata = await self.one()
+            self.ended.append(metadata)  # of the window that it ended in
 
     async def level(self, places: int, *, warm: float, seconds: float) -> Level:
         """Play with so many places for a while, and count what ends within the window."""
@@ -185,12 +185,12 @@ class Rollouts:
         wall, cpu, machine = time.perf_counter() - wall, time.process_time() - cpu, machine_seconds() - machine
         counted, self.ended, self.state.aborted = self.ended, [], True
         await asyncio.gather(*playing)
-        bad = [marks for marks in counted if marks.status != "completed"]
+        bad = [metadata for metadata in counted if metadata.status != "completed"]
         assert counted and not bad, bad[:1] or "nothing ended: raise --seconds"
         return Level(
             places=places,
             rate=len(counted) / wall,
-            turns=sum(marks.turns for marks in counted) / len(counted),
+            turns=sum(metadata.turns for metadata in counted) / len(counted),
             process=cpu / wall,
             machine=machine / wall / (os.cpu_count() or 1),
         )

@@ -180,10 +180,10 @@ def _save_of(source: Path) -> tuple[Path, Path | None]:
     """Where the save is, and what a run folder knows of its origin."""
     if not (source / "config.json").is_file() or not (source / "checkpoints").is_dir():
         return source, None
-    config = read_config(source)
-    if not isinstance(config, SftConfig | GrpoConfig) or config.backend != "slime":
+    config, save = read_config(source), source / "checkpoints" / "megatron"
+    if not isinstance(config, SftConfig | GrpoConfig) or not save.is_dir():
         raise UserError(f"the run in `{source}` was not trained with slime")
-    return source / "checkpoints" / "megatron", Path(config.model.init).expanduser()
+    return save, Path(config.model.init).expanduser()
 
 
 def _iteration(save: Path) -> Path:

@@ -38,18 +38,19 @@ async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], e
     """
     from slime.rollout.sglang_rollout import GenerateState
 
-    state, rollout, task = GenerateState(args), _rollout(args), task_of(sample)
-    if not rollout.ready:
-        router = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
-        await asyncio.to_thread(rollout.prepare, _resolved(args, rollout.config), router=router)
+    state, rollout = GenerateState(args), _rollout(args)
     sampling = SamplingConfig(
         temperature=sampling_params["temperature"],
         top_p=sampling_params["top_p"],
         top_k=sampling_params["top_k"],
         max_tokens=sampling_params["max_new_tokens"],
     )
-    attempt = rollout.attempt(task, sample.index or 0, validation=evaluation)
-    played = await rollout.play(attempt, sampling, validation=evaluation, aborted=lambda: state.aborted)
+    with rollout.remember_fatal():
+        if not rollout.ready:
+            router = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
+            await asyncio.to_thread(rollout.prepare, _resolved(args, rollout.config), router=router)
+        attempt = rollout.attempt(task_of(sample), sample.index or 0, validation=evaluation)
+        played = await rollout.play(attempt, sampling, validation=evaluation, aborted=lambda: state.aborted)
     if played is not None:
         return fill(args, sample, played, evaluation=evaluation)
     rollout.log.add_aborted(metadata_of(give_up(args, sample)))

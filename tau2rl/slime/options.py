@@ -223,7 +223,7 @@ def _check_over_sampling(own: Mapping[str, Given], taken: Mapping[str, Given]) -
     over, batch = own.get(OVER_SAMPLING), taken.get(REQUIRED)
     if over and batch and over.values[0].isdigit() and int(over.values[0]) < int(batch.values[0]):
         raise UserError(
-            f"`{OVER_SAMPLING}` {over.values[0]} is below the {batch.values[0]} groups of a rollout batch, which would never be full",
+            f"`{OVER_SAMPLING}` {over.values[0]} is below the {batch.values[0]} groups of a rollout batch",
             hint="at least `train.tasks_per_step`",
         )
 

@@ -73,7 +73,7 @@ def _validate_grpo(config: GrpoConfig) -> None:
     if algo.loss_aggregation == "constant":
         if algo.kl_coef or algo.entropy_coef:
             raise UserError(
-                "under slime algo.loss_aggregation `constant` divides the policy term alone, and leaves KL and entropy on another scale",
+                "under slime algo.loss_aggregation `constant` divides the policy term alone, not KL and entropy",
                 hint="set algo.kl_coef and algo.entropy_coef to 0, or algo.loss_aggregation to `token-mean`",
             )
         if config.slime.context_parallel > 1:

@@ -11,8 +11,8 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +71,7 @@ class Player:
     """Plays attempts in this process, on one event loop. To make one takes seconds: domains, tokenizer."""
 
     def __init__(self, config: GrpoConfig, router: str) -> None:
-        """`router`: URL of the policy's engines. Raises UserError for a missing key, a domain or a template that cannot be used."""
+        """`router`: URL of the policy's engines. Raises UserError for a missing key, a domain or template that cannot be used."""
         if config.user.kind == "llm":
             check_key(config.user)
         self._config = config
@@ -158,18 +158,23 @@ class Rollout:
     ) -> Played | None:
         """Play an attempt to its end and keep its record; FAILED where its world is broken. None once slime has `aborted` it.
 
-        Raises RunIncomplete where nothing works any more, UserError for workers that cannot start; both end the run.
+        Raises RunIncomplete where nothing works any more, UserError for workers that cannot start.
         """
-        try:
-            outcome = await run_until_aborted(aborted, self._outcome(attempt, sampling, aborted))
-        except (RunIncomplete, UserError) as error:
-            self._fatal = error
-            raise
+        outcome = await run_until_aborted(aborted, self._outcome(attempt, sampling, aborted))
         # Hashing and encoding a long episode takes tens of milliseconds: not on the event loop.
         return None if outcome is None else await asyncio.to_thread(self._finish, outcome, validation=validation)
 
+    @contextmanager
+    def remember_fatal(self) -> Generator[None]:
+        """Around what may end the run: it is raised on, and `raise_fatal` raises it again."""
+        try:
+            yield
+        except (RunIncomplete, UserError) as error:
+            self._fatal = error
+            raise
+
     def raise_fatal(self) -> None:
-        """Raise what `play` has raised, in case slime went on: hooks that it does call then end the run."""
+        """Raise what has ended the run, in case slime went on: hooks that it does call then end it."""
         if self._fatal is not None:
             raise self._fatal
 

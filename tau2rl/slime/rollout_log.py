@@ -1,4 +1,4 @@
-"""What the rollout process writes into the run folder: episodes as they end, one line of numbers a rollout and one a validation."""
+"""What the rollout process writes into the run folder: episodes as they end, a line of numbers a rollout and one a validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What crosses over into slime's job: where a run keeps its files, what is written before the start, and the way back from `args`.
+"""What crosses over into slime's job: where a run keeps its files, what is written before the start, the way back from `args`.
 
 Settings reach our hooks by `--custom-config-path` alone: one YAML file, one key `tau2rl` in it, which slime puts on `args`.
 Nothing secret is in it: the dashboard and the trackers show `args` to anyone.

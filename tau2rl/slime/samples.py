@@ -58,7 +58,7 @@ class SampleMetadata:
     ) -> SampleMetadata:
         """What an attempt was. `turn_rewards` is [turns], or empty where no estimator asks for it.
 
-        No evidence: what FAILED, what holds no sampled token, what tau2 did not grade, and with `drop_truncated` what was cut off.
+        No evidence: what FAILED, what holds no sampled token, what tau2 did not grade, and with `drop_truncated` what was cut.
         """
         episode, task = played.episode, played.attempt.task
         shaped = None if score is None else score.shaped

@@ -314,7 +314,7 @@ def test_engines_hold_no_more_than_is_played(longest: int, context: str) -> None
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"algo.loss_aggregation": "constant", "algo.kl_coef": 0.1}, "divides the policy term alone"),
+        ({"algo.loss_aggregation": "constant", "algo.kl_coef": 0.1}, "divides the policy term alone, not KL and entropy"),
         ({"algo.loss_aggregation": "constant", "slime.context_parallel": 2}, "needs slime.context_parallel 1"),
         ({"train.num_minibatches": 3}, "128 episodes of a rollout batch cannot be cut into 3"),
         ({"slime.user.gpus": 1, "slime.user.checkpoint": "/u", "user.api_base": "http://u/v1"}, "it is somewhere else"),
