@@ -38,9 +38,8 @@ from tau2rl.config import GrpoConfig, build, dump
 from tau2rl.env.gold import gold_script
 from tau2rl.env.tasks import select
 from tau2rl.slime import hooks
-from tau2rl.slime.samples import SampleMetadata
 from tau2rl.slime.rollout import rollout_of
-from tau2rl.slime.samples import metadata_of
+from tau2rl.slime.samples import SampleMetadata, metadata_of
 from tau2rl.types import TaskRef
 
 ROOT = Path(__file__).parents[2]

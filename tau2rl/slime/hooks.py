@@ -142,13 +142,12 @@ def _resolved(args: Any, config: GrpoConfig) -> GrpoConfig:
     """The settings with what only the job knows: where it serves the user simulator, the checkpoint whose tokenizer is used."""
     from slime.rollout.sglang_rollout import get_model_url
 
-    name = config.slime.user.name
-    if config.slime.user.gpus and name not in (
-        args.sglang_model_routers or {}
-    ):  # slime would answer with the policy's own server
-        raise UserError(f"slime serves no model `{name}`", hint="`--sglang-config` names it; `tau2rl grpo` writes that file")
     chat = config.chat.model_copy(update={"tokenizer": config.chat.tokenizer or args.hf_checkpoint})
-    user = served_user(config, get_model_url(args, name, "/v1")) or config.user
+    user, name = config.user, config.slime.user.name
+    if config.slime.user.gpus:
+        if name not in (args.sglang_model_routers or {}):  # slime would answer with the policy's own server
+            raise UserError(f"slime serves no model `{name}`", hint="`--sglang-config` names it; `tau2rl grpo` writes that file")
+        user = served_user(config, get_model_url(args, name, "/v1"))
     return config.model_copy(update={"chat": chat, "user": user})
 
 
