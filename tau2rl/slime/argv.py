@@ -35,7 +35,7 @@ FIXED = (
 
 
 def build_argv(config: TrainingConfig, run: SlimeRun) -> list[str]:
-    """The options behind `python train.py`. Raises UserError for what slime cannot honour, and for a wrong `slime.extra`."""
+    """The options behind `python train.py`. Raises UserError for what slime cannot honor, and for a wrong `slime.extra`."""
     validate(config)
     layout = layout_of(config)
     made = [

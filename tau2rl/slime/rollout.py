@@ -41,7 +41,7 @@ from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status, TaskRef
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-COOLDOWN_SECONDS = 10.0  # before an attempt whose world is broken is played again
+COOLDOWN_SECONDS = 10.0  # before an attempt is played again after an infrastructure failure
 WORKERS_START_SECONDS = 300.0
 POLL_SECONDS = 0.25
 
@@ -156,7 +156,7 @@ class Rollout:
     async def play(
         self, attempt: Attempt, sampling: SamplingConfig, *, validation: bool = False, aborted: Callable[[], bool] = lambda: False
     ) -> Played | None:
-        """Play an attempt to its end and keep its record; FAILED where its world is broken. None once slime has `aborted` it.
+        """Play an attempt to its end and keep its record; FAILED for an infrastructure failure. None once slime has `aborted` it.
 
         Raises RunIncomplete where nothing works any more, UserError for workers that cannot start.
         """

@@ -135,7 +135,7 @@ def summary(metrics: Path) -> dict[str, Any]:
         if any(line.get(count) is not None for line in lines):
             found[name] = int(sum(line.get(count) or 0 for line in lines))
     validation = {step: line["val/pass@1"] for step, line in sorted(steps.items()) if line.get("val/pass@1") is not None}
-    return {**found, **({"selection": validation} if validation else {})}
+    return {**found, **({"validation": validation} if validation else {})}
 
 
 def _by_step(metrics: Path) -> dict[int, dict[str, float]]:

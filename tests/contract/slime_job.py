@@ -24,7 +24,7 @@ from tau2rl.slime.model import read_shape
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.run_context import SlimeRun, write_files
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
-from tests.contract.slime_world import settings
+from tests.contract.slime_episodes import settings
 from tests.stubs.http import Request, Response
 from tests.stubs.sglang import SGLangStub
 from tests.stubs.slime_stubs import module, parse
@@ -137,7 +137,7 @@ class SlimeJob:
         self._loop.loop.close()
 
     def played(self, rollout_id: int = 0) -> list[Any]:
-        """The samples of a round, flat."""
+        """The samples of a rollout, flat."""
         data, _ = self.manager._get_rollout_data(rollout_id)
         return data
 

@@ -28,8 +28,8 @@ from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.slime.samples import KEY, SampleMetadata
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
 from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
+from tests.contract.slime_episodes import DONE, RIGHT, WRONG, agent, codec_of, handed, settings
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
-from tests.contract.slime_world import DONE, RIGHT, WRONG, agent, codec_of, handed, settings
 from tests.stubs.slime_stubs import checkout, install
 
 TASKS = [TaskRef(domain="mock", task_id=f"t{i}", split="base") for i in range(6)]

@@ -34,7 +34,7 @@ from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.rollout import Rollout
 from tau2rl.slime.samples import Played
 from tau2rl.types import Attempt, Status, TaskRef
-from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
+from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
 from tests.play import CREATE
 from tests.stubs.http import Request, Response, StubServer
 from tests.stubs.openai import OpenAIStub
@@ -163,7 +163,7 @@ def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_pa
 
         async def story(made: Rollout) -> list[Played]:
             attempts = asyncio.create_task(together(made, 6))
-            while len(user.requests) < 8:  # six that began, and trials, one at a time
+            while len(user.requests) < 8:  # six that began, and probes
                 await asyncio.sleep(0.05)
             assert not attempts.done() and len(server.requests) == 0 and made.breaker.open
             user.set_mode("ok")
@@ -233,7 +233,7 @@ def test_a_dead_engine_costs_no_attempt(tmp_path: Path, says: int) -> None:
         played = using(made, story)
     assert [p.metadata.status for p in played] == ["completed"] * 64 and all(p.metadata.evidence for p in played)
     assert not (tmp_path / "failures.jsonl").exists()
-    # What an attempt is worth is what it would have been worth with both engines: its seed chooses its script.
+    # An attempt scores what it would have scored with both engines: its seed chooses its script.
     with SGLangStub(answer=ANSWER) as server:
         undisturbed = using(rollout(settings(), tmp_path / "whole", server), lambda made: together(made, 64))
     assert [p.metadata.reward for p in played] == [p.metadata.reward for p in undisturbed]

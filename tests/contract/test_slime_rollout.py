@@ -1,8 +1,8 @@
 """Our hooks in slime's own rollout, found by the command line that we build; needs a checkout of slime. Pinned here:
 
-- a round comes back as groups of samples whose trained tokens are exactly those that were sampled, with their log-probabilities
+- a rollout comes back as groups of samples whose trained tokens are exactly those that were sampled, with their log-probabilities
 - the samples are those that the same attempts give without slime
-- groups without a signal are played again up to the cap; what is left over when slime has enough is called off, and closed
+- groups without a signal are played again up to the cap; what is left over when slime has enough is aborted, and closed
 - an evaluation samples as slime says, changes nothing of slime's, is kept apart and counts successes
 - an attempt that fans out is one attempt; a server that lies and a user that is gone end nothing and poison nothing
 - what slime aborts is nobody's failure; where nothing works any more the job ends, whatever slime does with an exception
@@ -25,8 +25,8 @@ from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.records import look_file, read
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.samples import KEY, metadata_of, task_of
+from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
-from tests.contract.slime_world import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import logprob_of
 from tests.stubs.slime_stubs import checkout
@@ -54,7 +54,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Itera
         job.close()
 
 
-def test_a_round_trains_on_what_was_sampled(start: Start, model: Path) -> None:
+def test_a_rollout_trains_on_what_was_sampled(start: Start, model: Path) -> None:
     with RouterStub(answer=agent(codec_of(model))) as server:
         job = start(server, seed=303)
         samples = job.played()
@@ -155,7 +155,7 @@ def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Sta
     for step in (0, 1):
         records = list(read(look_file(job.run.folder, step)))
         assert len(records) == 6 and {record.attempt.index for record in records} == {0, 1}
-    assert len(keys) == 6 + 4  # a key an episode: both looks play the same attempts
+    assert len(keys) == 6 + 4  # a key an episode: both validations play the same attempts
     first, _, last = job.lines()
     assert (first["step"], last["step"]) == (0, 1) and first["val/pass@1"] == last["val/pass@1"] == 0.0
 
@@ -278,7 +278,7 @@ def test_a_user_of_the_job_is_asked_where_slime_serves_it(start: Start, model: P
             job.played()
 
 
-def test_the_numbers_of_a_round_are_among_slimes_own(start: Start, model: Path) -> None:
+def test_the_numbers_of_a_rollout_are_among_slimes_own(start: Start, model: Path) -> None:
     with RouterStub(answer=agent(codec_of(model))) as server:
         job = start(server, seed=303)
         logged: list[dict[str, Any]] = []

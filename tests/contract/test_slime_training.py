@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tau2rl.slime.samples import metadata_of
+from tests.contract.slime_episodes import DONE, RIGHT, agent, codec_of
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
-from tests.contract.slime_world import DONE, RIGHT, agent, codec_of
 from tests.stubs.slime_stubs import checkout
 
 VOCABULARY = 640

@@ -2,9 +2,9 @@
 
 - the same attempts have the same tokens, log-probabilities, messages, scores and advantages, wherever they are played
 - what a call says (its temperature) reaches the worker; its CPU time is known; records are written by the rollout process
-- a worker that is killed costs its episodes a try; what is called off ends in its worker, and tells the server
+- a worker that is killed costs its episodes a try; what is aborted ends in its worker, and tells the server
 - an open circuit breaker pauses all, closes with a probe and loses nothing
-- under slime's own rollout (needs a checkout) a round is the same round, and what slime does not need is called off
+- under slime's own rollout (needs a checkout) a rollout is the same rollout, and what slime does not need is aborted
 - workers that do not fit are said to be too many, and not waited for in vain
 """
 
@@ -25,8 +25,8 @@ from tau2rl.runs.records import read
 from tau2rl.slime import rollout as rollout_module
 from tau2rl.slime.rollout import Rollout, rollout_of, run_until_aborted
 from tau2rl.slime.samples import Played, SampleMetadata, metadata_of
+from tests.contract.slime_episodes import agent, codec_of, play, rollout, settings, together, using
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
-from tests.contract.slime_world import agent, codec_of, play, rollout, settings, together, using
 from tests.play import CREATE
 from tests.stubs.sglang import SGLangStub
 from tests.stubs.slime_stubs import checkout
@@ -51,7 +51,7 @@ def workers_of(made: Rollout) -> Workers:
 
 
 def what_happened(played: Played) -> tuple[Any, ...]:
-    """All that a trainer or a judge could see of an attempt; not how long it took."""
+    """All that a trainer or a reader could see of an attempt; not how long it took."""
     metadata = {**played.metadata.to_json(), "seconds": 0, "policy_seconds": 0, "user_seconds": 0}
     return SampleMetadata.from_json(metadata), played.packed, played.episode.messages, played.episode.db_hashes
 
@@ -73,7 +73,7 @@ def test_the_same_attempts_are_the_same_in_workers(cluster: None, tmp_path: Path
         assert len(keys) == 9 and len(set(keys)) == 8  # the validation is kept apart, and attempt 1 was played twice
 
 
-def test_a_killed_worker_costs_a_try_and_a_call_that_is_called_off_ends_there(cluster: None, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_a_try_and_what_is_aborted_ends_there(cluster: None, tmp_path: Path) -> None:
     import ray
 
     async def story(made: Rollout, server: SGLangStub) -> list[Played]:
@@ -123,7 +123,7 @@ def test_too_many_workers_are_said_to_be(cluster: None, tmp_path: Path, monkeypa
         using(rollout(settings(rollout={"workers": 3}), tmp_path, server), play)
 
 
-def test_a_round_of_slime_is_the_same_in_workers(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_of_slime_is_the_same_in_workers(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout()
     model = write_checkpoint(tmp_path / "model")
 

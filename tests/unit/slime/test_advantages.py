@@ -13,7 +13,7 @@ from typing import Any
 from tau2rl.reward.advantages import AdvantageSpec, advantage_spec, judge_group
 from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.samples import SampleMetadata
-from tests.contract.slime_world import settings
+from tests.contract.slime_episodes import settings
 
 CENTERED = AdvantageSpec(estimator="dr_grpo")
 PER_TURN = AdvantageSpec(estimator="mt_gtpo", gamma=0.5, outcome_weight=0.0)

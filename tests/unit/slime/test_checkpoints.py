@@ -41,7 +41,7 @@ def test_a_run_begins_where_nothing_is_saved(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_behind_its_last_whole_save(tmp_path: Path) -> None:
     save = saved(tmp_path, 9, 19, tracker="19\n", tasks=(9, 19))
-    assert steps_done(read_saves(save), draws_tasks=True) == 20  # rounds 0 to 19 are done
+    assert steps_done(read_saves(save), draws_tasks=True) == 20  # rollouts 0 to 19 are done
 
 
 def test_supervised_training_goes_on_with_the_rows_behind_its_save(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 - a setting that belongs to slime's trainer changes the command line itself, not only what is handed over;
 - validation has the temperature of `val`, and that of the training where it has none;
 - local: every setting of `train:` and `algo:` that is a number of the trainer changes its specification;
-- what slime cannot honour is refused with a reason, and no setting is missing from the table.
+- what slime cannot honor is refused with a reason, and no setting is missing from the table.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def test_any_other_setting_is_handed_over(stage: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("stage", "name"), rows(REFUSED))
-def test_what_slime_cannot_honour_is_refused(stage: str, name: str) -> None:
+def test_what_slime_cannot_honor_is_refused(stage: str, name: str) -> None:
     with pytest.raises(UserError):
         build_argv(config_of(stage, {name: REFUSED[stage][name]}), RUN)
 

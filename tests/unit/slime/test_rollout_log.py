@@ -18,7 +18,7 @@ from tau2rl.slime.advantages import Member
 from tau2rl.slime.rollout_log import FILE, CostTracker, RolloutLog, rollout_numbers, validation_numbers
 from tau2rl.slime.samples import SampleMetadata
 from tau2rl.types import Attempt, EnvTime, Episode, EpisodeRecord, Failure, Fault, Status
-from tests.contract.slime_world import settings
+from tests.contract.slime_episodes import settings
 from tests.play import CREATE
 
 PLAYED = Episode(

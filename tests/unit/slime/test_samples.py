@@ -18,7 +18,7 @@ from tau2rl.reward.score import score_episode
 from tau2rl.rollout.runner import Outcome
 from tau2rl.slime.samples import SampleMetadata
 from tau2rl.types import Episode, Failure, Fault, Status
-from tests.contract.slime_world import ASK, DONE, RIGHT, settings
+from tests.contract.slime_episodes import ASK, DONE, RIGHT, settings
 from tests.play import CREATE, attempt, play
 
 

@@ -92,7 +92,7 @@ def test_a_report_joins_the_lines_of_a_step(tmp_path: Path) -> None:
         "loss_last": 0.375,
         "useful_groups": 7,
         "failed_episodes": 1,
-        "selection": {0: 0.25, 2: 0.75},
+        "validation": {0: 0.25, 2: 0.75},
     }
     assert summary(tmp_path / "absent.jsonl") == {"steps": 0}
 
