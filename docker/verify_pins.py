@@ -37,7 +37,7 @@ NOT_NEEDED = {
     "tabulate": "tau2's own command line",
     "watchdog": "tau2's own command line",
 }
-IMPORTS = ("tau2.gym", "litellm", "tau2rl.cli", "tau2rl.env.tau2_env", "tau2rl.slime.job")
+IMPORTS = ("tau2.gym", "litellm", "tau2rl.cli", "tau2rl.env.tau2_env", "tau2rl.slime.run_context")
 _UNMET = re.compile(r"^(?P<who>\S+) \S+ requires (?P<what>\S+), which is not installed\.$")
 
 

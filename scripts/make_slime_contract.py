@@ -16,6 +16,8 @@ from typing import Any
 
 TARGET = Path(__file__).parent.parent / "tau2rl" / "slime" / "options.json"
 SOURCES = {"slime/utils/arguments.py": "slime", "slime/backends/sglang_utils/arguments.py": "slime(sglang)"}
+# slime's image has a fork of the router (docker/Dockerfile: zhuzilin/sgl-router) with one policy more than the release on PyPI.
+FORK = {"--router-policy": "consistent_hashing"}
 TYPES = {"int": "int", "float": "float", "json.loads": "json", "json_list_type": "json"}
 SWITCHES = ("store_true", "store_false")
 
@@ -27,6 +29,9 @@ def from_survey(survey: Mapping[str, Any]) -> dict[str, Any]:
     # Negations that argparse makes by itself, which the survey's reading of the source cannot see.
     more = [name for name in survey["cross_check"]["only_in_real"] if name.startswith("--no-")]
     options += [{"names": [name], "source": "sglang", "nargs": 0} for name in more]
+    for option in options:
+        if (more_choice := FORK.get(option["names"][0])) and more_choice not in option["choices"]:
+            option["choices"].append(more_choice)
     return {"versions": {name: text.split()[0] for name, text in survey["versions"].items()}, "options": options}
 
 

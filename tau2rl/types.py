@@ -157,6 +157,7 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage = field(default_factory=Usage)
     throttled_seconds: float = 0.0  # how long the call was held back, because the server limits its rate
+    weight_version: str | None = None  # of the weights that sampled it, as the server numbers them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +175,7 @@ class Turn:
     throttled_seconds: float = 0.0  # of it, held back because the server limits its rate
     env_seconds: float = 0.0  # wall time until the environment (tool or user) had answered
     usage: Usage = field(default_factory=Usage)
+    weight_version: str | None = None  # see `Completion`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tests that need a checkout of slime are one line of the summary, and not a hundred: pytest folds what has one reason."""
+    for report in terminalreporter.stats.get("skipped", []):
+        if "needs SLIME_CHECKOUT" in str(report.longrepr):
+            report.longrepr = (
+                "slime",
+                0,
+                "Skipped: slime's own code: scripts/test_slime.sh CHECKOUT [MEGATRON] runs these tests",
+            )
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A TCP connection that would leave this machine fails at once, and says who tried."""

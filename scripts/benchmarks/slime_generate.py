@@ -38,9 +38,8 @@ from tau2rl.config import GrpoConfig, build, dump
 from tau2rl.env.gold import gold_script
 from tau2rl.env.tasks import select
 from tau2rl.slime import hooks
-from tau2rl.slime.metadata import Marks
 from tau2rl.slime.rollout import rollout_of
-from tau2rl.slime.samples import marks_of
+from tau2rl.slime.samples import SampleMetadata, metadata_of
 from tau2rl.types import TaskRef
 
 ROOT = Path(__file__).parents[2]
@@ -159,20 +158,20 @@ class Rollouts:
         self.state = state(args)
         self.state.aborted = False
         self.numbers = itertools.count()
-        self.ended: list[Marks] = []
+        self.ended: list[SampleMetadata] = []
 
-    async def one(self) -> Marks:
+    async def one(self) -> SampleMetadata:
         """One trajectory."""
         task = next(self.tasks)
         where = {"domain": task.domain, "task_id": task.task_id, "split": task.split}
         sample = self.sample(index=next(self.numbers), metadata={"task": where})
-        return marks_of(await self.generate(self.args, sample, dict(PARAMS)))
+        return metadata_of(await self.generate(self.args, sample, dict(PARAMS)))
 
     async def place(self) -> None:
         """One trajectory after the other, until all is called off."""
         while not self.state.aborted:
-            marks = await self.one()
-            self.ended.append(marks)  # of the window that it ended in
+            metadata = await self.one()
+            self.ended.append(metadata)  # of the window that it ended in
 
     async def level(self, places: int, *, warm: float, seconds: float) -> Level:
         """Play with so many places for a while, and count what ends within the window."""
@@ -185,12 +184,12 @@ class Rollouts:
         wall, cpu, machine = time.perf_counter() - wall, time.process_time() - cpu, machine_seconds() - machine
         counted, self.ended, self.state.aborted = self.ended, [], True
         await asyncio.gather(*playing)
-        bad = [marks for marks in counted if marks.status != "completed"]
+        bad = [metadata for metadata in counted if metadata.status != "completed"]
         assert counted and not bad, bad[:1] or "nothing ended: raise --seconds"
         return Level(
             places=places,
             rate=len(counted) / wall,
-            turns=sum(marks.turns for marks in counted) / len(counted),
+            turns=sum(metadata.turns for metadata in counted) / len(counted),
             process=cpu / wall,
             machine=machine / wall / (os.cpu_count() or 1),
         )

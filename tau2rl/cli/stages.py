@@ -147,41 +147,22 @@ pipeline = stage_command(
 def print_plan(config: StageConfig, *, as_json: bool) -> None:
     """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
     from tau2rl.launch.submit import job_argv
+    from tau2rl.recipes.training import backend_for, trains_on_actors
 
     job = job_argv(run_path(config))
     plan: dict[str, Any] = {"argv": job}
-    if isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime":
-        plan = {**slime_plan(config), "job": job}
+    if isinstance(config, SftConfig | GrpoConfig) and trains_on_actors(config):
+        # What the settings alone show; devices, files, disk and ports are checked on the machine that trains.
+        of_backend = backend_for(config).plan(config, probe=False)
+        issues = [asdict(issue) for issue in of_backend.issues]
+        plan = {"argv": list(of_backend.argv), "layout": list(of_backend.layout), "issues": issues, "job": job}
     if as_json:
         console.emit_json({"config": dump(config), **plan})
         return
     remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
-    remarks += [f"{problem['kind']}: {problem['message']} ({problem['hint']})" for problem in plan.get("problems", ())]
+    remarks += [f"{issue['kind']}: {issue['message']} ({issue['hint']})" for issue in plan.get("issues", ())]
     text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
     console.emit(text + "\n".join(f"# {line}" for remark in remarks for line in remark.splitlines()))
-
-
-def slime_plan(config: SftConfig | GrpoConfig) -> dict[str, Any]:
-    """`argv` of slime's script, `layout` in lines for people, `problems` that the settings alone show.
-
-    Where the checkpoint is not on this machine, the options that build the model are left out. What only the machine that
-    trains can show (devices, files, disk, ports) is checked there, before slime starts. Raises UserError.
-    """
-    from tau2rl.slime.argv import build_argv
-    from tau2rl.slime.job import SlimeRun, absolute, script
-    from tau2rl.slime.layout import layout_of
-    from tau2rl.slime.model import read_shape
-    from tau2rl.slime.preflight import preflight
-
-    config = absolute(config)
-    checkpoint = Path(config.model.init)
-    here = (checkpoint / "config.json").exists()
-    run = SlimeRun(folder=run_path(config).absolute(), shape=read_shape(checkpoint) if here else None)
-    return {
-        "argv": ["python3", str(script(config)), *build_argv(config, run)],
-        "layout": list(layout_of(config).lines()),
-        "problems": [asdict(problem) for problem in preflight(config)],
-    }
 
 
 def _show(config: StageConfig, folder: Path, *, as_json: bool) -> None:

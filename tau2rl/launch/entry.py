@@ -73,11 +73,9 @@ def run_stage(folder: RunFolder, progress: Progress) -> Result:
     config = folder.config
     if type(config) not in _RECIPES:
         raise UserError(f"stage `{stage_of(config)}` cannot be run")
-    on_slime = isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime"
-    name = "tau2rl.slime.backend" if on_slime else f"tau2rl.recipes.{_RECIPES[type(config)]}"
     began, cpu = time.monotonic(), time.process_time()
     try:
-        return importlib.import_module(name).run(config, folder, progress)
+        return importlib.import_module(f"tau2rl.recipes.{_RECIPES[type(config)]}").run(config, folder, progress)
     finally:
         write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
 

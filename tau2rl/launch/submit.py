@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from tau2rl import settings
-from tau2rl.config import DOMAINS, GrpoConfig, LaunchConfig, PipelineConfig, PlayConfig, SftConfig, StageConfig, dump
+from tau2rl.config import DOMAINS, LaunchConfig, PipelineConfig, PlayConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.recipes.pipeline import Planned, plan
 from tau2rl.recipes.pipeline_report import build_report, finished
+from tau2rl.recipes.training import trains_on_actors
 from tau2rl.runs.folder import Claim, RunFolder, claimed, run_path, stage_of
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
@@ -55,7 +56,7 @@ def submit(
         if launch.detach:
             assert cluster is not None
             return _detach(cluster, config, claim, on_line, on_detached)
-        with _place(launch, cluster, on_progress, training=_trains_on_actors(config)) as run:
+        with _place(launch, cluster, on_progress, training=trains_on_actors(config)) as run:
             return run(config, claim.path, on_line, on_progress)
 
     with entry.interruptible():
@@ -98,7 +99,7 @@ def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextMana
             say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
         with ExitStack() as stack:
             if waiting:
-                training = any(_trains_on_actors(planned.config) for planned in runs)
+                training = any(trains_on_actors(planned.config) for planned in runs)
                 with watch() as watcher:
                     place = _place(config.launch, _cluster(config.launch), watcher.on_progress, training=training)
                     run = stack.enter_context(place)
@@ -189,11 +190,6 @@ def _detach(server: jobs.JobServer, config: StageConfig, claim: Claim, on_line: 
 
 def _redactor(config: StageConfig) -> Redactor:
     return Redactor(key_variables(dump(config)))
-
-
-def _trains_on_actors(config: StageConfig) -> bool:
-    """Whether the job has actors that pass tensors to one another and whose words must be heard, as slime's are."""
-    return isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime"
 
 
 def job_label(config: StageConfig) -> str:

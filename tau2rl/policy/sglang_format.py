@@ -78,7 +78,14 @@ def read_completion(payload: Any, *, num_prompt: int, max_tokens: int) -> Comple
     )
     if usage.prompt_tokens < num_prompt:  # --allow-auto-truncate drops what does not fit and answers all the same
         raise PolicyFailure(f"the server read only {usage.prompt_tokens} of {num_prompt} prompt tokens")
-    return Completion(token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage)
+    version = meta.get("weight_version")
+    return Completion(
+        token_ids=ids,
+        logprobs=logprobs,
+        finish_reason=reason,
+        usage=usage,
+        weight_version=None if version is None else shorten(str(version)),
+    )
 
 
 def _finish_reason(value: Any) -> FinishReason:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
+from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.folder import Result, RunFolder
 from tau2rl.runs.provenance import described_checkpoint
@@ -22,9 +23,14 @@ def backend_for(config: TrainingConfig) -> Backend:
 
             return LocalBackend()
         case "slime":
-            from tau2rl.slime.backend import SlimeBackend  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+            from tau2rl.slime.backend import SlimeBackend
 
-            return SlimeBackend()  # pyright: ignore[reportUnknownVariableType]
+            return SlimeBackend()
+
+
+def trains_on_actors(config: StageConfig) -> bool:
+    """Whether the job has actors of its own that pass tensors to one another and whose words must be heard, as slime's are."""
+    return isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime"
 
 
 def planned(backend: Backend, config: TrainingConfig) -> Plan:

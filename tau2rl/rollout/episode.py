@@ -174,6 +174,7 @@ class _Play:
                 throttled_seconds=completion.throttled_seconds,
                 env_seconds=env_seconds,
                 usage=completion.usage,
+                weight_version=completion.weight_version,
             )
         )
         self.sampled = completion.token_ids

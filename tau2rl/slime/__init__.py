@@ -1,8 +1,8 @@
-"""Training on a cluster with slime: Megatron trains, SGLang plays, Ray holds them together.
+"""The `slime` backend: Megatron trains, SGLang samples, Ray holds them together. Read in this order:
 
-Most of this room is pure and loads anywhere: a config becomes a command line (`argv`), checked against the list of every option
-(`contract`), and what would fail after minutes on GPUs is found before (`preflight`). `hooks`, `samples` and `curriculum` are
-loaded by slime inside its job and are the only files of the project that import it. Behind the hooks stand `rollout` (what the
-rollout process has, made once), `outage` and `stopping` (when it waits, when it ends early), `marks` (what an episode leaves on
-its sample), `group_scores` (what slime is told of a batch) and `journal` (what is written into the run folder).
+`backend` (plan, train), `argv` and `objective` (settings -> slime's command line), `options` (refuses what slime would ignore),
+`preflight` (what slime would never say), `layout` and `model` (GPUs, the model's shape), `process` and `train_log` (slime as a
+child process), `checkpoints` (resume, export). Inside slime's job: `hooks` (what slime calls), `rollout` (who plays),
+`circuit_breaker`, `samples` and `advantages` (episodes and groups as slime has them), `rollout_log`, `data_source`; what they are
+handed is `run_context`. For `sft`: `sft_data`. Only `hooks` and `data_source` import slime.
 """

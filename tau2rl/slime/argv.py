@@ -1,30 +1,27 @@
 """The command line of slime's `train.py`, whole: what each setting becomes there. Pure; read it in a diff before paying for GPUs.
 
 `FIXED` never depends on the settings. Numbers without a source beside them are those of slime's own script for this size
-(`scripts/run-qwen3-4B.sh`). The loss and the optimiser are in `objective.py`, the shape of the model in `model_shape.py`, what
-slime cannot do in `refusals.py`.
+(`scripts/run-qwen3-4B.sh`). The loss and the optimizer are in `objective.py`, the shape of the model in `model.py`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
+from tau2rl.backend import TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig
-from tau2rl.errors import UserError
-from tau2rl.slime.job import CURRICULUM, HOOKS, SlimeRun
 from tau2rl.slime.layout import Layout, layout_of
 from tau2rl.slime.model import shape_options
-from tau2rl.slime.objective import objective, optimiser
-from tau2rl.slime.options import Given, check, lookup, split
-from tau2rl.slime.refusals import refuse
+from tau2rl.slime.objective import HOOKS, objective, optimizer
+from tau2rl.slime.options import check, with_extra
+from tau2rl.slime.preflight import validate
+from tau2rl.slime.run_context import SlimeRun
 
-EVAL_NAME = "val"  # slime's curves of the selection tasks begin with `eval/val`
+DATA_SOURCE = "tau2rl.slime.data_source"
+EVAL_NAME = "val"  # slime's curves of validation begin with `eval/val`
 CONTEXT_SLACK = 256  # tokens; SGLang refuses a prompt and an answer that fill its context to the last one
-HEALTH_INTERVAL = 30  # seconds between looks at an engine
-NEVER = 1_000_000_000  # Megatron keeps the saves whose round is a multiple, and the last one
+HEALTH_INTERVAL = 30  # seconds between health checks of an engine
+NEVER = 1_000_000_000  # Megatron keeps the saves whose number is a multiple, and the last one
 
 FIXED = (
     "--attention-dropout", "0.0",  # Megatron's default is 0.1
@@ -36,39 +33,10 @@ FIXED = (
     "--balance-data",
 )  # fmt: skip
 
-# What our hooks cannot live with, or what would change what the settings say.
-FORBIDDEN = {
-    "--group-rm": "episodes are graded one by one, by tau2",
-    "--partial-rollout": "a conversation that was cut off cannot go on in a fresh environment",
-    "--use-opd": "turn-level advantages travel in the field that distillation uses",
-    "--normalize-advantages": "advantages are made by the `algo` settings",
-    "--disable-rewards-normalization": "advantages are made by the `algo` settings",
-    "--disable-grpo-std-normalization": "advantages are made by the `algo` settings",
-    "--custom-convert-samples-to-train-data-path": "advantages are made on the way that it replaces",
-    "--custom-rm-path": "episodes are graded by tau2, and scored by `reward`",
-    "--rm-type": "episodes are graded by tau2, and scored by `reward`",
-    "--reward-key": "a sample has one score, by `reward`",
-    "--eval-reward-key": "a look counts successes",
-    "--eval-config": "`select` says which tasks are looked at",
-    "--num-epoch": "`train.steps` says how long training goes on, and slime then passes over it",
-    "--start-rollout-id": "a run goes on behind its own last save",
-    "--finetune": "a run goes on with its own optimizer",
-    "--no-load-optim": "a run goes on with its own optimizer",
-    "--ckpt-step": "a run goes on behind its own last save",
-    "--disable-rollout-global-dataset": "slime's rollouts and our choice of tasks need it",
-    "--rollout-stop": "our chat codec says where a turn ends",
-    "--rollout-stop-token-ids": "our chat codec says where a turn ends",
-    "--rollout-top-p": "episodes to learn from are sampled from the whole distribution",
-    "--rollout-top-k": "episodes to learn from are sampled from the whole distribution",
-    "--apply-chat-template": "our chat codec makes the tokens",
-    "--use-rollout-logprobs": "`algo.correction` says what becomes of the sampler's log-probabilities",
-    "--wandb-key": "it would be shown to everyone who sees the run; WANDB_API_KEY is read from the environment",
-}
 
-
-def build_argv(config: SftConfig | GrpoConfig, run: SlimeRun) -> list[str]:
-    """The options behind `python train.py`. Raises UserError for what slime cannot honour, and for a wrong `slime.extra`."""
-    refuse(config)
+def build_argv(config: TrainingConfig, run: SlimeRun) -> list[str]:
+    """The options behind `python train.py`. Raises UserError for what slime cannot honor, and for a wrong `slime.extra`."""
+    validate(config)
     layout = layout_of(config)
     made = [
         *_machines(config.slime, layout),
@@ -76,13 +44,14 @@ def build_argv(config: SftConfig | GrpoConfig, run: SlimeRun) -> list[str]:
         *(shape_options(run.shape) if run.shape else ()),
         *(_conversations(config, run) if isinstance(config, SftConfig) else _rollouts(config, run)),
         *(objective(config) if isinstance(config, GrpoConfig) else SFT_LOSS),
-        *optimiser(config.train),
+        *optimizer(config.train),
         *_memory(config.slime),
         *(_engines(config, run, layout) if isinstance(config, GrpoConfig) else ()),
         *_curves(config, run),
         *("--custom-config-path", str(run.custom_config)),
     ]
-    argv = [*made, *_with_extra(FIXED, config.slime.extra, made)]
+    defaults = (*FIXED, *(_routing(layout) if isinstance(config, GrpoConfig) else ()))
+    argv = [*made, *with_extra(defaults, config.slime.extra, made)]
     check(argv)
     return argv
 
@@ -97,8 +66,8 @@ def _machines(slime: SlimeConfig, layout: Layout) -> list[str]:
     return [*options, "--colocate"] if layout.colocate else options
 
 
-def _checkpoints(config: SftConfig | GrpoConfig, run: SlimeRun) -> list[str]:
-    """A first start finds nothing at `--load` and takes `--ref-load`, at round 0; a resumed one finds its own last save."""
+def _checkpoints(config: TrainingConfig, run: SlimeRun) -> list[str]:
+    """A first start finds nothing at `--load` and takes `--ref-load`, at rollout 0; a resumed one finds its own last save."""
     start = config.model.init
     options = [
         *("--hf-checkpoint", start, "--ref-load", start, "--load", str(run.save), "--save", str(run.save)),
@@ -129,20 +98,18 @@ def _rollouts(config: GrpoConfig, run: SlimeRun) -> list[str]:
     train, samples = config.train, config.rollout.num_samples
     options = [
         *("--prompt-data", str(run.prompts), "--input-key", "input", "--metadata-key", "metadata"),
-        *("--data-source-path", f"{CURRICULUM}.CurriculumDataSource", "--rollout-shuffle", "--rollout-seed", f"{config.seed}"),
-        *("--rollout-all-samples-process-path", f"{CURRICULUM}.learn", "--num-rollout", f"{train.steps}"),
+        *("--data-source-path", f"{DATA_SOURCE}.TaskDataSource", "--rollout-seed", f"{config.seed}"),
+        *("--rollout-all-samples-process-path", f"{DATA_SOURCE}.observe", "--num-rollout", f"{train.steps}"),
         *("--rollout-batch-size", f"{train.tasks_per_step}", "--n-samples-per-prompt", f"{samples}"),
         *("--global-batch-size", f"{train.tasks_per_step * samples // train.num_minibatches}"),
-        *(
-            "--rollout-temperature",
-            f"{config.sampling.temperature}",
-            "--rollout-max-response-len",
-            f"{config.sampling.max_tokens}",
-        ),
+        *("--rollout-temperature", f"{config.sampling.temperature}"),
+        *("--rollout-max-response-len", f"{config.sampling.max_tokens}"),
         *("--rollout-max-context-len", f"{config.limits.context_tokens}"),
         *("--custom-generate-function-path", f"{HOOKS}.generate"),
         *("--custom-reward-post-process-path", f"{HOOKS}.post_process_rewards"),
         *("--custom-rollout-log-function-path", f"{HOOKS}.log_rollout"),
+        *("--rollout-data-postprocess-path", f"{HOOKS}.count_trained"),
+        *("--custom-megatron-before-train-step-hook-path", f"{HOOKS}.before_train_step"),
     ]
     if config.algo.max_resample_rounds:
         options += ["--dynamic-sampling-filter-path", f"{HOOKS}.keep_group"]
@@ -177,7 +144,7 @@ def _engines(config: GrpoConfig, run: SlimeRun, layout: Layout) -> list[str]:
     slime = config.slime
     # slime admits this many times the number of engines, as it counts them: all serving GPUs by the size of a policy engine.
     counted = max(1, layout.rollout // slime.gpus_per_engine)
-    # Of every model that is served; the customer's own is in --sglang-config. Caches are laid out for no more than is played.
+    # Of every model that is served; the user simulator's own is in --sglang-config. Caches hold no more than is played.
     context = config.limits.context_tokens + CONTEXT_SLACK
     options = [
         *("--sglang-context-length", f"{min(context, run.shape.longest) if run.shape else context}"),
@@ -192,7 +159,18 @@ def _engines(config: GrpoConfig, run: SlimeRun, layout: Layout) -> list[str]:
     return options
 
 
-def _curves(config: SftConfig | GrpoConfig, run: SlimeRun) -> list[str]:
+def _routing(layout: Layout) -> tuple[str, ...]:
+    """`manual` keeps a conversation, by its routing key, on the engine that has its prefix cached; `cache_aware` is slime's.
+
+    All routers of a job have one policy. `manual` sends what has no key, as the user simulator's requests, to any engine: where
+    the job serves several engines of the user simulator too, `cache_aware` stays.
+    """
+    if layout.policy_engines < 2 or layout.user_engines > 1:
+        return ()
+    return ("--router-policy", "manual", "--router-assignment-mode", "min_load")
+
+
+def _curves(config: TrainingConfig, run: SlimeRun) -> list[str]:
     options: list[str] = []
     if config.tracking.wandb != "off":
         options += [
@@ -200,36 +178,3 @@ def _curves(config: SftConfig | GrpoConfig, run: SlimeRun) -> list[str]:
             *("--wandb-group", f"{config.stage}-{config.name}", "--disable-wandb-random-suffix", "--wandb-dir", str(run.own)),
         ]
     return [*options, "--dump-details", str(run.dumps)] if config.slime.dump else options
-
-
-def _with_extra(fixed: Sequence[str], extra: Mapping[str, Any], made: Sequence[str]) -> list[str]:
-    """The fixed options and those of `slime.extra`, which win; one that a setting makes already is refused."""
-    taken = {given.name for given in split(made)}
-    own = {given.name: given for given in split(fixed)}
-    for key, value in extra.items():
-        name = f"--{key.lstrip('-').replace('_', '-')}"
-        lookup(name)
-        if name in FORBIDDEN:
-            raise UserError(f"slime.extra cannot have `{name}`: {FORBIDDEN[name]}")
-        if name in taken:
-            raise UserError(
-                f"slime.extra has `{name}`, which is made from the other settings", hint="`--dry-run` shows what from"
-            )
-        if value is False:
-            own.pop(name, None)
-        elif value is not None:
-            own[name] = Given(name=name, values=_words(value))
-    return [word for given in own.values() for word in (given.name, *given.values)]
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    """A value of YAML as words of a command line: `true` is a switch, a list is several, a mapping is JSON."""
-    match value:
-        case True:
-            return ()
-        case dict():
-            return (json.dumps(value),)
-        case list():
-            return tuple(str(item) for item in cast("list[Any]", value))
-        case _:
-            return (str(value),)

@@ -1,7 +1,7 @@
-"""Between Megatron's checkpoints and Hugging Face's layout, by slime's own tools: which command that is, and whether it can work.
+"""What a training has saved: where it goes on, which Hugging Face directories are whole, and conversions by slime's own tools.
 
-A training does not need it: slime reads Hugging Face directories, and leaves one beside every save. It is for a save whose export
-is missing, and for Megatron's own tools.
+A training needs no conversion: slime reads Hugging Face directories, and leaves one beside every save. It is for a save whose
+export is missing, and for Megatron's own tools.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ INDEX = "model.safetensors.index.json"  # slime writes it last: the Hugging Face
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What lies where Megatron saves: `Found(path=..., names=frozenset({"iter_0000049", ...}), tracker="49", ...)`."""
+class Saves:
+    """What lies where Megatron saves: `Saves(path=..., names=frozenset({"iter_0000049", ...}), tracker="49", ...)`."""
 
     path: Path
     names: frozenset[str]
     tracker: str | None
-    tasks: frozenset[int]  # rounds behind which the choice of tasks was saved
+    tasks: frozenset[int]  # rollouts behind which the choice of tasks was saved
     rows: frozenset[int] = frozenset()  # and those behind which slime's own place in the rows was
 
 
-def look(save: Path) -> Found:
+def read_saves(save: Path) -> Saves:
     """Read the folder; one that is not there is empty."""
     tracker = save / TRACKER
-    return Found(
+    return Saves(
         path=save,
         names=frozenset(item.name for item in save.iterdir()) if save.is_dir() else frozenset(),
         tracker=tracker.read_text("utf-8").strip() if tracker.is_file() else None,
-        tasks=_rounds(save, PLACES[True]),
-        rows=_rounds(save, PLACES[False]),
+        tasks=_rollouts(save, PLACES[True]),
+        rows=_rollouts(save, PLACES[False]),
     )
 
 
-def steps_done(found: Found, *, draws_tasks: bool) -> int:
+def steps_done(found: Saves, *, draws_tasks: bool) -> int:
     """The steps that a start does not repeat, 0 for a new run. Raises UserError where slime would begin again in silence.
 
     `draws_tasks`: whether it goes on with a choice of tasks, or with slime's own place in the rows.
 
-    >>> steps_done(Found(path=Path("x"), names=frozenset(), tracker=None, tasks=frozenset()), draws_tasks=True)
+    >>> steps_done(Saves(path=Path("x"), names=frozenset(), tracker=None, tasks=frozenset()), draws_tasks=True)
     0
     """
     if not found.names:
@@ -91,7 +91,7 @@ def refuse_megatron(start: Path) -> None:
 
 
 def exports(checkpoints: Path) -> dict[int, Path]:
-    """Whole Hugging Face directories by their step, in order; slime counts rounds from 0, we count steps done."""
+    """Whole Hugging Face directories by their step, in order; slime counts rollouts from 0, we count steps done."""
     found = {int(item.name) + 1: item for item in (checkpoints / "hf").glob("*") if item.name.isdigit() and is_whole(item)}
     return dict(sorted(found.items()))
 
@@ -108,12 +108,12 @@ def point_final(checkpoints: Path, export: Path) -> Path:
     return link if link.exists() else export  # a file system without links
 
 
-def _rounds(save: Path, place: str) -> frozenset[int]:
+def _rollouts(save: Path, place: str) -> frozenset[int]:
     found = (re.search(r"_(\d+)\.\w+$", file.name) for file in save.glob(place.format("*")))
     return frozenset(int(number[1]) for number in found if number)
 
 
-def _earlier(found: Found, draws_tasks: bool) -> str:
+def _earlier(found: Saves, draws_tasks: bool) -> str:
     places = found.tasks if draws_tasks else found.rows
     whole = [last for last in _iterations(found.names) if last in places]
     if not whole:
@@ -180,10 +180,10 @@ def _save_of(source: Path) -> tuple[Path, Path | None]:
     """Where the save is, and what a run folder knows of its origin."""
     if not (source / "config.json").is_file() or not (source / "checkpoints").is_dir():
         return source, None
-    config = read_config(source)
-    if not isinstance(config, SftConfig | GrpoConfig) or config.backend != "slime":
+    config, save = read_config(source), source / "checkpoints" / "megatron"
+    if not isinstance(config, SftConfig | GrpoConfig) or not save.is_dir():
         raise UserError(f"the run in `{source}` was not trained with slime")
-    return source / "checkpoints" / "megatron", Path(config.model.init).expanduser()
+    return save, Path(config.model.init).expanduser()
 
 
 def _iteration(save: Path) -> Path:

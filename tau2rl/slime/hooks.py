@@ -1,20 +1,21 @@
 """What slime calls. Thin: each hook finds the process's one object, calls what every backend uses, and speaks slime's language.
 
-slime finds them by their dotted names on its command line (`argv.py`) and loads this file in its rollout process and in its
-trainers; only what runs there is imported there. Signatures and times of call: slime/utils/arguments.py, slime/ray/rollout.py.
+slime finds them by their dotted names on its command line (`argv.py`, `objective.py`). The first five run in its rollout process,
+the others in each of its trainers; only what runs there is imported there. Signatures and times of call:
+slime/utils/arguments.py, slime/ray/rollout.py, slime/backends/megatron_utils/actor.py, model.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tau2rl.config import GrpoConfig, SamplingConfig, UserConfig
+from tau2rl.config import GrpoConfig, SamplingConfig
 from tau2rl.errors import UserError
-from tau2rl.slime.advantages import score_batch
-from tau2rl.slime.job import received, user_config
-from tau2rl.slime.rollout import unless
-from tau2rl.slime.samples import fill, flat, give_up, marks_of, members, task_of
+from tau2rl.slime.advantages import Member, batch_advantages
+from tau2rl.slime.run_context import run_context, served_user
+from tau2rl.slime.samples import KEY, fill, flat, give_up, metadata_of, task_of
 
 if TYPE_CHECKING:
     from slime.utils.types import Sample
@@ -22,102 +23,112 @@ if TYPE_CHECKING:
     from tau2rl.slime.rollout import Rollout
 
 CARRIER = "teacher_log_probs"  # the one float a token that slime ships to its trainers, slices and moves to the GPU
+CONSTANT = "constant_"
+
+
+# In the rollout process
 
 
 async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False) -> Sample:
     """`--custom-generate-function-path`: one whole episode. What goes wrong in it makes a sample that counts nowhere.
 
-    Raises, and so ends the job, only for a request that cannot be carried out (UserError) and for a world that stays broken
-    (RunIncomplete).
+    Raises only for a request that cannot be carried out (UserError) and where nothing works any more (RunIncomplete). slime ends
+    its job then; a slime that went on would hear the same from `get_samples`, `keep_group` and `log_rollout`.
     """
     from slime.rollout.sglang_rollout import GenerateState
 
-    state, rollout, task = GenerateState(args), _rollout(args), task_of(sample)
-    if not rollout.ready:
-        router = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
-        user = _user(args, rollout.config)
-        await asyncio.to_thread(rollout.prepare, router=router, user=user, tokenizer=args.hf_checkpoint)
+    state, rollout = GenerateState(args), _rollout(args)
     sampling = SamplingConfig(
         temperature=sampling_params["temperature"],
         top_p=sampling_params["top_p"],
         top_k=sampling_params["top_k"],
         max_tokens=sampling_params["max_new_tokens"],
     )
-    budget = args.eval_max_context_len if evaluation else args.rollout_max_context_len
-    attempt = rollout.attempt(task, sample.index or 0, look=evaluation)
-    context_tokens = budget or rollout.config.limits.context_tokens
-    play = rollout.play(attempt, sampling, context_tokens=context_tokens, look=evaluation)
-    played = await unless(lambda: state.aborted, play)
+    with rollout.remember_fatal():
+        if not rollout.ready:
+            router = f"http://{args.sglang_router_ip}:{args.sglang_router_port}"
+            await asyncio.to_thread(rollout.prepare, _resolved(args, rollout.config), router=router)
+        attempt = rollout.attempt(task_of(sample), sample.index or 0, validation=evaluation)
+        played = await rollout.play(attempt, sampling, validation=evaluation, aborted=lambda: state.aborted)
     if played is not None:
         return fill(args, sample, played, evaluation=evaluation)
-    give_up(args, sample, task)
-    rollout.journal.ended_early(marks_of(sample))
+    rollout.log.add_aborted(metadata_of(give_up(args, sample)))
     return sample
 
 
 def keep_group(args: Any, group: list[Any], **_: Any) -> Any:
-    """`--dynamic-sampling-filter-path`: groups that teach nothing are left out, up to a cap, so that every round ends."""
+    """`--dynamic-sampling-filter-path`: groups without a signal are left out, up to a cap, so that every rollout ends."""
     from slime.rollout.filter_hub.base_types import DynamicFilterOutput
 
     rollout = _rollout(args)
+    rollout.raise_fatal()
     samples = flat(group)
-    scored = score_batch(members(samples), rollout.config.algo)
+    found = batch_advantages(members_of(samples), rollout.config.algo)
     most = rollout.config.algo.max_resample_rounds * args.rollout_batch_size
-    if any(scored.teaches) or rollout.dropped >= most:
+    if any(found.trained) or rollout.dropped >= most:
         return DynamicFilterOutput(keep=True)
     rollout.dropped += 1
-    evidence = any(marks_of(sample).evidence for sample in samples)
+    evidence = any(metadata_of(sample).evidence for sample in samples)
     return DynamicFilterOutput(keep=False, reason="same_scores" if evidence else "no_evidence")
 
 
 def post_process_rewards(args: Any, samples: list[Sample]) -> tuple[list[float], list[float]]:
     """`--custom-reward-post-process-path`: tau2's rewards for the curves, advantages for the trainer.
 
-    What is no evidence, or of a group that teaches nothing, is out of the loss and of what it is divided by; an attempt of
-    average worth is in both, as with the local backend. An estimator of turns gives every sample one advantage a token to carry.
+    What is no evidence, or of a group without a signal, is out of the loss and of what it is divided by; an attempt with an
+    average score is in both, as with the local backend. An estimator of turns gives each sample one advantage a token to carry.
     """
-    scored = score_batch(members(samples), received(args).grpo.algo)
+    for sample in samples:
+        if KEY not in sample.metadata:  # slime made up for a `generate` that raised, or never called it
+            give_up(args, sample)
+    found = batch_advantages(members_of(samples), run_context(args).grpo.algo)
     for number, sample in enumerate(samples):
-        sample.remove_sample = sample.remove_sample or not scored.teaches[number]
-        if scored.tokens is not None:
-            setattr(sample, CARRIER, scored.tokens[number])
-    return scored.raw, scored.rewards
-
-
-def turn_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
-    """`--custom-advantage-function-path`, in the trainers: takes what `post_process_rewards` gave each sample to carry."""
-    carried = rollout_data.pop(CARRIER, None)
-    if carried is None:
-        raise RuntimeError(f"no `{CARRIER}` in the batch: `post_process_rewards` has not run, or slime no longer ships it")
-    rollout_data["advantages"] = carried
-    rollout_data["returns"] = [values.clone() for values in carried]
+        sample.remove_sample = sample.remove_sample or not found.trained[number]
+        if found.tokens is not None:
+            setattr(sample, CARRIER, found.tokens[number])
+    return found.raw, found.rewards
 
 
 def log_rollout(rollout_id: int, args: Any, samples: list[Sample], extra_metrics: dict[str, Any] | None, seconds: float) -> bool:
     """`--custom-rollout-log-function-path`: our numbers, into our file and among slime's own, which it goes on to write."""
     rollout = _rollout(args)
+    rollout.raise_fatal()
     rollout.dropped = 0
-    numbers = rollout.journal.round(rollout_id, members(samples), seconds)
+    numbers = rollout.log.end_rollout(rollout_id, members_of(samples), seconds)
     if extra_metrics is not None:
         extra_metrics.update({f"rollout/tau2rl/{name}": value for name, value in numbers.items() if value is not None})
     return False
 
 
 def log_eval(rollout_id: int, args: Any, data: dict[str, dict[str, Any]], extra_metrics: dict[str, Any] | None) -> bool:
-    """`--custom-eval-rollout-log-function-path`: the look at the selection tasks, kept; what FAILED moves no mean of slime's."""
+    """`--custom-eval-rollout-log-function-path`: the validation, kept; what FAILED moves no mean of slime's."""
     from slime.observability import logging_utils
     from slime.observability.metric_utils import compute_rollout_step
 
-    marks = [marks_of(sample) for found in data.values() for sample in found["samples"]]
-    _, numbers = _rollout(args).journal.look(rollout_id, marks)
+    rollout = _rollout(args)
+    rollout.raise_fatal()
+    numbers = rollout.log.end_validation(rollout_id)
     for found in data.values():
-        solved = [marks_of(sample).reward for sample in found["samples"]]
-        known = [reward for reward in solved if reward is not None]
+        rewards = [metadata_of(sample).reward for sample in found["samples"]]
+        known = [reward for reward in rewards if reward is not None]
         mean = sum(known) / len(known) if known else 0.0
-        found["rewards"] = [mean if reward is None else reward for reward in solved]
+        found["rewards"] = [mean if reward is None else reward for reward in rewards]
     ours = {f"eval/tau2rl/{name}": value for name, value in numbers.items() if value is not None}
     logging_utils.log(args, {**ours, "eval/step": compute_rollout_step(args, rollout_id)}, step_key="eval/step")
     return False
+
+
+def members_of(samples: Sequence[Sample]) -> list[Member]:
+    """The samples as `batch_advantages` compares them."""
+    return [
+        Member(
+            metadata=metadata_of(sample),
+            group=sample.index if sample.group_index is None else ("group", sample.group_index),
+            attempt=("sample", sample.index) if sample.rollout_id is None else ("rollout", sample.rollout_id),
+            length=sample.response_length,
+        )
+        for sample in samples
+    ]
 
 
 def _rollout(args: Any) -> Rollout:
@@ -126,13 +137,99 @@ def _rollout(args: Any) -> Rollout:
     return rollout_of(args)
 
 
-def _user(args: Any, config: GrpoConfig) -> UserConfig:
-    """The customer: served by this job, or what the settings name."""
+def _resolved(args: Any, config: GrpoConfig) -> GrpoConfig:
+    """The settings with what only the job knows: where it serves the user simulator, the checkpoint whose tokenizer is used."""
     from slime.rollout.sglang_rollout import get_model_url
 
-    if not config.slime.user.gpus:
-        return user_config(config, None)
-    name = config.slime.user.name
-    if name not in (args.sglang_model_routers or {}):  # slime would answer with the policy's own server
-        raise UserError(f"slime serves no model `{name}`", hint="`--sglang-config` names it; `tau2rl grpo` writes that file")
-    return user_config(config, get_model_url(args, name, "/v1"))
+    chat = config.chat.model_copy(update={"tokenizer": config.chat.tokenizer or args.hf_checkpoint})
+    user, name = config.user, config.slime.user.name
+    if config.slime.user.gpus:
+        if name not in (args.sglang_model_routers or {}):  # slime would answer with the policy's own server
+            raise UserError(f"slime serves no model `{name}`", hint="`--sglang-config` names it; `tau2rl grpo` writes that file")
+        user = served_user(config, get_model_url(args, name, "/v1"))
+    return config.model_copy(update={"chat": chat, "user": user})
+
+
+# In the trainers
+
+
+def turn_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
+    """`--custom-advantage-function-path`: takes what `post_process_rewards` gave each sample to carry."""
+    carried = rollout_data.pop(CARRIER, None)
+    if carried is None:
+        raise RuntimeError(f"no `{CARRIER}` in the batch: `post_process_rewards` has not run, or slime no longer ships it")
+    rollout_data["advantages"] = carried
+    rollout_data["returns"] = [values.clone() for values in carried]
+
+
+def count_trained(args: Any, rollout_id: int, rollout_data: dict[str, Any]) -> None:
+    """`--rollout-data-postprocess-path`: the attempts that each optimizer step learns from, over all ranks.
+
+    slime divides a loss that is a mean over attempts (`seq-mean`, `constant`) by the size of the step, samples that were removed
+    too; `global_batch_sizes` is that divisor, and becomes the number that is left. `before_train_step` makes up for the rest.
+    """
+    import torch
+    from megatron.core import mpu
+
+    sums, masks = rollout_data["rollout_mask_sums"], rollout_data["loss_masks"]
+    # An attempt in several samples, perhaps on several ranks, is one: each has its share of the attempt's tokens.
+    shares = [float(mask.sum() / total) if total else 0.0 for mask, total in zip(masks, sums, strict=True)]
+    micro_batches = iter(rollout_data["micro_batch_indices"])
+    counts = torch.tensor(
+        [sum(shares[i] for _ in range(n) for i in next(micro_batches)) for n in rollout_data["num_microbatches"]],
+        dtype=torch.float32,
+        device=sums.device,
+    )
+    torch.distributed.all_reduce(counts, group=mpu.get_data_parallel_group(with_context_parallel=False))
+    args.tau2rl_trained = [round(count) for count in counts.tolist()]
+    if not args.calculate_per_token_loss:
+        rollout_data["global_batch_sizes"][:] = [max(1, count) for count in args.tau2rl_trained]
+
+
+def before_train_step(args: Any, rollout_id: int, step_id: int, model: Any, optimizer: Any, scheduler: Any) -> None:
+    """`--custom-megatron-before-train-step-hook-path`: a step with nothing to learn from moves no weight, as with `local`.
+
+    Adam would move them by what it remembers, and by weight decay. The schedule counts every step that is taken as a whole one,
+    whatever `count_trained` has left of it.
+    """
+    if args.tau2rl_trained[step_id]:
+        _once(scheduler, lambda step: lambda increment: step(increment=args.global_batch_size))
+    else:
+        _once(optimizer, lambda _: lambda: (True, 0.0, None))  # succeeded, gradient norm, zeros in the gradient
+        _once(scheduler, lambda _: lambda increment: None)
+
+
+def _once(owner: Any, replaced_by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace `owner.step` for its next call."""
+    own = owner.step
+
+    def step(**arguments: Any) -> Any:
+        owner.step = own
+        return replaced_by(own)(**arguments)
+
+    owner.step = step
+
+
+def __getattr__(name: str) -> Any:
+    """`--custom-pg-loss-reducer-function-path` `constant_1024`: Dr. GRPO's sum of an attempt's tokens, divided by 1024.
+
+    slime calls it without `args`, so the number is part of the name. It divides by the number of attempts of the step afterwards
+    (slime/backends/megatron_utils/loss.py:1352-1358).
+    """
+    number = name.removeprefix(CONSTANT)
+    if number == name or not number.isdecimal() or int(number) < 1:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def reducer(
+        total_lengths: Sequence[int], response_lengths: Sequence[int], loss_masks: Sequence[Any], per_token: bool
+    ) -> Callable[[Any], Any]:
+        """Over the samples of a micro-batch, whose tokens' terms lie behind each other in one tensor."""
+        assert not per_token  # slime would divide by the number of tokens once more
+
+        def reduce(terms: Any) -> Any:
+            parts = terms.split(list(response_lengths), dim=0)
+            return sum((part * mask).sum() for part, mask in zip(parts, loss_masks, strict=True)) / int(number)
+
+        return reduce
+
+    return reducer

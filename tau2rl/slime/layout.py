@@ -1,7 +1,7 @@
-"""Which GPU does what: the training ones, those that serve the policy, those that serve the customer.
+"""Which GPU does what: the training ones, those that serve the policy, those that serve the user simulator.
 
-slime lines up all GPUs of a job by machine and number. Under `split` the first ones train, then come the policy's, then the
-customer's; under `colocate` the policy is served by those that train, and the customer by the ones behind them
+slime lines up all GPUs of a job by machine and number. Under `split` the first ones train, then come the policy's, then the user
+simulator's; under `colocate` the policy is served by those that train, and the user simulator by the ones behind them
 (slime/ray/placement_group.py:121-141, slime/ray/rollout.py:987-1044).
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig
+from tau2rl.backend import TrainingConfig
+from tau2rl.config import GrpoConfig, SlimeConfig
 
 POLICY = "policy"  # what the policy's model is called in --sglang-config; the first model there is the one that is trained
 
@@ -54,11 +55,11 @@ class Layout:
         if self.policy and not self.colocate:
             shown.append(f"{_range(self.train, self.policy)}: policy, engines: {self.policy_engines}")
         if self.user:
-            shown.append(f"{_range(self.total - self.user, self.user)}: customer, engines: {self.user_engines}")
+            shown.append(f"{_range(self.total - self.user, self.user)}: user simulator, engines: {self.user_engines}")
         return shown
 
 
-def layout_of(config: SftConfig | GrpoConfig) -> Layout:
+def layout_of(config: TrainingConfig) -> Layout:
     """The layout that the config asks for; whether it can work is preflight's to say."""
     slime = config.slime
     train = slime.train_nodes * slime.train_gpus
@@ -85,7 +86,7 @@ def sglang_config(slime: SlimeConfig, layout: Layout) -> dict[str, Any] | None:
         return None
     user = slime.user
     policy = {"worker_type": "regular", "num_gpus": layout.policy, "num_gpus_per_engine": slime.gpus_per_engine}
-    customer = {
+    simulator = {
         "worker_type": "regular",
         "num_gpus": layout.user,
         "num_gpus_per_engine": user.gpus_per_engine,
@@ -99,7 +100,7 @@ def sglang_config(slime: SlimeConfig, layout: Layout) -> dict[str, Any] | None:
     return {
         "sglang": [
             {"name": POLICY, "update_weights": True, "server_groups": [policy]},
-            {"name": user.name, "model_path": str(user.checkpoint), "update_weights": False, "server_groups": [customer]},
+            {"name": user.name, "model_path": str(user.checkpoint), "update_weights": False, "server_groups": [simulator]},
         ]
     }
 

@@ -1,4 +1,4 @@
-"""The objective and the optimiser as slime is told them: what each setting of `algo:` and `train:` becomes there.
+"""The objective and the optimizer as slime is told them: what each setting of `algo:` and `train:` becomes there.
 
 What slime does with them: `slime/backends/megatron_utils/loss.py` (losses, denominators), `slime/utils/ppo_utils.py` (clipping,
 KL, the sequence ratio), `examples/train_infer_mismatch_helper/mis.py` (corrections of more than one token).
@@ -13,8 +13,7 @@ from tau2rl.reward.advantages import TURN_ESTIMATORS
 
 KL = {"k1": "k1", "k2": "k2", "k3": "low_var_kl"}  # `low_var_kl` is k3 cut at 10, as the local backend's is
 MODES = {"tis": "truncate", "mis": "mask", "clip": "clip"}
-TURN_ADVANTAGES = "tau2rl.slime.hooks.turn_advantages"
-CONSTANT = "tau2rl.slime.reducers.constant_"  # and the number
+HOOKS = "tau2rl.slime.hooks"
 ICEPOP = "slime.backends.megatron_utils.loss.icepop_function"  # w inside [low, high], else 0
 MISMATCH = "examples.train_infer_mismatch_helper.mis.compute_mis_weights_with_cp"
 NO_LIMIT = 1e30  # a weight is at most e^20
@@ -29,7 +28,7 @@ def objective(config: GrpoConfig) -> list[str]:
         *("--entropy-coef", f"{algo.entropy_coef}"),
     ]
     if algo.estimator in TURN_ESTIMATORS:
-        options += ["--custom-advantage-function-path", TURN_ADVANTAGES]
+        options += ["--custom-advantage-function-path", f"{HOOKS}.turn_advantages"]
     if algo.dual_clip is not None:
         options += ["--eps-clip-c", f"{algo.dual_clip}"]
     if algo.kl_coef:
@@ -37,7 +36,7 @@ def objective(config: GrpoConfig) -> list[str]:
     if algo.loss_aggregation == "token-mean":
         options.append("--calculate-per-token-loss")
     elif algo.loss_aggregation == "constant":
-        options += ["--custom-pg-loss-reducer-function-path", f"{CONSTANT}{algo.loss_scale}"]
+        options += ["--custom-pg-loss-reducer-function-path", f"{HOOKS}.constant_{algo.loss_scale}"]
     return options + _correction(algo)
 
 
@@ -75,7 +74,7 @@ def _beyond_tokens(algo: AlgoConfig) -> bool:
     return algo.correction_level != "token" or algo.veto is not None
 
 
-def optimiser(train: TrainConfig) -> list[str]:
+def optimizer(train: TrainConfig) -> list[str]:
     """AdamW and its schedule, in optimizer steps; Megatron spares norms and biases the weight decay by itself."""
     options = [
         *("--optimizer", "adam", "--lr", f"{train.lr}", "--lr-warmup-iters", f"{train.warmup_steps}"),

@@ -1,4 +1,4 @@
-"""Every option that slime's `train.py` takes, and the check of a command line against them.
+"""Every option that slime's `train.py` takes, the check of a command line against them, and what `slime.extra` may add.
 
 slime reads its options with `parse_known_args`, twice, so that it ignores what it does not know: a misspelled option trains for a
 day without it. `options.json` is made by `scripts/make_slime_contract.py`; the commits it was read at are in it.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from tau2rl.errors import UserError
 
@@ -20,7 +20,7 @@ Nargs = int | str | None  # as argparse means it; None: one value
 FILE = "options.json"
 ENGINE = ("sglang", "sglang-router", "slime(sglang)")  # sources that are not read where no engine is started
 NO_ENGINE = ("--debug-train-only", "--load-debug-rollout-data")
-REQUIRED = "--rollout-batch-size"
+REQUIRED, OVER_SAMPLING = "--rollout-batch-size", "--over-sampling-batch-size"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,3 +139,103 @@ def _check_values(given: Given, option: Option) -> None:
 
 READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "json": json.loads}
 NOUNS = {"int": "a whole number", "float": "a number", "json": "JSON"}
+
+
+# What `slime.extra` may not have: slime would take it without a word, and train something else than the settings say.
+FORBIDDEN = {
+    name: reason
+    for reason, names in {
+        "episodes are graded one by one, by tau2, and scored by `reward`": (
+            "--group-rm", "--custom-rm-path", "--rm-type", "--reward-key", "--eval-reward-key",
+        ),
+        "advantages are made by the `algo` settings, on the way that it replaces": (
+            "--normalize-advantages", "--disable-rewards-normalization", "--disable-grpo-std-normalization",
+            "--custom-convert-samples-to-train-data-path", "--custom-advantage-function-path",
+            "--disable-compute-advantages-and-returns",
+        ),
+        "turn-level advantages travel in the field that distillation uses": ("--use-opd",),
+        "no estimator of ours reads a KL penalty on rewards; `algo.kl_coef` is the weight of KL in the loss": ("--kl-coef",),
+        "`algo` says what the loss is": (
+            "--use-kl-loss", "--kl-loss-coef", "--kl-loss-type", "--calculate-per-token-loss", "--loss-type",
+            "--custom-loss-function-path", "--custom-pg-loss-reducer-function-path",
+        ),
+        "`algo.correction` says what becomes of the sampler's log-probabilities": (
+            "--use-rollout-logprobs", "--use-tis", "--tis-clip", "--tis-clip-low", "--custom-tis-function-path",
+        ),
+        "our policy does not ask engines for routed experts, and the models that train here are dense": (
+            "--use-routing-replay", "--use-rollout-routing-replay",
+        ),
+        "slime's own rollout plays our episodes, and tells our data source how each of them ended": (
+            "--rollout-function-path", "--eval-function-path", "--buffer-filter-path",
+        ),
+        "a conversation that was cut off cannot go on in a fresh environment": ("--partial-rollout",),
+        "slime would play and train nothing, or train on what was played before": (
+            "--debug-rollout-only", "--debug-train-only", "--load-debug-rollout-data",
+        ),
+        "`val` says which tasks validation has, and it counts successes": ("--eval-config",),
+        "`limits.context_tokens` is the longest conversation, in training and validation": (
+            "--rollout-max-prompt-len", "--eval-max-context-len", "--eval-max-prompt-len",
+        ),
+        "`train` says how long training goes on and in how many optimizer steps": ("--num-epoch", "--num-steps-per-rollout"),
+        "it would set the trainer's options behind those of `train` and `algo`": ("--megatron-config-path",),
+        "a run goes on behind its own last save, with its own optimizer": (
+            "--start-rollout-id", "--finetune", "--no-load-optim", "--ckpt-step",
+        ),
+        "slime's rollouts and our choice of tasks need it": ("--disable-rollout-global-dataset",),
+        "our chat codec makes the tokens, and says where a turn ends": (
+            "--rollout-stop", "--rollout-stop-token-ids", "--rollout-skip-special-tokens", "--apply-chat-template",
+        ),
+        "episodes to learn from are sampled from the whole distribution": ("--rollout-top-p", "--rollout-top-k"),
+        "it would be shown to everyone who sees the run; WANDB_API_KEY is read from the environment": ("--wandb-key",),
+    }.items()
+    for name in names
+}  # fmt: skip
+
+
+def with_extra(defaults: Sequence[str], extra: Mapping[str, Any], made: Sequence[str]) -> list[str]:
+    """The defaults and the options of `slime.extra`, which win over them. Raises UserError for what `extra` may not have.
+
+    `made` are the options that settings have become; `false` takes a switch of the defaults away.
+
+    >>> with_extra(["--balance-data"], {"balance-data": False, "log_multi_turn": True}, made=["--lr", "1e-06"])
+    ['--log-multi-turn']
+    """
+    taken = {given.name: given for given in split(made)}
+    own = {given.name: given for given in split(defaults)}
+    for key, value in extra.items():
+        name = f"--{key.lstrip('-').replace('_', '-')}"
+        lookup(name)
+        if name in FORBIDDEN:
+            raise UserError(f"slime.extra cannot have `{name}`: {FORBIDDEN[name]}")
+        if name in taken:
+            raise UserError(
+                f"slime.extra has `{name}`, which is made from the other settings", hint="`--dry-run` shows what from"
+            )
+        if value is False:
+            own.pop(name, None)
+        elif value is not None:
+            own[name] = Given(name=name, values=_words(value))
+    _check_over_sampling(own, taken)
+    return [word for given in own.values() for word in (given.name, *given.values)]
+
+
+def _check_over_sampling(own: Mapping[str, Given], taken: Mapping[str, Given]) -> None:
+    over, batch = own.get(OVER_SAMPLING), taken.get(REQUIRED)
+    if over and batch and over.values[0].isdigit() and int(over.values[0]) < int(batch.values[0]):
+        raise UserError(
+            f"`{OVER_SAMPLING}` {over.values[0]} is below the {batch.values[0]} groups of a rollout batch",
+            hint="at least `train.tasks_per_step`",
+        )
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """A value of YAML as words of a command line: `true` is a switch, a list is several, a mapping is JSON."""
+    match value:
+        case True:
+            return ()
+        case dict():
+            return (json.dumps(value),)
+        case list():
+            return tuple(str(item) for item in cast("list[Any]", value))
+        case _:
+            return (str(value),)

@@ -1,35 +1,132 @@
-"""slime's own log as it streams by: every line kept, the numbers of each optimizer step taken out of it.
+"""slime as a child process of our job: the variables that it and its actors get, its start, its end.
 
-slime writes `step 3: {'train/loss': 0.41, ...}` behind every optimizer step (backends/megatron_utils/model.py:918),
-`rollout 3: {'rollout/raw_reward': 0.25, ...}` behind every round (observability/train_metric_utils.py:135) and
-`perf 3: {'perf/train_time': 41.2, ...}` when a round has been trained on (observability/train_metric_utils.py:401).
+Ray sets `RAY_JOB_CONFIG_JSON_ENV_VAR` for a job's command, which makes the child a driver of the same cluster and job. Our
+variables go into that description, so that every actor of slime has them. The dashboard shows them to anyone: none is a key.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
+import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Literal, TextIO, cast
+from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
-from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.tracking import JsonlSink, Sinks
-from tau2rl.types import Sink
+import tau2rl
+from tau2rl import settings
+from tau2rl.backend import TrainingConfig
+from tau2rl.config import GrpoConfig, SftConfig
 
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # ray/_private/runtime_env/constants.py
+LISTS = {"PYTHONPATH": ":", "no_proxy": ",", "NO_PROXY": ","}  # added to, in place of replaced
+HOST_IP = "SLIME_HOST_IP"  # slime/utils/http_utils.py
+WANDB_HOST = "api.wandb.ai"
 OWN_END_SECONDS = 1.0  # a terminal and Ray's `stop` signal the child too; it is asked again only where they did not
 GRACE_SECONDS = 20.0  # for a driver to say goodbye to its cluster; less than Ray waits before it kills (launch/jobs.py)
-REST_SECONDS = 5.0  # for the last lines, where a process below the child still holds its output
+LAST_LINES_SECONDS = 5.0  # for the last lines, where a process below the child still holds its output
 
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
+def script(config: TrainingConfig) -> Path:
+    """The program of slime that trains: `train_async.py` where the next rollout is played while this one is trained on.
+
+    `sft` has nothing to win by it, and would lose rows: the source of rows is saved when the next batch is drawn already, so that
+    each `--resume` would pass over one.
+    """
+    overlap = isinstance(config, GrpoConfig) and config.slime.overlap
+    return config.slime.root / ("train_async.py" if overlap else "train.py")
+
+
+def variables(config: TrainingConfig) -> dict[str, str]:
+    """What slime's processes need whatever the machine."""
+    ours = Path(tau2rl.__file__).parents[1]
+    made = {
+        # slime in front: both have a package `examples`, and slime's holds the correction of more than one token.
+        "PYTHONPATH": f"{config.slime.root}:{config.slime.megatron}:{ours}",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron insists on it where GPUs share a layer or a sequence
+        "NCCL_NVLS_ENABLE": "0",  # SGLang turns it off in its engines, which share a group with the trainer that sends weights
+        "PYTHONUNBUFFERED": "1",
+    }
+    if isinstance(config, SftConfig):  # not beside engines that are put to sleep: their memory saver maps pages by itself
+        made["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    return made
+
+
+def shared_variables(present: Mapping[str, str], made: Mapping[str, str]) -> dict[str, str]:
+    """What slime's processes need on every machine: `made`, no proxy among themselves, where the keys are.
+
+    slime's routers and engines listen on this machine's own address, not on loopback. With several machines the others'
+    addresses have to be in `no_proxy` already, where there is a proxy at all.
+
+    >>> sorted(shared_variables({"TAU2RL_SECRETS_FILE": "/keys", "OPENAI_API_KEY": "sk"}, {"X": "1"}))
+    ['NO_PROXY', 'TAU2RL_SECRETS_FILE', 'X', 'no_proxy']
+    """
+    direct = ",".join(dict.fromkeys(("127.0.0.1", "localhost", own_address(present))))
+    keys = present.get(settings.SECRETS_FILE)
+    return {
+        **dict.fromkeys(("no_proxy", "NO_PROXY"), direct),
+        **made,
+        **({settings.SECRETS_FILE: str(Path(keys).absolute())} if keys else {}),
+    }
+
+
+def child_environment(present: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of slime's driver: the present one with ours, the same for its actors by way of the job's description.
+
+    >>> made = child_environment({"HOME": "/h", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/slime", "X": "1"})
+    >>> made["PYTHONPATH"], json.loads(made[JOB_CONFIG])["runtime_env"]["env_vars"]
+    ('/slime:/a', {'PYTHONPATH': '/slime:/a', 'X': '1'})
+    """
+    shared = {name: _joined(name, value, present.get(name)) for name, value in ours.items()}
+    return {**present, **shared, JOB_CONFIG: json.dumps(_job_config(present.get(JOB_CONFIG), shared))}
+
+
+def own_address(present: Mapping[str, str]) -> str:
+    """The address at which slime serves on this machine: what it is told, else that of the way out; nothing is sent.
+
+    >>> own_address({"SLIME_HOST_IP": "10.0.0.5"})
+    '10.0.0.5'
+    """
+    if told := present.get(HOST_IP):
+        return told
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("8.8.8.8", 80))
+            return str(probe.getsockname()[0])
+        except OSError:  # no way out: the address of the machine's name, as slime takes it then
+            with contextlib.suppress(OSError):
+                return socket.gethostbyname(socket.gethostname())
+            return "127.0.0.1"
+
+
+@contextlib.contextmanager
+def tracker_login(key: str | None, *, base_url: str | None = None) -> Generator[dict[str, str]]:
+    """A `NETRC` file for W&B in slime's actors, which log in by themselves; its path is all that they are told.
+
+    It is readable by its owner alone, outside the run folder, and gone afterwards. None: nobody needs to log in.
+    """
+    if not key:
+        yield {}
+        return
+    host = urlsplit(base_url or "").hostname or WANDB_HOST
+    folder = Path(tempfile.mkdtemp(prefix="tau2rl-"))
+    try:
+        file = folder / "netrc"
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(f"machine {host}\n  login user\n  password {key}\n")
+        yield {"NETRC": str(file)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_child(command: Sequence[str], *, environment: Mapping[str, str], on_line: Callable[[str], None], cwd: Path) -> int:
@@ -64,7 +161,7 @@ def run_child(command: Sequence[str], *, environment: Mapping[str, str], on_line
         code = child.wait()
     finally:
         _end(child)
-        reader.join(REST_SECONDS)
+        reader.join(LAST_LINES_SECONDS)
     if reader.error is not None:
         raise reader.error
     return code
@@ -110,103 +207,15 @@ def _libc() -> ctypes.CDLL | None:
     return None
 
 
-KEPT_LINES = 400  # of the end: enough for the traceback that says why
-_NUMBERS = re.compile(r"(?:^|[ \]])(step|rollout|perf) (\d+): (\{.*\})\s*$")
-_PAIR = re.compile(r"'([^']+)': (-?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|nan|inf))(?=[,}])")
-_ERROR = re.compile(r"^(?:\S*\([^)]*\)\S* )?(?:[\w.]*\.)?([A-Z]\w*(?:Error|Exception)|RunIncomplete): (.+)")
+def _joined(name: str, value: str, present: str | None) -> str:
+    separator = LISTS.get(name)
+    if separator is None or not present:
+        return value
+    return separator.join(dict.fromkeys([*value.split(separator), *present.split(separator)]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
-    """What a line tells: `Numbers(kind="step", index=3, values={"train/loss": 0.41})`."""
-
-    kind: Literal["step", "rollout", "perf"]
-    index: int
-    values: dict[str, float]
-
-
-def read_numbers(line: str) -> Numbers | None:
-    """The numbers of a line; None for every other line.
-
-    >>> read_numbers("[2026-08-21 17:14:19] model.py:918 - step 3: {'train/loss': 0.5, 'train/grad_norm': nan}").values
-    {'train/loss': 0.5, 'train/grad_norm': nan}
-    >>> read_numbers("(raylet) step 3: waiting") is None
-    True
-    """
-    found = _NUMBERS.search(line)
-    if found is None:
-        return None
-    values = {name: float(value) for name, value in _PAIR.findall(found[3])}
-    return Numbers(kind=cast("Literal['step', 'rollout', 'perf']", found[1]), index=int(found[2]), values=values)
-
-
-class SlimeLog:
-    """Takes each line: to the job's log, to a file of the run folder, and what it tells to `metrics.jsonl` and the progress."""
-
-    def __init__(
-        self,
-        *,
-        file: Path,
-        metrics: Path,
-        steps: int,
-        updates: int,
-        clean: Callable[[str], str],
-        say: TextIO,
-        progress: Progress,
-        sinks: Sequence[Sink] = (),
-    ) -> None:
-        """`updates`: optimizer steps of a round; slime numbers them through, we count rounds."""
-        self._file = file.open("a", encoding="utf-8")
-        self._curves = Sinks([JsonlSink(metrics), *sinks])
-        self._steps = steps
-        self._updates = updates
-        self._clean = clean
-        self._say = say
-        self._progress = progress
-        self._began = time.monotonic()
-        self._note = ""
-        self.train_seconds = 0.0  # that Megatron's processes trained, or got ready to
-        self._last: deque[str] = deque(maxlen=KEPT_LINES)
-
-    def __call__(self, line: str) -> None:
-        """Take a line. Raises OSError when it cannot be kept."""
-        line = self._clean(line)
-        self._last.append(line)
-        self._file.write(line + "\n")
-        self._file.flush()
-        self._say.write(line + "\n")
-        self._say.flush()
-        numbers = read_numbers(line)
-        if numbers is not None:
-            self._take(numbers)
-
-    def reason(self) -> str:
-        """The last error that the lines name: "ValueError: ..."; "" where there is none."""
-        named = [found for found in map(_ERROR.match, self._last) if found]
-        return f"{named[-1][1]}: {named[-1][2]}" if named else ""
-
-    def close(self) -> None:
-        """Close the files."""
-        self._file.close()
-        self._curves.close()
-
-    def __enter__(self) -> SlimeLog:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def _take(self, numbers: Numbers) -> None:
-        if numbers.kind == "rollout":
-            reward = numbers.values.get("rollout/raw_reward")
-            self._note = "" if reward is None else f"reward {reward:.3f}"
-            return
-        if numbers.kind == "perf":  # a line of the rollout process has the same name and no such number
-            self.train_seconds += numbers.values.get("perf/train_time", 0.0)
-            return
-        step = numbers.index // self._updates + 1
-        self._curves.write(step, {name: value for name, value in numbers.values.items() if name != "train/step"})
-        loss = numbers.values.get("train/loss")
-        note = self._note or ("" if loss is None else f"loss {loss:.3f}")
-        seconds = time.monotonic() - self._began
-        self._progress(ProgressEvent(done=step, total=self._steps, seconds=seconds, unit="steps", note=note))
+def _job_config(text: str | None, variables: Mapping[str, str]) -> dict[str, Any]:
+    job = cast("dict[str, Any]", json.loads(text or "{}"))
+    runtime = cast("dict[str, Any]", job.get("runtime_env") or {})
+    known = cast("dict[str, str]", runtime.get("env_vars") or {})
+    return {**job, "runtime_env": {**runtime, "env_vars": {**known, **variables}}, "metadata": job.get("metadata") or {}}

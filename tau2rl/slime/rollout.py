@@ -1,7 +1,7 @@
-"""What the rollout process has, made once: who plays, the reward's settings, the records; and one attempt with all its tries.
+"""What the rollout process has, made once: who plays, the reward's settings, the log; and one attempt with all its tries.
 
 slime calls its hooks with nothing but `args`; everything here is found by them. With `rollout.workers` the episodes are played
-in processes of their own; what is judged, kept and handed to slime is so here.
+in processes of their own; they are scored, kept and handed to slime here.
 """
 
 from __future__ import annotations
@@ -9,49 +9,58 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tau2rl.config import GrpoConfig, SamplingConfig, SlimeConfig, UserConfig
+from tau2rl import plugins, settings
+from tau2rl.chat import make_codec
+from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig
 from tau2rl.data.encoding import pack
 from tau2rl.env.gold import episode_turn_rewards
-from tau2rl.errors import EnvironmentFailure, EpisodeFailure, RunIncomplete
+from tau2rl.env.tau2_env import warm_up
+from tau2rl.env.user_simulator import check_key
+from tau2rl.errors import EpisodeFailure, RunIncomplete, UserError
 from tau2rl.hashing import derive_seed
+from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
-from tau2rl.reward.score import score_episode
 from tau2rl.reward.tiers import TABLES
-from tau2rl.rollout.runner import Outcome, PlayAttempt, never_began, outcomes, plan
+from tau2rl.rollout.attempt import episode_runner, record_of
+from tau2rl.rollout.runner import Outcome, never_began, outcomes, plan
+from tau2rl.rollout.worker_process import PlayWith
 from tau2rl.rollout.workers import Workers
-from tau2rl.runs.records import SCHEMA
 from tau2rl.slime.argv import HEALTH_INTERVAL
-from tau2rl.slime.job import received
-from tau2rl.slime.metadata import Marks, mark
-from tau2rl.slime.player import Player, Rules, World, open_in_worker
-from tau2rl.slime.rollout_log import Journal
-from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Status, TaskRef, TrainingSample
+from tau2rl.slime.circuit_breaker import CircuitBreaker
+from tau2rl.slime.rollout_log import RolloutLog
+from tau2rl.slime.run_context import run_context
+from tau2rl.slime.samples import Played, SampleMetadata
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status, TaskRef
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
-LOOK_SECONDS = 0.25
+COOLDOWN_SECONDS = 10.0  # before an attempt is played again after an infrastructure failure
+WORKERS_START_SECONDS = 300.0
+POLL_SECONDS = 0.25
 
 
-async def unless(stopped: Callable[[], bool], work: Coroutine[Any, Any, T], *, look_seconds: float = LOOK_SECONDS) -> T | None:
-    """The result of `work`; None when `stopped` came true first: the work is then cancelled, and has ended on return.
+async def run_until_aborted(aborted: Callable[[], bool], work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None when `aborted` came true first: the work is then cancelled, and has ended on return.
 
-    Looks by the clock and not between turns, because a turn can wait minutes for a user whom nobody needs any more.
+    Polls by the clock and not between turns, because a turn can wait minutes for a user whom nobody needs any more.
     """
     task = asyncio.ensure_future(work)
     try:
-        while not stopped():
-            done, _ = await asyncio.wait({task}, timeout=look_seconds)
+        while not aborted():
+            done, _ = await asyncio.wait({task}, timeout=POLL_SECONDS)
             if done:
                 # What was cut off in the middle may look like a failure.
-                return None if stopped() else task.result()
+                return None if aborted() else task.result()
         return None
     finally:
         if not task.done():
@@ -61,172 +70,121 @@ async def unless(stopped: Callable[[], bool], work: Coroutine[Any, Any, T], *, l
             task.exception()  # seen: nobody else asks for it
 
 
-log = logging.getLogger(__name__)
-POLL_SECONDS = 0.25  # between two looks of someone who waits
+class Player:
+    """Plays attempts in this process, on one event loop. To make one takes seconds: domains, tokenizer."""
+
+    def __init__(self, config: GrpoConfig, router: str) -> None:
+        """`router`: URL of the policy's engines. Raises UserError for a missing key, a domain or template that cannot be used."""
+        plugins.import_all(config.plugins)
+        if config.user.kind == "llm":
+            check_key(config.user)
+        self._config = config
+        self._router = router
+        self._codec = make_codec(config.chat)
+        self._policies: dict[SamplingConfig, SGLangPolicy] = {}
+        warm_up((*config.tasks.domains, *(config.val.domains if config.train.val_every else ())), self._codec)
+
+    async def play(self, attempt: Attempt, sampling: SamplingConfig) -> Episode:
+        """Play an attempt once."""
+        if sampling not in self._policies:
+            self._policies[sampling] = SGLangPolicy(
+                PolicyConfig(url=self._router, sampling=sampling),
+                stop=self._codec.stop,
+                stop_token_ids=self._codec.stop_token_ids,
+                concurrency=self._config.rollout.concurrency,
+            )
+        policy = self._policies[sampling]
+        return await episode_runner(self._config, self._codec, lambda _: policy)(attempt)
+
+    async def aclose(self) -> None:
+        """Close the connections to the policy."""
+        for policy in self._policies.values():
+            await policy.aclose()
 
 
-class Outage:
-    """Counts episodes that FAILED, and says who may begin one.
+@asynccontextmanager
+async def open_in_worker(config: GrpoConfig, router: str, path: Sequence[str]) -> AsyncGenerator[PlayWith]:
+    """What a worker does before its first episode: it is another process, perhaps on another machine, and reads keys itself.
 
-        async with outage.seat() as trial:  # waits while the world is broken; `trial` = this one tries whether it is back
-            ...
-            outage.failed(failure, attempt="mock/a#0")  # or outage.well(trial=trial)
-
-    One event loop uses it.
+    `path` is where the rollout process looks for modules.
     """
-
-    def __init__(
-        self, *, after: int, deadline_seconds: float, pause_seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`after`: tries that FAILED, with no success between, that make an outage; `pause_seconds`: between trials."""
-        self._after = after
-        self._deadline = deadline_seconds
-        self._pause = pause_seconds
-        self._clock = clock
-        self._failing: dict[str, int] = {}  # attempt -> its tries, of those that FAILED since the last success
-        self._since: float | None = None
-        self._trying = False
-        self._next_trial = 0.0
-        self._last = ""
-
-    @property
-    def on(self) -> bool:
-        """Whether the world is taken to be broken."""
-        return self._since is not None
-
-    @asynccontextmanager
-    async def seat(self) -> AsyncGenerator[bool]:
-        """Leave to begin an episode; True for one that is a trial. Raises RunIncomplete when the deadline is over."""
-        trial = await self._wait()
-        try:
-            yield trial
-        finally:
-            if trial:
-                self._trying = False
-                self._next_trial = self._clock() + self._pause
-
-    def well(self, *, trial: bool) -> None:
-        """An episode ran; during an outage only a trial, which began in it, shows that it is over."""
-        if self._since is None:
-            self._failing.clear()
-        elif trial:
-            log.warning("the world is back after %.0f s", self._clock() - self._since)
-            self._since = None
-            self._failing.clear()
-
-    def failed(self, failure: Failure, *, attempt: str, tries: int = 1) -> None:
-        """So many tries of an attempt FAILED, one behind the other. Told of it again, it counts no more than before."""
-        self._failing[attempt] = max(tries, self._failing.get(attempt, 0))
-        self._last = f"{failure.kind}: {failure.message}"
-        if self._since is None and self._in_a_row >= self._after:
-            self._since = self._clock()
-            self._next_trial = self._since + self._pause
-            log.error("%d episodes in a row failed, rollouts wait (%s)", self._in_a_row, self._last)
-
-    @property
-    def _in_a_row(self) -> int:
-        return sum(self._failing.values())
-
-    async def _wait(self) -> bool:
-        while self._since is not None:
-            now = self._clock()
-            if now - self._since >= self._deadline:
-                raise RunIncomplete(
-                    f"{self._in_a_row} episodes in a row failed and nothing has worked for {self._deadline:g} s: {self._last}\n\n"
-                    "hint: start the user simulator or the server that is down, then continue the run with `--resume`"
-                )
-            if not self._trying and now >= self._next_trial:
-                self._trying = True
-                return True
-            await asyncio.sleep(POLL_SECONDS)
-        return False
-
-
-TRIAL_PAUSE_SECONDS = 10.0  # between two looks whether a broken world is back
-WORKERS_START_SECONDS = 300.0
-REPLAYS = 20  # at most so many while an engine that died is still in its router
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Played:
-    """An attempt as slime's sample needs it: `Played(marks=..., episode=..., packed=...)`."""
-
-    marks: Marks
-    episode: Episode
-    packed: TrainingSample | None  # None: nothing to learn from
+    plugins.search(path)
+    settings.load_secrets()
+    settings.quiet_libraries()
+    made = Player(config, router)
+    try:
+        yield made.play
+    finally:
+        await made.aclose()
 
 
 class Rollout:
     """One a process: made cheaply, made ready by the first attempt (`prepare`), used from one event loop."""
 
     def __init__(self, config: GrpoConfig, folder: Path) -> None:
+        slime = config.slime
         self.config = config
-        self.journal = Journal(folder, config)
-        self.dropped = 0  # groups that the filter has dropped in this round
+        self.log = RolloutLog(folder, config)
+        self.dropped = 0  # groups that the filter has dropped in this rollout
         self.ready = False
-        self._outage = Outage(
-            after=config.rollout.give_up_after,
-            deadline_seconds=config.slime.circuit_breaker_seconds,
-            pause_seconds=min(TRIAL_PAUSE_SECONDS, config.slime.circuit_breaker_seconds / 20),
+        self.breaker = CircuitBreaker(
+            failures=config.rollout.give_up_after,
+            cooldown_seconds=min(COOLDOWN_SECONDS, slime.circuit_breaker_seconds / 20),
+            deadline_seconds=slime.circuit_breaker_seconds,
         )
-        self._patience = _patience_seconds(config.slime)
+        # An engine that died stays in its router until two health checks have missed it, and the router sends to it what belongs
+        # together by its key. Without fault tolerance nobody takes it out, and there is nothing to wait for.
+        self._engine_seconds = 2 * HEALTH_INTERVAL + slime.health_seconds if slime.fault_tolerance else 0.0
+        self._fatal: Exception | None = None
         self._workers: Workers | None = None
         self._lock = threading.Lock()
         self._opening = asyncio.Lock()
 
-    def prepare(self, *, router: str, user: UserConfig, tokenizer: str) -> None:
+    def prepare(self, config: GrpoConfig, *, router: str) -> None:
         """Load what takes seconds: domains, tokenizer. For any thread; safe to call twice. Raises UserError.
 
-        `router` is the URL of the policy's servers; `tokenizer` serves where the settings name none.
+        `config` is the run's with what only the job knows filled in: the user simulator's address, the tokenizer.
         """
-        config = self.config
         with self._lock:
             if self.ready:
                 return
-            world = World(config=config, router=router, user=user, tokenizer=tokenizer)
-            self._player = Player(world)
+            self._player = Player(config, router)
+            self._open_player = functools.partial(open_in_worker, config, router, tuple(sys.path))
             self._spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
-            self._open_player = functools.partial(open_in_worker, world)
             self.ready = True
 
-    def attempt(self, task: TaskRef, index: int, *, look: bool) -> Attempt:
-        """The attempt behind slime's sample of this index: new in every round, and the same at every look at the selection."""
+    def attempt(self, task: TaskRef, index: int, *, validation: bool) -> Attempt:
+        """The attempt behind slime's sample of this index: new in every rollout, and the same in every validation."""
         seed = self.config.seed
-        if look:
+        if validation:
             number = self.config.val.num_samples
             return plan([task], num_samples=number, seed=derive_seed(seed, "select"))[index % number]
         return Attempt(task=task, index=index, seed=derive_seed(seed, "grpo", index))
 
-    async def play(self, attempt: Attempt, sampling: SamplingConfig, *, context_tokens: int, look: bool) -> Played:
-        """Play an attempt to its end and keep its record. A broken world makes it FAILED.
+    async def play(
+        self, attempt: Attempt, sampling: SamplingConfig, *, validation: bool = False, aborted: Callable[[], bool] = lambda: False
+    ) -> Played | None:
+        """Play an attempt to its end and keep its record; FAILED for an infrastructure failure. None once slime has `aborted` it.
 
-        Raises RunIncomplete if it stays so, UserError for workers that cannot start.
+        Raises RunIncomplete where nothing works any more, UserError for workers that cannot start.
         """
-        rules = Rules(sampling=sampling, context_tokens=context_tokens)
-        workers = await self._open_workers()
-        given_up_at: float | None = None
-        while True:
-            async with self._outage.seat() as trial:
-                play = self._once(rules, workers, trial=trial)
-                outcome = await self._try(attempt, play, retries=0 if trial else self.config.rollout.retries)
-                failure = outcome.episode.failure
-                world_failed = failure is not None and failure.fault is not Fault.TASK
-                if failure is None:
-                    self._outage.well(trial=trial)
-                elif world_failed:
-                    self._outage.failed(failure, attempt=attempt.key, tries=outcome.tries)
-            if not world_failed:
-                break
-            if self._outage.on:  # what an outage has spoiled is played again behind it, whatever the retries
-                given_up_at = None
-                continue
-            # One engine of several may have died, and its router still sends to it what belongs together by its key.
-            given_up_at = given_up_at or time.monotonic() + self._patience
-            if time.monotonic() >= given_up_at:
-                break
-            await asyncio.sleep(min(TRIAL_PAUSE_SECONDS, self._patience / REPLAYS))
+        outcome = await run_until_aborted(aborted, self._outcome(attempt, sampling, aborted))
         # Hashing and encoding a long episode takes tens of milliseconds: not on the event loop.
-        return await asyncio.to_thread(self._finish, outcome, look=look)
+        return None if outcome is None else await asyncio.to_thread(self._finish, outcome, validation=validation)
+
+    @contextmanager
+    def remember_fatal(self) -> Generator[None]:
+        """Around what may end the run: it is raised on, and `raise_fatal` raises it again."""
+        try:
+            yield
+        except (RunIncomplete, UserError) as error:
+            self._fatal = error
+            raise
+
+    def raise_fatal(self) -> None:
+        """Raise what has ended the run, in case slime went on: hooks that it does call then end it."""
+        if self._fatal is not None:
+            raise self._fatal
 
     async def aclose(self) -> None:
         """End the workers, close the connections to the policy; safe to call before anything was prepared."""
@@ -235,84 +193,80 @@ class Rollout:
         if self.ready:
             await self._player.aclose()
 
+    async def _outcome(self, attempt: Attempt, sampling: SamplingConfig, aborted: Callable[[], bool]) -> Outcome | None:
+        """The attempt's outcome: played again while everything waits, and as long as a dead engine may be in its router."""
+        play = (await self._open_workers() or self._player).play
+        failed_at: float | None = None
+        while True:
+            await self.breaker.admit()
+            outcome = await self._try(attempt, lambda one: play(one, sampling))
+            if aborted():  # its requests were cut off: no failure of anybody's
+                return None
+            failure = outcome.episode.failure
+            if failure is None or failure.fault is Fault.TASK:
+                if failure is None:
+                    self.breaker.succeeded()
+                return outcome
+            self.breaker.failed(failure, attempt=attempt.key, tries=outcome.tries)
+            if self.breaker.open:
+                failed_at = None
+                continue
+            failed_at = failed_at or time.monotonic()
+            if time.monotonic() - failed_at >= self._engine_seconds:
+                return outcome
+            await asyncio.sleep(min(COOLDOWN_SECONDS, self._engine_seconds / 20))
+
+    async def _try(self, attempt: Attempt, play: Callable[[Attempt], Coroutine[Any, Any, Episode]]) -> Outcome:
+        tries = outcomes([attempt], play=play, concurrency=1, retries=self.config.rollout.retries)
+        try:
+            async with aclosing(tries):
+                outcome = await anext(tries)
+        # An exception out of one episode would end slime's job and the work of all others, or be dropped where slime goes on. A
+        # bug is kept as a failure instead, and ends the job by way of the circuit breaker when it does not go away.
+        except Exception as error:  # noqa: BLE001
+            outcome = _broken(attempt, error)
+        failure = outcome.episode.failure
+        if failure is None:
+            return outcome
+        clean = replace(failure, message=self.log.clean(failure.message))
+        return replace(outcome, episode=replace(outcome.episode, failure=clean))
+
     async def _open_workers(self) -> Workers | None:
         """The processes that play, started by the first attempt: slime has taken its own cores by then. Raises UserError."""
-        settings = self.config.rollout
-        if not settings.workers:
+        rollout = self.config.rollout
+        if not rollout.workers:
             return None
         async with self._opening:
             if self._workers is None:
                 opened = Workers(
                     self._open_player,
-                    count=settings.workers,
-                    concurrency=settings.concurrency,
-                    memory_gb=settings.worker_memory_gb,
+                    count=rollout.workers,
+                    concurrency=rollout.concurrency,
+                    memory_gb=rollout.worker_memory_gb,
                     start_timeout_seconds=WORKERS_START_SECONDS,
                 )
                 self._workers = await opened.__aenter__()
             return self._workers
 
-    def _once(self, rules: Rules, workers: Workers | None, *, trial: bool) -> PlayAttempt:
-        """What plays an attempt once. A trial is played here, where one sees early that it lives, once a worker could play."""
-
-        async def try_it(attempt: Attempt) -> Episode:
-            try:
-                if workers is not None:
-                    await workers.ready()
-            except EnvironmentFailure as failure:
-                return never_began(attempt, failure)
-            return await self._player.play(attempt, rules, alive=lambda: self._outage.well(trial=True))
-
-        async def play(attempt: Attempt) -> Episode:
-            return await (self._player if workers is None else workers).play(attempt, rules)
-
-        return try_it if trial else play
-
-    async def _try(self, attempt: Attempt, play: PlayAttempt, *, retries: int) -> Outcome:
-        tries = outcomes([attempt], play=play, concurrency=1, retries=retries)
+    def _finish(self, outcome: Outcome, *, validation: bool) -> Played:
         try:
-            async with aclosing(tries):
-                outcome = await anext(tries)
-        # An exception out of one episode ends slime's job, and the work of all others. A bug is kept as a failure instead, and
-        # ends the job as an outage when it does not go away.
-        except Exception as error:  # noqa: BLE001
-            outcome = _broke(attempt, error)
-        failure = outcome.episode.failure
-        if failure is None:
-            return outcome
-        clean = replace(failure, message=self.journal.clean(failure.message))
-        return replace(outcome, episode=replace(outcome.episode, failure=clean))
-
-    def _finish(self, outcome: Outcome, *, look: bool) -> Played:
-        try:
-            played, record = self._judge(outcome)
+            played, record = self._score(outcome)
         except Exception as error:  # noqa: BLE001 - as in `_try`: an episode that cannot be packed or scored is a failure of ours
-            played, record = self._judge(_broke(outcome.attempt, error))
-        self.journal.keep(record, played.marks, look=look)
+            played, record = self._score(_broken(outcome.attempt, error))
+        self.log.add(record, played.metadata, validation=validation)
         return played
 
-    def _judge(self, outcome: Outcome) -> tuple[Played, EpisodeRecord]:
+    def _score(self, outcome: Outcome) -> tuple[Played, EpisodeRecord]:
         episode, algo = outcome.episode, self.config.algo
         alive = episode.status is not Status.FAILED and bool(episode.turns)
-        score = score_episode(episode, self._spec)
         per_turn = alive and algo.estimator in TURN_ESTIMATORS
         turn_rewards = episode_turn_rewards(episode, TABLES[algo.turn_rewards]) if per_turn else ()
-        marks = mark(outcome, score, turn_rewards, drop_truncated=algo.truncated == "drop")
-        record = EpisodeRecord(
-            schema=SCHEMA, run=self.config.name, attempt=outcome.attempt, tries=outcome.tries, episode=episode, score=score
-        )
-        return Played(marks=marks, episode=episode, packed=pack(episode) if alive else None), record
+        record = record_of(outcome, self.config, self._spec)
+        metadata = SampleMetadata.of(outcome, record.score, turn_rewards, drop_truncated=algo.truncated == "drop")
+        return Played(metadata=metadata, episode=episode, packed=pack(episode) if alive else None), record
 
 
-def _patience_seconds(slime: SlimeConfig) -> float:
-    """How long an engine that died may stay in its router: slime looks every so often, and a look may take so long.
-
-    Without its fault tolerance nobody takes it out, and there is nothing to wait for.
-    """
-    return 2 * HEALTH_INTERVAL + slime.health_seconds if slime.fault_tolerance else 0.0
-
-
-def _broke(attempt: Attempt, error: Exception) -> Outcome:
+def _broken(attempt: Attempt, error: Exception) -> Outcome:
     log.error("%s: %s: %s", attempt.key, type(error).__name__, error, exc_info=error)
     return Outcome(attempt=attempt, episode=never_began(attempt, EpisodeFailure(f"{type(error).__name__}: {error}")))
 
@@ -325,6 +279,6 @@ def rollout_of(args: Any) -> Rollout:
     """The one object behind the hooks of a process."""
     with _opening:
         if id(args) not in _opened:
-            run = received(args)
+            run = run_context(args)
             _opened[id(args)] = (args, Rollout(run.grpo, run.folder))  # `args` are held, so that their identity stays theirs
         return _opened[id(args)][1]

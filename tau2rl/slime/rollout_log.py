@@ -1,4 +1,4 @@
-"""What the rollout process writes into the run folder: episodes as they end, one line of numbers a round and one a look."""
+"""What the rollout process writes into the run folder: episodes as they end, a line of numbers a rollout and one a validation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,101 @@ from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.tracking import JsonlSink, Sinks, open_sinks
 from tau2rl.settings import available_cores
-from tau2rl.slime.advantages import Member, score_batch
-from tau2rl.slime.metadata import Marks
+from tau2rl.slime.advantages import Member, batch_advantages
+from tau2rl.slime.samples import ABORTED, SampleMetadata
 from tau2rl.types import Episode, EpisodeRecord, Status
 
 log = logging.getLogger(__name__)
 FILE = "rollout.json"
+Numbers = dict[str, float | int | None]
 
 
-class Spending:
-    """Sums over the episodes of this process, and what it took while it had rounds to play. Written down behind each."""
+class RolloutLog:
+    """The run folder as the rollout process sees it: it appends whole lines. The job's own process holds the folder's lock.
+
+    A full disk ends no rollout that eight GPUs wait for: it is said in slime's log.
+    """
 
     def __init__(self, folder: Path, config: GrpoConfig) -> None:
-        """`folder` is the run's; the start that is going on has the highest number."""
+        self._folder = folder
+        self._config = config
+        self._redactor = Redactor(key_variables(dump(config)))
+        self._lock = threading.Lock()  # between the event loop's helpers, which append, and the actor's thread, which reads
+        self._played: list[SampleMetadata] = []
+        self._validated: list[tuple[EpisodeRecord, SampleMetadata]] = []
+        self._last_rollout = -1
+        self._costs = CostTracker(folder, config)
+        self._sinks = Sinks(open_sinks(config.tracking, folder, dump(config)))  # this process's own
+
+    def clean(self, text: str) -> str:
+        """The text without the values of keys."""
+        return self._redactor.text(text)
+
+    def add(self, record: EpisodeRecord, metadata: SampleMetadata, *, validation: bool) -> None:
+        """Take note of an episode. One of a validation is written with all others of it, when it is over."""
+        with self._lock:
+            self._costs.add(record.episode)
+            if validation:
+                self._validated.append((record, metadata))
+                return
+            self._played.append(metadata)
+            if record.episode.status is Status.FAILED:
+                self._append("failures.jsonl", record)
+            elif self._config.rollout.keep:
+                self._append("episodes.jsonl", record)
+
+    def add_aborted(self, metadata: SampleMetadata) -> None:
+        """Count an episode that slime ended."""
+        with self._lock:
+            self._played.append(metadata)
+
+    def end_rollout(self, rollout_id: int, batch: Sequence[Member], seconds: float) -> Numbers:
+        """The numbers of a rollout: of every episode that was played in it, and of the batch that is trained on."""
+        with self._lock:
+            played, self._played, self._last_rollout = self._played, [], rollout_id
+            self._costs.end_rollout(seconds)
+        numbers = rollout_numbers(played, batch, self._config) | {"seconds/rollout": seconds}
+        self._write_numbers(rollout_id + 1, numbers)
+        return numbers
+
+    def end_validation(self, rollout_id: int) -> Numbers:
+        """Keep a validation under the number of steps that the model has behind it; its numbers."""
+        with self._lock:
+            validated, self._validated = self._validated, []
+            self._costs.end_validation()
+        # Before training slime validates at rollout 0, and again behind it: by then the rollout has been logged.
+        step = rollout_id + 1 if rollout_id <= self._last_rollout else rollout_id
+        try:
+            write_look(self._folder, step, [record for record, _ in validated], redactor=self._redactor)
+        except OSError as error:
+            log.error("cannot keep the validation behind step %d: %s", step, error)
+        numbers = validation_numbers([metadata for _, metadata in validated])
+        self._write_numbers(step, numbers)
+        return numbers
+
+    def _append(self, name: str, record: EpisodeRecord) -> None:
+        line = records.encode(self._redactor.record(record))
+        try:
+            with (self._folder / name).open("ab") as file:
+                file.write(line)
+        except OSError as error:
+            log.error("cannot keep %s: %s", record.attempt.key, error)
+
+    def _write_numbers(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
+        self._sinks.write(step, numbers)
+        try:
+            sink = JsonlSink(self._folder / "metrics.jsonl")
+            sink.write(step, numbers)
+            sink.close()
+        except OSError as error:
+            log.error("cannot keep the numbers of step %d: %s", step, error)
+
+
+class CostTracker:
+    """Sums over the episodes of this process, and what it took while it had rollouts to play. Written down behind each."""
+
+    def __init__(self, folder: Path, config: GrpoConfig) -> None:
+        """`folder` is the run's; the session that is going on has the highest number."""
         self._folder = folder
         self._workers = config.rollout.workers
         self._costs = Costs()
@@ -38,19 +120,19 @@ class Spending:
         self._cpu_before = time.process_time()
 
     def add(self, episode: Episode) -> None:
-        """Count an episode, of a look too."""
+        """Count an episode, of validation too."""
         self._costs.add(episode)
 
-    def round(self, seconds: float) -> None:
-        """A round has ended that took so long."""
+    def end_rollout(self, seconds: float) -> None:
+        """A rollout has ended that took so long."""
         self._seconds += seconds
         now = time.process_time()
         self._cpu_seconds += now - self._cpu_before
         self._cpu_before = now
         self._write()
 
-    def look(self) -> None:
-        """A look has ended. Nobody says how long it took, so its CPU time is not held against the rounds."""
+    def end_validation(self) -> None:
+        """A validation has ended. Nobody says how long it took, so its CPU time is not held against the rollouts."""
         self._cpu_before = time.process_time()
         self._write()
 
@@ -67,7 +149,7 @@ class Spending:
             return
         try:
             write_json(logs / FILE, start.to_json())
-        except OSError as error:  # a full disk must not end a rollout that eight GPUs wait for
+        except OSError as error:
             log.error("cannot keep what the rollouts took: %s", error)
 
 
@@ -76,103 +158,22 @@ def _number(logs: Path) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-Numbers = dict[str, float | int | None]
-
-
-class Journal:
-    """The run folder as the rollout process sees it: it appends whole lines. The job's own process holds the folder's lock."""
-
-    def __init__(self, folder: Path, config: GrpoConfig) -> None:
-        self._folder = folder
-        self._config = config
-        self._redactor = Redactor(key_variables(dump(config)))
-        self._lock = threading.Lock()  # between the event loop's helpers, which append, and the actor's thread, which reads
-        self._played: list[Marks] = []
-        self._looked: list[tuple[EpisodeRecord, Marks]] = []
-        self._last_round = -1
-        self._spending = Spending(folder, config)
-        self._sinks = Sinks(open_sinks(config.tracking, folder, dump(config)))  # this process's own
-
-    def clean(self, text: str) -> str:
-        """The text without the values of keys."""
-        return self._redactor.text(text)
-
-    def keep(self, record: EpisodeRecord, marks: Marks, *, look: bool) -> None:
-        """Take note of an episode. One of a look is written with all others of it, when it is over."""
-        with self._lock:
-            self._spending.add(record.episode)
-            if look:
-                self._looked.append((record, marks))
-                return
-            self._played.append(marks)
-            if record.episode.status is Status.FAILED:
-                self._append("failures.jsonl", record)
-            elif self._config.rollout.keep:
-                self._append("episodes.jsonl", record)
-
-    def ended_early(self, marks: Marks) -> None:
-        """Count an episode that slime called off."""
-        with self._lock:
-            self._played.append(marks)
-
-    def round(self, rollout_id: int, batch: Sequence[Member], seconds: float) -> Numbers:
-        """The numbers of a round: of every episode that was played in it, and of the batch that is trained on."""
-        with self._lock:
-            played, self._played, self._last_round = self._played, [], rollout_id
-            self._spending.round(seconds)
-        numbers = round_numbers(played, batch, self._config) | {"seconds/rollout": seconds}
-        self._write_numbers(rollout_id + 1, numbers)
-        return numbers
-
-    def look(self, rollout_id: int, samples: Sequence[Marks]) -> tuple[int, Numbers]:
-        """Keep a look at the selection tasks; (how many rounds the model has behind it, the numbers)."""
-        with self._lock:
-            looked, self._looked = self._looked, []
-            self._spending.look()
-        # Before training slime looks at round 0, and again behind it: by then the round has been logged.
-        step = rollout_id + 1 if rollout_id <= self._last_round else rollout_id
-        try:
-            write_look(self._folder, step, [record for record, _ in looked], redactor=self._redactor)
-        except OSError as error:
-            log.error("cannot keep the look behind step %d: %s", step, error)
-        numbers = look_numbers([marks for _, marks in looked] or samples)
-        self._write_numbers(step, numbers)
-        return step, numbers
-
-    def _append(self, name: str, record: EpisodeRecord) -> None:
-        line = records.encode(self._redactor.record(record))
-        try:
-            with (self._folder / name).open("ab") as file:
-                file.write(line)
-        except OSError as error:  # a full disk must not end a rollout that eight GPUs wait for
-            log.error("cannot keep %s: %s", record.attempt.key, error)
-
-    def _write_numbers(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
-        self._sinks.write(step, numbers)
-        try:
-            sink = JsonlSink(self._folder / "metrics.jsonl")
-            sink.write(step, numbers)
-            sink.close()
-        except OSError as error:
-            log.error("cannot keep the numbers of step %d: %s", step, error)
-
-
-def round_numbers(played: Sequence[Marks], batch: Sequence[Member], config: GrpoConfig) -> Numbers:
-    """The curves of a round, by the names that the local backend uses; times are means, counts are counts."""
-    ended = [m for m in played if m.status != "aborted"]
+def rollout_numbers(played: Sequence[SampleMetadata], batch: Sequence[Member], config: GrpoConfig) -> Numbers:
+    """The curves of a rollout, by the names that the local backend uses; times are means, counts are counts."""
+    ended = [m for m in played if m.status != ABORTED]
     evidence = [m for m in ended if m.status != Status.FAILED.value]
     statuses = Counter(m.status for m in played)
     groups: dict[object, list[bool]] = {}
-    for member, teaches in zip(batch, score_batch(batch, config.algo).teaches, strict=True):
-        groups.setdefault(member.group, []).append(teaches)
+    for member, trained in zip(batch, batch_advantages(batch, config.algo).trained, strict=True):
+        groups.setdefault(member.group, []).append(trained)
     return {
         **_outcomes(evidence),
         **{f"domain/{name}/{key}": value for name, part in _by_domain(evidence) for key, value in _outcomes(part).items()},
         "groups/trained": len(groups),
-        "groups/useful": sum(any(teaches) for teaches in groups.values()),
+        "groups/useful": sum(any(trained) for trained in groups.values()),
         "episodes/played": len(ended),
         "episodes/failed": statuses["failed"],
-        "episodes/aborted": statuses["aborted"],
+        "episodes/aborted": statuses[ABORTED],
         "episodes/tried_again": sum(m.tries > 1 for m in ended),
         "episodes/truncated": statuses["truncated"] / max(1, len(evidence)),
         "episodes/malformed": statuses["malformed"] / max(1, len(evidence)),
@@ -186,14 +187,14 @@ def round_numbers(played: Sequence[Marks], batch: Sequence[Member], config: Grpo
     }
 
 
-def look_numbers(looked: Sequence[Marks]) -> Numbers:
-    """How a look went; what FAILED is in no share."""
-    evidence = [m for m in looked if m.solved is not None]
+def validation_numbers(played: Sequence[SampleMetadata]) -> Numbers:
+    """How a validation went; what FAILED is in no share."""
+    evidence = [m for m in played if m.solved is not None]
     shares = {f"val/{name}/pass@1": _solved(part) for name, part in _by_domain(evidence)}
-    return {"val/pass@1": _solved(evidence), "val/episodes": len(evidence), "val/failed": len(looked) - len(evidence), **shares}
+    return {"val/pass@1": _solved(evidence), "val/episodes": len(evidence), "val/failed": len(played) - len(evidence), **shares}
 
 
-def _outcomes(evidence: Sequence[Marks]) -> Numbers:
+def _outcomes(evidence: Sequence[SampleMetadata]) -> Numbers:
     return {
         "reward/mean": _mean([m.reward for m in evidence if m.reward is not None]),
         "score/mean": _mean([m.score for m in evidence if m.score is not None]),
@@ -201,15 +202,15 @@ def _outcomes(evidence: Sequence[Marks]) -> Numbers:
     }
 
 
-def _by_domain(marks: Iterable[Marks]) -> list[tuple[str, list[Marks]]]:
-    found: dict[str, list[Marks]] = {}
-    for m in marks:
+def _by_domain(played: Iterable[SampleMetadata]) -> list[tuple[str, list[SampleMetadata]]]:
+    found: dict[str, list[SampleMetadata]] = {}
+    for m in played:
         found.setdefault(m.domain, []).append(m)
     return sorted(found.items())
 
 
-def _solved(marks: Sequence[Marks]) -> float | None:
-    return _mean([float(bool(m.solved)) for m in marks])
+def _solved(played: Sequence[SampleMetadata]) -> float | None:
+    return _mean([float(bool(m.solved)) for m in played])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,7 +1,8 @@
 """The rows that slime reads for `sft`: conversations in the layout of its supervised rollout, long ones left out whole.
 
 slime cuts nothing and checks nothing: a row that is longer than a forward pass becomes one all the same and runs out of memory
-(THUDM/slime#1951). What is learned is marked on the messages: `step_loss_mask: 0` for a greeting and for history.
+(THUDM/slime#1951). What is not learned is marked on the messages, `step_loss_mask: 0`: a greeting, history, a malformed turn that
+was answered with a repair request.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from tau2rl.data.encoding import Dropped, RowEncoder
 from tau2rl.data.rows import BadRow, Row, read_row, write_rows
 from tau2rl.types import TrainingSample
 
+MARK = "step_loss_mask"  # slime's word on a message, and ours in a row: 0 = not learned
+REPAIR_REQUEST = "FORMAT ERROR ("  # how `rollout.episode.repair_request` begins
 DROPPED_SHOWN = 20  # rows that the report names; it counts all of them
 SLACK_TOKENS = 16  # what a conversation rendered in one piece may have more: the end of its last turn, merges at the seams
 
 
 @dataclass(slots=True, kw_only=True)
-class Account:
+class RowCounts:
     """Where every row went; filled in while they are written."""
 
     used: int = 0
@@ -40,7 +43,7 @@ class Account:
         self.assistant_tokens += sum(sample.loss_mask)
         self.longest = max(self.longest, len(sample.token_ids))
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """What the report says of the rows."""
         return {
             "used": self.used,
@@ -66,37 +69,52 @@ def longest_row(config: SftConfig) -> int:
 
 def write_conversations(
     rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokenizer, path: Path, *, max_tokens: int
-) -> Account:
+) -> RowCounts:
     """Write what can be trained on, one row at a time, and say what became of each. Raises UserError."""
-    account = Account()
+    counts = RowCounts()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(path, _written(rows, RowEncoder(tokenizer), account, max_tokens))
-    return account
+    write_rows(path, _written(rows, RowEncoder(tokenizer), counts, max_tokens))
+    return counts
 
 
-def conversation_of(row: Row, sample: TrainingSample) -> dict[str, Any]:
-    """The row as slime reads it, up to its last trained turn; `sample` says how many turns are trained, the last ones."""
+def conversation_of(row: Row, marked: Iterable[int] = ()) -> dict[str, Any]:
+    """The row as slime reads it, up to its last trained turn; `marked`: messages that the row says are not learned.
+
+    Raises BadRow where no turn is left, and for a repair request without the malformed turn that earned it.
+    """
     turns = [i for i, message in enumerate(row.messages) if message.role == "assistant"]
-    trained = set(turns[-len(sample.turn_spans) :])
-    messages = chat_dicts(row.messages[: turns[-1] + 1])
+    heard = next((i for i, message in enumerate(row.messages) if message.role in ("user", "tool")), len(row.messages))
+    trained = [turn for turn in turns if turn > heard and turn not in set(marked)][-1 if row.last_only else 0 :]
+    if not trained:
+        raise BadRow("no assistant turn to learn")
+    for i, message in enumerate(row.messages):
+        if message.role == "user" and message.content.startswith(REPAIR_REQUEST) and i - 1 not in turns:
+            raise BadRow("a repair request without the turn that earned it")
+    messages = chat_dicts(row.messages[: trained[-1] + 1])
     for turn in turns:
-        if turn not in trained:
-            messages[turn]["step_loss_mask"] = 0
+        if turn < len(messages) and turn not in trained:
+            messages[turn][MARK] = 0
     return {"messages": messages, **({"tools": list(row.tools)} if row.tools else {}), "metadata": {"id": row.id}}
 
 
 def _written(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], encoder: RowEncoder, account: Account, max_tokens: int
+    rows: Iterable[tuple[str, Mapping[str, Any]]], encoder: RowEncoder, counts: RowCounts, max_tokens: int
 ) -> Iterator[dict[str, Any]]:
     for name, data in rows:
         try:
             row = read_row(data, name=name)
             sample = encoder.encode(row)
+            conversation = conversation_of(row, _marked(data))
         except BadRow as error:
-            account.dropped.append(Dropped(id=name, reason=str(error)))
+            counts.dropped.append(Dropped(id=name, reason=str(error)))
             continue
         if len(sample.token_ids) > max_tokens:
-            account.dropped.append(Dropped(id=row.id, reason="too long", tokens=len(sample.token_ids)))
+            counts.dropped.append(Dropped(id=row.id, reason="too long", tokens=len(sample.token_ids)))
             continue
-        account.add(sample)
-        yield conversation_of(row, sample)
+        counts.add(sample)
+        yield conversation
+
+
+def _marked(data: Mapping[str, Any]) -> list[int]:
+    """The messages of a row that are there to be read and not learned; `read_row` has looked at their layout."""
+    return [i for i, message in enumerate(data.get("messages") or data.get("prompt") or ()) if message.get(MARK) == 0]

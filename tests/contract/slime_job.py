@@ -20,26 +20,38 @@ from tau2rl.config import GrpoConfig
 from tau2rl.env.domain import domain
 from tau2rl.env.tasks import select, write_prompts
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, write
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.rollout import rollout_of
+from tau2rl.slime.run_context import SlimeRun, write_files
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
-from tests.contract.slime_world import settings
+from tests.contract.slime_episodes import settings
 from tests.stubs.http import Request, Response
 from tests.stubs.sglang import SGLangStub
 from tests.stubs.slime_stubs import module, parse
 
 
 class RouterStub(SGLangStub):
-    """An SGLang server that is its own router, with one worker. `slow(routing key)` are further seconds before an answer."""
+    """An SGLang server that is its own router, with one worker. `slow(routing key)` are further seconds before an answer.
 
-    def __init__(self, *, slow: Callable[[str], float] = lambda key: 0.0, **options: Any) -> None:
+    With `aborts` slime's `abort_all` cuts off what is in flight at once, as SGLang does; without, nothing listens to it.
+    """
+
+    def __init__(self, *, slow: Callable[[str], float] = lambda key: 0.0, aborts: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.slow = slow
+        self.aborts = aborts
+        self._abort_all = asyncio.Event()
 
     async def reply(self, request: Request, mode: str) -> Response:
+        if request.path == "/abort_request" and request.body.get("abort_all") and self.aborts:
+            self._abort_all.set()
+            self._abort_all = asyncio.Event()
         if request.path == "/generate":
-            await asyncio.sleep(self.slow(request.headers["x-smg-routing-key"]))
+            try:
+                await asyncio.wait_for(self._abort_all.wait(), self.slow(request.headers["x-smg-routing-key"]) or 1e-3)
+                return await super().reply(request, "abort")
+            except TimeoutError:
+                pass
         if request.path == "/workers":
             return Response(payload={"workers": [{"url": self.url}]})
         if request.path == "/v1/loads":
@@ -77,7 +89,7 @@ class SlimeJob:
         base = {"model": {"init": str(checkpoint)}, "chat": {}, "limits": {"context_tokens": 8192}}
         self.config: GrpoConfig = settings(**{**base, **values})
         self.run = SlimeRun(folder=folder, shape=read_shape(checkpoint))
-        write(self.config, self.run)
+        write_files(self.config, self.run)
         write_prompts(select(self.config.tasks), self.run.prompts)
         if self.config.train.val_every:
             write_prompts(select(self.config.val), self.run.eval_prompts)
@@ -125,7 +137,7 @@ class SlimeJob:
         self._loop.loop.close()
 
     def played(self, rollout_id: int = 0) -> list[Any]:
-        """The samples of a round, flat."""
+        """The samples of a rollout, flat."""
         data, _ = self.manager._get_rollout_data(rollout_id)
         return data
 

@@ -16,9 +16,9 @@ import pytest
 
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
-from tau2rl.slime.job import SlimeRun, custom_config
 from tau2rl.slime.rollout import rollout_of
-from tests.contract.slime_world import agent, play, settings, using
+from tau2rl.slime.run_context import SlimeRun, custom_config
+from tests.contract.slime_episodes import agent, play, settings, using
 from tests.stubs.sglang import SGLangStub
 
 pytestmark = pytest.mark.e2e
@@ -75,9 +75,9 @@ def test_slimes_processes_load_what_the_settings_name(cluster: None, tmp_path: P
         made = rollout_of(args)
         made.prepare(router=server.url, user=config.user, tokenizer="bytes")
         played = using(made, play)
-    assert played.marks.score is not None and played.marks.reward is not None
-    assert played.marks.score == pytest.approx(played.marks.reward + 0.05)
-    made.journal.round(0, [], 1.0)
+    assert played.metadata.score is not None and played.metadata.reward is not None
+    assert played.metadata.score == pytest.approx(played.metadata.reward + 0.05)
+    made.log.round(0, [], 1.0)
     assert (folder / "sink.txt").read_text() == "1"
     pids = set((tmp_path / "pids").read_text().split())
     assert str(os.getpid()) in pids and len(pids) == 2

@@ -6,7 +6,7 @@
 - one of two engines dies under 64 conversations: no attempt is lost or scored 0, and the run goes on
 - when the user is gone for long, nothing is lost once it is back; when it stays away, the run ends with the reason
 - 64 conversations are in flight at once, and wait for their user together
-- an evaluation is kept apart, one file a look
+- a validation is kept apart, one file each
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.records import look_file, read
-from tau2rl.slime.advantages import Member, score_batch
-from tau2rl.slime.rollout import Played, Rollout
+from tau2rl.slime.advantages import Member, batch_advantages
+from tau2rl.slime.rollout import Rollout
+from tau2rl.slime.samples import Played
 from tau2rl.train.grpo import Rollouts
 from tau2rl.types import Attempt, Status, TaskRef
-from tests.contract.slime_world import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
+from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
 from tests.play import CREATE
 from tests.stubs.http import Request, Response, StubServer
 from tests.stubs.openai import OpenAIStub
@@ -42,7 +43,7 @@ CODEC = NativeCodec(ByteTokenizer())
 ANSWER = agent(CODEC)
 
 
-def customer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+def user_says(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
     return "Thank you. ###STOP###" if "done" in str(messages[-1]["content"]) else "Please create it for user_1."
 
 
@@ -79,14 +80,14 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
 
         ours = using(rollout(config, tmp_path, server), hooks)
     members = [
-        Member(marks=p.marks, group=i // 4, attempt=i, length=len(p.packed.token_ids) - p.packed.turn_spans[0][0])
+        Member(metadata=p.metadata, group=i // 4, attempt=i, length=len(p.packed.token_ids) - p.packed.turn_spans[0][0])
         for i, p in enumerate(ours)
         if p.packed is not None
     ]
-    scored = score_batch(members, config.algo)
+    scored = batch_advantages(members, config.algo)
     assert [attempt.seed for attempt in attempts] == [p.episode.seed for p in ours]
     assert [e.token_ids for group in theirs for e in group.episodes] == [p.episode.token_ids for p in ours]
-    assert [s for group in theirs for s in group.scores] == [p.marks.score for p in ours]
+    assert [s for group in theirs for s in group.scores] == [p.metadata.score for p in ours]
     trajectories = iter([one for group in theirs for one in group.trajectories()])
     assert any(group.has_signal for group in theirs)
     for number, played in enumerate(ours):
@@ -99,7 +100,7 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
         if scored.tokens is None:
             assert (scored.rewards[number],) == known.advantages
         else:
-            spans = played.marks.spans
+            spans = played.metadata.spans
             assert tuple(scored.tokens[number][start] for _, start, _ in spans) == known.advantages
 
 
@@ -109,8 +110,8 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
 def test_a_server_that_lies_makes_no_evidence(tmp_path: Path, mode: str) -> None:
     with SGLangStub(answer=ANSWER, mode=mode) as server:
         played = using(rollout(settings(), tmp_path, server), play)
-    assert played.marks.status == "failed" and played.marks.fault == "infra" and played.packed is None
-    assert (played.marks.evidence, played.marks.score, played.marks.reward) == (False, None, None)
+    assert played.metadata.status == "failed" and played.metadata.fault == "infra" and played.packed is None
+    assert (played.metadata.evidence, played.metadata.score, played.metadata.reward) == (False, None, None)
     (record,) = read(tmp_path / "failures.jsonl")
     assert record.episode.status is Status.FAILED and record.score is None and not (tmp_path / "episodes.jsonl").exists()
 
@@ -125,31 +126,31 @@ def test_a_task_that_is_not_there_is_no_evidence(tmp_path: Path) -> None:
     nobody = TaskRef(domain="mock", task_id="no_such_task", split="base")
     with SGLangStub(answer=ANSWER) as server:
         played = using(rollout(settings(), tmp_path, server), lambda made: play(made, task=nobody))
-    assert played.marks.status == "failed" and "no task `no_such_task`" in played.marks.failure
+    assert played.metadata.status == "failed" and "no task `no_such_task`" in played.metadata.failure
 
 
 def test_a_failed_try_is_played_again_in_a_fresh_environment(tmp_path: Path) -> None:
     with SGLangStub(answer=ANSWER, mode=["500", "ok"]) as server:
         played = using(rollout(settings(rollout={"retries": 1}), tmp_path, server), play)
-    assert played.marks.status == "completed" and played.marks.tries == 2 and played.marks.evidence
+    assert played.metadata.status == "completed" and played.metadata.tries == 2 and played.metadata.evidence
 
 
 def test_a_prompt_that_fills_the_context_is_no_evidence(tmp_path: Path) -> None:
     with SGLangStub(answer=ANSWER) as server:
-        played = using(rollout(settings(), tmp_path, server), lambda made: play(made, context=50))
+        played = using(rollout(settings(limits={"context_tokens": 50}), tmp_path, server), play)
         asked = len(server.requests)
-    assert (played.marks.status, played.marks.termination, played.marks.turns) == ("truncated", "context", 0)
-    assert not played.marks.evidence and played.packed is None and asked == 0
+    assert (played.metadata.status, played.metadata.termination, played.metadata.turns) == ("truncated", "context", 0)
+    assert not played.metadata.evidence and played.packed is None and asked == 0
 
 
 def test_a_conversation_that_outgrows_the_context_is_cut_off_and_counts(tmp_path: Path) -> None:
     with SGLangStub(answer=agent(CODEC, [(RIGHT, DONE)])) as server:
         whole = using(rollout(settings(), tmp_path, server), play)
         budget = whole.episode.turns[0].end + 1
-        played = using(rollout(settings(), tmp_path, server), lambda made: play(made, context=budget))
+        played = using(rollout(settings(limits={"context_tokens": budget}), tmp_path, server), play)
         asked = [len(body["input_ids"]) + body["sampling_params"]["max_new_tokens"] for body in server.bodies[2:]]
-    assert (played.marks.status, played.marks.termination, played.marks.turns) == ("truncated", "context", 1)
-    assert played.marks.evidence and played.marks.reward == 0.0 and played.packed is not None
+    assert (played.metadata.status, played.metadata.termination, played.metadata.turns) == ("truncated", "context", 1)
+    assert played.metadata.evidence and played.metadata.reward == 0.0 and played.packed is not None
     assert asked == [budget]
 
 
@@ -157,29 +158,29 @@ def test_what_was_cut_off_is_dropped_where_the_settings_say_so(tmp_path: Path) -
     config = settings(algo={"truncated": "drop"}, limits={"context_tokens": 100_000, "max_turns": 1})
     with SGLangStub(answer=ANSWER) as server:
         played = using(rollout(config, tmp_path, server), play)
-    assert played.marks.status == "truncated" and not played.marks.evidence and played.marks.reward == 0.0
+    assert played.metadata.status == "truncated" and not played.metadata.evidence and played.metadata.reward == 0.0
 
 
 def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_path: Path) -> None:
-    with OpenAIStub(answer=customer, mode="500") as user, SGLangStub(answer=ANSWER) as server:
+    with OpenAIStub(answer=user_says, mode="500") as user, SGLangStub(answer=ANSWER) as server:
         config = settings(**llm(user), rollout={"give_up_after": 1}, slime={"circuit_breaker_seconds": 20})
         made = rollout(config, tmp_path, server)
 
         async def story(made: Rollout) -> list[Played]:
             attempts = asyncio.create_task(together(made, 6))
-            while len(user.requests) < 8:  # six that began, and trials, one at a time
+            while len(user.requests) < 8:  # six that began, and probes
                 await asyncio.sleep(0.05)
-            assert not attempts.done() and len(server.requests) == 0
+            assert not attempts.done() and len(server.requests) == 0 and made.breaker.open
             user.set_mode("ok")
             return await attempts
 
         played = using(made, story)
-    assert [p.marks.status for p in played] == ["completed"] * 6
+    assert [p.metadata.status for p in played] == ["completed"] * 6
     assert not (tmp_path / "failures.jsonl").exists()
 
 
 def test_a_user_that_stays_away_ends_the_run_with_the_reason(tmp_path: Path) -> None:
-    with OpenAIStub(answer=customer, mode="dead") as user, SGLangStub(answer=ANSWER) as server:
+    with OpenAIStub(answer=user_says, mode="dead") as user, SGLangStub(answer=ANSWER) as server:
         config = settings(**llm(user), rollout={"give_up_after": 2}, slime={"circuit_breaker_seconds": 1.5})
         with pytest.raises(RunIncomplete, match=r"nothing has worked for 1\.5 s: UserSimulatorFailure"):
             using(rollout(config, tmp_path, server), lambda made: together(made, 4))
@@ -235,48 +236,48 @@ def test_a_dead_engine_costs_no_attempt(tmp_path: Path, says: int) -> None:
             return await attempts
 
         played = using(made, story)
-    assert [p.marks.status for p in played] == ["completed"] * 64 and all(p.marks.evidence for p in played)
+    assert [p.metadata.status for p in played] == ["completed"] * 64 and all(p.metadata.evidence for p in played)
     assert not (tmp_path / "failures.jsonl").exists()
-    # What an attempt is worth is what it would have been worth with both engines: its seed chooses its script.
+    # An attempt scores what it would have scored with both engines: its seed chooses its script.
     with SGLangStub(answer=ANSWER) as server:
         undisturbed = using(rollout(settings(), tmp_path / "whole", server), lambda made: together(made, 64))
-    assert [p.marks.reward for p in played] == [p.marks.reward for p in undisturbed]
+    assert [p.metadata.reward for p in played] == [p.metadata.reward for p in undisturbed]
 
 
 def test_without_fault_tolerance_an_attempt_is_given_up_at_once(tmp_path: Path) -> None:
     with SGLangStub(answer=ANSWER, mode="500") as server:
         played = using(rollout(settings(), tmp_path, server), play)
         asked = len(server.requests)
-    assert (played.marks.status, asked) == ("failed", 1)
+    assert (played.metadata.status, asked) == ("failed", 1)
 
 
 def test_sixty_four_conversations_wait_for_their_user_together(tmp_path: Path) -> None:
     waits = iter([4.0] * 64)  # the first words of all: long enough for the last conversation to have begun
-    with OpenAIStub(answer=customer, latency=lambda: next(waits, 0.0)) as user, SGLangStub(answer=ANSWER) as server:
+    with OpenAIStub(answer=user_says, latency=lambda: next(waits, 0.0)) as user, SGLangStub(answer=ANSWER) as server:
         played = using(
             rollout(settings(**llm(user), rollout={"concurrency": 64}), tmp_path, server), lambda made: together(made, 64)
         )
         most = user.max_in_flight
-    assert [p.marks.status for p in played] == ["completed"] * 64
+    assert [p.metadata.status for p in played] == ["completed"] * 64
     assert most == 64
 
 
-def test_a_look_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -> None:
+def test_a_validation_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -> None:
     config = settings(val={"domains": ["mock"], "split": "synth-select", "num_samples": 2}, rollout={"keep": True})
     with SGLangStub(answer=ANSWER) as server:
         made = rollout(config, tmp_path, server)
 
         async def story(made: Rollout) -> list[Played]:
-            looked = [await play(made, index, look=True) for index in (4, 5)]
-            assert made.journal.look(0, [])[0] == 0
+            validated = [await play(made, index, validation=True) for index in (4, 5)]
+            made.log.end_validation(0)
             await play(made, 0)
-            made.journal.round(0, [], 1.0)
-            looked += [await play(made, index, look=True) for index in (4, 5)]
-            assert made.journal.look(0, [])[0] == 1
-            return looked
+            made.log.end_rollout(0, [], 1.0)
+            validated += [await play(made, index, validation=True) for index in (4, 5)]
+            made.log.end_validation(0)
+            return validated
 
-        looked = using(made, story)
-    assert [p.episode.seed for p in looked[:2]] == [p.episode.seed for p in looked[2:]]
+        validated = using(made, story)
+    assert [p.episode.seed for p in validated[:2]] == [p.episode.seed for p in validated[2:]]
     assert [len(list(read(look_file(tmp_path, step)))) for step in (0, 1)] == [2, 2]
     assert [record.attempt.index for record in read(look_file(tmp_path, 0))] == [0, 1]
     assert len(list(read(tmp_path / "episodes.jsonl"))) == 1

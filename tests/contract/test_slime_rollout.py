@@ -1,11 +1,12 @@
 """Our hooks in slime's own rollout, found by the command line that we build; needs a checkout of slime. Pinned here:
 
-- a round comes back as groups of samples whose trained tokens are exactly those that were sampled, with their log-probabilities
+- a rollout comes back as groups of samples whose trained tokens are exactly those that were sampled, with their log-probabilities
 - the samples are those that the same attempts give without slime
-- groups that teach nothing are played again up to the cap; what is left over when slime has enough is called off, and closed
+- groups without a signal are played again up to the cap; what is left over when slime has enough is aborted, and closed
 - an evaluation samples as slime says, changes nothing of slime's, is kept apart and counts successes
 - an attempt that fans out is one attempt; a server that lies and a user that is gone end nothing and poison nothing
-- the numbers of a round are among slime's own; a user served by the job is asked where slime serves it
+- what slime aborts is nobody's failure; where nothing works any more the job ends, whatever slime does with an exception
+- the numbers of a rollout are among slime's own; a user served by the job is asked where slime serves it
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ import pytest
 
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.records import look_file, read
-from tau2rl.slime.metadata import KEY
 from tau2rl.slime.rollout import rollout_of
-from tau2rl.slime.samples import marks_of, task_of
+from tau2rl.slime.samples import KEY, metadata_of, task_of
+from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
-from tests.contract.slime_world import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import logprob_of
 from tests.stubs.slime_stubs import checkout
@@ -54,16 +54,16 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Itera
         job.close()
 
 
-def test_a_round_trains_on_what_was_sampled(start: Start, model: Path) -> None:
+def test_a_rollout_trains_on_what_was_sampled(start: Start, model: Path) -> None:
     with RouterStub(answer=agent(codec_of(model))) as server:
         job = start(server, seed=303)
         samples = job.played()
     assert len(samples) == 4 and {sample.group_index for sample in samples} == {0}
     for sample in samples:
-        marks, prompt = marks_of(sample), len(sample.tokens) - sample.response_length
-        assert marks.status == "completed" and sample.status is sample.Status.COMPLETED and sample.reward == marks.score
+        found, prompt = metadata_of(sample), len(sample.tokens) - sample.response_length
+        assert found.status == "completed" and sample.status is sample.Status.COMPLETED and sample.reward == found.score
         trained = [i for i, bit in enumerate(sample.loss_mask) if bit]
-        assert trained == [i for _, begin, end in marks.spans for i in range(begin, end)]
+        assert trained == [i for _, begin, end in found.spans for i in range(begin, end)]
         wanted = [logprob_of(token) if bit else 0.0 for token, bit in zip(sample.tokens[prompt:], sample.loss_mask, strict=True)]
         assert sample.rollout_log_probs == wanted
         assert sample.loss_mask[0] == 1 and sample.loss_mask[-1] == 1  # it ends where sampling ended
@@ -79,8 +79,8 @@ def test_the_samples_are_those_of_the_same_attempts_without_slime(start: Start, 
 
         async def alone() -> list[Any]:
             made = rollout(job.config, tmp_path / "alone", server)
-            attempts = [made.attempt(task_of(sample), sample.index, look=False) for sample in samples]
-            played = [await made.play(attempt, SAMPLING, context_tokens=8192, look=False) for attempt in attempts]
+            attempts = [made.attempt(task_of(sample), sample.index, validation=False) for sample in samples]
+            played = [await made.play(attempt, SAMPLING) for attempt in attempts]
             await made.aclose()
             return played
 
@@ -91,10 +91,10 @@ def test_the_samples_are_those_of_the_same_attempts_without_slime(start: Start, 
         assert tuple(sample.tokens) == other.packed.token_ids[:end]
         assert tuple(sample.loss_mask) == other.packed.loss_mask[begin:end]
         assert tuple(sample.rollout_log_probs) == other.packed.logprobs[begin:end]
-        assert sample.reward == other.marks.score
+        assert sample.reward == other.metadata.score
 
 
-def test_groups_that_teach_nothing_are_played_again_up_to_the_cap(start: Start, model: Path) -> None:
+def test_groups_without_a_signal_are_played_again_up_to_the_cap(start: Start, model: Path) -> None:
     always = agent(codec_of(model), [(RIGHT, DONE)])
     with RouterStub(answer=always) as server:
         job = start(server, algo={"max_resample_rounds": 2})
@@ -103,7 +103,7 @@ def test_groups_that_teach_nothing_are_played_again_up_to_the_cap(start: Start, 
     assert len(output.samples) == 1 and len(server.requests) == 3 * 4 * 2  # three groups of four, two turns each
 
 
-def test_what_slime_does_not_need_is_called_off_and_closed(start: Start, model: Path) -> None:
+def test_what_slime_does_not_need_is_aborted_and_closed(start: Start, model: Path) -> None:
     tasks = {"domains": ["mock"], "split": "base", "ids": ["create_task_1", "update_task_1", "impossible_task_1"]}
 
     def slow(key: str) -> float:  # one group ends, and the others would take minutes
@@ -112,12 +112,29 @@ def test_what_slime_does_not_need_is_called_off_and_closed(start: Start, model: 
     with RouterStub(answer=agent(codec_of(model)), slow=slow) as server:
         job = start(server, seed=303, argv=["--over-sampling-batch-size", "3"], tasks=tasks, rollout={"concurrency": 12})
         samples = job.played()
-        numbers = rollout_of(job.args).journal.round(0, [], 1.0)
+        numbers = rollout_of(job.args).log.end_rollout(0, [], 1.0)
         job.close()
-        aborted = [r.body["rid"] for r in server.traffic.others if r.path == "/abort_request" and "rid" in r.body]
-    assert {marks_of(sample).task for sample in samples} == {"mock/create_task_1"}
-    assert numbers["episodes/played"] == 4 and numbers["episodes/aborted"] == 8 and len(aborted) == 8
+        wait_until(lambda: len([r for r in server.traffic.others if r.path == "/abort_request" and "rid" in r.body]) == 8)
+    assert {metadata_of(sample).task for sample in samples} == {"mock/create_task_1"}
+    assert numbers["episodes/played"] == 4 and numbers["episodes/aborted"] == 8
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("tau2 ")])
+
+
+def test_what_slime_aborts_is_nobodys_failure(start: Start, model: Path) -> None:
+    """SGLang answers `abort` to what is in flight before our own poll sees that slime has enough; nothing is tried again."""
+    tasks = {"domains": ["mock"], "split": "base", "ids": ["create_task_1", "update_task_1", "impossible_task_1"]}
+
+    def slow(key: str) -> float:
+        return 0.0 if key.startswith("mock/create_task_1#") else 300.0
+
+    with RouterStub(answer=agent(codec_of(model)), slow=slow, aborts=True) as server:
+        oversampled = {"slime": {"extra": {"over-sampling-batch-size": 3}}}
+        job = start(server, seed=303, tasks=tasks, rollout={"concurrency": 12, "retries": 0, "give_up_after": 1}, **oversampled)
+        job.played()
+        made = rollout_of(job.args)
+        numbers = made.log.end_rollout(0, [], 1.0)
+    assert (numbers["episodes/played"], numbers["episodes/failed"], numbers["episodes/aborted"]) == (4, 0, 8)
+    assert not made.breaker.open and not (job.run.folder / "failures.jsonl").exists()
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -127,9 +144,9 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Start, model: Path) -> None:
-    look = {"domains": ["mock"], "split": "synth-select", "limit": 3, "num_samples": 2, "temperature": 0.25}
+    val = {"domains": ["mock"], "split": "synth-select", "limit": 3, "num_samples": 2, "temperature": 0.25}
     with RouterStub(answer=agent(codec_of(model), [(WRONG, DONE)])) as server:
-        job = start(server, train={"tasks_per_step": 1, "val_every": 1}, val=look)
+        job = start(server, train={"tasks_per_step": 1, "val_every": 1}, val=val)
         job.manager.eval(0)
         job.manager.generate(0)
         job.manager.eval(0)
@@ -138,24 +155,24 @@ def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Sta
     for step in (0, 1):
         records = list(read(look_file(job.run.folder, step)))
         assert len(records) == 6 and {record.attempt.index for record in records} == {0, 1}
-    assert len(keys) == 6 + 4  # a key an episode: both looks play the same attempts
+    assert len(keys) == 6 + 4  # a key an episode: both validations play the same attempts
     first, _, last = job.lines()
     assert (first["step"], last["step"]) == (0, 1) and first["val/pass@1"] == last["val/pass@1"] == 0.0
 
 
 def test_what_failed_moves_no_mean_of_an_evaluation(start: Start, model: Path) -> None:
-    look = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"], "num_samples": 3}
+    val = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"], "num_samples": 3}
     with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=["500", "ok"]) as server:
         job = start(server, reward={"preset": "guarded"})  # under which a success scores less than 1
         write = importlib.import_module("tau2rl.env.tasks").write_prompts
         select = importlib.import_module("tau2rl.env.tasks").select
-        write(select(job.config.val.model_copy(update=look)), job.run.eval_prompts)
+        write(select(job.config.val.model_copy(update=val)), job.run.eval_prompts)
         config = importlib.import_module("slime.utils.eval_config")
         given = [{"name": "val", "path": str(job.run.eval_prompts), "n_samples_per_eval_prompt": 3, "input_key": "input"}]
         job.args.eval_datasets = config.build_eval_dataset_configs(job.args, given, {})
         found = job.manager.eval_generate_rollout(job.args, 0, job.manager.data_source, evaluation=True).data
         importlib.import_module("tau2rl.slime.hooks").log_eval(0, job.args, found, None)
-    assert sorted(marks_of(sample).status for sample in found["val"]["samples"]) == ["completed", "completed", "failed"]
+    assert sorted(metadata_of(sample).status for sample in found["val"]["samples"]) == ["completed", "completed", "failed"]
     assert sorted(sample.reward for sample in found["val"]["samples"]) == [0.0, 1.0, 1.0]
     assert found["val"]["rewards"] == [1.0, 1.0, 1.0]
     (line,) = job.lines()
@@ -183,10 +200,10 @@ def test_a_server_that_lies_ends_nothing_and_poisons_nothing(start: Start, model
         job.args.sglang_server_concurrency = 1
         samples = job.played()
         data = job.manager._convert_samples_to_train_data(samples)
-    statuses = [marks_of(sample).status for sample in samples]
+    statuses = [metadata_of(sample).status for sample in samples]
     assert statuses.count("failed") >= 1 and len(samples) == 4
     for sample, reward, mask in zip(samples, data["rewards"], data["loss_masks"], strict=True):
-        if marks_of(sample).status == "failed":
+        if metadata_of(sample).status == "failed":
             assert sample.reward == 0.0 and reward == 0.0 and not any(mask) and len(mask) == sample.response_length >= 1
     (again,) = {len(data[key]) for key in ("tokens", "rewards", "rollout_log_probs", "loss_masks")}
     assert again == 4
@@ -213,12 +230,38 @@ def test_a_user_that_stays_away_ends_the_job_with_the_reason(start: Start, model
             job.played()
 
 
+def test_a_slime_that_goes_on_behind_it_ends_too(start: Start, model: Path) -> None:
+    """As open pull requests of slime would: an exception in `generate` becomes an aborted sample."""
+    with OpenAIStub(mode="dead") as user, RouterStub(answer=agent(codec_of(model))) as server:
+        someone = {"kind": "llm", "model": "openai/stub", "api_base": user.api_base, "retries": 0}
+        swallows = ["--custom-generate-function-path", "tests.contract.slime_swallows.generate"]
+        job = start(server, argv=swallows, user=someone, rollout={"give_up_after": 2}, slime={"circuit_breaker_seconds": 1.0})
+        with pytest.raises(RunIncomplete, match="nothing has worked for 1 s: UserSimulatorFailure"):
+            job.manager.generate(0)
+
+
+def test_a_sample_that_slime_made_up_counts_nowhere(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        first_breaks = ["--custom-generate-function-path", "tests.contract.slime_swallows.first_breaks"]
+        job = start(server, seed=303, argv=first_breaks)
+        samples = job.played()
+        data = job.manager._convert_samples_to_train_data(samples)
+    assert [metadata_of(sample).status for sample in samples] == ["aborted", "completed", "completed", "completed"]
+    assert data["rewards"][0] == 0.0 and data["loss_masks"][0] == [0] and any(data["rewards"][1:])
+
+
+def test_the_versions_of_the_weights_are_kept(start: Start, model: Path) -> None:
+    with RouterStub(answer=agent(codec_of(model))) as server:
+        samples = start(server, seed=303).played()
+    assert all(sample.weight_versions == ["default"] * metadata_of(sample).turns for sample in samples)
+
+
 def test_a_user_of_the_job_is_asked_where_slime_serves_it(start: Start, model: Path) -> None:
-    def customer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    def user_says(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
         return "Thank you. ###STOP###" if "done" in str(messages[-1]["content"]) else "Please create it for user_1."
 
     served = {"user": {"gpus": 2, "checkpoint": str(model)}}
-    with OpenAIStub(answer=customer) as user, RouterStub(answer=agent(codec_of(model))) as server:
+    with OpenAIStub(answer=user_says) as user, RouterStub(answer=agent(codec_of(model))) as server:
         job = start(
             server,
             seed=303,
@@ -228,14 +271,14 @@ def test_a_user_of_the_job_is_asked_where_slime_serves_it(start: Start, model: P
         )
         samples = job.played()
         asked = {body["model"] for body in user.bodies}
-    assert {marks_of(sample).status for sample in samples} == {"completed"} and asked == {"user_sim"}
+    assert {metadata_of(sample).status for sample in samples} == {"completed"} and asked == {"user_sim"}
     with RouterStub(answer=agent(codec_of(model))) as server:
         job = start(server, slime=served, user={"kind": "llm"}, attributes={"sglang_model_routers": None})
         with pytest.raises(UserError, match="slime serves no model `user_sim`"):
             job.played()
 
 
-def test_the_numbers_of_a_round_are_among_slimes_own(start: Start, model: Path) -> None:
+def test_the_numbers_of_a_rollout_are_among_slimes_own(start: Start, model: Path) -> None:
     with RouterStub(answer=agent(codec_of(model))) as server:
         job = start(server, seed=303)
         logged: list[dict[str, Any]] = []
@@ -249,7 +292,7 @@ def test_the_numbers_of_a_round_are_among_slimes_own(start: Start, model: Path) 
     assert "rollout/response_len/mean" in slimes and slimes["perf/non_generation_time/mean"] > 0
 
 
-def test_marks_are_small(start: Start, model: Path) -> None:
+def test_metadata_is_small(start: Start, model: Path) -> None:
     with RouterStub(answer=agent(codec_of(model))) as server:
         samples = start(server, seed=303).played()
     assert all(len(str(sample.metadata[KEY])) < 2000 for sample in samples)

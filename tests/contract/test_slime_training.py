@@ -2,7 +2,8 @@
 
 - the gradient is on the tokens that were sampled and on no other, and pushes each up or down as its advantage says
 - an estimator of turns gives a sample of three turns three advantages, with the batch split over two ranks
-- what failed and what teaches nothing is in the batch and in no sum; nothing becomes a NaN, not even when everything failed
+- what failed and what has no signal is in the batch, in no sum and in no divisor; nothing becomes a NaN, not even when all failed
+- a step with nothing to learn from moves no weight, by slime's own order of calls
 - the trainer's advantages are ours, in float32
 - a batch that carries nothing is refused and not trained on
 """
@@ -16,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from tau2rl.slime.samples import marks_of
+from tau2rl.slime.samples import metadata_of
+from tests.contract.slime_episodes import DONE, RIGHT, agent, codec_of
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
-from tests.contract.slime_world import DONE, RIGHT, agent, codec_of
 from tests.stubs.slime_stubs import checkout
 
 VOCABULARY = 640
@@ -120,8 +121,8 @@ def test_a_sample_of_three_turns_has_three_advantages(begin: Callable[..., Slime
     most = 0
     for rank in found:
         for length, advantages in zip(rank["response_lengths"], rank["advantages"], strict=True):
-            marks = marks_of(by_length[length])
-            turns = [set(advantages[start:end].tolist()) for _, start, end in marks.spans]
+            found = metadata_of(by_length[length])
+            turns = [set(advantages[start:end].tolist()) for _, start, end in found.spans]
             assert all(len(values) == 1 for values in turns)
             most = max(most, len(set.union(*turns)))
             assert advantages.tolist() == pytest.approx(by_length[length].teacher_log_probs, abs=1e-6)
@@ -156,8 +157,50 @@ def test_what_failed_is_in_the_batch_and_in_no_sum(begin: Callable[..., SlimeJob
                 assert not gradient.any()
 
 
+@pytest.mark.parametrize("aggregation", ["seq-mean", "constant"])
+def test_what_failed_is_not_divided_by(begin: Callable[..., SlimeJob], model: Path, aggregation: str) -> None:
+    import torch
+
+    with RouterStub(answer=agent(codec_of(model)), mode=["500", "ok"]) as server:
+        job = begin(server, algo={"loss_aggregation": aggregation}, rollout={"concurrency": 1, "give_up_after": 50})
+        one_rank = {"dp_size": 1, "cp_size": 1, "vpp_size": 1, "microbatch_group_size_per_vp_stage": 1}
+        job.manager.set_train_parallel_config(one_rank)
+        boxes = job.manager.generate(0)
+    (rank,) = ranks(job, boxes)
+    divided_by = {4: [gradient for _, gradient, _ in gradients(job, rank)]}
+    importlib.import_module("tau2rl.slime.hooks").count_trained(job.args, 0, rank)
+    assert (rank["global_batch_sizes"], job.args.tau2rl_trained) == ([3], [3])  # of four attempts
+    divided_by[3] = [gradient for _, gradient, _ in gradients(job, rank)]
+    for of_four, of_three in zip(divided_by[4], divided_by[3], strict=True):
+        torch.testing.assert_close(of_three, of_four * 4 / 3)
+
+
 @pytest.mark.parametrize("mode", ["500", "ok"])
-def test_a_round_that_teaches_nothing_moves_nothing(begin: Callable[..., SlimeJob], model: Path, mode: str) -> None:
+def test_a_step_with_nothing_to_learn_from_is_counted_as_such(begin: Callable[..., SlimeJob], model: Path, mode: str) -> None:
+    hooks = importlib.import_module("tau2rl.slime.hooks")
+    with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=mode) as server:  # all failed, or all the same
+        job = begin(server, rollout={"give_up_after": 50})
+        boxes = job.manager.generate(0)
+    for rank in ranks(job, boxes):
+        hooks.count_trained(job.args, 0, rank)
+        assert job.args.tau2rl_trained == [0]
+
+
+def test_slime_calls_the_optimizer_as_the_hook_expects() -> None:
+    source = (checkout() / "slime" / "backends" / "megatron_utils" / "model.py").read_text()
+    one_step = source[source.index("def train_one_step(") : source.index("def should_disable_forward_pre_hook(")]
+    calls = [
+        "custom_before_train_step_hook(args, rollout_id, step_id, model, optimizer, opt_param_scheduler)",
+        "forward_backward_func(",
+        "update_successful, grad_norm, num_zeros_in_grad = optimizer.step()",
+        "opt_param_scheduler.step(increment=step_global_batch_size)",
+    ]
+    places = [one_step.index(call) for call in calls]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("mode", ["500", "ok"])
+def test_a_rollout_without_a_signal_has_no_gradient(begin: Callable[..., SlimeJob], model: Path, mode: str) -> None:
     with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=mode) as server:  # all failed, or all the same
         job = begin(server, rollout={"give_up_after": 50}, algo={"estimator": "gtpo"})
         boxes = job.manager.generate(0)

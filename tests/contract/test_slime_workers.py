@@ -1,10 +1,10 @@
 """Episodes of the slime backend in processes of their own: a real Ray cluster of two cores, a stub SGLang server. Pinned here:
 
 - the same attempts have the same tokens, log-probabilities, messages, scores and advantages, wherever they are played
-- what a call says (temperature, context) reaches the worker; its CPU time is known; records are written by the rollout process
-- a worker that is killed costs its episodes a try; what is called off ends in its worker, and tells the server
-- an outage pauses all, ends with a trial and loses nothing
-- under slime's own rollout (needs a checkout) a round is the same round, and what slime does not need is called off
+- what a call says (its temperature) reaches the worker; its CPU time is known; records are written by the rollout process
+- a worker that is killed costs its episodes a try; what is aborted ends in its worker, and tells the server
+- an open circuit breaker pauses all, closes with a probe and loses nothing
+- under slime's own rollout (needs a checkout) a rollout is the same rollout, and what slime does not need is aborted
 - workers that do not fit are said to be too many, and not waited for in vain
 """
 
@@ -23,11 +23,10 @@ from tau2rl.errors import UserError
 from tau2rl.rollout.workers import Workers
 from tau2rl.runs.records import read
 from tau2rl.slime import rollout as rollout_module
-from tau2rl.slime.metadata import Marks
-from tau2rl.slime.rollout import Played, Rollout, rollout_of, unless
-from tau2rl.slime.samples import marks_of
+from tau2rl.slime.rollout import Rollout, rollout_of, run_until_aborted
+from tau2rl.slime.samples import Played, SampleMetadata, metadata_of
+from tests.contract.slime_episodes import agent, codec_of, play, rollout, settings, together, using
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
-from tests.contract.slime_world import agent, codec_of, play, rollout, settings, together, using
 from tests.play import CREATE
 from tests.stubs.sglang import SGLangStub
 from tests.stubs.slime_stubs import checkout
@@ -52,14 +51,14 @@ def workers_of(made: Rollout) -> Workers:
 
 
 def what_happened(played: Played) -> tuple[Any, ...]:
-    """All that a trainer or a judge could see of an attempt; not how long it took."""
-    marks = {**played.marks.to_json(), "seconds": 0, "policy_seconds": 0, "user_seconds": 0}
-    return Marks.from_json(marks), played.packed, played.episode.messages, played.episode.db_hashes
+    """All that a trainer or a reader could see of an attempt; not how long it took."""
+    metadata = {**played.metadata.to_json(), "seconds": 0, "policy_seconds": 0, "user_seconds": 0}
+    return SampleMetadata.from_json(metadata), played.packed, played.episode.messages, played.episode.db_hashes
 
 
 def test_the_same_attempts_are_the_same_in_workers(cluster: None, tmp_path: Path) -> None:
     async def story(made: Rollout) -> list[Played]:
-        return [*await together(made, 8), await play(made, 1, context=600), await play(made, 0, look=True)]
+        return [*await together(made, 8), await play(made, 1), await play(made, 0, validation=True)]
 
     with SGLangStub(answer=ANSWER) as server:
         here, there = (
@@ -67,14 +66,14 @@ def test_the_same_attempts_are_the_same_in_workers(cluster: None, tmp_path: Path
             for count in (0, 2)
         )
     assert [what_happened(played) for played in here] == [what_happened(played) for played in there]
-    assert {played.marks.reward for played in there} == {0.0, 1.0} and there[8].marks.status == "truncated"
+    assert {played.metadata.reward for played in there} == {0.0, 1.0}
     assert [played.episode.worker_cpu_seconds > 0 for played in (*here, *there)] == [False] * 10 + [True] * 10
     for count in "02":
         keys = [record.attempt.key for record in read(tmp_path / count / "episodes.jsonl")]
-        assert len(keys) == 9 and len(set(keys)) == 8  # the look is kept apart, and attempt 1 was played twice
+        assert len(keys) == 9 and len(set(keys)) == 8  # the validation is kept apart, and attempt 1 was played twice
 
 
-def test_a_killed_worker_costs_a_try_and_a_call_that_is_called_off_ends_there(cluster: None, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_a_try_and_what_is_aborted_ends_there(cluster: None, tmp_path: Path) -> None:
     import ray
 
     async def story(made: Rollout, server: SGLangStub) -> list[Played]:
@@ -86,7 +85,7 @@ def test_a_killed_worker_costs_a_try_and_a_call_that_is_called_off_ends_there(cl
         played = await playing
         server.latency = 600.0
         before = len(server.requests)
-        in_vain = unless(lambda: len(server.requests) > before + 1, together(made, 2))
+        in_vain = run_until_aborted(lambda: len(server.requests) > before + 1, together(made, 2))
         assert await in_vain is None
         while len(server.aborted) < 2:
             await asyncio.sleep(0.01)
@@ -97,27 +96,25 @@ def test_a_killed_worker_costs_a_try_and_a_call_that_is_called_off_ends_there(cl
     with SGLangStub(answer=ANSWER, latency=3.0) as server:
         config = settings(rollout={"workers": 2, "retries": 1})
         played = using(rollout(config, tmp_path, server), lambda made: story(made, server))
-    assert [p.marks.status for p in played] == ["completed"] * 9
-    tries = [p.marks.tries for p in played]
+    assert [p.metadata.status for p in played] == ["completed"] * 9
+    tries = [p.metadata.tries for p in played]
     assert sorted(tries) == [1] * 5 + [2] * 4  # four of eight were in the one that died
     assert not (tmp_path / "failures.jsonl").exists()
 
 
-def test_an_outage_ends_with_a_trial_and_loses_nothing(cluster: None, tmp_path: Path) -> None:
+def test_an_open_breaker_closes_with_a_probe_and_loses_nothing(cluster: None, tmp_path: Path) -> None:
     config = settings(rollout={"workers": 1, "give_up_after": 1}, slime={"circuit_breaker_seconds": 60.0})
 
     async def story(made: Rollout, server: SGLangStub) -> list[Played]:
         playing = asyncio.create_task(together(made, 4))
-        while not made._outage.on:
+        while not made.breaker.open:
             await asyncio.sleep(0.01)
         server.set_mode("ok")
         return await playing
 
     with SGLangStub(answer=ANSWER, mode="500") as server:
         played = using(rollout(config, tmp_path, server), lambda made: story(made, server))
-    assert [p.marks.status for p in played] == ["completed"] * 4
-    # The one that tried whether the world is back was played where one sees that at once.
-    assert sum(not p.episode.worker_cpu_seconds for p in played) >= 1
+    assert [p.metadata.status for p in played] == ["completed"] * 4
 
 
 def test_too_many_workers_are_said_to_be(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +123,7 @@ def test_too_many_workers_are_said_to_be(cluster: None, tmp_path: Path, monkeypa
         using(rollout(settings(rollout={"workers": 3}), tmp_path, server), play)
 
 
-def test_a_round_of_slime_is_the_same_in_workers(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_of_slime_is_the_same_in_workers(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout()
     model = write_checkpoint(tmp_path / "model")
 
@@ -146,21 +143,21 @@ def test_a_round_of_slime_is_the_same_in_workers(cluster: None, tmp_path: Path, 
         )
         try:
             samples = job.played()
-            numbers = rollout_of(job.args).journal.round(0, [], 1.0)
+            numbers = rollout_of(job.args).log.end_rollout(0, [], 1.0)
         finally:
             job.close()
         aborted = [r.body["rid"] for r in server.traffic.others if r.path == "/abort_request" and "rid" in r.body]
         config = job.config.model_copy(update={"rollout": job.config.rollout.model_copy(update={"workers": 0})})
 
         async def alone(made: Rollout) -> list[Played]:
-            return [await play(made, sample.index, context=8192) for sample in samples]
+            return [await play(made, sample.index) for sample in samples]
 
         played = using(rollout(config, tmp_path / "alone", server), alone)
-    assert {marks_of(sample).task for sample in samples} == {CREATE.key}
+    assert {metadata_of(sample).task for sample in samples} == {CREATE.key}
     assert (numbers["episodes/played"], numbers["episodes/aborted"], len(aborted)) == (4, 8, 8)
     for sample, other in zip(samples, played, strict=True):
         assert other.packed is not None and other.packed.logprobs is not None
         begin, end = other.packed.turn_spans[0][0], other.packed.turn_spans[-1][1]
         assert tuple(sample.tokens) == other.packed.token_ids[:end]
         assert tuple(sample.rollout_log_probs) == other.packed.logprobs[begin:end]
-        assert sample.reward == other.marks.score
+        assert sample.reward == other.metadata.score

@@ -93,7 +93,7 @@ class Job:
 
 
 def test_slime_fails_and_is_continued(head: LocalHead, place: Path) -> None:
-    asked = config(place, "broken", "fail-behind-round-1")
+    asked = config(place, "broken", "fail-behind-rollout-1")
     first = Job(head, asked)
     assert first.follow() == 1, first.lines
     text = "\n".join(first.lines)
@@ -126,7 +126,7 @@ def test_slime_fails_and_is_continued(head: LocalHead, place: Path) -> None:
     assert second.follow() == 0, second.lines
     again = json.loads((asked.slime.root / SEEN).read_text())
     assert again["argv"] == seen["argv"]
-    assert again["began"] == 1  # round 0 is in the checkpoint
+    assert again["began"] == 1  # rollout 0 is in the checkpoint
     assert second.metrics() == [(1, 0.5), (2, 0.25), (3, 0.125)]
     assert second.report["incomplete"] is False
     assert second.report["training"]["steps"] == 3

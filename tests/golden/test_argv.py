@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, environment, script
 from tau2rl.slime.layout import layout_of, sglang_config
 from tau2rl.slime.options import split
+from tau2rl.slime.process import script, variables
+from tau2rl.slime.run_context import SlimeRun
 from tests.slime_configs import CONFIGS, SHAPE, load_slime
 
 GOLDEN = Path(__file__).parent / "argv"
@@ -33,11 +34,9 @@ def test_the_command_is_what_it_was(name: str) -> None:
     config = load_slime(name)
     run = SlimeRun(folder=Path(f"/outputs/{config.stage}/{config.name}"), shape=SHAPE)
     layout = layout_of(config)
-    variables = {
-        key: value for key, value in environment(config).items() if key != "PYTHONPATH"
-    }  # it names this machine's folders
+    shared = {key: value for key, value in variables(config).items() if key != "PYTHONPATH"}  # it names this machine's folders
     shown = [str(script(config)), *(" ".join((given.name, *given.values)) for given in split(build_argv(config, run)))]
-    shown += ["", *(f"{key}={value}" for key, value in variables.items()), "", *layout.lines()]
+    shown += ["", *(f"{key}={value}" for key, value in shared.items()), "", *layout.lines()]
     if engines := sglang_config(config.slime, layout):
         shown += ["", yaml.safe_dump(engines, sort_keys=False).rstrip()]
     text = "\n".join(shown) + "\n"

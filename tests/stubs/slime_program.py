@@ -4,7 +4,7 @@
     make_checkpoint(folder)                  a Hugging Face directory without weights, of a shape that can be cut over GPUs
     make_machine(folder)                     variables of an environment with eight GPUs, numpy 1 and an importable sglang
 
-Modes: `good`; `fail-behind-round-1` (its actor breaks when round 1 has been logged, before it is saved); `hang` (it waits for
+Modes: `good`; `fail-behind-rollout-1` (its actor breaks when rollout 1 has been logged, before it is saved); `hang` (it waits for
 its end). The program writes what it saw to `seen.json` in the checkout, and its process id to `pid`.
 """
 
@@ -75,7 +75,7 @@ session = ray._private.worker._global_node.get_session_dir_path()
 }}))
 for index in range(began, int(value("--num-rollout"))):
     ray.get(actor.step.remote(index))
-    if MODE == "fail-behind-round-1" and index == 1:
+    if MODE == "fail-behind-rollout-1" and index == 1:
         time.sleep(2)  # the words of actors take a moment to arrive
         ray.get(actor.fail.remote())
     save(index)

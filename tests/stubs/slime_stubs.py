@@ -30,6 +30,8 @@ import torch
 
 from tau2rl.slime.options import Option, contract
 
+WITHOUT = "needs SLIME_CHECKOUT"  # how a reason to skip begins; `tests/conftest.py` counts them in one line
+WITHOUT_MEGATRON = f"{WITHOUT} and MEGATRON_CHECKOUT"
 TYPES = {"int": int, "float": float}
 DEFAULTS = {"--dp-size": 1, "--pp-size": 1, "--ep-size": 1, "--moe-dp-size": 1}  # of SGLang's, what slime's validation looks at
 MEGATRON_DEFAULTS = {"--micro-batch-size": 1, "--context-parallel-size": 1, "--pipeline-model-parallel-size": 1}
@@ -39,7 +41,7 @@ def checkout() -> Path:
     """The checkout of slime; the test is skipped without one."""
     named = os.environ.get("SLIME_CHECKOUT")
     if not named:
-        pytest.skip("SLIME_CHECKOUT names no checkout of slime")
+        pytest.skip(WITHOUT)
     root = Path(named)
     assert (root / "train.py").exists(), f"no checkout of slime in {root}"
     return root

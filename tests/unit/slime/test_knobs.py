@@ -2,8 +2,9 @@
 
 - slime: every setting changes the command line or what our hooks are handed; which of the two is written down here, for each;
 - a setting that belongs to slime's trainer changes the command line itself, not only what is handed over;
-- looks at the selection tasks have the temperature of `select`, and that of the training where it has none;
-- what slime cannot honour is refused with a reason, and no setting is missing from the table.
+- validation has the temperature of `val`, and that of the training where it has none;
+- local: every setting of `train:` and `algo:` that is a number of the trainer changes its specification;
+- what slime cannot honor is refused with a reason, and no setting is missing from the table.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tau2rl.train.generate import Sampling
+from tau2rl.train.hyper import grpo_spec, sft_spec
 
 from tau2rl.config import GrpoConfig, Section, SftConfig, build, flatten, put
 from tau2rl.errors import UserError
+from tau2rl.recipes.grpo import policy_of_looks
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, custom_config
-from tau2rl.train.grpo import validation_policy
+from tau2rl.slime.run_context import SlimeRun, custom_config
 from tau2rl.train.policy import LocalPolicy
 from tests.slime_configs import SHAPE
 from tests.unit.train.tiny import tiny_model
@@ -75,13 +78,13 @@ ARGV = {  # slime's own trainer or engines read it
         "val.temperature": 0.0,
         "algo.estimator": "mt_grpo",
         "algo.ratio": "sequence",
-        "algo.eps_low": ({"train.num_minibatches": 2}, 0.1),
-        "algo.eps_high": ({"train.num_minibatches": 2}, 0.4),
-        "algo.dual_clip": ({"train.num_minibatches": 2}, 3.0),
+        "algo.eps_low": 0.1,
+        "algo.eps_high": 0.4,
+        "algo.dual_clip": 3.0,
         "algo.loss_aggregation": "seq-mean",
         "algo.loss_scale": ({"algo.loss_aggregation": "constant"}, 99),
         "algo.kl_coef": 0.01,
-        "algo.kl": ({"algo.kl_coef": 0.01}, "k2"),
+        "algo.kl": ({"algo.kl_coef": 0.01}, "k1"),
         "algo.entropy_coef": 0.01,
         "algo.correction": "tis",
         "algo.correction_level": ({"algo.correction": "tis"}, "sequence"),
@@ -132,9 +135,8 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "user.temperature": 0.1,
         "user.timeout_seconds": 5,
         "user.retries": 1,
-        "user.max_stalled_turns": ({"user.kind": "scripted"}, 2),
+        "user.max_stalled_turns": 2,
         "chat.protocol": "cookbook",
-        "chat.options": ({"chat.protocol": "my_pkg:Codec"}, {"x": 1}),
         "chat.tokenizer": "/tokenizer",
         "chat.policy_text": ({"chat.protocol": "cookbook"}, "compressed"),
         "chat.cookbook_prompt": ({"chat.protocol": "cookbook"}, "/p"),
@@ -155,26 +157,16 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "reward.step_penalty": 0.001,
         "reward.tool_penalty": 0.001,
         "reward.allow_dominated": True,
-        "reward.terms": [{"fn": "my_pkg:f", "weight": 0.1}],
-        "plugins": ["my_pkg.domain"],
-        "tracking.sinks": ["my_pkg:Sink"],
-        "algo.gamma": ({"algo.estimator": "gtpo"}, 0.5),
-        "algo.outcome_weight": ({"algo.estimator": "mt_gtpo"}, 0.5),
-        "algo.turn_rewards": ({"algo.estimator": "gtpo"}, "dense"),
+        "algo.gamma": 0.5,
+        "algo.outcome_weight": 0.5,
+        "algo.turn_rewards": "dense",
         "algo.truncated": "drop",
         "algo.curriculum.enabled": True,
-        "algo.curriculum.floor": ({"algo.curriculum.enabled": True}, 0.1),
-        "algo.curriculum.decay": ({"algo.curriculum.enabled": True}, 0.5),
+        "algo.curriculum.floor": 0.1,
+        "algo.curriculum.decay": 0.5,
         "train.export_every": 50,
     },
-    "sft": {
-        "data.files": ["/more.jsonl"],
-        "data.max_tokens": 5000,
-        "data.limit": 7,
-        "train.export_every": 50,
-        "plugins": ["my_pkg"],
-        "tracking.sinks": ["my_pkg:Sink"],
-    },
+    "sft": {"data.files": ["/more.jsonl"], "data.max_tokens": 5000, "data.limit": 7, "train.export_every": 50},
 }
 REFUSED = {
     "grpo": {
@@ -193,6 +185,40 @@ REFUSED = {
         "data.allow_empty": True,
         "train.export_every": 7,
     },
+}
+OF_EVERY_TRAINER = [
+    "train.steps",
+    "train.lr",
+    "train.warmup_steps",
+    "train.schedule",
+    "train.min_lr_ratio",
+    "train.betas",
+    "train.weight_decay",
+    "train.max_grad_norm",
+]
+OF_THE_LOSS = [
+    "ratio",
+    "eps_low",
+    "eps_high",
+    "dual_clip",
+    "loss_aggregation",
+    "loss_scale",
+    "kl_coef",
+    "kl",
+    "entropy_coef",
+    "correction",
+    "veto",
+]
+OF_THE_CORRECTION = ["algo.correction_level", "algo.correction_low", "algo.correction_high"]
+LOCAL = {  # what the local trainer's own specification holds
+    "grpo": [
+        *OF_EVERY_TRAINER,
+        *(f"algo.{name}" for name in OF_THE_LOSS),
+        *OF_THE_CORRECTION,
+        "train.num_minibatches",
+        "sampling.temperature",
+    ],
+    "sft": [*OF_EVERY_TRAINER, "seed", "train.save_every", "train.batch_size"],
 }
 
 
@@ -249,26 +275,33 @@ def test_a_setting_of_the_trainer_changes_the_command(stage: str, name: str) -> 
 def test_any_other_setting_is_handed_over(stage: str, name: str) -> None:
     before, after = pair(stage, name, HANDED[stage][name])
     assert build_argv(after, RUN)  # accepted
-    handed = [flatten(custom_config(config, RUN)["tau2rl"]["config"]).get(name) for config in (before, after)]
+    handed = [flatten(custom_config(config, RUN)["tau2rl"]["config"])[name] for config in (before, after)]
     assert handed[0] != handed[1]
 
 
 @pytest.mark.parametrize(("stage", "name"), rows(REFUSED))
-def test_what_slime_cannot_honour_is_refused(stage: str, name: str) -> None:
+def test_what_slime_cannot_honor_is_refused(stage: str, name: str) -> None:
     with pytest.raises(UserError):
         build_argv(config_of(stage, {name: REFUSED[stage][name]}), RUN)
 
 
-def test_looks_have_their_own_temperature_on_both_backends() -> None:
+@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, names in LOCAL.items() for name in names])
+def test_the_same_setting_changes_the_local_trainer(stage: str, name: str) -> None:
+    before, after = pair(stage, name, ARGV[stage][name])
+    specs = [grpo_spec(config) if isinstance(config, GrpoConfig) else sft_spec(config) for config in (before, after)]
+    assert specs[0] != specs[1]
+
+
+def test_validation_has_its_own_temperature_on_both_backends() -> None:
     asked, unasked = config_of("grpo", {"val.temperature": 0.25}), config_of("grpo", {})
     assert isinstance(asked, GrpoConfig) and isinstance(unasked, GrpoConfig)
     argv = build_argv(asked, RUN)
     assert argv[argv.index("--eval-temperature") + 1] == "0.25" and argv[argv.index("--rollout-temperature") + 1] == "1.0"
     assert "--eval-temperature" not in build_argv(unasked, RUN)  # slime then takes that of the rollouts
-    policy = LocalPolicy(tiny_model(), unasked.sampling)
-    assert validation_policy(policy, unasked) is policy
-    assert validation_policy(policy, asked).sampling.temperature == 0.25
-    assert policy.sampling.temperature == 1.0
+    policy = LocalPolicy(tiny_model(), Sampling(temperature=1.0, stop_token_ids=(1,)))
+    assert policy_of_looks(policy, unasked) is policy
+    assert policy_of_looks(policy, asked)._sampling == Sampling(temperature=0.25, stop_token_ids=(1,))
+    assert policy._sampling.temperature == 1.0
 
 
 @pytest.mark.parametrize(("longest", "context"), [(262144, "9256"), (9000, "9000")])
@@ -281,17 +314,28 @@ def test_engines_hold_no_more_than_is_played(longest: int, context: str) -> None
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"algo.loss_aggregation": "constant", "algo.kl_coef": 0.1}, "divides the policy term alone"),
+        ({"algo.loss_aggregation": "constant", "algo.kl_coef": 0.1}, "divides the policy term alone, not KL and entropy"),
         ({"algo.loss_aggregation": "constant", "slime.context_parallel": 2}, "needs slime.context_parallel 1"),
-        ({"train.num_minibatches": 3}, "128 episodes a round cannot be cut into 3"),
-        ({"slime.user.gpus": 1, "slime.user.checkpoint": "/u", "user.api_base": "http://u/v1"}, "the customer is somebody else"),
+        ({"train.num_minibatches": 3}, "128 episodes of a rollout batch cannot be cut into 3"),
+        ({"slime.user.gpus": 1, "slime.user.checkpoint": "/u", "user.api_base": "http://u/v1"}, "it is somewhere else"),
         ({"slime.extra": {"lr": 1e-5}}, "made from the other settings"),
         ({"slime.extra": {"partial-rollout": True}}, "cannot go on in a fresh environment"),
-        ({"slime.extra": {"rollout-stop": ["</tool_call>"]}}, "our chat codec says where a turn ends"),
-        ({"slime.extra": {"custom-rm-path": "a.b"}}, "graded by tau2"),
-        ({"slime.extra": {"reward-key": "score"}}, "a sample has one score"),
-        ({"slime.extra": {"eval_config": "/eval.yaml"}}, "`select` says which tasks"),
+        ({"slime.extra": {"rollout-stop": ["</tool_call>"]}}, "our chat codec makes the tokens, and says where a turn ends"),
+        ({"slime.extra": {"custom-rm-path": "a.b"}}, "graded one by one, by tau2"),
+        ({"slime.extra": {"reward-key": "score"}}, "scored by `reward`"),
+        ({"slime.extra": {"eval_config": "/eval.yaml"}}, "`val` says which tasks validation has"),
         ({"slime.extra": {"start-rollout-id": 0}}, "behind its own last save"),
+        ({"slime.extra": {"rollout-function-path": "a.b"}}, "slime's own rollout plays our episodes"),
+        ({"slime.extra": {"kl-coef": 0.1}}, "no estimator of ours reads a KL penalty on rewards"),
+        ({"slime.extra": {"use-kl-loss": True}}, "`algo` says what the loss is"),
+        ({"slime.extra": {"use_tis": True}, "algo.correction": "none"}, "`algo.correction` says"),
+        ({"slime.extra": {"use-routing-replay": True}}, "does not ask engines for routed experts"),
+        ({"slime.extra": {"use-rollout-routing-replay": True}}, "does not ask engines for routed experts"),
+        ({"slime.extra": {"debug-rollout-only": True}}, "would play and train nothing"),
+        ({"slime.extra": {"load-debug-rollout-data": "/d"}}, "would play and train nothing"),
+        ({"slime.extra": {"over-sampling-batch-size": 8}}, "8 is below the 16 groups of a rollout batch"),
+        ({"slime.extra": {"eval-max-context-len": 9000}}, "`limits.context_tokens` is the longest conversation"),
+        ({"slime.extra": {"megatron-config-path": "/m.yaml"}}, "behind those of `train` and `algo`"),
         ({"slime.extra": {"log-multiturn": True}}, "no option `--log-multiturn`"),
         ({"slime.extra": {"attention-backend": "flsh"}}, "cannot be `flsh`"),
     ],
@@ -302,6 +346,21 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], s
         put(values, name, value)
     with pytest.raises(UserError, match=says):
         build_argv(build(GrpoConfig, values), RUN)
+
+
+@pytest.mark.parametrize("policy", ["manual", "consistent_hashing", "round_robin"])
+def test_the_router_may_be_told_its_policy(policy: str) -> None:
+    argv = build_argv(config_of("grpo", {"slime.extra.router-policy": policy, "slime.extra.over-sampling-batch-size": 32}), RUN)
+    assert argv[argv.index("--router-policy") + 1] == policy
+
+
+def test_a_conversation_stays_on_its_engine_where_only_the_policy_has_several() -> None:
+    served = {"slime.user.checkpoint": "/u", "user.kind": "llm"}
+    routed = [
+        ("--router-policy" in build_argv(config_of("grpo", changes), RUN))
+        for changes in ({}, {"slime.policy_gpus": 1}, {**served, "slime.user.gpus": 1}, {**served, "slime.user.gpus": 2})
+    ]
+    assert routed == [True, False, True, False]
 
 
 def test_extra_options_are_added_replaced_and_taken_away() -> None:

@@ -6,7 +6,7 @@ MEGATRON_CHECKOUT also Megatron's parser and validation. What stands in for the 
 
 - no option of a config is left unread, and the values arrive as they were written;
 - our settings arrive as `args.tau2rl` and are the config again;
-- the GPUs that train, serve the policy and serve the customer are those that our layout names;
+- the GPUs that train, serve the policy and serve the user simulator are those that our layout names;
 - the list of slime's own options is the one that its source has.
 """
 
@@ -25,10 +25,10 @@ import pytest
 
 from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, absolute, received, write
 from tau2rl.slime.layout import POLICY, Layout, layout_of
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.options import FILE, contract, lookup, split
+from tau2rl.slime.run_context import SlimeRun, absolute, run_context, write_files
 from tests.slime_configs import CONFIGS, QWEN3_4B, load_slime
 from tests.stubs.slime_stubs import checkout, install, parse, unread
 
@@ -51,7 +51,7 @@ def prepared(name: str, checkpoint: Path, *sets: str) -> tuple[SftConfig | GrpoC
         config = load_slime(name, f"model.init={checkpoint}", f"slime.user.checkpoint={checkpoint}", *sets)
     config = absolute(config)
     run = SlimeRun(folder=checkpoint.parent / "run", shape=read_shape(checkpoint))
-    write(config, run)
+    write_files(config, run)
     return config, run, build_argv(config, run)
 
 
@@ -61,7 +61,7 @@ def test_slime_reads_every_option(name: str, checkpoint: Path, monkeypatch: pyte
     args = parse(argv, monkeypatch)
     assert unread(argv, args) == []
     assert wrong_values(argv, args) == []
-    back = received(args)
+    back = run_context(args)
     assert (back.config, back.folder) == (config, run.folder)
 
 
@@ -154,7 +154,7 @@ def expected(config: SftConfig | GrpoConfig, layout: Layout) -> dict[str, range]
     return {POLICY: policy, config.slime.user.name: range(layout.total - layout.user, layout.total)}
 
 
-def test_a_customer_beside_the_trainer_is_never_put_to_sleep(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_simulator_beside_the_trainer_is_never_put_to_sleep(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, argv = prepared("8xh100/grpo-colocate.yaml", checkpoint)
     args = parse(argv, monkeypatch)
     rollout = importlib.import_module("slime.ray.rollout")

@@ -3,7 +3,8 @@
 Runs where SLIME_CHECKOUT names a checkout of slime at the pinned commit, and is skipped elsewhere.
 
 - for every setting of the loss both backends give the same loss and the same gradient, to single precision;
-- that holds for tokens whose ratio is clipped, whose weight is cut, and for sequences that the veto leaves out.
+- that holds for tokens whose ratio is clipped, whose weight is cut, and for sequences that the veto leaves out;
+- an attempt that was removed from slime's batch changes neither, whatever the loss is a mean over.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from __future__ import annotations
 import importlib
 import json
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from tau2rl.train.hyper import loss_spec
 
 from tau2rl.config import GrpoConfig
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.job import SlimeRun, absolute, write
+from tau2rl.slime.hooks import count_trained
 from tau2rl.slime.model import read_shape
+from tau2rl.slime.run_context import SlimeRun, absolute, write_files
 from tau2rl.train.losses import Totals, policy_loss
 from tests.slime_configs import QWEN3_4B, load_slime
 from tests.stubs.slime_stubs import parse
@@ -30,7 +34,7 @@ VOCAB, TEMPERATURE = 11, 0.7
 PROMPTS, RESPONSES = (2, 3), (6, 4)  # tokens of two episodes
 MASKS = ((1, 1, 0, 1, 1, 1), (1, 1, 1, 0))  # what the policy sampled
 ADVANTAGES = (1.5, -0.8)
-PLAIN = ["algo.correction=none", "algo.kl_coef=0", "train.num_minibatches=2", f"sampling.temperature={TEMPERATURE}"]
+PLAIN = ["algo.correction=none", "algo.kl_coef=0", f"sampling.temperature={TEMPERATURE}"]
 
 CASES = [
     ["algo.loss_aggregation=token-mean"],
@@ -39,6 +43,7 @@ CASES = [
     ["algo.ratio=sequence", "algo.eps_low=0.003", "algo.eps_high=0.004"],
     ["algo.eps_low=0.05", "algo.eps_high=0.1"],
     ["algo.dual_clip=1.1"],
+    ["algo.kl_coef=0.3", "algo.kl=k1"],
     ["algo.kl_coef=0.3", "algo.kl=k2"],
     ["algo.kl_coef=0.3", "algo.kl=k3"],
     ["algo.kl_coef=0.3", "algo.kl=k3", "algo.loss_aggregation=seq-mean", "algo.entropy_coef=0.2"],
@@ -84,9 +89,38 @@ def settings(case: list[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch)
     assert isinstance(config, GrpoConfig)
     config = absolute(config)
     run = SlimeRun(folder=checkpoint.parent / "run", shape=read_shape(checkpoint))
-    write(config, run)
+    write_files(config, run)
     assert isinstance(config, GrpoConfig)
     return config, parse(build_argv(config, run), monkeypatch)
+
+
+REMOVED = [
+    ["algo.loss_aggregation=seq-mean"],
+    ["algo.loss_aggregation=constant", "algo.loss_scale=5"],
+    ["algo.kl_coef=0.3", "algo.kl=k3", "algo.loss_aggregation=seq-mean", "algo.entropy_coef=0.2"],
+]
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """Attempts are counted over a group of processes; here it has one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", REMOVED, ids=" ".join)
+def test_a_removed_attempt_changes_nothing(
+    case: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_process: None
+) -> None:
+    config, args = settings(case, tmp_path / "model", monkeypatch)
+    theirs, ours = Numbers(), Numbers()
+    slime = slime_loss(args, theirs, monkeypatch, removed=True)
+    local = local_loss(config, ours)
+    assert float(slime.detach()) == pytest.approx(float(local.detach()), abs=1e-6)
+    gradients = [torch.autograd.grad(loss, numbers.logits) for loss, numbers in ((slime, theirs), (local, ours))]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
@@ -102,8 +136,8 @@ def test_both_backends_have_the_same_loss(case: list[str], tmp_path: Path, monke
     assert any(gradient.abs().max() > 1e-4 for gradient in gradients[0])
 
 
-def slime_loss(args: Namespace, numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """The loss of a step of these two episodes on one GPU, after what Megatron divides by."""
+def slime_loss(args: Namespace, numbers: Numbers, monkeypatch: pytest.MonkeyPatch, *, removed: bool = False) -> torch.Tensor:
+    """The loss of a step of these two episodes on one GPU, after what Megatron divides by. `removed`: there was a third one."""
     monkeypatch.setattr(torch, "compile", lambda *args, **_: args[0] if args and callable(args[0]) else lambda function: function)
     loss: ModuleType = importlib.import_module("slime.backends.megatron_utils.loss")
     for tensor in numbers.logits:
@@ -120,7 +154,23 @@ def slime_loss(args: Namespace, numbers: Numbers, monkeypatch: pytest.MonkeyPatc
         "rollout_log_probs": numbers.rollout,
         "ref_log_probs": numbers.reference,
     }
-    value, divisor, _ = loss.loss_function(args, batch, 1, len(masks), torch.cat(numbers.logits)[None])
+    logits = list(numbers.logits)
+    if removed:  # a copy of the first one with nothing to learn
+        for values in batch.values():
+            values.append(values[0])
+        logits.append(numbers.logits[0].detach())
+        batch["loss_masks"][-1] = torch.zeros(RESPONSES[0])
+        batch["rollout_mask_sums"][-1] = torch.tensor(0.0)
+    data = {
+        **batch,
+        "rollout_mask_sums": torch.stack(batch["rollout_mask_sums"]),
+        "micro_batch_indices": [list(range(len(logits)))],
+        "num_microbatches": [1],
+        "global_batch_sizes": [len(logits)],
+    }
+    if removed:
+        count_trained(args, 0, data)
+    value, divisor, _ = loss.loss_function(args, batch, 1, data["global_batch_sizes"][0], torch.cat(logits)[None])
     return value / divisor
 
 
@@ -129,7 +179,7 @@ def local_loss(config: GrpoConfig, numbers: Numbers) -> torch.Tensor:
         tensor.requires_grad_(True)
     mask = padded([torch.tensor(mask, dtype=torch.float32) for mask in MASKS])
     found = policy_loss(
-        config.algo,
+        loss_spec(config.algo),
         logp=padded([numbers.own(i) for i in range(2)]),
         old_logp=padded(numbers.old),
         advantages=torch.tensor(ADVANTAGES)[:, None].expand_as(mask),

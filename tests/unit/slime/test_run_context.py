@@ -3,35 +3,32 @@
 - the settings and the folder arrive whole through the one YAML file, and nothing else of ours is on `args`;
 - paths hold in any working directory; a tokenizer's name that is no directory stays a name;
 - the engines beside the policy are those of the layout, the policy first;
-- the customer's settings name the server that the job started, where it starts one;
-- the constant of Dr. GRPO's denominator is in the name of the function.
+- the user simulator's settings name the server that the job started, where it starts one.
 """
 
 from __future__ import annotations
 
-import importlib
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from tau2rl.config import GrpoConfig, SftConfig
-from tau2rl.slime.job import SlimeRun, absolute, custom_config, environment, received, script, user_config, write
+from tau2rl.config import GrpoConfig
 from tau2rl.slime.layout import layout_of, sglang_config
+from tau2rl.slime.run_context import SlimeRun, absolute, custom_config, run_context, served_user, write_files
 from tests.slime_configs import CONFIGS, SHAPE, load_slime
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_settings_arrive_whole(name: str, tmp_path: Path) -> None:
     config, run = load_slime(name), SlimeRun(folder=tmp_path, shape=SHAPE)
-    write(config, run)
+    write_files(config, run)
     args = Namespace(**yaml.safe_load(run.custom_config.read_text("utf-8")))  # as slime does it
     assert list(vars(args)) == ["tau2rl"]
-    back = received(args)
+    back = run_context(args)
     assert (back.config, back.folder) == (config, tmp_path)
-    assert received(args) is back  # read once a process
+    assert run_context(args) is back  # read once a process
     assert run.sglang_config.exists() == bool(config.slime.user.gpus and isinstance(config, GrpoConfig))
 
 
@@ -54,7 +51,7 @@ def test_paths_hold_in_any_working_directory(tmp_path: Path, monkeypatch: pytest
     assert named.chat.tokenizer == "Qwen/Qwen3-4B"
 
 
-def test_the_policy_stands_first_and_the_customer_gets_no_weights() -> None:
+def test_the_policy_stands_first_and_the_user_simulator_gets_no_weights() -> None:
     config = load_slime("8xh100/grpo.yaml")
     engines = sglang_config(config.slime, layout_of(config))
     assert engines is not None
@@ -63,37 +60,11 @@ def test_the_policy_stands_first_and_the_customer_gets_no_weights() -> None:
     assert sglang_config(elsewhere.slime, layout_of(elsewhere)) is None
 
 
-def test_the_customer_is_who_the_layout_says() -> None:
+def test_the_user_simulator_is_who_the_layout_says() -> None:
     served, remote = load_slime("8xh100/grpo.yaml"), load_slime("8xh100/grpo-remote-user.yaml")
     assert isinstance(served, GrpoConfig)
     assert isinstance(remote, GrpoConfig)
-    here = user_config(served, "http://10.0.0.1:4000/v1")
+    here = served_user(served, "http://10.0.0.1:4000/v1")
+    assert here is not None
     assert (here.model, here.api_base, here.temperature) == ("openai/user_sim", "http://10.0.0.1:4000/v1", 0.7)
-    assert user_config(remote, None) == remote.user
-
-
-def test_what_plays_ahead_is_asked_for() -> None:
-    assert script(load_slime("8xh100/grpo.yaml")) == Path("/root/slime/train.py")
-    assert script(load_slime("8xh100/grpo.yaml", "slime.overlap=true")) == Path("/root/slime/train_async.py")
-    # Supervised training would lose a batch of rows with every `--resume`.
-    assert script(load_slime("8xh100/sft.yaml")) == Path("/root/slime/train.py")
-
-
-def test_no_key_is_in_the_environment_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    for config in (load_slime("8xh100/grpo-api-user.yaml"), load_slime("8xh100/sft.yaml")):
-        assert isinstance(config, GrpoConfig | SftConfig)
-        variables = environment(config)
-        assert variables["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
-        assert variables["PYTHONPATH"].split(":")[:2] == ["/root/slime", "/root/Megatron-LM"]
-        assert "sk-secret" not in str(variables)
-
-
-def test_the_constant_denominator_is_in_the_functions_name() -> None:
-    reducers = importlib.import_module("tau2rl.slime.reducers")
-    reduce = reducers.constant_4([5, 3], [2, 3], [torch.tensor([1.0, 0.0]), torch.ones(3)], False)
-    found = reduce(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert float(found) == pytest.approx(0.25 + 3.0)  # a fourth of 1, a fourth of 3 + 4 + 5
-    for name in ("constant_", "constant_0", "constant_x", "other"):
-        with pytest.raises(AttributeError):
-            getattr(reducers, name)
+    assert served_user(remote, "http://10.0.0.1:4000/v1") is None

@@ -50,6 +50,7 @@ def test_a_mistake_is_named(words: str, says: str, hint: str) -> None:
         "--no-offload-train",
         "--rollout-sample-hook-path a.b --rollout-sample-hook-path a.c",
         "--attention-backend flash",
+        "--router-policy consistent_hashing",  # of the router's fork in slime's image
     ],
 )
 def test_what_slime_reads_is_let_through(words: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import HFTokenizer
 from tau2rl.config import GrpoConfig, SamplingConfig, build, dump
-from tau2rl.slime.rollout import Played, Rollout, rollout_of
+from tau2rl.slime.rollout import Rollout, rollout_of
+from tau2rl.slime.samples import Played
 from tau2rl.types import Actions, CallTool, ChatCodec, Say, TaskRef
 from tests.play import CREATE
 from tests.stubs.http import StubServer
@@ -54,7 +55,7 @@ def rollout(config: GrpoConfig, folder: Path, server: StubServer) -> Rollout:
     """The rollout process's object, ready to play."""
     folder.mkdir(parents=True, exist_ok=True)
     made = rollout_of(handed(config, folder))
-    made.prepare(router=server.url, user=config.user, tokenizer="bytes")
+    made.prepare(config, router=server.url)
     return made
 
 
@@ -70,9 +71,11 @@ def using(made: Rollout, use: Callable[[Rollout], Awaitable[T]]) -> T:
     return asyncio.run(main())
 
 
-async def play(made: Rollout, index: int = 0, *, task: TaskRef = CREATE, context: int = 100_000, look: bool = False) -> Played:
+async def play(made: Rollout, index: int = 0, *, task: TaskRef = CREATE, validation: bool = False) -> Played:
     """The attempt of a number."""
-    return await made.play(made.attempt(task, index, look=look), SAMPLING, context_tokens=context, look=look)
+    played = await made.play(made.attempt(task, index, validation=validation), SAMPLING, validation=validation)
+    assert played is not None
+    return played
 
 
 async def together(made: Rollout, count: int) -> list[Played]:

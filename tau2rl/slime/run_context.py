@@ -1,0 +1,151 @@
+"""What crosses over into slime's job: where a run keeps its files, what is written before the start, the way back from `args`.
+
+Settings reach our hooks by `--custom-config-path` alone: one YAML file, one key `tau2rl` in it, which slime puts on `args`.
+Nothing secret is in it: the dashboard and the trackers show `args` to anyone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from tau2rl import plugins
+from tau2rl.backend import TrainingConfig
+from tau2rl.config import GrpoConfig, SftConfig, UserConfig, build, dump
+from tau2rl.slime.layout import layout_of, sglang_config
+from tau2rl.slime.model import ModelShape
+from tau2rl.slime.objective import mismatch_settings
+
+KEY = "tau2rl"  # of `args`, and of the YAML file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlimeRun:
+    """Where a run keeps what: `SlimeRun(folder=Path("/data/outputs/grpo/first"), shape=read_shape(checkpoint))`."""
+
+    folder: Path  # absolute: slime's actors have working directories of their own
+    shape: ModelShape | None  # None: the checkpoint is not at hand, and the options that build the model are left out
+
+    @property
+    def own(self) -> Path:
+        """What is written for slime."""
+        return self.folder / "slime"
+
+    @property
+    def prompts(self) -> Path:
+        """The tasks, or for `sft` the conversations, that are trained on."""
+        return self.own / "prompts.jsonl"
+
+    @property
+    def eval_prompts(self) -> Path:
+        """The tasks of validation."""
+        return self.own / "eval_prompts.jsonl"
+
+    @property
+    def custom_config(self) -> Path:
+        """What `--custom-config-path` names."""
+        return self.own / "custom_config.yaml"
+
+    @property
+    def sglang_config(self) -> Path:
+        """What `--sglang-config` names."""
+        return self.own / "sglang_config.yaml"
+
+    @property
+    def dumps(self) -> Path:
+        """slime's dumps of every rollout."""
+        return self.own / "dumps"
+
+    @property
+    def save(self) -> Path:
+        """Megatron's checkpoints, from which an interrupted run goes on."""
+        return self.folder / "checkpoints" / "megatron"
+
+    @property
+    def save_hf(self) -> Path:
+        """Hugging Face directories beside them; slime fills in the number of the rollout."""
+        return self.folder / "checkpoints" / "hf" / "{rollout_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """What a hook has: the settings of the run and its folder."""
+
+    config: TrainingConfig
+    folder: Path
+
+    @property
+    def grpo(self) -> GrpoConfig:
+        """The settings, where the hook is one of rollouts."""
+        assert isinstance(self.config, GrpoConfig)
+        return self.config
+
+
+def run_context(args: Any) -> RunContext:
+    """The run behind slime's `args`, read once a process."""
+    handed = cast("Mapping[str, Any]", getattr(args, KEY))
+    return _read(yaml.safe_dump(dict(handed)))
+
+
+@cache
+def _read(text: str) -> RunContext:
+    handed = yaml.safe_load(text)
+    kind: type[SftConfig] | type[GrpoConfig] = {"sft": SftConfig, "grpo": GrpoConfig}[handed["stage"]]
+    config = build(kind, handed["config"], stored=True)
+    plugins.search(handed.get("path", ()))
+    return RunContext(config=config, folder=Path(handed["folder"]))
+
+
+def custom_config(config: TrainingConfig, run: SlimeRun) -> dict[str, Any]:
+    """The content of `--custom-config-path`; the keys beside `tau2rl` are those that slime's own code looks for on `args`."""
+    handed: dict[str, Any] = {"folder": str(run.folder), "stage": config.stage, "config": dump(config)}
+    if plugins.references(handed["config"]):
+        handed["path"] = list(sys.path)  # where this process found them; slime's own look elsewhere
+    beside = mismatch_settings(config.algo) if isinstance(config, GrpoConfig) else {}
+    return {KEY: handed, **beside}
+
+
+def write_files(config: TrainingConfig, run: SlimeRun) -> None:
+    """Write the two YAML files; prompts are written by whoever has the tasks."""
+    run.own.mkdir(parents=True, exist_ok=True)
+    _write_yaml(run.custom_config, custom_config(config, run))
+    engines = sglang_config(config.slime, layout_of(config))
+    if engines is not None:
+        _write_yaml(run.sglang_config, engines)
+
+
+def served_user(config: GrpoConfig, url: str) -> UserConfig | None:
+    """The user simulator that the job serves at `url` (up to `/v1`); None where it is somewhere else, as `user` says."""
+    if not config.slime.user.gpus:
+        return None
+    return config.user.model_copy(update={"model": f"openai/{config.slime.user.name}", "api_base": url})
+
+
+def absolute(config: TrainingConfig) -> TrainingConfig:
+    """The config with paths that hold in any working directory. A tokenizer's name that is no directory stays a name."""
+    values = dump(config)
+    values["model"]["init"] = _absolute(values["model"]["init"])
+    if values["slime"]["user"]["checkpoint"]:
+        values["slime"]["user"]["checkpoint"] = _absolute(values["slime"]["user"]["checkpoint"])
+    chat = values.get("chat")
+    if chat:
+        for key in ("tokenizer", "cookbook_prompt"):
+            if chat[key] and Path(chat[key]).expanduser().exists():
+                chat[key] = _absolute(chat[key])
+    return build(type(config), values, stored=True)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    draft.replace(path)
