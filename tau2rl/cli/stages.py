@@ -146,9 +146,10 @@ pipeline = stage_command(
 
 def print_plan(config: StageConfig, *, as_json: bool) -> None:
     """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
-    from tau2rl.launch.submit import job_argv
+    from tau2rl.launch.submit import job_argv, refuse_unknown_domains
     from tau2rl.recipes.training import backend_for, trains_on_actors
 
+    refuse_unknown_domains(config)
     job = job_argv(run_path(config))
     plan: dict[str, Any] = {"argv": job}
     if isinstance(config, SftConfig | GrpoConfig) and trains_on_actors(config):

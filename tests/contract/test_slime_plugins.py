@@ -73,11 +73,11 @@ def test_slimes_processes_load_what_the_settings_name(cluster: None, tmp_path: P
     monkeypatch.setattr(sys, "path", sys.path[:-1])  # of slime's
     with SGLangStub(answer=agent(NativeCodec(ByteTokenizer()))) as server:
         made = rollout_of(args)
-        made.prepare(router=server.url, user=config.user, tokenizer="bytes")
+        made.prepare(config, router=server.url)
         played = using(made, play)
     assert played.metadata.score is not None and played.metadata.reward is not None
     assert played.metadata.score == pytest.approx(played.metadata.reward + 0.05)
-    made.log.round(0, [], 1.0)
+    made.log.end_rollout(0, [], 1.0)
     assert (folder / "sink.txt").read_text() == "1"
     pids = set((tmp_path / "pids").read_text().split())
     assert str(os.getpid()) in pids and len(pids) == 2

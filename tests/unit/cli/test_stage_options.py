@@ -123,6 +123,10 @@ REFUSED = {  # whatever the others are
     ),
 }
 VALUES = {
+    "plugins": ("a,b.c", ["a", "b.c"]),
+    "tracking.sinks": ("a:B,c.d:E", ["a:B", "c.d:E"]),
+    "policy.omit": ("seed,top_p", ["seed", "top_p"]),
+    "reward.terms": ('[{"fn": "a:b", "weight": 0.1}]', [{"fn": "a:b", "weight": 0.1, "low": 0.0, "high": 1.0}]),
     "model.init": ("other", "other"),
     "val.split": ("base", None),
     "algo.kl": ("k2", "k2"),
@@ -134,7 +138,6 @@ VALUES = {
     "policy.kind": ("do-nothing", "do-nothing"),
     "launch.detach": ("", True),
     "slime.user.name": ("abc", "abc"),
-    "policy.hedge_seconds": ("5", 5.0),
     "algo.dual_clip": ("3", 3.0),
     "steps": ("s={stage: seed}", None),
     "slime.saves": ("last", "last"),

@@ -149,6 +149,6 @@ def test_the_tokenizer_is_the_checkpoints_own_unless_another_is_named() -> None:
 
 
 def test_training_does_not_take_workers_that_nobody_would_use() -> None:
-    with pytest.raises(UserError, match=r"no use for rollout\.workers"):
+    with pytest.raises(UserError, match=r"rollout\.workers has no effect while backend is `local`"):
         build(GrpoConfig, {**BASE, "rollout": {"workers": 2}})
     assert build(GrpoConfig, {**BASE, "backend": "slime", "rollout": {"workers": 2}}).rollout.workers == 2

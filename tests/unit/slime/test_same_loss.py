@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-from tau2rl.train.hyper import loss_spec
 
 from tau2rl.config import GrpoConfig
 from tau2rl.slime.argv import build_argv
@@ -34,7 +33,7 @@ VOCAB, TEMPERATURE = 11, 0.7
 PROMPTS, RESPONSES = (2, 3), (6, 4)  # tokens of two episodes
 MASKS = ((1, 1, 0, 1, 1, 1), (1, 1, 1, 0))  # what the policy sampled
 ADVANTAGES = (1.5, -0.8)
-PLAIN = ["algo.correction=none", "algo.kl_coef=0", f"sampling.temperature={TEMPERATURE}"]
+PLAIN = ["algo.correction=none", "algo.kl_coef=0", "train.num_minibatches=2", f"sampling.temperature={TEMPERATURE}"]
 
 CASES = [
     ["algo.loss_aggregation=token-mean"],
@@ -43,7 +42,6 @@ CASES = [
     ["algo.ratio=sequence", "algo.eps_low=0.003", "algo.eps_high=0.004"],
     ["algo.eps_low=0.05", "algo.eps_high=0.1"],
     ["algo.dual_clip=1.1"],
-    ["algo.kl_coef=0.3", "algo.kl=k1"],
     ["algo.kl_coef=0.3", "algo.kl=k2"],
     ["algo.kl_coef=0.3", "algo.kl=k3"],
     ["algo.kl_coef=0.3", "algo.kl=k3", "algo.loss_aggregation=seq-mean", "algo.entropy_coef=0.2"],
@@ -179,7 +177,7 @@ def local_loss(config: GrpoConfig, numbers: Numbers) -> torch.Tensor:
         tensor.requires_grad_(True)
     mask = padded([torch.tensor(mask, dtype=torch.float32) for mask in MASKS])
     found = policy_loss(
-        loss_spec(config.algo),
+        config.algo,
         logp=padded([numbers.own(i) for i in range(2)]),
         old_logp=padded(numbers.old),
         advantages=torch.tensor(ADVANTAGES)[:, None].expand_as(mask),
