@@ -26,6 +26,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        ...
+
+    @property
     def end_of_turn_ids(self) -> tuple[int, ...]:
         """Ids that end a turn wherever they are sampled, the checkpoint's own end of sequence among them."""
         ...
@@ -80,7 +85,7 @@ class HFTokenizer:
         ends = ([] if eos is None else [eos]) + _generation_ends(Path(path))
         self.end_of_turn_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
         self.control_ids = frozenset({i for i, token in added.items() if token.special} | set(self.end_of_turn_ids))
-        self._size = len(self._tokenizer)
+        self.vocab_size = max(len(self._tokenizer), 1 + max(added, default=-1))  # some leave a gap before what was added
         self._encode = _encoder(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -91,12 +96,12 @@ class HFTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of any ids; see `Tokenizer.decode`."""
         ids = list(token_ids)
-        if ids and min(ids) >= 0 and max(ids) < self._size:
+        if ids and min(ids) >= 0 and max(ids) < self.vocab_size:
             return self._text(ids)
         # The library skips an id past its vocabulary and fails on a negative one.
         return "".join(
             self._text(list(run)) if known else REPLACEMENT * len(list(run))
-            for known, run in groupby(ids, key=lambda i: 0 <= i < self._size)
+            for known, run in groupby(ids, key=lambda i: 0 <= i < self.vocab_size)
         )
 
     def _text(self, ids: list[int]) -> str:

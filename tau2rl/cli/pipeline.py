@@ -40,7 +40,7 @@ def run(
     Exits with 0 when every run ended well, else with the exit code of the run that did not.
     """
     from tau2rl.launch.submit import job_argv
-    from tau2rl.recipes.pipeline import plan, with_files
+    from tau2rl.recipes.pipeline_plan import plan, with_files
 
     overrides: dict[str, Any] = {
         "limit": limit,
@@ -83,9 +83,9 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def _run(config: PipelineConfig, *, as_json: bool) -> int:
-    from tau2rl.launch.chain import run_chain
+    from tau2rl.launch.pipeline import run_pipeline
 
-    code = run_chain(config, watch=console.Follower, say=console.say)
+    code = run_pipeline(config, watch=console.Follower, say=console.say)
     file = run_path(config) / "report.json"
     if file.exists():
         report = read_json(file)

@@ -16,9 +16,9 @@ from tau2rl.cli.run import resume_command
 from tau2rl.errors import UserError
 from tau2rl.report.compare import Comparison, compare as compare_values
 from tau2rl.report.tables import cost_words, report_rows
-from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import SUBJECT, differences
+from tau2rl.runs.provenance import SUBJECT, differences, read_environment
+from tau2rl.runs.reports import REPORT, read_report as read_stored_report
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 
@@ -38,7 +38,7 @@ def report(run: RunDir, as_json: Json = False) -> None:
 
 def _print_any(values: Mapping[str, Any], folder: Path) -> None:
     """A report as the command that made it prints it."""
-    match values.get("stage"):
+    match values["stage"]:
         case "seed" | "rft-filter":
             seed.print_report(values, folder)
         case "sft" | "grpo":
@@ -76,15 +76,12 @@ def compare(
 
 def read_report(run: Path) -> dict[str, Any]:
     """The `report.json` of a run folder, or the file itself. Raises UserError."""
-    file = run / "report.json" if run.is_dir() else run
+    file = run / REPORT if run.is_dir() else run
     if not file.exists():
         if (run / "config.json").exists():
             raise UserError(f"`{run}` has no report yet", hint=f"it is running, or finish it: `{_go_on(run)}`")
         raise UserError(f"`{run}` has no report", hint="name a run folder, such as `outputs/eval/default`")
-    values = read_json(file)
-    if "incomplete" not in values or not ("stage" in values or {"overall", "by_task"} <= values.keys()):
-        raise UserError(f"`{file}` is not a report of a run")
-    return values
+    return read_stored_report(file)
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -101,8 +98,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     console.emit(f"floor: {floor}")
     if cost := report.get("cost"):
         console.emit(f"cost: {cost_words(cost)}")
-    if selected_by := report.get("selected_by"):
-        console.emit(_of_the_test(selected_by))
+    if test_access := report.get("test_access"):
+        console.emit(_of_the_test(test_access))
     for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):
         console.emit(line)
     if report["incomplete"]:
@@ -111,13 +108,11 @@ def print_report(report: Mapping[str, Any]) -> None:
             console.emit("not done: " + ", ".join(report["so_far"]["not_done"]))
 
 
-def _of_the_test(selected_by: Mapping[str, Any]) -> str:
+def _of_the_test(test_access: Mapping[str, Any]) -> str:
     """Which selection a test belongs to, and what is wrong with it."""
-    words = (
-        selected_by["warning"]
-        or f"look {selected_by['look']} at the test tasks of the checkpoint chosen by `{selected_by['file']}`"
-    )
-    return f"{'warning: ' if selected_by['warning'] else ''}{words}"
+    if test_access["warning"]:
+        return f"warning: {test_access['warning']}"
+    return f"test-set access {test_access['number']} for the checkpoint chosen by `{test_access['selection']}`"
 
 
 def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
@@ -148,7 +143,4 @@ def _go_on(run: Path) -> str:
 
 
 def _identity(run: Path) -> dict[str, Any]:
-    file = run / "environment.json"
-    if not file.exists():
-        raise UserError(f"`{run}` does not say what it stood on: it has no `environment.json`", hint="name two run folders")
-    return cast("dict[str, Any]", read_json(file).get("identity", {}))
+    return cast("dict[str, Any]", read_environment(run, read_config(run))["identity"])

@@ -102,9 +102,9 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
     console.emit_table([head, *rows])
     if report["dropped"]:
         console.emit("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()))
-    kinds, tasks = report["spread"]["kinds"], report["spread"]["tasks"]
+    kinds, tasks = report["diversity"]["kinds"], report["diversity"]["tasks"]
     console.emit(
-        f"spread of what is kept: {kinds['distinct']} kinds, as even as {kinds['effective']:g}; "
+        f"diversity of what is kept: {kinds['distinct']} kinds, as even as {kinds['effective']:g}; "
         f"{tasks['distinct']} tasks, as even as {tasks['effective']:g}"
     )
     for name, file in report["files"].items():

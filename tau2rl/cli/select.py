@@ -16,7 +16,7 @@ from tau2rl.report.tables import number
 RunDirs = Annotated[
     list[Path],
     typer.Argument(
-        help="A training run that looked at a selection split, or evaluations of its checkpoints on one.",
+        help="A training run that was validated, or evaluations of its checkpoints on one.",
         metavar="RUN_DIR",
         show_default=False,
     ),
@@ -26,14 +26,14 @@ RunDirs = Annotated[
 def choose(runs: RunDirs, as_json: Json = False) -> None:
     """Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.
 
-    Name the training run, and the looks that it took decide (`train.val_every`, `val.split`).
+    Name the training run, and its validations decide (`train.val_every`, `val.split`).
     Or name one finished evaluation for each of its checkpoints, and they do.
 
     Chosen is the checkpoint with the fewest steps of those within one standard error of the best, paired over tasks.
     Success is tau2's own reward; shaped scores, losses and curves have no say.
 
     The choice goes into `selection.json` of the training run; results on test tasks, or on tasks it was trained on, are refused.
-    Evaluations of its checkpoints on a test split are counted there: the second look is allowed, and said.
+    Evaluations of its checkpoints on a test split are counted there: the second access is allowed, and said.
 
     Exits with 0 when there is a choice, 2 when there is nothing to choose by.
     """
@@ -45,13 +45,13 @@ def choose(runs: RunDirs, as_json: Json = False) -> None:
     else:
         _print(selection)
     for step in selection["not_kept"]:
-        console.say(f"step {step} was looked at, but its checkpoint was not kept")
-    for step in selection["without_look"]:
-        console.say(f"warning: step {step} was saved, but never looked at, and could not be chosen (`tau2rl eval` looks at it)")
+        console.say(f"step {step} was validated, but its checkpoint was not kept")
+    for step in selection["without_validation"]:
+        console.say(f"warning: step {step} was saved, but never validated, and could not be chosen (`tau2rl eval` evaluates it)")
     if left_out := selection["tasks_left_out"]:
         console.say(f"{len(left_out)} tasks left out: not every checkpoint has evidence on them")
-    if looked := selection["test_evaluations"]:
-        console.say(f"warning: the test split was looked at before, {len(looked)} times; a choice made now has seen it")
+    if accesses := selection["test_access_log"]:
+        console.say(f"warning: the test split was used before, {len(accesses)} times; a choice made now has seen it")
 
 
 def _print(selection: Mapping[str, Any]) -> None:

@@ -94,8 +94,8 @@ def print_report(report: Mapping[str, Any]) -> None:
             console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
         for reason, count in rows["reasons"].items():
             console.emit(f"left out: {count} {reason}")
-    for step, value in report["training"].get("selection", {}).items():
-        console.emit(f"step {step}: {value:.3f} of the selection tasks solved")
+    for step, value in report["training"].get("validation", {}).items():
+        console.emit(f"step {step}: {value:.3f} of the validation tasks solved")
     if cost := report.get("cost"):
         console.emit(f"cost: {cost_words(cost)}")
     checkpoint = report["outputs"]["checkpoint"]

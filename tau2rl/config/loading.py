@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tau2rl.config.base import Section
+from tau2rl.config.renamed import with_new_names
 from tau2rl.config.stages import NOT_IDENTITY, StageConfig
 from tau2rl.errors import UserError
 
@@ -84,7 +85,7 @@ C = TypeVar("C", bound=Section)
 def build(model: type[C], values: Mapping[str, Any]) -> C:
     """Validate `values` as `model`. Raises UserError that names the key and, for an unknown one, the nearest."""
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(with_new_names(model, values))
     except ValidationError as error:
         raise explain(model, error) from None
 

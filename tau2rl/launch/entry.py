@@ -26,7 +26,7 @@ from tau2rl.runs.progress import JsonProgress, Progress
 from tau2rl.runs.secrets import Redactor, key_variables
 
 if TYPE_CHECKING:
-    from tau2rl.runs.folder import Result
+    from tau2rl.runs.reports import Result
 
 
 def run_stage(folder: RunFolder, progress: Progress) -> Result:
@@ -102,7 +102,7 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
     settings.quiet_libraries()
     with RunFolder.open(path) as folder, _logging(folder):
         stage, started = stage_of(folder.config), time.monotonic()
-        _log.info("%s %s begins, start %d, pid %d", stage, folder.path, folder.attempt, os.getpid())
+        _log.info("%s %s begins, start %d, pid %d", stage, folder.path, folder.session, os.getpid())
         if folder.torn_bytes:
             _log.warning("cut %d bytes of a torn line", folder.torn_bytes)
         code = _carry_out(folder, progress, say)

@@ -13,7 +13,8 @@ from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.runs.folder import RunFolder, is_vacant, run_path, stage_of, withdraw
+from tau2rl.runs.claim import is_vacant, withdraw
+from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Progress, ProgressEvent
 
 OnDetached = Callable[[str, str], None]  # (job, address of its server)

@@ -18,7 +18,7 @@ from tau2rl.policy.scripted import ScriptedPolicy, always_transfer_script, do_no
 from tau2rl.rollout.players import Plays, PolicyFor, player_of
 from tau2rl.rollout.runner import Play
 from tau2rl.rollout.workers import Workers
-from tau2rl.runs.provenance import checkpoint_hash
+from tau2rl.runs.hashes import checkpoint_hash
 from tau2rl.types import ChatCodec
 
 log = logging.getLogger(__name__)

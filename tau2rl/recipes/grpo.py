@@ -23,13 +23,16 @@ from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
 from tau2rl.rollout.players import record_of
 from tau2rl.rollout.runner import Watched, plan
-from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.checkpoints import FINAL, STATE, exports
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.hashes import described_checkpoint
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.provenance import described_checkpoint, environment
-from tau2rl.runs.records import write_look
+from tau2rl.runs.provenance import environment
+from tau2rl.runs.reports import Result
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.timing import Clock, clocked, starts
-from tau2rl.runs.tracking import FINAL, STATE, Curves, exports, rewind_episodes
+from tau2rl.runs.timing import PhaseTimer, sessions, timed
+from tau2rl.runs.tracking import Curves, rewind_episodes
+from tau2rl.runs.validation import write_validation
 from tau2rl.train.hyper import grpo_spec, policy_of
 from tau2rl.train.model import num_parameters, open_model, trainable, write_checkpoint
 from tau2rl.train.policy import LocalPolicy
@@ -59,8 +62,8 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
     folder.write_environment(stands_on)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
     final = folder.checkpoints / FINAL
-    with clocked(folder) as clock:
-        with clock.part("loading"):
+    with timed(folder) as clock:
+        with clock.phase("loading"):
             trainer = _trainer(config, start)
         learner = _Learner(
             config=config,
@@ -73,7 +76,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
             clock=clock,
         )
         asyncio.run(learner.learn())
-        with clock.part("saving"):
+        with clock.phase("saving"):
             write_checkpoint(trainer.model, final, tokenizer=start)
     report = {
         "stage": "grpo",
@@ -87,7 +90,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress) -> Result:
             "trained_parameters": num_parameters(trainer.model, trainable=True),
             **summary(folder.metrics),
         },
-        "cost": account(starts(folder)),
+        "cost": account(sessions(folder.path)),
     }
     folder.write_report(report)
     return Result(report=report, complete=True)
@@ -113,14 +116,14 @@ class _Learner:
     player: Player
     tasks: Tasks
     selection: Sequence[TaskRef]
-    clock: Clock
+    clock: PhaseTimer
     began: float = field(default_factory=time.monotonic)
 
     async def learn(self) -> None:
         """From the saved state, or the start, to the last step."""
         config, clock = self.config, self.clock
         clock.played = self.player.costs
-        with clock.part("loading"):
+        with clock.phase("loading"):
             done = self._restore()
         rewind_episodes(self.folder.episodes, before=first_index(config, done + 1))
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
@@ -131,12 +134,12 @@ class _Learner:
                     numbers = await self._step(step, policy)
                     curves.write(step, numbers)
                     self._tell(step, numbers)
-                    with clock.part("saving"):
+                    with clock.phase("saving"):
                         if step % config.train.save_every == 0 or step == config.train.steps:
                             self._save(step)
                         if exports(step, config.train.export_every):
                             self._export(step)
-                    clock.keep()
+                    clock.write()
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         began, cpu = time.monotonic(), time.process_time()
@@ -145,7 +148,7 @@ class _Learner:
         rolled = time.monotonic()
         self.clock.add("sampling", watched.seconds)
         self.clock.add("playing", rolled - began - watched.seconds)
-        with self.clock.part("update"):
+        with self.clock.phase("update"):
             update = self.trainer.update(played.judged())
             self.trainer.model.eval()  # sampling is without dropout
             await policy.refresh()
@@ -153,7 +156,7 @@ class _Learner:
         numbers = {**played.numbers(), **_numbers(update)}
         numbers |= _speed(played, update, rollout=rolled - began, train=time.monotonic() - rolled)
         if self.config.train.val_every and step % self.config.train.val_every == 0:
-            with self.clock.part("looks"):
+            with self.clock.phase("validation"):
                 numbers["val/pass@1"] = await self._look(step, policy)
         return {**numbers, "seconds/cpu": time.process_time() - cpu}
 
@@ -164,7 +167,7 @@ class _Learner:
         looking = policy_of_looks(policy, config)
         async with aclosing(self.player.play(attempts, looking)) as outcomes:
             records = [record_of(outcome, config, self.player.spec) async for outcome in outcomes]
-        write_look(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
+        write_validation(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
         solved = [won for record in records if (won := outcome_of(record.episode)) is not None]
         return sum(solved) / len(solved) if solved else None
 
@@ -247,5 +250,5 @@ def summary(metrics: Path) -> dict[str, Any]:
         "train_tokens_per_second": mean(lines, "tokens_per_second/train"),
         "padding_share": mean(lines, "train/padding_share"),
         "shared_share": mean(lines, "train/shared_share"),
-        "selection": {line["step"]: line["val/pass@1"] for line in lines if line.get("val/pass@1") is not None},
+        "validation": {line["step"]: line["val/pass@1"] for line in lines if line.get("val/pass@1") is not None},
     }

@@ -25,7 +25,7 @@ from tau2rl.rollout.scheduling import Estimate, longest_first
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import environment
-from tau2rl.runs.timing import clocked
+from tau2rl.runs.timing import timed
 from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Status, TaskRef
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ async def play(
     async with open_players(config, prepared.codec, policies) as play_once, open_pace(config) as pace:
         order = longest_first(attempts, estimate, concurrency=pace.limit if pace else rollout.concurrency)
         episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, pace=pace)
-        with clocked(folder):
+        with timed(folder):
             async with aclosing(episodes):
                 async for outcome in episodes:
                     estimate.ended(outcome.attempt, outcome.episode)

@@ -17,11 +17,14 @@ from tau2rl.data.encoding import Encoded, encode_rows
 from tau2rl.data.rows import read_rows
 from tau2rl.errors import UserError
 from tau2rl.report.cost import account
-from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, exports
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.hashes import described, described_checkpoint
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.provenance import described, described_checkpoint, environment
-from tau2rl.runs.timing import Clock, clocked, starts
-from tau2rl.runs.tracking import FINAL, INITIAL, STATE, Curves, exports
+from tau2rl.runs.provenance import environment
+from tau2rl.runs.reports import Result
+from tau2rl.runs.timing import PhaseTimer, sessions, timed
+from tau2rl.runs.tracking import Curves
 from tau2rl.train.hyper import sft_spec
 from tau2rl.train.model import create_tiny, num_parameters, open_model, prepare_machine, trainable, write_checkpoint
 from tau2rl.train.sft import SFTResult, SFTStep, mean_loss, train
@@ -46,7 +49,7 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress) -> Result:
     rows = split_off(encoded, share=config.data.val_fraction)
     log.info("%d rows to train on, %d held out, %d left out", len(rows.train), len(rows.held_out), len(encoded.dropped))
     log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
-    with clocked(folder) as clock:
+    with timed(folder) as clock:
         trained = _train(config, folder, progress, initial, rows, clock)
     report = {
         "stage": "sft",
@@ -56,7 +59,7 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress) -> Result:
         "outputs": {"checkpoint": described_checkpoint(folder.checkpoints / FINAL)},
         "rows": _account(encoded, rows),
         "training": trained,
-        "cost": account(starts(folder)),
+        "cost": account(sessions(folder.path)),
     }
     folder.write_report(report)
     return Result(report=report, complete=True)
@@ -87,20 +90,20 @@ def _initial(config: SftConfig, folder: RunFolder) -> Path:
     return initial
 
 
-def _train(config: SftConfig, folder: RunFolder, progress: Progress, initial: Path, rows: Split, clock: Clock) -> dict[str, Any]:
+def _train(config: SftConfig, folder: RunFolder, progress: Progress, initial: Path, rows: Split, clock: PhaseTimer) -> dict[str, Any]:
     """Train and write the final checkpoint; what the report says of it."""
-    with clock.part("loading"):
+    with clock.phase("loading"):
         model = trainable(open_model(initial, config.local), config.local, seed=config.seed)
     if not rows.train and config.data.allow_empty:
         log.warning("no row is left: the model is handed on as it is")
-        with clock.part("saving"):
+        with clock.phase("saving"):
             write_checkpoint(model, folder.checkpoints / FINAL, tokenizer=initial)
         return {"steps": 0, "reason": "no row is left"}
 
     def held_out_loss() -> float | None:
         if not rows.held_out:
             return None
-        with clock.part("looks"):
+        with clock.phase("validation"):
             return mean_loss(model, rows.held_out, max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
     before = held_out_loss()
@@ -112,15 +115,15 @@ def _train(config: SftConfig, folder: RunFolder, progress: Progress, initial: Pa
             clock.trained = log_book.tokens
             clock.add("update", step.seconds)  # with the step's own look and save
             if exports(step.step, config.train.export_every):
-                with clock.part("saving"):
+                with clock.phase("saving"):
                     write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=initial)
             if exports(step.step, config.train.save_every):
-                clock.keep()
+                clock.write()
 
         result = train(
             model, rows.train, sft_spec(config), held_out=rows.held_out, folder=folder.checkpoints / STATE, on_step=on_step
         )
-    with clock.part("saving"):
+    with clock.phase("saving"):
         write_checkpoint(model, folder.checkpoints / FINAL, tokenizer=initial)
     return {
         **_told(result),

@@ -1,13 +1,12 @@
-"""One writer for a run: an advisory lock that the system drops when its holder dies, however it dies."""
+"""Files of a run: replaced whole or not at all, read with an error that names the file, repaired after a kill."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +28,38 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         raise
 
 
+WAYS_OUT = {  # by errno: what a person can do about a file that cannot be written
+    errno.ENOSPC: "free some space, or choose a disk with more: `--output`",
+    errno.EDQUOT: "free some space, or choose a disk with more: `--output`",
+    errno.EFBIG: "this process may write no larger files (`ulimit -f`)",
+    errno.ENAMETOOLONG: "choose a shorter `--output` or `--name`",
+    errno.ELOOP: "a symbolic link on the way leads back to itself; choose another `--output`",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn a failure of the file system into a UserError that names `path` and a way out. For the files of a start.
+
+    What fails later, in the middle of a run, is no mistake in the request: see `RunFolder.append`.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = WAYS_OUT.get(error.errno or 0, "choose an `--output` that you can write to")
+        raise UserError(f"cannot write `{shortened(path)}`: {error.strerror or error}", hint=hint) from None
+
+
+def shortened(path: Path) -> str:
+    """A path for a message: whole, but for one that would fill the screen.
+
+    >>> shortened(Path("/a/b")), len(shortened(Path("/" + "x" * 5000)))
+    ('/a/b', 203)
+    """
+    text = str(path)
+    return text if len(text) <= 1000 else f"{text[:100]}...{text[-100:]}"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises UserError that names the file."""
     try:
@@ -37,8 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"no such file `{path}`") from None
     except OSError as error:
         raise UserError(f"cannot read `{path}`: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"`{path}` is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"`{path}` is not JSON: {error}", hint="it is damaged: restore it from a copy") from None
     if not isinstance(values, dict):
         raise UserError(f"`{path}` is not a JSON object")
     return cast("dict[str, Any]", values)
@@ -73,45 +104,3 @@ def repair_tail(path: Path) -> int:
         if end < size:
             file.truncate(end)
         return size - end
-
-
-PATIENCE_SECONDS = 10.0  # a job whose command line was killed needs a moment until it has ended too
-
-
-class RunLock:
-    """Holds `path` locked from construction to `close`. Raises UserError that names the process which has it."""
-
-    def __init__(self, path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._wait(path, time.monotonic() + patience_seconds)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
-
-    def close(self) -> None:
-        """Let the next one in; safe to call twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def _wait(self, path: Path, deadline: float) -> None:
-        while True:
-            try:
-                # flock, not lockf: a lock of the open file, so closing another handle to it in this process keeps it.
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-                    raise UserError(
-                        f"process {holder} is writing the run in `{path.parent.parent}`",
-                        hint="wait until it has ended, or give this run another `--name`",
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                raise UserError(
-                    f"cannot lock `{path}`: {error.strerror}", hint="the file system has no locks; choose another `--output`"
-                ) from None

@@ -1,4 +1,4 @@
-"""What `sft` and `grpo` have in common: where their checkpoints lie, and how their curves go on after an interruption."""
+"""Curves of a training: `metrics.jsonl`, and W&B where asked for; how they go on after an interruption."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import importlib
 import json
 import logging
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from tau2rl.config import StageConfig, TrackingConfig, dump
+from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,11 @@ class JsonlSink:
 
 
 class WandbSink:
-    """A W&B run, online or offline. The first thing that goes wrong with it is logged and ends it; the training goes on."""
+    """A W&B run, online or offline. The first thing that goes wrong with it is logged and ends it; the training goes on.
+
+    Every session of a run goes on with the same W&B run: its id is kept in the run folder. Offline, each session leaves a folder
+    below `wandb/`; `wandb sync --append` joins them.
+    """
 
     def __init__(
         self, *, project: str, name: str, folder: Path, config: Mapping[str, Any], mode: Literal["online", "offline"] = "offline"
@@ -60,7 +66,9 @@ class WandbSink:
         def start() -> None:
             wandb: Any = importlib.import_module("wandb")
             folder.mkdir(parents=True, exist_ok=True)
-            self._run = wandb.init(project=project, name=name, dir=str(folder), config=dict(config), mode=mode)
+            self._run = wandb.init(
+                project=project, name=name, dir=str(folder), config=dict(config), mode=mode, id=wandb_id(folder), resume="allow"
+            )
 
         self._guarded(start)
 
@@ -83,6 +91,14 @@ class WandbSink:
         except Exception as error:  # noqa: BLE001
             self._run = None
             log.warning("w&b is off for the rest of this run: %s: %s", type(error).__name__, error)
+
+
+def wandb_id(run: Path) -> str:
+    """The id of a run's W&B run, made up at the first call and the same ever after. Raises OSError, UserError."""
+    file = run / WANDB
+    if not file.exists():
+        write_json(file, {"id": uuid.uuid4().hex[:8]})
+    return str(read_json(file)["id"])
 
 
 class Sinks:
@@ -112,7 +128,7 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-INITIAL, FINAL, STATE = "initial", "final", "state"  # below `checkpoints/`
+WANDB = "wandb.json"
 
 
 class Curves:
@@ -163,9 +179,9 @@ def rewind(path: Path, *, before: int) -> None:
 
 
 def rewind_episodes(path: Path, *, before: int) -> None:
-    """Take out the episodes of attempt number `before` and of those behind it: they are played again, by other weights.
+    """Take out the episodes of attempt number `before` and of those behind it: they are run again, by other weights.
 
-    Looks at the selection tasks are numbered apart, from 0, and the same at every look: they stay.
+    Validation attempts are numbered apart, from 0, and the same in every validation: they stay.
     """
     _keep(path, lambda line: int(line["attempt"]["index"]) < before)
 
@@ -177,12 +193,3 @@ def _keep(path: Path, kept: Callable[[Any], bool]) -> None:
     with path.open("rb") as lines, draft.open("wb") as file:  # a line at a time: episodes are gigabytes
         file.writelines(line for line in lines if line.strip() and kept(json.loads(line)))
     draft.replace(path)
-
-
-def exports(step: int, every: int) -> bool:
-    """Whether a step leaves a whole checkpoint.
-
-    >>> [step for step in range(1, 7) if exports(step, 3)], exports(1, 0)
-    ([3, 6], False)
-    """
-    return bool(every) and step % every == 0

@@ -23,11 +23,13 @@ from tau2rl.env.user_simulator import bench_identity, check_key
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.report.cost import account
 from tau2rl.runs.files import write_json
-from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.hashes import described, described_checkpoint
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.provenance import described, described_checkpoint, environment
+from tau2rl.runs.provenance import environment
+from tau2rl.runs.reports import Result
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.timing import FILE, clocked, starts_in
+from tau2rl.runs.timing import sessions, timed
 from tau2rl.runs.tracking import rewind, rewind_episodes
 from tau2rl.slime import job
 from tau2rl.slime.argv import build_argv
@@ -58,7 +60,7 @@ def summary(metrics: Path) -> dict[str, Any]:
         if any(line.get(count) is not None for line in lines):
             told[name] = int(sum(line.get(count) or 0 for line in lines))
     looks = {step: line["val/pass@1"] for step, line in sorted(steps.items()) if line.get("val/pass@1") is not None}
-    return {**told, **({"selection": looks} if looks else {})}
+    return {**told, **({"validation": looks} if looks else {})}
 
 
 def merged(metrics: Path) -> dict[int, dict[str, float]]:
@@ -100,10 +102,10 @@ def cost_of(run: Path) -> dict[str, Any]:
 
     Megatron's processes say how long they trained, and nothing of their CPU time.
     """
-    starts, rollouts = starts_in(run, FILE), starts_in(run, ROLLOUTS)
+    own, rollouts = sessions(run), sessions(run, ROLLOUTS)
     if rollouts:
-        return account(starts, players=rollouts)
-    return account([replace(start, cpu_seconds=None) for start in starts])  # this process only waited
+        return account(own, rollouts=rollouts)
+    return account([replace(session, cpu_seconds=None) for session in own])  # this process only waited
 
 
 def _mean(lines: Sequence[Mapping[str, float]], name: str) -> float | None:
@@ -113,7 +115,7 @@ def _mean(lines: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 log = logging.getLogger(__name__)
 CUSTOMER_ELSEWHERE = "http://127.0.0.1/v1"  # in a run's identity; the address of an engine is known only in the job
-LOG = "slime.log"  # below `logs/attempt_N`
+LOG = "slime.log"  # below `logs/session_N`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +236,7 @@ def _train(
         say=sys.stderr,
         progress=progress,
     )
-    with words, clocked(folder) as clock, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
+    with words, timed(folder) as clock, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
         shared = shared_variables(present, {**job.environment(config), **login})
         redactor.refuse(shared)
         try:

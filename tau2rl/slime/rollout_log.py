@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
-from tau2rl.report.cost import Costs, Start
+from tau2rl.report.cost import Costs, Session
 from tau2rl.reward.advantages import advantage_spec
 from tau2rl.runs import records
 from tau2rl.runs.files import write_json
-from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor, key_variables
+from tau2rl.runs.sessions import session_folders
 from tau2rl.runs.tracking import JsonlSink
+from tau2rl.runs.validation import write_validation
 from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, score_batch
 from tau2rl.slime.metadata import Marks
@@ -56,25 +57,20 @@ class Spending:
         self._write()
 
     def _write(self) -> None:
-        start = Start(
+        session = Session(
             seconds=self._seconds,
             cpu_seconds=self._cpu_seconds,
             cores=available_cores(),
             workers=self._workers,
             played=self._costs,
         )
-        logs = max((self._folder / "logs").glob("attempt_*"), key=_number, default=None)
-        if logs is None:
+        folders = session_folders(self._folder)
+        if not folders:
             return
         try:
-            write_json(logs / FILE, start.to_json())
+            write_json(folders[max(folders)] / FILE, session.to_json())
         except OSError as error:  # a full disk must not end a rollout that eight GPUs wait for
             log.error("cannot keep what the rollouts took: %s", error)
-
-
-def _number(logs: Path) -> int:
-    digits = logs.name.removeprefix("attempt_")
-    return int(digits) if digits.isdigit() else 0
 
 
 Numbers = dict[str, float | int | None]
@@ -132,7 +128,7 @@ class Journal:
         # Before training slime looks at round 0, and again behind it: by then the round has been logged.
         step = rollout_id + 1 if rollout_id <= self._last_round else rollout_id
         try:
-            write_look(self._folder, step, [record for record, _ in looked], redactor=self._redactor)
+            write_validation(self._folder, step, [record for record, _ in looked], redactor=self._redactor)
         except OSError as error:
             log.error("cannot keep the look behind step %d: %s", step, error)
         numbers = look_numbers([marks for _, marks in looked] or samples)

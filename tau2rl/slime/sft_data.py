@@ -15,8 +15,9 @@ from typing import Any
 from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.config import SftConfig
-from tau2rl.data.encoding import Dropped, RowEncoder
-from tau2rl.data.rows import BadRow, Row, read_row, write_rows
+from tau2rl.data.encoding import Dropped, RowEncoder, learned_turns
+from tau2rl.data.jsonl import write_rows
+from tau2rl.data.rows import BadRow, Row, read_row
 from tau2rl.types import TrainingSample
 
 DROPPED_SHOWN = 20  # rows that the report names; it counts all of them
@@ -74,13 +75,13 @@ def write_conversations(
     return account
 
 
-def conversation_of(row: Row, sample: TrainingSample) -> dict[str, Any]:
-    """The row as slime reads it, up to its last trained turn; `sample` says how many turns are trained, the last ones."""
+def conversation_of(row: Row) -> dict[str, Any]:
+    """The row as slime reads it, up to its last learned turn. Raises BadRow."""
     turns = [i for i, message in enumerate(row.messages) if message.role == "assistant"]
-    trained = set(turns[-len(sample.turn_spans) :])
-    messages = chat_dicts(row.messages[: turns[-1] + 1])
+    learned = learned_turns(row)
+    messages = chat_dicts(row.messages[: learned[-1] + 1])
     for turn in turns:
-        if turn not in trained:
+        if turn <= learned[-1] and turn not in learned:
             messages[turn]["step_loss_mask"] = 0
     return {"messages": messages, **({"tools": list(row.tools)} if row.tools else {}), "metadata": {"id": row.id}}
 
@@ -93,10 +94,10 @@ def _written(
             row = read_row(data, name=name)
             sample = encoder.encode(row)
         except BadRow as error:
-            account.dropped.append(Dropped(id=name, reason=str(error)))
+            account.dropped.append(Dropped(id=name, at=name, reason=str(error)))
             continue
         if len(sample.token_ids) > max_tokens:
-            account.dropped.append(Dropped(id=row.id, reason="too long", tokens=len(sample.token_ids)))
+            account.dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=len(sample.token_ids)))
             continue
         account.add(sample)
-        yield conversation_of(row, sample)
+        yield conversation_of(row)

@@ -1,4 +1,7 @@
-"""A pipeline as a chain of runs, each a Ray job on one local head that is started once, or all of them in this process."""
+"""Runs a pipeline, one run behind the other: each a Ray job on one local head that is started once, or all in this process.
+
+What runs in which order is `recipes/pipeline_plan.py`, what came of it `recipes/pipeline_report.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tau2rl.launch import entry, jobs
 from tau2rl.launch.processes import EXIT_INTERRUPTED, interruptible
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import follow_job, in_folder, trains_on_actors
-from tau2rl.recipes.pipeline import Planned, plan
+from tau2rl.recipes.pipeline_plan import Planned, plan
 from tau2rl.recipes.pipeline_report import build_report, finished
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import ProgressEvent
@@ -35,7 +38,7 @@ Watch = Callable[[], AbstractContextManager[Watcher]]
 CarryOut = Callable[[StageConfig, Watcher], int]
 
 
-def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None]) -> int:
+def run_pipeline(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None]) -> int:
     """Carry out what is not yet finished, one run behind the other; the exit code of the first that is not 0.
 
     `report.json` of the pipeline's folder is up to date after every run. The same pipeline, started again, goes on where it
