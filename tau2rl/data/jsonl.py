@@ -64,7 +64,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             if number == 1:
                 for mark, name in OTHER_MARKS.items():
                     if line.startswith(mark):
-                        raise UserError(f"`{path}` line 1 is {name}, not UTF-8", hint=f"convert it: iconv -f {name} -t UTF-8 FILE")
+                        raise UserError(
+                            f"`{path}` line 1 is {name}, not UTF-8", hint=f"convert it: iconv -f {name} -t UTF-8 FILE"
+                        )
                 line = line.removeprefix(codecs.BOM_UTF8)
             yield number, line
     except (OSError, EOFError, zlib.error) as error:
@@ -72,7 +74,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _decompressed(path: Path) -> Iterator[bytes]:
-    """The lines of a file, decompressed where its first bytes say so, whatever it is called. Raises OSError, EOFError, zlib.error."""
+    """The lines of a file, decompressed where its first bytes say so. Raises OSError, EOFError, zlib.error, UserError."""
     with path.open("rb") as file:
         magic = file.read(4)
         file.seek(0)

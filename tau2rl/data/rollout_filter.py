@@ -1,7 +1,8 @@
 """The rollout filter: which attempts become data. Every attempt is added, then rules drop what is not kept, each with its reason.
 
-Of several records of one attempt one counts: see `report/attempts.py`. The entries lie in a temporary SQLite database on disk, so a million of them take no memory, and the rules are sorts that spill
-to disk. Nothing depends on the order in which episodes ended: who stays is decided by a hash of (seed, source, attempt).
+Of several records of one attempt one counts: see `report/attempts.py`. The entries lie in a temporary SQLite database on disk, so
+a million of them take no memory, and the rules are sorts that spill to disk. Nothing depends on the order in which episodes
+ended: who stays is decided by a hash of (seed, source, attempt).
 """
 
 # ruff: noqa: S608 - the queries are put together from words of this file, and every value is bound
@@ -126,8 +127,10 @@ class RolloutFilter:
         return {row[0]: dict(zip(names, row[1:], strict=True)) for row in self._db.execute(query)}
 
     def diversity(self, column: str) -> dict[str, float | int]:
-        """How evenly what is kept lies over the values of a column: Shannon entropy in bits, and how many equally
-        frequent values would have it."""
+        """How evenly what is kept lies over the values of a column.
+
+        Shannon entropy in bits, and how many equally frequent values would have it.
+        """
         total, weighted, distinct = 0, 0.0, 0
         for (count,) in self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {KEPT} GROUP BY {column}"):
             total, weighted, distinct = total + count, weighted + count * math.log2(count), distinct + 1

@@ -4,7 +4,8 @@ Layouts that are read:
 - ours and plain OpenAI: `messages`, optionally `tools` and `metadata`; every assistant turn after a user's is trained on
 - ours with `token_ids` and `loss_mask`: what was sampled, exactly; see `exact_sample`
 - `tau2-sft-seed-v3`: `prompt` holds the whole conversation, calls are text
-- `AReaL-tau2-data`: `messages` is the history of one turn, `answer` is that turn; only the answer is trained on
+- `AReaL-tau2-data`: `messages` is the history of one turn, `answer` is that turn; only the answer is trained on, and of it only
+  what was said and done: its `thinking` is not
 
 What a row says of its own learning is honoured: `step_loss_mask: 0` or `weight: 0` on a message keeps it in the conversation and
 out of the loss, `weight: 0` on a row leaves it out. What cannot be honoured leaves the row out, with the reason.
@@ -24,7 +25,8 @@ from tau2rl.data.jsonl import read_file
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where the thoughts of a turn stand, in three dialects
+OPENAI_THOUGHTS = ("reasoning_content", "reasoning")  # where the thoughts of a turn stand, in two dialects
+THOUGHTS = (*OPENAI_THOUGHTS, "thinking")
 
 
 class BadRow(ValueError):
@@ -59,7 +61,7 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     metadata = _mapping(data.get("metadata"))
     return Row(
         id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
-        messages=tuple(_message(turn, number) for number, turn in enumerate(turns)),
+        messages=tuple(_message(turn, number, thoughts=THOUGHTS if turn is not answer else OPENAI_THOUGHTS) for number, turn in enumerate(turns)),
         tools=read_tools(data.get("tools")),
         last_only=bool(answer),
         masked=frozenset(i for i, turn in enumerate(turns) if _is_masked(_mapping(turn), i)),
@@ -83,7 +85,9 @@ def exact_sample(data: Mapping[str, Any]) -> TrainingSample | None:
     ids, mask = cast("list[object]", ids), cast("list[object]", mask)
     if len(ids) != len(mask) or not any(mask):
         raise BadRow("`token_ids` without a `loss_mask` as long that marks something")
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids) or any(mark not in (0, 1) for mark in mask):
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids) or any(
+        mark not in (0, 1) for mark in mask
+    ):
         raise BadRow("`token_ids` that are no numbers, or a `loss_mask` of other values than 0 and 1")
     ids, mask = cast("list[int]", ids), cast("list[int]", mask)
     edges = [i for i in range(len(mask) + 1) if (mask[i] if i < len(mask) else 0) != (mask[i - 1] if i else 0)]
@@ -134,7 +138,7 @@ def _without_nulls(value: object, *, keep: str = "") -> object:
 def _is_masked(message: Mapping[str, Any], number: int) -> bool:
     if message.get("role") != "assistant":
         return False
-    return not all([_is_on(message, name, f"message {number}") for name in ("step_loss_mask", "weight")])
+    return not all(_is_on(message, name, f"message {number}") for name in ("step_loss_mask", "weight"))
 
 
 def _is_on(values: Mapping[str, Any], name: str, whose: str) -> bool:
@@ -147,14 +151,14 @@ def _is_on(values: Mapping[str, Any], name: str, whose: str) -> bool:
     return bool(mark)
 
 
-def _message(data: object, number: int) -> Message:
+def _message(data: object, number: int, *, thoughts: Sequence[str]) -> Message:
     fields = _mapping(data)
     if fields.get("role") not in ROLES:
         raise BadRow(f"a message with the role {fields.get('role') if fields else data!r}"[:200])
     content = fields.get("content")
     if content is not None and not isinstance(content, str):
         raise BadRow("a message whose content is not text")
-    for name in THOUGHTS:
+    for name in thoughts:
         if fields["role"] == "assistant" and fields.get(name):
             raise BadRow(f"message {number} has `{name}`, which cannot be trained on: no turn is written with its thoughts")
     calls = fields.get("tool_calls") or ()

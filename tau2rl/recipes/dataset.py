@@ -27,7 +27,6 @@ from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Status, TaskRef, derive_seed
 
-
 FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
 PROGRESS_EVERY = 1000
 

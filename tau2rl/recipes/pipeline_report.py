@@ -92,7 +92,7 @@ def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str,
     runs += [(f"{e['model']}-eval", e["model"] == BASE, e) for e in evaluations]
     for name, of_base, run in runs:
         for parent in run["parents"]:
-            expected = [] if parent not in steps else steps[parent]["inputs" if of_base else "outputs"]
+            expected: list[str] = [] if parent not in steps else steps[parent]["inputs" if of_base else "outputs"]
             links[f"{parent} -> {name}"] = any(sha256 in run["inputs"] for sha256 in expected)
     broken = [link for link, holds in links.items() if not holds]
     return {"links": len(links), "broken": broken, "holds": not broken}
@@ -124,7 +124,7 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def step_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """What each finished step was made from and what came out: the chain of provenance, with the first 16 digits of each sha256."""
+    """What each finished step was made from and what came out, with the first 16 digits of each sha256."""
     table = [["step", "stage", "from", "digest", "output", "cpu s"]]
     for name, step in report["steps"].items():
         output = ", ".join(str(sha256)[:16] for sha256 in step["outputs"]) or "-"

@@ -182,7 +182,9 @@ def _described(found: Found, choice: Choice) -> dict[str, Any]:
         "tasks": len(choice.tasks),
         "tasks_left_out": list(choice.left_out),
         "source": found.source,
-        "candidates": [{**asdict(one), "checkpoint": _shown(found.run, found.checkpoints[one.step])} for one in choice.candidates],
+        "candidates": [
+            {**asdict(one), "checkpoint": _shown(found.run, found.checkpoints[one.step])} for one in choice.candidates
+        ],
         "best": choice.best,
         "chosen": {
             "step": chosen.step,

@@ -90,7 +90,9 @@ def _initial(config: SftConfig, folder: RunFolder) -> Path:
     return initial
 
 
-def _train(config: SftConfig, folder: RunFolder, progress: Progress, initial: Path, rows: Split, clock: PhaseTimer) -> dict[str, Any]:
+def _train(
+    config: SftConfig, folder: RunFolder, progress: Progress, initial: Path, rows: Split, clock: PhaseTimer
+) -> dict[str, Any]:
     """Train and write the final checkpoint; what the report says of it."""
     with clock.phase("loading"):
         model = trainable(open_model(initial, config.local), config.local, seed=config.seed)

@@ -66,8 +66,12 @@ def log_test_access(access: Access, *, run: Path, digest: str) -> dict[str, Any]
         mine = next((entry for entry in entries if (entry["run"], entry["digest"]) == (str(run), digest)), None)
         if mine is None:
             mine = {
-                "run": str(run), "digest": digest, "sha256": access.sha256, "chosen": access.chosen, "domains": list(access.domains),
-            }  # fmt: skip
+                "run": str(run),
+                "digest": digest,
+                "sha256": access.sha256,
+                "chosen": access.chosen,
+                "domains": list(access.domains),
+            }
             entries.append(mine)
             write_json(access.selection, selection)
     finally:

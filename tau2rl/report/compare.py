@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import Estimate, bootstrap_mean, standard_error
 
+
+EXACT_FLIPS = 14  # up to so many differing tasks, every pattern of signs is tried
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McNemar:
     """Exact test on solved-or-not per task: `McNemar(only_a=9, only_b=2, p=0.065)`."""
@@ -68,7 +72,7 @@ def compare(values_a: Mapping[str, float], values_b: Mapping[str, float], *, dra
 def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 300) -> float:
     """Chance of a mean difference at least this large if each task's sign were a coin flip.
 
-    scipy's permutation test: exact where `draws` cover every pattern of signs, else from `draws` random ones, where
+    scipy's permutation test: exact with few differing tasks, else from `draws` random patterns of signs, where
     (hits + 1) / (draws + 1) keeps it valid.
 
     Three tasks, all in favour: 2 of the 8 patterns are as extreme.
@@ -79,11 +83,18 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int 
     import numpy as np
     from scipy import stats
 
-    moved = np.sort([difference for difference in differences if difference])  # the others flip to what they are
+    moved = np.asarray([difference for difference in differences if difference])  # the others flip to what they are
     if len(moved) < 2:  # one task, whichever way: both patterns are as extreme
         return 1.0
+    moved = np.sort(moved if moved.sum() > 0 else -moved)  # the same for either run first, and in any order of the tasks
     test = stats.permutation_test(
-        (moved,), np.sum, permutation_type="samples", n_resamples=draws, batch=500, rng=np.random.default_rng(seed)
+        (moved,),
+        lambda values, axis: np.abs(np.sum(values, axis=axis)),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=max(draws, 2**EXACT_FLIPS) if len(moved) <= EXACT_FLIPS else draws,
+        batch=500,
+        rng=np.random.default_rng(seed),
     )
     return float(test.pvalue)
 

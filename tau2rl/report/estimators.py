@@ -185,7 +185,8 @@ def rerun_se(counts: Iterable[tuple[int, int]]) -> float | None:
 def bootstrap_mean(strata: Mapping[str, Sequence[float]], *, draws: int = 10_000, seed: int = 300) -> tuple[float, float]:
     """95% percentile interval of the mean over all tasks, tasks drawn with replacement within each stratum (domain).
 
-    Our own ten lines: scipy's bootstrap refuses a stratum of one task. The same for the same values and seed, whatever their order. Needs at least one value.
+    Our own ten lines: scipy's bootstrap refuses a stratum of one task. The same for the same values and seed, whatever their
+    order. Needs at least one value.
     """
     import numpy as np
 

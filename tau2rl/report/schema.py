@@ -40,7 +40,7 @@ def upgrade_report(values: Mapping[str, Any]) -> Json:
     _within(report, "test_access", lambda part: _renamed(part, _TEST_ACCESS))
     _within(report, "training", lambda part: _renamed(part, _TRAINING))
     _within(report, "cost", _cost)
-    _within(report, "steps", lambda steps: {name: _step(step) for name, step in steps.items()})
+    _within(report, "steps", _steps)
     if "evaluations" in report:
         report["evaluations"] = [_step(entry) for entry in report["evaluations"]]
     return {"schema": SCHEMA, **report}
@@ -67,6 +67,10 @@ def _is_older(values: Mapping[str, Any]) -> bool:
         f"a report of schema {schema!r}, this version reads schemas 1 and {SCHEMA}",
         hint="read it with the version of tau2rl that `environment.json` beside it names",
     )
+
+
+def _steps(steps: Json) -> Json:
+    return {name: _step(cast("Json", step)) for name, step in steps.items()}
 
 
 def _step(step: Json) -> Json:

@@ -34,7 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What the rule says: `Choice(chosen=40, best=60, candidates=(...), tasks=("retail/3", ...), left_out=())`, steps throughout."""
+    """What the rule says: `Choice(chosen=40, best=60, candidates=(...), tasks=("retail/3", ...), ...)`, steps throughout."""
 
     chosen: int
     best: int

@@ -9,7 +9,7 @@ NONE = "-"
 
 
 def printable(text: str) -> str:
-    """Text of a model, a server or a file as a table may show it: what would move the cursor or turn the text is written out.
+    r"""Text of a model, a server or a file as a table may show it: what would move the cursor or turn the text is written out.
 
     >>> printable("a\x1b[2Jb\u202ec")
     'a\\x1b[2Jb\\u202ec'
@@ -40,7 +40,8 @@ def cost_words(cost: Mapping[str, Any]) -> str:
 
     >>> tokens = {"policy_in": 1_200_000, "policy_out": 45_000, "policy_cached": 900_000, "user_in": 0, "user_out": 0}
     >>> words = "87% of episode time waits for the policy"
-    >>> cost_words({"process": {"wall_seconds": 40.0}, "episode_seconds": {"total": 900.0}, "tokens": tokens, "bottleneck": words})
+    >>> seconds = {"process": {"wall_seconds": 40.0}, "episode_seconds": {"total": 900.0}}
+    >>> cost_words({**seconds, "tokens": tokens, "bottleneck": words})
     '40.0 s for 900.0 s of episodes; agent 1,200,000 tokens in (75% cached), 45,000 out; 87% of episode time waits for the policy'
     >>> wall = {"seconds": {"update": 9.0, "saving": 1.0}, "shares": {"update": 0.9, "saving": 0.1}}
     >>> tokens = {"trained": 4500, "trained_per_second": 500.0}

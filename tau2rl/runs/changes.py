@@ -198,8 +198,7 @@ def refuse_changes(found: list[tuple[str, Any, Any]], run: Path, why: str) -> No
         return
     lines = "\n".join(f"  {name}: was {before!r}, now {after!r}{_because(name)}" for name, before, after in found)
     raise UserError(
-        f"cannot resume `{run}`: {why}\n{lines}",
-        hint="leave them as they were, or choose another `--name` or `--output`",
+        f"cannot resume `{run}`: {why}\n{lines}", hint="leave them as they were, or choose another `--name` or `--output`"
     )
 
 

@@ -27,7 +27,7 @@ def exports(step: int, every: int) -> bool:
 
 
 def checkpoint_of(run: Path, step: int) -> Path | None:
-    """Where a run keeps the model behind a step; None where it was not kept. Raises UserError for a folder that is no training."""
+    """Where a training run keeps the model behind a step; None where it was not kept. Raises UserError."""
     checkpoints = run / "checkpoints"
     places = [checkpoints / f"step_{step:05}", checkpoints / "hf" / str(step - 1)]
     if step == last_step(run):

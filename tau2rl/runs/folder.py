@@ -212,7 +212,9 @@ def read_config(path: Path) -> StageConfig:
     with writing(path):
         present = file.exists()
     if not present:
-        raise UserError(f"`{path}` is not a run folder: it has no `config.json`", hint="name a folder such as `outputs/eval/default`")
+        raise UserError(
+            f"`{path}` is not a run folder: it has no `config.json`", hint="name a folder such as `outputs/eval/default`"
+        )
     values = files.read_json(file)
     stage = values.get("stage")
     if stage not in STAGES:

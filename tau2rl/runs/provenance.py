@@ -107,20 +107,24 @@ def environment(
 def read_environment(run: Path, config: StageConfig) -> dict[str, Any]:
     """What a run stands on, in the present format whatever its age. `config` is the run's own. Raises UserError.
 
-    Its settings are those of the config, under the names and with the defaults of today: a run of an older version can be
+    The settings of the first format are those of the config, under the names and with the defaults of today: such a run can be
     compared and continued where it says the same in other words.
     """
     file = run / ENVIRONMENT
     if not file.exists():
-        raise UserError(f"`{run}` does not say what it stands on: it has no `{ENVIRONMENT}`", hint="name a run folder that has begun")
+        raise UserError(
+            f"`{run}` does not say what it stands on: it has no `{ENVIRONMENT}`", hint="name a run folder that has begun"
+        )
     stored = read_json(file)
     identity, schema = stored.get("identity"), stored.get("schema", 1)
     if schema not in (1, SCHEMA):
         raise UserError(f"`{file}` is of schema {schema!r}, this version reads schemas 1 and {SCHEMA}")
-    if not isinstance(identity, dict) or "digest" not in stored:
-        raise UserError(f"`{file}` has no identity and no digest", hint="it is damaged: restore it from a copy")
-    known: dict[str, Any] = {**cast("dict[str, Any]", identity), "settings": settings_of(config)}
-    return {"recorded": {}, "changes": [], **stored, "identity": known}
+    if not isinstance(identity, dict):
+        raise UserError(f"`{file}` has no `identity`", hint="it is damaged: restore it from a copy")
+    known = cast("dict[str, Any]", identity)
+    if schema == 1:
+        known = {**known, "settings": settings_of(config)}
+    return {"digest": "", "recorded": {}, "changes": [], **stored, "identity": known}
 
 
 def record_changes(run: Path, changes: Sequence[Change]) -> None:

@@ -1,7 +1,7 @@
-"""Episodes as lines of JSON: `episodes.jsonl`, `failures.jsonl` and the files of validations. `docs/formats.md` defines the fields.
+"""Episodes as lines of JSON: `episodes.jsonl`, `failures.jsonl`, the files of validations. `docs/formats.md` defines the fields.
 
-A reader takes what it knows: a field that a line lacks has its default, one that is not known is passed over, and one that has
-been renamed since is read under both names. `SCHEMA` is raised when that is not enough.
+A reader takes what it knows: a field that a line lacks has its default, and one that is not known is passed over. `SCHEMA` is
+raised when that is not enough.
 """
 
 from __future__ import annotations

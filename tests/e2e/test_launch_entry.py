@@ -78,8 +78,8 @@ def test_a_bug_is_one_line_for_people_and_a_traceback_in_the_log(tmp_path: Path,
         raise ZeroDivisionError("near sk-planted-1\nsecond line")
 
     assert entry.run(path, broken, say=said.append) == 1
-    log = (path / "logs" / "attempt_1" / "job.log").read_text()
-    assert said == [f"error: ZeroDivisionError: near [OPENAI_API_KEY]\n\nhint: see {path / 'logs' / 'attempt_1' / 'job.log'}"]
+    log = (path / "logs" / "session_1" / "job.log").read_text()
+    assert said == [f"error: ZeroDivisionError: near [OPENAI_API_KEY]\n\nhint: see {path / 'logs' / 'session_1' / 'job.log'}"]
     assert "Traceback" in log
     assert "planted" not in log
 

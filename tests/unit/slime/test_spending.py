@@ -11,7 +11,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tau2rl.report.cost import Start
+from tau2rl.report.cost import Session
 from tau2rl.slime.metadata import Marks
 from tau2rl.slime.rollout_log import FILE, Journal, Spending
 from tau2rl.types import Attempt, EnvTime, Episode, EpisodeRecord, Failure, Fault, Status
@@ -31,13 +31,13 @@ def record(episode: Episode) -> EpisodeRecord:
     return EpisodeRecord(schema=1, run="r", attempt=attempt, tries=1, episode=episode, score=None)
 
 
-def written(run: Path, number: int) -> Start:
-    return Start.from_json(json.loads((run / "logs" / f"attempt_{number}" / FILE).read_text()))
+def written(run: Path, number: int) -> Session:
+    return Session.from_json(json.loads((run / "logs" / f"session_{number}" / FILE).read_text()))
 
 
 def test_the_journal_counts_what_was_played_and_looked_at(tmp_path: Path) -> None:
     for number in (1, 9, 10):
-        (tmp_path / "logs" / f"attempt_{number}").mkdir(parents=True)
+        (tmp_path / "logs" / f"session_{number}").mkdir(parents=True)
     journal = Journal(tmp_path, settings(rollout={"workers": 2}))
     journal.keep(record(PLAYED), MARKS, look=True)
     journal.look(0, [])
@@ -51,12 +51,12 @@ def test_the_journal_counts_what_was_played_and_looked_at(tmp_path: Path) -> Non
     assert (start.seconds, start.workers) == (20.0, 2)
     assert start.played is not None
     assert (start.played.episodes, start.played.seconds, start.played.env_cpu_seconds) == (3, 12.0, 0.75)
-    assert not list((tmp_path / "logs").glob(f"attempt_[19]/{FILE}"))
+    assert not list((tmp_path / "logs").glob(f"session_[19]/{FILE}"))
 
 
 def test_what_cannot_be_written_ends_no_rollout(tmp_path: Path) -> None:
     spending = Spending(tmp_path, settings())
     spending.round(1.0)  # there is no start here
-    (tmp_path / "logs" / "attempt_1" / FILE).mkdir(parents=True)  # nothing can be moved to its place
+    (tmp_path / "logs" / "session_1" / FILE).mkdir(parents=True)  # nothing can be moved to its place
     spending.round(1.0)
-    assert (tmp_path / "logs" / "attempt_1" / FILE).is_dir()
+    assert (tmp_path / "logs" / "session_1" / FILE).is_dir()

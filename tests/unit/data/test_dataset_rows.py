@@ -18,7 +18,8 @@ from tau2rl.config import ChatConfig, PolicyConfig, TasksConfig
 from tau2rl.env.gold import gold_script
 from tau2rl.env.tasks import changed_something, select
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.dataset import Source, make_source, row_of, signature
+from tau2rl.recipes.dataset import signature
+from tau2rl.recipes.dataset_rows import Source, make_source, row_of
 from tau2rl.runs.records import SCHEMA
 from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, FinishReason, Say, TaskRef
 from tests.play import attempt, play

@@ -86,7 +86,10 @@ def test_wandb_gets_numbers_offline_by_default(wandb, tmp_path):
     sink.write(3, {"x": 1.0, "gap": None})
     sink.close()
     sink.close()
-    assert wandb.asked == [{"project": "p", "name": "n", "dir": str(tmp_path / "w"), "config": {"seed": 1}, "mode": "offline"}]
+    (asked,) = wandb.asked
+    assert {k: v for k, v in asked.items() if k != "id"} == {
+        "project": "p", "name": "n", "dir": str(tmp_path / "w"), "config": {"seed": 1}, "mode": "offline", "resume": "allow",
+    }  # fmt: skip
     assert wandb.run.logged == [(3, {"x": 1.0})]
     assert wandb.run.finished == 1
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tau2rl.data.rows import BadRow, exact_sample, read_file, read_row, write_rows
+from tau2rl.data.jsonl import read_file, write_rows
+from tau2rl.data.rows import BadRow, exact_sample, read_row
 from tau2rl.errors import UserError
 from tau2rl.types import CallTool, Message
 
