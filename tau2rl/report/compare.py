@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import Estimate, bootstrap_mean, standard_error
@@ -83,13 +84,16 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int 
     import numpy as np
     from scipy import stats
 
+    def size(values: Any, axis: int) -> Any:
+        return np.abs(np.sum(values, axis=axis))
+
     moved = np.asarray([difference for difference in differences if difference])  # the others flip to what they are
     if len(moved) < 2:  # one task, whichever way: both patterns are as extreme
         return 1.0
     moved = np.sort(moved if moved.sum() > 0 else -moved)  # the same for either run first, and in any order of the tasks
     test = stats.permutation_test(
         (moved,),
-        lambda values, axis: np.abs(np.sum(values, axis=axis)),
+        size,
         permutation_type="samples",
         alternative="greater",
         n_resamples=max(draws, 2**EXACT_FLIPS) if len(moved) <= EXACT_FLIPS else draws,

@@ -34,7 +34,7 @@ def upgrade_report(values: Mapping[str, Any]) -> Json:
     """
     if not _is_older(values):
         return dict(values)
-    report = _renamed(values, _REPORT)
+    report: Json = _renamed(values, _REPORT)
     if "stage" not in report and "overall" in report:
         report = {"stage": "eval", **report}
     _within(report, "test_access", lambda part: _renamed(part, _TEST_ACCESS))
@@ -42,7 +42,7 @@ def upgrade_report(values: Mapping[str, Any]) -> Json:
     _within(report, "cost", _cost)
     _within(report, "steps", _steps)
     if "evaluations" in report:
-        report["evaluations"] = [_step(entry) for entry in report["evaluations"]]
+        report["evaluations"] = [_step(entry) for entry in cast("list[Json]", report["evaluations"])]
     return {"schema": SCHEMA, **report}
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import tau2rl
 from tau2rl.config import StageConfig, dump, flatten
+from tau2rl.config.renamed import RENAMED
 from tau2rl.errors import UserError
 from tau2rl.runs.changes import Change, is_identity, is_recorded
 from tau2rl.runs.files import read_json, write_json, writing
@@ -123,8 +124,18 @@ def read_environment(run: Path, config: StageConfig) -> dict[str, Any]:
         raise UserError(f"`{file}` has no `identity`", hint="it is damaged: restore it from a copy")
     known = cast("dict[str, Any]", identity)
     if schema == 1:
-        known = {**known, "settings": settings_of(config)}
+        known = {**known, "settings": settings_of(config), "bench": _present_bench(known.get("bench", {}))}
     return {"digest": "", "recorded": {}, "changes": [], **stored, "identity": known}
+
+
+def _present_bench(bench: Mapping[str, Any]) -> dict[str, Any]:
+    """The benchmark of a run of the first format, with the settings of its user simulator under the names of today."""
+    if not isinstance(bench.get("user"), dict):
+        return dict(bench)
+    user = cast("dict[str, Any]", bench["user"])
+    names = {old: new for old, new in RENAMED.items() if old.startswith("user.") and new}
+    renamed = {(names.get(f"user.{key}") or f"user.{key}").removeprefix("user."): value for key, value in user.items()}
+    return {**bench, "user": renamed}
 
 
 def record_changes(run: Path, changes: Sequence[Change]) -> None:
