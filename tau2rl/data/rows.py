@@ -51,6 +51,13 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     >>> read_row({"messages": [{"role": "user", "content": "Hi"}]}, name="a.jsonl:1").messages
     (Message(role='user', content='Hi', tool_calls=(), error=False),)
     """
+    try:
+        return _row(data, name)
+    except RecursionError:
+        raise BadRow("it is nested too deep") from None
+
+
+def _row(data: Mapping[str, Any], name: str) -> Row:
     if not _is_on(data, "weight", "the row"):
         raise BadRow("its `weight` is 0")
     answer = _mapping(data.get("answer"))
@@ -181,7 +188,7 @@ def _call(data: object) -> CallTool:
             raise BadRow(f"arguments of `{name}` that are not JSON"[:200]) from None
     elif isinstance(arguments, Mapping):
         arguments = _without_nulls(cast("Mapping[str, object]", arguments))
-    elif not arguments:  # "" and null are no arguments
+    elif arguments is None or isinstance(arguments, str):  # null and "" are no arguments
         arguments = {}
     if not isinstance(arguments, dict):
         raise BadRow(f"arguments of `{name}` that are not an object"[:200])

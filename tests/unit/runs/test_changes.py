@@ -28,7 +28,7 @@ from tau2rl.runs.folder import RunFolder, read_config
 GRPO: dict[str, Any] = {"model": {"init": "a/checkpoint"}, "tasks": {"domains": ["mock"], "split": "synth-train"}}
 SERVED = {"gpus": 1, "checkpoint": "/models/user"}
 AGENTS: list[dict[str, Any]] = [
-    {"policy": {"kind": "sglang"}, "chat": {"tokenizer": "bytes"}, "user": {"kind": "llm"}},
+    {"policy": {"kind": "sglang"}, "chat": {"protocol": "native", "tokenizer": "bytes"}, "user": {"kind": "llm"}},
     {"policy": {"kind": "api", "model": "m"}, "chat": {"protocol": "transcript"}, "rollout": {"workers": 2}},
     {"policy": {"kind": "local", "checkpoint": "c"}, "chat": {"protocol": "native"}},
 ]
