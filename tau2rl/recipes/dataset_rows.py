@@ -96,13 +96,13 @@ def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
 
 def _with_lost_turns(dicts: list[Chat], episode: Episode, source: Source) -> list[Chat]:
     """The messages, and before each repair request the turn that earned it; one without a request ends the conversation."""
-    out, position = list[Chat](), 0
+    out, position, behind = list[Chat](), 0, 0
     for turn in episode.turns:
         if _was_carried_out(turn) or not episode.token_ids:
             continue
-        asked = _repair_request(dicts, position, turn)
+        asked = _repair_request(dicts, behind, turn)
         out += [*dicts[position:asked], {"role": "assistant", "content": _text(turn, episode, source), "step_loss_mask": 0}]
-        position = asked
+        position, behind = asked, asked + 1
     return [*out, *dicts[position:]]
 
 

@@ -279,7 +279,9 @@ def test_an_append_that_finds_the_disk_full_leaves_no_half_line(path: Path) -> N
         with RunFolder.open(path) as folder:
             folder.append(record(0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, limits[1]))
-            with pytest.raises(RunIncomplete, match=r"cannot write `.*episodes\.jsonl`: File too large; what was written before is kept"):
+            with pytest.raises(
+                RunIncomplete, match=r"cannot write `.*episodes\.jsonl`: File too large; what was written before is kept"
+            ):
                 folder.append(record(1))
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             assert folder.episodes.read_bytes() == line
