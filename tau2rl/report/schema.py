@@ -18,7 +18,12 @@ _COST = {"bound": "bottleneck"}
 _PARTS = {"customer": "user", "looks": "validation"}  # of episode time and wall time
 _REPORT = {"spread": "diversity", "selected_by": "test_access"}
 _TEST_ACCESS = {"look": "number", "file": "selection"}
-_TRAINING = {"selection": "validation"}
+_TRAINING = {
+    "selection": "validation",
+    "held_out_loss_before": "val_loss_before",
+    "held_out_loss_after": "val_loss_after",
+    "best_held_out_loss": "best_val_loss",
+}
 _STEP = {"took": "inputs", "gave": "outputs"}
 _SELECTION = {"test_evaluations": "test_access_log", "without_look": "without_validation"}
 _SOURCE = {"look": "file"}

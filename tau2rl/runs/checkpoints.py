@@ -52,7 +52,8 @@ def last_step(run: Path) -> int:
     if not isinstance(config, (GrpoConfig, SftConfig)):
         raise UserError(f"`{run}` is no training", hint="name the folder of an sft or grpo run")
     if (run / REPORT).is_file():
-        done = read_report(run / REPORT).get("training", {}).get("steps")
+        training = read_report(run / REPORT).get("training", {})
+        done = training.get("final_step") or training.get("steps")  # the first where an earlier step than the last is handed on
         return int(done) if done else config.train.steps
     return config.train.steps
 

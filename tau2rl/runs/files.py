@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not JSON: {error}", hint="it is damaged: restore it from a copy") from None
     if not isinstance(values, dict):
-        raise UserError(f"`{path}` is not a JSON object")
+        raise UserError(f"`{path}` is not a JSON object", hint="it is damaged: restore it from a copy")
     return cast("dict[str, Any]", values)
 
 

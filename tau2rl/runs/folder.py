@@ -36,10 +36,14 @@ RESULTS = (*EVIDENCE, "checkpoints")
 def run_path(config: StageConfig) -> Path:
     """Where the run of a config lives, absolute: `config.output`, else `OUTPUT_ROOT/STAGE/NAME`. Raises UserError."""
     if config.output is not None:
-        return config.output.expanduser().absolute()
-    if config.name in {"", ".", ".."} or Path(config.name).name != config.name:
+        path = config.output.expanduser().absolute()
+    elif config.name in {"", ".", ".."} or Path(config.name).name != config.name:
         raise UserError(f"`{config.name}` cannot name a run", hint="a name without `/`; `--output` takes a whole path")
-    return (settings.output_root() / stage_of(config) / config.name).absolute()
+    else:
+        path = (settings.output_root() / stage_of(config) / config.name).absolute()
+    with writing(path):  # a path that is too long cannot even be asked for, by whoever looks first
+        path.exists()
+    return path
 
 
 def stage_of(config: StageConfig) -> str:

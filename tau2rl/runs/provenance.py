@@ -119,7 +119,10 @@ def read_environment(run: Path, config: StageConfig) -> dict[str, Any]:
     stored = read_json(file)
     identity, schema = stored.get("identity"), stored.get("schema", 1)
     if schema not in (1, SCHEMA):
-        raise UserError(f"`{file}` is of schema {schema!r}, this version reads schemas 1 and {SCHEMA}")
+        raise UserError(
+            f"`{file}` is of schema {schema!r}, this version reads schemas 1 and {SCHEMA}",
+            hint="read it with the version of tau2rl that it names under `recorded`",
+        )
     if not isinstance(identity, dict):
         raise UserError(f"`{file}` has no `identity`", hint="it is damaged: restore it from a copy")
     known = cast("dict[str, Any]", identity)

@@ -1,7 +1,7 @@
 """What a run cost and what is its bottleneck.
 
-- The time of an episode goes to the policy, to the user simulator, to the environment without it, and the rest: as the environment
-  measured it, and by the kind of turn in records from before it did.
+- The time of an episode goes to the policy, to the user simulator, to the environment without it, and the rest: as the
+  environment measured it, and by the kind of turn in records from before it did.
 - The wait for a policy that broke is the policy's, though no turn has it.
 - FAILED tries and repeated records are counted: they were paid for.
 - A policy that reports no tokens has null and a reason, not 0; so has CPU time that nobody measured.
@@ -9,7 +9,7 @@
 - Sessions that sum their own episodes are added up; sums come back from JSON as they were.
 - The parts of a training are shares of its wall time, with what is left of it as `rest`.
 - Workers' CPU time is summed over their episodes and held against the cores that they had.
-- Whoever is full is the bottleneck, whatever the episodes wait for: cores, process, workers, and environments where they fill them.
+- Whoever is full is the bottleneck, whatever the episodes wait for: cores, process, workers; environments where they fill them.
 - Sessions are kept in the run's folder, and one that was killed while it played is known from what it left.
 """
 

@@ -99,4 +99,6 @@ def test_order_changes_nothing_and_the_rule_holds(rows: list[str], shuffle: obje
     assert choose_checkpoint(dict(items)) == choice
     within = [one.step for one in choice.candidates if one.within]
     assert choice.chosen == min(within) and choice.best in within
-    assert max(one.success for one in choice.candidates) == next(one.success for one in choice.candidates if one.step == choice.best)
+    assert max(one.success for one in choice.candidates) == next(
+        one.success for one in choice.candidates if one.step == choice.best
+    )
