@@ -299,3 +299,9 @@ def test_the_table_of_one_attempt_has_no_columns_for_k():
     rows = report_rows(report([record(a) for a in plan], plan))
     assert rows[0] == ["domain", "tasks", "pass@1 [95%]", "floor"]
     assert rows[1:] == [["airline", "2", "0.000 [0.000, 0.658]", "0.500"], ["overall", "2", "0.000 [0.000, 0.658]", "0.500"]]
+
+
+def test_a_table_shows_no_text_that_would_move_the_cursor():
+    plan = attempts("air\x1b[2J\u202eline", 1, 1)
+    rows = report_rows(report([record(a) for a in plan], plan))
+    assert rows[1][0] == "air\\x1b[2J\\u202eline"
