@@ -1,4 +1,4 @@
-"""`tau2rl seed`: demonstrations by somebody who can solve the tasks, played in the real environment, as dataset rows."""
+"""`tau2rl seed`: demonstrations by somebody who can solve the tasks, made in the real environment, as dataset rows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which record of an attempt counts, for everybody who reads records: report, dataset, checkpoint selection.
 
-An attempt can have several records: a resumed run plays again what had FAILED, and files can be joined by hand. The rule is
+An attempt can have several records: a resumed run tries again what had FAILED, and files can be joined by hand. The rule is
 that a valid episode (completed, truncated or malformed) stands once it is there: a run takes the attempt for done, and the
 report of that moment was made of it. Until then the last FAILED record says why the attempt has none.
 """

@@ -141,7 +141,7 @@ def _outside(episode: Episode) -> tuple[float, float]:
 
 
 def _of_episodes(costs: Costs) -> dict[str, Any]:
-    """What the episodes took."""
+    """The costs of the episodes as the report has them."""
     parts = {"policy": costs.policy_seconds, "user": costs.user_seconds, "environment": costs.environment_seconds}
     parts["rest"] = max(0.0, costs.seconds - sum(parts.values()))
     reported, timed = costs.policy_in > 0, not costs.untimed

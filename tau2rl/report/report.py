@@ -78,7 +78,7 @@ def build_report(
 
 
 def _account(aggregate: Aggregate, not_done: int) -> dict[str, Any]:
-    """Where every attempt went, and what it took."""
+    """Where every attempt went: statuses, faults, tokens, turns and seconds."""
     terminations, faults = Counter(aggregate.terminations), Counter(fault.value for fault in aggregate.faults.elements())
     for termination, fault in aggregate.failures():
         terminations[termination] += 1

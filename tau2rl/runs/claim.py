@@ -21,7 +21,7 @@ def withdraw(path: Path) -> bool:
     """Take away the folder of a run that was refused before it did anything, so that its name is free; whether it is gone.
 
     Only for a folder whose place was vacant (`is_vacant`) before `create`. It stays while a process has it open, and when it
-    holds an episode, a number or a report; what a start prepared (an initial checkpoint, its log) goes with it.
+    holds an episode, a number or a report; what a session prepared (an initial checkpoint, its log) goes with it.
     """
     try:
         lock = RunLock(path / "logs" / "lock", patience_seconds=0)

@@ -55,7 +55,7 @@ class WandbSink:
     """A W&B run, online or offline. The first thing that goes wrong with it is logged and ends it; the training goes on.
 
     Every session of a run goes on with the same W&B run: its id is kept in the run folder. Offline, each session leaves a folder
-    below `wandb/`; `wandb sync --append` joins them.
+    below `wandb/`, and `wandb sync` uploads them as one. W&B takes no step twice: of one that is repeated it has the first.
     """
 
     def __init__(
@@ -67,7 +67,14 @@ class WandbSink:
             wandb: Any = importlib.import_module("wandb")
             folder.mkdir(parents=True, exist_ok=True)
             self._run = wandb.init(
-                project=project, name=name, dir=str(folder), config=dict(config), mode=mode, id=wandb_id(folder), resume="allow"
+                project=project,
+                name=name,
+                dir=str(folder),
+                config=dict(config),
+                allow_val_change=True,  # a resumed run may have other settings of memory and patience
+                mode=mode,
+                id=wandb_id(folder),
+                resume="allow",
             )
 
         self._guarded(start)

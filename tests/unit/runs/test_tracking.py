@@ -92,8 +92,10 @@ def test_wandb_gets_numbers_offline_by_default(wandb, tmp_path):
     sink.close()
     sink.close()
     (asked,) = wandb.asked
-    assert {k: v for k, v in asked.items() if k != "id"} == {
-        "project": "p", "name": "n", "dir": str(tmp_path / "w"), "config": {"seed": 1}, "mode": "offline", "resume": "allow",
+    assert asked.pop("id")
+    assert asked == {
+        "project": "p", "name": "n", "dir": str(tmp_path / "w"), "config": {"seed": 1}, "mode": "offline",
+        "resume": "allow", "allow_val_change": True,
     }  # fmt: skip
     assert wandb.run.logged == [(3, {"x": 1.0})]
     assert wandb.run.finished == 1
