@@ -16,9 +16,7 @@ from tau2rl.report.tables import number
 RunDirs = Annotated[
     list[Path],
     typer.Argument(
-        help="A training run that was validated, or evaluations of its checkpoints on one.",
-        metavar="RUN_DIR",
-        show_default=False,
+        help="A training run that was validated, or evaluations of its checkpoints on one.", metavar="RUN_DIR", show_default=False
     ),
 ]
 

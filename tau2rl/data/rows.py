@@ -68,7 +68,9 @@ def _row(data: Mapping[str, Any], name: str) -> Row:
     metadata = _mapping(data.get("metadata"))
     return Row(
         id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
-        messages=tuple(_message(turn, number, thoughts=THOUGHTS if turn is not answer else OPENAI_THOUGHTS) for number, turn in enumerate(turns)),
+        messages=tuple(
+            _message(turn, i, thoughts=OPENAI_THOUGHTS if turn is answer else THOUGHTS) for i, turn in enumerate(turns)
+        ),
         tools=read_tools(data.get("tools")),
         last_only=bool(answer),
         masked=frozenset(i for i, turn in enumerate(turns) if _is_masked(_mapping(turn), i)),

@@ -17,7 +17,6 @@ from typing import Any
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import Estimate, bootstrap_mean, standard_error
 
-
 EXACT_FLIPS = 14  # up to so many differing tasks, every pattern of signs is tried
 
 

@@ -39,9 +39,10 @@ WAYS_OUT = {  # by errno: what a person can do about a file that cannot be writt
 
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Turn a failure of the file system into a UserError that names `path` and a way out. For the files with which a session begins.
+    """Turn a failure of the file system into a UserError that names `path` and a way out.
 
-    What fails later, in the middle of a run, is no mistake in the request: see `RunFolder.append`.
+    For the files with which a session begins. What fails later, in the middle of a run, is no mistake in the request: see
+    `RunFolder.append`.
     """
     try:
         yield

@@ -77,7 +77,13 @@ def checkpoint(path: Path) -> Path:
 
 
 def training(
-    path: Path, validations: Mapping[int, str], *, kept: str = "step_{0:05}", shaped: float = 0.0, val_every: int = 0, **tasks: Any
+    path: Path,
+    validations: Mapping[int, str],
+    *,
+    kept: str = "step_{0:05}",
+    shaped: float = 0.0,
+    val_every: int = 0,
+    **tasks: Any,
 ) -> Path:
     """A GRPO run that was validated behind some steps; results as marks, a task each."""
     learned = {"domains": ["mock"], "split": "synth-train", "limit": 3, **tasks}

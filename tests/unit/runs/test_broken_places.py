@@ -9,11 +9,8 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,30 +110,26 @@ def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
     assert "hint: choose an `--output` that you can write to" in asked.stdout
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may be larger than 100 bytes: as on a full disk, a write fails in the middle."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
+def on_a_disk_of(size: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command, where no file may grow beyond so many bytes: a write fails in the middle, as on a full disk."""
+    script = (
+        "import resource, signal; from tau2rl.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); main()"
+    )
+    command = [sys.executable, "-c", script, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
 
 
-def test_a_disk_that_is_full_at_the_start(tmp_path: Path, small_files: None) -> None:
-    told(gold("--output", tmp_path / "run", code=2), f"cannot write `{tmp_path / 'run' / 'config.json'}`: File too large")
+def test_a_disk_that_is_full_at_the_start(tmp_path: Path) -> None:
+    full = on_a_disk_of(100, *GOLD, "--limit", "1", "--output", str(tmp_path / "run"))
+    assert full.returncode == 2, full.stderr
+    assert f"cannot write `{tmp_path / 'run' / 'config.json'}`: File too large" in full.stderr and "hint: " in full.stderr
     assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_there_is(tmp_path: Path) -> None:
-    script = (
-        "import resource, signal, sys; from tau2rl.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, -1)); main()"
-    )
     words = [*GOLD, "--limit", "30", "--output", str(tmp_path / "run")]
-    command = [sys.executable, "-c", script, *words]
-    full = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+    full = on_a_disk_of(30_000, *words)
     assert full.returncode == 1, full.stderr
     assert f"cannot write `{tmp_path / 'run' / 'episodes.jsonl'}`: File too large; what was written before is kept" in full.stderr
     assert "continue it with `--resume`" in full.stderr and "this is a bug" not in full.stderr
