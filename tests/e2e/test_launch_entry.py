@@ -97,7 +97,7 @@ def test_an_interrupted_run_ends_with_130_and_can_be_continued(tmp_path: Path) -
     assert entry.run(path, lambda event: None, say=said.append) == 0
     with RunFolder.open(path) as folder:
         assert len(list(folder.records())) == 2
-        assert folder.attempt == 3
+        assert folder.session == 3
 
 
 def test_progress_is_written_at_most_once_an_interval_and_its_end_always() -> None:
