@@ -27,14 +27,21 @@ from tau2rl.env.tasks import write_prompts
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.slime.samples import KEY, SampleMetadata
 from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
-from tau2rl.types import Episode, Failure, Fault, Grade, Status, TaskRef
+from tau2rl.types import Episode, Failure, Fault, Grade, Status, StopReason, TaskRef
 from tests.contract.slime_episodes import DONE, RIGHT, WRONG, agent, codec_of, handed, settings
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.stubs.slime_stubs import checkout, install
 
 TASKS = [TaskRef(domain="mock", task_id=f"t{i}", split="base") for i in range(6)]
 PLAYED = Episode(
-    task=TASKS[0], seed=1, status=Status.COMPLETED, termination="user_stop", token_ids=(), turns=(), messages=(), grade=None
+    task=TASKS[0],
+    seed=1,
+    status=Status.COMPLETED,
+    stop_reason=StopReason.USER_STOP,
+    token_ids=(),
+    turns=(),
+    messages=(),
+    grade=None,
 )
 SIZE = 4  # attempts in a group
 
