@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tau2rl.config import RftConfig, build
-from tau2rl.data.rollout_filter import Ledger
+from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.recipes.dataset import scan, write
 from tau2rl.recipes.rft import source_of
 from tau2rl.recipes.seed import run
@@ -67,12 +67,12 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, cpu = time.monotonic(), time.process_time()
         config = RftConfig(sources=(folder,))
-        with Ledger() as ledger:
+        with RolloutFilter() as rollouts:
             spec = spec_from(config.reward, max_turns=config.limits.max_turns)
             source = source_of(folder)
-            scan([source], ledger, spec=spec, seed=config.seed, progress=lambda _: None)
-            ledger.strike(config.keep)
-            files = write(folder, "sft.jsonl", [source], ledger)
+            scan([source], rollouts, spec=spec, seed=config.seed, progress=lambda _: None)
+            rollouts.apply(config.keep)
+            files = write(folder, "sft.jsonl", [source], rollouts)
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {

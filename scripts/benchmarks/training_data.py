@@ -12,7 +12,7 @@ from typing import Any
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import STAGES, ShapeConfig, build
 from tau2rl.data.encoding import encode_rows
-from tau2rl.data.rows import read_file
+from tau2rl.data.jsonl import read_file
 from tau2rl.launch.entry import run_stage
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.tiny import create_tiny

@@ -44,8 +44,8 @@ def print_evaluation(report: Mapping[str, Any]) -> None:
     console.emit(f"floor: {floor}")
     if cost := report.get("cost"):
         console.emit(f"cost: {cost_words(cost)}")
-    if selected_by := report.get("selected_by"):
-        console.emit(_of_the_test(selected_by))
+    if test_access := report.get("test_access"):
+        console.emit(_of_the_test(test_access))
     for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):
         console.emit(line)
     if report["incomplete"]:
@@ -64,9 +64,9 @@ def print_dataset(report: Mapping[str, Any], folder: Path) -> None:
     console.emit_table([head, *rows])
     if report["dropped"]:
         console.emit("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()))
-    kinds, tasks = report["spread"]["kinds"], report["spread"]["tasks"]
+    kinds, tasks = report["diversity"]["kinds"], report["diversity"]["tasks"]
     console.emit(
-        f"spread of what is kept: {kinds['distinct']} kinds, as even as {kinds['effective']:g}; "
+        f"diversity of what is kept: {kinds['distinct']} kinds, as even as {kinds['effective']:g}; "
         f"{tasks['distinct']} tasks, as even as {tasks['effective']:g}"
     )
     for name, file in report["files"].items():
@@ -116,13 +116,11 @@ def print_pipeline(report: Mapping[str, Any]) -> None:
         console.emit(f"not done: {', '.join(report['not_done']) or 'nothing is left, but the last start was broken off'}")
 
 
-def _of_the_test(selected_by: Mapping[str, Any]) -> str:
+def _of_the_test(test_access: Mapping[str, Any]) -> str:
     """Which selection a test belongs to, and what is wrong with it."""
-    words = (
-        selected_by["warning"]
-        or f"evaluation {selected_by['look']} on the test tasks of the checkpoint chosen by `{selected_by['file']}`"
-    )
-    return f"{'warning: ' if selected_by['warning'] else ''}{words}"
+    if test_access["warning"]:
+        return f"warning: {test_access['warning']}"
+    return f"test-set access {test_access['number']} for the checkpoint chosen by `{test_access['selection']}`"
 
 
 def _floor(floor: Mapping[str, float | None] | None) -> str:

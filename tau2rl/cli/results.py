@@ -16,9 +16,9 @@ from tau2rl.cli.stages import resume_command
 from tau2rl.errors import UserError
 from tau2rl.report.compare import Comparison, compare as compare_values
 from tau2rl.report.tables import number
-from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import differences, is_subject
+from tau2rl.runs.provenance import differences, is_subject, read_environment
+from tau2rl.runs.reports import REPORT, read_report as read_stored_report
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 RunDirs = Annotated[
@@ -79,7 +79,7 @@ def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
     Success is tau2's own reward; shaped scores, losses and curves have no say.
 
     The choice goes into `selection.json` of the training run; results on test tasks, or on tasks it was trained on, are refused.
-    Evaluations of its checkpoints on a test split are counted there: a second one is allowed, and said.
+    Evaluations of its checkpoints on a test split are counted there: a second access is allowed, and said.
 
     Exits with 0 when there is a choice, 2 when there is nothing to choose by.
     """
@@ -92,25 +92,22 @@ def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
         _print_selection(selection)
     for step in selection["not_kept"]:
         console.say(f"step {step} was validated, but its checkpoint was not kept")
-    for step in selection["without_look"]:
-        console.say(f"warning: step {step} was saved, but never validated, and could not be chosen (`tau2rl eval` does that)")
+    for step in selection["without_validation"]:
+        console.say(f"warning: step {step} was saved, but never validated, and could not be chosen (`tau2rl eval` evaluates it)")
     if left_out := selection["tasks_left_out"]:
         console.say(f"{len(left_out)} tasks left out: not every checkpoint has evidence on them")
-    if looked := selection["test_evaluations"]:
-        console.say(f"warning: the test split was evaluated before, {len(looked)} times; a choice made now has seen it")
+    if accesses := selection["test_access_log"]:
+        console.say(f"warning: the test split was used before, {len(accesses)} times; a choice made now has seen it")
 
 
 def read_report(run: Path) -> dict[str, Any]:
     """The `report.json` of a run folder, or the file itself. Raises UserError."""
-    file = run / "report.json" if run.is_dir() else run
+    file = run / REPORT if run.is_dir() else run
     if not file.exists():
         if (run / "config.json").exists():
             raise UserError(f"`{run}` has no report yet", hint=f"it is running, or finish it: `{_go_on(run)}`")
         raise UserError(f"`{run}` has no report", hint="name a run folder, such as `outputs/eval/default`")
-    values = read_json(file)
-    if "incomplete" not in values or not ("stage" in values or {"overall", "by_task"} <= values.keys()):
-        raise UserError(f"`{file}` is not a report of a run")
-    return values
+    return read_stored_report(file)
 
 
 def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
@@ -158,7 +155,4 @@ def _go_on(run: Path) -> str:
 
 
 def _identity(run: Path) -> dict[str, Any]:
-    file = run / "environment.json"
-    if not file.exists():
-        raise UserError(f"`{run}` does not say what it stood on: it has no `environment.json`", hint="name two run folders")
-    return cast("dict[str, Any]", read_json(file).get("identity", {}))
+    return cast("dict[str, Any]", read_environment(run, read_config(run))["identity"])

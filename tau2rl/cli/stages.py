@@ -54,7 +54,7 @@ def run(asked: Asked[StageConfig]) -> None:
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
     from tau2rl.launch.submit import job_argv, run_chain
-    from tau2rl.recipes.pipeline import plan, with_files
+    from tau2rl.recipes.pipeline_plan import plan, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())
     folder = run_path(config)

@@ -56,9 +56,10 @@ def pack(episode: Episode) -> TrainingSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """A row that was left out: `Dropped(id="17", reason="too long", tokens=9120)`."""
+    """A row that was left out: `Dropped(id="17", at="rows.jsonl:17", reason="too long", tokens=9120)`."""
 
     id: str
+    at: str  # file and line
     reason: str
     tokens: int | None = None
 
@@ -86,10 +87,10 @@ def encode_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokeni
             sampled = encoder.sampled(row, data)
             sample = sampled or encoder.encode(row)
         except BadRow as error:
-            dropped.append(Dropped(id=name, reason=str(error)))
+            dropped.append(Dropped(id=name, at=name, reason=str(error)))
             continue
         if len(sample.token_ids) > max_tokens:
-            dropped.append(Dropped(id=row.id, reason="too long", tokens=len(sample.token_ids)))
+            dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=len(sample.token_ids)))
             continue
         samples.append(sample)
         ids.append(row.id)
@@ -102,25 +103,40 @@ class RowEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises UserError when the template cannot be used."""
+        self._vocab_size = tokenizer.vocab_size
         self._chat = TemplateChat(tokenizer)
         self._codec = NativeCodec(tokenizer)
         self._fingerprints = _fingerprints(tokenizer, self._codec)
 
     def sampled(self, row: Row, data: Mapping[str, Any]) -> TrainingSample | None:
         """A row's tokens as they were sampled; None where this checkpoint would write them otherwise. Raises BadRow."""
-        return exact_sample(data) if row.chat in self._fingerprints else None
+        if row.chat not in self._fingerprints:
+            return None
+        sample = exact_sample(data)
+        if sample is not None and not 0 <= min(sample.token_ids) <= max(sample.token_ids) < self._vocab_size:
+            raise BadRow("`token_ids` that the tokenizer does not have")
+        return sample
 
     def encode(self, row: Row) -> TrainingSample:
-        """The conversation up to its last assistant turn. Raises BadRow when no turn can be trained on."""
-        turns = _trained(row)
+        """The conversation up to the last turn that is learned. Raises BadRow when no turn can be trained on."""
+        try:
+            return self._encode(row)
+        except UserError as error:  # the template takes others
+            raise BadRow(error.message) from None
+        except RecursionError:
+            raise BadRow("it is nested too deep") from None
+
+    def _encode(self, row: Row) -> TrainingSample:
+        learned = learned_turns(row)
+        turns = [turn for turn in sampled_turns(row) if turn <= learned[-1]]
         dicts = chat_dicts(row.messages)
-        first, last = turns[0], turns[-1]
-        ids = self._chat.open(dicts[:first], list(row.tools))
+        ids = self._chat.open(dicts[: turns[0]], list(row.tools))
         spans: list[tuple[int, int]] = []
         for turn, following in zip(turns, [*turns[1:], None], strict=True):
             written = self._write(row.messages[turn])
-            spans.append((len(ids), len(ids) + len(written)))
-            ids = [*ids, *written] if turn == last else self._chat.extend(ids, written, dicts[turn + 1 : following])
+            if turn in learned:
+                spans.append((len(ids), len(ids) + len(written)))
+            ids = [*ids, *written] if following is None else self._chat.extend(ids, written, dicts[turn + 1 : following])
         mask = [0] * len(ids)
         for start, end in spans:
             mask[start:end] = [1] * (end - start)
@@ -144,14 +160,21 @@ def _fingerprints(tokenizer: Tokenizer, native: NativeCodec) -> set[str]:
     return found
 
 
-def _trained(row: Row) -> list[int]:
-    """Where the turns to be learned stand. What the assistant says before anyone spoke to it (a greeting) is not sampled."""
+def sampled_turns(row: Row) -> list[int]:
+    """Where the turns stand that an assistant sampled, or would have: of a row with one turn to learn, that one alone.
+
+    What the assistant says before anyone spoke to it (a greeting) is not sampled.
+    """
     heard = next((i for i, m in enumerate(row.messages) if m.role in ("user", "tool")), len(row.messages))
     turns = [i for i, m in enumerate(row.messages) if m.role == "assistant" and i > heard]
+    return turns[-1:] if row.last_only else turns
+
+
+def learned_turns(row: Row) -> list[int]:
+    """Those of them that are learned. Raises BadRow where there is none, or an empty one."""
+    turns = [turn for turn in sampled_turns(row) if turn not in row.masked]
     if not turns:
         raise BadRow("no assistant turn to learn")
-    if row.last_only:
-        turns = turns[-1:]
     if empty := [i for i in turns if not row.messages[i].content.strip() and not row.messages[i].tool_calls]:
         raise BadRow(f"message {empty[0]} is an empty assistant turn")
     return turns

@@ -1,7 +1,8 @@
-"""Which attempts become data: every attempt is entered once, then rules strike out what is not kept, each with its reason.
+"""The rollout filter: which attempts become data. Every attempt is added, then rules drop what is not kept, each with its reason.
 
-The entries lie in a temporary SQLite database on disk, so a million of them take no memory, and the rules are sorts that spill
-to disk. Nothing depends on the order in which episodes ended: who stays is decided by a hash of (seed, source, attempt).
+Of several records of one attempt one counts: see `report/attempts.py`. The entries lie in a temporary SQLite database on disk, so
+a million of them take no memory, and the rules are sorts that spill to disk. Nothing depends on the order in which episodes
+ended: who stays is decided by a hash of (seed, source, attempt).
 """
 
 # ruff: noqa: S608 - the queries are put together from words of this file, and every value is bound
@@ -15,6 +16,7 @@ from dataclasses import astuple, dataclass
 from types import TracebackType
 
 from tau2rl.config import KeepConfig
+from tau2rl.report.attempts import replaces
 
 CACHE_KIB = 16 * 1024  # what SQLite may hold in memory; the rest is on disk
 
@@ -33,14 +35,14 @@ class Entry:
     reward: float
     partial: float
     no_op: bool
-    fault: str  # "user", "task" or "infra" when the world broke, else ""
+    fault: str  # "user", "task" or "infra" when it FAILED, else ""
     signature: str  # names its tool calls in their order
     pick: int  # a hash: the lowest stay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """What was struck out, and why: `Dropped(source=0, key="mock/a#2", task="mock/a", reward=1.0, reason="same actions")`."""
+    """What was dropped, and why: `Dropped(source=0, key="mock/a#2", task="mock/a", reward=1.0, reason="same actions")`."""
 
     source: int
     key: str
@@ -53,11 +55,11 @@ class Dropped:
 COLUMNS = (
     "source", "position", "domain", "task", "kind", "key", "number", "reward", "partial", "no_op", "fault", "signature", "pick",
 )  # fmt: skip
-STAYS, SOLVED, ORDER = "reason IS NULL", "reward >= 1 - 1e-6", "pick, source, key"
+KEPT, SOLVED, ORDER = "reason IS NULL", "reward >= 1 - 1e-6", "pick, source, key"
 
 
-class Ledger:
-    """Enter attempts, apply `strike`, read what stays and what does not. A context manager."""
+class RolloutFilter:
+    """`add` records, `apply` the rules once, read what is kept and what was dropped. A context manager."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None)  # no name: a private file that goes with the connection
@@ -66,32 +68,30 @@ class Ledger:
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute(f"CREATE TABLE attempt (id INTEGER PRIMARY KEY, {', '.join(COLUMNS)}, turn, reason)")
+        self._db.execute("CREATE UNIQUE INDEX attempt_key ON attempt (source, key)")
         self._db.execute("BEGIN")
 
-    def enter(self, entry: Entry) -> None:
-        """Take an attempt in."""
-        places = ", ".join("?" * len(COLUMNS))
-        self._db.execute(f"INSERT INTO attempt ({', '.join(COLUMNS)}) VALUES ({places})", astuple(entry))
+    def add(self, entry: Entry) -> None:
+        """Take a record in; of one attempt in the order in which they were written."""
+        before = self._db.execute("SELECT fault FROM attempt WHERE source = ? AND key = ?", (entry.source, entry.key)).fetchone()
+        if before is None or replaces(earlier_failed=before[0] != ""):
+            places = ", ".join("?" * len(COLUMNS))
+            self._db.execute(f"INSERT OR REPLACE INTO attempt ({', '.join(COLUMNS)}) VALUES ({places})", astuple(entry))
 
-    def strike(self, keep: KeepConfig, *, solved_only: bool = True) -> None:
-        """Apply the rules, once, after the last entry."""
-        # A resumed run may have repeated what had failed: of one attempt only the episode that is evidence counts.
-        self._db.execute(
-            "DELETE FROM attempt WHERE id IN (SELECT id FROM (SELECT id, ROW_NUMBER() OVER "
-            "(PARTITION BY source, key ORDER BY fault <> '', id DESC) AS n FROM attempt) WHERE n > 1)"
-        )
-        self._out("'fault: ' || fault", "fault <> ''")
+    def apply(self, keep: KeepConfig, *, solved_only: bool = True) -> None:
+        """Drop what is not kept, after the last record was added."""
+        self._drop("'fault: ' || fault", "fault <> ''")
         if solved_only:
-            self._out("'not solved'", f"NOT ({SOLVED})")
+            self._drop("'not solved'", f"NOT ({SOLVED})")
         if keep.exclude_no_op:
-            self._out("'solved without changing anything'", "no_op")
+            self._drop("'solved without changing anything'", "no_op")
         if keep.dedupe:
-            self._beyond(1, "task, signature", ORDER, "same actions as another")
+            self._drop_beyond(1, "task, signature", ORDER, "same actions as another")
         if keep.partial_backoff is not None:
-            self._back_off(keep.partial_backoff)
+            self._keep_best_failures(keep.partial_backoff)
         self._db.execute(
             "UPDATE attempt SET turn = n FROM (SELECT id AS i, ROW_NUMBER() OVER "
-            f"(PARTITION BY task ORDER BY {ORDER}) AS n FROM attempt WHERE {STAYS}) WHERE id = i"
+            f"(PARTITION BY task ORDER BY {ORDER}) AS n FROM attempt WHERE {KEPT}) WHERE id = i"
         )
         for limit, group, of in (
             (keep.per_task, "task", "task"),
@@ -99,49 +99,52 @@ class Ledger:
             (keep.per_domain, "domain", "domain"),
         ):
             if limit is not None:  # by `turn` first: second ones of a task come behind first ones of all others
-                self._beyond(limit, group, f"turn, {ORDER}", f"over the limit of its {of}")
+                self._drop_beyond(limit, group, f"turn, {ORDER}", f"over the limit of its {of}")
 
     def kept(self) -> Iterator[tuple[int, int]]:
-        """(source, position) of what stays: first attempts of all tasks before second ones."""
-        yield from self._db.execute(f"SELECT source, position FROM attempt WHERE {STAYS} ORDER BY source, number, task, key")
+        """(source, position) of what is kept: first attempts of all tasks before second ones."""
+        yield from self._db.execute(f"SELECT source, position FROM attempt WHERE {KEPT} ORDER BY source, number, task, key")
 
     def dropped(self) -> Iterator[Dropped]:
-        """What was struck out."""
+        """What was dropped."""
         names = ("source", "key", "task", "reward", "partial", "reason")
-        query = f"SELECT {', '.join(names)} FROM attempt WHERE NOT ({STAYS}) ORDER BY source, number, task, key"
+        query = f"SELECT {', '.join(names)} FROM attempt WHERE NOT ({KEPT}) ORDER BY source, number, task, key"
         for values in self._db.execute(query):
             yield Dropped(**dict(zip(names, values, strict=True)))
 
     def reasons(self) -> dict[str, int]:
-        """Reason -> how many were struck out for it, the commonest first."""
-        query = f"SELECT reason, COUNT(*) AS n FROM attempt WHERE NOT ({STAYS}) GROUP BY reason ORDER BY n DESC, reason"
+        """Reason -> how many were dropped for it, the commonest first."""
+        query = f"SELECT reason, COUNT(*) AS n FROM attempt WHERE NOT ({KEPT}) GROUP BY reason ORDER BY n DESC, reason"
         return dict(self._db.execute(query))
 
     def counts(self, column: str = "'all'") -> dict[str, dict[str, int]]:
         """Value of a column -> attempts tried, graded, solved and kept, and tasks tried and covered."""
         query = (
-            f"SELECT {column}, COUNT(*), SUM(fault = ''), SUM({SOLVED}), SUM({STAYS}), COUNT(DISTINCT task), "
-            f"COUNT(DISTINCT CASE WHEN {STAYS} THEN task END) FROM attempt GROUP BY 1 ORDER BY 1"
+            f"SELECT {column}, COUNT(*), SUM(fault = ''), SUM({SOLVED}), SUM({KEPT}), COUNT(DISTINCT task), "
+            f"COUNT(DISTINCT CASE WHEN {KEPT} THEN task END) FROM attempt GROUP BY 1 ORDER BY 1"
         )
         names = ("tried", "graded", "solved", "kept", "tasks", "covered")
         return {row[0]: dict(zip(names, row[1:], strict=True)) for row in self._db.execute(query)}
 
-    def spread(self, column: str) -> dict[str, float | int]:
-        """How evenly what stays is spread: Shannon entropy in bits, and how many equally frequent values would have it."""
+    def diversity(self, column: str) -> dict[str, float | int]:
+        """How evenly what is kept lies over the values of a column.
+
+        Shannon entropy in bits, and how many equally frequent values would have it.
+        """
         total, weighted, distinct = 0, 0.0, 0
-        for (count,) in self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {STAYS} GROUP BY {column}"):
+        for (count,) in self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {KEPT} GROUP BY {column}"):
             total, weighted, distinct = total + count, weighted + count * math.log2(count), distinct + 1
         bits = math.log2(total) - weighted / total if total else 0.0
         return {"bits": round(bits, 4), "effective": round(2**bits, 2) if total else 0.0, "distinct": distinct}
 
-    def _out(self, reason: str, where: str) -> None:
-        self._db.execute(f"UPDATE attempt SET reason = {reason} WHERE {STAYS} AND ({where})")
+    def _drop(self, reason: str, where: str) -> None:
+        self._db.execute(f"UPDATE attempt SET reason = {reason} WHERE {KEPT} AND ({where})")
 
-    def _beyond(self, limit: int, group: str, order: str, reason: str) -> None:
-        ranked = f"SELECT id, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {order}) AS n FROM attempt WHERE {STAYS}"
-        self._out(f"'{reason}'", f"id IN (SELECT id FROM ({ranked}) WHERE n > {limit})")
+    def _drop_beyond(self, limit: int, group: str, order: str, reason: str) -> None:
+        ranked = f"SELECT id, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {order}) AS n FROM attempt WHERE {KEPT}"
+        self._drop(f"'{reason}'", f"id IN (SELECT id FROM ({ranked}) WHERE n > {limit})")
 
-    def _back_off(self, least: float) -> None:
+    def _keep_best_failures(self, least: float) -> None:
         best = (
             f"SELECT id, ROW_NUMBER() OVER (PARTITION BY task ORDER BY partial DESC, {ORDER}) AS n FROM attempt AS a "
             f"WHERE fault = '' AND partial >= ? AND NOT EXISTS (SELECT 1 FROM solved WHERE solved.task = a.task)"
@@ -150,7 +153,7 @@ class Ledger:
         self._db.execute("CREATE UNIQUE INDEX temp.solved_task ON solved (task)")
         self._db.execute(f"UPDATE attempt SET reason = NULL WHERE id IN (SELECT id FROM ({best}) WHERE n = 1)", (least,))
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> RolloutFilter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

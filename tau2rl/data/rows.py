@@ -1,28 +1,32 @@
-"""Dataset rows: conversations as lines of JSON, written by us and read in every layout that has been published.
+"""Dataset rows: conversations, written by us and read in every layout that has been published.
 
 Layouts that are read:
 - ours and plain OpenAI: `messages`, optionally `tools` and `metadata`; every assistant turn after a user's is trained on
 - ours with `token_ids` and `loss_mask`: what was sampled, exactly; see `exact_sample`
 - `tau2-sft-seed-v3`: `prompt` holds the whole conversation, calls are text
-- `AReaL-tau2-data`: `messages` is the history of one turn, `answer` is that turn; only the answer is trained on
+- `AReaL-tau2-data`: `messages` is the history of one turn, `answer` is that turn; only the answer is trained on, and of it only
+  what was said and done: its `thinking` is not
+
+What a row says of its own learning is honoured: `step_loss_mask: 0` or `weight: 0` on a message keeps it in the conversation and
+out of the loss, `weight: 0` on a row leaves it out. What cannot be honoured leaves the row out, with the reason.
+Arrow gives every object of a column the keys of all of them, and null for those that it lacked: such nulls are no values.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 from tau2rl.config import DataConfig
-from tau2rl.errors import UserError
+from tau2rl.data.jsonl import read_file
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
+OPENAI_THOUGHTS = ("reasoning_content", "reasoning")  # where the thoughts of a turn stand, in two dialects
+THOUGHTS = (*OPENAI_THOUGHTS, "thinking")
 
 
 class BadRow(ValueError):
@@ -37,47 +41,8 @@ class Row:
     messages: tuple[Message, ...]  # the system message first, where there is one
     tools: tuple[ToolSchema, ...]
     last_only: bool  # only the last turn is to be learned; the others are history
+    masked: frozenset[int] = frozenset()  # messages of the assistant that are part of the conversation and not learned
     chat: str = ""  # fingerprint of the codec that wrote its tokens, where it has them; see `exact_sample`
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """A finished file: `Written(file="rows.jsonl", rows=120, sha256="9f2c...")`."""
-
-    file: str
-    rows: int
-    sha256: str
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
-    """Write a JSONL file, one row at a time; until it is whole the old one stays in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    digest, count = hashlib.sha256(), 0
-    try:
-        with temporary.open("wb") as file:
-            for row in rows:
-                line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
-                digest.update(line)
-                file.write(line)
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return Written(file=path.name, rows=count, sha256=digest.hexdigest())
-
-
-def read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name and content of each line of a JSONL file, one at a time. Raises UserError, naming the line."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path.name}:{number}", _object(line, path, number)
-    except OSError as error:
-        raise UserError(f"cannot read `{path}`: {error.strerror}") from None
 
 
 def read_row(data: Mapping[str, Any], *, name: str) -> Row:
@@ -86,18 +51,30 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     >>> read_row({"messages": [{"role": "user", "content": "Hi"}]}, name="a.jsonl:1").messages
     (Message(role='user', content='Hi', tool_calls=(), error=False),)
     """
+    try:
+        return _row(data, name)
+    except RecursionError:
+        raise BadRow("it is nested too deep") from None
+
+
+def _row(data: Mapping[str, Any], name: str) -> Row:
+    if not _is_on(data, "weight", "the row"):
+        raise BadRow("its `weight` is 0")
     answer = _mapping(data.get("answer"))
-    history = data.get("messages") if "messages" in data else data.get("prompt")
+    history = data.get("messages") if data.get("messages") is not None else data.get("prompt")
     if not isinstance(history, Sequence) or isinstance(history, str) or not history:
         raise BadRow("no `messages` and no `prompt`")
     turns = [*cast("Sequence[object]", history), *([answer] if answer else [])]
     metadata = _mapping(data.get("metadata"))
     return Row(
         id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
-        messages=tuple(_message(turn) for turn in turns),
-        tools=tuple(cast("Sequence[ToolSchema]", data.get("tools") or ())),
+        messages=tuple(
+            _message(turn, i, thoughts=OPENAI_THOUGHTS if turn is answer else THOUGHTS) for i, turn in enumerate(turns)
+        ),
+        tools=read_tools(data.get("tools")),
         last_only=bool(answer),
-        chat=str(metadata.get("chat") or "") if "token_ids" in data else "",
+        masked=frozenset(i for i, turn in enumerate(turns) if _is_masked(_mapping(turn), i)),
+        chat=str(metadata.get("chat") or "") if data.get("token_ids") is not None else "",
     )
 
 
@@ -117,7 +94,9 @@ def exact_sample(data: Mapping[str, Any]) -> TrainingSample | None:
     ids, mask = cast("list[object]", ids), cast("list[object]", mask)
     if len(ids) != len(mask) or not any(mask):
         raise BadRow("`token_ids` without a `loss_mask` as long that marks something")
-    if not all(isinstance(token, int) for token in ids) or any(mark not in (0, 1) for mark in mask):
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids) or any(
+        mark not in (0, 1) for mark in mask
+    ):
         raise BadRow("`token_ids` that are no numbers, or a `loss_mask` of other values than 0 and 1")
     ids, mask = cast("list[int]", ids), cast("list[int]", mask)
     edges = [i for i in range(len(mask) + 1) if (mask[i] if i < len(mask) else 0) != (mask[i - 1] if i else 0)]
@@ -125,45 +104,101 @@ def exact_sample(data: Mapping[str, Any]) -> TrainingSample | None:
     return TrainingSample(token_ids=tuple(ids), loss_mask=tuple(mask), logprobs=None, turn_spans=spans)
 
 
-def _message(data: object) -> Message:
+def read_tools(value: object) -> tuple[ToolSchema, ...]:
+    """The `tools` of a row: schemas, or schemas as JSON text, one by one or all together. Raises BadRow.
+
+    >>> read_tools('[{"type": "function", "function": {"name": "f", "strict": null}}]')
+    ({'type': 'function', 'function': {'name': 'f'}},)
+    """
+    found = _from_text(value, "`tools`")
+    if found is None:
+        return ()
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise BadRow("`tools` that are no list")
+    return tuple(_tool(_from_text(one, "a tool")) for one in cast("Sequence[object]", found))
+
+
+def _tool(value: object) -> ToolSchema:
+    schema = _mapping(value)
+    if not isinstance(_mapping(schema.get("function", schema)).get("name"), str):
+        raise BadRow("a tool that is no function schema with a name")
+    return cast("ToolSchema", _without_nulls(schema, keep="default"))  # `"default": null` is what a schema may well say
+
+
+def _from_text(value: object, what: str) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise BadRow(f"{what} that are text, but not JSON") from None
+
+
+def _without_nulls(value: object, *, keep: str = "") -> object:
+    """Without the keys whose value is null, at any depth; elements of lists stay."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, object]", value).items()
+        return {key: _without_nulls(each, keep=keep) for key, each in items if each is not None or key == keep}
+    if isinstance(value, list):
+        return [_without_nulls(each, keep=keep) for each in cast("list[object]", value)]
+    return value
+
+
+def _is_masked(message: Mapping[str, Any], number: int) -> bool:
+    if message.get("role") != "assistant":
+        return False
+    return not all(_is_on(message, name, f"message {number}") for name in ("step_loss_mask", "weight"))
+
+
+def _is_on(values: Mapping[str, Any], name: str, whose: str) -> bool:
+    """Whether a mark of 0 or 1 is not 0; absent and null are 1. Raises BadRow for what is neither."""
+    mark = values.get(name)
+    if mark is None:
+        return True
+    if mark not in (0, 1) or isinstance(mark, str):
+        raise BadRow(f"{whose} has a `{name}` of {mark!r}: only 0 and 1 can be honoured"[:200])
+    return bool(mark)
+
+
+def _message(data: object, number: int, *, thoughts: Sequence[str]) -> Message:
     fields = _mapping(data)
     if fields.get("role") not in ROLES:
-        raise BadRow(f"a message with the role {fields.get('role') if fields else data!r}")
+        raise BadRow(f"a message with the role {fields.get('role') if fields else data!r}"[:200])
     content = fields.get("content")
     if content is not None and not isinstance(content, str):
         raise BadRow("a message whose content is not text")
-    calls = cast("Sequence[object]", fields.get("tool_calls") or ())
-    return Message(role=fields["role"], content=content or "", tool_calls=tuple(_call(call) for call in calls))
+    for name in thoughts:
+        if fields["role"] == "assistant" and fields.get(name):
+            raise BadRow(f"message {number} has `{name}`, which cannot be trained on: no turn is written with its thoughts")
+    calls = fields.get("tool_calls") or ()
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise BadRow("`tool_calls` that are no list")
+    return Message(role=fields["role"], content=content or "", tool_calls=tuple(map(_call, cast("Sequence[object]", calls))))
 
 
 def _call(data: object) -> CallTool:
     fields = _mapping(data)
-    inner = _mapping(fields.get("function", fields))
-    if not isinstance(inner.get("name"), str):
+    inner = _mapping(fields.get("function") or fields)
+    name = inner.get("name")
+    if not isinstance(name, str):
         raise BadRow("a tool call without a name")
     arguments = inner.get("arguments")
-    if isinstance(arguments, str):  # OpenAI writes them as JSON in a string
+    if isinstance(arguments, str) and arguments.strip():  # OpenAI writes them as JSON in a string: every null in it was meant
         try:
             arguments = json.loads(arguments)
-        except ValueError:
-            raise BadRow(f"arguments of `{inner['name']}` that are not JSON") from None
+        except (ValueError, RecursionError):
+            raise BadRow(f"arguments of `{name}` that are not JSON"[:200]) from None
+    elif isinstance(arguments, Mapping):
+        arguments = _without_nulls(cast("Mapping[str, object]", arguments))
+    elif arguments is None or isinstance(arguments, str):  # null and "" are no arguments
+        arguments = {}
     if not isinstance(arguments, dict):
-        raise BadRow(f"arguments of `{inner['name']}` that are not an object")
-    return CallTool(name=inner["name"], arguments=cast("dict[str, Any]", arguments))
+        raise BadRow(f"arguments of `{name}` that are not an object"[:200])
+    return CallTool(name=name, arguments=cast("dict[str, Any]", arguments))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
-
-
-def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
-    try:
-        data: object = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"`{path}` line {number} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"`{path}` line {number} is not an object")
-    return cast("dict[str, Any]", data)
 
 
 def read_rows(data: DataConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -29,7 +29,7 @@ from tau2rl.runs.progress import JsonProgress, Progress
 from tau2rl.runs.secrets import Redactor, key_variables
 
 if TYPE_CHECKING:
-    from tau2rl.runs.folder import Result
+    from tau2rl.runs.reports import Result
 
 
 EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -116,7 +116,7 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
         redactor = Redactor(key_variables(dump(folder.config)))
         with _logging(folder, redactor):
             stage, started = stage_of(folder.config), time.monotonic()
-            _log.info("%s %s begins, start %d, pid %d", stage, folder.path, folder.attempt, os.getpid())
+            _log.info("%s %s begins, start %d, pid %d", stage, folder.path, folder.session, os.getpid())
             if folder.torn_bytes:
                 _log.warning("cut %d bytes of a torn line", folder.torn_bytes)
             try:

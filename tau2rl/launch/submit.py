@@ -14,10 +14,11 @@ from tau2rl.config import DOMAINS, LaunchConfig, PipelineConfig, PlayConfig, Sta
 from tau2rl.errors import UserError
 from tau2rl.launch import entry, jobs
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.recipes.pipeline import Planned, plan
+from tau2rl.recipes.pipeline_plan import Planned, plan
 from tau2rl.recipes.pipeline_report import build_report, finished
 from tau2rl.recipes.training import trains_on_actors
-from tau2rl.runs.folder import Claim, RunFolder, claimed, run_path, stage_of
+from tau2rl.runs.claim import Claim, claimed
+from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 

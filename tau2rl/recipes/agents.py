@@ -20,7 +20,7 @@ from tau2rl.policy.scripted import ScriptedPolicy, always_transfer_script, do_no
 from tau2rl.rollout.attempt import PolicyFor, SamplingStage, episode_runner
 from tau2rl.rollout.runner import PlayAttempt
 from tau2rl.rollout.workers import Workers
-from tau2rl.runs.provenance import checkpoint_hash
+from tau2rl.runs.hashes import checkpoint_hash
 from tau2rl.types import ChatCodec, Policy
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """From the episodes of runs to dataset rows: what `seed` and `rft-filter` have in common.
 
-Two passes over the sources. The first enters every episode in a `Ledger`; the second reads the ones that stay once more and
-writes them. No more than one episode is in memory at a time.
+Two passes over the sources. The first adds every episode to a `RolloutFilter`; the second reads the ones that are kept once
+more and writes them. No more than one episode is in memory at a time.
 """
 
 from __future__ import annotations
@@ -14,102 +14,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tau2rl.chat import make_codec
-from tau2rl.chat.cookbook import CookbookCodec
-from tau2rl.chat.native import conversation
-from tau2rl.config import ChatConfig, PolicyConfig
-from tau2rl.data import encoding
-from tau2rl.data.rollout_filter import Entry, Ledger
-from tau2rl.data.rows import write_rows
-from tau2rl.env.domain import domain
+from tau2rl.data.jsonl import write_rows
+from tau2rl.data.rollout_filter import Entry, RolloutFilter
 from tau2rl.env.tasks import changed_something, held_out, kind_of
 from tau2rl.errors import UserError
 from tau2rl.hashing import derive_seed
+from tau2rl.recipes.dataset_rows import Source, row_of
 from tau2rl.recipes.play import floors
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.types import CallTool, Episode, EpisodeRecord, Opening, TaskRef
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One run whose episodes are used: `Source(path=Path("outputs/eval/x"), policy="sglang", protocol="native", ...)`."""
-
-    path: Path
-    run: str
-    policy: str
-    protocol: str
-    cookbook: CookbookCodec | None  # writes the messages of that protocol; None: the native form
-    chat: str  # fingerprint of the codec that wrote its tokens
-    digest: str  # of what the run stood on
-
-
-def make_source(path: Path, name: str, policy: PolicyConfig, chat: ChatConfig, *, fingerprint: str, digest: str) -> Source:
-    """A run as a source. Raises UserError when its protocol cannot be written any more (a tokenizer that is gone)."""
-    codec = make_codec(chat) if chat.protocol == "cookbook" else None
-    return Source(
-        path=path,
-        run=name,
-        policy=policy.model or policy.kind,
-        protocol=chat.protocol,
-        cookbook=codec if isinstance(codec, CookbookCodec) else None,
-        chat=fingerprint,
-        digest=digest,
-    )
-
-
-def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
-    """The row of one episode: OpenAI `messages` and `tools` in its chat protocol, its tokens where it has them, its origin."""
-    episode, task = record.episode, record.episode.task
-    loaded = domain(task.domain)
-    opening = Opening(domain_policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
-    cookbook = source.cookbook
-    metadata = {
-        "id": record.attempt.key,
-        "domain": task.domain,
-        "task_id": task.task_id,
-        "split": task.split,
-        "kind": kind_of(task),
-        "seed": episode.seed,
-        "reward": record.score.task if record.score else None,
-        "partial": record.score.partial if record.score else None,
-        "policy": source.policy,
-        "protocol": source.protocol,
-        "chat": source.chat,
-        "run": source.run,
-        "digest": source.digest,
-    }
-    dicts = cookbook.conversation(opening) if cookbook else conversation(opening)
-    return {
-        "messages": [_openai(message) for message in dicts],
-        "tools": [] if cookbook else list(loaded.tools),  # the cookbook has them in its system message
-        "metadata": metadata,
-        **_tokens(episode),
-    }
-
-
-def _tokens(episode: Episode) -> dict[str, Any]:
-    """The tokens up to the last sampled one, and which to learn: all that were sampled, but for turns that could not be read."""
-    if not episode.token_ids or not episode.turns:
-        return {}
-    sample = encoding.pack(episode)
-    mask = list(sample.loss_mask)
-    for turn in episode.turns:
-        if turn.malformed is not None:
-            mask[turn.start : turn.end] = [0] * (turn.end - turn.start)
-    end = episode.turns[-1].end
-    return {"token_ids": list(sample.token_ids[:end]), "loss_mask": mask[:end]}
-
-
-def _openai(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A chat message as OpenAI has it: the arguments of a call are JSON in a string."""
-    calls: list[dict[str, Any]] = message.get("tool_calls") or []
-    written = [{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in calls]
-    return {**message, **({"tool_calls": written} if written else {})}
-
+from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Status, TaskRef
 
 FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
 PROGRESS_EVERY = 1000
@@ -117,7 +34,7 @@ PROGRESS_EVERY = 1000
 
 @dataclass(slots=True, kw_only=True)
 class Seen:
-    """What the first pass found, beside the ledger."""
+    """What the first pass found, beside the filter."""
 
     episodes: list[str] = field(default_factory=list[str])  # sha256 of each source's `episodes.jsonl`
     held_out: int = 0  # episodes on tasks that no training set should have
@@ -125,8 +42,8 @@ class Seen:
     floor_tasks: dict[str, dict[str, TaskRef]] = field(default_factory=dict[str, dict[str, TaskRef]])
 
 
-def scan(sources: Sequence[Source], ledger: Ledger, *, spec: RewardSpec, seed: int, progress: Progress) -> Seen:
-    """Enter every episode of the sources, those that FAILED too. Raises UserError for a line that is no episode."""
+def scan(sources: Sequence[Source], rollouts: RolloutFilter, *, spec: RewardSpec, seed: int, progress: Progress) -> Seen:
+    """Add every episode of the sources to the filter, those that FAILED too. Raises UserError for a line that is no episode."""
     seen, count = Seen(), 0
     kind, forbidden = functools.lru_cache(maxsize=65536)(kind_of), functools.lru_cache(maxsize=65536)(held_out)
     for number, source in enumerate(sources):
@@ -134,7 +51,7 @@ def scan(sources: Sequence[Source], ledger: Ledger, *, spec: RewardSpec, seed: i
         for file, evidence in (("episodes.jsonl", True), ("failures.jsonl", False)):
             for position, record in read_episodes(source.path / file, digest.update if evidence else None):
                 task = record.episode.task
-                ledger.enter(_entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed))
+                rollouts.add(_entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed))
                 seen.held_out += forbidden(task)
                 seen.costs.add(record.episode)
                 of_domain = seen.floor_tasks.setdefault(task.domain, {})
@@ -147,31 +64,31 @@ def scan(sources: Sequence[Source], ledger: Ledger, *, spec: RewardSpec, seed: i
     return seen
 
 
-def write(folder: Path, name: str, sources: Sequence[Source], ledger: Ledger) -> Mapping[str, Any]:
+def write(folder: Path, name: str, sources: Sequence[Source], rollouts: RolloutFilter) -> Mapping[str, Any]:
     """Write what stays to `name` and what does not to `dropped.jsonl`, with its reason; what was written, for the report."""
-    rows = write_rows(folder / name, _kept_rows(sources, ledger))
+    rows = write_rows(folder / name, _kept_rows(sources, rollouts))
     dropped = write_rows(
-        folder / "dropped.jsonl", ({**asdict(d), "source": str(sources[d.source].path)} for d in ledger.dropped())
+        folder / "dropped.jsonl", ({**asdict(d), "source": str(sources[d.source].path)} for d in rollouts.dropped())
     )
     return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
 
 
-def missing(ledger: Ledger, planned: int) -> int:
+def missing(rollouts: RolloutFilter, planned: int) -> int:
     """Planned attempts that a resumed run could still bring: all that are neither graded nor refused by their task."""
-    return planned - ledger.counts().get("all", {"graded": 0})["graded"] - ledger.reasons().get("fault: task", 0)
+    return planned - rollouts.counts().get("all", {"graded": 0})["graded"] - rollouts.reasons().get("fault: task", 0)
 
 
-def summary(ledger: Ledger, seen: Seen) -> dict[str, Any]:
+def summary(rollouts: RolloutFilter, seen: Seen) -> dict[str, Any]:
     """The report of a dataset: kept of tried, by domain and kind, how evenly it is spread, and what a constant policy solves."""
-    overall = ledger.counts().get("all", {"tried": 0, "graded": 0, "solved": 0, "kept": 0, "tasks": 0, "covered": 0})
+    overall = rollouts.counts().get("all", {"tried": 0, "graded": 0, "solved": 0, "kept": 0, "tasks": 0, "covered": 0})
     tasks = [task for of_domain in seen.floor_tasks.values() for task in of_domain.values()]
     return {
         **overall,
         "coverage": round(overall["covered"] / overall["tasks"], 4) if overall["tasks"] else None,
-        "domains": ledger.counts("domain"),
-        "kinds": ledger.counts("domain || '/' || kind"),
-        "spread": {"kinds": ledger.spread("domain, kind"), "tasks": ledger.spread("task")},
-        "dropped": ledger.reasons(),
+        "domains": rollouts.counts("domain"),
+        "kinds": rollouts.counts("domain || '/' || kind"),
+        "diversity": {"kinds": rollouts.diversity("domain, kind"), "tasks": rollouts.diversity("task")},
+        "dropped": rollouts.reasons(),
         "floor": floors(tasks),
         "floor_tasks": len(tasks),
     }
@@ -223,16 +140,16 @@ def _entry(record: EpisodeRecord, *, kind: str, source: int, position: int, spec
         reward=score.task if score else 0.0,
         partial=(score.partial if score else None) or 0.0,
         no_op=not changed_something(episode),
-        fault=episode.failure.fault.value if episode.failure else "",
+        fault=(episode.fault or Fault.INFRA).value if episode.status is Status.FAILED else "",
         signature=signature(episode),
         pick=derive_seed(seed, source, attempt.key),
     )
 
 
-def _kept_rows(sources: Sequence[Source], ledger: Ledger) -> Iterator[dict[str, Any]]:
+def _kept_rows(sources: Sequence[Source], rollouts: RolloutFilter) -> Iterator[dict[str, Any]]:
     opened: tuple[int, BinaryIO] | None = None
     try:
-        for number, position in ledger.kept():
+        for number, position in rollouts.kept():
             if opened is None or opened[0] != number:
                 if opened:
                     opened[1].close()

@@ -1,4 +1,4 @@
-"""`tau2rl eval` and `tau2rl.evaluate`: play the tasks, keep every episode, report with intervals and floors."""
+"""`tau2rl eval` and `tau2rl.evaluate`: run the agent on the tasks, keep every episode, report with intervals and floors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from tau2rl.config import EvalConfig
 from tau2rl.env.tasks import describe
 from tau2rl.recipes.play import Prepared, floors, play, prepare, write_environment
-from tau2rl.recipes.test_access import find_exam, register
+from tau2rl.recipes.test_access import find_test_access, log_test_access
 from tau2rl.report.report import build_report
-from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
-from tau2rl.runs.timing import starts
+from tau2rl.runs.reports import Result
+from tau2rl.runs.timing import sessions
 from tau2rl.types import ChatCodec
 
 
@@ -24,7 +25,7 @@ class Begun:
 
     prepared: Prepared
     digest: str
-    selected_by: dict[str, Any] | None  # the selection whose test this is, for the report
+    test_access: dict[str, Any] | None  # the selection whose test this is, for the report
 
 
 def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
@@ -38,11 +39,11 @@ def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
 def begin(config: EvalConfig, folder: RunFolder, progress: Progress, *, codec: ChatCodec | None = None) -> Begun:
     """Load what is needed, and keep what the run stands on; `codec` stands in for that of the settings. Raises UserError."""
     prepared = prepare(config, progress, codec=codec)
-    exam = find_exam(config, prepared.agent, prepared.tasks)
-    recorded = {"selected_by": exam.described()} if exam else None
+    access = find_test_access(config, prepared.agent, prepared.tasks)
+    recorded = {"test_access": access.described()} if access else None
     digest = write_environment(config, folder, prepared, recorded=recorded)
-    selected_by = register(exam, run=folder.path, digest=digest) if exam else None
-    return Begun(prepared=prepared, digest=digest, selected_by=selected_by)
+    test_access = log_test_access(access, run=folder.path, digest=digest) if access else None
+    return Begun(prepared=prepared, digest=digest, test_access=test_access)
 
 
 def conclude(folder: RunFolder, begun: Begun) -> dict[str, Any]:
@@ -54,9 +55,9 @@ def conclude(folder: RunFolder, begun: Begun) -> dict[str, Any]:
         floors=floors(prepared.tasks),
         digest=begun.digest,
         tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
-        starts=starts(folder),
+        sessions=sessions(folder.path),
     )
-    if begun.selected_by:
-        report["selected_by"] = begun.selected_by
+    if begun.test_access:
+        report["test_access"] = begun.test_access
     folder.write_report(report)
     return report

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from tau2rl.recipes.pipeline import BASE, ROWS, Planned
+from tau2rl.recipes.pipeline_plan import BASE, ROWS, Planned
 from tau2rl.report.compare import compare
-from tau2rl.runs.files import read_json
+from tau2rl.report.schema import SCHEMA
+from tau2rl.report.tables import printable
 from tau2rl.runs.folder import stage_of
+from tau2rl.runs.provenance import read_environment
+from tau2rl.runs.reports import REPORT, read_report
+from tau2rl.runs.timing import usage
 
 Account = dict[str, Any]
 TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out", "trained")
@@ -17,24 +21,24 @@ TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out", "tr
 
 def finished(planned: Planned) -> bool:
     """Whether a run has ended with a whole result."""
-    report = planned.folder / "report.json"
-    return report.exists() and not read_json(report)["incomplete"]
+    report = planned.folder / REPORT
+    return report.exists() and not read_report(report)["incomplete"]
 
 
 def account(planned: Planned) -> Account:
-    """What a finished run stood on, took in, gave out and cost."""
-    report = read_json(planned.folder / "report.json")
-    identity = read_json(planned.folder / "environment.json")["identity"]
-    usage = [read_json(file) for file in sorted((planned.folder / "logs").glob("attempt_*/usage.json"))]
+    """What a finished run stood on, its inputs and outputs by hash, and what it cost."""
+    report = read_report(planned.folder / REPORT)
+    identity = read_environment(planned.folder, planned.config)["identity"]
+    seconds, cpu_seconds = usage(planned.folder)
     return {
         "stage": stage_of(planned.config),
         "folder": str(planned.folder),
         "digest": report["digest"],
         "parents": list(planned.parents),
-        "took": _took(identity, report),
-        "gave": _gave(planned, report),
-        "cpu_seconds": round(sum(float(u["cpu_seconds"]) for u in usage), 2),
-        "seconds": round(sum(float(u["seconds"]) for u in usage), 2),
+        "inputs": _inputs(identity, report),
+        "outputs": _outputs(planned, report),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "seconds": round(seconds, 2),
         "cost": report.get("cost"),
     }
 
@@ -46,6 +50,7 @@ def build_report(runs: list[Planned]) -> dict[str, Any]:
     evaluations = [_evaluation(planned, account(planned)) for planned in done if planned.kind == "evaluation"]
     accounts = [*steps.values(), *evaluations]
     return {
+        "schema": SCHEMA,
         "stage": "pipeline",
         "incomplete": len(done) < len(runs),
         "not_done": [planned.label for planned in runs if planned not in done],
@@ -78,17 +83,17 @@ def total_cost(accounts: Mapping[str, Account]) -> dict[str, Any]:
 
 
 def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str, Any]:
-    """Whether what each run took in is what its parents gave out, by hash; the links that do not hold, by name.
+    """Whether the inputs of each run are outputs of its parents, by hash; the links that do not hold, by name.
 
-    The evaluation of `base` must have played the checkpoint that its step was trained from.
+    The evaluation of `base` must have had the checkpoint as its agent that its step was trained from.
     """
     links: dict[str, bool] = {}
     runs = [*((name, False, step) for name, step in steps.items())]
     runs += [(f"{e['model']}-eval", e["model"] == BASE, e) for e in evaluations]
     for name, of_base, run in runs:
         for parent in run["parents"]:
-            given = [] if parent not in steps else steps[parent]["took"] if of_base else [steps[parent]["gave"]]
-            links[f"{parent} -> {name}"] = any(sha256 in run["took"] for sha256 in given)
+            expected: list[str] = [] if parent not in steps else steps[parent]["inputs" if of_base else "outputs"]
+            links[f"{parent} -> {name}"] = any(sha256 in run["inputs"] for sha256 in expected)
     broken = [link for link, holds in links.items() if not holds]
     return {"links": len(links), "broken": broken, "holds": not broken}
 
@@ -105,7 +110,7 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
         rise = entry["rise"]
         table.append(
             [
-                str(entry["model"]),
+                printable(str(entry["model"])),
                 _interval(entry["pass@1"], ""),
                 *([_number(entry.get(more))] if largest > 1 else []),
                 _number(entry["floor"]),
@@ -119,17 +124,17 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def step_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """What each finished step was made from and gave: the chain of provenance, with the first 16 digits of each sha256."""
-    table = [["step", "stage", "from", "digest", "gave", "cpu s"]]
+    """What each finished step was made from and what came out, with the first 16 digits of each sha256."""
+    table = [["step", "stage", "from", "digest", "output", "cpu s"]]
     for name, step in report["steps"].items():
-        gave = str(step["gave"] or "-")[:16]
+        output = ", ".join(str(sha256)[:16] for sha256 in step["outputs"]) or "-"
         parents = ", ".join(step["parents"]) or "-"
-        table.append([name, step["stage"], parents, step["digest"], gave, _number(step["cpu_seconds"], digits=0)])
+        table.append([printable(name), step["stage"], parents, step["digest"], output, _number(step["cpu_seconds"], digits=0)])
     return table
 
 
 def _evaluation(planned: Planned, run: Account) -> Account:
-    report = read_json(planned.folder / "report.json")
+    report = read_report(planned.folder / REPORT)
     overall = report["overall"]
     floors = [value for value in report["floor"].values() if value is not None]
     return {
@@ -167,11 +172,11 @@ def _with_rises(evaluations: list[Account]) -> list[Account]:
 
 
 def _solved(folder: Path) -> dict[str, float]:
-    counts = cast("dict[str, dict[str, int]]", read_json(folder / "report.json")["by_task"])
+    counts = cast("dict[str, dict[str, int]]", read_report(folder / REPORT)["by_task"])
     return {key: count["solved"] / count["valid"] for key, count in counts.items()}
 
 
-def _took(identity: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+def _inputs(identity: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     """sha256 of every file and checkpoint that went in."""
     inputs: Mapping[str, Any] = report.get("inputs", {})
     found = [str(part["sha256"]) for part in inputs.get("data", [])]
@@ -181,12 +186,12 @@ def _took(identity: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     return [*found, *([agent.removeprefix("checkpoint ")] if agent.startswith("checkpoint ") else [])]
 
 
-def _gave(planned: Planned, report: Mapping[str, Any]) -> str | None:
-    """sha256 of the rows or of the checkpoint that came out; None for an evaluation."""
+def _outputs(planned: Planned, report: Mapping[str, Any]) -> list[str]:
+    """sha256 of the rows or of the checkpoint that came out; none of an evaluation."""
     if "outputs" in report:
-        return str(report["outputs"]["checkpoint"]["sha256"])
+        return [str(report["outputs"]["checkpoint"]["sha256"])]
     name = ROWS.get(stage_of(planned.config))
-    return None if name is None else str(report["files"][name]["sha256"])
+    return [] if name is None else [str(report["files"][name]["sha256"])]
 
 
 def _interval(estimate: Mapping[str, Any], sign: str) -> str:

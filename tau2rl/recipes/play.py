@@ -27,7 +27,7 @@ from tau2rl.rollout.scheduling import Estimate, longest_first
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import environment
-from tau2rl.runs.timing import clocked
+from tau2rl.runs.timing import timed
 from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Status, TaskRef
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ async def play(
     async with open_episode_runner(config, prepared.codec, policies) as play_once, adaptive_concurrency(config) as control:
         order = longest_first(attempts, estimate, concurrency=control.limit if control else rollout.concurrency)
         episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, control=control)
-        with clocked(folder):
+        with timed(folder):
             async with aclosing(episodes):
                 async for outcome in episodes:
                     estimate.ended(outcome.attempt, outcome.episode)

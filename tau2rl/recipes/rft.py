@@ -7,65 +7,74 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tau2rl.config import ChatConfig, PolicyConfig, RftConfig
-from tau2rl.data.rollout_filter import Ledger
+from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import refuse_held_out
 from tau2rl.errors import UserError
-from tau2rl.recipes.dataset import Source, make_source, missing, scan, summary, write
+from tau2rl.recipes.dataset import missing, scan, summary, write
+from tau2rl.recipes.dataset_rows import Source, make_source
 from tau2rl.recipes.play import play, prepare, write_environment
 from tau2rl.report.cost import account
+from tau2rl.report.schema import SCHEMA
 from tau2rl.reward.presets import spec_from
-from tau2rl.runs.files import read_json
-from tau2rl.runs.folder import Result, RunFolder, read_config
+from tau2rl.runs.folder import RunFolder, read_config
 from tau2rl.runs.progress import Progress
-from tau2rl.runs.provenance import environment
-from tau2rl.runs.timing import starts
+from tau2rl.runs.provenance import environment, read_environment
+from tau2rl.runs.reports import Result
+from tau2rl.runs.timing import sessions
 
 ROWS = "sft.jsonl"
 
 
 def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
     """Sample where no sources are given, then filter. Raises UserError for what cannot be run as asked."""
-    planned = None
-    if config.sources:
-        sources = [source_of(path) for path in config.sources]
-        refuse_mixture(sources)
-        stands_on = environment(config, {}, {"sources": [source.digest for source in sources], "chat": sources[0].chat})
-        folder.write_environment(stands_on)
-        digest = str(stands_on["digest"])
-    else:
-        prepared = prepare(config, progress)
-        if not config.allow_held_out:
-            refuse_held_out(prepared.tasks)
-        digest = write_environment(config, folder, prepared)
-        asyncio.run(play(config, folder, prepared, progress))
-        planned = len(prepared.planned)
-        source = make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)
-        sources = [source]
+    sampled = None if config.sources else _sample(config, folder, progress)
+    sources, digest, planned = sampled or _from_runs(config, folder)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns)
-    with Ledger() as ledger:
-        seen = scan(sources, ledger, spec=spec, seed=config.seed, progress=progress)
+    with RolloutFilter() as rollouts:
+        seen = scan(sources, rollouts, spec=spec, seed=config.seed, progress=progress)
         if seen.held_out and not config.allow_held_out:
             raise UserError(
                 f"{seen.held_out} episodes of the sources are on tasks that are kept for tests",
                 hint="take runs on a training split, or accept them with `allow_held_out=true`",
             )
-        ledger.strike(config.keep)
-        found = summary(ledger, seen)
+        rollouts.apply(config.keep)
         report = {
+            "schema": SCHEMA,
             "stage": "rft-filter",
             "digest": digest,
             "planned": planned,
-            "incomplete": planned is not None and missing(ledger, planned) > 0,
-            **found,
+            "incomplete": planned is not None and missing(rollouts, planned) > 0,
+            **summary(rollouts, seen),
             "sources": [
                 {"path": str(source.path), "digest": source.digest, "episodes_sha256": sha256}
                 for source, sha256 in zip(sources, seen.episodes, strict=True)
             ],
-            "files": write(folder.path, ROWS, sources, ledger),
-            "cost": account(starts(folder), seen.costs) if config.plays else None,  # those of sources are in their own reports
+            "files": write(folder.path, ROWS, sources, rollouts),
+            # Those of earlier runs are in their own reports.
+            "cost": account(sessions(folder.path), seen.costs) if config.plays else None,
         }
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])
+
+
+def _sample(config: RftConfig, folder: RunFolder, progress: Progress) -> tuple[list[Source], str, int | None]:
+    """Run the episodes: the run itself as the only source, its digest, and how many attempts were planned."""
+    prepared = prepare(config, progress)
+    if not config.allow_held_out:
+        refuse_held_out(prepared.tasks)
+    digest = write_environment(config, folder, prepared)
+    asyncio.run(play(config, folder, prepared, progress))
+    source = make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)
+    return [source], digest, len(prepared.planned)
+
+
+def _from_runs(config: RftConfig, folder: RunFolder) -> tuple[list[Source], str, int | None]:
+    """The runs that `sources` names, and the digest of what this one stands on."""
+    sources = [source_of(path) for path in config.sources]
+    refuse_mixture(sources)
+    stands_on = environment(config, {}, {"sources": [source.digest for source in sources], "chat": sources[0].fingerprint})
+    folder.write_environment(stands_on)
+    return sources, str(stands_on["digest"]), None
 
 
 def source_of(path: Path) -> Source:
@@ -75,15 +84,15 @@ def source_of(path: Path) -> Source:
     policy, chat = getattr(config, "policy", None), getattr(config, "chat", None)
     if not isinstance(policy, PolicyConfig) or not isinstance(chat, ChatConfig) or not (path / "episodes.jsonl").exists():
         raise UserError(f"`{path}` holds no episodes", hint="name the folder of an eval, seed or rft-filter run")
-    stood_on = read_json(path / "environment.json")
+    stood_on = read_environment(path, config)
     fingerprint = str(stood_on["identity"].get("chat", ""))
     return make_source(path, config.name, policy, chat, fingerprint=fingerprint, digest=str(stood_on["digest"]))
 
 
 def refuse_mixture(sources: Sequence[Source]) -> None:
     """Raise UserError when the sources do not speak the same protocol: their rows would teach two ways of writing."""
-    if len({source.chat for source in sources}) > 1:
-        lines = "\n".join(f"  {source.path}: {source.protocol}, {source.chat}" for source in sources)
+    if len({source.fingerprint for source in sources}) > 1:
+        lines = "\n".join(f"  {source.path}: {source.chat.protocol}, {source.fingerprint}" for source in sources)
         raise UserError(
             f"the sources were written in different chat protocols or with different tokenizers\n{lines}",
             hint="filter each by itself; `sft` takes several files",

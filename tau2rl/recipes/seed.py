@@ -1,21 +1,24 @@
-"""`tau2rl seed`: demonstrations by somebody who can solve the tasks, played in the real environment, as dataset rows."""
+"""`tau2rl seed`: demonstrations by somebody who can solve the tasks, made in the real environment, as dataset rows."""
 
 from __future__ import annotations
 
 import asyncio
 
 from tau2rl.config import KeepConfig, SeedConfig
-from tau2rl.data.rollout_filter import Ledger
+from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.gold import gold_script
 from tau2rl.env.tasks import refuse_held_out
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.dataset import make_source, missing, scan, summary, write
+from tau2rl.recipes.dataset import missing, scan, summary, write
+from tau2rl.recipes.dataset_rows import make_source
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
 from tau2rl.report.cost import account
+from tau2rl.report.schema import SCHEMA
 from tau2rl.rollout.attempt import PolicyFor
-from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
-from tau2rl.runs.timing import starts
+from tau2rl.runs.reports import Result
+from tau2rl.runs.timing import sessions
 from tau2rl.types import Attempt, Policy
 
 ROWS = "rows.jsonl"
@@ -23,32 +26,33 @@ EVERYTHING = KeepConfig(dedupe=False, per_task=None)
 
 
 def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
-    """Play and write, or continue with it. Raises UserError for what cannot be run as asked."""
+    """Run the episodes and write the rows, or go on with it. Raises UserError for what cannot be run as asked."""
     prepared = prepare(config, progress)
     if not config.allow_held_out:
         refuse_held_out(prepared.tasks)
     digest = write_environment(config, folder, prepared)
     asyncio.run(play(config, folder, prepared, progress, policies=_imperfect(config, prepared)))
     source = make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)
-    with Ledger() as ledger:
-        seen = scan([source], ledger, spec=prepared.spec, seed=config.seed, progress=progress)
-        ledger.strike(EVERYTHING, solved_only=config.keep == "solved")
-        found = summary(ledger, seen)
+    with RolloutFilter() as rollouts:
+        seen = scan([source], rollouts, spec=prepared.spec, seed=config.seed, progress=progress)
+        rollouts.apply(EVERYTHING, solved_only=config.keep == "solved")
+        found = summary(rollouts, seen)
         report = {
+            "schema": SCHEMA,
             "stage": "seed",
             "digest": digest,
             "planned": len(prepared.planned),
-            "incomplete": missing(ledger, len(prepared.planned)) > 0,
+            "incomplete": missing(rollouts, len(prepared.planned)) > 0,
             **found,
-            "files": write(folder.path, ROWS, [source], ledger),
-            "cost": account(starts(folder), seen.costs),
+            "files": write(folder.path, ROWS, [source], rollouts),
+            "cost": account(sessions(folder.path), seen.costs),
         }
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])
 
 
 def _imperfect(config: SeedConfig, prepared: Prepared) -> PolicyFor | None:
-    """The gold teacher with slips; None where nobody slips."""
+    """The gold teacher with noise; None where there is none."""
     if not config.noise_prob:
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,19 +12,23 @@ from tau2rl.config import EvalConfig, GrpoConfig, SftConfig
 from tau2rl.data.task_sampling import outcome
 from tau2rl.env.tasks import refuse_leak, select
 from tau2rl.errors import UserError
-from tau2rl.recipes.test_access import SELECTION, evaluated_checkpoint, training_run
+from tau2rl.recipes.test_access import evaluated_checkpoint
+from tau2rl.report.attempts import counted
+from tau2rl.report.schema import SCHEMA
 from tau2rl.report.selection import RULE, Choice, behind, choose_checkpoint
 from tau2rl.runs import records
-from tau2rl.runs.files import read_json, write_json
+from tau2rl.runs.checkpoints import checkpoint_of, step_of, training_run
+from tau2rl.runs.files import write_json, writing
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import described_checkpoint, differences, file_hash, is_subject
-from tau2rl.runs.records import looks
+from tau2rl.runs.hashes import described_checkpoint, file_hash
+from tau2rl.runs.provenance import ENVIRONMENT, differences, is_subject, read_environment
+from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
+from tau2rl.runs.validation import validations
 from tau2rl.types import TaskRef
 
-SCHEMA = 1
 Shares = dict[str, float]  # task key -> share of attempts that solved it
 HOW_TO = (
-    "look while it trains (`--set train.val_every=20`), or evaluate checkpoints with `tau2rl eval --task-split train-select` "
+    "validate while it trains (`--set train.val_every=20`), or evaluate checkpoints with `tau2rl eval --task-split train-select` "
     "and name these runs"
 )
 
@@ -39,8 +42,8 @@ class Found:
     success: dict[int, Shares] = field(default_factory=dict[int, Shares])  # step -> result, checkpoints that exist alone
     checkpoints: dict[int, Path] = field(default_factory=dict[int, Path])
     start: Shares | None = None  # of the model before training
-    gone: list[int] = field(default_factory=list[int])  # steps that were looked at, and whose checkpoint was not kept
-    unseen: list[int] = field(default_factory=list[int])  # steps whose checkpoint was kept, and whose look was not taken
+    gone: list[int] = field(default_factory=list[int])  # steps that were validated, and whose checkpoint was not kept
+    unseen: list[int] = field(default_factory=list[int])  # steps whose checkpoint was kept, and that were not validated
     tasks: dict[str, TaskRef] = field(default_factory=dict[str, TaskRef])
 
 
@@ -53,20 +56,21 @@ def select_checkpoint(folders: Sequence[Path]) -> dict[str, Any]:
         raise UserError("checkpoints of one training run are compared here", hint="`tau2rl compare` takes two evaluations")
     if len(trainings) + len(evaluations) < len(configs):
         raise UserError("only runs of `grpo`, `sft` and `eval` can be named here")
-    found = _evaluated(evaluations, trainings) if evaluations else _looked(trainings[0])
+    found = _evaluated(evaluations, trainings) if evaluations else _validated(trainings[0])
     _refuse_leaks(found)
     choice = choose_checkpoint(found.success)
     values = _described(found, choice)
-    write_json(found.run / SELECTION, values)
+    with writing(found.run / SELECTION):
+        write_json(found.run / SELECTION, values)
     return values
 
 
-def _looked(run: Path) -> Found:
-    """The looks that a training took by itself."""
+def _validated(run: Path) -> Found:
+    """The validations of a training."""
     found = Found(run=run)
-    for step, file in looks(run).items():
+    for step, file in validations(run).items():
         shares = _shares(file, found.tasks)
-        found.source.append({"look": file.relative_to(run).as_posix(), "sha256": file_hash(file), "step": step})
+        found.source.append({"file": file.relative_to(run).as_posix(), "sha256": file_hash(file), "step": step})
         if step == 0:
             found.start = shares
         elif checkpoint := checkpoint_of(run, step):
@@ -75,32 +79,32 @@ def _looked(run: Path) -> Found:
             found.gone.append(step)
     found.unseen = _unseen(run)
     if not found.source:
-        raise UserError(f"`{run}` was never evaluated on a selection split", hint=HOW_TO)
+        raise UserError(f"`{run}` was never validated", hint=HOW_TO)
     if not found.success:
         raise UserError(
-            f"no checkpoint is kept of the steps that `{run}` looked at: {', '.join(map(str, found.gone))}",
+            f"no checkpoint is kept of the steps that `{run}` validated: {', '.join(map(str, found.gone))}",
             hint="keep them with `train.export_every`, the same as `train.val_every`",
         )
     return found
 
 
 def _unseen(run: Path) -> list[int]:
-    """Steps at which there is a checkpoint and should be a look.
+    """Steps at which there is a checkpoint and should be a validation.
 
-    slime saves before it looks. A run that ends in between goes on behind the save, and never takes that look.
+    slime saves before it validates. A run that ends in between goes on behind the save, and never validates that step.
     """
     config = read_config(run)
     if not isinstance(config, GrpoConfig) or not config.train.val_every:
         return []
     due = range(config.train.val_every, config.train.steps + 1, config.train.val_every)
-    taken = looks(run)
+    taken = validations(run)
     return [step for step in due if step not in taken and checkpoint_of(run, step)]
 
 
 def _shares(file: Path, tasks: dict[str, TaskRef]) -> Shares:
     """Each task's share of successes; what FAILED is no evidence."""
     won: dict[str, list[bool]] = {}
-    for record in records.read(file):
+    for record in counted(records.read(file)):
         tasks[record.episode.task.key] = record.episode.task
         if (solved := outcome(record.episode)) is not None:
             won.setdefault(record.episode.task.key, []).append(solved)
@@ -111,8 +115,7 @@ def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]
     """Finished evaluations, one a checkpoint."""
     found, first = Found(run=trainings[0]) if trainings else None, None
     for folder, config in evaluations.items():
-        report, stands_on = _whole_report(folder), read_json(folder / "environment.json")
-        identity = cast("dict[str, Any]", stands_on["identity"])
+        report, identity = _whole_report(folder), read_environment(folder, config)["identity"]
         unequal = [] if first is None else [d[0] for d in differences(first, identity) if not is_subject(d[0])]
         if unequal:
             raise UserError(
@@ -132,7 +135,7 @@ def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]
             raise UserError(
                 f"`{folder}` evaluated a checkpoint of `{run}`, not of `{found.run}`", hint="name runs of one training"
             )
-        step = steps_of(checkpoint, run)
+        step = step_of(checkpoint, run)
         if step in found.success:
             raise UserError(f"two evaluations of step {step}", hint="name one of them")
         found.success[step], found.checkpoints[step] = _reported(report), checkpoint
@@ -147,7 +150,7 @@ def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]
 
 def _whole_report(folder: Path) -> dict[str, Any]:
     """The report of a finished evaluation."""
-    if not (folder / "report.json").exists() or (report := read_json(folder / "report.json"))["incomplete"]:
+    if not (folder / REPORT).exists() or (report := read_report(folder / REPORT))["incomplete"]:
         raise UserError(
             f"the evaluation in `{folder}` is not complete",
             hint=f"finish it: `tau2rl eval -c {folder / 'config.json'} --output {folder} --resume`",
@@ -160,43 +163,14 @@ def _reported(report: Mapping[str, Any]) -> Shares:
     return {key: count["solved"] / count["valid"] for key, count in counts.items()}
 
 
-def checkpoint_of(run: Path, step: int) -> Path | None:
-    """Where a run keeps the model behind a step; None when it did not keep it.
-
-    `step_00020` of the local backend; `hf/19` of slime, which counts rollouts from 0; `final`.
-    """
-    checkpoints = run / "checkpoints"
-    places = [checkpoints / f"step_{step:05}", checkpoints / "hf" / str(step - 1)]
-    if step == _last_step(run):
-        places.append(checkpoints / "final")
-    return next((place for place in places if (place / "config.json").is_file()), None)
-
-
-def steps_of(checkpoint: Path, run: Path) -> int:
-    """How many steps a checkpoint has behind it, by its name. Raises UserError."""
-    if named := re.fullmatch(r"step_(\d+)", checkpoint.name):
-        return int(named[1])
-    if checkpoint.parent.name == "hf" and checkpoint.name.isdigit():
-        return int(checkpoint.name) + 1
-    if checkpoint.name == "final":
-        return _last_step(run)
-    raise UserError(f"the name of `{checkpoint}` does not say its step", hint="`step_00020`, `hf/19` or `final`")
-
-
-def _last_step(run: Path) -> int:
-    config = read_config(run)
-    assert isinstance(config, (GrpoConfig, SftConfig))
-    return config.train.steps
-
-
 def _refuse_leaks(found: Found) -> None:
     config = read_config(found.run)
     refuse_leak(select(config.tasks) if isinstance(config, GrpoConfig) else (), found.tasks.values())
 
 
 def _described(found: Found, choice: Choice) -> dict[str, Any]:
-    """`selection.json`. The ledger of test evaluations goes on where an earlier selection left it."""
-    chosen = next(one for one in choice.judged if one.step == choice.chosen)
+    """`selection.json`. The test-set access log goes on where an earlier selection left it."""
+    chosen = next(one for one in choice.candidates if one.step == choice.chosen)
     file = found.run / SELECTION
     return {
         "schema": SCHEMA,
@@ -208,7 +182,9 @@ def _described(found: Found, choice: Choice) -> dict[str, Any]:
         "tasks": len(choice.tasks),
         "tasks_left_out": list(choice.left_out),
         "source": found.source,
-        "candidates": [{**asdict(one), "checkpoint": _shown(found.run, found.checkpoints[one.step])} for one in choice.judged],
+        "candidates": [
+            {**asdict(one), "checkpoint": _shown(found.run, found.checkpoints[one.step])} for one in choice.candidates
+        ],
         "best": choice.best,
         "chosen": {
             "step": chosen.step,
@@ -218,13 +194,13 @@ def _described(found: Found, choice: Choice) -> dict[str, Any]:
         },
         "start": _start(found, choice),
         "not_kept": found.gone,
-        "without_look": found.unseen,
-        "test_evaluations": read_json(file)["test_evaluations"] if file.exists() else [],
+        "without_validation": found.unseen,
+        "test_access_log": read_selection(file)["test_access_log"] if file.exists() else [],
     }
 
 
 def _start(found: Found, choice: Choice) -> dict[str, Any] | None:
-    """The model before training against what was chosen, where both were looked at on the same tasks."""
+    """The model before training against what was chosen, where both were validated on the same tasks."""
     if found.start is None or not set(choice.tasks) <= found.start.keys():
         return None
     tasks = list(choice.tasks)
@@ -234,8 +210,7 @@ def _start(found: Found, choice: Choice) -> dict[str, Any] | None:
 
 def _digest(run: Path) -> str | None:
     """What the training stood on; None for a folder in which it never began."""
-    file = run / "environment.json"
-    return str(read_json(file)["digest"]) if file.exists() else None
+    return str(read_environment(run, read_config(run))["digest"]) if (run / ENVIRONMENT).exists() else None
 
 
 def _shown(run: Path, checkpoint: Path) -> str:

@@ -1,7 +1,7 @@
-"""How often the test split was looked at for the checkpoints of one training run.
+"""The test-set access log: how often the checkpoints of one training run were evaluated on a test split.
 
-A test says what it says once: whoever goes back, changes the choice and looks again has begun to choose by the test. Nobody is
-stopped; but each look is written into the `selection.json` of the training run, and every report says how many there were.
+A test says what it says once: whoever goes back, changes the choice and tests again has begun to choose by the test. Nobody is
+stopped; but each access is written into the `selection.json` of the training run, and every report says how many there were.
 Only what goes through `tau2rl eval` can be counted, and only after `tau2rl select-checkpoint`.
 """
 
@@ -15,19 +15,21 @@ from typing import Any
 
 from tau2rl.config import EvalConfig
 from tau2rl.env.tasks import is_test
-from tau2rl.runs.files import RunLock, read_json, write_json
-from tau2rl.runs.provenance import checkpoint_hash
+from tau2rl.runs.checkpoints import training_run
+from tau2rl.runs.files import write_json
+from tau2rl.runs.hashes import checkpoint_hash
+from tau2rl.runs.lock import RunLock
+from tau2rl.runs.reports import SELECTION, read_selection
 from tau2rl.types import TaskRef
 
 log = logging.getLogger(__name__)
-SELECTION = "selection.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exam:
-    """A test of a checkpoint whose run has a selection: `Exam(file=..., checkpoint=..., sha256="8f...", chosen=True)`."""
+class Access:
+    """A test of a checkpoint whose run has a selection: `Access(selection=..., checkpoint=..., sha256="8f...", chosen=True)`."""
 
-    file: Path  # the `selection.json`
+    selection: Path  # the `selection.json`
     checkpoint: Path
     sha256: str
     chosen: bool  # whether it is the one that was chosen
@@ -35,11 +37,11 @@ class Exam:
 
     def described(self) -> dict[str, Any]:
         """What `environment.json` records."""
-        return {"file": str(self.file), "chosen": self.chosen, "sha256": self.sha256}
+        return {"selection": str(self.selection), "chosen": self.chosen, "sha256": self.sha256}
 
 
-def find_exam(config: EvalConfig, agent: str, tasks: Iterable[TaskRef]) -> Exam | None:
-    """The exam that an evaluation is; None when it has no test task, or its checkpoint no selection beside it.
+def find_test_access(config: EvalConfig, agent: str, tasks: Iterable[TaskRef]) -> Access | None:
+    """The access that an evaluation is; None when it has no test task, or its checkpoint no selection beside it.
 
     `agent` is how the policy describes itself: an SGLang server says there which directory it serves.
     """
@@ -51,49 +53,53 @@ def find_exam(config: EvalConfig, agent: str, tasks: Iterable[TaskRef]) -> Exam 
     if not domains:
         return None
     sha256 = checkpoint_hash(checkpoint)
-    chosen = read_json(run / SELECTION)["chosen"]["sha256"] == sha256
-    return Exam(file=run / SELECTION, checkpoint=checkpoint, sha256=sha256, chosen=chosen, domains=domains)
+    chosen = read_selection(run / SELECTION)["chosen"]["sha256"] == sha256
+    return Access(selection=run / SELECTION, checkpoint=checkpoint, sha256=sha256, chosen=chosen, domains=domains)
 
 
-def register(exam: Exam, *, run: Path, digest: str) -> dict[str, Any]:
-    """Write the look into the ledger, once for each run folder however often it is resumed; what the report says of it."""
-    lock = RunLock(exam.file.parent / "logs" / "selection.lock")
+def log_test_access(access: Access, *, run: Path, digest: str) -> dict[str, Any]:
+    """Write the access into the log, once for each run folder however often it is resumed; what the report says of it."""
+    lock = RunLock(access.selection.parent / "logs" / "selection.lock")
     try:
-        selection = read_json(exam.file)
-        ledger: list[dict[str, Any]] = selection["test_evaluations"]
-        mine = next((entry for entry in ledger if (entry["run"], entry["digest"]) == (str(run), digest)), None)
+        selection = read_selection(access.selection)
+        entries: list[dict[str, Any]] = selection["test_access_log"]
+        mine = next((entry for entry in entries if (entry["run"], entry["digest"]) == (str(run), digest)), None)
         if mine is None:
             mine = {
-                "run": str(run), "digest": digest, "sha256": exam.sha256, "chosen": exam.chosen, "domains": list(exam.domains),
-            }  # fmt: skip
-            ledger.append(mine)
-            write_json(exam.file, selection)
+                "run": str(run),
+                "digest": digest,
+                "sha256": access.sha256,
+                "chosen": access.chosen,
+                "domains": list(access.domains),
+            }
+            entries.append(mine)
+            write_json(access.selection, selection)
     finally:
         lock.close()
-    earlier = ledger[: ledger.index(mine)]
-    again = sorted({name for entry in earlier for name in entry["domains"]} & set(exam.domains))
-    told = {**exam.described(), "look": len(earlier) + 1, "seen_before": again}
-    words = warning(told)
+    earlier = entries[: entries.index(mine)]
+    again = sorted({name for entry in earlier for name in entry["domains"]} & set(access.domains))
+    summary = {**access.described(), "number": len(earlier) + 1, "seen_before": again}
+    words = warning(summary)
     if words:
         log.warning("%s", words)
-    return {**told, "warning": words}
+    return {**summary, "warning": words}
 
 
-def warning(selected_by: dict[str, Any]) -> str:
-    """What has to be said of a look at the test split; "" of the first look at what was chosen.
+def warning(test_access: dict[str, Any]) -> str:
+    """What has to be said of an access to the test split; "" of the first one for what was chosen.
 
-    >>> warning({"file": "a/selection.json", "chosen": True, "look": 2, "seen_before": ["retail"]})
-    'the test tasks of retail were looked at before for this training run: this is look 2, see `a/selection.json`'
-    >>> warning({"file": "a/selection.json", "chosen": True, "look": 1, "seen_before": []})
+    >>> warning({"selection": "a/selection.json", "chosen": True, "number": 2, "seen_before": ["retail"]})
+    'the test tasks of retail were used before for this training run: this is access 2, see `a/selection.json`'
+    >>> warning({"selection": "a/selection.json", "chosen": True, "number": 1, "seen_before": []})
     ''
     """
-    words: list[str] = []
-    if not selected_by["chosen"]:
-        words.append(f"this checkpoint was not chosen by `{selected_by['file']}`: its test result is no ground to choose it")
-    if selected_by["seen_before"]:
+    file, words = test_access["selection"], list[str]()
+    if not test_access["chosen"]:
+        words.append(f"this checkpoint was not chosen by `{file}`: its test result is no ground to choose it")
+    if test_access["seen_before"]:
         words.append(
-            f"the test tasks of {', '.join(selected_by['seen_before'])} were looked at before for this training run: "
-            f"this is look {selected_by['look']}, see `{selected_by['file']}`"
+            f"the test tasks of {', '.join(test_access['seen_before'])} were used before for this training run: "
+            f"this is access {test_access['number']}, see `{file}`"
         )
     return "; ".join(words)
 
@@ -106,12 +112,3 @@ def evaluated_checkpoint(config: EvalConfig, agent: str) -> Path | None:
         return None
     served = Path(agent.rpartition(", ")[0] or agent)  # `/models/a, 32768 tokens of context`
     return served if (served / "config.json").is_file() else None
-
-
-def training_run(checkpoint: Path) -> Path | None:
-    """The run folder in whose `checkpoints/` a checkpoint lies.
-
-    >>> training_run(Path("/out/grpo/a/checkpoints/hf/19")).as_posix(), training_run(Path("/models/b"))
-    ('/out/grpo/a', None)
-    """
-    return next((parent.parent for parent in checkpoint.absolute().parents if parent.name == "checkpoints"), None)

@@ -1,7 +1,7 @@
 """Counts over a stream of records, small enough for millions of episodes: no record is kept.
 
-Each planned attempt ends in one of three ways: a valid episode (completed, truncated or malformed), FAILED, or missing. A valid
-episode replaces a FAILED one of the same attempt (a resumed run tried it again); the first valid one stands.
+Each planned attempt ends in one of three ways: a valid episode (completed, truncated or malformed), FAILED, or missing. Which of
+several records of one attempt counts is the rule of `report/attempts.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from tau2rl.report.attempts import replaces
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status
 
 MAX_REASONS = 1000  # different messages that are counted; an outage has few
@@ -32,8 +33,8 @@ class _State(Enum):
     VALID = 2
 
 
-class Tally:
-    """What a report is made of; feed it records in any order."""
+class Aggregate:
+    """What a report is made of; feed it records in the order in which they were written."""
 
     def __init__(self, planned: Sequence[Attempt]) -> None:
         self.sampled: dict[str, TaskCount] = {}
@@ -70,15 +71,20 @@ class Tally:
             if episode.failure is not None and (len(self.reasons) < MAX_REASONS or self._reason(episode) in self.reasons):
                 self.reasons[self._reason(episode)] += 1
             self.cost_usd.append(sum((turn.usage for turn in episode.turns), episode.user_usage).cost_usd)
-            if state is not _State.VALID:
+            if self._counts_now(state):
                 self._states[key] = _State.FAILED
                 self._failures[key] = (episode.stop_reason, episode.fault or Fault.INFRA)
-        elif state is _State.VALID:
+        elif not self._counts_now(state):
             self.repeated += 1
         else:
             self._states[key] = _State.VALID
             self._failures.pop(key, None)
             self._add_valid(record)
+
+    @staticmethod
+    def _counts_now(state: _State) -> bool:
+        """Whether a record counts that comes when the attempt is in this state."""
+        return state is _State.MISSING or replaces(earlier_failed=state is _State.FAILED)
 
     @staticmethod
     def _reason(episode: Episode) -> tuple[str, str]:

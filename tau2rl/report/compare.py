@@ -3,17 +3,21 @@
 Per-task differences remove what makes tasks hard or easy, so far smaller effects show than by comparing two intervals.
 """
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
+# scipy has no types.
+
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tau2rl.errors import UserError
-from tau2rl.report.estimators import Estimate, bootstrap_mean, standard_error, t_quantile
+from tau2rl.report.estimators import Estimate, bootstrap_mean, standard_error
 
-EXACT_FLIPS = 14  # up to so many differing tasks, every sign pattern is tried
+EXACT_FLIPS = 14  # up to so many differing tasks, every pattern of signs is tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,8 @@ def compare(values_a: Mapping[str, float], values_b: Mapping[str, float], *, dra
 def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 300) -> float:
     """Chance of a mean difference at least this large if each task's sign were a coin flip.
 
-    Exact with few differing tasks; else from `draws` random patterns, where (hits + 1) / (draws + 1) keeps it valid.
+    scipy's permutation test: exact with few differing tasks, else from `draws` random patterns of signs, where
+    (hits + 1) / (draws + 1) keeps it valid.
 
     Three tasks, all in favour: 2 of the 8 patterns are as extreme.
 
@@ -76,31 +81,36 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int 
     0.25
     """
     import numpy as np
+    from scipy import stats
 
-    moved = np.sort(np.asarray([d for d in differences if d], dtype=np.float64))
-    if not len(moved):
+    def size(values: Any, axis: int) -> Any:
+        return np.abs(np.sum(values, axis=axis))
+
+    moved = np.asarray([difference for difference in differences if difference])  # the others flip to what they are
+    if len(moved) < 2:  # one task, whichever way: both patterns are as extreme
         return 1.0
-    observed = abs(float(moved.sum())) - 1e-9 * float(np.abs(moved).sum())  # sums that differ by rounding are equal
-    if len(moved) <= EXACT_FLIPS:
-        patterns = np.asarray(list(itertools.product((-1.0, 1.0), repeat=len(moved))))
-        return float(np.mean(np.abs(patterns @ moved) >= observed))
-    generator = np.random.default_rng(seed)
-    hits = 0
-    for start in range(0, draws, 500):
-        signs = generator.integers(0, 2, size=(min(500, draws - start), len(moved))) * 2 - 1
-        hits += int(np.count_nonzero(np.abs(signs @ moved) >= observed))
-    return (hits + 1) / (draws + 1)
+    moved = np.sort(moved if moved.sum() > 0 else -moved)  # the same for either run first, and in any order of the tasks
+    test = stats.permutation_test(
+        (moved,),
+        size,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=max(draws, 2**EXACT_FLIPS) if len(moved) <= EXACT_FLIPS else draws,
+        batch=500,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
-    """Exact two-sided p: min(1, 2 * BinomCDF(min(b, c); b + c, 1/2)).
+    """Exact two-sided p: the binomial test on the tasks that one run alone solved.
 
     >>> mcnemar_p(1, 5)
     0.21875
     """
-    n = only_a + only_b
-    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    from scipy import stats
+
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def _mcnemar(a: Sequence[float], b: Sequence[float]) -> McNemar:
@@ -115,8 +125,10 @@ def _paired(differences: Sequence[float]) -> Estimate:
         return Estimate(value=value, ci95=None, reason="one task has no spread to measure")
     if max(differences) - min(differences) < 1e-12:
         return Estimate(value=value, ci95=None, reason="every task differs by the same amount, so there is no spread to measure")
-    half = t_quantile(len(differences) - 1) * standard_error(differences)
-    return Estimate(value=value, ci95=(value - half, value + half), method="paired t")
+    from scipy import stats
+
+    low, high = stats.t.interval(0.95, len(differences) - 1, loc=value, scale=standard_error(differences))
+    return Estimate(value=value, ci95=(float(low), float(high)), method="paired t")
 
 
 def _same_tasks(a: Mapping[str, float], b: Mapping[str, float]) -> None:

@@ -4,8 +4,6 @@ Two questions, two answers: what would other tasks like these give (the 95% inte
 what would another run on these very tasks give (`rerun_se`, which treats only the attempts as a sample).
 """
 
-# pyright: reportMissingTypeStubs=false
-
 from __future__ import annotations
 
 import math
@@ -85,7 +83,7 @@ class Estimate:
 
 
 def wilson(successes: float, total: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion (Wilson 1927).
+    """Wilson's 95% interval of a proportion (Wilson 1927); unlike scipy's it takes the fractions that effective trials are.
 
     >>> [round(100 * bound, 1) for bound in wilson(57, 100)]
     [47.2, 66.3]
@@ -187,7 +185,8 @@ def rerun_se(counts: Iterable[tuple[int, int]]) -> float | None:
 def bootstrap_mean(strata: Mapping[str, Sequence[float]], *, draws: int = 10_000, seed: int = 300) -> tuple[float, float]:
     """95% percentile interval of the mean over all tasks, tasks drawn with replacement within each stratum (domain).
 
-    The same for the same values and seed, whatever their order. Needs at least one value.
+    Our own ten lines: scipy's bootstrap refuses a stratum of one task. The same for the same values and seed, whatever their
+    order. Needs at least one value.
     """
     import numpy as np
 
@@ -201,17 +200,6 @@ def bootstrap_mean(strata: Mapping[str, Sequence[float]], *, draws: int = 10_000
             part += values[generator.integers(0, len(values), size=(len(part), len(values)))].sum(axis=1)
     low, high = np.quantile(sums / total, [0.025, 0.975])
     return float(low), float(high)
-
-
-def t_quantile(degrees: int) -> float:
-    """The 97.5% quantile of Student's t.
-
-    >>> round(t_quantile(9), 4)
-    2.2622
-    """
-    from scipy import special
-
-    return float(cast(Any, special).stdtrit(degrees, 0.975))
 
 
 def _clip(value: float) -> float:

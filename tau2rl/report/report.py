@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tau2rl.report.aggregate import Tally, TaskCount, by_domain
-from tau2rl.report.cost import Costs, Start, account
+from tau2rl.report.aggregate import Aggregate, TaskCount, by_domain
+from tau2rl.report.cost import Costs, Session, account
 from tau2rl.report.estimators import Estimate, mean_over_groups, mean_over_tasks, measures, rerun_se
+from tau2rl.report.schema import SCHEMA
 from tau2rl.types import Attempt, EpisodeRecord, Status
 
 FLOORS = ("do_nothing", "always_transfer")
@@ -31,75 +32,77 @@ def build_report(
     floors: Mapping[str, Mapping[str, float | None]],
     digest: str,
     tasks_with_writes: Collection[str] | None = None,
-    starts: Sequence[Start] = (),
+    sessions: Sequence[Session] = (),
 ) -> dict[str, Any]:
     """The report of a run, JSON-ready; reads `records` once and keeps none.
 
     `floors[domain]["do_nothing"]` is the success rate of that policy over the tasks of the run in the domain (likewise
     `always_transfer`; None = not known). `tasks_with_writes` are the task keys whose reference actions write.
-    `starts` are what the starts of the run measured of themselves.
+    `sessions` are what the sessions of the run measured of themselves.
     """
-    tally, costs = Tally(planned), Costs()
+    aggregate, costs = Aggregate(planned), Costs()
     for record in records:
-        tally.add(record)
+        aggregate.add(record)
         costs.add(record.episode)
-    not_done = tally.not_done()
-    reason = _reason(tally.sampled, tally.greedy) if planned else "nothing was planned"
-    sampled = _results(tally.sampled)
+    not_done = aggregate.not_done()
+    reason = _reason(aggregate.sampled, aggregate.greedy) if planned else "nothing was planned"
+    sampled = _results(aggregate.sampled)
     return {
-        "tasks": len(tally.sampled.keys() | tally.greedy.keys()),
-        "attempts": _smallest(tally.sampled, "planned"),
+        "schema": SCHEMA,
+        "stage": "eval",
+        "tasks": len(aggregate.sampled.keys() | aggregate.greedy.keys()),
+        "attempts": _smallest(aggregate.sampled, "planned"),
         "overall": sampled["overall"],
         "macro": sampled["macro"],
         "by_domain": sampled["by_domain"],
-        "greedy": _results(tally.greedy) if tally.greedy else None,
-        "tasks_with_writes": None if tasks_with_writes is None else _writes(tally.sampled, tasks_with_writes),
-        "floor": _floor(tally, floors),
+        "greedy": _results(aggregate.greedy) if aggregate.greedy else None,
+        "tasks_with_writes": None if tasks_with_writes is None else _writes(aggregate.sampled, tasks_with_writes),
+        "floor": _floor(aggregate, floors),
         "floor_by_domain": {
-            domain: {name: floors.get(domain, {}).get(name) for name in FLOORS} for domain in by_domain(_all_tasks(tally))
+            domain: {name: floors.get(domain, {}).get(name) for name in FLOORS} for domain in by_domain(_all_tasks(aggregate))
         },
-        "tasks_by_domain": {domain: len(counts) for domain, counts in by_domain(_all_tasks(tally)).items()},
+        "tasks_by_domain": {domain: len(counts) for domain, counts in by_domain(_all_tasks(aggregate)).items()},
         "incomplete": bool(reason),
         "reason": reason or None,
-        "so_far": _so_far(tally, not_done) if reason else None,
-        **_account(tally, len(not_done)),
-        "partial": _mean(tally.partial, reason),
-        "shaped": _mean(tally.shaped, reason),
+        "so_far": _so_far(aggregate, not_done) if reason else None,
+        **_account(aggregate, len(not_done)),
+        "partial": _mean(aggregate.partial, reason),
+        "shaped": _mean(aggregate.shaped, reason),
         "by_task": {
             key: {"attempts": count.planned, "valid": count.valid, "solved": count.solved}
-            for key, count in sorted(tally.sampled.items())
+            for key, count in sorted(aggregate.sampled.items())
         },
-        "cost": account(starts, costs),
+        "cost": account(sessions, costs),
         "digest": digest,
     }
 
 
-def _account(tally: Tally, not_done: int) -> dict[str, Any]:
-    """Where every attempt went, and what it took."""
-    terminations, faults = Counter(tally.terminations), Counter(fault.value for fault in tally.faults.elements())
-    for termination, fault in tally.failures():
+def _account(aggregate: Aggregate, not_done: int) -> dict[str, Any]:
+    """Where every attempt went: statuses, faults, tokens, turns and seconds."""
+    terminations, faults = Counter(aggregate.terminations), Counter(fault.value for fault in aggregate.faults.elements())
+    for termination, fault in aggregate.failures():
         terminations[termination] += 1
         faults[fault.value] += 1
     return {
         "episodes": {
-            **{status.value: tally.statuses[status] for status in (Status.COMPLETED, Status.TRUNCATED, Status.MALFORMED)},
-            "failed": tally.failed,
+            **{status.value: aggregate.statuses[status] for status in (Status.COMPLETED, Status.TRUNCATED, Status.MALFORMED)},
+            "failed": aggregate.failed,
         },
-        "missing": not_done - tally.failed,
-        "failed_tries": tally.failed_tries,
+        "missing": not_done - aggregate.failed,
+        "failed_tries": aggregate.failed_tries,
         "failures": [
-            {"fault": fault, "message": message, "count": count} for (fault, message), count in tally.reasons.most_common(5)
+            {"fault": fault, "message": message, "count": count} for (fault, message), count in aggregate.reasons.most_common(5)
         ],
-        "records": {"unplanned": tally.unplanned, "repeated": tally.repeated},
+        "records": {"unplanned": aggregate.unplanned, "repeated": aggregate.repeated},
         "terminations": dict(sorted(terminations.items())),
         "faults": dict(sorted(faults.items())),
-        "tokens": {name: tally.tokens[name] for name in ("sampled", "prompt", "cached", "user")},
-        "cost_usd": math.fsum(tally.cost_usd),
-        "turns": {"mean": _plain_mean(tally.turns), "max": max(tally.turns, default=None)},
+        "tokens": {name: aggregate.tokens[name] for name in ("sampled", "prompt", "cached", "user")},
+        "cost_usd": math.fsum(aggregate.cost_usd),
+        "turns": {"mean": _plain_mean(aggregate.turns), "max": max(aggregate.turns, default=None)},
         "seconds": {
-            "mean": _plain_mean(tally.seconds),
-            "max": max(tally.seconds, default=None),
-            "total": math.fsum(tally.seconds),
+            "mean": _plain_mean(aggregate.seconds),
+            "max": max(aggregate.seconds, default=None),
+            "total": math.fsum(aggregate.seconds),
         },
     }
 
@@ -136,9 +139,9 @@ def _json(section: Section) -> dict[str, dict[str, Any]]:
     return {name: estimate.to_json() for name, estimate in section.items()}
 
 
-def _so_far(tally: Tally, not_done: Sequence[str]) -> dict[str, Any]:
+def _so_far(aggregate: Aggregate, not_done: Sequence[str]) -> dict[str, Any]:
     """What an incomplete run has: only tasks with a valid episode, k up to the fewest that any of them has."""
-    sampled, greedy = _with_evidence(tally.sampled), _with_evidence(tally.greedy)
+    sampled, greedy = _with_evidence(aggregate.sampled), _with_evidence(aggregate.greedy)
     return {
         "note": "partial numbers of an incomplete run, not a result",
         "tasks": len(sampled),
@@ -146,8 +149,8 @@ def _so_far(tally: Tally, not_done: Sequence[str]) -> dict[str, Any]:
         "tasks_by_domain": {domain: len(part) for domain, part in by_domain({**greedy, **sampled}).items()},
         **_results(sampled),
         "greedy": _results(greedy) if greedy else None,
-        "partial": _mean(tally.partial, ""),
-        "shaped": _mean(tally.shaped, ""),
+        "partial": _mean(aggregate.partial, ""),
+        "shaped": _mean(aggregate.shaped, ""),
         "not_done": list(not_done[:SHOWN]),
     }
 
@@ -169,9 +172,9 @@ def _writes(counts: Mapping[str, TaskCount], keys: Collection[str]) -> dict[str,
     return {"tasks": len(chosen), "pass@1": _section(chosen, 1)["pass@1"].to_json()}
 
 
-def _floor(tally: Tally, floors: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+def _floor(aggregate: Aggregate, floors: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
     """Each floor over the whole run: the domains' floors, weighted by their tasks in it; null where one is not known."""
-    sizes = {domain: len(counts) for domain, counts in by_domain(_all_tasks(tally)).items()}
+    sizes = {domain: len(counts) for domain, counts in by_domain(_all_tasks(aggregate)).items()}
     out: dict[str, float | None] = {}
     for name in FLOORS:
         rates = {domain: floors.get(domain, {}).get(name) for domain in sizes}
@@ -180,8 +183,8 @@ def _floor(tally: Tally, floors: Mapping[str, Mapping[str, float | None]]) -> di
     return out
 
 
-def _all_tasks(tally: Tally) -> dict[str, TaskCount]:
-    return {**tally.greedy, **tally.sampled}
+def _all_tasks(aggregate: Aggregate) -> dict[str, TaskCount]:
+    return {**aggregate.greedy, **aggregate.sampled}
 
 
 def _reason(*parts: Mapping[str, TaskCount]) -> str:

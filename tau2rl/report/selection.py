@@ -21,8 +21,8 @@ COMMON = 0.9  # of all tasks must have evidence at every checkpoint, or the numb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """One checkpoint: `Judged(step=40, success=0.46, se=0.07, gap=0.04, gap_se=0.05, within=True)`."""
+class Candidate:
+    """One checkpoint: `Candidate(step=40, success=0.46, se=0.07, gap=0.04, gap_se=0.05, within=True)`."""
 
     step: int
     success: float  # mean over tasks of the share of attempts that solved the task
@@ -34,11 +34,11 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What the rule says: `Choice(chosen=40, best=60, judged=(...), tasks=("retail/3", ...), left_out=())`, steps throughout."""
+    """What the rule says: `Choice(chosen=40, best=60, candidates=(...), tasks=("retail/3", ...), ...)`, steps throughout."""
 
     chosen: int
     best: int
-    judged: tuple[Judged, ...]  # by step
+    candidates: tuple[Candidate, ...]  # by step
     tasks: tuple[str, ...]  # that every checkpoint has evidence on, and that the numbers are of
     left_out: tuple[str, ...]  # the others
 
@@ -48,20 +48,20 @@ def choose_checkpoint(success: Mapping[int, Mapping[str, float]]) -> Choice:
 
     >>> early = {"a/1": 1.0, "a/2": 0.0, "a/3": 0.5, "a/4": 0.5}
     >>> choice = choose_checkpoint({20: early, 40: {**early, "a/2": 0.5}, 60: {**early, "a/1": 0.0}})
-    >>> choice.best, choice.chosen, [judged.within for judged in choice.judged]
+    >>> choice.best, choice.chosen, [one.within for one in choice.candidates]
     (40, 20, [True, True, False])
     """
     tasks, left_out = _common(success)
     if not any(values[task] > 0 for values in success.values() for task in tasks):
         raise UserError(
             "no checkpoint solved any of the tasks, so there is nothing to choose by",
-            hint="look at more tasks, or more attempts a task (`val.num_samples`)",
+            hint="validate on more tasks, or with more attempts a task (`val.limit`, `val.num_samples`)",
         )
     means = {step: math.fsum(values[task] for task in tasks) / len(tasks) for step, values in success.items()}
     best = min(means, key=lambda step: (-round(means[step], 12), step))  # of equals the earliest
-    judged = tuple(_judge(step, success[step], success[best], tasks) for step in sorted(success))
-    chosen = next(one.step for one in judged if one.within)
-    return Choice(chosen=chosen, best=best, judged=judged, tasks=tuple(tasks), left_out=tuple(left_out))
+    candidates = tuple(_candidate(step, success[step], success[best], tasks) for step in sorted(success))
+    chosen = next(one.step for one in candidates if one.within)
+    return Choice(chosen=chosen, best=best, candidates=candidates, tasks=tuple(tasks), left_out=tuple(left_out))
 
 
 def behind(values: Mapping[str, float], best: Mapping[str, float], tasks: list[str]) -> tuple[float, float | None]:
@@ -74,10 +74,10 @@ def behind(values: Mapping[str, float], best: Mapping[str, float], tasks: list[s
     return math.fsum(gaps) / len(gaps), standard_error(gaps) if len(gaps) > 1 else None
 
 
-def _judge(step: int, values: Mapping[str, float], best: Mapping[str, float], tasks: list[str]) -> Judged:
+def _candidate(step: int, values: Mapping[str, float], best: Mapping[str, float], tasks: list[str]) -> Candidate:
     shares = [values[task] for task in tasks]
     gap, gap_se = behind(values, best, tasks)
-    return Judged(
+    return Candidate(
         step=step,
         success=math.fsum(shares) / len(shares),
         se=standard_error(shares) if len(shares) > 1 else None,

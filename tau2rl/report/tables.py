@@ -8,6 +8,15 @@ from typing import Any
 NONE = "-"
 
 
+def printable(text: str) -> str:
+    r"""Text of a model, a server or a file as a table may show it: what would move the cursor or turn the text is written out.
+
+    >>> printable("a\x1b[2Jb\u202ec")
+    'a\\x1b[2Jb\\u202ec'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def report_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """A header and one row per domain, then `macro` (with several domains) and `overall`; greedy rows after them.
 
@@ -30,15 +39,16 @@ def cost_words(cost: Mapping[str, Any]) -> str:
     """The `cost` of a report in a line.
 
     >>> tokens = {"policy_in": 1_200_000, "policy_out": 45_000, "policy_cached": 900_000, "user_in": 0, "user_out": 0}
-    >>> bound = "87% of episode time waits for the policy"
-    >>> cost_words({"process": {"wall_seconds": 40.0}, "episode_seconds": {"total": 900.0}, "tokens": tokens, "bound": bound})
+    >>> words = "87% of episode time waits for the policy"
+    >>> seconds = {"process": {"wall_seconds": 40.0}, "episode_seconds": {"total": 900.0}}
+    >>> cost_words({**seconds, "tokens": tokens, "bottleneck": words})
     '40.0 s for 900.0 s of episodes; agent 1,200,000 tokens in (75% cached), 45,000 out; 87% of episode time waits for the policy'
     >>> wall = {"seconds": {"update": 9.0, "saving": 1.0}, "shares": {"update": 0.9, "saving": 0.1}}
     >>> tokens = {"trained": 4500, "trained_per_second": 500.0}
-    >>> cost_words({"process": {"wall_seconds": 10.0}, "wall": wall, "tokens": tokens, "bound": None})
+    >>> cost_words({"process": {"wall_seconds": 10.0}, "wall": wall, "tokens": tokens, "bottleneck": None})
     '10.0 s (90% update, 10% saving); 4,500 tokens trained, 500 a second'
     """
-    return "; ".join([_took(cost), *_tokens(cost["tokens"]), *_cpu(cost), *([cost["bound"]] if cost["bound"] else [])])
+    return "; ".join([_time(cost), *_tokens(cost["tokens"]), *_cpu(cost), *([cost["bottleneck"]] if cost["bottleneck"] else [])])
 
 
 def total_words(total: Mapping[str, Any]) -> str:
@@ -55,8 +65,8 @@ def total_words(total: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
-def _took(cost: Mapping[str, Any]) -> str:
-    """Wall time with its parts, and the time of episodes."""
+def _time(cost: Mapping[str, Any]) -> str:
+    """Wall time with its phases, and the time of episodes."""
     seconds, wall = cost["process"]["wall_seconds"], cost.get("wall")
     words = "unknown" if seconds is None else f"{seconds:.1f} s"
     if wall:
@@ -72,7 +82,7 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
         cached = tokens["policy_cached"] / tokens["policy_in"]
         words.append(f"agent {tokens['policy_in']:,} tokens in ({cached:.0%} cached), {tokens['policy_out']:,} out")
     if tokens.get("user_in"):
-        words.append(f"customer {tokens['user_in']:,} tokens in, {tokens['user_out']:,} out")
+        words.append(f"user simulator {tokens['user_in']:,} tokens in, {tokens['user_out']:,} out")
     if tokens.get("trained"):
         rate = tokens.get("trained_per_second")
         words.append(f"{tokens['trained']:,} tokens trained" + (f", {rate:,.0f} a second" if rate else ""))
@@ -100,7 +110,7 @@ def _block(
     floors: Mapping[str, Mapping[str, float | None]] = report["floor_by_domain"]
     rows = [
         [
-            f"{label}{domain}",
+            printable(f"{label}{domain}"),
             str(counts["tasks_by_domain"][domain]),
             *_numbers(section, largest),
             number(_highest(floors[domain])),

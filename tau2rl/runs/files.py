@@ -1,14 +1,12 @@
-"""One writer for a run: an advisory lock that the system drops when its holder dies, however it dies."""
+"""Files of a run: replaced whole or not at all, read with an error that names the file, repaired after a kill."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
-import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +28,39 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         raise
 
 
+WAYS_OUT = {  # by errno: what a person can do about a file that cannot be written
+    errno.ENOSPC: "free some space, or choose a disk with more: `--output`",
+    errno.EDQUOT: "free some space, or choose a disk with more: `--output`",
+    errno.EFBIG: "this process may write no larger files (`ulimit -f`)",
+    errno.ENAMETOOLONG: "choose a shorter `--output` or `--name`",
+    errno.ELOOP: "a symbolic link on the way leads back to itself; choose another `--output`",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn a failure of the file system into a UserError that names `path` and a way out.
+
+    For the files with which a session begins. What fails later, in the middle of a run, is no mistake in the request: see
+    `RunFolder.append`.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = WAYS_OUT.get(error.errno or 0, "choose an `--output` that you can write to")
+        raise UserError(f"cannot write `{shortened(path)}`: {error.strerror or error}", hint=hint) from None
+
+
+def shortened(path: Path) -> str:
+    """A path for a message: whole, but for one that would fill the screen.
+
+    >>> shortened(Path("/a/b")), len(shortened(Path("/" + "x" * 5000)))
+    ('/a/b', 203)
+    """
+    text = str(path)
+    return text if len(text) <= 1000 else f"{text[:100]}...{text[-100:]}"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises UserError that names the file."""
     try:
@@ -38,10 +69,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"no such file `{path}`") from None
     except OSError as error:
         raise UserError(f"cannot read `{path}`: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"`{path}` is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"`{path}` is not JSON: {error}", hint="it is damaged: restore it from a copy") from None
     if not isinstance(values, dict):
-        raise UserError(f"`{path}` is not a JSON object")
+        raise UserError(f"`{path}` is not a JSON object", hint="it is damaged: restore it from a copy")
     return cast("dict[str, Any]", values)
 
 
@@ -74,64 +105,3 @@ def repair_tail(path: Path) -> int:
         if end < size:
             file.truncate(end)
         return size - end
-
-
-PATIENCE_SECONDS = 10.0  # a job whose command line was killed needs a moment until it has ended too
-
-
-class RunLock:
-    """Holds `path` locked from construction to `close`. Raises UserError that names the process which has it."""
-
-    def __init__(self, path: Path, *, patience_seconds: float = PATIENCE_SECONDS, deed: str = "is writing") -> None:
-        """`deed`: what the holder is told to do with the run in the folder above `path`'s."""
-        deadline = time.monotonic() + patience_seconds
-        self._descriptor = -1
-        try:
-            while not _is(path, self._descriptor):  # the folder may go away while we wait, and the lock in it locks nothing then
-                if self._descriptor >= 0:
-                    self.close()
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                self._wait(path, deadline, deed)
-        except BaseException:
-            self.close()
-            raise
-        self.said = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip()  # what the holder before us left
-        self.note(f"process {os.getpid()} on {socket.gethostname()}")
-
-    def note(self, text: str) -> None:
-        """Write into the file what others are told."""
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{text}\n".encode(), 0)
-
-    def close(self) -> None:
-        """Let the next one in; safe to call twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def _wait(self, path: Path, deadline: float, deed: str) -> None:
-        while True:
-            try:
-                # flock, not lockf: a lock of the open file, so closing another handle to it in this process keeps it.
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip() or "another process"
-                    raise UserError(
-                        f"{holder} {deed} the run in `{path.parent.parent}`",
-                        hint="wait until it has ended, or give this run another `--name`",
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                raise UserError(
-                    f"cannot lock `{path}`: {error.strerror}", hint="the file system has no locks; choose another `--output`"
-                ) from None
-
-
-def _is(path: Path, descriptor: int) -> bool:
-    try:
-        return descriptor >= 0 and os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

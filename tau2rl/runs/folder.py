@@ -1,7 +1,7 @@
 """The run folder: made by whoever asks for a run, opened by the one process that carries it out.
 
-`outputs/STAGE/NAME/`: `config.json environment.json episodes.jsonl failures.jsonl metrics.jsonl report.json checkpoints/
-logs/attempt_N/ logs/latest`.
+`outputs/STAGE/NAME/`: `config.json environment.json episodes.jsonl failures.jsonl metrics.jsonl report.json checkpoints/ val/
+logs/session_N/ logs/latest`; `docs/formats.md` defines them.
 
 A record is one `write` of a whole line, so a kill at any moment (-9 too) loses at most the line being written. Lines are not
 forced to the disk one by one: the kernel has them, a dead process cannot take them back, and an fsync for every episode
@@ -11,35 +11,40 @@ stalls all others on a slow disk. Only a power failure can cost the last seconds
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tau2rl import settings
 from tau2rl.config import STAGES, StageConfig, build, dump
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.report.schema import SCHEMA
 from tau2rl.runs import files, records
-from tau2rl.runs.files import PATIENCE_SECONDS, RunLock
-from tau2rl.runs.provenance import differences, settings_of
+from tau2rl.runs.changes import allowed_changes, refuse_changes
+from tau2rl.runs.files import writing
+from tau2rl.runs.lock import PATIENCE_SECONDS, RunLock
+from tau2rl.runs.provenance import ENVIRONMENT, differences, read_environment, record_changes
 from tau2rl.runs.secrets import Redactor, key_variables
+from tau2rl.runs.sessions import begin_session
 from tau2rl.types import EpisodeRecord, Status
 
-_EVIDENCE = ("episodes.jsonl", "failures.jsonl", "metrics.jsonl", "report.json")
-_RESULTS = (*_EVIDENCE, "checkpoints")
-CLAIM, _JOB = "claim", "job "  # below logs/: who has asked for the run, and how the name of a job begins there
+EVIDENCE = ("episodes.jsonl", "failures.jsonl", "metrics.jsonl", "report.json")
+RESULTS = (*EVIDENCE, "checkpoints")
+CLAIM, JOB = "claim", "job "  # below logs/: who has asked for the run, and how the name of a job begins there
 
 
 def run_path(config: StageConfig) -> Path:
     """Where the run of a config lives, absolute: `config.output`, else `OUTPUT_ROOT/STAGE/NAME`. Raises UserError."""
     if config.output is not None:
-        return config.output.expanduser().absolute()
-    if config.name in {"", ".", ".."} or Path(config.name).name != config.name:
+        path = config.output.expanduser().absolute()
+    elif config.name in {"", ".", ".."} or Path(config.name).name != config.name:
         raise UserError(f"`{config.name}` cannot name a run", hint="a name without `/`; `--output` takes a whole path")
-    return (settings.output_root() / stage_of(config) / config.name).absolute()
+    else:
+        path = (settings.output_root() / stage_of(config) / config.name).absolute()
+    with writing(path):  # a path that is too long cannot even be asked for, by whoever looks first
+        path.exists()
+    return path
 
 
 def stage_of(config: StageConfig) -> str:
@@ -52,54 +57,6 @@ def stage_of(config: StageConfig) -> str:
     return str(dump(config)["stage"])
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A run that one process has asked for, and nobody else may as long as this is held; it goes with its holder."""
-
-    path: Path
-    new: bool  # whether nothing of a run was there before
-    _lock: RunLock
-
-    @contextmanager
-    def left_to(self, job: str) -> Generator[None]:
-        """After this block the claim is that of a job which nobody follows, until it has opened the folder."""
-        self._lock.note(f"{_JOB}{job}")  # ahead: once it is submitted, it may open the folder at any moment
-        try:
-            yield
-        except BaseException:
-            self._lock.note("")
-            raise
-
-    def withdraw(self) -> None:
-        """Take away the folder of a run that was refused, where it is new: what was refused must not hold the name."""
-        if self.new:
-            withdraw(self.path)
-
-
-@contextmanager
-def claimed(path: Path, config: StageConfig, *, resume: bool) -> Generator[Claim]:
-    """`RunFolder.create`, and the claim to what it made. Raises UserError that names the holder, and for what `create` does."""
-    path = path.absolute()
-    _make(path)
-    lock = RunLock(path / "logs" / CLAIM, patience_seconds=0, deed="has started")
-    try:
-        if lock.said.startswith(_JOB):
-            lock.note(lock.said)
-            raise UserError(
-                f"{lock.said} was submitted for the run in `{path}` and has not opened its folder yet",
-                hint=f"wait for it, or end it with `ray job stop` and remove `{path / 'logs' / CLAIM}`",
-            )
-        claim = Claim(path, not (path / "config.json").exists(), lock)
-        try:
-            RunFolder.create(path, config, resume=resume)
-        except UserError:
-            claim.withdraw()
-            raise
-        yield claim
-    finally:
-        lock.close()
-
-
 class RunFolder:
     """An open run. Use it as a context manager; while it is open no other process can open it."""
 
@@ -108,14 +65,16 @@ class RunFolder:
         self.path = path
         self.config = config
         self._lock = lock
-        self.torn_bytes = sum(files.repair_tail(file) for file in (self.episodes, self.failures, self.metrics))
-        self.attempt, self.logs = _new_attempt(path / "logs")
+        with writing(path):
+            self.torn_bytes = sum(files.repair_tail(file) for file in (self.episodes, self.failures, self.metrics))
+        with writing(path / "logs"):
+            self.session, self.logs = begin_session(path)
         self._redactor = Redactor(key_variables(dump(config)))
         self._writers: dict[Path, int] = {}
 
     @staticmethod
     def create(path: Path, config: StageConfig, *, resume: bool, patience_seconds: float = PATIENCE_SECONDS) -> Path:
-        """Make the folder and write `config.json` (with `resume` off: what is stored describes the run, not this start).
+        """Make the folder and write `config.json` (with `resume` off: what is stored describes the run, not this session).
 
         Raises UserError: the folder holds something else, or a run and `resume` is off, or a run with other settings,
         or a run that a process is still writing.
@@ -123,7 +82,7 @@ class RunFolder:
         values = dump(config)
         Redactor(key_variables(values)).refuse(values)
         path = path.absolute()
-        _make(path)
+        make_folder(path)
         lock = RunLock(path / "logs" / "lock", patience_seconds=patience_seconds)
         try:
             if has_results(path):
@@ -132,23 +91,24 @@ class RunFolder:
                         f"`{path}` holds a run already",
                         hint="continue it with `--resume`, or choose another `--name` or `--output`",
                     )
-                stored = settings_of(read_config(path))
-                _refuse_differences(differences(stored, settings_of(config)), path, "its settings are not the same")
-            files.write_json(path / "config.json", {**values, "resume": False})
+                record_changes(path, allowed_changes(read_config(path), config, path))
+            with writing(path / "config.json"):
+                files.write_json(path / "config.json", {**values, "resume": False})
         finally:
             lock.close()
         return path
 
     @classmethod
     def open(cls, path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> RunFolder:
-        """Take the folder that `create` made: lock it, repair torn lines, begin `logs/attempt_N`. Raises UserError."""
+        """Take the folder that `create` made: lock it, repair torn lines, begin `logs/session_N`. Raises UserError."""
         path = path.absolute()
         config = read_config(path)
-        (path / "logs").mkdir(exist_ok=True)
+        with writing(path):
+            (path / "logs").mkdir(exist_ok=True)
         lock = RunLock(path / "logs" / "lock", patience_seconds=patience_seconds)
         try:
             claim = path / "logs" / CLAIM
-            if claim.exists() and claim.read_text(encoding="utf-8").startswith(_JOB):
+            if claim.exists() and claim.read_text(encoding="utf-8").startswith(JOB):
                 claim.unlink(missing_ok=True)
             return cls(path, config, lock)
         except BaseException:
@@ -162,7 +122,7 @@ class RunFolder:
 
     @property
     def failures(self) -> Path:
-        """Every episode that is none: our world broke, after all its tries."""
+        """Every episode that is none: the environment or the infrastructure failed, in every try."""
         return self.path / "failures.jsonl"
 
     @property
@@ -182,39 +142,47 @@ class RunFolder:
 
     @property
     def usage(self) -> Path:
-        """What this start took."""
+        """What this session took."""
         return self.logs / "usage.json"
 
     @property
     def job_log(self) -> Path:
-        """The log of this start."""
+        """The log of this session."""
         return self.logs / "job.log"
 
     def append(self, record: EpisodeRecord) -> None:
-        """Keep an episode: FAILED ones in `failures.jsonl`, all others in `episodes.jsonl`. Raises OSError (disk full)."""
-        failed = record.episode.status is Status.FAILED
-        self._write(self.failures if failed else self.episodes, records.encode(self._redactor.record(record)))
+        """Keep an episode: FAILED ones in `failures.jsonl`, all others in `episodes.jsonl`. Raises RunIncomplete (disk full)."""
+        file = self.failures if record.episode.status is Status.FAILED else self.episodes
+        try:
+            self._write(file, records.encode(self._redactor.record(record)))
+        except OSError as error:
+            raise RunIncomplete(f"cannot write `{file}`: {error.strerror}; what was written before is kept") from None
 
     def records(self) -> Iterator[EpisodeRecord]:
-        """The episodes that are evidence, of this start and of those before it."""
+        """The episodes that are evidence, of this session and of those before it."""
         return records.read(self.episodes)
 
     def failed_records(self) -> Iterator[EpisodeRecord]:
-        """The episodes that FAILED; a later start may have repeated one."""
+        """The episodes that FAILED; a later session may have repeated one."""
         return records.read(self.failures)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Keep what `provenance.environment` made; on a resumed run, refuse an identity that is not the stored one."""
-        path = self.path / "environment.json"
-        if path.exists() and has_results(self.path):
-            stored = files.read_json(path)
-            found = differences(stored.get("identity", {}), environment["identity"])
-            _refuse_differences(found, self.path, "what it stands on has changed")
-        files.write_json(path, environment)
+        """Keep what `provenance.environment` made; on a resumed run, refuse an identity that is not the stored one.
+
+        Settings are not compared again: `create` has done that.
+        """
+        file = self.path / ENVIRONMENT
+        if file.exists() and has_results(self.path):
+            stored = read_environment(self.path, self.config)
+            found = differences(_without_settings(stored["identity"]), _without_settings(environment["identity"]))
+            refuse_changes(found, self.path, "what it stands on has changed")
+            environment = {**environment, "changes": stored["changes"]}
+        with writing(file):
+            files.write_json(file, environment)
 
     def write_report(self, report: Mapping[str, Any]) -> None:
-        """Replace `report.json`."""
-        files.write_json(self.report, self._redactor.values(report))
+        """Replace `report.json`; it says which version of the format it has."""
+        files.write_json(self.report, self._redactor.values({"schema": SCHEMA, **report}))
 
     def close(self) -> None:
         """Sync the records and let go of the folder; safe to call twice."""
@@ -247,77 +215,48 @@ class RunFolder:
 def read_config(path: Path) -> StageConfig:
     """The config of the run in a folder. Raises UserError."""
     file = path / "config.json"
-    if not file.exists():
-        raise UserError(f"`{path}` is not a run folder: it has no `config.json`")
+    with writing(path):
+        present = file.exists()
+    if not present:
+        raise UserError(
+            f"`{path}` is not a run folder: it has no `config.json`", hint="name a folder such as `outputs/eval/default`"
+        )
     values = files.read_json(file)
     stage = values.get("stage")
     if stage not in STAGES:
         raise UserError(f"`{file}` is of an unknown stage `{stage}`", hint=f"known: {', '.join(STAGES)}")
-    return build(STAGES[stage], values, stored=True)
+    try:
+        return build(STAGES[stage], values, stored=True)
+    except UserError as error:
+        raise UserError(f"`{file}` is not the config of a run: {error.message}", hint=error.hint) from None
 
 
 def has_results(path: Path) -> bool:
     """Whether a run has left anything in a folder that a new run would mix with."""
-    return _has_any(path, _RESULTS)
+    return has_any(path, RESULTS)
 
 
-def withdraw(path: Path) -> bool:
-    """Take away the folder of a run that was refused before it did anything, so that its name is free; whether it is gone.
-
-    Only for a folder that is claimed and new. It stays while a process has it open, and when it
-    holds an episode, a number or a report; what a start prepared (an initial checkpoint, its log) goes with it.
-    """
-    try:
-        lock = RunLock(path / "logs" / "lock", patience_seconds=0)
-    except (UserError, OSError):
-        return False
-    try:
-        if _has_any(path, _EVIDENCE):
-            return False
-        shutil.rmtree(path)
-        return True
-    finally:
-        lock.close()
-
-
-def _has_any(path: Path, names: Iterable[str]) -> bool:
+def has_any(path: Path, names: Iterable[str]) -> bool:
+    """Whether any of these files, or of the files in these folders, holds something."""
     places = [path / name for name in names]
     return any(any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size > 0 for place in places)
 
 
-def _make(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """The folder of a run and its `logs/`, if they are not there. Raises UserError where something else is."""
     _refuse_strangers(path)
-    try:
+    with writing(path):
         (path / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder `{path}`: {error.strerror}") from None
 
 
 def _refuse_strangers(path: Path) -> None:
-    if path.exists() and not path.is_dir():
+    with writing(path):
+        taken = path.exists() and not path.is_dir()
+    if taken:
         raise UserError(f"`{path}` is not a directory", hint="choose another `--output`")
     if path.is_dir() and not (path / "config.json").exists() and any(item.name != "logs" for item in path.iterdir()):
         raise UserError(f"`{path}` holds files that are not of a run", hint="choose another `--output`, or empty it")
 
 
-def _refuse_differences(found: list[tuple[str, Any, Any]], path: Path, why: str) -> None:
-    if found:
-        lines = "\n".join(f"  {key}: was {was!r}, now {now!r}" for key, was, now in found)
-        raise UserError(f"cannot resume `{path}`: {why}\n{lines}", hint="restore them, or choose another `--name` or `--output`")
-
-
-def _new_attempt(logs: Path) -> tuple[int, Path]:
-    known = [int(item.name.removeprefix("attempt_")) for item in logs.glob("attempt_*") if item.name[8:].isdigit()]
-    number = max(known, default=0) + 1
-    folder = logs / f"attempt_{number}"
-    folder.mkdir()
-    files.point(logs / "latest", folder.name)
-    return number, folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a stage has to show: `Result(report={...}, complete=True)`. Incomplete: on disk, to be resumed; exit code 1."""
-
-    report: dict[str, Any]
-    complete: bool
+def _without_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in identity.items() if key != "settings"}

@@ -20,7 +20,7 @@ class ProgressEvent:
     total: int | None  # None: nobody knows yet
     successes: int = 0  # of the valid ones
     valid: int = 0  # that are evidence about the model; the success rate is successes / valid
-    failed: int = 0  # that are not: our world broke
+    failed: int = 0  # that are not: the environment or the infrastructure failed
     tokens: int = 0  # sampled so far
     seconds: float = 0.0  # since the stage began
     before: int | None = None  # of `done`, what earlier starts of the run had, which took none of `seconds`; None: not said

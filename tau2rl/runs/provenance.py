@@ -1,4 +1,4 @@
-"""Where a result comes from: hashes of the data, of the parent checkpoint and of what was made, for every report."""
+"""What a run stands on, as `environment.json`: its identity, what is merely recorded, and what later sessions changed."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tau2rl
 from tau2rl import plugins
-from tau2rl.config import StageConfig, dump, flatten, identity
+from tau2rl.config import StageConfig, dump, flatten
+from tau2rl.config.renamed import RENAMED
 from tau2rl.errors import UserError
+from tau2rl.runs.changes import Change, is_identity, is_recorded
+from tau2rl.runs.files import read_json, write_json, writing
 
-SCHEMA = 1
-
-# Addresses, patience and parallelism: a server that moved or a slower line gives the same episodes, or none (FAILED).
-RECORDED_SETTINGS = {
-    "policy.url", "policy.api_base", "policy.api_key_env", "policy.timeout_seconds", "policy.retries",
-    "user.api_base", "user.api_key_env", "user.timeout_seconds", "user.retries",
-    "rollout.concurrency", "rollout.adaptive", "rollout.workers", "rollout.worker_memory_gb",
-    "rollout.retries", "rollout.give_up_after",
-    "local.device", "local.threads", "local.kv_cache_slots",
-}  # fmt: skip
+SCHEMA = 2  # of `environment.json`; the first had no `changes`
+ENVIRONMENT = "environment.json"
 
 # Who the agent is. Two agents are what one compares, so these may differ; anything else makes another measurement of it.
 SUBJECT = (
@@ -88,14 +84,14 @@ def source_revision() -> dict[str, Any] | None:
 
 
 def settings_of(config: StageConfig) -> dict[str, Any]:
-    """The settings that decide what the run measures, as dotted names.
+    """The settings that are part of a run's identity, as dotted names; see `runs/changes.py`.
 
     >>> from tau2rl.config import EvalConfig
     >>> names = settings_of(EvalConfig.model_construct(seed=7))
     >>> names["seed"], names["limits.max_steps"], "policy.url" in names, "name" in names
     (7, 100, False, False)
     """
-    return {name: value for name, value in flatten(identity(config)).items() if name not in RECORDED_SETTINGS}
+    return {name: value for name, value in flatten(dump(config)).items() if is_identity(name)}
 
 
 def environment(
@@ -106,20 +102,68 @@ def environment(
     recorded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `environment.json` holds. `bench` and `extra` become identity, `recorded` does not. All values JSON-ready."""
-    everything = flatten(identity(config))
     known = {"settings": settings_of(config), "bench": dict(bench), **plugins.identity(dump(config)), **(extra or {})}
     return {
         "schema": SCHEMA,
         "digest": digest(known),
         "identity": known,
         "recorded": {
-            "settings": {name: everything[name] for name in sorted(RECORDED_SETTINGS & everything.keys())},
+            "settings": {name: value for name, value in flatten(dump(config)).items() if is_recorded(name)},
             "python": platform.python_version(),
             "libraries": library_versions(),
             "source": source_revision(),
             **(recorded or {}),
         },
+        "changes": [],
     }
+
+
+def read_environment(run: Path, config: StageConfig) -> dict[str, Any]:
+    """What a run stands on, in the present format whatever its age. `config` is the run's own. Raises UserError.
+
+    The settings of the first format are those of the config, under the names and with the defaults of today: such a run can be
+    compared and continued where it says the same in other words.
+    """
+    file = run / ENVIRONMENT
+    if not file.exists():
+        raise UserError(
+            f"`{run}` does not say what it stands on: it has no `{ENVIRONMENT}`", hint="name a run folder that has begun"
+        )
+    stored = read_json(file)
+    identity, schema = stored.get("identity"), stored.get("schema", 1)
+    if schema not in (1, SCHEMA):
+        raise UserError(
+            f"`{file}` is of schema {schema!r}, this version reads schemas 1 and {SCHEMA}",
+            hint="read it with the version of tau2rl that it names under `recorded`",
+        )
+    if not isinstance(identity, dict):
+        raise UserError(f"`{file}` has no `identity`", hint="it is damaged: restore it from a copy")
+    known = cast("dict[str, Any]", identity)
+    if schema == 1:
+        known = {**known, "settings": settings_of(config), "bench": _present_bench(known.get("bench", {}))}
+    return {"digest": "", "recorded": {}, "changes": [], **stored, "identity": known}
+
+
+def _present_bench(bench: Mapping[str, Any]) -> dict[str, Any]:
+    """The benchmark of a run of the first format, with the settings of its user simulator under the names of today."""
+    if not isinstance(bench.get("user"), dict):
+        return dict(bench)
+    user = cast("dict[str, Any]", bench["user"])
+    names = {old: new for old, new in RENAMED.items() if old.startswith("user.") and new}
+    renamed = {(names.get(f"user.{key}") or f"user.{key}").removeprefix("user."): value for key, value in user.items()}
+    return {**bench, "user": renamed}
+
+
+def record_changes(run: Path, changes: Sequence[Change]) -> None:
+    """Add the settings that a resumed run has changed to its `environment.json`, with the time. Raises UserError."""
+    file = run / ENVIRONMENT
+    if not changes or not file.exists():
+        return
+    stored = read_json(file)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    added = [{"time": now, "setting": change.setting, "from": change.before, "to": change.after} for change in changes]
+    with writing(file):
+        write_json(file, {**stored, "changes": [*stored.get("changes", []), *added]})
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -138,42 +182,3 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-# What makes a model what it is; a README, an optimizer state or a log beside it does not.
-MODEL_FILES = (
-    "*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*", "vocab*", "merges*",
-)  # fmt: skip
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes. Raises UserError when it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"cannot read `{path}`: {error.strerror}") from None
-    return digest.hexdigest()
-
-
-def checkpoint_hash(folder: Path) -> str:
-    """sha256 over names and contents of the files that make the model. Raises UserError when there is no checkpoint."""
-    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
-    if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
-        raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{file_hash(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def described(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """`[{"path": ..., "sha256": ...}]` of data files."""
-    return [{"path": str(file), "sha256": file_hash(file)} for file in files]
-
-
-def described_checkpoint(folder: Path) -> dict[str, Any]:
-    """`{"path": ..., "sha256": ...}` of a checkpoint."""
-    return {"path": str(folder), "sha256": checkpoint_hash(folder)}

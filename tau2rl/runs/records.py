@@ -1,14 +1,13 @@
-"""Evaluations while a training goes on: `select/step_00020.jsonl`, the episodes of one look at the model behind step 20.
+"""Episodes as lines of JSON: `episodes.jsonl`, `failures.jsonl`, the files of validations. `docs/formats.md` defines the fields.
 
-A look is written when it is over, whole or not at all, because a part of it would be taken for the result of all tasks.
+A reader takes what it knows: a field that a line lacks has its default, and one that is not known is passed over. `SCHEMA` is
+raised when that is not enough.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -17,7 +16,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from tau2rl.errors import UserError
-from tau2rl.runs.secrets import Redactor
 from tau2rl.types import EpisodeRecord
 
 SCHEMA = 1  # the layout of a line; raised when a reader of the old one would misread the new one
@@ -94,35 +92,3 @@ def _other_schema(schema: object) -> UserError:
         f"record of schema {schema!r}, this version reads schema {SCHEMA}",
         hint="read it with the version of tau2rl that `environment.json` beside it names",
     )
-
-
-FOLDER = "val"
-
-
-def look_file(folder: Path, step: int) -> Path:
-    """Where the look behind a step lies; step 0 is the model before training.
-
-    >>> look_file(Path("outputs/grpo/a"), 20).as_posix()
-    'outputs/grpo/a/select/step_00020.jsonl'
-    """
-    return folder / FOLDER / f"step_{step:05}.jsonl"
-
-
-def write_look(folder: Path, step: int, episodes: Iterable[EpisodeRecord], *, redactor: Redactor) -> Path:
-    """Keep every episode of a look, FAILED ones too; replaces an earlier look behind the same step."""
-    path = look_file(folder, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.writelines(encode(redactor.record(episode)) for episode in episodes)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
-
-
-def looks(folder: Path) -> dict[int, Path]:
-    """Step -> file of every look of a run, by step."""
-    named = ((re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in (folder / FOLDER).glob("step_*.jsonl"))
-    return dict(sorted((int(name[1]), path) for name, path in named if name))

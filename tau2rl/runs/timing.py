@@ -1,36 +1,39 @@
-"""What each start of a run took, kept in the folder of its log so that a resumed run can add it up."""
+"""What each session of a run took, kept in the folder of its log so that a resumed run can add it up."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig
-from tau2rl.report.cost import Costs, Start
+from tau2rl.report.cost import Costs, Session
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.sessions import session_folders
 from tau2rl.settings import available_cores
 
-FILE = "play.json"
+FILE, FIRST_FORMAT = "timing.json", "play.json"
+USAGE = "usage.json"  # wall and CPU seconds of the whole job, its loading too
 
 
-class Clock:
-    """The clock of one start: `with clock.part("update"): ...`; what it has is written down by `keep`."""
+class PhaseTimer:
+    """Measures one session: `with timer.phase("update"): ...`; what it has is written down by `write`."""
 
     def __init__(self, file: Path, config: StageConfig) -> None:
-        """The clock runs."""
+        """It begins now."""
         self._file = file
-        self._start = _start_of(config)
+        self._session = _known_before(config)
         self._began, self._cpu = time.monotonic(), time.process_time()
-        self.wall: dict[str, float] = {}  # seconds of each part of a training
+        self.wall: dict[str, float] = {}  # seconds of each phase of a training
         self.trained = 0  # tokens
         self.played: Costs | None = None  # for a run that does not keep its episodes
 
     @contextmanager
-    def part(self, name: str) -> Generator[None]:
+    def phase(self, name: str) -> Generator[None]:
         """Count the time of what runs inside."""
         began = time.monotonic()
         try:
@@ -42,36 +45,49 @@ class Clock:
         """Count so much time."""
         self.wall[name] = self.wall.get(name, 0.0) + seconds
 
-    def keep(self, *, ended: bool = False) -> None:
+    def write(self, *, ended: bool = False) -> None:
         """Write down what there is. How long it took is known when it has ended: whoever is killed leaves nulls for that."""
-        start = replace(self._start, wall=self.wall, trained=self.trained, played=self.played)
+        session = replace(self._session, wall=self.wall, trained=self.trained, played=self.played)
         if ended:
-            start = replace(start, seconds=time.monotonic() - self._began, cpu_seconds=time.process_time() - self._cpu)
-        write_json(self._file, start.to_json())
+            session = replace(session, seconds=time.monotonic() - self._began, cpu_seconds=time.process_time() - self._cpu)
+        write_json(self._file, session.to_json())
 
 
 @contextmanager
-def clocked(folder: RunFolder) -> Generator[Clock]:
-    """Measure what runs inside. A start that is killed there leaves nulls: it played, and nobody knows for how long."""
-    clock = Clock(folder.logs / FILE, folder.config)
-    clock.keep()
+def timed(folder: RunFolder) -> Generator[PhaseTimer]:
+    """Measure what runs inside. A session that is killed there leaves nulls: it worked, and nobody knows for how long."""
+    timer = PhaseTimer(folder.logs / FILE, folder.config)
+    timer.write()
     try:
-        yield clock
+        yield timer
     finally:
-        clock.keep(ended=True)
+        timer.write(ended=True)
 
 
-def starts(folder: RunFolder) -> list[Start]:
-    """What every start that played or trained took. One that found nothing left to do is none."""
-    return starts_in(folder.path, FILE)
+def sessions(run: Path, name: str = FILE) -> list[Session]:
+    """What the sessions of a run left in files of this name. One that found nothing left to do is none."""
+    names = (name, FIRST_FORMAT) if name == FILE else (name,)
+    files = [folder / each for folder in session_folders(run).values() for each in names]
+    return [Session.from_json(_present_names(read_json(file))) for file in files if file.exists()]
 
 
-def starts_in(run: Path, name: str) -> list[Start]:
-    """What the starts of the run left in files of this name."""
-    return [Start.from_json(read_json(file)) for file in sorted((run / "logs").glob(f"attempt_*/{name}"))]
+def usage(run: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of all jobs of a run, those that were killed not among them."""
+    files = [folder / USAGE for folder in session_folders(run).values()]
+    found = [read_json(file) for file in files if file.exists()]
+    return sum(float(each["seconds"]) for each in found), sum(float(each["cpu_seconds"]) for each in found)
 
 
-def _start_of(config: StageConfig) -> Start:
+def _present_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a file of the first format under the names of today."""
+    wall = {"validation" if name == "looks" else name: seconds for name, seconds in values.get("wall", {}).items()}
+    played = values.get("played")
+    if played and "customer_seconds" in played:
+        played = {"user_seconds" if name == "customer_seconds" else name: value for name, value in played.items()}
+    return {**values, "wall": wall, "played": played}
+
+
+def _known_before(config: StageConfig) -> Session:
     """What is known before it begins."""
     match config:
         case EvalConfig() | SeedConfig() | RftConfig():
@@ -80,4 +96,4 @@ def _start_of(config: StageConfig) -> Start:
             workers, device = 0, config.local.device if config.backend == "local" else "cpu"
         case _:
             workers, device = 0, "cpu"
-    return Start(seconds=None, cpu_seconds=None, cores=available_cores(), workers=workers, gpu=device != "cpu")
+    return Session(seconds=None, cpu_seconds=None, cores=available_cores(), workers=workers, gpu=device != "cpu")

@@ -1,4 +1,4 @@
-"""What `sft` and `grpo` have in common: where their checkpoints lie, and how their curves go on after an interruption."""
+"""Curves of a training: `metrics.jsonl`, and W&B where asked for; how they go on after an interruption."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from tau2rl import plugins
 from tau2rl.config import StageConfig, TrackingConfig, dump
+from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Sink
 
@@ -40,7 +42,11 @@ class JsonlSink:
 
 
 class WandbSink:
-    """A W&B run, online or offline. The first thing that goes wrong with it is logged and ends it; the training goes on."""
+    """A W&B run, online or offline. The first thing that goes wrong with it is logged and ends it; the training goes on.
+
+    Every session of a run goes on with the same W&B run: its id is kept in the run folder. Offline, each session leaves a folder
+    below `wandb/`, and `wandb sync` uploads them as one. W&B takes no step twice: of one that is repeated it has the first.
+    """
 
     def __init__(
         self, *, project: str, name: str, folder: Path, config: Mapping[str, Any], mode: Literal["online", "offline"] = "offline"
@@ -50,7 +56,16 @@ class WandbSink:
         def start() -> None:
             wandb: Any = importlib.import_module("wandb")
             folder.mkdir(parents=True, exist_ok=True)
-            self._run = wandb.init(project=project, name=name, dir=str(folder), config=dict(config), mode=mode)
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                dir=str(folder),
+                config=dict(config),
+                allow_val_change=True,  # a resumed run may have other settings of memory and patience
+                mode=mode,
+                id=wandb_id(folder),
+                resume="allow",
+            )
 
         self._guarded(start)
 
@@ -107,6 +122,14 @@ def open_sinks(tracking: TrackingConfig, folder: Path, config: Mapping[str, Any]
     return [UserSink(name, plugins.make(name, folder, config, kind="sink")) for name in tracking.sinks]
 
 
+def wandb_id(run: Path) -> str:
+    """The id of a run's W&B run, made up at the first call and the same ever after. Raises OSError, UserError."""
+    file = run / WANDB
+    if not file.exists():
+        write_json(file, {"id": uuid.uuid4().hex[:8]})
+    return str(read_json(file)["id"])
+
+
 class Sinks:
     """Several sinks as one: `Sinks([JsonlSink(path), WandbSink(...)])`."""
 
@@ -134,7 +157,7 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-INITIAL, FINAL, STATE = "initial", "final", "state"  # below `checkpoints/`
+WANDB = "wandb.json"
 
 
 class Curves:
@@ -187,9 +210,9 @@ def rewind(path: Path, *, before: int) -> None:
 
 
 def rewind_episodes(path: Path, *, before: int) -> None:
-    """Take out the episodes of attempt number `before` and of those behind it: they are played again, by other weights.
+    """Take out the episodes of attempt number `before` and of those behind it: they are run again, by other weights.
 
-    Looks at the selection tasks are numbered apart, from 0, and the same at every look: they stay.
+    Validation attempts are numbered apart, from 0, and the same in every validation: they stay.
     """
     _keep(path, lambda line: int(line["attempt"]["index"]) < before)
 
@@ -201,12 +224,3 @@ def _keep(path: Path, kept: Callable[[Any], bool]) -> None:
     with path.open("rb") as lines, draft.open("wb") as file:  # a line at a time: episodes are gigabytes
         file.writelines(line for line in lines if line.strip() and kept(json.loads(line)))
     draft.replace(path)
-
-
-def exports(step: int, every: int) -> bool:
-    """Whether a step leaves a whole checkpoint.
-
-    >>> [step for step in range(1, 7) if exports(step, 3)], exports(1, 0)
-    ([3, 6], False)
-    """
-    return bool(every) and step % every == 0

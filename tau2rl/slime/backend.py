@@ -24,7 +24,7 @@ from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.timing import FILE, clocked, starts_in
+from tau2rl.runs.timing import sessions, timed
 from tau2rl.runs.tracking import open_sinks, rewind, rewind_episodes
 from tau2rl.slime import rollout_log
 from tau2rl.slime.argv import build_argv
@@ -39,7 +39,7 @@ from tau2rl.slime.train_log import TrainLog, summary
 
 log = logging.getLogger(__name__)
 USER_IN_THE_JOB = "http://127.0.0.1/v1"  # in a run's identity; the address of an engine is known only in the job
-LOG = "slime.log"  # below `logs/attempt_N`
+LOG = "slime.log"  # below `logs/session_N`
 
 
 class SlimeBackend:
@@ -102,10 +102,10 @@ def cost_of(run: Path) -> dict[str, Any]:
 
     Megatron's processes say how long they trained, and nothing of their CPU time.
     """
-    starts, rollouts = starts_in(run, FILE), starts_in(run, rollout_log.FILE)
+    own, rollouts = sessions(run), sessions(run, rollout_log.FILE)
     if rollouts:
-        return account(starts, players=rollouts)
-    return account([replace(start, cpu_seconds=None) for start in starts])  # this process only waited
+        return account(own, rollouts=rollouts)
+    return account([replace(session, cpu_seconds=None) for session in own])  # this process only waited
 
 
 def _run_of(config: TrainingConfig, folder: Path, *, needs_shape: bool) -> SlimeRun:
@@ -163,7 +163,7 @@ def _run_slime(config: TrainingConfig, run: SlimeRun, folder: RunFolder, progres
         progress=progress,
         sinks=open_sinks(config.tracking, folder.path, dump(config)),
     )
-    with lines, clocked(folder) as timer, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
+    with lines, timed(folder) as timer, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
         shared = shared_variables(present, {**variables(config), **login})
         redactor.refuse(shared)
         try:

@@ -15,8 +15,8 @@ from tau2rl import settings
 from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig
 from tau2rl.errors import UserError
 from tau2rl.runs import files
+from tau2rl.runs.checkpoints import FINAL
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.tracking import FINAL
 from tau2rl.slime.model import read_shape, shape_options
 
 TRACKER = "latest_checkpointed_iteration.txt"  # Megatron writes it last: the checkpoint that it names is whole

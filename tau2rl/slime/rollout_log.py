@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
-from tau2rl.report.cost import Costs, Start
+from tau2rl.report.cost import Costs, Session
 from tau2rl.runs import records
 from tau2rl.runs.files import write_json
-from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor, key_variables
+from tau2rl.runs.sessions import session_folders
 from tau2rl.runs.tracking import JsonlSink, Sinks, open_sinks
+from tau2rl.runs.validation import write_validation
 from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.samples import ABORTED, SampleMetadata
@@ -82,7 +83,7 @@ class RolloutLog:
         # Before training slime validates at rollout 0, and again behind it: by then the rollout has been logged.
         step = rollout_id + 1 if rollout_id <= self._last_rollout else rollout_id
         try:
-            write_look(self._folder, step, [record for record, _ in validated], redactor=self._redactor)
+            write_validation(self._folder, step, [record for record, _ in validated], redactor=self._redactor)
         except OSError as error:
             log.error("cannot keep the validation behind step %d: %s", step, error)
         numbers = validation_numbers([metadata for _, metadata in validated])
@@ -137,25 +138,20 @@ class CostTracker:
         self._write()
 
     def _write(self) -> None:
-        start = Start(
+        session = Session(
             seconds=self._seconds,
             cpu_seconds=self._cpu_seconds,
             cores=available_cores(),
             workers=self._workers,
             played=self._costs,
         )
-        logs = max((self._folder / "logs").glob("attempt_*"), key=_number, default=None)
-        if logs is None:
+        folders = session_folders(self._folder)
+        if not folders:
             return
         try:
-            write_json(logs / FILE, start.to_json())
+            write_json(folders[max(folders)] / FILE, session.to_json())
         except OSError as error:
             log.error("cannot keep what the rollouts took: %s", error)
-
-
-def _number(logs: Path) -> int:
-    digits = logs.name.removeprefix("attempt_")
-    return int(digits) if digits.isdigit() else 0
 
 
 def rollout_numbers(played: Sequence[SampleMetadata], batch: Sequence[Member], config: GrpoConfig) -> Numbers:

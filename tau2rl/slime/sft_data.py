@@ -16,8 +16,9 @@ from typing import Any
 from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.config import SftConfig
-from tau2rl.data.encoding import Dropped, RowEncoder
-from tau2rl.data.rows import BadRow, Row, read_row, write_rows
+from tau2rl.data.encoding import Dropped, RowEncoder, learned_turns
+from tau2rl.data.jsonl import write_rows
+from tau2rl.data.rows import BadRow, Row, read_row
 from tau2rl.types import TrainingSample
 
 MARK = "step_loss_mask"  # slime's word on a message, and ours in a row: 0 = not learned
@@ -77,22 +78,19 @@ def write_conversations(
     return counts
 
 
-def conversation_of(row: Row, marked: Iterable[int] = ()) -> dict[str, Any]:
-    """The row as slime reads it, up to its last trained turn; `marked`: messages that the row says are not learned.
+def conversation_of(row: Row) -> dict[str, Any]:
+    """The row as slime reads it, up to its last learned turn.
 
     Raises BadRow where no turn is left, and for a repair request without the malformed turn that earned it.
     """
     turns = [i for i, message in enumerate(row.messages) if message.role == "assistant"]
-    heard = next((i for i, message in enumerate(row.messages) if message.role in ("user", "tool")), len(row.messages))
-    trained = [turn for turn in turns if turn > heard and turn not in set(marked)][-1 if row.last_only else 0 :]
-    if not trained:
-        raise BadRow("no assistant turn to learn")
+    learned = learned_turns(row)
     for i, message in enumerate(row.messages):
         if message.role == "user" and message.content.startswith(REPAIR_REQUEST) and i - 1 not in turns:
             raise BadRow("a repair request without the turn that earned it")
-    messages = chat_dicts(row.messages[: trained[-1] + 1])
+    messages = chat_dicts(row.messages[: learned[-1] + 1])
     for turn in turns:
-        if turn < len(messages) and turn not in trained:
+        if turn < len(messages) and turn not in learned:
             messages[turn][MARK] = 0
     return {"messages": messages, **({"tools": list(row.tools)} if row.tools else {}), "metadata": {"id": row.id}}
 
@@ -104,17 +102,12 @@ def _written(
         try:
             row = read_row(data, name=name)
             sample = encoder.encode(row)
-            conversation = conversation_of(row, _marked(data))
+            conversation = conversation_of(row)
         except BadRow as error:
-            counts.dropped.append(Dropped(id=name, reason=str(error)))
+            counts.dropped.append(Dropped(id=name, at=name, reason=str(error)))
             continue
         if len(sample.token_ids) > max_tokens:
-            counts.dropped.append(Dropped(id=row.id, reason="too long", tokens=len(sample.token_ids)))
+            counts.dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=len(sample.token_ids)))
             continue
         counts.add(sample)
         yield conversation
-
-
-def _marked(data: Mapping[str, Any]) -> list[int]:
-    """The messages of a row that are there to be read and not learned; `read_row` has looked at their layout."""
-    return [i for i, message in enumerate(data.get("messages") or data.get("prompt") or ()) if message.get(MARK) == 0]

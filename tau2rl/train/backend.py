@@ -22,11 +22,12 @@ from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
+from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, exports
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.timing import Clock, clocked, starts
-from tau2rl.runs.tracking import FINAL, INITIAL, STATE, Curves, exports
+from tau2rl.runs.timing import PhaseTimer, sessions, timed
+from tau2rl.runs.tracking import Curves
 from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
@@ -82,23 +83,23 @@ def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: 
     log.info("%d rows to train on, %d for validation, %d left out", len(rows.train), len(rows.val), len(encoded.dropped))
     log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
     final = folder.checkpoints / FINAL
-    with clocked(folder) as timer:
-        with timer.part("loading"):
+    with timed(folder) as timer:
+        with timer.phase("loading"):
             model = trainable(open_model(start, config.local), config.local, seed=config.seed)
         if not rows.train and config.data.allow_empty:
             log.warning("no row is left: the model is handed on as it is")
             training: dict[str, Any] = {"steps": 0, "reason": "no row is left"}
         else:
             training = _SFTRun(config, folder, progress, timer).train(model, rows, start)
-        with timer.part("saving"):
+        with timer.phase("saving"):
             write_checkpoint(model, final, tokenizer=start)
-    return Trained(checkpoint=final, training=training, cost=account(starts(folder)), rows=account_of(encoded, rows))
+    return Trained(checkpoint=final, training=training, cost=account(sessions(folder.path)), rows=account_of(encoded, rows))
 
 
 class _SFTRun:
     """The loop of `sft.py` with what surrounds it: curves, progress, the timer, exported checkpoints."""
 
-    def __init__(self, config: SftConfig, folder: RunFolder, progress: Progress, timer: Clock) -> None:
+    def __init__(self, config: SftConfig, folder: RunFolder, progress: Progress, timer: PhaseTimer) -> None:
         self._config, self._folder, self._progress, self._timer = config, folder, progress, timer
         self._began = time.monotonic()
         self._tokens, self._seconds = 0, 0.0
@@ -111,7 +112,7 @@ class _SFTRun:
         def val_loss() -> float | None:
             if not rows.val:
                 return None
-            with self._timer.part("validation"):
+            with self._timer.phase("validation"):
                 return mean_loss(model, rows.val, max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
         before = val_loss()
@@ -120,10 +121,10 @@ class _SFTRun:
             def on_step(step: SFTStep) -> None:
                 self._log(step, curves)
                 if exports(step.step, config.train.export_every):
-                    with self._timer.part("saving"):
+                    with self._timer.phase("saving"):
                         write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=start)
                 if exports(step.step, config.train.save_every):
-                    self._timer.keep()
+                    self._timer.write()
 
             result = train(
                 model, rows.train, config.train, config.local,
@@ -165,22 +166,22 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     warm_up(domains, codec)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=domains)
     final = folder.checkpoints / FINAL
-    with clocked(folder) as timer:
-        with timer.part("loading"):
+    with timed(folder) as timer:
+        with timer.phase("loading"):
             trainer = _grpo_trainer(config, start)
         rollouts = Rollouts(config=config, codec=codec, spec=spec, folder=folder, tasks=tasks)
         loop = GRPO(
             config=config, folder=folder, progress=progress, trainer=trainer, rollouts=rollouts, val_tasks=val_tasks, timer=timer
         )
         asyncio.run(loop.train())
-        with timer.part("saving"):
+        with timer.phase("saving"):
             write_checkpoint(trainer.model, final, tokenizer=start)
     training = {
         "parameters": num_parameters(trainer.model),
         "trained_parameters": num_parameters(trainer.model, trainable=True),
         **summary(folder.metrics),
     }
-    return Trained(checkpoint=final, training=training, cost=account(starts(folder)))
+    return Trained(checkpoint=final, training=training, cost=account(sessions(folder.path)))
 
 
 def _grpo_trainer(config: GrpoConfig, start: Path) -> GRPOTrainer:

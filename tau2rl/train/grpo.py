@@ -24,12 +24,13 @@ from tau2rl.rollout.attempt import episode_runner, record_of
 from tau2rl.rollout.circuit_breaker import CircuitBreaker
 from tau2rl.rollout.runner import Outcome, outcomes, plan
 from tau2rl.rollout.timing import TimedPolicy
+from tau2rl.runs.checkpoints import STATE, exports
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.timing import Clock
-from tau2rl.runs.tracking import STATE, Curves, exports, rewind_episodes
+from tau2rl.runs.timing import PhaseTimer
+from tau2rl.runs.tracking import Curves, rewind_episodes
+from tau2rl.runs.validation import write_validation
 from tau2rl.train.group import Group, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint
@@ -50,14 +51,14 @@ class GRPO:
     trainer: GRPOTrainer
     rollouts: Rollouts
     val_tasks: Sequence[TaskRef]
-    timer: Clock
+    timer: PhaseTimer
     began: float = field(default_factory=time.monotonic)
 
     async def train(self) -> None:
         """From the saved state, or the start, to the last step. Raises RunIncomplete when nothing but failures comes back."""
         config, timer = self.config, self.timer
         timer.played = self.rollouts.costs
-        with timer.part("loading"):
+        with timer.phase("loading"):
             done = self._restore()
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
         with Curves(config, config.tracking, self.folder) as curves:
@@ -68,9 +69,9 @@ class GRPO:
                     metrics = await self._step(step, policy)
                     curves.write(step, metrics)
                     self._report_progress(step, metrics)
-                    with timer.part("saving"):
+                    with timer.phase("saving"):
                         self._save(step)
-                    timer.keep()
+                    timer.write()
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""
@@ -82,7 +83,7 @@ class GRPO:
         self.timer.add("playing", rolled - began - timed.seconds)
 
         batch = [group for group in groups if group.has_signal][: train.tasks_per_step]
-        with self.timer.part("update"):
+        with self.timer.phase("update"):
             update = self.trainer.update([trajectory for group in batch for trajectory in group.trajectories()])
             self.trainer.model.eval()  # sampling is without dropout
             await policy.sync_weights()
@@ -91,7 +92,7 @@ class GRPO:
         metrics = {**rollout_metrics(groups), "groups/trained": len(batch), **update_metrics(update)}
         metrics |= speed_metrics(metrics, update, rollout=rolled - began, train=time.monotonic() - rolled)
         if train.val_every and step % train.val_every == 0:
-            with self.timer.part("validation"):
+            with self.timer.phase("validation"):
                 metrics["val/pass@1"] = await self.validate(step, policy)
         return {**metrics, "seconds/cpu": time.process_time() - cpu}
 
@@ -101,7 +102,7 @@ class GRPO:
         attempts = plan(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
         async with aclosing(self.rollouts.play(attempts, validation_policy(policy, config))) as played:
             records = [record_of(one, config, self.rollouts.spec) async for one in played]
-        write_look(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
+        write_validation(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
         return mean([float(won) for record in records if (won := outcome(record.episode)) is not None])
 
     def _report_progress(self, step: int, metrics: Mapping[str, float | None]) -> None:

@@ -34,8 +34,14 @@ from tests.stubs.slime_stubs import checkout, install
 
 TASKS = [TaskRef(domain="mock", task_id=f"t{i}", split="base") for i in range(6)]
 PLAYED = Episode(
-    task=TASKS[0], seed=1, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
-    token_ids=(), turns=(), messages=(), grade=None
+    task=TASKS[0],
+    seed=1,
+    status=Status.COMPLETED,
+    stop_reason=StopReason.USER_STOP,
+    token_ids=(),
+    turns=(),
+    messages=(),
+    grade=None,
 )
 SIZE = 4  # attempts in a group
 

@@ -27,7 +27,8 @@ from tau2rl.errors import RunIncomplete
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.records import look_file, read
+from tau2rl.runs.records import read
+from tau2rl.runs.validation import validation_file
 from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.rollout import Rollout
 from tau2rl.slime.samples import Played
@@ -280,8 +281,8 @@ def test_a_validation_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -
 
         validated = using(made, story)
     assert [p.episode.seed for p in validated[:2]] == [p.episode.seed for p in validated[2:]]
-    assert [len(list(read(look_file(tmp_path, step)))) for step in (0, 1)] == [2, 2]
-    assert [record.attempt.index for record in read(look_file(tmp_path, 0))] == [0, 1]
+    assert [len(list(read(validation_file(tmp_path, step)))) for step in (0, 1)] == [2, 2]
+    assert [record.attempt.index for record in read(validation_file(tmp_path, 0))] == [0, 1]
     assert len(list(read(tmp_path / "episodes.jsonl"))) == 1
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], "val/pass@1" in line) for line in lines] == [(0, True), (1, False), (1, True)]

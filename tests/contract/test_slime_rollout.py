@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.runs.records import look_file, read
+from tau2rl.runs.records import read
+from tau2rl.runs.validation import validation_file
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.samples import KEY, metadata_of, task_of
 from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
@@ -153,7 +154,7 @@ def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Sta
         keys = {request.headers["x-smg-routing-key"] for request in server.requests}
     assert {body["sampling_params"]["temperature"] for body in server.bodies} == {0.25, 1.0}
     for step in (0, 1):
-        records = list(read(look_file(job.run.folder, step)))
+        records = list(read(validation_file(job.run.folder, step)))
         assert len(records) == 6 and {record.attempt.index for record in records} == {0, 1}
     assert len(keys) == 6 + 4  # a key an episode: both validations play the same attempts
     first, _, last = job.lines()

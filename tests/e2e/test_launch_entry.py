@@ -78,8 +78,8 @@ def test_a_bug_is_one_line_for_people_and_a_traceback_in_the_log(tmp_path: Path,
         raise ZeroDivisionError("near sk-planted-1\nsecond line")
 
     assert entry.run(path, broken, say=said.append) == 1
-    log = (path / "logs" / "attempt_1" / "job.log").read_text()
-    assert said == [f"error: ZeroDivisionError: near [OPENAI_API_KEY]\n\nhint: see {path / 'logs' / 'attempt_1' / 'job.log'}"]
+    log = (path / "logs" / "session_1" / "job.log").read_text()
+    assert said == [f"error: ZeroDivisionError: near [OPENAI_API_KEY]\n\nhint: see {path / 'logs' / 'session_1' / 'job.log'}"]
     assert "Traceback" in log
     assert "planted" not in log
 
@@ -97,7 +97,7 @@ def test_an_interrupted_run_ends_with_130_and_can_be_continued(tmp_path: Path) -
     assert entry.run(path, lambda event: None, say=said.append) == 0
     with RunFolder.open(path) as folder:
         assert len(list(folder.records())) == 2
-        assert folder.attempt == 3
+        assert folder.session == 3
 
 
 def test_progress_is_written_at_most_once_an_interval_and_its_end_always() -> None:

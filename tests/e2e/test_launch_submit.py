@@ -169,7 +169,7 @@ def test_sigterm_ends_the_job_the_head_and_the_command(tmp_path: Path) -> None:
     with RunFolder.open(RunFolder.create(tmp_path / "run", asked, resume=True)) as folder:
         assert list(folder.records())
         assert not folder.report.exists()
-        assert "interrupted" in (tmp_path / "run" / "logs" / "attempt_1" / "job.log").read_text()
+        assert "interrupted" in (tmp_path / "run" / "logs" / "session_1" / "job.log").read_text()
 
 
 @pytest.mark.parametrize("launch", [{"detach": True}, {"detach": True, "inline": True, "address": "http://127.0.0.1:9"}])

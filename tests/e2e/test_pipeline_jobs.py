@@ -52,12 +52,12 @@ def alive(process: int) -> bool:
 
 
 def starts(run: Path) -> int:
-    return len(list(run.glob("logs/attempt_*")))
+    return len(list(run.glob("logs/session_*")))
 
 
 def job_of(run: Path, start: int, command: subprocess.Popen[str]) -> int:
     """The process of the job that carries the run out, as soon as it says so in its log."""
-    log = run / "logs" / f"attempt_{start}" / "job.log"
+    log = run / "logs" / f"session_{start}" / "job.log"
     while not (log.exists() and (named := re.search(rf"begins, start {start}, pid (\d+)", log.read_text("utf-8")))):
         assert command.poll() is None, command.communicate()
         time.sleep(0.02)

@@ -135,8 +135,8 @@ def test_the_test_of_sft_fails_when(
 def test_the_test_of_rejection_sampling_fails_when(
     keeps: Callable[[float], float], taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enter = dataset.Ledger.enter
-    monkeypatch.setattr(dataset.Ledger, "enter", lambda self, entry: enter(self, replace(entry, reward=keeps(entry.reward))))
+    add = dataset.RolloutFilter.add
+    monkeypatch.setattr(dataset.RolloutFilter, "add", lambda self, entry: add(self, replace(entry, reward=keeps(entry.reward))))
     with pytest.raises(AssertionError, match=RFT_TEACHES):
         test_rejection_sampling_teaches_more(taught, tmp_path)
 

@@ -20,7 +20,7 @@ from tau2rl import plugins
 from tau2rl.config import PipelineConfig, build
 from tau2rl.errors import UserError
 from tau2rl.launch.submit import job_argv
-from tau2rl.recipes.pipeline import plan
+from tau2rl.recipes.pipeline_plan import plan
 
 Write = Callable[[str, str], None]
 

@@ -48,7 +48,7 @@ def run_folder(path: Path, solved: str, *, identity: dict[str, Any] | None = Non
     floors = {"mock": {"do_nothing": 0.25, "always_transfer": 0.0}}
     report = build_report(records, planned=planned, floors=floors, digest="d")
     (path / "report.json").write_text(json.dumps(report), "utf-8")
-    (path / "environment.json").write_text(json.dumps({"identity": identity or SETTINGS}), "utf-8")
+    (path / "environment.json").write_text(json.dumps({"schema": 2, "identity": identity or SETTINGS}), "utf-8")
     (path / "config.json").write_text('{"stage": "eval", "chat": {"tokenizer": "bytes"}}', "utf-8")
     return path
 

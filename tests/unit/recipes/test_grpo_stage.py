@@ -22,9 +22,10 @@ from tau2rl.config import GrpoConfig, SftConfig, ShapeConfig, build
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.recipes import grpo, sft
 from tau2rl.runs.files import read_json
-from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.records import read
+from tau2rl.runs.reports import Result
 from tau2rl.train.backend import LocalBackend
 from tau2rl.train.tiny import create_tiny
 

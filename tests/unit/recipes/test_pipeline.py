@@ -2,7 +2,7 @@
 
 - every run's config is known, and refused where it is wrong, before the first one starts;
 - a step starts from the rows and the checkpoint of the steps that it names, and only of earlier ones;
-- (in this process) the whole laptop chain holds: each run took in, by hash, what its parents gave out;
+- (in this process) the whole laptop chain holds: the inputs of each run are, by hash, the outputs of its parents;
 - every run says what it cost, in its report and in a line, and the chain sums them up;
 - started again it plays nothing again; a run that is missing, and only that, is made again;
 - with other settings it is refused;
@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, SftConfig, build, load
 from tau2rl.errors import UserError
-from tau2rl.recipes.pipeline import Planned, plan, with_files
+from tau2rl.recipes.pipeline_plan import Planned, plan, with_files
 from tau2rl.recipes.pipeline_report import build_report, chain
 
 LAPTOP = Path(__file__).parents[3] / "configs" / "laptop" / "pipeline.yaml"
@@ -92,16 +92,16 @@ def test_a_wrong_step_is_refused_before_anything_runs(steps: dict[str, Any], wor
 
 
 def test_a_link_that_does_not_hold_is_named() -> None:
-    seed = {"parents": [], "took": [], "gave": "a"}
-    sft = {"parents": ["seed"], "took": ["b"], "gave": "c"}
-    assert chain({"seed": seed, "sft": {**sft, "took": ["a"]}}, [])["holds"]
+    seed = {"parents": [], "inputs": [], "outputs": ["a"]}
+    sft = {"parents": ["seed"], "inputs": ["b"], "outputs": ["c"]}
+    assert chain({"seed": seed, "sft": {**sft, "inputs": ["a"]}}, [])["holds"]
     assert chain({"seed": seed, "sft": sft}, [])["broken"] == ["seed -> sft"]
 
 
 @pytest.mark.parametrize(("played", "broken"), [("start", []), ("end", ["sft -> base-eval"])])
 def test_base_is_what_the_step_was_trained_from(played: str, broken: list[str]) -> None:
-    sft = {"parents": [], "took": ["rows", "start"], "gave": "end"}
-    assert chain({"sft": sft}, [{"model": "base", "parents": ["sft"], "took": [played]}])["broken"] == broken
+    sft = {"parents": [], "inputs": ["rows", "start"], "outputs": ["end"]}
+    assert chain({"sft": sft}, [{"model": "base", "parents": ["sft"], "inputs": [played]}])["broken"] == broken
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_the_report_of_a_pipeline_is_its_table_and_its_chain(smoke: tuple[Path, 
     assert [rows[name][:1] for name in ("base", "all")] == [["base"], ["all"]]
     for name in ("seed", "rft-filter"):
         step = stored["steps"][name]
-        assert rows[name][1:5] == [name, ", ".join(step["parents"]) or "-", step["digest"], step["gave"][:16]]
+        assert rows[name][1:5] == [name, ", ".join(step["parents"]) or "-", step["digest"], step["outputs"][0][:16]]
     assert "chain of hashes: 9 links, sound\n" in text
     assert json.loads(shown(str(folder), "--json")) == stored
 
@@ -153,7 +153,7 @@ def test_every_run_of_the_chain_says_what_it_cost(smoke: tuple[Path, list[str]])
     for name, cost in runs.items():
         assert cost["process"]["wall_seconds"] > 0 and cost["process"]["reason"] is None, name
         assert ("episodes" in cost) == (name in plays), name
-        assert cost["bound"], name
+        assert cost["bottleneck"], name
     assert all(runs[name]["episodes"] > 0 and runs[name]["env_cpu"]["seconds"] > 0 for name in plays)
     assert set(runs["grpo"]["wall"]["seconds"]) == {"loading", "sampling", "playing", "update", "saving", "rest"}
     assert runs["grpo"]["tokens"]["policy_out"] > 0
@@ -198,15 +198,15 @@ def test_a_pipeline_that_is_not_finished_names_what_is_left(smoke: tuple[Path, l
 def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str]]) -> None:
     folder, words = smoke
     before = json.loads((folder / "report.json").read_text("utf-8"))
-    starts = {run.name: len(list(run.glob("logs/attempt_*"))) for run in (folder / "runs").iterdir()}
+    starts = {run.name: len(list(run.glob("logs/session_*"))) for run in (folder / "runs").iterdir()}
     (folder / "runs" / "09-grpo-eval" / "report.json").unlink()
     shutil.rmtree(folder / "runs" / "08-grpo")
     again = runner.invoke(app, words)
     assert again.exit_code == 0, again.stderr
     assert "7 of 9 runs are finished already" in again.stderr
     after = json.loads(again.stdout)
-    assert after["steps"]["grpo"]["gave"] == before["steps"]["grpo"]["gave"]
-    now = {run.name: len(list(run.glob("logs/attempt_*"))) for run in (folder / "runs").iterdir()}
+    assert after["steps"]["grpo"]["outputs"] == before["steps"]["grpo"]["outputs"]
+    now = {run.name: len(list(run.glob("logs/session_*"))) for run in (folder / "runs").iterdir()}
     assert now == {**starts, "08-grpo": 1, "09-grpo-eval": 2}
 
 

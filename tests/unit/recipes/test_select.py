@@ -1,12 +1,12 @@
-"""`tau2rl select-checkpoint` and the count of looks at the test split; pinned here, on run folders with made-up results:
+"""`tau2rl select-checkpoint` and the test-set access log; pinned here, on run folders with made-up results:
 
 - success alone decides: where the shaped score rises and success falls, the early checkpoint is chosen;
-- looks of either backend are found with their checkpoints; one whose checkpoint was not kept is named and not chosen, and so is
-  a checkpoint that was not looked at;
+- validations of either backend are found with their checkpoints; one whose checkpoint was not kept is named and not chosen, and
+  so is a checkpoint that was not validated; of an attempt with several records the same one counts as in a report;
 - finished evaluations of checkpoints decide when they are named; others than of one training, with one measurement, are refused;
 - results on test tasks, and on tasks that were trained on, are refused;
-- an evaluation of the run's checkpoints on a test split is counted once however often it is resumed; a second look, and a look
-  at what was not chosen, are said; a new choice keeps the count and says that there was one;
+- an evaluation of the run's checkpoints on a test split is counted once however often it is resumed; a second one, and one
+  of what was not chosen, are said; a new choice keeps the count and says that there was one;
 - `tau2rl eval` does that for the directory that an SGLang server says it serves: in environment, report and table.
 """
 
@@ -26,12 +26,12 @@ from tau2rl.config import ChatConfig, EvalConfig, GrpoConfig, StageConfig, build
 from tau2rl.env import synth
 from tau2rl.errors import UserError
 from tau2rl.recipes.select import select_checkpoint
-from tau2rl.recipes.test_access import find_exam, register
+from tau2rl.recipes.test_access import find_test_access, log_test_access
 from tau2rl.report.report import build_report
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.records import write_look
 from tau2rl.runs.secrets import Redactor
+from tau2rl.runs.validation import write_validation
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Say, Score, Status, StopReason, TaskRef
 from tests.stubs.sglang import SGLangStub
 
@@ -77,16 +77,22 @@ def checkpoint(path: Path) -> Path:
 
 
 def training(
-    path: Path, looks: Mapping[int, str], *, kept: str = "step_{0:05}", shaped: float = 0.0, val_every: int = 0, **tasks: Any
+    path: Path,
+    validations: Mapping[int, str],
+    *,
+    kept: str = "step_{0:05}",
+    shaped: float = 0.0,
+    val_every: int = 0,
+    **tasks: Any,
 ) -> Path:
-    """A GRPO run that looked behind some steps; results as marks, a task each."""
+    """A GRPO run that was validated behind some steps; results as marks, a task each."""
     learned = {"domains": ["mock"], "split": "synth-train", "limit": 3, **tasks}
     make_run(
         path,
         build(GrpoConfig, {"model": {"init": "a/checkpoint"}, "tasks": learned, "train": {"steps": 60, "val_every": val_every}}),
     )
-    for step, marks in looks.items():
-        write_look(path, step, [record(ref(i), m, shaped * step) for i, m in enumerate(marks)], redactor=Redactor())
+    for step, marks in validations.items():
+        write_validation(path, step, [record(ref(i), m, shaped * step) for i, m in enumerate(marks)], redactor=Redactor())
         if step and kept:
             checkpoint(path / "checkpoints" / kept.format(step, step - 1))
     return path
@@ -94,16 +100,16 @@ def training(
 
 def evaluation(path: Path, model: Path, marks: str, *, split: str = SPLIT, missing: int = 0, **settings: Any) -> Path:
     """A run of `tau2rl eval` of a checkpoint."""
-    make_run(path, examined(model, split=split, output=path, **settings))
+    make_run(path, evaluated(model, split=split, output=path, **settings))
     records = [record(ref(i, split), mark) for i, mark in enumerate(marks)]
     planned = [r.attempt for r in records] + [record(ref(90 + i, split), "0").attempt for i in range(missing)]
     write_json(path / "report.json", build_report(records, planned=planned, floors={}, digest=path.name))
     identity = {"settings": {"policy.checkpoint": str(model), **settings}, "agent": "checkpoint 1234"}
-    write_json(path / "environment.json", {"identity": identity})
+    write_json(path / "environment.json", {"schema": 2, "identity": identity})
     return path
 
 
-def examined(model: Path, *, split: str = "synth-test", **settings: Any) -> EvalConfig:
+def evaluated(model: Path, *, split: str = "synth-test", **settings: Any) -> EvalConfig:
     policy = {"kind": "local", "checkpoint": str(model)}
     return build(EvalConfig, {"policy": policy, "tasks": {"domains": ["mock"], "split": split}, **settings})
 
@@ -114,7 +120,7 @@ def test_success_decides_and_the_shaped_score_does_not(tmp_path: Path) -> None:
     assert (found["chosen"]["step"], found["best"], found["chosen"]["success"]) == (20, 20, 0.7)
     assert [one["within"] for one in found["candidates"]] == [True, False, False]
     assert found["chosen"]["path"] == str(run / "checkpoints" / "step_00020") and len(found["chosen"]["sha256"]) == 64
-    assert (found["tasks"], found["splits"], found["test_evaluations"]) == (10, [SPLIT], [])
+    assert (found["tasks"], found["splits"], found["test_access_log"]) == (10, [SPLIT], [])
     assert read_json(run / "selection.json") == found
 
 
@@ -131,7 +137,7 @@ def test_checkpoints_of_either_backend_are_found(tmp_path: Path, kept: str) -> N
 
 def test_the_last_step_may_be_the_final_checkpoint(tmp_path: Path) -> None:
     run = training(tmp_path / "run", {30: "1000000", 60: "1111000"}, kept="")
-    with pytest.raises(UserError, match=r"no checkpoint is kept of the steps that .* looked at: 30, 60") as refused:
+    with pytest.raises(UserError, match=r"no checkpoint is kept of the steps that .* validated: 30, 60") as refused:
         select_checkpoint([run])
     assert "train.export_every" in refused.value.hint
     final = checkpoint(run / "checkpoints" / "final")
@@ -146,14 +152,14 @@ def test_the_model_before_training_is_told_and_not_chosen(tmp_path: Path) -> Non
     assert [one["step"] for one in found["candidates"]] == [20, 40]
 
 
-def test_a_checkpoint_whose_look_was_lost_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_validation_was_lost_is_named(tmp_path: Path) -> None:
     run = training(tmp_path / "run", {10: "1000000", 30: "1111000"}, kept="hf/{1}", val_every=10)
-    checkpoint(run / "checkpoints" / "hf" / "19")  # saved, and the job was ended before the look
-    checkpoint(run / "checkpoints" / "hf" / "24")  # no look was due
+    checkpoint(run / "checkpoints" / "hf" / "19")  # saved, and the job was ended before the validation
+    checkpoint(run / "checkpoints" / "hf" / "24")  # no validation was due
     told = runner.invoke(app, ["select-checkpoint", str(run)])
     assert "step 20 was saved, but never validated" in told.stderr and "step 25" not in told.stderr
     selection = read_json(run / "selection.json")
-    assert selection["without_look"] == [20] and selection["chosen"]["step"] == 30
+    assert selection["without_validation"] == [20] and selection["chosen"]["step"] == 30
 
 
 def test_what_failed_is_no_evidence(tmp_path: Path) -> None:
@@ -162,8 +168,8 @@ def test_what_failed_is_no_evidence(tmp_path: Path) -> None:
     assert [one["success"] for one in found["candidates"]] == [0.9, 0.9]
 
 
-def test_a_run_without_looks_says_how_to_look(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="never evaluated on a selection split") as refused:
+def test_a_run_without_validations_says_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="was never validated") as refused:
         select_checkpoint([training(tmp_path / "run", {})])
     assert "train.val_every" in refused.value.hint and "--task-split train-select" in refused.value.hint
 
@@ -210,11 +216,11 @@ def test_test_tasks_and_trained_tasks_are_refused(tmp_path: Path) -> None:
 
 def take(model: Path, run: Path, digest: str, *, split: str = "synth-test") -> dict[str, Any] | None:
     """What `tau2rl eval` does before it plays."""
-    exam = find_exam(examined(model, split=split), "checkpoint 1234", [ref(0, split)])
-    return register(exam, run=run, digest=digest) if exam else None
+    access = find_test_access(evaluated(model, split=split), "checkpoint 1234", [ref(0, split)])
+    return log_test_access(access, run=run, digest=digest) if access else None
 
 
-def test_a_look_at_the_test_split_is_counted_once_and_a_second_one_is_said(tmp_path: Path) -> None:
+def test_an_access_to_the_test_split_is_counted_once_and_a_second_one_is_said(tmp_path: Path) -> None:
     run = training(tmp_path / "run", {20: "1110000", 40: "1000000"})
     model, worse = run / "checkpoints" / "step_00020", run / "checkpoints" / "step_00040"
     assert take(model, tmp_path / "t0", "d0") is None  # nothing was chosen yet
@@ -222,24 +228,24 @@ def test_a_look_at_the_test_split_is_counted_once_and_a_second_one_is_said(tmp_p
     assert take(model, tmp_path / "s", "d", split=SPLIT) is None  # no test task
     assert take(checkpoint(tmp_path / "elsewhere"), tmp_path / "e", "d") is None
 
-    for _ in range(2):  # a start, and its resumption
+    for _ in range(2):  # a run, and its resumption
         first = take(model, tmp_path / "t1", "d1")
-        assert first and (first["chosen"], first["look"], first["warning"]) == (True, 1, "")
+        assert first and (first["chosen"], first["number"], first["warning"]) == (True, 1, "")
     second = take(model, tmp_path / "t2", "d2")
-    assert second and second["look"] == 2 and "the test tasks of mock were looked at before" in second["warning"]
+    assert second and second["number"] == 2 and "the test tasks of mock were used before" in second["warning"]
     third = take(worse, tmp_path / "t3", "d3")
-    assert third and not third["chosen"] and "was not chosen by" in third["warning"] and "this is look 3" in third["warning"]
+    assert third and not third["chosen"] and "was not chosen by" in third["warning"] and "this is access 3" in third["warning"]
 
-    ledger = read_json(run / "selection.json")["test_evaluations"]
-    assert [(entry["run"], entry["digest"], entry["chosen"]) for entry in ledger] == [
+    entries = read_json(run / "selection.json")["test_access_log"]
+    assert [(entry["run"], entry["digest"], entry["chosen"]) for entry in entries] == [
         (str(tmp_path / f"t{i}"), f"d{i}", chosen) for i, chosen in ((1, True), (2, True), (3, False))
     ]
-    assert select_checkpoint([run])["test_evaluations"] == ledger
+    assert select_checkpoint([run])["test_access_log"] == entries
     said = runner.invoke(app, ["select-checkpoint", str(run)])
-    assert "warning: the test split was evaluated before, 3 times" in said.stderr
+    assert "warning: the test split was used before, 3 times" in said.stderr
 
 
-def test_an_evaluation_says_which_look_it_is(tmp_path: Path) -> None:
+def test_an_evaluation_says_which_access_it_is(tmp_path: Path) -> None:
     run = training(tmp_path / "run", {20: "1110000"})
     served = select_checkpoint([run])["chosen"]["path"]
     done = make_codec(ChatConfig(protocol="native", tokenizer="bytes")).write((Say(text="That is done."),))
@@ -260,11 +266,11 @@ def test_an_evaluation_says_which_look_it_is(tmp_path: Path) -> None:
             more = ["--tokenizer", "bytes", "--user-model", "scripted", "--output", str(tmp_path / name), "--inline"]
             result = runner.invoke(app, ["eval", *options, *more])
             assert result.exit_code == 0, result.stderr
-            assert read_json(tmp_path / name / "environment.json")["recorded"]["selected_by"]["chosen"] is True
-            assert read_json(tmp_path / name / "report.json")["selected_by"]["look"] == (1 if name == "first" else 2)
+            assert read_json(tmp_path / name / "environment.json")["recorded"]["test_access"]["chosen"] is True
+            assert read_json(tmp_path / name / "report.json")["test_access"]["number"] == (1 if name == "first" else 2)
     told = [runner.invoke(app, ["report", str(tmp_path / name)]).stdout.splitlines()[-1] for name in ("first", "second")]
-    assert told[0] == f"evaluation 1 on the test tasks of the checkpoint chosen by `{run / 'selection.json'}`"
-    assert told[1].startswith("warning: the test tasks of mock were looked at before")
+    assert told[0] == f"test-set access 1 for the checkpoint chosen by `{run / 'selection.json'}`"
+    assert told[1].startswith("warning: the test tasks of mock were used before")
 
 
 def test_the_choice_as_a_table_and_as_json(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tau2rl.errors import UserError
 from tau2rl.launch.entry import run_stage
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.provenance import checkpoint_hash, file_hash
+from tau2rl.runs.hashes import checkpoint_hash, file_hash
 from tau2rl.train.backend import LocalBackend
 from tau2rl.train.rows import split_rows
 from tau2rl.types import TrainingSample
@@ -74,13 +74,13 @@ def test_the_checkpoint_is_one_that_transformers_reads(tmp_path: Path) -> None:
     assert report["inputs"]["data"][0]["sha256"] == file_hash(tmp_path / "rows.jsonl")
 
 
-def test_the_cost_of_a_training_is_the_sum_of_its_starts(tmp_path: Path) -> None:
+def test_the_cost_of_a_training_is_the_sum_of_its_sessions(tmp_path: Path) -> None:
     first = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})
     cost, tokens = first["cost"], first["rows"]["tokens"]
     assert cost["tokens"]["trained"] == 2 * tokens == first["training"]["tokens"]  # one row a step
     assert set(cost["wall"]["seconds"]) == {"loading", "update", "saving", "rest"}
     assert cost["tokens"]["trained_per_second"] > 0 and cost["process"]["cpu_seconds"] > 0
-    assert "% of the wall time is " in cost["bound"] and "episodes" not in cost
+    assert "% of the wall time is " in cost["bottleneck"] and "episodes" not in cost
     again = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})["cost"]  # nothing is left to do
     assert again["tokens"]["trained"] == 2 * tokens
     assert again["process"]["wall_seconds"] > cost["process"]["wall_seconds"]

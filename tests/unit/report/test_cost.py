@@ -1,16 +1,16 @@
-"""What a run cost and what bounds it.
+"""What a run cost and what is its bottleneck.
 
-- The time of an episode goes to the policy, to the customer, to the environment without it, and the rest: as the environment
-  measured it, and by the kind of turn in records from before it did.
+- The time of an episode goes to the policy, to the user simulator, to the environment without it, and the rest: as the
+  environment measured it, and by the kind of turn in records from before it did.
 - The wait for a policy that broke is the policy's, though no turn has it.
 - FAILED tries and repeated records are counted: they were paid for.
 - A policy that reports no tokens has null and a reason, not 0; so has CPU time that nobody measured.
-- The starts of a resumed run add up; one that was killed makes wall and CPU null, with the reason, and keeps its parts.
-- Starts that sum their own episodes are added up; sums come back from JSON as they were.
+- The sessions of a resumed run add up; one that was killed makes wall and CPU null, with the reason, and keeps its parts.
+- Sessions that sum their own episodes are added up; sums come back from JSON as they were.
 - The parts of a training are shares of its wall time, with what is left of it as `rest`.
 - Workers' CPU time is summed over their episodes and held against the cores that they had.
-- Whoever is full is the bound, whatever the episodes wait for: cores, process, workers, and environments where they fill them.
-- Starts are kept in the run's folder, and one that was killed while it played is known from what it left.
+- Whoever is full is the bottleneck, whatever the episodes wait for: cores, process, workers; environments where they fill them.
+- Sessions are kept in the run's folder, and one that was killed while it played is known from what it left.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import pytest
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.errors import Unavailable
-from tau2rl.report.cost import Costs, Load, Start, account as account_of, bound
+from tau2rl.report.bottleneck import Load, bottleneck
+from tau2rl.report.cost import Costs, Session, account as account_of
 from tau2rl.report.tables import cost_words
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.timing import clocked, starts
+from tau2rl.runs.timing import sessions, timed
 from tau2rl.types import (
     Actions,
     CallTool,
@@ -47,7 +48,7 @@ from tau2rl.types import (
 
 CALL, SAY = CallTool(name="f", arguments={}), Say(text="Hello.")
 TOLD = Usage(prompt_tokens=100, completion_tokens=10, cached_tokens=60)
-EIGHT = Start(seconds=8.0, cpu_seconds=2.0, cores=4)
+EIGHT = Session(seconds=8.0, cpu_seconds=2.0, cores=4)
 
 
 def turn(actions: Actions, policy: float, env: float, usage: Usage = TOLD) -> Turn:
@@ -72,8 +73,8 @@ def summed(*episodes: Episode) -> Costs:
     return costs
 
 
-def account(*episodes: Episode, starts: tuple[Start, ...] = (EIGHT,)) -> dict[str, Any]:
-    return account_of(starts, summed(*episodes))
+def account(*episodes: Episode, sessions: tuple[Session, ...] = (EIGHT,)) -> dict[str, Any]:
+    return account_of(sessions, summed(*episodes))
 
 
 # Six seconds of policy, three of environment, one of neither.
@@ -85,17 +86,17 @@ PLAYED = episode(
 
 def test_the_time_of_episodes_goes_to_four_parts() -> None:
     cost = account(PLAYED)
-    assert cost["episode_seconds"] == {"total": 10.0, "policy": 6.0, "customer": 2.5, "environment": 0.5, "rest": 1.0}
-    assert cost["shares"] == {"policy": 0.6, "customer": 0.25, "environment": 0.05, "rest": 0.1}
+    assert cost["episode_seconds"] == {"total": 10.0, "policy": 6.0, "user": 2.5, "environment": 0.5, "rest": 1.0}
+    assert cost["shares"] == {"policy": 0.6, "user": 0.25, "environment": 0.05, "rest": 0.1}
     assert cost["env_cpu"] == {"seconds": 0.25, "per_episode": 0.25, "reason": None}
     assert cost["process"] == {"wall_seconds": 8.0, "cpu_seconds": 2.0, "busy": 0.25, "cores": 4, "reason": None}
     assert (cost["wall"], cost["workers"]) == (None, None)
-    assert cost["bound"] == "60% of episode time waits for the policy, the process was busy 25% of the time"
+    assert cost["bottleneck"] == "60% of episode time waits for the policy, the process was busy 25% of the time"
 
 
 def test_a_record_from_before_environments_measured_goes_by_its_turns() -> None:
     cost = account(replace(PLAYED, env_time=None), PLAYED)
-    parts = {"total": 20.0, "policy": 12.0, "customer": 4.5, "environment": 1.5, "rest": 2.0}  # 2 + 2.5 and 1 + 0.5
+    parts = {"total": 20.0, "policy": 12.0, "user": 4.5, "environment": 1.5, "rest": 2.0}  # 2 + 2.5 and 1 + 0.5
     assert cost["episode_seconds"] == parts
     assert cost["env_cpu"] == {"seconds": None, "per_episode": None, "reason": "1 of 2 episodes were not measured"}
 
@@ -106,7 +107,7 @@ def test_the_wait_for_a_policy_that_broke_is_the_policys(kind: type[PolicyFailur
     measured = EnvTime(seconds=2.0, user_seconds=1.5)
     lost = episode(turn((SAY,), 1.0, 0.5), seconds=30.0, status=Status.FAILED, failure=broke, env_time=measured)
     assert account(lost)["episode_seconds"] == {
-        "total": 30.0, "policy": 28.0, "customer": 1.5, "environment": 0.5, "rest": 0.0,
+        "total": 30.0, "policy": 28.0, "user": 1.5, "environment": 0.5, "rest": 0.0,
     }  # fmt: skip
 
 
@@ -124,51 +125,51 @@ def test_a_policy_that_counts_nothing_has_no_number() -> None:
     assert tokens["reason"] == "the policy counts no tokens"
 
 
-def test_starts_add_up_and_a_lost_one_is_said() -> None:
-    whole = Start(seconds=6.0, cpu_seconds=3.0)
-    assert account(PLAYED, starts=(whole, Start(seconds=2.0, cpu_seconds=1.0)))["process"]["wall_seconds"] == 8.0
-    process = account(PLAYED, starts=(whole, Start(seconds=None, cpu_seconds=None)))["process"]
+def test_sessions_add_up_and_a_lost_one_is_said() -> None:
+    whole = Session(seconds=6.0, cpu_seconds=3.0)
+    assert account(PLAYED, sessions=(whole, Session(seconds=2.0, cpu_seconds=1.0)))["process"]["wall_seconds"] == 8.0
+    process = account(PLAYED, sessions=(whole, Session(seconds=None, cpu_seconds=None)))["process"]
     assert (process["wall_seconds"], process["cpu_seconds"], process["busy"]) == (None, None, None)
-    assert process["reason"] == "1 of 2 starts ended before they could say what they took"
-    cost = account(PLAYED, starts=())
-    assert cost["process"]["reason"] == "no start of the run says what it took"
-    assert cost["bound"] == "60% of episode time waits for the policy"
+    assert process["reason"] == "1 of 2 sessions ended before they could say what they took"
+    cost = account(PLAYED, sessions=())
+    assert cost["process"]["reason"] == "no session of the run says what it took"
+    assert cost["bottleneck"] == "60% of episode time waits for the policy"
     assert cost_words(cost) == (
-        "unknown for 10.0 s of episodes; agent 300 tokens in (60% cached), 30 out; customer 30 tokens in, 5 out; "
+        "unknown for 10.0 s of episodes; agent 300 tokens in (60% cached), 30 out; user simulator 30 tokens in, 5 out; "
         "environments 0.25 s of CPU; 60% of episode time waits for the policy"
     )
 
 
-def test_a_run_without_episodes_has_no_bound() -> None:
+def test_a_run_without_episodes_has_no_bottleneck() -> None:
     cost = account()
-    assert (cost["shares"], cost["bound"]) == (None, None)
+    assert (cost["shares"], cost["bottleneck"]) == (None, None)
     assert cost_words(cost) == "8.0 s for 0.0 s of episodes; environments 0.00 s of CPU"
 
 
 def test_a_training_has_parts_of_its_wall_time_and_sums_its_own_episodes() -> None:
     parts, more = {"sampling": 9.0, "playing": 1.0, "update": 4.0, "saving": 1.0}, {"sampling": 9.0, "update": 6.0}
-    first = Start(seconds=20.0, cpu_seconds=20.0, cores=2, wall=parts, trained=600, played=summed(PLAYED))
-    again = Start(seconds=20.0, cpu_seconds=18.0, cores=2, wall=more, trained=400, played=summed(PLAYED))
-    cost = account_of([Start.from_json(json.loads(json.dumps(start.to_json()))) for start in (first, again)])
+    first = Session(seconds=20.0, cpu_seconds=20.0, cores=2, wall=parts, trained=600, played=summed(PLAYED))
+    again = Session(seconds=20.0, cpu_seconds=18.0, cores=2, wall=more, trained=400, played=summed(PLAYED))
+    cost = account_of([Session.from_json(json.loads(json.dumps(session.to_json()))) for session in (first, again)])
     assert cost["wall"]["seconds"] == {"sampling": 18.0, "playing": 1.0, "update": 10.0, "saving": 1.0, "rest": 10.0}
     assert cost["wall"]["shares"] == {"sampling": 0.45, "playing": 0.025, "update": 0.25, "saving": 0.025, "rest": 0.25}
     assert (cost["episodes"], cost["episode_seconds"]["total"], cost["env_cpu"]["seconds"]) == (2, 20.0, 0.5)
     assert (cost["tokens"]["trained"], cost["tokens"]["trained_per_second"], cost["tokens"]["policy_in"]) == (1000, 100.0, 600)
-    assert cost["bound"] == "the process itself is the bound, busy 95% of the time; 45% of the wall time is sampling"
+    assert cost["bottleneck"] == "the process itself is the bottleneck, busy 95% of the time; 45% of the wall time is sampling"
 
 
 def test_a_training_that_was_killed_keeps_its_parts() -> None:
-    killed = Start(seconds=None, cpu_seconds=None, wall={"sampling": 3.0, "update": 1.0}, trained=100, played=summed(PLAYED))
+    killed = Session(seconds=None, cpu_seconds=None, wall={"sampling": 3.0, "update": 1.0}, trained=100, played=summed(PLAYED))
     cost = account_of([killed])
     assert cost["wall"] == {"seconds": {"sampling": 3.0, "update": 1.0}, "shares": {"sampling": 0.75, "update": 0.25}}
-    assert cost["process"]["reason"] == "1 of 1 starts ended before they could say what they took"
+    assert cost["process"]["reason"] == "1 of 1 sessions ended before they could say what they took"
     assert (cost["episodes"], cost["tokens"]["trained"]) == (1, 100)
-    assert cost["bound"] == "75% of the wall time is sampling"
+    assert cost["bottleneck"] == "75% of the wall time is sampling"
 
 
 def test_rows_are_trained_on_without_episodes() -> None:
-    cost = account_of([Start(seconds=10.0, cpu_seconds=5.0, cores=4, wall={"update": 8.0}, trained=800)])
-    assert cost.keys() == {"tokens", "wall", "process", "workers", "bound"}
+    cost = account_of([Session(seconds=10.0, cpu_seconds=5.0, cores=4, wall={"update": 8.0}, trained=800)])
+    assert cost.keys() == {"tokens", "wall", "process", "workers", "bottleneck"}
     assert cost["tokens"] == {"trained": 800, "trained_per_second": 100.0}
     assert cost_words(cost) == (
         "10.0 s (80% update, 20% rest); 800 tokens trained, 100 a second; "
@@ -177,30 +178,30 @@ def test_rows_are_trained_on_without_episodes() -> None:
 
 
 def test_what_plays_for_another_process_is_busy_by_its_own_seconds() -> None:
-    around = Start(seconds=100.0, cpu_seconds=1.0, cores=8, wall={"update": 30.0})
-    plays = Start(seconds=60.0, cpu_seconds=57.0, cores=8, played=summed(PLAYED))
-    cost = account_of([around], players=[plays])
+    around = Session(seconds=100.0, cpu_seconds=1.0, cores=8, wall={"update": 30.0})
+    plays = Session(seconds=60.0, cpu_seconds=57.0, cores=8, played=summed(PLAYED))
+    cost = account_of([around], rollouts=[plays])
     assert cost["wall"]["seconds"] == {"rollout": 60.0, "update": 30.0, "rest": 10.0}
     assert (cost["process"]["wall_seconds"], cost["process"]["busy"]) == (60.0, 0.95)
-    assert cost["bound"] == (
-        "the process itself is the bound, busy 95% of the time; "
+    assert cost["bottleneck"] == (
+        "the process itself is the bottleneck, busy 95% of the time; "
         "60% of the wall time is rollouts, 60% of episode time waits for the policy"
     )
 
 
 def test_workers_say_what_they_used_through_their_episodes() -> None:
     played = [replace(PLAYED, worker_cpu_seconds=3.0), replace(PLAYED, worker_cpu_seconds=4.0)]
-    cost = account(*played, starts=(Start(seconds=4.0, cpu_seconds=1.0, cores=2, workers=2),))
+    cost = account(*played, sessions=(Session(seconds=4.0, cpu_seconds=1.0, cores=2, workers=2),))
     assert cost["workers"] == {"processes": 2, "cpu_seconds": 7.0, "busy": 0.875}
-    assert cost["bound"] == "the workers are the bound, busy 88% of the time; 60% of episode time waits for the policy"
+    assert cost["bottleneck"] == "the workers are the bottleneck, busy 88% of the time; 60% of episode time waits for the policy"
     assert "; environments 0.50 s of CPU; 2 workers 7.0 s; " in cost_words(cost)
-    lost = account(*played, starts=(Start(seconds=None, cpu_seconds=None, workers=2),))["workers"]
+    lost = account(*played, sessions=(Session(seconds=None, cpu_seconds=None, workers=2),))["workers"]
     assert lost == {"processes": 2, "cpu_seconds": 7.0, "busy": None}
-    silent = account(PLAYED, starts=(Start(seconds=4.0, cpu_seconds=1.0, workers=2),))["workers"]
+    silent = account(PLAYED, sessions=(Session(seconds=4.0, cpu_seconds=1.0, workers=2),))["workers"]
     assert silent == {"processes": 2, "cpu_seconds": None, "busy": None}
 
 
-WAITING = {"policy": 0.1, "customer": 0.8, "environment": 0.1, "rest": 0.0}
+WAITING = {"policy": 0.1, "user": 0.8, "environment": 0.1, "rest": 0.0}
 USER = "80% of episode time waits for the user simulator"
 
 
@@ -210,25 +211,25 @@ USER = "80% of episode time waits for the user simulator"
         (Load(), USER),
         (Load(busy=0.12, cores=2), f"{USER}, the process was busy 12% of the time"),
         (Load(busy=0.2, cores=2, workers_busy=0.5), f"{USER}, the process was busy 20% of the time, its workers 50%"),
-        (Load(busy=0.9, cores=2), f"the process itself is the bound, busy 90% of the time; {USER}"),
+        (Load(busy=0.9, cores=2), f"the process itself is the bottleneck, busy 90% of the time; {USER}"),
         (Load(busy=0.9, cores=2, gpu=True), f"{USER}, the process was busy 90% of the time"),
-        (Load(busy=1.8, cores=2, gpu=True), f"the cores are the bound, 1.8 of 2 are busy; {USER}"),
+        (Load(busy=1.8, cores=2, gpu=True), f"the CPU cores are the bottleneck, 1.8 of 2 are busy; {USER}"),
         (
             Load(busy=0.9, cores=2, environments=0.6),
-            f"the process itself is the bound, busy 90% of the time, 60% of it with the CPU time of environments; {USER}",
+            f"the process itself is the bottleneck, busy 90% of the time, 60% of it with the CPU time of environments; {USER}",
         ),
         (
             Load(busy=0.9, cores=2, workers_busy=0.9, environments=0.6),  # they are in the workers
-            f"the process itself is the bound, busy 90% of the time; {USER}",
+            f"the process itself is the bottleneck, busy 90% of the time; {USER}",
         ),
         (
             Load(busy=0.1, cores=2, workers_busy=0.9, environments=0.6),
-            f"the workers are the bound, busy 90% of the time, 60% of it with the CPU time of environments; {USER}",
+            f"the workers are the bottleneck, busy 90% of the time, 60% of it with the CPU time of environments; {USER}",
         ),
     ],
 )
-def test_who_is_full_is_the_bound(load: Load, words: str) -> None:
-    assert bound(WAITING, None, load) == words
+def test_who_is_full_is_the_bottleneck(load: Load, words: str) -> None:
+    assert bottleneck(WAITING, None, load) == words
 
 
 @pytest.mark.parametrize(
@@ -240,26 +241,26 @@ def test_who_is_full_is_the_bound(load: Load, words: str) -> None:
     ],
 )
 def test_a_training_is_bound_by_the_largest_part_of_its_wall_time(wall: dict[str, float], words: str) -> None:
-    assert bound(WAITING, wall, Load()) == words
+    assert bottleneck(WAITING, wall, Load()) == words
 
 
 def test_nothing_known_is_no_sentence() -> None:
-    assert bound(None, None, Load(busy=0.3)) is None
+    assert bottleneck(None, None, Load(busy=0.3)) is None
 
 
-def test_what_starts_took_is_kept_in_the_folder(tmp_path: Path) -> None:
+def test_what_sessions_took_is_kept_in_the_folder(tmp_path: Path) -> None:
     values = {"output": str(tmp_path / "run"), "policy": {"kind": "gold"}, "chat": {"protocol": "transcript"}}
     config = build(EvalConfig, {**values, "rollout": {"workers": 3}})
     path = RunFolder.create(tmp_path / "run", config, resume=False)
-    with RunFolder.open(path) as first, pytest.raises(KeyboardInterrupt), clocked(first):
+    with RunFolder.open(path) as first, pytest.raises(KeyboardInterrupt), timed(first):
         raise KeyboardInterrupt  # it can still say what it took
-    with RunFolder.open(path) as killed, clocked(killed) as clock:
+    with RunFolder.open(path) as killed, timed(killed) as clock:
         clock.played = summed(PLAYED)
         clock.add("update", 2.0)
         clock.add("update", 1.0)
-        clock.keep()
-        during = Start.from_json(json.loads((killed.logs / "play.json").read_bytes()))
+        clock.write()
+        during = Session.from_json(json.loads((killed.logs / "timing.json").read_bytes()))
     assert (during.seconds, during.cpu_seconds, during.workers) == (None, None, 3)  # what kill -9 leaves
     assert (during.wall, during.played) == ({"update": 3.0}, summed(PLAYED))
     with RunFolder.open(path) as last:  # finds nothing to play
-        assert [start.seconds is not None for start in starts(last)] == [True, True]
+        assert [session.seconds is not None for session in sessions(last.path)] == [True, True]

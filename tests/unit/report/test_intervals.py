@@ -1,6 +1,6 @@
 """Intervals.
 
-- Wilson equals scipy's, and gives published values; the standard error and the t quantile equal scipy's.
+- Wilson equals scipy's, and gives published values; the standard error equals scipy's.
 - All-or-nothing tasks are one trial each; several attempts count for more, the fewer the more they agree, and never for more
   than there are.
 - No interval has width 0. A result slightly worse than perfect has a lower bound below the perfect one's, and no narrower
@@ -23,7 +23,6 @@ from tau2rl.report.estimators import (
     mean_over_tasks,
     rerun_se,
     standard_error,
-    t_quantile,
     wilson,
 )
 
@@ -56,10 +55,9 @@ def test_rounding_never_leaves_a_proportion_outside_its_interval():
     assert all(wilson(c, n)[0] <= c / n <= wilson(c, n)[1] for n in range(1, 400) for c in {0, 1, n - 1, n})
 
 
-def test_the_standard_error_and_the_t_quantile_are_scipys():
+def test_the_standard_error_is_scipys():
     values = [0.25, 0.5, 0.5, 1.0, 0.0, 0.75]
     assert standard_error(values) == pytest.approx(stats.sem(values))
-    assert t_quantile(5) == pytest.approx(stats.t.ppf(0.975, 5))
 
 
 def test_all_or_nothing_tasks_use_wilson():

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 
-from tau2rl.report.aggregate import Tally
+from tau2rl.report.aggregate import Aggregate
 from tau2rl.report.estimators import wilson
 from tau2rl.report.report import build_report
 from tau2rl.report.tables import report_rows
@@ -267,14 +267,14 @@ def test_records_are_read_once_and_not_kept():
             seen.append(weakref.ref(tracked))
             yield tracked
 
-    tally = Tally(PLAN)
+    aggregate = Aggregate(PLAN)
     for one in stream():
-        tally.add(one)
+        aggregate.add(one)
     del one
     gc.collect()
     assert len(seen) == 16
     assert all(ref() is None for ref in seen)
-    assert sum(count.solved for count in tally.sampled.values()) == 7
+    assert sum(count.solved for count in aggregate.sampled.values()) == 7
 
 
 def test_the_table_shows_domains_then_macro_then_overall():
@@ -301,3 +301,9 @@ def test_the_table_of_one_attempt_has_no_columns_for_k():
     rows = report_rows(report([record(a) for a in plan], plan))
     assert rows[0] == ["domain", "tasks", "pass@1 [95%]", "floor"]
     assert rows[1:] == [["airline", "2", "0.000 [0.000, 0.658]", "0.500"], ["overall", "2", "0.000 [0.000, 0.658]", "0.500"]]
+
+
+def test_a_table_shows_no_text_that_would_move_the_cursor():
+    plan = attempts("air\x1b[2J\u202eline", 1, 1)
+    rows = report_rows(report([record(a) for a in plan], plan))
+    assert rows[1][0] == "air\\x1b[2J\\u202eline"

@@ -24,9 +24,10 @@ from pathlib import Path
 import pytest
 
 from tau2rl.config import EvalConfig, build
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs import files, provenance, records
-from tau2rl.runs.folder import RunFolder, claimed, read_config, run_path, withdraw
+from tau2rl.runs.claim import claimed, withdraw
+from tau2rl.runs.folder import RunFolder, read_config, run_path
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Status, StopReason, TaskRef
 
 
@@ -70,7 +71,7 @@ def done(folder: RunFolder) -> set[str]:
 
 def test_a_new_run_is_made_opened_and_filled(path: Path) -> None:
     with RunFolder.open(path) as folder:
-        assert (folder.config, folder.attempt, folder.torn_bytes) == (config(), 1, 0)
+        assert (folder.config, folder.session, folder.torn_bytes) == (config(), 1, 0)
         folder.append(record(0))
         folder.append(record(1, status=Status.FAILED))
         folder.append(record(2))
@@ -85,11 +86,11 @@ def test_a_record_is_on_disk_before_append_returns(path: Path) -> None:
         assert (path / "episodes.jsonl").read_bytes() == records.encode(record(0))
 
 
-def test_the_latest_log_folder_is_the_last_start(path: Path) -> None:
+def test_the_latest_log_folder_is_the_last_session(path: Path) -> None:
     for _ in range(11):
         with RunFolder.open(path) as folder:
-            folder.job_log.write_text(f"start {folder.attempt}")
-    assert (path / "logs" / "latest" / "job.log").read_text() == "start 11"
+            folder.job_log.write_text(f"session {folder.session}")
+    assert (path / "logs" / "latest" / "job.log").read_text() == "session 11"
 
 
 def test_a_run_is_not_overwritten(path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_file_in_place_of_the_folder_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(UserError, match="not a directory"):
         RunFolder.create(tmp_path / "run", config(), resume=False)
-    with pytest.raises(UserError, match="cannot make the run folder"):
+    with pytest.raises(UserError, match="cannot write"):
         RunFolder.create(tmp_path / "run" / "deeper", config(), resume=False)
 
 
@@ -216,11 +217,11 @@ def test_the_report_is_whole_or_absent(path: Path) -> None:
         folder.write_report({"digest": "ab"})
         with pytest.raises(ValueError):
             folder.write_report({"digest": "cd", "value": float("nan")})
-        assert files.read_json(folder.report) == {"digest": "ab"}
+        assert files.read_json(folder.report) == {"schema": 2, "digest": "ab"}
     assert [item.name for item in path.iterdir() if item.name.startswith(".")] == []
 
 
-def test_the_stored_config_describes_the_run_and_not_this_start(tmp_path: Path) -> None:
+def test_the_stored_config_describes_the_run_and_not_this_session(tmp_path: Path) -> None:
     path = RunFolder.create(tmp_path / "new", config(resume=True, name="new"), resume=True)
     assert read_config(path) == config(name="new")
 
@@ -280,7 +281,9 @@ def test_an_append_that_finds_the_disk_full_leaves_no_half_line(path: Path) -> N
         with RunFolder.open(path) as folder:
             folder.append(record(0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, limits[1]))
-            with pytest.raises(OSError):
+            with pytest.raises(
+                RunIncomplete, match=r"cannot write `.*episodes\.jsonl`: File too large; what was written before is kept"
+            ):
                 folder.append(record(1))
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             assert folder.episodes.read_bytes() == line
@@ -318,7 +321,7 @@ CLAIMER = """
 import os, signal, sys
 from pathlib import Path
 from tau2rl.config import EvalConfig, build
-from tau2rl.runs.folder import claimed
+from tau2rl.runs.claim import claimed
 config = build(EvalConfig, {"policy": {"kind": "gold"}, "chat": {"protocol": "transcript"}, "user": {"kind": "scripted"}})
 with claimed(Path(sys.argv[1]), config, resume=False) as claim:
     sys.stdout.write("mine\\n")

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tau2rl.report.cost import Start
+from tau2rl.report.cost import Session
 from tau2rl.slime.advantages import Member
 from tau2rl.slime.rollout_log import FILE, CostTracker, RolloutLog, rollout_numbers, validation_numbers
 from tau2rl.slime.samples import SampleMetadata
-from tau2rl.types import Attempt, EnvTime, Episode, EpisodeRecord, Failure, Fault, Status
+from tau2rl.types import Attempt, EnvTime, Episode, EpisodeRecord, Failure, Fault, Status, StopReason
 from tests.contract.slime_episodes import settings
 from tests.play import CREATE
 
@@ -35,13 +35,13 @@ def record(episode: Episode) -> EpisodeRecord:
     return EpisodeRecord(schema=1, run="r", attempt=attempt, tries=1, episode=episode, score=None)
 
 
-def written(run: Path, number: int) -> Start:
-    return Start.from_json(json.loads((run / "logs" / f"attempt_{number}" / FILE).read_text()))
+def written(run: Path, number: int) -> Session:
+    return Session.from_json(json.loads((run / "logs" / f"session_{number}" / FILE).read_text()))
 
 
 def test_what_was_played_and_validated_is_counted(tmp_path: Path) -> None:
     for number in (1, 9, 10):
-        (tmp_path / "logs" / f"attempt_{number}").mkdir(parents=True)
+        (tmp_path / "logs" / f"session_{number}").mkdir(parents=True)
     rollout_log = RolloutLog(tmp_path, settings(rollout={"workers": 2}))
     rollout_log.add(record(PLAYED), MARKS, validation=True)
     rollout_log.end_validation(0)
@@ -55,15 +55,15 @@ def test_what_was_played_and_validated_is_counted(tmp_path: Path) -> None:
     assert (start.seconds, start.workers) == (20.0, 2)
     assert start.played is not None
     assert (start.played.episodes, start.played.seconds, start.played.env_cpu_seconds) == (3, 12.0, 0.75)
-    assert not list((tmp_path / "logs").glob(f"attempt_[19]/{FILE}"))
+    assert not list((tmp_path / "logs").glob(f"session_[19]/{FILE}"))
 
 
 def test_what_cannot_be_written_ends_no_rollout(tmp_path: Path) -> None:
     costs = CostTracker(tmp_path, settings())
     costs.end_rollout(1.0)  # there is no session here
-    (tmp_path / "logs" / "attempt_1" / FILE).mkdir(parents=True)  # nothing can be moved to its place
+    (tmp_path / "logs" / "session_1" / FILE).mkdir(parents=True)  # nothing can be moved to its place
     costs.end_rollout(1.0)
-    assert (tmp_path / "logs" / "attempt_1" / FILE).is_dir()
+    assert (tmp_path / "logs" / "session_1" / FILE).is_dir()
 
 
 def member(group: int, number: int, score: float | None, *, length: int = 4, **more: Any) -> Member:

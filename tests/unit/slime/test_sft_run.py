@@ -18,8 +18,9 @@ import pytest
 from tau2rl.config import SftConfig, build
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch.entry import run_stage
-from tau2rl.runs.folder import Result, RunFolder
+from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import ProgressEvent
+from tau2rl.runs.reports import Result
 from tau2rl.train.tiny import create_tiny
 from tests.stubs.slime_program import make_machine
 

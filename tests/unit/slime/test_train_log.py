@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tau2rl.report.cost import Costs, Start
+from tau2rl.report.cost import Costs, Session
 from tau2rl.runs.progress import ProgressEvent
 from tau2rl.slime.backend import cost_of
 from tau2rl.slime.train_log import TrainLog, read_numbers, summary
@@ -98,7 +98,7 @@ def test_a_report_joins_the_lines_of_a_step(tmp_path: Path) -> None:
 
 
 def started(run: Path, number: int, **values: Any) -> None:
-    logs = run / "logs" / f"attempt_{number}"
+    logs = run / "logs" / f"session_{number}"
     logs.mkdir(parents=True)
     for name, start in values.items():
         (logs / f"{name}.json").write_text(json.dumps(start.to_json()))
@@ -106,21 +106,21 @@ def started(run: Path, number: int, **values: Any) -> None:
 
 def test_the_cost_of_reinforcement_is_that_of_its_rollouts_within_the_job(tmp_path: Path) -> None:
     costs = Costs(episodes=4, seconds=80.0, policy_seconds=60.0, policy_in=1000, policy_out=100, env_cpu_seconds=2.0)
-    rollout = Start(seconds=30.0, cpu_seconds=6.0, cores=16, played=costs)
-    started(tmp_path, 1, play=Start(seconds=60.0, cpu_seconds=1.0, cores=16, wall={"update": 20.0}), rollout=rollout)
-    started(tmp_path, 2, play=Start(seconds=40.0, cpu_seconds=1.0, cores=16, wall={"update": 10.0}), rollout=rollout)
+    rollout = Session(seconds=30.0, cpu_seconds=6.0, cores=16, played=costs)
+    started(tmp_path, 1, play=Session(seconds=60.0, cpu_seconds=1.0, cores=16, wall={"update": 20.0}), rollout=rollout)
+    started(tmp_path, 2, play=Session(seconds=40.0, cpu_seconds=1.0, cores=16, wall={"update": 10.0}), rollout=rollout)
     cost = cost_of(tmp_path)
     assert cost["wall"]["seconds"] == {"rollout": 60.0, "update": 30.0, "rest": 10.0}
     assert cost["process"] == {"wall_seconds": 60.0, "cpu_seconds": 12.0, "busy": 0.2, "cores": 16, "reason": None}
     assert (cost["episodes"], cost["tokens"]["policy_in"], cost["env_cpu"]["seconds"]) == (8, 2000, 4.0)
-    assert cost["bound"] == (
+    assert cost["bottleneck"] == (
         "60% of the wall time is rollouts, 75% of episode time waits for the policy, the process was busy 20% of the time"
     )
 
 
 def test_of_supervised_training_on_a_cluster_the_wall_time_is_known(tmp_path: Path) -> None:
-    started(tmp_path, 1, play=Start(seconds=50.0, cpu_seconds=1.0, cores=2, wall={"update": 40.0}))
+    started(tmp_path, 1, play=Session(seconds=50.0, cpu_seconds=1.0, cores=2, wall={"update": 40.0}))
     cost = cost_of(tmp_path)
     assert cost["process"]["wall_seconds"] == 50.0
     assert (cost["process"]["busy"], cost["process"]["reason"]) == (None, "the work was done in other processes")
-    assert cost["bound"] == "80% of the wall time is training"
+    assert cost["bottleneck"] == "80% of the wall time is training"

@@ -3,16 +3,21 @@
 - A line is on disk as soon as it is written; a torn last line of a killed run does not swallow the next.
 - Numbers that JSON cannot hold become null.
 - W&B that is missing, refuses or breaks half-way is logged once and never stops a run.
+- All sessions of a run are one W&B run: its id is kept in the run folder.
 """
 
+import importlib.util
 import json
 import logging
+import re
 import sys
 import types
 
 import pytest
 
-from tau2rl.runs.tracking import JsonlSink, Sinks, WandbSink
+from tau2rl.config import SftConfig, build
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.tracking import Curves, JsonlSink, Sinks, WandbSink
 
 
 def lines(path):
@@ -86,7 +91,12 @@ def test_wandb_gets_numbers_offline_by_default(wandb, tmp_path):
     sink.write(3, {"x": 1.0, "gap": None})
     sink.close()
     sink.close()
-    assert wandb.asked == [{"project": "p", "name": "n", "dir": str(tmp_path / "w"), "config": {"seed": 1}, "mode": "offline"}]
+    (asked,) = wandb.asked
+    assert asked.pop("id")
+    assert asked == {
+        "project": "p", "name": "n", "dir": str(tmp_path / "w"), "config": {"seed": 1}, "mode": "offline",
+        "resume": "allow", "allow_val_change": True,
+    }  # fmt: skip
     assert wandb.run.logged == [(3, {"x": 1.0})]
     assert wandb.run.finished == 1
 
@@ -111,3 +121,42 @@ def test_a_missing_tracker_does_not_stop_a_run(monkeypatch, tmp_path, caplog):
         sink.write(1, {"x": 1.0})
         sink.close()
     assert "w&b is off" in caplog.text
+
+
+def train(folder, steps, first=1, **tracking):
+    """What a training writes in one session of its run."""
+    values = {"name": "n", "tracking": {"wandb": "offline", "project": "p", **tracking}}
+    config = build(SftConfig, values)
+    with RunFolder.open(RunFolder.create(folder, config, resume=True)) as opened:
+        with Curves(config, config.tracking, opened) as curves:
+            for step in range(first, steps + 1):
+                curves.write(step, {"loss": 1.0 / step})
+
+
+def test_every_session_goes_on_with_the_same_wandb_run(wandb, tmp_path):
+    train(tmp_path / "run", 2)
+    train(tmp_path / "run", 4, first=3)
+    train(tmp_path / "other", 1)
+    first, again, other = wandb.asked
+    assert (first["id"], first["resume"]) == (again["id"], "allow")
+    assert first["id"] == json.loads((tmp_path / "run" / "wandb.json").read_text())["id"] != other["id"]
+    assert re.fullmatch(r"[0-9a-f]{8}", first["id"])
+
+
+def test_a_run_whose_id_is_lost_goes_on_without_its_tracker(wandb, tmp_path, caplog):
+    train(tmp_path / "run", 1)
+    (tmp_path / "run" / "wandb.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "run", 2, first=2)
+    assert "w&b is off" in caplog.text and "wandb.json` is not JSON" in caplog.text
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="the package wandb is not here")
+def test_the_real_library_takes_the_id_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(tmp_path / "run", 1)
+    train(tmp_path / "run", 2, first=2)
+    run_id = json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]
+    offline = [folder.name for folder in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert len(offline) == 2 and all(run_id in name for name in offline)

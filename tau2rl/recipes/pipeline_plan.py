@@ -1,7 +1,7 @@
-"""What a pipeline runs, worked out before anything runs: the config of every step and of every evaluation, in order.
+"""The plan of a pipeline, made before anything runs: the config of every step and of every evaluation, in order.
 
-Pure but for reading the config files that a pipeline names. Who carries the runs out is `launch/chain.py`; what came of them
-is `chronicle.py`.
+Pure but for reading the config files that a pipeline names. `launch/pipeline.py` runs the plan; `pipeline_report.py` reports
+what came of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tau2rl.config import (
     read_file,
 )
 from tau2rl.errors import UserError
-from tau2rl.runs.tracking import FINAL, INITIAL
+from tau2rl.runs.checkpoints import FINAL, INITIAL
 
 ROWS = {"seed": "rows.jsonl", "rft-filter": "sft.jsonl"}  # what `sft` trains on
 TRAINS = ("sft", "grpo")
@@ -93,7 +93,7 @@ class _Planner:
             rows = [self._steps[p] for p in step.data]
             put(values, "data.files", [str(r.folder / ROWS[_stage(r.config)]) for r in rows])
         if step.model is not None:
-            _play(values, step.stage, _final(self._steps[step.model]))
+            _use_checkpoint(values, step.stage, _final(self._steps[step.model]))
         parents = (*step.data, *([step.model] if step.model else []))
         planned = self._run(name, "step", step.stage, values, parents)
         self._steps[name] = planned
@@ -107,7 +107,7 @@ class _Planner:
         if self._config.evaluation is None:
             return
         values = deepcopy(self._config.evaluation.settings)
-        _play(values, "eval", checkpoint)
+        _use_checkpoint(values, "eval", checkpoint)
         self._run(name, "evaluation", "eval", values, parents)
 
     def _run(
@@ -175,7 +175,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _play(values: dict[str, Any], stage: str, checkpoint: Path) -> None:
+def _use_checkpoint(values: dict[str, Any], stage: str, checkpoint: Path) -> None:
     """Let a run start from a checkpoint, or let the checkpoint be its agent."""
     if stage in TRAINS:
         put(values, "model.init", str(checkpoint))

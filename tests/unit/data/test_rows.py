@@ -1,52 +1,17 @@
 """Dataset rows, pinned here:
 
-- a file is whole or absent, and named by its sha256;
 - OpenAI messages, `prompt` rows and AReaL rows are read; a row that cannot be trained on says why;
 - the exact tokens of a row come back with their spans, or the row is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tau2rl.data.rows import BadRow, exact_sample, read_file, read_row, write_rows
-from tau2rl.errors import UserError
+from tau2rl.data.rows import BadRow, exact_sample, read_row
 from tau2rl.types import CallTool, Message
-
-
-def test_a_file_is_written_whole(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    written = write_rows(path, [{"a": "ü"}, {"a": 2}])
-    assert path.read_text("utf-8") == '{"a":"ü"}\n{"a":2}\n'
-    assert (written.file, written.rows) == ("rows.jsonl", 2)
-    assert written.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert [row for _, row in read_file(path)] == [{"a": "ü"}, {"a": 2}]
-
-
-def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    write_rows(path, [{"a": 1}])
-
-    def broken() -> Iterator[dict[str, Any]]:
-        yield {"a": 2}
-        raise RuntimeError("disk")
-
-    with pytest.raises(RuntimeError):
-        write_rows(path, broken())
-    assert [item.name for item in tmp_path.iterdir()] == ["rows.jsonl"]
-    assert path.read_text("utf-8") == '{"a":1}\n'
-
-
-def test_a_line_that_is_no_object_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n[]\n', encoding="utf-8")
-    with pytest.raises(UserError, match="line 2 is not an object"):
-        list(read_file(path))
 
 
 def test_openai_arguments_are_json_in_a_string_or_an_object() -> None:

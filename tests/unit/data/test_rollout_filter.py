@@ -1,11 +1,11 @@
-"""What the ledger keeps and why it strikes the rest, pinned here:
+"""What the rollout filter keeps and why it drops the rest, pinned here:
 
-- a broken world is never kept, and of an attempt that was repeated after it only the evidence counts;
+- an episode that FAILED is never kept; of several records of an attempt the same one counts as in the report;
 - what tau2 did not grade 1 goes, unless everything is asked for; a success that changed nothing goes if asked;
 - of attempts with the same actions one stays;
 - the back-off takes the best failure of a task without a success, at or above its bound, and of no other task;
 - limits by task, kind and domain hold together, and second attempts of a task go before first ones of another;
-- the order in which attempts were entered changes nothing;
+- the order in which attempts were added changes nothing;
 - counts, coverage and entropy are those of what stays.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tau2rl.config import KeepConfig
-from tau2rl.data.rollout_filter import Entry, Ledger
+from tau2rl.data.rollout_filter import Entry, RolloutFilter
 
 ALL = KeepConfig(dedupe=False, per_task=None)
 numbers = count()
@@ -35,12 +35,12 @@ def entry(task: str, index: int, reward: float = 1.0, **more: Any) -> Entry:
 
 def outcome(entries: list[Entry], keep: KeepConfig = ALL, *, solved_only: bool = True) -> tuple[list[str], dict[str, str]]:
     """Keys that stay, and key -> reason of the others."""
-    with Ledger() as ledger:
+    with RolloutFilter() as rollouts:
         for one in entries:
-            ledger.enter(one)
-        ledger.strike(keep, solved_only=solved_only)
+            rollouts.add(one)
+        rollouts.apply(keep, solved_only=solved_only)
         at = {(e.source, e.position): e.key for e in entries}
-        return [at[place] for place in ledger.kept()], {d.key: d.reason for d in ledger.dropped()}
+        return [at[place] for place in rollouts.kept()], {d.key: d.reason for d in rollouts.dropped()}
 
 
 def test_what_was_not_solved_goes_with_its_reason() -> None:
@@ -50,7 +50,7 @@ def test_what_was_not_solved_goes_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize("fault", ["user", "task", "infra"])
-def test_a_broken_world_is_never_kept(fault: str) -> None:
+def test_what_failed_is_never_kept(fault: str) -> None:
     entries = [entry("a", 0, 0.0, fault=fault), entry("b", 0, 0.0)]
     assert outcome(entries)[1] == {"a#0": f"fault: {fault}", "b#0": "not solved"}
     assert outcome(entries, solved_only=False) == (["b#0"], {"a#0": f"fault: {fault}"})
@@ -105,7 +105,7 @@ def test_limits_hold_together_and_spare_other_tasks() -> None:
     assert outcome(entries, KeepConfig(per_task=None, per_domain=3))[0] == ["a#0", "b#0", "c#0"]
 
 
-def test_the_order_of_entry_changes_nothing() -> None:
+def test_the_order_of_adding_changes_nothing() -> None:
     rng = random.Random(3)
     entries = [
         entry(
@@ -122,7 +122,7 @@ def test_the_order_of_entry_changes_nothing() -> None:
         assert outcome(entries, keep) == first
 
 
-def test_counts_and_spread_are_of_what_stays() -> None:
+def test_counts_and_diversity_are_of_what_stays() -> None:
     entries = [
         entry("mock/a", 0, kind="x"),
         entry("mock/a", 1, kind="x"),
@@ -131,20 +131,20 @@ def test_counts_and_spread_are_of_what_stays() -> None:
         entry("mock/c", 0, 0.0, kind="z"),
         entry("air/d", 0, 0.0, domain="air", fault="infra"),
     ]
-    with Ledger() as ledger:
+    with RolloutFilter() as rollouts:
         for one in entries:
-            ledger.enter(one)
-        ledger.strike(ALL)
-        assert ledger.counts("domain") == {
+            rollouts.add(one)
+        rollouts.apply(ALL)
+        assert rollouts.counts("domain") == {
             "air": {"tried": 1, "graded": 0, "solved": 0, "kept": 0, "tasks": 1, "covered": 0},
             "mock": {"tried": 5, "graded": 5, "solved": 4, "kept": 4, "tasks": 3, "covered": 2},
         }
-        assert ledger.spread("kind") == {"bits": 1.0, "effective": 2.0, "distinct": 2}  # two of two kinds: one bit
-        assert ledger.reasons() == {"fault: infra": 1, "not solved": 1}
+        assert rollouts.diversity("kind") == {"bits": 1.0, "effective": 2.0, "distinct": 2}  # two of two kinds: one bit
+        assert rollouts.reasons() == {"fault: infra": 1, "not solved": 1}
 
 
-def test_nothing_entered_is_nothing_kept() -> None:
-    with Ledger() as ledger:
-        ledger.strike(KeepConfig())
-        assert list(ledger.kept()) == [] and ledger.counts() == {}
-        assert ledger.spread("kind") == {"bits": 0.0, "effective": 0.0, "distinct": 0}
+def test_nothing_added_is_nothing_kept() -> None:
+    with RolloutFilter() as rollouts:
+        rollouts.apply(KeepConfig())
+        assert list(rollouts.kept()) == [] and rollouts.counts() == {}
+        assert rollouts.diversity("kind") == {"bits": 0.0, "effective": 0.0, "distinct": 0}

@@ -1,0 +1,156 @@
+"""Files of rows: JSON lines in UTF-8, plain or compressed (`.gz`, `.zst`); every error names file and line."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from tau2rl.errors import UserError
+
+OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32 begins with the first, too
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A finished file: `Written(file="rows.jsonl", rows=120, sha256="9f2c...")`."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
+    """Write a JSONL file, one row at a time; until it is whole the old one stays in its place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    digest, count = hashlib.sha256(), 0
+    try:
+        with temporary.open("wb") as file:
+            for row in rows:
+                line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+                digest.update(line)
+                file.write(line)
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return Written(file=path.name, rows=count, sha256=digest.hexdigest())
+
+
+def read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name (`rows.jsonl:17`) and content of each line of a file, one at a time. Raises UserError, naming the line."""
+    for number, line in _lines(path):
+        if text := _text(line, path, number).strip():
+            yield f"{path.name}:{number}", _object(text, path, number)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each line, without a byte order mark."""
+    try:
+        for number, line in enumerate(_decompressed(path), start=1):
+            if number == 1:
+                for mark, name in OTHER_MARKS.items():
+                    if line.startswith(mark):
+                        raise UserError(
+                            f"`{path}` line 1 is {name}, not UTF-8", hint=f"convert it: iconv -f {name} -t UTF-8 FILE"
+                        )
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read `{path}`: {_first_line(error)}") from None
+
+
+def _decompressed(path: Path) -> Iterator[bytes]:
+    """The lines of a file, decompressed where its first bytes say so. Raises OSError, EOFError, zlib.error, UserError."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+        file.seek(0)
+        if magic.startswith(GZIP):
+            with gzip.open(file) as inner:
+                yield from inner
+        elif magic == ZSTD:
+            yield from _split(_zstd_blocks(path, file))
+        elif path.suffix in (".gz", ".zst") and magic:
+            raise UserError(f"`{path}` is not compressed as its name says", hint="name it `.jsonl`, or compress it again")
+        else:
+            yield from file
+
+
+def _zstd_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """What the frames of a file hold. The library's own reader takes a file that was cut off for a whole one."""
+    try:
+        zstandard: Any = import_module("zstandard")
+    except ImportError:
+        raise UserError(
+            f"`{path}` is compressed with zstd, and the package `zstandard` is not here",
+            hint="`pip install zstandard`, or `zstd -d FILE`",
+        ) from None
+    frame: Any = None
+    while block := file.read(BLOCK):
+        while block:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(block)
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from None
+            block = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends in the middle of a frame")
+
+
+def _split(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines, their ends included, out of blocks that end anywhere."""
+    begun: list[bytes] = []
+    for block in blocks:
+        first, *others = block.split(b"\n")
+        begun.append(first)
+        for other in others:
+            yield b"".join(begun) + b"\n"
+            begun = [other]
+    if any(begun):
+        yield b"".join(begun)
+
+
+def _text(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"`{path}` line {number} is not UTF-8: byte {error.start + 1} is 0x{line[error.start]:02x}",
+            hint="convert the file: iconv -f ENCODING -t UTF-8 FILE",
+        ) from None
+
+
+def _object(text: str, path: Path, number: int) -> Mapping[str, Any]:
+    try:
+        data: object = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise UserError(f"`{path}` line {number} is not JSON that can be read: it is nested too deep") from None
+    except ValueError as error:
+        raise UserError(f"`{path}` line {number} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"`{path}` line {number} is not an object")
+    return cast("dict[str, Any]", data)
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"`{name}` is no number of JSON")
+
+
+def _first_line(error: BaseException) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next(iter(reason.splitlines()), type(error).__name__)

@@ -1,0 +1,67 @@
+"""Where a training keeps its models: below `checkpoints/`, in Hugging Face's layout, by the number of steps behind them.
+
+`step_00020` is the local trainer's; `hf/19` is slime's, which counts rollouts from 0; `final` is the last of either; `initial` is
+what a tiny model started from; `state` is what an interrupted local training goes on from.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.errors import UserError
+from tau2rl.runs.folder import read_config
+from tau2rl.runs.reports import REPORT, read_report
+
+INITIAL, FINAL, STATE = "initial", "final", "state"
+
+
+def exports(step: int, every: int) -> bool:
+    """Whether a step leaves a whole checkpoint.
+
+    >>> [step for step in range(1, 7) if exports(step, 3)], exports(1, 0)
+    ([3, 6], False)
+    """
+    return bool(every) and step % every == 0
+
+
+def checkpoint_of(run: Path, step: int) -> Path | None:
+    """Where a training run keeps the model behind a step; None where it was not kept. Raises UserError."""
+    checkpoints = run / "checkpoints"
+    places = [checkpoints / f"step_{step:05}", checkpoints / "hf" / str(step - 1)]
+    if step == last_step(run):
+        places.append(checkpoints / FINAL)
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def step_of(checkpoint: Path, run: Path) -> int:
+    """How many steps a checkpoint of a run has behind it, by its name. Raises UserError."""
+    if named := re.fullmatch(r"step_(\d+)", checkpoint.name):
+        return int(named[1])
+    if checkpoint.parent.name == "hf" and checkpoint.name.isdigit():
+        return int(checkpoint.name) + 1
+    if checkpoint.name == FINAL:
+        return last_step(run)
+    raise UserError(f"the name of `{checkpoint}` does not say its step", hint="`step_00020`, `hf/19` or `final`")
+
+
+def last_step(run: Path) -> int:
+    """The step of `final`: what the report says, because a training can stop early or be extended; else what was asked for."""
+    config = read_config(run)
+    if not isinstance(config, (GrpoConfig, SftConfig)):
+        raise UserError(f"`{run}` is no training", hint="name the folder of an sft or grpo run")
+    if (run / REPORT).is_file():
+        training = read_report(run / REPORT).get("training", {})
+        done = training.get("final_step") or training.get("steps")  # the first where an earlier step than the last is handed on
+        return int(done) if done else config.train.steps
+    return config.train.steps
+
+
+def training_run(checkpoint: Path) -> Path | None:
+    """The run folder in whose `checkpoints/` a checkpoint lies.
+
+    >>> training_run(Path("/out/grpo/a/checkpoints/hf/19")).as_posix(), training_run(Path("/models/b"))
+    ('/out/grpo/a', None)
+    """
+    return next((parent.parent for parent in checkpoint.absolute().parents if parent.name == "checkpoints"), None)

@@ -1,0 +1,89 @@
+"""Whose a run is before it is open: one process claims the folder, and gives it back when the run was refused at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tau2rl.config import StageConfig
+from tau2rl.errors import UserError
+from tau2rl.runs.folder import CLAIM, EVIDENCE, JOB, RunFolder, has_any, make_folder
+from tau2rl.runs.lock import RunLock
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run that one process has asked for, and nobody else may as long as this is held; it goes with its holder."""
+
+    path: Path
+    new: bool  # whether nothing of a run was there before
+    _lock: RunLock
+
+    @contextmanager
+    def left_to(self, job: str) -> Generator[None]:
+        """After this block the claim is that of a job which nobody follows, until it has opened the folder."""
+        self._lock.note(f"{JOB}{job}")  # ahead: once it is submitted, it may open the folder at any moment
+        try:
+            yield
+        except BaseException:
+            self._lock.note("")
+            raise
+
+    def withdraw(self) -> None:
+        """Take away the folder of a run that was refused, where it is new: what was refused must not hold the name."""
+        if self.new:
+            withdraw(self.path)
+
+
+@contextmanager
+def claimed(path: Path, config: StageConfig, *, resume: bool) -> Generator[Claim]:
+    """`RunFolder.create`, and the claim to what it made. Raises UserError that names the holder, and for what `create` does."""
+    path = path.absolute()
+    make_folder(path)
+    lock = RunLock(path / "logs" / CLAIM, patience_seconds=0, deed="has started")
+    try:
+        if lock.said.startswith(JOB):
+            lock.note(lock.said)
+            raise UserError(
+                f"{lock.said} was submitted for the run in `{path}` and has not opened its folder yet",
+                hint=f"wait for it, or end it with `ray job stop` and remove `{path / 'logs' / CLAIM}`",
+            )
+        claim = Claim(path, not (path / "config.json").exists(), lock)
+        try:
+            RunFolder.create(path, config, resume=resume)
+        except UserError:
+            claim.withdraw()
+            raise
+        yield claim
+    finally:
+        lock.close()
+
+
+def withdraw(path: Path) -> bool:
+    """Take away the folder of a run that was refused before it did anything, so that its name is free; whether it is gone.
+
+    Only for a folder that is claimed and new. It stays while a process has it open, and when it
+    holds an episode, a number or a report; what a session prepared (an initial checkpoint, its log) goes with it.
+    """
+    try:
+        lock = RunLock(path / "logs" / "lock", patience_seconds=0)
+    except (UserError, OSError):
+        return False
+    try:
+        if has_any(path, EVIDENCE):
+            return False
+        return _removed(path)
+    finally:
+        lock.close()
+
+
+def _removed(path: Path) -> bool:
+    if not path.is_symlink():
+        shutil.rmtree(path)
+        return True
+    for item in path.resolve().iterdir():  # whose link it is, and where it points, is not ours
+        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+    return True

@@ -1,0 +1,215 @@
+"""What a row says of its own learning is honoured, or the row is left out with its reason; pinned here, through `tau2rl sft`:
+
+- `step_loss_mask: 0` and `weight: 0` keep a message in the conversation and out of the loss, exactly; on a row they leave it out
+- a mark that is neither 0 nor 1 leaves the row out, and so do thoughts, which would vanish
+- nulls that Arrow added are no arguments, no tools and no content; nulls within JSON text and defaults of schemas stay
+- tools are read as schemas, as JSON text, and as a list of texts, with the same tokens
+- rows with sampled tokens that the tokenizer does not have are left out
+- whatever else a row holds: it is left out with file and line and a reason, or the file is refused with both; never a traceback
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tau2rl.chat.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from tau2rl.cli import app
+from tau2rl.data.encoding import Encoded, encode_rows
+from tau2rl.data.jsonl import read_file
+from tau2rl.slime.sft_data import write_conversations
+
+runner = CliRunner()
+CASES = Path(__file__).parents[2] / "fixtures" / "rows"
+PLAIN: dict[str, Any] = json.loads((CASES / "plain.jsonl").read_text("utf-8"))
+CALL = '<tool_call>\n{"name": "renew_loan", "arguments": {"loan_id": "L-7"}}\n</tool_call>'
+SHAPE = ["local.shape.hidden=16", "local.shape.layers=1", "local.shape.heads=1", "local.shape.head_dim=8"]
+
+
+def sft(file: Path, folder: Path, *settings: str, code: int = 0) -> Any:
+    """The report of a training on a file by the command, in this process."""
+    sets = [word for value in (*SHAPE, "local.shape.vocab_size=300", "train.steps=1", *settings) for word in ("--set", value)]
+    words = ["sft", "--data", str(file), "--output", str(folder / "run"), "--inline", *sets, "--set", "data.val_fraction=0"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output and "this is a bug" not in result.output
+    return json.loads((folder / "run" / "report.json").read_text("utf-8")) if code == 0 else result.stderr
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    return file
+
+
+def encoded(*rows: dict[str, Any], tokenizer: Tokenizer | None = None) -> Encoded:
+    named = [(f"rows.jsonl:{number}", row) for number, row in enumerate(rows, 1)]
+    return encode_rows(named, tokenizer or ByteTokenizer(), max_tokens=100_000)
+
+
+def learned(row: dict[str, Any]) -> list[str]:
+    """The text of each turn that is learned."""
+    (sample,) = encoded(row).samples
+    texts = [ByteTokenizer().decode(sample.token_ids[start:end]) for start, end in sample.turn_spans]
+    assert sum(sample.loss_mask) == sum(end - start for start, end in sample.turn_spans)
+    return [text.removesuffix("<|im_end|>") for text in texts]
+
+
+def whole(row: dict[str, Any]) -> str:
+    (sample,) = encoded(row).samples
+    return ByteTokenizer().decode(sample.token_ids)
+
+
+def with_message(number: int, **fields: Any) -> dict[str, Any]:
+    messages = [{**message, **(fields if i == number else {})} for i, message in enumerate(PLAIN["messages"])]
+    return {**PLAIN, "messages": messages}
+
+
+@pytest.mark.parametrize("case", ["step_loss_mask", "weight"])
+def test_what_is_marked_is_not_learned_and_stays_in_the_conversation(case: str, tmp_path: Path) -> None:
+    row = json.loads((CASES / f"{case}.jsonl").read_text("utf-8"))
+    assert learned(PLAIN) == [CALL, "Renewed."]
+    assert learned(row) == ["Renewed."]
+    assert whole(row) == whole(PLAIN)
+    report = sft(CASES / f"{case}.jsonl", tmp_path)["rows"]
+    initial = load_tokenizer(str(tmp_path / "run" / "checkpoints" / "initial"))
+    assert (report["used"], report["dropped"]) == (1, 0)
+    assert report["assistant_tokens"] == len(initial.encode("Renewed.<|im_end|>"))
+
+
+def test_the_last_turn_may_be_marked_too() -> None:
+    row = with_message(4, weight=0)
+    assert learned(row) == [CALL]
+    assert whole(PLAIN).startswith(whole(row))
+
+
+@pytest.mark.parametrize("mark", [1, 1.0, True, None])
+def test_a_mark_of_one_is_none(mark: object) -> None:
+    assert learned({**with_message(2, step_loss_mask=mark, weight=mark), "weight": mark}) == [CALL, "Renewed."]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (with_message(2, weight=0.5), "message 2 has a `weight` of 0.5: only 0 and 1 can be honoured"),
+        (with_message(2, step_loss_mask="0"), "message 2 has a `step_loss_mask` of '0'"),
+        (with_message(4, reasoning_content="Hm."), "message 4 has `reasoning_content`, which cannot be trained on"),
+        (with_message(2, reasoning="Hm."), "message 2 has `reasoning`"),
+        (with_message(2, thinking="Hm."), "message 2 has `thinking`"),
+        ({**PLAIN, "weight": 0}, "its `weight` is 0"),
+        ({**PLAIN, "weight": 2}, "the row has a `weight` of 2"),
+        ({**PLAIN, "messages": [{**m, "weight": 0} for m in PLAIN["messages"]]}, "no assistant turn to learn"),
+        (with_message(2, tool_calls=5), "`tool_calls` that are no list"),
+        (with_message(2, tool_calls="[]"), "`tool_calls` that are no list"),
+        (with_message(2, tool_calls=[5]), "a tool call without a name"),
+        (with_message(2, tool_calls=[{"function": {"name": "f", "arguments": 5}}]), "that are not an object"),
+        ({**PLAIN, "tools": "{"}, "`tools` that are text, but not JSON"),
+        ({**PLAIN, "tools": 5}, "`tools` that are no list"),
+        ({**PLAIN, "tools": ["renew_loan"]}, "a tool that are text, but not JSON"),
+        ({**PLAIN, "tools": [{"type": "function"}]}, "a tool that is no function schema"),
+        ({**PLAIN, "tools": [[]]}, "a tool that is no function schema"),
+    ],
+)
+def test_what_cannot_be_honoured_leaves_the_row_out_with_its_place(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    rows = sft(written(tmp_path, PLAIN, row), tmp_path)["rows"]
+    assert (rows["used"], rows["dropped"], sum(rows["reasons"].values())) == (1, 1, 1)
+    (dropped,) = rows["dropped_rows"]
+    assert dropped["at"] == "rows.jsonl:2" and reason in dropped["reason"]
+
+
+def test_thoughts_do_not_vanish_from_the_account(tmp_path: Path) -> None:
+    rows = sft(written(tmp_path, PLAIN, json.loads((CASES / "reasoning.jsonl").read_text("utf-8"))), tmp_path)["rows"]
+    (reason,) = rows["reasons"]
+    assert "`reasoning_content`" in reason and (rows["used"], rows["dropped"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("empty", "expected"), [(None, PLAIN), ("", PLAIN), ([], PLAIN)])
+def test_empty_thoughts_are_none(empty: object, expected: dict[str, Any]) -> None:
+    assert learned(with_message(2, reasoning_content=empty)) == learned(expected)
+
+
+def test_nulls_that_arrow_added_are_no_values(tmp_path: Path) -> None:
+    nulls = json.loads((CASES / "nulls.jsonl").read_text("utf-8"))
+    assert whole(nulls) == whole(PLAIN)
+    columns = {"name": None, "tool_calls": None, "tool_call_id": None, "weight": None, "reasoning_content": None}
+    padded = {**PLAIN, "messages": [{**columns, **message} for message in PLAIN["messages"]], "answer": None, "token_ids": None}
+    assert whole(padded) == whole(PLAIN)
+    assert sft(CASES / "nulls.jsonl", tmp_path)["rows"]["used"] == 1
+
+
+def call_of(arguments: object) -> dict[str, Any]:
+    return with_message(2, tool_calls=[{"function": {"name": "renew_loan", "arguments": arguments}}])
+
+
+@pytest.mark.parametrize("arguments", [None, "", " ", {}, {"loan_id": None}])
+def test_no_arguments_are_an_empty_object(arguments: object) -> None:
+    assert learned(call_of(arguments))[0] == '<tool_call>\n{"name": "renew_loan", "arguments": {}}\n</tool_call>'
+
+
+def test_nulls_that_were_meant_stay() -> None:
+    assert '"until": null' in learned(call_of('{"loan_id": "L-7", "until": null}'))[0]
+    assert '"keep": [null]' in learned(call_of({"keep": [None], "drop": {"deep": None}}))[0]
+    schema = {"function": {"name": "f", "parameters": {"properties": {"a": {"default": None}, "b": None}}}}
+    assert '"default": null' in whole({**PLAIN, "tools": [schema]}) and '"b"' not in whole({**PLAIN, "tools": [schema]})
+
+
+@pytest.mark.parametrize("case", ["string", "list_of_strings", "mixed"])
+def test_tools_are_the_same_in_whatever_form(case: str, tmp_path: Path) -> None:
+    rows = [row for _, row in read_file(CASES / f"{case}.jsonl")]
+    plain = json.loads((CASES / "mixed.jsonl").read_text("utf-8").splitlines()[0])
+    assert {whole(dict(row)) for row in rows} == {whole(plain)}
+    assert sft(CASES / f"{case}.jsonl", tmp_path)["rows"]["used"] == len(rows)
+
+
+def test_a_row_that_the_template_refuses_is_left_out_with_its_complaint() -> None:
+    found = encoded(PLAIN, {**PLAIN, "messages": [*PLAIN["messages"], {"role": "user", "content": "?"}, PLAIN["messages"][4]]})
+    assert len(found.samples) == 2
+
+    class Picky(ByteTokenizer):
+        def render(self, messages: Any, tools: Any, *, add_generation_prompt: bool) -> str:
+            if any(message["content"] == "no" for message in messages):
+                raise ValueError("I will not")
+            return super().render(messages, tools, add_generation_prompt=add_generation_prompt)
+
+    found = encoded(PLAIN, with_message(1, content="no"), tokenizer=Picky())
+    assert (len(found.samples), found.dropped[0].at) == (1, "rows.jsonl:2") and "I will not" in found.dropped[0].reason
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 258], [1, -1, 2], [1, 2**63, 2], [1, True, 2], [1, "2", 2]])
+def test_tokens_that_do_not_exist_leave_the_row_out(ids: list[Any]) -> None:
+    from tau2rl.chat import fingerprint, make_codec
+    from tau2rl.config import ChatConfig
+
+    chat = fingerprint(make_codec(ChatConfig(protocol="native", tokenizer="bytes")))
+    row = {**PLAIN, "token_ids": ids, "loss_mask": [0, 1, 1], "metadata": {"chat": chat}}
+    found = encoded({**row, "token_ids": [1, 2, 257]}, row)
+    assert (found.exact, len(found.samples)) == (1, 1)
+    assert "`token_ids`" in found.dropped[0].reason
+
+
+def test_arguments_nested_without_end_leave_the_row_out(tmp_path: Path) -> None:
+    deep: Any = {}
+    for _ in range(600):
+        deep = {"a": deep}
+    text = '{"a":' * 100_000 + "1" + "}" * 100_000
+    rows = sft(written(tmp_path, PLAIN, call_of(deep), call_of(text)), tmp_path)["rows"]
+    assert rows["used"] + rows["dropped"] == 3 and rows["used"] >= 1
+    assert rows["dropped_rows"][-1]["at"] == "rows.jsonl:3"
+
+
+def test_slime_is_told_the_same_marks(tmp_path: Path) -> None:
+    rows = [("a", json.loads((CASES / "weight.jsonl").read_text("utf-8"))), ("b", {**PLAIN, "weight": 0})]
+    account = write_conversations(rows, ByteTokenizer(), tmp_path / "out.jsonl", max_tokens=10_000)
+    ((_, row),) = read_file(tmp_path / "out.jsonl")
+    marks = [message.get("step_loss_mask", 1) for message in row["messages"] if message["role"] == "assistant"]
+    assert (marks, account.used, [d.reason for d in account.dropped]) == ([0, 1], 1, ["its `weight` is 0"])
+
+
+@pytest.mark.parametrize("case", ["utf16", "missing"])
+def test_a_file_that_cannot_be_read_is_refused_by_the_command(case: str, tmp_path: Path) -> None:
+    told = sft(CASES / f"{case}.jsonl", tmp_path, code=2)
+    assert str(CASES / f"{case}.jsonl") in told

@@ -1,0 +1,173 @@
+"""A run folder that cannot be written or read; each is a sentence that names the file and a way out, and never "a bug":
+
+- an output that is too long, lies behind a symbolic link that leads nowhere or to itself, below a file, or where nobody may write
+- a folder behind a symbolic link is used, and given back without the link
+- a disk that is full at the start, or later: what was written before is kept, and the run goes on when there is room
+- a damaged `config.json`, `environment.json`, `report.json`, `selection.json` or file of a session
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tau2rl.cli import app
+from tau2rl.settings import child_environment
+
+runner = CliRunner()
+SETTINGS = ["policy.kind=gold", "chat.protocol=transcript", "user.kind=scripted"]
+GOLD = ["eval", "--domains", "mock", "--task-split", "synth-test", "--num-samples", "1", "--inline"]
+GOLD += [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+def gold(*words: object, code: int = 0) -> Any:
+    return invoke(*GOLD, "--limit", "1", *words, code=code)
+
+
+def invoke(*words: object, code: int = 0) -> Any:
+    result = runner.invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output and "this is a bug" not in result.output
+    return result
+
+
+def told(result: Any, *parts: str) -> None:
+    assert all(part in result.stderr for part in parts), result.stderr
+    assert "hint: " in result.stderr
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    """A finished evaluation."""
+    gold("--output", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_path_that_is_too_long(length: int, tmp_path: Path) -> None:
+    result = gold("--output", tmp_path / ("x" * length), code=2)
+    told(result, "cannot write `", "File name too long", "choose a shorter `--output`")
+    assert len(result.stderr) < 2500
+
+
+def test_a_name_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path))
+    told(gold("--name", "x" * 300, code=2), "File name too long")
+
+
+def test_a_link_that_leads_nowhere_or_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("nowhere", "loop"):
+        told(gold("--output", tmp_path / name, code=2), f"cannot write `{tmp_path / name}")
+        assert (tmp_path / name).is_symlink()
+
+
+def test_a_folder_behind_a_link_is_used_and_given_back(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    gold("--output", tmp_path / "link", "--set", "tasks.ids=[no-such-task]", code=2)
+    assert list((tmp_path / "disk").iterdir()) == [] and (tmp_path / "link").is_symlink()
+    gold("--output", tmp_path / "link")
+    assert (tmp_path / "disk" / "report.json").exists()
+
+
+def test_a_place_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", "utf-8")
+    told(gold("--output", tmp_path / "file" / "run", code=2), f"cannot write `{tmp_path / 'file' / 'run'}")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system that nobody can write to")
+def test_a_place_where_nobody_may_write() -> None:
+    told(gold("--output", "/proc/tau2rl-run", code=2), "cannot write `/proc/tau2rl-run")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder is a matter of being root")
+def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir(mode=0o555)
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from tau2rl.config import EvalConfig, build; from tau2rl.errors import UserError\n"
+        "from tau2rl.runs.folder import RunFolder\n"
+        "config = build(EvalConfig, {'policy': {'kind': 'gold'}, 'chat': {'protocol': 'transcript'}})\n"
+        "os.setuid(65534)\n"
+        "try: RunFolder.create(Path(sys.argv[1]), config, resume=False)\n"
+        "except UserError as error: print(error)\n"
+    )
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    command = [sys.executable, "-c", code, str(run)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+    assert asked.stdout.startswith(f"cannot write `{run}") and "Permission denied" in asked.stdout, asked.stderr
+    assert "hint: choose an `--output` that you can write to" in asked.stdout
+
+
+def on_a_disk_of(size: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command, where no file may grow beyond so many bytes: a write fails in the middle, as on a full disk."""
+    script = (
+        "import resource, signal; from tau2rl.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1)); main()"
+    )
+    command = [sys.executable, "-c", script, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+
+
+def test_a_disk_that_is_full_at_the_start(tmp_path: Path) -> None:
+    full = on_a_disk_of(100, *GOLD, "--limit", "1", "--output", str(tmp_path / "run"))
+    assert full.returncode == 2, full.stderr
+    assert f"cannot write `{tmp_path / 'run' / 'config.json'}`: File too large" in full.stderr and "hint: " in full.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_there_is(tmp_path: Path) -> None:
+    words = [*GOLD, "--limit", "30", "--output", str(tmp_path / "run")]
+    full = on_a_disk_of(30_000, *words)
+    assert full.returncode == 1, full.stderr
+    assert f"cannot write `{tmp_path / 'run' / 'episodes.jsonl'}`: File too large; what was written before is kept" in full.stderr
+    assert "continue it with `--resume`" in full.stderr and "this is a bug" not in full.stderr
+    kept = (tmp_path / "run" / "episodes.jsonl").read_bytes()
+    assert 0 < len(kept) <= 30_000 and kept.endswith(b"\n")
+    invoke(*words, "--resume")
+    assert (tmp_path / "run" / "episodes.jsonl").read_bytes().startswith(kept)
+
+
+DAMAGED = [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b'{"stage": "eval", "seed": "x"}', b'{"stage": "bake"}']
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content[:12]))
+def test_a_damaged_config(content: bytes, done: Path) -> None:
+    (done / "config.json").write_bytes(content)
+    filtered = ["rft-filter", "--from", done, "--output", done.parent / "x", "--inline"]
+    for words in (["compare", done, done], ["select-checkpoint", done], filtered):
+        told(invoke(*words, code=2), f"`{done / 'config.json'}`")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 2}', b'{"schema": 9, "identity": {}}'])
+def test_a_damaged_environment(content: bytes, done: Path) -> None:
+    (done / "environment.json").write_bytes(content)
+    for words in (["compare", done, done], ["rft-filter", "--from", done, "--output", done.parent / "x", "--inline"]):
+        told(invoke(*words, code=2), f"`{done / 'environment.json'}`")
+    told(gold("--output", done, "--resume", code=2), f"`{done / 'environment.json'}`")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"schema": 9, "incomplete": false, "stage": "eval"}'])
+def test_a_damaged_report(content: bytes, done: Path) -> None:
+    (done / "report.json").write_bytes(content)
+    for words in (["report", done], ["compare", done, done]):
+        told(invoke(*words, code=2), f"`{done / 'report.json'}`")
+    gold("--output", done, "--resume")  # it is made anew
+    invoke("report", done)
+
+
+def test_a_damaged_account_of_a_session(done: Path) -> None:
+    file = done / "logs" / "session_1" / "timing.json"
+    file.write_bytes(b"{")
+    told(gold("--output", done, "--resume", code=2), f"`{file}` is not JSON", "restore it from a copy")
