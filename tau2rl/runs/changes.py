@@ -73,6 +73,7 @@ FREE = {
 }
 IDENTITY = {
     "stage": "what the run is",
+    "plugins": "what domains, policies and rewards there are",
     "seed": "every attempt and every shuffle is drawn from it",
     "backend": "another trainer",
     "tasks": "what is measured or learned from",
@@ -90,7 +91,8 @@ IDENTITY = {
     "policy.checkpoint": "who the agent is",
     "policy.model": "who the agent is",
     "policy.sampling": "how the agent samples",
-    "policy.hedge_seconds": "of two answers it takes the shorter",
+    "policy.omit": "how the agent samples",
+    "policy.options": "who the agent is",
     "sampling": "how the agent samples",
     "model": "what training starts from",
     "data": "what is learned from",

@@ -71,7 +71,7 @@ def episode_of(
 ) -> Episode:
     codec = make_codec(chat)
     policy = Stumbles(ScriptedPolicy(gold_script(ref), codec), at, text, reason)
-    return play(ref=ref, policy=policy, codec=codec, limits=replace(WIDE, repairs=repairs))
+    return play(ref=ref, policy=policy, codec=codec, limits=WIDE.model_copy(update={"repairs": repairs}))
 
 
 def row(episode: Episode, chat: ChatConfig = CHAT) -> dict[str, Any]:

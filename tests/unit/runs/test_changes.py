@@ -97,7 +97,7 @@ def changed(config: StageConfig, name: str) -> StageConfig | None:
     for candidate in (other(value, EVERY[name]), True, 7, 0.5, "http://127.0.0.1:9", "/tmp/x"):
         put(values, name, candidate)
         try:
-            made = build(type(config), values)
+            made = build(type(config), values, stored=True)
         except UserError:
             continue
         if made != config:
@@ -110,7 +110,7 @@ def test_a_free_setting_may_change_and_is_recorded(name: str, tmp_path: Path) ->
     tried = 0
     for stage, bases in BASES.items():
         for leaf in (each for each in leaves(STAGES[stage]) if each == name or each.startswith(f"{name}.")):
-            for base in (build(STAGES[stage], values) for values in bases):
+            for base in (build(STAGES[stage], values, stored=True) for values in bases):
                 now = changed(base, leaf)
                 if now is not None:
                     tried += 1
