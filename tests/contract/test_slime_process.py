@@ -54,7 +54,8 @@ def llm(server: OpenAIStub, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("estimator", ["grpo", "mt_gtpo"])
 def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimator: str) -> None:
-    config = settings(seed=303, algo={"estimator": estimator, "turn_rewards": "dense"})  # a seed that chooses every script
+    algo = {"estimator": estimator} if estimator == "grpo" else {"estimator": estimator, "turn_rewards": "dense"}
+    config = settings(seed=303, algo=algo)  # a seed that chooses every script
     config = config.model_copy(update={"train": config.train.model_copy(update={"tasks_per_step": 2})})
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=["mock"])
     refs = [CREATE, TaskRef(domain="mock", task_id="update_task_1", split="base")]
@@ -257,7 +258,8 @@ def test_sixty_four_conversations_wait_for_their_user_together(tmp_path: Path) -
 
 
 def test_a_look_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -> None:
-    config = settings(val={"domains": ["mock"], "split": "synth-select", "num_samples": 2}, rollout={"keep": True})
+    val = {"domains": ["mock"], "split": "synth-select", "num_samples": 2}
+    config = settings(val=val, train={"tasks_per_step": 1, "val_every": 1}, rollout={"keep": True})
     with SGLangStub(answer=ANSWER) as server:
         made = rollout(config, tmp_path, server)
 
