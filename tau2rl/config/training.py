@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tau2rl.config.base import DomainName, Section
+from tau2rl.config.base import Section
 from tau2rl.config.sections import LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
 
 
@@ -208,10 +208,8 @@ class GrpoRolloutConfig(RolloutConfig):
 
 
 class ValConfig(TasksConfig):
-    """The tasks on which a training that goes on is validated. Never the test split."""
+    """The tasks on which a training that goes on is validated. Never the test split; the domains of `tasks`, if none are given."""
 
-    domains: tuple[DomainName, ...] = ("airline", "retail", "telecom")
-    """Default: those of `tasks.domains`."""
     split: str = "synth-select"
     """A split that is neither trained on nor tested on; default: `synth-select` for `mock`, else `train-select`."""
     limit: int | None = Field(default=50, ge=1)
