@@ -208,7 +208,7 @@ class GrpoRolloutConfig(RolloutConfig):
 
 
 class ValConfig(TasksConfig):
-    """The tasks on which a training that goes on is validated. Never the test split; the domains of `tasks`, if none are given."""
+    """The tasks on which a training is validated while it goes on: by default of the domains of `tasks`, never the test split."""
 
     split: str = "synth-select"
     """A split that is neither trained on nor tested on; default: `synth-select` for `mock`, else `train-select`."""
