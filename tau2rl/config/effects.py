@@ -197,8 +197,10 @@ def refuse_idle(config: BaseModel, given: Mapping[str, Any]) -> None:
             found |= {name: rule for name in rule.below(away) if name not in found}
     if found:
         lines = [f"{name} has no effect{_while(rule, config)}" for name, rule in found.items()]
-        hints = dict.fromkeys(_way_out(name, rule, model) for name, rule in found.items())
-        raise UserError("\n".join(lines), hint="; ".join(hints))
+        ways: dict[str, list[str]] = {}  # settings that one change would give an effect stand together
+        for name, rule in found.items():
+            ways.setdefault(_way_out(rule, model), []).append(name)
+        raise UserError("\n".join(lines), hint="; ".join(f"leave out {', '.join(names)}{way}" for way, names in ways.items()))
 
 
 @cache
@@ -222,21 +224,21 @@ def _while(rule: Idle, config: BaseModel) -> str:
     return (f" while {under}" if under else "") + (f": {rule.why}" if rule.why else "")
 
 
-def _way_out(name: str, rule: Idle, model: type[BaseModel]) -> str:
-    """Leave it out, or what to change for it to mean something."""
+def _way_out(rule: Idle, model: type[BaseModel]) -> str:
+    """What to change for the setting to mean something, behind "leave it out"."""
     for gate, values in rule.under.items():
         setting = next(setting for setting in every_setting(model) if setting.name == gate)
         words = [word for word in words_of(setting.type) if not matches(word, values)]
         if words:
-            return f"leave out {name}, or set {gate} to {' or '.join(f'`{word}`' for word in words)}"
+            return f", or set {gate} to {' or '.join(f'`{word}`' for word in words)}"
         if isinstance(values, Set):
-            return f"leave out {name}, or {gate}"
+            return f", or {gate}"
         if isinstance(values, Apart):
-            return f"leave out {name}, or set {gate} to one that begins with `{values.start}`"
+            return f", or set {gate} to one that begins with `{values.start}`"
         if bool in arms_of(setting.type):
-            return f"leave out {name}, or set {gate} to `{_word(not matches(True, values))}`"
-        return f"leave out {name}, or set {gate}"
-    return f"leave out {name}"
+            return f", or set {gate} to `{_word(not matches(True, values))}`"
+        return f", or set {gate}"
+    return ""
 
 
 def _word(value: Any) -> str:

@@ -210,10 +210,8 @@ class GrpoRolloutConfig(RolloutConfig):
 
 
 class ValConfig(TasksConfig):
-    """The tasks on which a training that goes on is validated. Never the test split."""
+    """The tasks on which a training is validated while it goes on: by default of the domains of `tasks`, never the test split."""
 
-    domains: tuple[str, ...] = ("airline", "retail", "telecom")
-    """Default: those of `tasks.domains`."""
     split: str = "synth-select"
     """A split that is neither trained on nor tested on; default: `synth-select` for `mock`, else `train-select`."""
     limit: int | None = Field(default=50, ge=1)

@@ -102,7 +102,8 @@ def played(begin: Callable[..., SlimeJob], model: Path, **values: Any) -> tuple[
 def test_the_gradient_is_on_what_was_sampled_and_goes_the_way_of_its_advantage(
     begin: Callable[..., SlimeJob], model: Path, estimator: str
 ) -> None:
-    job, _, found = played(begin, model, algo={"estimator": estimator, "turn_rewards": "dense"})
+    algo = {"estimator": estimator} if estimator == "grpo" else {"estimator": estimator, "turn_rewards": "dense"}
+    job, _, found = played(begin, model, algo=algo)
     assert [len(rank["tokens"]) for rank in found] == [2, 2]
     for rank in found:
         for i, gradient, value in gradients(job, rank):
