@@ -22,7 +22,8 @@ from tests.contract.slime_episodes import settings
 from tests.play import CREATE
 
 PLAYED = Episode(
-    task=CREATE, seed=0, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP, token_ids=(), turns=(), messages=(), grade=None,
+    task=CREATE, seed=0, status=Status.COMPLETED, stop_reason=StopReason.USER_STOP,
+    token_ids=(), turns=(), messages=(), grade=None,
     seconds=4.0, env_time=EnvTime(seconds=1.0, user_seconds=0.5, cpu_seconds=0.25),
 )  # fmt: skip
 FAILED = replace(PLAYED, status=Status.FAILED, failure=Failure(fault=Fault.USER, kind="UserSimulatorFailure", message="gone"))
