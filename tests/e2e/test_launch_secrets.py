@@ -22,7 +22,7 @@ from tests.stubs.echo import EchoStub
 pytestmark = pytest.mark.e2e
 KEY = "sk-Planted+in/the=environment-0123456789"
 SMALL = ["--domains", "mock", "--task-split", "base", "--limit", "1", "--num-samples", "1", "--concurrency", "1", "--inline"]
-QUICK = ["--set", "rollout.retries=0", "--set", "policy.retries=0", "--set", "user.retries=0"]
+QUICK = ["--set", "rollout.retries=0"]
 
 
 def traces_of(key: str) -> list[str]:
