@@ -91,7 +91,9 @@ def test_of_two_starts_at_once_one_has_the_run(tmp_path: Path, rounds: int) -> N
         assert sorted(codes.values()) == [0, 2], ended
         winner = min(codes, key=lambda seed: codes[seed])
         loser = 3 - winner
-        assert re.search(rf"process {both[winner].pid} on|another process has started|holds a run already", ended[loser][1]), ended[loser]
+        assert re.search(rf"process {both[winner].pid} on|another process has started|holds a run already", ended[loser][1]), (
+            ended[loser]
+        )
         assert seed_of(run) == winner
         assert json.loads(ended[winner][0]) == json.loads((run / "report.json").read_text())
         assert len((run / "episodes.jsonl").read_text().splitlines()) == 1

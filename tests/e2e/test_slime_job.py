@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from tau2rl.config import GrpoConfig, build
 from tau2rl.launch import jobs
@@ -78,10 +79,11 @@ class Job:
         self.client = jobs.connect(head.address, head.headers)
         self.lines: list[str] = []
         self.events: list[ProgressEvent] = []
-        self.id = jobs.submit_command(self.client, job_command(self.folder), label="slime")
+        self.id = jobs.new_id("slime")
+        self.client.submit(job_command(self.folder), self.id)
 
     def follow(self) -> int:
-        return jobs.follow(self.client, self.id, on_line=self.lines.append, on_progress=self.events.append)
+        return self.client.follow(self.id, on_line=self.lines.append, on_progress=self.events.append)
 
     @property
     def report(self) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def test_a_stopped_job_takes_slime_with_it(head: LocalHead, place: Path) -> None
     def stop() -> None:
         while not started.exists():
             time.sleep(0.2)
-        job.client.stop_job(job.id)
+        JobSubmissionClient(head.address, headers=head.headers).stop_job(job.id)
 
     threading.Thread(target=stop, daemon=True).start()
     assert job.follow() == 130, job.lines
