@@ -55,7 +55,7 @@ class Redactor:
         if isinstance(values, str):
             return self.text(values)
         if isinstance(values, Mapping):
-            return {self.text(key): self.values(value) for key, value in cast("Mapping[str, Any]", values).items()}
+            return {self.text(str(key)): self.values(value) for key, value in cast("Mapping[str, Any]", values).items()}
         if isinstance(values, list | tuple):
             return [self.values(value) for value in cast("list[Any]", values)]
         return values

@@ -128,3 +128,8 @@ def test_a_config_that_holds_a_secret_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"`user\.api_base` holds the value of a secret"):
         Redactor().refuse({"user": {"api_base": f"http://host/{KEY}"}})
     Redactor().refuse({"user": {"api_base": "http://host/", "model": "groq/x"}})
+
+
+def test_steps_of_a_report_are_numbers_and_stay_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_API_KEY", "sk-0123456789abcdef")
+    assert Redactor().values({"validation": {10: 0.5}}) == {"validation": {"10": 0.5}}
