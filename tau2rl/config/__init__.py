@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tau2rl.config.base import DOMAINS, Section
 from tau2rl.config.fields import Setting, every_setting, known_names, words_of
-from tau2rl.config.loading import build, dump, flatten, identity, load, put, read_file, type_of
+from tau2rl.config.loading import build, dump, flatten, load, put, read_file, type_of
 from tau2rl.config.sections import (
     PRESETS,
     ChatConfig,
@@ -28,7 +28,6 @@ from tau2rl.config.sections import (
 )
 from tau2rl.config.slime import SlimeConfig, SlimeUserConfig
 from tau2rl.config.stages import (
-    NOT_IDENTITY,
     STAGES,
     AgentConfig,
     EvalConfig,
@@ -58,7 +57,6 @@ from tau2rl.config.training import (
 
 __all__ = [
     "DOMAINS",
-    "NOT_IDENTITY",
     "PRESETS",
     "STAGES",
     "AgentConfig",
@@ -104,7 +102,6 @@ __all__ = [
     "dump",
     "every_setting",
     "flatten",
-    "identity",
     "known_names",
     "load",
     "put",

@@ -20,7 +20,6 @@ from tau2rl.config.effects import refuse_idle
 from tau2rl.config.fields import known_names
 from tau2rl.config.reading import inner_type, read_mapping, read_text
 from tau2rl.config.renamed import new_name, with_new_names
-from tau2rl.config.stages import NOT_IDENTITY, StageConfig
 from tau2rl.errors import UserError
 
 UNSEEN = {"api_key_env", "api_base", "url", "address"}  # settings whose wrong values no message repeats
@@ -159,11 +158,6 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
 def dump(config: Section) -> dict[str, Any]:
     """The config as JSON-ready values, every setting resolved."""
     return config.model_dump(mode="json")
-
-
-def identity(config: StageConfig) -> dict[str, Any]:
-    """The settings that decide what a run measures."""
-    return {k: v for k, v in dump(config).items() if k not in NOT_IDENTITY}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,9 +44,6 @@ from tau2rl.config.training import (
     ValConfig,
 )
 
-# Settings that say where and how a run is carried out, not what it measures: a resumed run may change them.
-NOT_IDENTITY = {"name", "output", "resume", "launch"}
-
 SERVED = ("sglang", "api")  # the kinds of policy that a server answers for
 
 

@@ -23,7 +23,6 @@ from pydantic import ValidationError
 
 from tau2rl import settings
 from tau2rl.config import (
-    NOT_IDENTITY,
     STAGES,
     EvalConfig,
     GrpoConfig,
@@ -33,7 +32,6 @@ from tau2rl.config import (
     build,
     dump,
     flatten,
-    identity,
     known_names,
     load,
     put,
@@ -233,14 +231,6 @@ def test_a_config_cannot_be_changed() -> None:
         config.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValidationError, match="frozen"):
         config.policy.sampling.temperature = 1.0  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_identity_leaves_out_where_a_run_is_carried_out() -> None:
-    here = build(EvalConfig, SCRIPTED | {"name": "a", "resume": True, "launch": {"inline": True}, "output": "/elsewhere"})
-    there = build(EvalConfig, SCRIPTED | {"name": "b"})
-    assert identity(here) == identity(there)
-    assert identity(here) != identity(build(EvalConfig, SCRIPTED | {"seed": 301}))
-    assert set(EvalConfig.model_fields) >= NOT_IDENTITY
 
 
 @pytest.mark.parametrize(
