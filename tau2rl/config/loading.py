@@ -121,6 +121,7 @@ def _put(model: type[BaseModel], values: dict[str, Any], typed: dict[str, Any], 
 def type_of(model: type[BaseModel], name: str, values: Mapping[str, Any] | None = None) -> Any:
     """The type of a dotted name, also below a mapping; `values` say of which stage a pipeline's steps are.
 
+    >>> from tau2rl.config.stages import StageConfig
     >>> type_of(StageConfig, "launch.inline"), type_of(StageConfig, "no.such")
     (<class 'bool'>, typing.Any)
     """
