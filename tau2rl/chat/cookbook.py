@@ -22,7 +22,7 @@ from tau2rl.chat.template import TemplateChat
 from tau2rl.chat.tokenizers import ChatDict, Tokenizer, tokenizer_of
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn, UserError
-from tau2rl.types import Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
+from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
 
 UPSTREAM = "https://github.com/jbarnes850/Tau2-RL-Pipeline"
 UPSTREAM_COMMIT = "c0d434b453719e149aac70452325f6e04ac086cf"
@@ -173,6 +173,7 @@ NOTHING = "[no_observation]"  # what the checkpoints read in place of an empty m
 class CookbookCodec:
     """`types.ChatCodec` of the cookbook; see `chat/__init__.py`."""
 
+    append_only = True
     stop: tuple[str, ...] = (CLOSE,)
 
     def __init__(self, tokenizer: Tokenizer, *, compressed: bool = False, prompt: CookbookPrompt = OUR_PROMPT) -> None:
@@ -220,6 +221,10 @@ class CookbookCodec:
     def write(self, actions: Actions) -> list[int]:
         """The turn, up to the stop string. Raises ValueError for more than one action, or a message without text."""
         return write_back(actions, lambda dump: self._chat.write("\n".join(_block(a, dump) for a in actions)), self._read)
+
+    def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
+        """See `ChatCodec.close_thoughts`."""
+        return self._chat.close_thoughts(completion_ids)
 
     def _read(self, completion_ids: Sequence[int]) -> Actions:
         blocks = split_blocks(self._chat.read(completion_ids))
@@ -280,6 +285,6 @@ def _said(call: CallTool) -> Say:
     return Say(text=content)
 
 
-def _block(action: Say | CallTool, dump: Dump) -> str:
-    call = CallTool(name=RESPOND, arguments={"content": action.text}) if isinstance(action, Say) else action
+def _block(action: Action, dump: Dump) -> str:
+    call = action if isinstance(action, CallTool) else CallTool(name=RESPOND, arguments={"content": action.text})
     return f'{OPEN}\n{{"name": {dump(call.name)}, "arguments": {dump(call.arguments)}}}\n{CLOSE}'

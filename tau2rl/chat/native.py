@@ -43,6 +43,7 @@ def conversation(opening: Opening) -> list[ChatDict]:
 class NativeCodec:
     """`types.ChatCodec` over a chat template that reads Hermes/Qwen tool calls; see `chat/__init__.py`."""
 
+    append_only = True
     stop: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -80,6 +81,10 @@ class NativeCodec:
         """The turn, with its end token. Raises ValueError for text that reads as something else (a tag, a control token)."""
         return write_back(actions, lambda dump: self._written(actions, dump), self._read)
 
+    def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
+        """See `ChatCodec.close_thoughts`."""
+        return self._chat.close_thoughts(completion_ids)
+
     def _read(self, completion_ids: Sequence[int]) -> Actions:
         blocks = split_blocks(self._chat.read(completion_ids))
         if blocks.outside:
@@ -91,7 +96,7 @@ class NativeCodec:
         return (*said, *(read_call(read_json(body)) for body in blocks.bodies))
 
     def _written(self, actions: Actions, dump: Dump) -> list[int]:
-        parts = [a.text if isinstance(a, Say) else self._block(a, dump) for a in actions]
+        parts = [self._block(a, dump) if isinstance(a, CallTool) else a.text for a in actions]
         return self._chat.write("\n".join(parts) + self._chat.end_text)
 
     @staticmethod

@@ -99,6 +99,12 @@ class TemplateChat:
         """Token ids of a turn with this text; where the template has begun to think, thinking is ended first."""
         return self.tokenizer.encode(f"\n{UNTHINK}\n\n{text}" if self._opens_thinking else text)
 
+    def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
+        """The ids that close the thought which a turn, so far, has left open; [] when none is open."""
+        text = self.tokenizer.decode(completion_ids)
+        thinks = self._opens_thinking or text.lstrip().startswith(THINK)
+        return self.tokenizer.encode(f"\n{UNTHINK}\n\n") if thinks and UNTHINK not in text else []
+
     def suffix(self, new: Sequence[ChatDict]) -> str:
         """What the template writes after an assistant's text when `new` follows: `<|im_end|>`, the messages, the next header."""
         results = next((i for i, message in enumerate(new) if message["role"] != "tool"), len(new))

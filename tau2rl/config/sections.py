@@ -107,6 +107,11 @@ class ChatConfig(Section):
     """What a codec of your own is made with, beside the tokenizer."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
+    thinking: Literal["off", "keep", "per-turn"] = "off"
+    """`off`: the model is told not to think, in its template's own way. `keep`: thoughts stay in the conversation where they
+    were sampled. `per-turn`: earlier thoughts are taken out as the template does it, and each turn is a training sample."""
+    thinking_tokens: int | None = Field(default=None, ge=1)
+    """At most so many tokens of thought a turn, then the thought is closed and the turn goes on; default: no such limit."""
     policy_text: Literal["full", "compressed"] = "full"
     """`cookbook`: the domain's whole policy, or the cookbook's short form."""
     cookbook_prompt: Path | None = None

@@ -57,6 +57,8 @@ NEEDS: dict[str, list[str]] = {
     "user.max_stalled_turns": ["--user-model", "scripted"],
     "user.": ["--set", "user.kind=llm"],
     "chat.policy_text": ["--protocol", "cookbook"],
+    "chat.thinking": ["--protocol", "native"],
+    "chat.thinking_tokens": ["--protocol", "native", "--set", "chat.thinking=keep"],
     "chat.cookbook_prompt": ["--protocol", "cookbook"],
     "chat.tokenizer": ["--protocol", "native"],
     "rollout.worker_memory_gb": ["--rollout.workers", "2"],

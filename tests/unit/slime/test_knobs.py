@@ -137,6 +137,8 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "chat.options": ({"chat.protocol": "my_pkg:Codec"}, {"x": 1}),
         "chat.tokenizer": "/tokenizer",
         "chat.policy_text": ({"chat.protocol": "cookbook"}, "compressed"),
+        "chat.thinking": "keep",
+        "chat.thinking_tokens": ({"chat.thinking": "keep"}, 512),
         "chat.cookbook_prompt": ({"chat.protocol": "cookbook"}, "/p"),
         "limits.max_steps": 50,
         "limits.max_turns": 50,
