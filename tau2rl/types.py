@@ -47,7 +47,7 @@ class CallTool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Think:
-    """What the agent thought: `Think(text="The order is pending.")`. Sampled and trained on; no user and no check of tau2 sees it."""
+    """What the agent thought: `Think(text="The order is pending.")`. Sampled and trained on, shown to nobody."""
 
     text: str = field(metadata={"alias": "thought"})  # the alias is its key in a record, where `text` is a Say
 
@@ -373,7 +373,7 @@ class ChatCodec(Protocol):
 
     @property
     def append_only(self) -> bool:
-        """Whether `extend(p, c, m)` begins with `p + c`. Else earlier thoughts are taken out, and each turn is a sample of its own."""
+        """Whether `extend(p, c, m)` begins with `p + c`. Else it takes earlier thoughts out: a turn is a sample of its own."""
         return True
 
     def open(self, opening: Opening) -> list[int]:
