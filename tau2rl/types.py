@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from tau2rl.enums import Fault, FinishReason, MalformedKind, Status, StopReason
 
 Role = Literal["system", "user", "assistant", "tool"]
+Thinking = Literal["off", "keep", "per-turn"]  # `chat.thinking`
 ToolSchema = dict[str, Any]  # an OpenAI function schema: {"type": "function", "function": {"name", "description", "parameters"}}
 
 

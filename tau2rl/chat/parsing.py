@@ -14,7 +14,6 @@ from tau2rl.errors import MalformedTurn
 from tau2rl.types import Actions, CallTool, MalformedKind, ToolSchema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-THINK, UNTHINK = "<think>", "</think>"
 MAX_CHARS = 200_000  # more than six times what 4096 tokens, the default of a turn, can write
 MAX_DEPTH = 32  # tau2's tools need four
 
@@ -28,11 +27,11 @@ class Blocks:
     outside: str  # text between and after the blocks, "" when that is only white space
 
 
-def text_of(tokenizer: Tokenizer, body_ids: Sequence[int]) -> str:
-    """The text of a turn whose end token is gone. Raises MalformedTurn: too long, empty, or with control tokens inside."""
+def text_of(tokenizer: Tokenizer, body_ids: Sequence[int], control: frozenset[int] | None = None) -> str:
+    """The text of a turn whose end token is gone. Raises MalformedTurn: too long, empty, or with `control` tokens inside."""
     if len(body_ids) > MAX_CHARS:
         fail(MalformedKind.TOO_LONG, f"{len(body_ids)} tokens, where {MAX_CHARS} is the limit")
-    if not tokenizer.control_ids.isdisjoint(body_ids):
+    if not (tokenizer.control_ids if control is None else control).isdisjoint(body_ids):
         fail(MalformedKind.TEXT_OUTSIDE, "the turn goes on behind a token that ends or begins one")
     text = tokenizer.decode(body_ids)
     if len(text) > MAX_CHARS:
@@ -40,22 +39,6 @@ def text_of(tokenizer: Tokenizer, body_ids: Sequence[int]) -> str:
     if not text.strip():
         fail(MalformedKind.EMPTY, "the turn has no text")
     return text
-
-
-def without_thoughts(text: str) -> str:
-    """The turn behind its leading `<think>` block, if it has one. Raises MalformedTurn: never closed, or nothing behind it.
-
-    >>> without_thoughts("<think>Hm.</think>\\n\\nHello.")
-    'Hello.'
-    """
-    if not text.lstrip().startswith(THINK):
-        return text
-    _, closed, answer = text.partition(UNTHINK)
-    if not closed:
-        fail(MalformedKind.NO_CONTENT, f"{THINK} is never closed")
-    if not answer.strip():
-        fail(MalformedKind.NO_CONTENT, "the turn has thoughts and nothing else")
-    return answer.lstrip("\n")
 
 
 def split_blocks(text: str) -> Blocks:

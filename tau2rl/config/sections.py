@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import date as Date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from tau2rl.config.base import Reference, Section, Url, VariableName, WordOrRefe
 
 PolicyKind = Annotated[str, AfterValidator(WordOrReference("sglang", "api", "local", "gold", "do-nothing", "always-transfer"))]
 ChatProtocol = Annotated[str, AfterValidator(WordOrReference("native", "cookbook", "transcript"))]
+IsoDate = Annotated[str, AfterValidator(lambda text: Date.fromisoformat(text).isoformat())]
 PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
 
 
@@ -112,6 +114,8 @@ class ChatConfig(Section):
     were sampled. `per-turn`: earlier thoughts are taken out as the template does it, and each turn is a training sample."""
     thinking_tokens: int | None = Field(default=None, ge=1)
     """At most so many tokens of thought a turn, then the thought is closed and the turn goes on; default: no such limit."""
+    date: IsoDate | None = None
+    """Today's date as a template that writes it is told, `2026-01-31`. Such a template is refused without it."""
     policy_text: Literal["full", "compressed"] = "full"
     """`cookbook`: the domain's whole policy, or the cookbook's short form."""
     cookbook_prompt: Path | None = None
