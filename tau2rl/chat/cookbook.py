@@ -188,23 +188,23 @@ class CookbookCodec:
         """Prove that the template is prefix-preserving. Raises UserError that says why it is not."""
         self._compressed = compressed
         self.prompt = prompt
-        self._chat = TemplateChat(tokenizer, thinking=thinking, date=date)
-        prove(self._chat, PLAIN)
+        self.chat = TemplateChat(tokenizer, thinking=thinking, date=date)
+        prove(self.chat, PLAIN)
         self.append_only = thinking != "per-turn"
 
     @property
     def vocab_size(self) -> int:
         """Ids of the tokenizer are below it."""
-        return self._chat.tokenizer.vocab_size
+        return self.chat.tokenizer.vocab_size
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The template's end-of-turn token first, then the checkpoint's other ends."""
-        return self._chat.stop_token_ids
+        return self.chat.stop_token_ids
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn: the system prompt with policy and tools, then the messages from the user's first on."""
-        return self._chat.open(self.conversation(opening), None)
+        return self.chat.open(self.conversation(opening), None)
 
     def conversation(self, opening: Opening) -> list[ChatDict]:
         """A conversation as this protocol's chat messages, from the user's first on, the system message in front."""
@@ -217,7 +217,7 @@ class CookbookCodec:
         calls: list[CallTool] = []
         with suppress(MalformedTurn):  # a repair request follows such a turn, not a result
             calls += [action for action in self._read(completion_ids) if isinstance(action, CallTool)]
-        return self._chat.extend(prompt_ids, completion_ids, self._dicts(new_messages, calls))
+        return self.chat.extend(prompt_ids, completion_ids, self._dicts(new_messages, calls))
 
     def parse(self, completion_ids: Sequence[int], tools: Sequence[ToolSchema]) -> Actions:
         """`respond` is Say, everything else CallTool. Raises MalformedTurn, and nothing else."""
@@ -230,14 +230,14 @@ class CookbookCodec:
     def write(self, actions: Actions) -> list[int]:
         """The turn, up to the stop string. Raises ValueError for more than one action, or a message without text."""
         body, thought = said(actions)
-        return write_back(actions, lambda dump: self._chat.write("\n".join(_block(a, dump) for a in body), thought), self._read)
+        return write_back(actions, lambda dump: self.chat.write("\n".join(_block(a, dump) for a in body), thought), self._read)
 
     def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
         """See `ChatCodec.close_thoughts`."""
-        return self._chat.close_thoughts(completion_ids)
+        return self.chat.close_thoughts(completion_ids)
 
     def _read(self, completion_ids: Sequence[int]) -> Actions:
-        thought, text = self._chat.read(completion_ids)
+        thought, text = self.chat.read(completion_ids)
         action = self._action(text)
         return (Think(text=thought), action) if thought and thought.strip() else (action,)
 

@@ -61,10 +61,11 @@ class TemplateChat:
         prompt = self.render(BASE, None, generation=True)
         if not prompt.startswith(before):
             raise self.refusal("what it writes so that the assistant goes on changes what stands before")
-        begins = prompt[len(before) :]
-        start = begins.find(family.thought[0])
-        self.header, self._begun = (begins, "") if start < 0 else (begins[:start], begins[start:])
-        self._opens_thinking = self._begun.rstrip().endswith(family.thought[0].rstrip())
+        self.begins = prompt[len(before) :]  # what a prompt ends with: the header, and a thought where it opens or denies one
+        start = self.begins.find(family.thought[0])
+        at = len(self.begins) if start < 0 else start
+        self.header, self._begun = self.begins[:at], self.begins[at:]
+        self.opens_thinking = self._begun.rstrip().endswith(family.thought[0].rstrip())
         self._before = before
         self.end = self._find_end({"role": "assistant", "content": ANSWER}, "")
         self._call_end: End | None = None
@@ -79,11 +80,6 @@ class TemplateChat:
         """Find how the template ends a turn with calls. Raises UserError when it cannot be found."""
         self._call_end = self._find_end(_calling(("act",)), self.family.call_close)
         self.stop_token_ids = tuple(dict.fromkeys((*self.stop_token_ids, self._call_end.id)))
-
-    @property
-    def opens_thinking(self) -> bool:
-        """Whether a prompt ends within a thought that the model goes on with."""
-        return self._opens_thinking
 
     def hole(self) -> str:
         """What the template leaves in place of an earlier turn's thought."""
@@ -158,7 +154,7 @@ class TemplateChat:
         """The thought and the text of a sampled turn, without the token that ended it. Raises MalformedTurn."""
         ended = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
         text = text_of(self.tokenizer, completion_ids[:-1] if ended else completion_ids, self._control)
-        return self.family.split(text, opened=self._opens_thinking)
+        return self.family.split(text, opened=self.opens_thinking)
 
     def write(self, text: str, thought: str = "") -> list[int]:
         """Token ids of a turn with this text; where the template has begun to think, thinking is ended first."""
@@ -167,8 +163,8 @@ class TemplateChat:
     def with_thought(self, text: str, thought: str) -> str:
         """A turn's text behind its thought, as it is sampled behind a prompt."""
         if thought:
-            return self.family.think(thought, opened=self._opens_thinking) + text
-        return self.family.close_text + text if self._opens_thinking else text
+            return self.family.think(thought, opened=self.opens_thinking) + text
+        return self.family.close_text + text if self.opens_thinking else text
 
     def end_of(self, actions: Actions) -> End:
         """What ends a turn with these actions."""
@@ -183,7 +179,7 @@ class TemplateChat:
         turn = whole[len(self._before + self.header) :].removesuffix(end.closing)
         if turn.startswith(self._begun):
             return turn[len(self._begun) :] + end.before + end.text
-        if not self._opens_thinking:  # the prompt has an empty thought that the template leaves out later
+        if not self.opens_thinking:  # the prompt has an empty thought that the template leaves out later
             return turn + end.before + end.text
         with suppress(MalformedTurn):
             thought, text = self.family.split(turn, opened=False)
@@ -192,7 +188,7 @@ class TemplateChat:
 
     def is_thinking(self, completion_ids: Sequence[int]) -> bool:
         """Whether a turn, so far, has left a thought open."""
-        return self.family.open_thought(self.tokenizer.decode(completion_ids), opened=self._opens_thinking)
+        return self.family.open_thought(self.tokenizer.decode(completion_ids), opened=self.opens_thinking)
 
     def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
         """The ids that close the thought which a turn, so far, has left open; [] when none is open."""
