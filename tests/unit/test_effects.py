@@ -55,6 +55,7 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("eval", "chat.cookbook_prompt=p.py", EVAL, [*EVAL, "chat.protocol=cookbook"]),
     ("eval", "chat.tokenizer=bytes", API, []),
     ("eval", "chat.thinking=keep", API, EVAL),
+    ("eval", "chat.date=2026-01-31", API, EVAL),
     ("eval", "chat.thinking_tokens=9", EVAL, [*EVAL, "chat.thinking=keep"]),
     ("eval", "rollout.worker_memory_gb=2", EVAL, [*EVAL, "rollout.workers=2"]),
     ("eval", "reward.normalise=false", [*EVAL, "reward.preset=outcome"], EVAL),

@@ -78,7 +78,9 @@ GEMMA = (
     """{%- macro value(v) -%}
 {%- if v is none -%}null{%- elif v is string -%}{{ '<|"|>' ~ v ~ '<|"|>' }}
 {%- elif v is boolean -%}{{ 'true' if v else 'false' }}
-{%- elif v is mapping -%}{{ '{' }}{%- for k, x in v | dictsort -%}{{ ',' if not loop.first }}{{ k }}:{{ value(x) }}{%- endfor -%}{{ '}' }}
+{%- elif v is mapping -%}{{ '{' }}
+{%- for k, x in v | dictsort -%}{{ ',' if not loop.first }}{{ k }}:{{ value(x) }}{%- endfor -%}
+{{ '}' }}
 {%- elif v is sequence -%}{{ '[' }}{%- for x in v -%}{{ ',' if not loop.first }}{{ value(x) }}{%- endfor -%}{{ ']' }}
 {%- else -%}{{ v }}{%- endif -%}
 {%- endmacro -%}"""
@@ -98,7 +100,8 @@ GEMMA = (
 {{ '<|turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\\n' }}{%- endif -%}
 {%- set st.open = false -%}
 {%- if loop.first and tools -%}{{ '<|tool>' ~ (tools | tojson) ~ '<tool|>' }}{%- endif -%}
-{%- if m.reasoning_content and loop.index0 > ns.last -%}{{ '<|channel>thought\\n' ~ m.reasoning_content ~ '\\n<channel|>' }}{%- endif -%}
+{%- if m.reasoning_content and loop.index0 > ns.last -%}
+{{ '<|channel>thought\\n' ~ m.reasoning_content ~ '\\n<channel|>' }}{%- endif -%}
 {%- for c in m.tool_calls or [] -%}
 {{ '<|tool_call>call:' ~ c.function.name ~ '{' }}
 {%- for k, v in c.function.arguments | dictsort -%}{{ ',' if not loop.first }}{{ k }}:{{ value(v) }}{%- endfor -%}
@@ -119,7 +122,8 @@ HARMONY = """{{- '<|start|>system<|message|>Today: ' ~ strftime_now('%Y-%m-%d') 
 {{ '<|start|>functions.' ~ last.name ~ ' to=assistant<|channel|>commentary<|message|>' ~ (m.content | tojson) ~ '<|end|>' }}
 {%- elif m.tool_calls -%}
 {%- set later = namespace(final=false) -%}
-{%- for x in messages[loop.index:] -%}{%- if x.role == 'assistant' and not x.tool_calls -%}{%- set later.final = true -%}{%- endif -%}
+{%- for x in messages[loop.index:] -%}{%- if x.role == 'assistant' and not x.tool_calls -%}
+{%- set later.final = true -%}{%- endif -%}
 {%- endfor -%}
 {%- set last.name = m.tool_calls[0].function.name -%}
 {%- if m.thinking and not later.final -%}

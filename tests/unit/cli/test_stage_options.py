@@ -58,6 +58,7 @@ NEEDS: dict[str, list[str]] = {
     "user.": ["--set", "user.kind=llm"],
     "chat.policy_text": ["--protocol", "cookbook"],
     "chat.thinking": ["--protocol", "native"],
+    "chat.date": ["--protocol", "native"],
     "chat.thinking_tokens": ["--protocol", "native", "--set", "chat.thinking=keep"],
     "chat.cookbook_prompt": ["--protocol", "cookbook"],
     "chat.tokenizer": ["--protocol", "native"],

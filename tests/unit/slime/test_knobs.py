@@ -138,6 +138,7 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "chat.tokenizer": "/tokenizer",
         "chat.policy_text": ({"chat.protocol": "cookbook"}, "compressed"),
         "chat.thinking": "keep",
+        "chat.date": "2026-01-31",
         "chat.thinking_tokens": ({"chat.thinking": "keep"}, 512),
         "chat.cookbook_prompt": ({"chat.protocol": "cookbook"}, "/p"),
         "limits.max_steps": 50,
