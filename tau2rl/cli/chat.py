@@ -51,7 +51,12 @@ def show(
     codec = make_codec(chosen.chat)
     if not isinstance(codec, (NativeCodec, CookbookCodec)):
         raise UserError(f"chat.protocol `{chosen.chat.protocol}` writes through no chat template", hint="`native` or `cookbook`")
-    shown: dict[str, Any] = {"tokenizer": chosen.chat.tokenizer, "protocol": chosen.chat.protocol, **_found(codec), **_texts(codec, task)}
+    shown: dict[str, Any] = {
+        "tokenizer": chosen.chat.tokenizer,
+        "protocol": chosen.chat.protocol,
+        **_found(codec),
+        **_texts(codec, task),
+    }
     if as_json:
         console.emit_json(shown)
         return

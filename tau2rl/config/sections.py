@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-from datetime import date as Date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tau2rl.config.base import Reference, Section, Url, VariableName, WordOrReference
+from tau2rl.config.base import IsoDate, Reference, Section, Url, VariableName, WordOrReference
 
 PolicyKind = Annotated[str, AfterValidator(WordOrReference("sglang", "api", "local", "gold", "do-nothing", "always-transfer"))]
 ChatProtocol = Annotated[str, AfterValidator(WordOrReference("native", "cookbook", "transcript"))]
-IsoDate = Annotated[str, AfterValidator(lambda text: Date.fromisoformat(text).isoformat())]
 PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
 
 

@@ -134,6 +134,7 @@ VALUES = {
     "val.split": ("base", None),
     "algo.kl": ("k2", "k2"),
     "chat.protocol": ("cookbook", "cookbook"),
+    "chat.date": ("2026-01-31", "2026-01-31"),
     "tasks.domains": ("mock", ["mock"]),
     "val.domains": ("mock", ["mock"]),
     "train.betas": ("0.5,0.6", [0.5, 0.6]),
