@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Score,
         Sink,
         TaskRef,
+        Think,
         ToolSchema,
         Transcript,
         Turn,
@@ -72,7 +73,7 @@ _MODULES = {
     "types": (
         "Action", "Actions", "Attempt", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime", "Episode",
         "EpisodeRecord", "Failure", "Grade", "Message", "Opening", "Policy", "Reply", "RewardFn", "Say", "Score", "Sink",
-        "TaskRef", "ToolSchema", "Transcript", "Turn", "Usage", "Verifier",
+        "TaskRef", "Think", "ToolSchema", "Transcript", "Turn", "Usage", "Verifier",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -81,7 +82,7 @@ __all__ = [
     "Action", "Actions", "Attempt", "Backend", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime",
     "EnvironmentFailure", "Episode", "EpisodeRecord", "EvalReport", "Failure", "Fault", "FinishReason", "Grade", "LimitsConfig",
     "MalformedKind", "MalformedTurn", "Message", "Opening", "Policy", "PolicyFailure", "Reply", "RewardFn", "Say", "Score",
-    "ScriptedPolicy", "Sink", "Status", "TaskRef", "Tokenizer", "ToolSchema", "Transcript", "Turn", "Usage", "UserError",
+    "ScriptedPolicy", "Sink", "Status", "TaskRef", "Think", "Tokenizer", "ToolSchema", "Transcript", "Turn", "Usage", "UserError",
     "UserSimulatorFailure", "Verifier", "__version__", "evaluate", "evaluate_sync", "make_codec", "make_env", "read_transcript",
     "rollout", "tasks",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from tau2rl.chat import fingerprint
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
-from tau2rl.chat.template import TemplateChat, chat_dicts
+from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.data.rows import BadRow, Row, exact_sample, read_row
 from tau2rl.errors import UserError
@@ -104,8 +104,8 @@ class RowEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises UserError when the template cannot be used."""
         self._vocab_size = tokenizer.vocab_size
-        self._chat = TemplateChat(tokenizer)
         self._codec = NativeCodec(tokenizer)
+        self._chat = self._codec.chat
         self._fingerprints = _fingerprints(tokenizer, self._codec)
 
     def sampled(self, row: Row, data: Mapping[str, Any]) -> TrainingSample | None:
