@@ -69,7 +69,7 @@ def test_one_episode_keeps_one_routing_key_and_its_prefix() -> None:
     with SGLangStub() as server:
         second = run(server, two_turns)
     assert [request.headers["x-smg-routing-key"] for request in server.requests] == ["retail/17#0"] * 2
-    assert second.usage.cached_tokens == 6  # the first prompt's 3 and the 3 sampled ones
+    assert second.usage.cached_tokens == 5  # the first prompt's 3 and 2 sampled ones: the last was never fed
 
 
 def test_a_session_name_beyond_ascii_still_makes_a_header() -> None:
