@@ -229,6 +229,8 @@ async def _flood(writer: asyncio.StreamWriter, mode: str) -> bool:
 async def _read(reader: asyncio.StreamReader) -> Request:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.rstrip().split("\r\n")
+    if first.startswith("PRI "):  # of HTTP/2, with which a router tries whether it is spoken here
+        raise ConnectionError(first)
     method, path, _ = first.split(" ", 2)
     pairs = (line.partition(":") for line in lines)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}

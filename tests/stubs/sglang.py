@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import os.path
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -123,7 +122,12 @@ class SGLangStub(StubServer):
                     "root": self.model,
                     "parent": None,
                 }
-                return Response(payload={"object": "list", "data": [{**card, "max_model_len": self.context}]})
+                return Response(
+                    payload={
+                        "object": "list",
+                        "data": [{**card, "root": self.model, "parent": None, "max_model_len": self.context}],
+                    }
+                )
             case "/v1/loads" if self.tells_load:
                 return Response(payload={"timestamp": "2026-01-01T00:00:00+00:00", "version": "0.5.15", "loads": [self._load()]})
             case "/get_load" if self.tells_load:
@@ -265,7 +269,7 @@ class PrefixCache:
 def _common(a: list[int], b: list[int]) -> int:
     """The length of the longest common prefix; in one step where one of both is that."""
     short = min(len(a), len(b))
-    return short if a[:short] == b[:short] else len(os.path.commonprefix([a, b]))
+    return short if a[:short] == b[:short] else next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 def _spoil(payload: dict[str, Any], mode: str, params: dict[str, Any]) -> Any:
