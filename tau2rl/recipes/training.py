@@ -10,7 +10,7 @@ from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.hashes import described_checkpoint
+from tau2rl.runs.provenance import described_checkpoint
 from tau2rl.runs.reports import Result
 
 log = logging.getLogger(__name__)
