@@ -48,7 +48,8 @@ make_sglang() {
 make_llama() {
     environment llama || return 0
     say "compiling llama.cpp: some minutes, and a C++ compiler is needed"
-    "${pip[@]}" 'llama-cpp-python[server]==0.3.36'
+    # Not for the processor at hand: with AMX in a virtual machine that build dies at its first prompt.
+    CMAKE_ARGS=-DGGML_NATIVE=OFF "${pip[@]}" --no-cache-dir 'llama-cpp-python[server]==0.3.36'
     touch "$real/llama/made"
 }
 

@@ -92,5 +92,6 @@ def test_as_the_simulated_user_it_answers_tau2(llama: str, domain: str, tmp_path
     played = records(
         tmp_path, tasks=tasks, user=user, policy={"kind": "do-nothing"}, limits={"max_turns": 2, "context_tokens": 200_000}
     )
+    assert len(played) == 1
     assert [record.failure for record in played if record.status is Status.FAILED] == []
     assert all(record.user_usage.completion_tokens > 0 for record in played)

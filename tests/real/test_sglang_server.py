@@ -17,7 +17,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 
@@ -34,7 +34,7 @@ from tests.stubs.sglang_transcript import PROMPT, QUESTIONS, RECORD, answers
 pytestmark = pytest.mark.real
 T = TypeVar("T")
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=8)
-MISMATCH = 0.15  # between two bfloat16 forwards of 135M weights, at one token; measured: see docs/servers.md
+MISMATCH = 0.1  # the mean over tokens; what was measured stands in docs/servers.md
 
 
 def run(url: str, use: Callable[[SGLangPolicy], Awaitable[T]], *, stop: Any = (), stop_token_ids: Any = (), **config: Any) -> T:
@@ -149,23 +149,31 @@ def test_more_calls_than_it_has_room_for_all_bring_a_completion(sglang: str) -> 
     assert [len(said.token_ids) for said in run(sglang, many, retries=50)] == [4] * 40
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_its_logprobs_are_those_of_our_trainer(sglang: str, checkpoint: Path, temperature: float, record_property: Any) -> None:
+def test_its_logprobs_are_those_of_our_trainer(
+    sglang: str, checkpoint: Path, temperature: float, dtype: Literal["bfloat16", "float32"], record_property: Any
+) -> None:
     import torch
 
     from tau2rl.train.engine.forward import collate, score_tokens
     from tau2rl.train.model import load
 
-    sampling = SamplingConfig(temperature=temperature, max_tokens=64)
-    said = run(sglang, lambda policy: once(policy, max_tokens=64), sampling=sampling)
-    ids, mask = (*PROMPT, *said.token_ids), (0,) * len(PROMPT) + (1,) * len(said.token_ids)
-    sample = TrainingSample(token_ids=ids, loss_mask=mask, logprobs=None, turn_spans=((len(PROMPT), len(ids)),))
-    with torch.no_grad():
-        scores = score_tokens(load(checkpoint, dtype="bfloat16"), collate([sample]), temperature=temperature)
-    ours = scores.logp[0, len(PROMPT) :].tolist()
-    apart = [abs(a - b) for a, b in zip(ours, said.logprobs or (), strict=True)]
-    record_property("mismatch", f"mean {sum(apart) / len(apart):.4f}, max {max(apart):.4f}, {len(apart)} tokens")
-    assert max(apart) < MISMATCH
+    async def many(policy: SGLangPolicy) -> list[Completion]:
+        return await asyncio.gather(*(once(policy, max_tokens=64) for _ in range(8)))
+
+    turns = run(sglang, many, sampling=SamplingConfig(temperature=temperature, max_tokens=64))
+    apart = list[float]()
+    model = load(checkpoint, dtype=dtype)
+    for said in turns:
+        ids, mask = (*PROMPT, *said.token_ids), (0,) * len(PROMPT) + (1,) * len(said.token_ids)
+        sample = TrainingSample(token_ids=ids, loss_mask=mask, logprobs=None, turn_spans=((len(PROMPT), len(ids)),))
+        with torch.no_grad():
+            ours = score_tokens(model, collate([sample]), temperature=temperature).logp[0, len(PROMPT) :]
+        apart += (ours - torch.tensor(said.logprobs)).abs().tolist()
+    mean = sum(apart) / len(apart)
+    record_property("mismatch", f"mean {mean:.4f}, largest {max(apart):.4f}, {len(apart)} tokens")  # in --junit-xml
+    assert mean < MISMATCH
 
 
 def episodes(url: str, checkpoint: Path, folder: Path) -> list[Status]:
