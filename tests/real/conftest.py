@@ -15,10 +15,10 @@ def answering(variable: str, port: str, path: str) -> str:
     """The address of a server of this machine, at the port that the script's variable names."""
     url = f"http://127.0.0.1:{os.environ.get(variable, port)}"
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + path, timeout=30):
-            return url
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url + path, timeout=30).close()
     except OSError as error:
         pytest.fail(f"nothing answers at {url}{path} ({error}); start it: scripts/real_servers.sh start", pytrace=False)
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,8 @@ def records(folder: Path, **values: Any) -> list[EpisodeRecord]:
 def test_as_the_agent_it_plays_whole_episodes(llama: str, model: str, tmp_path: Path) -> None:
     agent = {"kind": "api", "model": model, "api_base": llama, "sampling": {"max_tokens": 64}, "timeout_seconds": 300}
     played = records(tmp_path, policy=agent)
-    assert [record.failure for record in played if record.status is Status.FAILED] == []
-    assert len(played) == 2 and all(turn.usage.completion_tokens > 0 for record in played for turn in record.turns)
+    assert [record.episode.failure for record in played if record.episode.status is Status.FAILED] == []
+    assert len(played) == 2 and all(turn.usage.completion_tokens > 0 for record in played for turn in record.episode.turns)
 
 
 @pytest.mark.parametrize("domain", ["mock", "telecom"])
@@ -93,5 +93,5 @@ def test_as_the_simulated_user_it_answers_tau2(llama: str, domain: str, tmp_path
         tmp_path, tasks=tasks, user=user, policy={"kind": "do-nothing"}, limits={"max_turns": 2, "context_tokens": 200_000}
     )
     assert len(played) == 1
-    assert [record.failure for record in played if record.status is Status.FAILED] == []
-    assert all(record.user_usage.completion_tokens > 0 for record in played)
+    assert [record.episode.failure for record in played if record.episode.status is Status.FAILED] == []
+    assert all(record.episode.user_usage.completion_tokens > 0 for record in played)

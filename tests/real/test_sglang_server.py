@@ -190,7 +190,7 @@ def episodes(url: str, checkpoint: Path, folder: Path) -> list[Status]:
     )
     with RunFolder.open(RunFolder.create(folder / "run", config, resume=False)) as opened:
         evaluate(config, opened, lambda event: None)
-        return [record.status for record in opened.records()]
+        return [record.episode.status for record in opened.records()]
 
 
 def test_whole_episodes_end_without_a_failure(sglang: str, checkpoint: Path, tmp_path: Path) -> None:
