@@ -160,9 +160,9 @@ def test_its_logprobs_are_those_of_our_trainer(
     from tau2rl.train.model import load
 
     async def many(policy: SGLangPolicy) -> list[Completion]:
-        return await asyncio.gather(*(once(policy, max_tokens=64) for _ in range(8)))
+        return await asyncio.gather(*(once(policy, max_tokens=24) for _ in range(4)))
 
-    turns = run(sglang, many, sampling=SamplingConfig(temperature=temperature, max_tokens=64))
+    turns = run(sglang, many, sampling=SamplingConfig(temperature=temperature, max_tokens=24))
     apart = list[float]()
     model = load(checkpoint, dtype=dtype)
     for said in turns:
@@ -181,11 +181,11 @@ def episodes(url: str, checkpoint: Path, folder: Path) -> list[Status]:
         EvalConfig,
         {
             "tasks": {"domains": ["mock"], "split": "base", "ids": ["create_task_1", "update_task_1"]},
-            "policy": {"kind": "sglang", "url": url, "sampling": {"max_tokens": 48}, "timeout_seconds": 300},
+            "policy": {"kind": "sglang", "url": url, "sampling": {"max_tokens": 16}, "timeout_seconds": 300},
             "chat": {"protocol": "native", "tokenizer": str(checkpoint)},
             "user": {"kind": "scripted", "max_stalled_turns": 2},
-            "limits": {"context_tokens": 8192, "max_turns": 4},
-            "rollout": {"num_samples": 2, "retries": 0},
+            "limits": {"context_tokens": 8192, "max_turns": 2},
+            "rollout": {"num_samples": 1, "retries": 0},
         },
     )
     with RunFolder.open(RunFolder.create(folder / "run", config, resume=False)) as opened:
@@ -195,10 +195,10 @@ def episodes(url: str, checkpoint: Path, folder: Path) -> list[Status]:
 
 def test_whole_episodes_end_without_a_failure(sglang: str, checkpoint: Path, tmp_path: Path) -> None:
     statuses = episodes(sglang, checkpoint, tmp_path)
-    assert len(statuses) == 4 and Status.FAILED not in statuses
+    assert len(statuses) == 2 and Status.FAILED not in statuses
 
 
 def test_whole_episodes_end_without_a_failure_behind_a_router(sglang: str, checkpoint: Path, tmp_path: Path) -> None:
     with Router(tmp_path / "router.log") as router, router.over(sglang):
         statuses = episodes(router.url, checkpoint, tmp_path)
-    assert len(statuses) == 4 and Status.FAILED not in statuses
+    assert len(statuses) == 2 and Status.FAILED not in statuses

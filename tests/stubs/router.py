@@ -21,7 +21,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 PACKAGE = "sglang_router"
-START_SECONDS = 6.0
+START_SECONDS = 60.0
 
 
 class Router:
