@@ -36,7 +36,7 @@ from tau2rl.env.tasks import select
 from tau2rl.recipes import eval as recipe
 from tau2rl.recipes.agents import open_given
 from tau2rl.recipes.play import play
-from tau2rl.rollout.attempt import PolicyFor
+from tau2rl.rollout.runner import PolicyFor
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress
 from tau2rl.types import Attempt, ChatCodec, Env, EpisodeRecord, Policy, TaskRef

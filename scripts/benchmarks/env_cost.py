@@ -29,7 +29,7 @@ LIVE = {"ours": 50, "tau2": 5}
 def specs_of(name: str, count: int) -> list[dict[str, Any]]:
     """The first `count` tasks of the test split, each with 20 turns of the agent and the calls of the user."""
     from tau2rl.env.domain import domain
-    from tau2rl.env.gold import gold_actions
+    from tau2rl.env.tasks import gold_actions
 
     loaded = domain(name)
     tasks = loaded.tasks("test" if "test" in loaded.splits() else "base")

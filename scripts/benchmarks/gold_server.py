@@ -19,7 +19,7 @@ import orjson
 
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig
-from tau2rl.env.gold import gold_script
+from tau2rl.env.tasks import gold_script
 from tau2rl.types import TaskRef
 
 CODEC = make_codec(ChatConfig(protocol="native", tokenizer=sys.argv[2]))

@@ -28,7 +28,7 @@ from typing import Any
 
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig, LimitsConfig, PolicyConfig, UserConfig
-from tau2rl.env.connection import Connections, Response
+from tau2rl.env.chat_client import Connections, Response
 from tau2rl.env.domain import domain
 from tau2rl.env.simulation import Simulation
 from tau2rl.env.tau2_env import Tau2Env

@@ -35,13 +35,11 @@ from rollouts_400 import make_tokenizer
 
 from tau2rl.chat import make_codec
 from tau2rl.config import EvalConfig, load
-from tau2rl.env.gold import gold_script
-from tau2rl.env.tasks import select
+from tau2rl.env.tasks import gold_script, select
 from tau2rl.env.tau2_env import make_env
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollout.attempt import episode_limits, record_of
-from tau2rl.rollout.runner import Outcome, PlayAttempt, outcomes, plan, play_with, start_pause
+from tau2rl.rollout.runner import Outcome, PlayAttempt, episode_limits, outcomes, plan, play_with, record_of, start_pause
 from tau2rl.rollout.workers import Workers
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode

@@ -35,8 +35,7 @@ from typing import Any
 from rollouts_400 import SERVER, make_tokenizer
 
 from tau2rl.config import GrpoConfig, build, dump
-from tau2rl.env.gold import gold_script
-from tau2rl.env.tasks import select
+from tau2rl.env.tasks import gold_script, select
 from tau2rl.slime import hooks
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.samples import SampleMetadata, metadata_of

@@ -36,8 +36,7 @@ import torch
 from training_data import NEW, OPTIM, TURNS, Contender, Data, demonstrations, heard, prepare
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig, ShapeConfig
-from tau2rl.train.engine.batching import collate
-from tau2rl.train.engine.forward import Work, cut, score_tokens
+from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
 from tau2rl.train.engine.generator import Generator, Request
 from tau2rl.train.model import load
 from tau2rl.train.sft import train

@@ -13,7 +13,7 @@ from tau2rl import console
 from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, user_settings
 from tau2rl.config import EvalConfig, UserConfig, build, load
 from tau2rl.doctor import USES, examine
-from tau2rl.doctor.check import Check
+from tau2rl.doctor.services import Check
 from tau2rl.errors import UserError
 from tau2rl.runs.provenance import LIBRARIES, library_versions
 

@@ -1,6 +1,6 @@
 """The settings of every stage, defined once: a field of a section is a key of files, a name of `--set` and an option.
 
-To add a setting, add a field with its docstring to its section (`sections.py`, `training.py`, `slime.py`): no other list has it.
+To add a setting, add a field with its docstring to its section (`sections.py`, `training.py`): no other list has it.
 `stages.py` says which sections a stage has, `effects.py` which settings do nothing under which others, `renamed.py` what they
 were called before. Unknown keys are errors with the nearest name as a hint.
 """
@@ -26,7 +26,6 @@ from tau2rl.config.sections import (
     TasksConfig,
     UserConfig,
 )
-from tau2rl.config.slime import SlimeConfig, SlimeUserConfig
 from tau2rl.config.stages import (
     STAGES,
     AgentConfig,
@@ -50,6 +49,8 @@ from tau2rl.config.training import (
     ModelConfig,
     SftTrainConfig,
     ShapeConfig,
+    SlimeConfig,
+    SlimeUserConfig,
     TrackingConfig,
     TrainConfig,
     ValConfig,

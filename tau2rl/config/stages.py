@@ -31,7 +31,6 @@ from tau2rl.config.sections import (
     TrainTasksConfig,
     UserConfig,
 )
-from tau2rl.config.slime import SlimeConfig
 from tau2rl.config.training import (
     AlgoConfig,
     GrpoRolloutConfig,
@@ -40,6 +39,7 @@ from tau2rl.config.training import (
     ModelConfig,
     RolloutSamplingConfig,
     SftTrainConfig,
+    SlimeConfig,
     TrackingConfig,
     ValConfig,
 )

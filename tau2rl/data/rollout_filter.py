@@ -1,6 +1,6 @@
 """The rollout filter: which attempts become data. Every attempt is added, then rules drop what is not kept, each with its reason.
 
-Of several records of one attempt one counts: see `report/attempts.py`. The entries lie in a temporary SQLite database on disk, so
+Of several records of one attempt one counts: `report/aggregate.py`. The entries lie in a temporary SQLite database on disk, so
 a million of them take no memory, and the rules are sorts that spill to disk. Nothing depends on the order in which episodes
 ended: who stays is decided by a hash of (seed, source, attempt).
 """
@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass
 from types import TracebackType
 
 from tau2rl.config import KeepConfig
-from tau2rl.report.attempts import replaces
+from tau2rl.report.aggregate import replaces
 
 CACHE_KIB = 16 * 1024  # what SQLite may hold in memory; the rest is on disk
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tau2rl.config import PolicyConfig, UserConfig, build
 from tau2rl.doctor import machine, services
-from tau2rl.doctor.check import Check
+from tau2rl.doctor.services import Check
 
 USES = ("laptop", "eval", "train")  # no GPU and no key; a served model and an API user; slime on a cluster
 FREE_DISK_GIB = {"laptop": 2, "eval": 2, "train": 100}

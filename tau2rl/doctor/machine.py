@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tau2rl import settings
 from tau2rl.config import DOMAINS
-from tau2rl.doctor.check import Check, State, connects, importable, need
+from tau2rl.doctor.services import Check, State, connects, importable, need
 from tau2rl.env import package
 from tau2rl.errors import UserError
 

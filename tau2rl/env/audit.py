@@ -12,10 +12,9 @@ from typing import Any
 
 from tau2rl.config import TasksConfig
 from tau2rl.env.domain import domain
-from tau2rl.env.gold import closing_words, gold_actions
 from tau2rl.env.grading import replay, why_not_one
 from tau2rl.env.package import installed
-from tau2rl.env.tasks import TaskRow, describe, judged_by, overlap, select
+from tau2rl.env.tasks import TaskRow, closing_words, describe, gold_actions, judged_by, overlap, select
 from tau2rl.errors import EnvironmentFailure
 from tau2rl.types import TaskRef
 

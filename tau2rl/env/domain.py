@@ -5,6 +5,8 @@ hashes. The environments are registered in tau2's own registry under `tau2rl:NAM
 
 Whatever is in tau2's registry is a domain, tau2's own and those that somebody else registered: `register_domain` for the
 environment and `register_tasks` for the tasks and their splits, under one name.
+
+`train-learn` and `train-select` are a domain's training tasks cut in two, to train on and to choose a checkpoint by.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ import hashlib
 import importlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tau2rl.config import UserConfig
 from tau2rl.env import synth
 from tau2rl.env.factory import OWN, environment_factory
-from tau2rl.env.package import INSTALL
-from tau2rl.env.splits import LEARN, SELECT, half
+from tau2rl.env.package import INSTALL, installed
 from tau2rl.errors import UserError
 from tau2rl.types import TaskRef, ToolSchema
 
@@ -30,6 +32,7 @@ from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
 from tau2.environment.toolkit import ToolKitBase, get_tool_types
 from tau2.registry import registry
+from tau2.user.user_simulator import SYSTEM_PROMPT, get_global_user_sim_guidelines
 
 BASE = "base"  # the split with all tasks
 OURS = "tau2rl:"  # in front of the names under which our environments are registered
@@ -185,3 +188,60 @@ def domain(name: str) -> Domain:
                 _loaded[name] = Domain(name)
             keep_what_is_loaded()
         return _loaded[name]
+
+
+LEARN, SELECT = "train-learn", "train-select"
+SHARE = 0.15  # of each domain's training tasks are set apart
+
+
+def set_apart(domain: str, kinds: Mapping[str, str]) -> set[str]:
+    """The ids that belong to `train-select`, at least one; `kinds` maps every training id to its kind of task.
+
+    Systematic sampling: tasks at even distances in the order of (kind, hash), so that each kind has its share.
+
+    >>> kinds = {str(i): "writes" if i < 50 else "reads" for i in range(74)}
+    >>> apart = set_apart("retail", kinds)
+    >>> len(apart), sum(kinds[id] == "writes" for id in apart)
+    (11, 7)
+    """
+    ranked = sorted(kinds, key=lambda id: (kinds[id], hashlib.sha256(f"{SELECT}/{domain}/{id}".encode()).digest()))
+    count = max(1, round(SHARE * len(ranked)))
+    return {ranked[(2 * i + 1) * len(ranked) // (2 * count)] for i in range(count)}
+
+
+def stratum(id: str, task: Any, tool_types: Mapping[str, str]) -> str:
+    """Telecom: the intent that the id begins with. Others: whether the reference path changes anything."""
+    if id.startswith("["):
+        return id.partition("]")[0]
+    actions = (task.evaluation_criteria.actions if task.evaluation_criteria else None) or ()
+    return "writes" if any(tool_types.get(action.name) == "write" for action in actions) else "reads"
+
+
+def half(split: str, domain: str, train: Mapping[str, Any], tool_types: Mapping[str, str]) -> dict[str, Any]:
+    """The tasks of `train-learn` or `train-select`, in the order of `train`."""
+    apart = set_apart(domain, {id: stratum(id, task, tool_types) for id, task in train.items()})
+    return {id: task for id, task in train.items() if (id in apart) == (split == SELECT)}
+
+
+def env_identity(domains: Iterable[str], user: UserConfig) -> dict[str, Any]:
+    """The part of `environment.json` that this package knows, JSON-ready."""
+    package = installed()
+    return {
+        "tau2": {"distribution": package.distribution, "version": package.version},
+        "data": {name: domain(name).hashes() for name in dict.fromkeys(domains)},
+        "user": user_identity(user),
+        "judge": None,  # no task of the pinned data is graded by a model
+    }
+
+
+def user_identity(config: UserConfig) -> dict[str, Any]:
+    """What decides how the user talks: model, temperature, and a hash of tau2's simulator prompts."""
+    if config.kind == "scripted":
+        return {"kind": "scripted", "max_stalled_turns": config.max_stalled_turns}
+    prompts = SYSTEM_PROMPT + get_global_user_sim_guidelines(use_tools=False) + get_global_user_sim_guidelines(use_tools=True)
+    return {
+        "kind": "llm",
+        "model": config.model,
+        "temperature": config.temperature,
+        "prompt": hashlib.sha256(prompts.encode()).hexdigest()[:16],
+    }

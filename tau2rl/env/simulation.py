@@ -4,7 +4,7 @@ tau2's gym runs its orchestrator in a daemon thread and polls it every 10 ms und
 the thread raises. Here the same orchestrator runs unchanged in the same kind of thread, but its agent hands each observation
 over and waits in a queue for the action (`agent_bridge.py`); what the thread raises is handed over too. A thread that hangs is
 left behind as a daemon when its deadline passes: it holds no place in any pool, and it ends as soon as it wakes up. A thread
-whose conversation has ended is used again (`reusable_threads.py`).
+whose conversation has ended is used again (`agent_bridge.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tau2rl.env.agent_bridge import Abandoned, AgentBridge, Broke, Ended, Event
+from tau2rl.env.agent_bridge import Abandoned, AgentBridge, Broke, Ended, Event, run_on_idle, run_on_new
 from tau2rl.env.domain import Domain, Hashes
 from tau2rl.env.grading import grade
-from tau2rl.env.reusable_threads import run_on_idle, run_on_new
 from tau2rl.errors import EnvironmentFailure, EpisodeFailure
 
 from tau2.data_model.message import AssistantMessage

@@ -1,24 +1,22 @@
-"""Tasks: which ones a config names, what each of them asks for, and what keeps test tasks out of training."""
+"""Tasks: which ones a config names, what each asks for, which are defective, and what keeps test tasks out of training."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tau2rl.config import TasksConfig
 from tau2rl.env import synth
-from tau2rl.env.domain import domain
-from tau2rl.env.gold import gold_actions
-from tau2rl.env.quarantine import QUARANTINE
+from tau2rl.env.domain import SELECT, domain
 from tau2rl.env.scripted_user import opening_words
-from tau2rl.env.splits import SELECT
 from tau2rl.errors import UserError
-from tau2rl.types import CallTool, Episode, TaskRef
+from tau2rl.reward.tiers import CallResult, TierTable, ToolKind, TurnCalls, turn_rewards
+from tau2rl.types import Actions, CallTool, Episode, Message, Say, TaskRef
 
 ENTITY_PATTERNS = {
     "user": r"\b[a-z]+_[a-z]+_\d{3,5}\b",
@@ -240,3 +238,123 @@ def refuse_held_out(tasks: Iterable[TaskRef]) -> None:
             f"{len(found)} of the tasks are kept for tests, among them `{found[0]}`; a training set must not have them",
             hint="choose a training split with `--task-split train` (mock: synth-train), or accept it with `allow_held_out=true`",
         )
+
+
+def gold_actions(task: Any) -> list[Any]:
+    """The task's reference actions of both sides, in order (tau2 `Action`s)."""
+    return list((task.evaluation_criteria.actions if task.evaluation_criteria else None) or ())
+
+
+def gold_script(ref: TaskRef, *, noise_prob: float = 0.0, seed: int = 0) -> tuple[Actions, ...]:
+    """The turns that solve a task by its reference path.
+
+    One turn an agent-side action; one message for each run of user-side actions, naming them; at the end a message with
+    everything that must be communicated. A synthesised task has a demonstration of its own, with the questions that a user
+    has to be asked; `noise_prob` is how often its teacher gets a change wrong, decided by `seed`.
+    """
+    if synth.is_synth(ref.split):
+        made = synth.of(ref)
+        return tuple((step,) for step in (synth.slipped(made, share=noise_prob, seed=seed) if noise_prob else made.demo))
+    task = domain(ref.domain).task(ref)
+    turns: list[Actions] = []
+    asked: list[str] = []
+    for action in gold_actions(task):
+        if action.requestor == "user":
+            asked.append(action.name)
+            continue
+        if asked:
+            turns.append((ask(asked),))
+            asked = []
+        turns.append((CallTool(name=action.name, arguments=action.arguments),))
+    if asked:
+        turns.append((ask(asked),))
+    turns.append(
+        (Say(text=closing_words((task.evaluation_criteria.communicate_info if task.evaluation_criteria else None) or ())),)
+    )
+    return tuple(turns)
+
+
+def ask(names: Sequence[str]) -> Say:
+    """A request that the user perform its tools, in order.
+
+    >>> ask(["toggle_airplane_mode", "reboot_device"]).text
+    'Please do this on your phone: toggle airplane mode, then reboot device.'
+    """
+    return Say(text=f"Please do this on your phone: {', then '.join(name.replace('_', ' ') for name in names)}.")
+
+
+def closing_words(information: Sequence[str]) -> str:
+    """The last message, with what must be communicated.
+
+    >>> closing_words(["327", "blue"])
+    'That is done. For your information: 327; blue. Is there anything else?'
+    """
+    told = f" For your information: {'; '.join(information)}." if information else ""
+    return f"That is done.{told} Is there anything else?"
+
+
+KINDS: dict[str, ToolKind] = {"read": "read", "write": "write"}
+
+
+def episode_turn_rewards(episode: Episode, table: TierTable) -> list[float]:
+    """One reward a turn, [num_turns]."""
+    loaded = domain(episode.task.domain)
+    gold = [
+        CallTool(name=action.name, arguments=dict(action.arguments))
+        for action in gold_actions(loaded.task(episode.task))
+        if action.requestor == "assistant"
+    ]
+    kinds: dict[str, ToolKind] = {name: KINDS.get(kind, "other") for name, kind in loaded.tool_types.items()}
+    return turn_rewards(turn_calls(episode), gold, kinds, table)
+
+
+def turn_calls(episode: Episode) -> list[TurnCalls]:
+    """The calls of each turn with what became of them; results stand in the messages in the order of the calls."""
+    results = _results(episode.messages)
+    return [
+        TurnCalls(
+            calls=tuple(
+                CallResult(call=action, error=next(results, False)) for action in turn.actions if isinstance(action, CallTool)
+            ),
+            malformed=turn.malformed is not None,
+        )
+        for turn in episode.turns
+    ]
+
+
+def _results(messages: tuple[Message, ...]) -> Iterator[bool]:
+    return (message.error for message in messages if message.role == "tool")
+
+
+_GOLD = "wrong reference actions; corrected in tau2-bench v1.0.0"
+_IMPOSSIBLE = "impossible or contradictory constraints; changed in tau2-bench v1.0.0"
+_DATA = "wrong data; corrected in tau2-bench v1.0.0"
+_WORDING = "ambiguous wording or a policy loophole; reworded in tau2-bench v1.0.0"
+_FALLBACK = "no fallback when the user's wish cannot be met; added in tau2-bench v1.0.0"
+_EXCHANGE = "the exchange asked for is impossible; changed in tau2-bench v1.0.0"
+
+
+def _with(reason: str, *ids: int) -> dict[str, str]:
+    return {str(i): reason for i in ids}
+
+
+QUARANTINE: dict[str, dict[str, str]] = {
+    "airline": {
+        **_with(_GOLD, 2, 7, 9, 27, 37, 38, 44),
+        **_with(_IMPOSSIBLE, 14, 34, 42),
+        **_with(_DATA, 23, 33),
+        **_with(_WORDING, 5, 12, 13, 15, 16, 18, 19, 21, 25, 29, 30, 32, 36, 39, 43, 45),
+        "35": "the user simulator invents a second passenger (issue #172); data changed in tau2-bench v1.0.0",
+        "6": "no exit condition, so the user invents a duplicate booking (issue #494)",
+    },
+    "retail": {
+        **_with(_GOLD, 12, 13, 33, 34, 59),
+        **_with(_EXCHANGE, 18, 29, 91, 107),
+        **_with(_FALLBACK, 20, 54, 62),
+        **_with(_WORDING, 0, 1, 2, 3, 4, 8, 15, 22, 28, 55, 76, 98, 99, 100),
+    },
+    "mock": {
+        "create_task_1_with_env_assertions": "its assertion raises when the task was not created, so a failure cannot be graded",
+        "update_task_with_history_and_env_assertions": "it has no reference actions, but doing nothing does not solve it",
+    },
+}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tau2rl.doctor.check import answers, connects
+from tau2rl.doctor.services import answers, connects
 from tau2rl.errors import UserError
 from tau2rl.launch.entry import EXIT_INTERRUPTED
 from tau2rl.runs.progress import Progress, parse

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tau2rl import settings
-from tau2rl.doctor.check import answers, connects
+from tau2rl.doctor.services import answers, connects
 from tau2rl.errors import UserError
 from tau2rl.launch import supervisor
 

@@ -15,10 +15,19 @@ from tau2rl import settings
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
-from tau2rl.policy.errors import FOR_GOOD, OVERLOADED, RateLimited, Unavailable, failure_of, says_context_exceeded, shorten
 from tau2rl.policy.http import Connections, Unreachable, read_json, retry_after
 from tau2rl.policy.openai_format import OwnMessages, read_answer, to_openai
-from tau2rl.policy.retry import Throttle, complete_with_retries
+from tau2rl.policy.retry import (
+    FOR_GOOD,
+    OVERLOADED,
+    RateLimited,
+    Throttle,
+    Unavailable,
+    complete_with_retries,
+    failure_of,
+    says_context_exceeded,
+    shorten,
+)
 from tau2rl.types import Completion, Message, Opening
 
 if TYPE_CHECKING:

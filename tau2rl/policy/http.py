@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.errors import shorten
+from tau2rl.policy.retry import shorten
 
 if TYPE_CHECKING:
     import aiohttp

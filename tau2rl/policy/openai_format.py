@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from tau2rl.chat.native import system_prompt
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.errors import shorten
+from tau2rl.policy.retry import shorten
 from tau2rl.types import CallTool, Completion, FinishReason, Message, Opening, Usage
 
 RawMessage = dict[str, Any]  # as a server sent it

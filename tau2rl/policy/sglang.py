@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import string
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote, urlsplit
 
 import orjson
 
 from tau2rl.config import PolicyConfig
-from tau2rl.policy.http import read_json
-from tau2rl.policy.retry import Throttle, complete_with_retries
+from tau2rl.errors import PolicyFailure, UserError
+from tau2rl.policy.http import Connections, Unreachable, read_json
+from tau2rl.policy.retry import Throttle, Unavailable, complete_with_retries, failure_of
 from tau2rl.policy.sglang_format import build_request, read_completion
-from tau2rl.policy.sglang_server import Server
 from tau2rl.types import Completion
 
 if TYPE_CHECKING:
@@ -88,3 +92,137 @@ class SGLangPolicy:
         async with self._permits:
             answer = await self._server.generate(orjson.dumps(body), rid=rid, session=session, max_tokens=max_tokens)
         return read_completion(read_json(answer), num_prompt=len(prompt_ids), max_tokens=max_tokens)
+
+
+BUSY = (502, 503, 504)
+ROUTING_HEADER = "X-SMG-Routing-Key"  # the router's key of prefix-cache affinity
+CONNECT_SECONDS = 10.0
+ABORT_SECONDS = 2.0
+ANSWER_BYTES, TOKEN_BYTES = 2**20, 256  # of an answer, and for each token in it: id twice, log-probability, text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What a server says that it serves: `Described(model="Qwen/Qwen3-4B", context=32768)`."""
+
+    model: str
+    context: int | None  # routers do not tell
+
+    def __str__(self) -> str:
+        return self.model if self.context is None else f"{self.model}, {self.context} tokens of context"
+
+
+class Server:
+    """The connections to one server: opened by the first call, closed by `aclose`."""
+
+    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        """`timeout_seconds` is the deadline of a whole call: reading waits for it, connecting not so long.
+
+        Raises UserError for a bad URL.
+        """
+        self.url = _base_url(url)
+        self._http = Connections(self.url, connect_seconds=min(CONNECT_SECONDS, timeout_seconds))
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """Close the connections, after the last abort requests went out; safe to call twice."""
+        if self._aborts:
+            await asyncio.wait(self._aborts, timeout=ABORT_SECONDS)
+        await self._http.aclose()
+
+    async def generate(self, body: bytes, *, rid: str, session: str, max_tokens: int) -> bytes:
+        """The answer to a request of that id, unread. A call that is cancelled tells the server to stop sampling.
+
+        Raises Unavailable when nobody answers or the server is busy, RateLimited, and PolicyFailure when it refuses.
+        """
+        headers = {ROUTING_HEADER: quote(session, safe=string.punctuation)}
+        try:
+            most = ANSWER_BYTES + TOKEN_BYTES * max_tokens
+            response = await self._http.post("/generate", body, headers, max_bytes=most)
+        except asyncio.CancelledError:  # by the caller, or by the deadline
+            self._abort(rid)
+            raise
+        except Unreachable as error:
+            raise Unavailable(f"cannot reach `{self.url}`: {error}") from None
+        if response.status != 200:
+            raise failure_of(response.status, response.body, server=self.url, busy=BUSY, retry_after=response.retry_after)
+        return response.body
+
+    async def describe(self, *, timeout_seconds: float, context_tokens: int | None = None) -> Described:
+        """What answers at the URL.
+
+        Raises UserError when nothing does, it is not SGLang, or its context is shorter than `context_tokens`.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                found = await self._described()
+        except (TimeoutError, Unreachable):
+            raise UserError(
+                f"no SGLang server answers at `{self.url}`",
+                hint="start one with `python -m sglang.launch_server --model-path MODEL --port PORT`, or set `policy.url`",
+            ) from None
+        if context_tokens is not None and found.context is not None and found.context < context_tokens:
+            raise UserError(
+                f"`{self.url}` has {found.context} tokens of context, fewer than `limits.context_tokens` = {context_tokens}",
+                hint=f"set `limits.context_tokens` to {found.context}, or start the server with a larger --context-length",
+            )
+        return found
+
+    def _abort(self, rid: str) -> None:
+        """Ask the server to stop working on `rid`, without waiting: by itself it notices a lost client after seconds."""
+        task = asyncio.get_running_loop().create_task(self._post_abort(rid))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _post_abort(self, rid: str) -> None:
+        with suppress(
+            Unreachable, PolicyFailure, asyncio.TimeoutError
+        ):  # best effort: the server may be the very thing that is broken
+            async with asyncio.timeout(ABORT_SECONDS):
+                await self._http.post("/abort_request", orjson.dumps({"rid": rid}), {})
+
+    async def _described(self) -> Described:
+        health = await self._http.get("/health")
+        if health.status != 200:
+            raise UserError(
+                f"the server at `{self.url}` is not ready: HTTP {health.status}", hint="loading a model takes minutes"
+            )
+        models = await self._get_object("/v1/models")
+        # `/get_model_info` is the older name; routers have only that one.
+        info = await self._get_object("/model_info") or await self._get_object("/get_model_info")
+        if not models and not info:
+            raise UserError(
+                f"what answers at `{self.url}` is not an SGLang server", hint="`policy.url` names the server or router"
+            )
+        card = _first(models.get("data"))
+        length = card.get("max_model_len")
+        name = info.get("model_path") or card.get("id") or "unnamed model"
+        return Described(model=str(name), context=length if isinstance(length, int) else None)
+
+    async def _get_object(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`; empty when there is none."""
+        response = await self._http.get(path)
+        with suppress(ValueError):
+            value: Any = orjson.loads(response.body)
+            if response.status == 200 and isinstance(value, dict):
+                return cast("dict[str, Any]", value)
+        return {}
+
+
+def _first(value: Any) -> dict[str, Any]:
+    first: Any = cast("list[Any]", value)[0] if isinstance(value, list) and value else None
+    return cast("dict[str, Any]", first) if isinstance(first, dict) else {}
+
+
+def _base_url(url: str) -> str:
+    try:
+        parsed = urlsplit(url)
+        valid = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0  # reading a bad port raises
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError(
+            f"`policy.url` = `{url}` is not the address of a server",
+            hint="write it as http://HOST:PORT; several stand behind one router",
+        )
+    return url.rstrip("/")

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from tau2rl.config import SamplingConfig
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.errors import shorten
+from tau2rl.policy.retry import shorten
 from tau2rl.types import Completion, FinishReason, Usage
 
 MAX_NUMBER = 1e300  # an integer beyond it is no float

@@ -12,15 +12,14 @@ from typing import Any, cast
 
 from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
-from tau2rl.env.gold import gold_script
+from tau2rl.env.tasks import gold_script
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.errors import UserError
 from tau2rl.policy import make_policy
 from tau2rl.policy.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
-from tau2rl.rollout.attempt import PolicyFor, SamplingStage, episode_runner
-from tau2rl.rollout.runner import PlayAttempt
+from tau2rl.rollout.runner import PlayAttempt, PolicyFor, SamplingStage, episode_runner
 from tau2rl.rollout.workers import Workers
-from tau2rl.runs.hashes import checkpoint_hash
+from tau2rl.runs.provenance import checkpoint_hash
 from tau2rl.types import ChatCodec, Policy
 
 log = logging.getLogger(__name__)

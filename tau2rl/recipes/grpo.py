@@ -8,15 +8,14 @@ from __future__ import annotations
 from tau2rl.backend import Backend
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import GrpoConfig
-from tau2rl.env.identity import env_identity
+from tau2rl.env.domain import env_identity
 from tau2rl.env.tasks import refuse_held_out, refuse_leak, select
 from tau2rl.env.user_simulator import check_key
 from tau2rl.recipes.training import backend_for, conclude, planned, refuse_long_episodes
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.hashes import described_checkpoint
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.provenance import environment
+from tau2rl.runs.provenance import described_checkpoint, environment
 from tau2rl.runs.reports import Result
 
 

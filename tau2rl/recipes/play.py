@@ -11,18 +11,15 @@ from typing import Any
 
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.env.audit import POLICIES, solved_by
-from tau2rl.env.domain import domain
-from tau2rl.env.gold import gold_actions
-from tau2rl.env.identity import env_identity
-from tau2rl.env.tasks import select
+from tau2rl.env.domain import domain, env_identity
+from tau2rl.env.tasks import gold_actions, select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.user_simulator import check_key
 from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
-from tau2rl.rollout.attempt import PolicyFor, SamplingStage, record_of
 from tau2rl.rollout.circuit_breaker import CircuitBreaker
 from tau2rl.rollout.concurrency import adaptive_concurrency
-from tau2rl.rollout.runner import Outcome, outcomes, plan
+from tau2rl.rollout.runner import Outcome, PolicyFor, SamplingStage, outcomes, plan, record_of
 from tau2rl.rollout.scheduling import Estimate, longest_first
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent

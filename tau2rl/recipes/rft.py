@@ -10,8 +10,7 @@ from tau2rl.config import ChatConfig, PolicyConfig, RftConfig
 from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import refuse_held_out
 from tau2rl.errors import UserError
-from tau2rl.recipes.dataset import missing, scan, summary, write
-from tau2rl.recipes.dataset_rows import Source, make_source
+from tau2rl.recipes.dataset import Source, make_source, missing, scan, summary, write
 from tau2rl.recipes.play import play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA

@@ -6,15 +6,13 @@ import asyncio
 
 from tau2rl.config import KeepConfig, SeedConfig
 from tau2rl.data.rollout_filter import RolloutFilter
-from tau2rl.env.gold import gold_script
-from tau2rl.env.tasks import refuse_held_out
+from tau2rl.env.tasks import gold_script, refuse_held_out
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.dataset import missing, scan, summary, write
-from tau2rl.recipes.dataset_rows import make_source
+from tau2rl.recipes.dataset import make_source, missing, scan, summary, write
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA
-from tau2rl.rollout.attempt import PolicyFor
+from tau2rl.rollout.runner import PolicyFor
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.reports import Result

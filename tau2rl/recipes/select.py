@@ -13,15 +13,14 @@ from tau2rl.data.task_sampling import outcome
 from tau2rl.env.tasks import refuse_leak, select
 from tau2rl.errors import UserError
 from tau2rl.recipes.test_access import evaluated_checkpoint
-from tau2rl.report.attempts import counted
+from tau2rl.report.aggregate import counted
 from tau2rl.report.schema import SCHEMA
 from tau2rl.report.selection import RULE, Choice, behind, choose_checkpoint
 from tau2rl.runs import records
 from tau2rl.runs.checkpoints import checkpoint_of, step_of, training_run
 from tau2rl.runs.files import write_json, writing
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.hashes import described_checkpoint, file_hash
-from tau2rl.runs.provenance import ENVIRONMENT, differences, is_subject, read_environment
+from tau2rl.runs.provenance import ENVIRONMENT, described_checkpoint, differences, file_hash, is_subject, read_environment
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
 from tau2rl.runs.validation import validations
 from tau2rl.types import TaskRef

@@ -7,9 +7,8 @@ from tau2rl.config import SftConfig
 from tau2rl.errors import UserError
 from tau2rl.recipes.training import backend_for, conclude, planned, within_positions
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.hashes import described, described_checkpoint
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.provenance import environment
+from tau2rl.runs.provenance import described, described_checkpoint, environment
 from tau2rl.runs.reports import Result
 
 

@@ -17,9 +17,9 @@ from tau2rl.config import EvalConfig
 from tau2rl.env.tasks import is_test
 from tau2rl.runs.checkpoints import training_run
 from tau2rl.runs.files import write_json
-from tau2rl.runs.hashes import checkpoint_hash
-from tau2rl.runs.lock import RunLock
+from tau2rl.runs.provenance import checkpoint_hash
 from tau2rl.runs.reports import SELECTION, read_selection
+from tau2rl.runs.sessions import RunLock
 from tau2rl.types import TaskRef
 
 log = logging.getLogger(__name__)

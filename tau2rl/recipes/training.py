@@ -12,7 +12,7 @@ from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.hashes import described_checkpoint
+from tau2rl.runs.provenance import described_checkpoint
 from tau2rl.runs.reports import Result
 
 STRETCHES = ("yarn", "linear", "dynamic")  # rotary positions that `factor` stretches, whatever max_position_embeddings says

@@ -1,7 +1,7 @@
 """Counts over a stream of records, small enough for millions of episodes: no record is kept.
 
 Each planned attempt ends in one of three ways: a valid episode (completed, truncated or malformed), FAILED, or missing. Which of
-several records of one attempt counts is the rule of `report/attempts.py`.
+several records of one attempt counts is one rule (`replaces`) for everybody who reads records: report, dataset, checkpoint selection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tau2rl.report.attempts import replaces
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status
 
 MAX_REASONS = 1000  # different messages that are counted; an outage has few
@@ -145,3 +144,22 @@ def by_domain(counts: Mapping[str, TaskCount]) -> dict[str, dict[str, TaskCount]
     for key, count in counts.items():
         out.setdefault(domain_of(key), {})[key] = count
     return out
+
+
+def replaces(*, earlier_failed: bool) -> bool:
+    """Whether the next record of an attempt, whatever it is, takes the place of the one that counts so far.
+
+    >>> replaces(earlier_failed=True), replaces(earlier_failed=False)
+    (True, False)
+    """
+    return earlier_failed
+
+
+def counted(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
+    """The record that counts of each attempt, in the order in which the attempts first appear; it keeps them all in memory."""
+    found: dict[str, EpisodeRecord] = {}
+    for record in records:
+        before = found.get(record.attempt.key)
+        if before is None or replaces(earlier_failed=before.episode.status is Status.FAILED):
+            found[record.attempt.key] = record
+    return list(found.values())

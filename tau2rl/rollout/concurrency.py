@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.errors import Unavailable
+from tau2rl.policy.retry import Unavailable
 from tau2rl.policy.sglang_load import LoadReader
 from tau2rl.types import Episode, Status
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from tau2rl.config import LimitsConfig
+from tau2rl.config import EvalConfig, GrpoConfig, LimitsConfig, RftConfig, SeedConfig
+from tau2rl.env.tau2_env import make_env
 from tau2rl.errors import EpisodeFailure, TaskFailure
 from tau2rl.hashing import derive_seed
+from tau2rl.reward.presets import RewardSpec
+from tau2rl.reward.score import score_episode
 from tau2rl.rollout.concurrency import AdaptiveConcurrency, FixedConcurrency
 from tau2rl.rollout.episode import run_episode
-from tau2rl.types import Attempt, ChatCodec, Env, Episode, Failure, Fault, Policy, Status, StopReason, TaskRef
+from tau2rl.runs.records import SCHEMA
+from tau2rl.types import (
+    Attempt,
+    ChatCodec,
+    Completion,
+    Env,
+    Episode,
+    EpisodeRecord,
+    Failure,
+    Fault,
+    Policy,
+    Status,
+    StopReason,
+    TaskRef,
+)
 
 # Plays an attempt once; an infrastructure failure is a FAILED episode, never an exception.
 PlayAttempt = Callable[[Attempt], Awaitable[Episode]]
@@ -148,3 +167,79 @@ def never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:
         grade=None,
         failure=Failure(fault=failure.fault, kind=type(failure).__name__, message=str(failure)),
     )
+
+
+NO_CONTEXT_LIMIT = 10**9  # the `transcript` protocol counts bytes, not tokens: a context budget means nothing there
+
+SamplingStage = EvalConfig | SeedConfig | RftConfig  # the stages whose agent is not trained meanwhile
+EpisodeConfig = SamplingStage | GrpoConfig  # whatever says how an episode is played
+PolicyFor = Callable[[Attempt], Policy]
+
+
+def episode_runner(config: EpisodeConfig, codec: ChatCodec, policy_for: PolicyFor) -> PlayAttempt:
+    """Plays attempts as the settings say: tau2's environment with their user simulator, and their limits."""
+    return play_with(
+        make_env=lambda attempt: make_env(attempt, user=config.user, limits=config.limits),
+        make_policy=policy_for,
+        codec=codec,
+        limits=episode_limits(config),
+    )
+
+
+def episode_limits(config: EpisodeConfig) -> LimitsConfig:
+    """The limits of the loop."""
+    if config.chat.protocol == "transcript":
+        return config.limits.model_copy(update={"context_tokens": NO_CONTEXT_LIMIT})
+    return config.limits
+
+
+def record_of(outcome: Outcome, config: EpisodeConfig, spec: RewardSpec) -> EpisodeRecord:
+    """The line that is kept. The bytes of a transcript are no tokens of any model, and are left out."""
+    episode = outcome.episode
+    return EpisodeRecord(
+        schema=SCHEMA,
+        run=config.name,
+        attempt=outcome.attempt,
+        tries=outcome.tries,
+        episode=replace(episode, token_ids=()) if config.chat.protocol == "transcript" else episode,
+        score=score_episode(episode, spec),
+    )
+
+
+def with_cpu_time(play: Callable[..., Awaitable[Episode]]) -> Callable[..., Awaitable[Episode]]:
+    """Plays as `play` does; each episode says what CPU time this process used since the one before, so that the sum is all.
+
+    For a process that plays for another one: the run cannot see the CPU time of a worker, perhaps on another machine, but it gets
+    the episodes. What was used before this call, for loading, is not counted.
+    """
+    told = time.process_time()
+
+    async def timed(*how: Any) -> Episode:
+        nonlocal told
+        episode = await play(*how)
+        before, told = told, time.process_time()
+        return replace(episode, worker_cpu_seconds=told - before)
+
+    return timed
+
+
+class TimedPolicy:
+    """A policy, and in `seconds` the wall time in which at least one turn was asked of it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._waiting = 0
+        self._since = 0.0
+        self.seconds = 0.0
+
+    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+        """Sample one turn; see `types.Policy`."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting += 1
+        try:
+            return await self._policy.complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.seconds += time.monotonic() - self._since

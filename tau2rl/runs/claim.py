@@ -11,7 +11,7 @@ from pathlib import Path
 from tau2rl.config import StageConfig
 from tau2rl.errors import UserError
 from tau2rl.runs.folder import CLAIM, EVIDENCE, JOB, RunFolder, has_any, make_folder
-from tau2rl.runs.lock import RunLock
+from tau2rl.runs.sessions import RunLock
 
 
 @dataclass(frozen=True, slots=True)

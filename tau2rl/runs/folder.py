@@ -23,10 +23,9 @@ from tau2rl.report.schema import SCHEMA
 from tau2rl.runs import files, records
 from tau2rl.runs.changes import allowed_changes, refuse_changes
 from tau2rl.runs.files import writing
-from tau2rl.runs.lock import PATIENCE_SECONDS, RunLock
 from tau2rl.runs.provenance import ENVIRONMENT, differences, read_environment, record_changes
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.sessions import begin_session
+from tau2rl.runs.sessions import PATIENCE_SECONDS, RunLock, begin_session
 from tau2rl.types import EpisodeRecord, Status
 
 EVIDENCE = ("episodes.jsonl", "failures.jsonl", "metrics.jsonl", "report.json")

@@ -22,7 +22,7 @@ from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
 from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig
 from tau2rl.data.encoding import pack
-from tau2rl.env.gold import episode_turn_rewards
+from tau2rl.env.tasks import episode_turn_rewards
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.user_simulator import check_key
 from tau2rl.errors import EpisodeFailure, RunIncomplete, UserError
@@ -31,10 +31,8 @@ from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.tiers import TABLES
-from tau2rl.rollout.attempt import episode_runner, record_of
-from tau2rl.rollout.runner import Outcome, never_began, outcomes, plan
-from tau2rl.rollout.worker_process import PlayWith
-from tau2rl.rollout.workers import Workers
+from tau2rl.rollout.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
+from tau2rl.rollout.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
 from tau2rl.slime.circuit_breaker import CircuitBreaker
 from tau2rl.slime.rollout_log import RolloutLog

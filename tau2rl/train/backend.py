@@ -31,8 +31,7 @@ from tau2rl.runs.tracking import Curves
 from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
-from tau2rl.train.rows import Split, account_of, split_rows
-from tau2rl.train.sft import SFTStep, mean_loss, train
+from tau2rl.train.sft import SFTStep, Split, account_of, mean_loss, split_rows, train
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import GRPOTrainer
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from tau2rl.train.engine.batching import Batch, collate
-from tau2rl.train.engine.forward import Work, cut, score_tokens
+from tau2rl.train.engine.forward import Batch, Work, collate, cut, score_tokens
 from tau2rl.train.losses import Mismatch, Totals, mismatch, policy_loss
 from tau2rl.train.optim import Optimizer
 from tau2rl.train.state import load_state, save_state

@@ -23,7 +23,7 @@ from tau2rl.slime.argv import build_argv
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.run_context import SlimeRun, write_files
-from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
+from tau2rl.train.tiny import save_tokenizer, train_tokenizer
 from tests.contract.slime_episodes import settings
 from tests.stubs.http import Request, Response
 from tests.stubs.sglang import SGLangStub

@@ -26,7 +26,7 @@ from tau2rl.data.task_sampling import TaskSampler, outcome
 from tau2rl.env.tasks import write_prompts
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.slime.samples import KEY, SampleMetadata
-from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
+from tau2rl.train.tiny import save_tokenizer, train_tokenizer
 from tau2rl.types import Episode, Failure, Fault, Grade, Status, StopReason, TaskRef
 from tests.contract.slime_episodes import DONE, RIGHT, WRONG, agent, codec_of, handed, settings
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint

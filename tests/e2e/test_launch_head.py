@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 
-from tau2rl.doctor.check import answers
+from tau2rl.doctor.services import answers
 from tau2rl.errors import UserError
 from tau2rl.launch import jobs, supervisor
 from tau2rl.launch.ray_head import LocalHead

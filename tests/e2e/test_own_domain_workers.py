@@ -21,7 +21,7 @@ TASKS = [TaskRef(domain="library", task_id=id, split="base") for id in ("lend", 
 async def librarian() -> AsyncGenerator[Any]:
     """Plays the reference path of each task."""
     from tau2rl.chat.transcript import TranscriptCodec
-    from tau2rl.env.gold import gold_script
+    from tau2rl.env.tasks import gold_script
     from tau2rl.policy.scripted import ScriptedPolicy
     from tau2rl.rollout.episode import run_episode
     from tests import library_domain  # noqa: F401 - registers it

@@ -25,8 +25,7 @@ import pytest
 
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.rollout.runner import Outcome, PlayAttempt, outcomes, plan
-from tau2rl.rollout.worker_process import GB
-from tau2rl.rollout.workers import Workers
+from tau2rl.rollout.workers import GB, Workers
 from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 pytestmark = pytest.mark.e2e

@@ -29,8 +29,8 @@ from tau2rl.errors import UserError
 from tau2rl.launch.entry import run_stage
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.hashes import checkpoint_hash
 from tau2rl.runs.progress import ProgressEvent
+from tau2rl.runs.provenance import checkpoint_hash
 from tau2rl.runs.records import read
 from tau2rl.settings import child_environment
 from tau2rl.train.engine.forward import score_tokens

@@ -27,13 +27,11 @@ from torch import Tensor, nn
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import AlgoConfig
 from tau2rl.data.encoding import encode_rows
-from tau2rl.train.engine.batching import collate
-from tau2rl.train.engine.forward import cut, score_tokens
+from tau2rl.train.engine.forward import collate, cut, score_tokens
 from tau2rl.train.losses import Totals, correction_weights, policy_loss
 from tau2rl.train.model import load, save
 from tau2rl.train.sft import mean_loss
-from tau2rl.train.tiny import create
-from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
+from tau2rl.train.tiny import create, save_tokenizer, train_tokenizer
 from tau2rl.train.trainer import ScoredTrajectory
 from tau2rl.types import TrainingSample
 from tests.unit.train.tiny import SHAPE, algo_config, gradient, grpo_trainer

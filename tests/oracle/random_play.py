@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tau2rl.env.domain import domain
-from tau2rl.env.gold import gold_actions
+from tau2rl.env.tasks import gold_actions
 from tau2rl.types import Actions, CallTool, Say, TaskRef
 
 from tau2.data_model.message import ToolCall, UserMessage  # isort: skip

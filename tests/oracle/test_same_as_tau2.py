@@ -17,8 +17,7 @@ import pytest
 
 from tau2rl.config import TasksConfig
 from tau2rl.env.domain import domain
-from tau2rl.env.gold import gold_script
-from tau2rl.env.tasks import select
+from tau2rl.env.tasks import gold_script, select
 from tau2rl.types import TaskRef
 from tests.oracle.official import outcome, perturbed, play_official, play_ours
 from tests.oracle.random_play import RandomUser, random_script

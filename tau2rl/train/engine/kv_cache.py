@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tau2rl.train.engine.batching import begins, common
+from tau2rl.train.engine.forward import begins, common
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tau2rl.train.engine.batching import Batch
+    from tau2rl.train.engine.forward import Batch
 
 
 JOIN_CALL = 4096  # pairs of a query and a key whose cost is that of one more call

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import DOMAINS, PolicyConfig, UserConfig, build
-from tau2rl.doctor import USES, check as probe, examine, machine, services
+from tau2rl.doctor import USES, examine, machine, services
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import SGLangStub
 
@@ -151,17 +151,17 @@ def test_a_server_of_something_else_is_no_policy_server() -> None:
 
 @pytest.mark.parametrize("mode", ["hang", "drip"])
 def test_a_server_that_never_comes_to_the_point_is_left(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(services, "PROBE_SECONDS", 0.3)
     with SGLangStub(mode=mode) as server:
         server.main_paths = ("/health",)  # the path that misbehaves
-        assert probe.answers(f"{server.url}/health") is None
+        assert services.answers(f"{server.url}/health") is None
         assert [request.path for request in server.requests] == ["/health"]  # it had been heard, and was waited for
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1/x", "http://127.0.0.1:99999"])
 def test_an_address_that_is_none_does_not_answer(url: str) -> None:
-    assert probe.answers(url) is None
-    assert not probe.connects(url, default_port=1)
+    assert services.answers(url) is None
+    assert not services.connects(url, default_port=1)
 
 
 def test_the_users_own_server_is_asked_and_no_key_is_wanted() -> None:

@@ -26,11 +26,9 @@ from tau2rl.cli import app
 from tau2rl.config import ChatConfig, EvalConfig, PolicyConfig, TasksConfig, build
 from tau2rl.data.encoding import encode_rows
 from tau2rl.data.jsonl import read_file
-from tau2rl.env.gold import gold_script
-from tau2rl.env.tasks import changed_something, select
+from tau2rl.env.tasks import changed_something, gold_script, select
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.dataset import signature
-from tau2rl.recipes.dataset_rows import Source, make_source, row_of
+from tau2rl.recipes.dataset import Source, make_source, row_of, signature
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import environment

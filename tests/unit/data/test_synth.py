@@ -22,11 +22,10 @@ from tau2rl.config import TasksConfig
 from tau2rl.env import synth
 from tau2rl.env.audit import POLICIES, solved_by, validate
 from tau2rl.env.domain import domain
-from tau2rl.env.gold import gold_script
 from tau2rl.env.grading import replay
 from tau2rl.env.scripted_user import LineUser, has_lines
 from tau2rl.env.synth_requests import FOLLOW_UP, REQUESTS
-from tau2rl.env.tasks import describe, held_out, kind_of, select
+from tau2rl.env.tasks import describe, gold_script, held_out, kind_of, select
 from tau2rl.types import CallTool, Say, Status, TaskRef
 from tests.play import CREATE, mock_env, play
 

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tau2rl.config import UserConfig
+from tau2rl.env.database import IncrementalHash
 from tau2rl.env.domain import domain
-from tau2rl.env.gold import gold_script
 from tau2rl.env.grading import is_repeatable, reference
-from tau2rl.env.incremental_hash import IncrementalHash
+from tau2rl.env.tasks import gold_script
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.types import Say, TaskRef

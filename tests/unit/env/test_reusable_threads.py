@@ -15,23 +15,23 @@ from collections.abc import Callable
 
 import pytest
 
-from tau2rl.env import reusable_threads
+from tau2rl.env import agent_bridge
 
 
 @pytest.fixture(autouse=True)
 def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only threads of this test: those of others are put aside."""
-    monkeypatch.setattr(reusable_threads, "_idle", [])
-    monkeypatch.setattr(reusable_threads, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(agent_bridge, "_idle", [])
+    monkeypatch.setattr(agent_bridge, "IDLE_SECONDS", 0.2)
 
 
 def done(job: Callable[[], object], name: str = "job") -> None:
     """Run a job, wherever, and wait until its thread has nothing to do again."""
-    before = len(reusable_threads._idle)
-    handed = reusable_threads.run_on_idle(job, name=name)
+    before = len(agent_bridge._idle)
+    handed = agent_bridge.run_on_idle(job, name=name)
     if not handed:
-        reusable_threads.run_on_new(job, name=name)
-    wait_for(lambda: len(reusable_threads._idle) >= (before if handed else before + 1))
+        agent_bridge.run_on_new(job, name=name)
+    wait_for(lambda: len(agent_bridge._idle) >= (before if handed else before + 1))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_second_job_runs_on_the_same_thread_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reusable_threads, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(agent_bridge, "IDLE_SECONDS", 60.0)
     seen: list[tuple[int, str]] = []
     for name in ("one", "two", "three"):
         ran = threading.Event()
@@ -64,10 +64,10 @@ def test_a_job_that_hangs_keeps_its_thread_to_itself() -> None:
         hangs.set()
         go_on.wait(10)
 
-    reusable_threads.run_on_new(hang, name="hangs")
+    agent_bridge.run_on_new(hang, name="hangs")
     assert hangs.wait(10)
-    assert not reusable_threads.run_on_idle(ran.set, name="next")
-    reusable_threads.run_on_new(ran.set, name="next")
+    assert not agent_bridge.run_on_idle(ran.set, name="next")
+    agent_bridge.run_on_new(ran.set, name="next")
     assert ran.wait(10)
     go_on.set()
 
@@ -92,12 +92,12 @@ def test_idle_threads_end_and_no_job_is_lost_on_the_way() -> None:
             counted[0] += 1
 
     for _ in range(40):
-        if not reusable_threads.run_on_idle(count, name="count"):
-            reusable_threads.run_on_new(count, name="count")
+        if not agent_bridge.run_on_idle(count, name="count"):
+            agent_bridge.run_on_new(count, name="count")
         time.sleep(0.01)
     time.sleep(0.195)  # about when they end
     for _ in range(20):
-        if not reusable_threads.run_on_idle(count, name="count"):
-            reusable_threads.run_on_new(count, name="count")
+        if not agent_bridge.run_on_idle(count, name="count"):
+            agent_bridge.run_on_new(count, name="count")
     wait_for(lambda: counted[0] == 60)
-    wait_for(lambda: not reusable_threads._idle)
+    wait_for(lambda: not agent_bridge._idle)

@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 
 from tau2rl.config import TasksConfig
-from tau2rl.env.domain import domain
-from tau2rl.env.splits import LEARN, SELECT, set_apart
+from tau2rl.env.domain import LEARN, SELECT, domain, set_apart
 from tau2rl.env.tasks import describe, held_out, is_test, refuse_held_out, refuse_leak, select, write_prompts
 from tau2rl.errors import UserError
 from tau2rl.types import TaskRef

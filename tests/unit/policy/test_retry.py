@@ -19,8 +19,7 @@ from hypothesis import given, strategies as st
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy import retry
-from tau2rl.policy.errors import RateLimited, Unavailable
-from tau2rl.policy.retry import Throttle, complete_with_retries
+from tau2rl.policy.retry import RateLimited, Throttle, Unavailable, complete_with_retries
 from tau2rl.types import Completion, FinishReason
 
 DONE = Completion(token_ids=(1,), logprobs=None, finish_reason=FinishReason.STOP)

@@ -18,8 +18,7 @@ import torch
 
 from tau2rl.config import AlgoConfig, GrpoConfig, GrpoTrainConfig, SftConfig, SftTrainConfig, build
 from tau2rl.errors import UserError
-from tau2rl.train.engine.batching import collate
-from tau2rl.train.engine.forward import score_tokens
+from tau2rl.train.engine.forward import collate, score_tokens
 from tau2rl.train.sft import train
 from tau2rl.train.state import STATE_FILE
 from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory

@@ -26,9 +26,9 @@ from tau2rl.errors import UserError
 from tau2rl.launch.entry import run_stage
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.hashes import checkpoint_hash, file_hash
+from tau2rl.runs.provenance import checkpoint_hash, file_hash
 from tau2rl.train.backend import LocalBackend
-from tau2rl.train.rows import split_rows
+from tau2rl.train.sft import split_rows
 from tau2rl.types import TrainingSample
 
 SHAPE = {"hidden": 16, "layers": 1, "heads": 1, "head_dim": 16, "intermediate": 32}

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, GrpoConfig, build
 from tau2rl.env import synth
-from tau2rl.env.gold import gold_script
+from tau2rl.env.tasks import gold_script
 from tau2rl.recipes.select import select_checkpoint
-from tau2rl.report.attempts import counted
+from tau2rl.report.aggregate import counted
 from tau2rl.report.report import build_report
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import environment

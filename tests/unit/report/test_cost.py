@@ -24,9 +24,8 @@ import pytest
 
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import PolicyFailure
-from tau2rl.policy.errors import Unavailable
-from tau2rl.report.bottleneck import Load, bottleneck
-from tau2rl.report.cost import Costs, Session, account as account_of
+from tau2rl.policy.retry import Unavailable
+from tau2rl.report.cost import Costs, Load, Session, account as account_of, bottleneck
 from tau2rl.report.tables import cost_words
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.timing import sessions, timed

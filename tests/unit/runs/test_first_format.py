@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, GrpoConfig
-from tau2rl.report.attempts import counted
+from tau2rl.report.aggregate import counted
 from tau2rl.runs import records
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.sessions import session_folders

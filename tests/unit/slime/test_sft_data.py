@@ -94,7 +94,7 @@ def test_a_row_with_nothing_but_malformed_turns_is_left_out(tmp_path: Path) -> N
 def test_slime_learns_the_turns_that_are_not_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     tokenizers = importlib.import_module("tau2rl.chat.tokenizers")
-    train = importlib.import_module("tau2rl.train.tokenizer")
+    train = importlib.import_module("tau2rl.train.tiny")
     train.save_tokenizer(train.train_tokenizer(["It is cancelled. FORMAT ERROR"], vocab_size=400), tmp_path / "tokenizer")
     tokenizer = tokenizers.HFTokenizer(str(tmp_path / "tokenizer"))
     file = tmp_path / "prompts.jsonl"

@@ -21,8 +21,7 @@ from torch import nn
 from tau2rl.config import AlgoConfig, GrpoConfig, build
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.run_context import SlimeRun
-from tau2rl.train.engine.batching import collate
-from tau2rl.train.engine.forward import score_tokens
+from tau2rl.train.engine.forward import collate, score_tokens
 from tau2rl.train.engine.generator import Generator, Request
 from tau2rl.train.optim import learning_rate
 from tau2rl.train.trainer import ScoredTrajectory, shares

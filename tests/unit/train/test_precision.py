@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tau2rl.config import AlgoConfig, LocalTrainConfig, SftTrainConfig, TrainConfig
 from tau2rl.config.training import LoraConfig
-from tau2rl.train.engine.batching import collate
-from tau2rl.train.engine.forward import score_tokens
+from tau2rl.train.engine.forward import collate, score_tokens
 from tau2rl.train.model import DType, load, save, save_memory, with_lora
 from tau2rl.train.optim import Optimizer
 from tau2rl.train.sft import SFTResult, mean_loss, train

@@ -23,7 +23,7 @@ from tau2rl.config import ChatConfig
 from tau2rl.data.encoding import encode_rows
 from tau2rl.data.jsonl import read_file
 from tau2rl.errors import UserError
-from tau2rl.train.tokenizer import save_tokenizer, train_tokenizer
+from tau2rl.train.tiny import save_tokenizer, train_tokenizer
 from tau2rl.types import CallTool, Message, Opening, Say, TrainingSample
 
 TOOLS = [

@@ -22,8 +22,7 @@ from torch import nn
 
 from tau2rl.config import LocalTrainConfig, SftTrainConfig
 from tau2rl.errors import UserError
-from tau2rl.train.engine.batching import collate
-from tau2rl.train.engine.forward import score_tokens
+from tau2rl.train.engine.forward import collate, score_tokens
 from tau2rl.train.model import save_memory
 from tau2rl.train.optim import learning_rate
 from tau2rl.train.sft import SFTResult, SFTStep, mean_loss, train

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from tau2rl.train.engine.batching import begins
+from tau2rl.train.engine.forward import begins
 from tau2rl.train.engine.kv_cache import SHARING_PAYS, SlotTable
 
 
