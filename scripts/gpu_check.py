@@ -87,7 +87,8 @@ class Machine:
             head_dim=shape.head_dim, max_position_embeddings=40960, tie_word_embeddings=True,
         )  # fmt: skip
         with torch.device(self.device):
-            model: Any = Qwen3ForCausalLM(config).to(torch.bfloat16)
+            model: Any = Qwen3ForCausalLM(config)
+        model = model.to(torch.bfloat16)
         if shape.lora_rank:
             model = with_lora(model, LoraConfig(rank=shape.lora_rank))
             save_memory(model)

@@ -109,7 +109,7 @@ def model_of(file: Path) -> Any:
     settings = read.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "dtype", "architectures"):
         settings.pop(name, None)
-    model = LlamaForCausalLM(LlamaConfig(**settings, origin=ORIGIN))
+    model: Any = LlamaForCausalLM(LlamaConfig(**{**settings, "origin": ORIGIN}))
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     ends = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

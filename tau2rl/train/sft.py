@@ -147,7 +147,7 @@ class _State:
 
     @contextmanager
     def kept_when_interrupted(self) -> Generator[None]:
-        """An interruption inside saves the last mark; one that cuts the move of the weights in two leaves what was saved before."""
+        """An interruption inside saves the last mark; where weights have moved since, what was saved before stands."""
         try:
             yield
         except KeyboardInterrupt:
