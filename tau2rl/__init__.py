@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tau2rl.api import EvalReport, evaluate, evaluate_sync, make_codec, make_env, tasks
+    from tau2rl.api import EvalReport, evaluate, evaluate_sync, make_codec, make_env, rollout, tasks
     from tau2rl.backend import Backend
     from tau2rl.chat.tokenizers import Tokenizer
     from tau2rl.chat.transcript import read as read_transcript
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tau2rl.enums import Fault, FinishReason, MalformedKind, Status
     from tau2rl.errors import EnvironmentFailure, MalformedTurn, PolicyFailure, UserError, UserSimulatorFailure
     from tau2rl.policy.scripted import ScriptedPolicy
-    from tau2rl.rollout import rollout
     from tau2rl.types import (
         Action,
         Actions,
@@ -60,14 +59,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "api": ("EvalReport", "evaluate", "evaluate_sync", "make_codec", "make_env", "tasks"),
+    "api": ("EvalReport", "evaluate", "evaluate_sync", "make_codec", "make_env", "rollout", "tasks"),
     "backend": ("Backend",),
     "chat.tokenizers": ("Tokenizer",),
     "chat.transcript": ("read_transcript",),
     "enums": ("Fault", "FinishReason", "MalformedKind", "Status"),
     "errors": ("EnvironmentFailure", "MalformedTurn", "PolicyFailure", "UserError", "UserSimulatorFailure"),
     "policy.scripted": ("ScriptedPolicy",),
-    "rollout": ("rollout",),
     "config": ("LimitsConfig",),
     "types": (
         "Action", "Actions", "Attempt", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime", "Episode",
@@ -90,10 +88,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module `tau2rl` has no attribute `{name}`")
-    module = importlib.import_module(f"tau2rl.{_HOME[name]}")
-    if name == "rollout":
-        return module  # which can be called; Python has bound it already
-    found = getattr(module, {"read_transcript": "read"}.get(name, name))
+    found = getattr(importlib.import_module(f"tau2rl.{_HOME[name]}"), {"read_transcript": "read"}.get(name, name))
     globals()[name] = found
     return found
 

@@ -12,7 +12,7 @@ from tau2rl.recipes.dataset import make_source, missing, scan, summary, write
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA
-from tau2rl.rollout.runner import PolicyFor
+from tau2rl.rollouts.runner import PolicyFor
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.reports import Result

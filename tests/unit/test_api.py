@@ -6,7 +6,7 @@
 - its report is that of `tau2rl eval`; with `output` it leaves the same folder, which can be continued;
 - it works where an event loop runs already, as in a notebook;
 - a policy is entered and closed; a wrong request is a UserError; a changed plug-in is not resumed;
-- `rollout` plays one conversation, and is also the package of that name.
+- `rollout` plays one conversation, and stays a function whatever else is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import tau2rl
-import tau2rl.rollout.runner  # the package has the name of the function, and Python binds it to the attribute
+import tau2rl.rollouts.runner  # a package of the function's name would take its place in `tau2rl` here
 from tau2rl import (
     Attempt,
     CallTool,
@@ -214,4 +214,5 @@ def test_rollout_plays_one_conversation() -> None:
 
     episode = asyncio.run(play())
     assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.reward == 1.0
-    assert tau2rl.rollout.runner.plan([task], num_samples=1, seed=1)
+    assert tau2rl.rollouts.runner.plan([task], num_samples=1, seed=1)  # imported before, and the function still one
+    assert inspect.isfunction(tau2rl.rollout)
