@@ -277,8 +277,12 @@ class StepConfig(Section):
     """Its settings, in front of those of `file`."""
     data: tuple[str, ...] = ()
     """`sft`: the earlier steps whose rows are trained on."""
+    sources: tuple[str, ...] = ()
+    """`rft-filter`: the earlier steps whose episodes are filtered; empty: attempts of its own."""
     model: str | None = None
     """The earlier step whose checkpoint is trained further, or makes the attempts."""
+    start: str | None = None
+    """`sft`, `grpo`: the earlier step that began with the checkpoint from which this one begins too, as branches of one model do."""
 
 
 class EvaluationConfig(Section):
@@ -298,6 +302,8 @@ class PipelineConfig(StageConfig):
     """Name of a step -> the step, in the order in which they run."""
     evaluation: EvaluationConfig | None = None
     """None: no step is evaluated."""
+    compare: tuple[str, ...] = ()
+    """Steps that train, or `base`: their evaluations are compared, each with each, task by task."""
     limit: int | None = Field(default=None, ge=1)
     """A smoke run of the whole chain: so many tasks in each step, and a few optimizer steps. It shows that the chain holds."""
 

@@ -107,8 +107,8 @@ def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextMana
                 for planned in waiting:
                     if code := one(planned, run):
                         return code
-                    folder.write_report(build_report(runs))
-        folder.write_report(build_report(runs))
+                    folder.write_report(build_report(runs, config.compare))
+        folder.write_report(build_report(runs, config.compare))
         return entry.EXIT_DONE
 
     with entry.interruptible():

@@ -92,16 +92,18 @@ def test_a_wrong_step_is_refused_before_anything_runs(steps: dict[str, Any], wor
 
 
 def test_a_link_that_does_not_hold_is_named() -> None:
-    seed = {"parents": [], "inputs": [], "outputs": ["a"]}
-    sft = {"parents": ["seed"], "inputs": ["b"], "outputs": ["c"]}
+    seed = {"parents": [], "begins_as": None, "inputs": [], "outputs": ["a"], "episodes": ["e"]}
+    sft = {"parents": ["seed"], "begins_as": None, "inputs": ["b"], "outputs": ["c"], "episodes": []}
     assert chain({"seed": seed, "sft": {**sft, "inputs": ["a"]}}, [])["holds"]
     assert chain({"seed": seed, "sft": sft}, [])["broken"] == ["seed -> sft"]
+    assert chain({"seed": seed, "rft-filter": {**sft, "inputs": ["e"]}}, [])["holds"]
 
 
 @pytest.mark.parametrize(("played", "broken"), [("start", []), ("end", ["sft -> base-eval"])])
 def test_base_is_what_the_step_was_trained_from(played: str, broken: list[str]) -> None:
-    sft = {"parents": [], "inputs": ["rows", "start"], "outputs": ["end"]}
-    assert chain({"sft": sft}, [{"model": "base", "parents": ["sft"], "inputs": [played]}])["broken"] == broken
+    sft = {"parents": [], "begins_as": None, "inputs": ["rows", "start"], "outputs": ["end"], "episodes": []}
+    base = {"model": "base", "parents": [], "begins_as": "sft", "inputs": [played]}
+    assert chain({"sft": sft}, [base])["broken"] == broken
 
 
 @pytest.fixture(scope="module")
