@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tau2rl.config.base import Module, Section
+from tau2rl.config.base import Module, Section, WordOrReference
 from tau2rl.config.sections import (
     ChatConfig,
     DataConfig,
@@ -44,6 +44,7 @@ from tau2rl.config.training import (
     ValConfig,
 )
 
+BackendName = Annotated[str, AfterValidator(WordOrReference("local", "slime"))]
 SERVED = ("sglang", "api")  # the kinds of policy that a server answers for
 
 
@@ -197,8 +198,9 @@ class SftConfig(StageConfig):
     """`tau2rl sft`."""
 
     stage: Literal["sft"] = "sft"
-    backend: Literal["local", "slime"] = "local"
-    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
+    backend: BackendName = "local"
+    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster. `package.module:Name`: a
+    backend of your own."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: SftTrainConfig = SftTrainConfig()
@@ -228,8 +230,9 @@ class GrpoConfig(LearnConfig):
     CHECKPOINT: ClassVar[tuple[str, str]] = ("model", "init")
 
     stage: Literal["grpo"] = "grpo"
-    backend: Literal["local", "slime"] = "local"
-    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
+    backend: BackendName = "local"
+    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster. `package.module:Name`: a
+    backend of your own."""
     model: ModelConfig = ModelConfig()
     val: ValConfig = ValConfig()
     sampling: RolloutSamplingConfig = RolloutSamplingConfig()
@@ -282,7 +285,7 @@ class StepConfig(Section):
     model: str | None = None
     """The earlier step whose checkpoint is trained further, or makes the attempts."""
     start: str | None = None
-    """`sft`, `grpo`: the earlier step that began with the checkpoint from which this one begins too, as branches of one model do."""
+    """`sft`, `grpo`: the earlier step from whose own beginning this one begins too, as branches of one model do."""
 
 
 class EvaluationConfig(Section):

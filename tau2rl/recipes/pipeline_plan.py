@@ -136,9 +136,7 @@ class _Planner:
         _use_checkpoint(values, "eval", checkpoint)
         self._run(name, "evaluation", "eval", values, **links)
 
-    def _run(
-        self, name: str, kind: Literal["step", "evaluation"], stage: str, values: dict[str, Any], **links: Any
-    ) -> Planned:
+    def _run(self, name: str, kind: Literal["step", "evaluation"], stage: str, values: dict[str, Any], **links: Any) -> Planned:
         config = self._config
         label = _label(kind, name)
         if config.limit is not None:

@@ -112,14 +112,24 @@ def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str,
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
     """The table for people: a header, and a row for each model that was evaluated.
 
-    `rise` is over the model that it was trained from, paired by task; `cpu s` are those of the steps since then. Where that is not
-    the row above, as in branches, `over` names it.
+    `rise` is over the model that it was trained from, paired by task; `cpu s` are those of the steps since then. Where that is
+    not the row above, as in branches, `over` names it.
     """
     entries = report["evaluations"]
     branches = any(entry.get("over", before["model"]) != before["model"] for before, entry in pairwise(entries))
     largest = max((int(entry["attempts"]) for entry in entries), default=1)
     more = f"pass@{largest}"
-    table = [["model", "pass@1 [95%]", *([more] if largest > 1 else []), "floor", "rise [95%]", *(["over"] if branches else []), "cpu s"]]
+    table = [
+        [
+            "model",
+            "pass@1 [95%]",
+            *([more] if largest > 1 else []),
+            "floor",
+            "rise [95%]",
+            *(["over"] if branches else []),
+            "cpu s",
+        ]
+    ]
     for entry in entries:
         rise = entry["rise"]
         table.append(

@@ -91,10 +91,20 @@ def test_pyright_sees_the_types_of_the_public_names(tmp_path: Path) -> None:
         "    again: EvalReport = tau2rl.evaluate_sync(policy='gold')\n"
         "    episode: Episode = await tau2rl.rollout(task, env=env, policy=policy, codec=codec)\n"
         "    wrong: int = tau2rl.tasks(['mock'])\n"
+        "class Mine:\n"
+        "    async def score(self, transcript: tau2rl.Transcript) -> float:\n"
+        "        return float('sorry' in transcript.messages[-1].content)\n"
+        "class Other:\n"
+        "    async def score(self, transcript: str) -> float:\n"
+        "        return 0.0\n"
+        "mine: tau2rl.Verifier = Mine()\n"
+        "other: tau2rl.Verifier = Other()\n"
     )
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, str(file)]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)["generalDiagnostics"]
-    assert [(d["range"]["start"]["line"], d["rule"]) for d in found if d["severity"] == "error"] == [(6, "reportAssignmentType")]
+    assert [(d["range"]["start"]["line"], d["rule"]) for d in found if d["severity"] == "error"] == [
+        (6, "reportAssignmentType"), (14, "reportAssignmentType"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
