@@ -33,6 +33,7 @@ class PlainSft:
 
     def train(self, config: TrainingConfig, folder: RunFolder, progress: Progress) -> Trained:
         """Train on the rows' own tokens, as they were sampled: `tau2rl seed --protocol native --tokenizer CHECKPOINT`."""
+        assert config.stage == "sft"  # `plan` refuses everything else
         torch.manual_seed(config.seed)
         tokenizer = AutoTokenizer.from_pretrained(config.model.init)
         model = AutoModelForCausalLM.from_pretrained(config.model.init, dtype=torch.float32)
