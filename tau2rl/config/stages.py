@@ -38,6 +38,7 @@ from tau2rl.config.training import (
     LocalTrainConfig,
     ModelConfig,
     RolloutSamplingConfig,
+    SftLocalConfig,
     SftTrainConfig,
     SlimeConfig,
     TrackingConfig,
@@ -205,7 +206,7 @@ class SftConfig(StageConfig):
     data: DataConfig = DataConfig()
     train: SftTrainConfig = SftTrainConfig()
     tracking: TrackingConfig = TrackingConfig()
-    local: LocalTrainConfig = LocalTrainConfig()
+    local: SftLocalConfig = SftLocalConfig()
     slime: SlimeConfig = SlimeConfig()
 
 
