@@ -105,7 +105,10 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """A conversation as a deployment has it: `Transcript(domain="retail", domain_policy="...", tools=(), messages=())`."""
+    """A conversation as a deployment has it, for a `Verifier`.
+
+    `Transcript(domain="retail", domain_policy="...", tools=(), messages=())`
+    """
 
     domain: str
     domain_policy: str
@@ -407,10 +410,14 @@ class RewardFn(Protocol):
 
 
 class Verifier(Protocol):
-    """Grades what a deployment would see: a `Transcript`, and never a task's criteria or tau2's grade."""
+    """Grades what a deployment would see: a `Transcript`, and never a task's criteria or tau2's grade.
+
+    Nothing here calls one yet: it is what a choice among several answers without an oracle (best of n) will be made by, and it is
+    fixed now so that a verifier written today fits then. Several calls may be in flight at once.
+    """
 
     async def score(self, transcript: Transcript) -> float:
-        """From 0 to 1."""
+        """How likely the conversation did what its user wanted and the domain's policy allows, from 0 to 1."""
         ...
 
 

@@ -11,7 +11,7 @@ from tau2rl.config import LimitsConfig, UserConfig
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.episode import run_episode
+from tau2rl.rollouts.episode import run_episode
 from tau2rl.types import Actions, Attempt, ChatCodec, Episode, Policy, TaskRef
 
 CREATE = TaskRef(domain="mock", task_id="create_task_1", split="base")

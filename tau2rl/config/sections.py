@@ -284,6 +284,9 @@ class RftPolicyConfig(PolicyConfig):
 class KeepConfig(Section):
     """Which attempts are kept; the limits hold in this order."""
 
+    attempts: Literal["solved", "all", "subset"] = "solved"
+    """`solved`: those that tau2 graded 1. `all`: every graded one. `subset`: as many as `solved` would leave, drawn by a hash
+    from all graded ones, so that `solved` and it differ in what they show and not in how much."""
     partial_backoff: float | None = Field(default=None, gt=0, le=1)
     """For a task without a success: its best attempt, if its partial score is at least this (published recipes: 0.6). It
     trains on failures, so it is off by default."""

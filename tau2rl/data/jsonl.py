@@ -6,7 +6,6 @@ import codecs
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tau2rl.errors import UserError
+from tau2rl.runs.files import replacing
 
 OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32 begins with the first, too
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -32,21 +32,13 @@ class Written:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
     """Write a JSONL file, one row at a time; until it is whole the old one stays in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     digest, count = hashlib.sha256(), 0
-    try:
-        with temporary.open("wb") as file:
-            for row in rows:
-                line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
-                digest.update(line)
-                file.write(line)
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+            digest.update(line)
+            file.write(line)
+            count += 1
     return Written(file=path.name, rows=count, sha256=digest.hexdigest())
 
 

@@ -111,6 +111,11 @@ class JobServer:
         except (OSError, RuntimeError) as error:
             raise UserError(f"the cluster at `{self.address}` did not take the job: {error}", hint=_ADDRESS_HINT) from None
 
+    def has_ended(self, job: str) -> bool:
+        """Whether a job is over, or unknown to its server, which remembers all of its own. Raises OSError, RuntimeError."""
+        known = {details.submission_id: details.status for details in self._ask(self.client.list_jobs, CONNECT_SECONDS)}
+        return job not in known or known[job].is_terminal()
+
     def follow(self, job: str, *, on_line: OnLine, on_progress: Progress) -> int:
         """Pass on what the job says until it has ended; its exit code, 1 when it has none. Ctrl-C stops the job: 130."""
         lines = _Lines(on_line, on_progress)

@@ -80,6 +80,14 @@ def write(folder: Path, name: str, sources: Sequence[Source], rollouts: RolloutF
     return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
 
 
+def described(sources: Sequence[Source], seen: Seen) -> list[dict[str, str]]:
+    """Whose episodes were read, for the report."""
+    return [
+        {"path": str(source.path), "digest": source.digest, "episodes_sha256": sha256}
+        for source, sha256 in zip(sources, seen.episodes, strict=True)
+    ]
+
+
 def missing(rollouts: RolloutFilter, planned: int) -> int:
     """Planned attempts that a resumed run could still bring: all that are neither graded nor refused by their task."""
     return planned - rollouts.counts().get("all", {"graded": 0})["graded"] - rollouts.reasons().get("fault: task", 0)

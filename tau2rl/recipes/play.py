@@ -17,10 +17,10 @@ from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.user_simulator import check_key
 from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
-from tau2rl.rollout.circuit_breaker import CircuitBreaker
-from tau2rl.rollout.concurrency import adaptive_concurrency
-from tau2rl.rollout.runner import Outcome, PolicyFor, SamplingStage, outcomes, plan, record_of
-from tau2rl.rollout.scheduling import Estimate, longest_first
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.concurrency import adaptive_concurrency
+from tau2rl.rollouts.runner import Outcome, PolicyFor, SamplingStage, outcomes, plan, record_of
+from tau2rl.rollouts.scheduling import Estimate, longest_first
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import environment
@@ -85,7 +85,7 @@ async def play(
     """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
 
     `policies` replaces those of the config's `policy`; `on_episode` is given the record of each attempt's last try. Which begin
-    first: `rollout/scheduling.py`; how many play at once: `rollout/concurrency.py`.
+    first: `rollouts/scheduling.py`; how many play at once: `rollouts/concurrency.py`.
     """
     counter = Counter(progress, total=len(prepared.planned))
     estimate = Estimate(prepared.tasks, reference_length)

@@ -31,8 +31,8 @@ from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.tiers import TABLES
-from tau2rl.rollout.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
-from tau2rl.rollout.workers import PlayWith, Workers
+from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
+from tau2rl.rollouts.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
 from tau2rl.slime.circuit_breaker import CircuitBreaker
 from tau2rl.slime.rollout_log import RolloutLog

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
-from tau2rl.rollout.runner import Outcome
+from tau2rl.rollouts.runner import Outcome
 from tau2rl.types import CallTool, Episode, Message, Score, Status, TaskRef, TrainingSample
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from tau2rl.errors import RunIncomplete
 from tau2rl.hashing import derive_seed
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
-from tau2rl.rollout.circuit_breaker import CircuitBreaker
-from tau2rl.rollout.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
 from tau2rl.runs.checkpoints import STATE, exports
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent

@@ -20,7 +20,7 @@ import pytest
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import UserError
-from tau2rl.rollout.workers import Workers
+from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.records import read
 from tau2rl.slime import rollout as rollout_module
 from tau2rl.slime.rollout import Rollout, rollout_of, run_until_aborted

@@ -32,7 +32,7 @@ from tau2rl.env.simulation import Simulation
 from tau2rl.errors import PolicyFailure
 from tau2rl.hashing import prefix_hash
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.episode import run_episode
+from tau2rl.rollouts.episode import run_episode
 from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef
 from tests.play import CREATE, UPDATE, WIDE, attempt, mock_env, play
 

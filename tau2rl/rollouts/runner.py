@@ -14,8 +14,8 @@ from tau2rl.errors import EpisodeFailure, TaskFailure
 from tau2rl.hashing import derive_seed
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
-from tau2rl.rollout.concurrency import AdaptiveConcurrency, FixedConcurrency
-from tau2rl.rollout.episode import run_episode
+from tau2rl.rollouts.concurrency import AdaptiveConcurrency, FixedConcurrency
+from tau2rl.rollouts.episode import run_episode
 from tau2rl.runs.records import SCHEMA
 from tau2rl.types import (
     Attempt,
