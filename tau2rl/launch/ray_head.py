@@ -46,7 +46,6 @@ class LocalHead:
         self._num_gpus = num_gpus
         self._training = training
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
         self.address = ""
         self.headers: dict[str, str] = {}
 
@@ -84,13 +83,10 @@ class LocalHead:
         process.stdin.close()
         with process.stdout:
             process.wait(STOP_TIMEOUT_SECONDS)
-        if self._folder is not None:  # the supervisors take it along, unless both were killed
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         # Ray's socket paths are below this folder and may have 107 bytes: not $TMPDIR, which can be long.
         folder = Path(tempfile.mkdtemp(prefix="tau2rl-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))  # noqa: S108
-        self._folder = folder
         token = secrets.token_hex(32)
         dashboard, agent, client, metrics = _free_ports(4)
         self.address = f"http://127.0.0.1:{dashboard}"
