@@ -12,7 +12,7 @@ import tau2rl
 from tau2rl import console
 from tau2rl.cli.lazy import Late, LateGroup, examples
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.settings import collect_rarely
+from tau2rl.settings import begin_in_utf8, collect_rarely
 
 DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
 COMMANDS = {
@@ -219,5 +219,6 @@ def root(
 
 def main() -> None:
     """The `tau2rl` script."""
+    begin_in_utf8()
     collect_rarely()
     app(prog_name="tau2rl")

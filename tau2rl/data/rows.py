@@ -52,9 +52,14 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     (Message(role='user', content='Hi', tool_calls=(), error=False),)
     """
     try:
-        return _row(data, name)
+        row = _row(data, name)
+        said = [[m.content, [(call.name, call.arguments) for call in m.tool_calls]] for m in row.messages]
+        json.dumps([row.id, said, row.tools], ensure_ascii=False).encode()
     except RecursionError:
         raise BadRow("it is nested too deep") from None
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        raise BadRow("it has half of a surrogate pair, which is no Unicode text") from None
+    return row
 
 
 def _row(data: Mapping[str, Any], name: str) -> Row:

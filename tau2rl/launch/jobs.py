@@ -19,6 +19,7 @@ from tau2rl.doctor.services import answers, connects
 from tau2rl.errors import UserError
 from tau2rl.launch.entry import EXIT_INTERRUPTED
 from tau2rl.runs.progress import Progress, parse
+from tau2rl.settings import UTF8_MODE
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -104,8 +105,8 @@ class JobServer:
 
     def submit(self, command: str, job: str) -> None:
         """Submit a shell command as a job of this name. Raises UserError."""
-        # Nothing but this in the environment of the job: the dashboard shows it to everybody.
-        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        # Nothing secret in the environment of the job: the dashboard shows it to everybody. Its actors inherit it.
+        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), UTF8_MODE: "1"}}
         try:
             self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
         except (OSError, RuntimeError) as error:

@@ -7,6 +7,7 @@
 - `--detach` submits and returns, with `--json` the run, the job and its server; it needs a cluster that stays
 - wrong requests are refused before anything is started
 - no secret gets into the run folder
+- whatever the locale, the command, its job and the job's workers read tau2's policies as UTF-8
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import pytest
 
 from tau2rl.config import EvalConfig, build, dump
+from tau2rl.env.domain import domain
 from tau2rl.errors import UserError
 from tau2rl.launch import jobs, supervisor
 from tau2rl.launch.ray_head import LocalHead
@@ -31,6 +33,7 @@ from tau2rl.launch.submit import submit
 from tau2rl.runs.claim import claimed
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import ProgressEvent
+from tau2rl.settings import child_environment
 
 pytestmark = pytest.mark.e2e
 SECRET = "sk-planted-for-the-job"
@@ -214,3 +217,27 @@ def test_a_run_that_exists_is_refused_before_a_head_is_started(tmp_path: Path) -
     with pytest.raises(UserError, match="holds a run already"):
         carry_out(config(tmp_path / "run"))
     assert set(supervisor.descendants(os.getpid())) <= set(before)
+
+
+@pytest.mark.parametrize("where", [["--inline"], ["--set", "rollout.workers=1"]], ids=["inline", "job"])
+def test_a_policy_is_read_as_utf8_whatever_the_locale(tmp_path: Path, where: list[str]) -> None:
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python 3.11 without its mercy
+    small = ["--domains", "telecom", "--limit", "1", "--num-samples", "1", "--policy", "gold", "--protocol", "transcript"]
+    command = [
+        sys.executable,
+        "-m",
+        "tau2rl",
+        "eval",
+        *small,
+        "--user-model",
+        "scripted",
+        "--output",
+        str(tmp_path / "ü"),
+        *where,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=240, env=child_environment(ascii_locale), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    environment = json.loads((tmp_path / "ü" / "environment.json").read_text("utf-8"))
+    assert environment["identity"]["bench"]["data"]["telecom"]["policy"] == domain("telecom").hashes()["policy"]

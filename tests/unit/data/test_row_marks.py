@@ -112,6 +112,10 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
         ({**PLAIN, "tools": ["renew_loan"]}, "a tool that are text, but not JSON"),
         ({**PLAIN, "tools": [{"type": "function"}]}, "a tool that is no function schema"),
         ({**PLAIN, "tools": [[]]}, "a tool that is no function schema"),
+        ({**PLAIN, "id": "\ud800"}, "half of a surrogate pair"),
+        (with_message(1, content="\ud800"), "half of a surrogate pair"),
+        (with_message(2, tool_calls=[{"function": {"name": "f", "arguments": '{"a": "\\udfff"}'}}]), "half of a surrogate pair"),
+        ({**PLAIN, "tools": '[{"name": "\\udfff"}]'}, "half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_honoured_leaves_the_row_out_with_its_place(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -213,3 +217,7 @@ def test_slime_is_told_the_same_marks(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_refused_by_the_command(case: str, tmp_path: Path) -> None:
     told = sft(CASES / f"{case}.jsonl", tmp_path, code=2)
     assert str(CASES / f"{case}.jsonl") in told
+
+
+def test_a_device_is_refused_by_the_command(tmp_path: Path) -> None:
+    assert "cannot read `/dev/zero`: it is not a file" in sft(Path("/dev/zero"), tmp_path, code=2)
