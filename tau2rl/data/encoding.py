@@ -6,9 +6,9 @@ all others are rendered from their messages. How rows are read is `data/rows.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tau2rl.chat import fingerprint
@@ -19,39 +19,77 @@ from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.data.rows import BadRow, Row, exact_sample, read_row
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
-from tau2rl.types import Episode, Message, Say, TrainingSample
+from tau2rl.types import Episode, Message, Say, TrainingSample, Turn
 
 
-def pack(episode: Episode) -> TrainingSample:
-    """One sequence with its mask. Malformed turns are in it: they were sampled by the policy as any other.
+def pack(episode: Episode) -> tuple[TrainingSample, ...]:
+    """An episode's sequences with their masks: one, or, where thoughts were taken out, one for each run of turns between.
 
-    Every turn's prompt must still be the one that was sent: raises ValueError, naming the turn, when a hash, a span or the
-    number of logprobs does not fit. Logprobs are None when any turn has none.
+    Every turn stands behind the very prompt that was sent, and its sampled tokens are in exactly one sample, which ends with the
+    last of them. Malformed turns are in it: they were sampled by the policy as any other. What was put in to close a thought was
+    not. Logprobs are None when any turn of the episode has none. Raises ValueError, naming the turn, when a hash, a span or the
+    number of logprobs does not fit.
     """
-    size = len(episode.token_ids)
-    mask = [0] * size
-    logprobs = [0.0] * size
-    known = True
-    end = 0
+    known = all(turn.logprobs is not None for turn in episode.turns)
+    samples: list[TrainingSample] = []
+    sequence: list[int] = []  # the prompt of the turn at hand, then what was sampled behind it
+    part = _Part()
+    end = 0  # of the turn before, in the episode's tokens
     for number, turn in enumerate(episode.turns):
-        if not end <= turn.start < turn.end <= size:
-            raise ValueError(f"turn {number} spans [{turn.start}, {turn.end}) behind token {end} of {size}")
-        if prefix_hash(episode.token_ids[: turn.start]) != turn.prompt_hash:
-            raise ValueError(f"turn {number} was sampled behind another prompt than its first {turn.start} tokens")
-        if turn.logprobs is not None and len(turn.logprobs) != turn.end - turn.start:
-            raise ValueError(f"turn {number} has {turn.end - turn.start} tokens and {len(turn.logprobs)} logprobs")
-        mask[turn.start : turn.end] = [1] * (turn.end - turn.start)
-        if turn.logprobs is None:
-            known = False
-        else:
-            logprobs[turn.start : turn.end] = turn.logprobs
+        _check_span(episode, number, end)
+        if turn.kept is not None:
+            if part.spans:
+                samples.append(part.sample(sequence, known=known))
+            sequence, part = sequence[: turn.kept], _Part()
+        sequence += episode.token_ids[end : turn.start]
+        if prefix_hash(sequence) != turn.prompt_hash:
+            raise ValueError(f"turn {number} was sampled behind another prompt than its first {len(sequence)} tokens")
+        part.add(turn, len(sequence))
+        sequence += episode.token_ids[turn.start : turn.end]
         end = turn.end
-    return TrainingSample(
-        token_ids=episode.token_ids,
-        loss_mask=tuple(mask),
-        logprobs=tuple(logprobs) if known else None,
-        turn_spans=tuple((turn.start, turn.end) for turn in episode.turns),
-    )
+    return (*samples, *([part.sample(sequence, known=known)] if part.spans else []))
+
+
+def _check_span(episode: Episode, number: int, end: int) -> None:
+    turn, size = episode.turns[number], len(episode.token_ids)
+    if not end <= turn.start < turn.end <= size:
+        raise ValueError(f"turn {number} spans [{turn.start}, {turn.end}) behind token {end} of {size}")
+    if turn.logprobs is not None and len(turn.logprobs) != turn.end - turn.start:
+        raise ValueError(f"turn {number} has {turn.end - turn.start} tokens and {len(turn.logprobs)} logprobs")
+    if turn.forced is not None and not turn.start <= turn.forced[0] < turn.forced[1] <= turn.end:
+        raise ValueError(f"turn {number} spans [{turn.start}, {turn.end}) without what closed its thought, {turn.forced}")
+
+
+@dataclass(slots=True)
+class _Part:
+    """Turns of one sequence, by their places in it."""
+
+    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    forced: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    logprobs: list[Sequence[float]] = field(default_factory=list[Sequence[float]])
+
+    def add(self, turn: Turn, start: int) -> None:
+        self.spans.append((start, start + turn.end - turn.start))
+        self.logprobs.append(turn.logprobs or ())
+        if turn.forced is not None:
+            self.forced.append((turn.forced[0] - turn.start + start, turn.forced[1] - turn.start + start))
+
+    def sample(self, sequence: Sequence[int], *, known: bool) -> TrainingSample:
+        size = self.spans[-1][1]
+        mask, logprobs = [0] * size, [0.0] * size
+        for (start, end), values in zip(self.spans, self.logprobs, strict=True):
+            mask[start:end] = [1] * (end - start)
+            if known:
+                logprobs[start:end] = values
+        for start, end in self.forced:
+            mask[start:end] = [0] * (end - start)
+            logprobs[start:end] = [0.0] * (end - start)
+        return TrainingSample(
+            token_ids=tuple(sequence[:size]),
+            loss_mask=tuple(mask),
+            logprobs=tuple(logprobs) if known else None,
+            turn_spans=tuple(self.spans),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,11 +94,11 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
     assert any(group.has_signal for group in theirs)
     for number, played in enumerate(ours):
         known = next(trajectories)
-        end = known.sample.turn_spans[-1][1]
+        end = known.samples[0].turn_spans[-1][1]
         assert played.packed is not None
-        assert played.packed.token_ids[:end] == known.sample.token_ids
-        assert played.packed.loss_mask[:end] == known.sample.loss_mask
-        assert played.packed.logprobs is not None and played.packed.logprobs[:end] == known.sample.logprobs
+        assert played.packed.token_ids[:end] == known.samples[0].token_ids
+        assert played.packed.loss_mask[:end] == known.samples[0].loss_mask
+        assert played.packed.logprobs is not None and played.packed.logprobs[:end] == known.samples[0].logprobs
         if scored.tokens is None:
             assert (scored.rewards[number],) == known.advantages
         else:

@@ -27,7 +27,7 @@ from tau2rl.recipes import dataset
 from tau2rl.reward.advantages import group_advantages
 from tau2rl.runs.files import read_json
 from tau2rl.train import backend, group
-from tau2rl.train.group import sample_of
+from tau2rl.data.encoding import pack
 from tau2rl.types import TrainingSample
 from tests.learning.chain import demonstrate, evaluate, final, fine_tune, mean, reinforce, reject
 
@@ -160,7 +160,7 @@ def shuffled(scores: Sequence[float | None], turns: Sequence[Sequence[float]], a
     [
         ("group_advantages", flipped, GRPO_TEACHES),
         ("group_advantages", shuffled, GRPO_TEACHES),
-        ("sample_of", lambda episode: inverted(sample_of(episode)), APART),
+        ("pack", lambda episode: tuple(map(inverted, pack(episode))), APART),
     ],
     ids=["the sign is flipped", "the rewards are shuffled", "the wrong tokens are masked"],
 )

@@ -55,7 +55,7 @@ def as_sampled(row: TrainingSample, rng: random.Random) -> TrainingSample:
 
 NOISE = random.Random(0)
 ROWS = [as_sampled(sample(8 + i, seed=i), NOISE) for i in range(6)]
-SCORED = [ScoredTrajectory(sample=row, advantages=((-1.0) ** i * (1 + i),)) for i, row in enumerate(ROWS)]
+SCORED = [ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i * (1 + i),)) for i, row in enumerate(ROWS)]
 
 
 def pair(change: Any, section: str, name: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

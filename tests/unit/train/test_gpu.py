@@ -68,7 +68,7 @@ def sampled(model: nn.Module, count: int = 32) -> list[ScoredTrajectory]:
             logprobs=(*[0.0] * size, *(done.logprobs or ())),
             turn_spans=((size, size + new),),
         )
-        found.append(ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)))
+        found.append(ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)))
     return found
 
 

@@ -45,11 +45,13 @@ def play(model: nn.Module, round_: int, *, sign: float = 1.0, pulls: int = 64) -
     mean = sum(paid) / pulls
     return [
         ScoredTrajectory(
-            sample=TrainingSample(
-                token_ids=(2, 3, *c.token_ids),
-                loss_mask=(0, 0, 1),
-                logprobs=(0.0, 0.0, *(c.logprobs or ())),
-                turn_spans=((2, 3),),
+            samples=(
+                TrainingSample(
+                    token_ids=(2, 3, *c.token_ids),
+                    loss_mask=(0, 0, 1),
+                    logprobs=(0.0, 0.0, *(c.logprobs or ())),
+                    turn_spans=((2, 3),),
+                ),
             ),
             advantages=(sign * (r - mean),),
         )
@@ -90,7 +92,7 @@ def test_the_first_gradient_is_the_policy_gradient() -> None:
     model = tiny_model()
     batch = play(model, 0)
     reference = tiny_model()
-    logp = score_tokens(reference, collate([t.sample for t in batch])).logp.sum(-1)
+    logp = score_tokens(reference, collate([t.samples[0] for t in batch])).logp.sum(-1)
     advantages = torch.tensor([t.advantages[0] for t in batch])
     (-(logp * advantages).sum() / len(batch)).backward()
     update = trainer(model).update(batch)
@@ -99,12 +101,12 @@ def test_the_first_gradient_is_the_policy_gradient() -> None:
 
 
 def scored_rows() -> list[ScoredTrajectory]:
-    return [ScoredTrajectory(sample=r, advantages=((-1.0) ** i,)) for i, r in enumerate(ROWS)]
+    return [ScoredTrajectory(samples=(r,), advantages=((-1.0) ** i,)) for i, r in enumerate(ROWS)]
 
 
 def test_an_update_reports_its_padding_and_what_was_shared() -> None:
     rows = [sample(6 + i, seed=i, shared=(*SHARED, 2 + i)) for i in range(12)]
-    update = trainer(tiny_model()).update([ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(rows)])
+    update = trainer(tiny_model()).update([ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)) for i, row in enumerate(rows)])
     assert update is not None
     # 12 rows with 24 tokens in common and 7 to 18 of their own, in attention as long as the longest, 42
     assert update.tokens == 12 * 24 + 150
@@ -154,7 +156,7 @@ def test_nothing_saved_is_nothing_restored(tmp_path: Path) -> None:
 def test_without_an_advantage_nothing_moves() -> None:
     model = tiny_model()
     before = weights(model)
-    assert trainer(model).update([ScoredTrajectory(sample=r, advantages=(0.0,)) for r in ROWS]) is None
+    assert trainer(model).update([ScoredTrajectory(samples=(r,), advantages=(0.0,)) for r in ROWS]) is None
     assert torch.equal(weights(model), before)
 
 
@@ -162,7 +164,7 @@ def test_each_turn_gets_its_own_advantage() -> None:
     ids, mask = (2, 3, 4, 5, 6), (0, 1, 0, 1, 1)
     two_turns = TrainingSample(token_ids=ids, loss_mask=mask, logprobs=None, turn_spans=((1, 2), (3, 5)))
     model, reference = tiny_model(), tiny_model()
-    update = trainer(model).update([ScoredTrajectory(sample=two_turns, advantages=(0.5, -2.0))])
+    update = trainer(model).update([ScoredTrajectory(samples=(two_turns,), advantages=(0.5, -2.0))])
     logp = score_tokens(reference, collate([two_turns])).logp
     (-(0.5 * logp[0, 1] - 2.0 * logp[0, 3:].sum()) / 3).backward()
     assert update is not None
@@ -225,7 +227,7 @@ def test_both_backends_take_the_same_steps_over_the_same_share() -> None:
         },
     )
     argv = build_argv(config, SlimeRun(folder=Path("/run"), shape=SLIME_SHAPE))
-    batch = [ScoredTrajectory(sample=sample(4, seed=i), advantages=((-1.0) ** i,)) for i in range(8 * 4)]
+    batch = [ScoredTrajectory(samples=(sample(4, seed=i),), advantages=((-1.0) ** i,)) for i in range(8 * 4)]
     found = shares(batch, config.train.num_minibatches)
     assert [len(share) for share in found] == [int(argv[argv.index("--global-batch-size") + 1])] * 4
     ours = trainer(tiny_model(), **config.train.model_dump())
@@ -250,7 +252,7 @@ def test_kl_needs_a_reference() -> None:
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     model = tiny_model()
     before = weights(model)
-    update = trainer(model).update([ScoredTrajectory(sample=ROWS[0], advantages=(math.inf,))])
+    update = trainer(model).update([ScoredTrajectory(samples=(ROWS[0],), advantages=(math.inf,))])
     assert update is not None
     assert not math.isfinite(update.gradient_norm)
     assert torch.equal(weights(model), before)

@@ -26,7 +26,7 @@ from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
 from tests.unit.train.tiny import Killed, grpo_trainer, killer, sample, tiny_model, weights
 
 ROWS = [sample(6 + i, seed=i, with_logprobs=True) for i in range(12)]
-TRAJECTORIES = [ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(ROWS)]
+TRAJECTORIES = [ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)) for i, row in enumerate(ROWS)]
 PRECISIONS: tuple[DType, ...] = ("float32", "bfloat16")
 
 
