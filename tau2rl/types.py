@@ -251,6 +251,16 @@ class Episode:
         return None if self.grade is not None and self.grade.success else Fault.AGENT
 
     @property
+    def sampled_tokens(self) -> int:
+        """Tokens of all turns, without what was put in to close a thought."""
+        return sum(t.end - t.start - (t.forced[1] - t.forced[0] if t.forced else 0) for t in self.turns)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Those of them that were sampled while a thought was open."""
+        return sum(t.thought_tokens for t in self.turns)
+
+    @property
     def invalid_calls(self) -> int:
         """Tool calls that the environment refused, and turns that the protocol could not read."""
         return sum(m.error for m in self.messages) + sum(t.malformed is not None for t in self.turns)

@@ -88,10 +88,10 @@ def test_the_samples_are_those_of_the_same_attempts_without_slime(start: Start, 
         (tmp_path / "alone").mkdir()
         played = asyncio.run(alone())
     for sample, other in zip(samples, played, strict=True):
-        begin, end = other.packed.turn_spans[0][0], other.packed.turn_spans[-1][1]
-        assert tuple(sample.tokens) == other.packed.token_ids[:end]
-        assert tuple(sample.loss_mask) == other.packed.loss_mask[begin:end]
-        assert tuple(sample.rollout_log_probs) == other.packed.logprobs[begin:end]
+        begin, end = other.packed[0].turn_spans[0][0], other.packed[0].turn_spans[-1][1]
+        assert tuple(sample.tokens) == other.packed[0].token_ids[:end]
+        assert tuple(sample.loss_mask) == other.packed[0].loss_mask[begin:end]
+        assert tuple(sample.rollout_log_probs) == other.packed[0].logprobs[begin:end]
         assert sample.reward == other.metadata.score
 
 
