@@ -6,15 +6,24 @@ the one that reads back the call that the template itself wrote (`chat/proof.py`
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, cast
 
-from tau2rl.chat.parsing import CLOSE, MAX_DEPTH, OPEN, Dump, escaped, fail, read_call, read_json, readable, split_blocks
-from tau2rl.errors import MalformedTurn
+from tau2rl.chat.parsing import (
+    CLOSE,
+    OPEN,
+    PYTHON_WORDS,
+    Dump,
+    escaped,
+    fail,
+    read_call,
+    read_json,
+    readable,
+    split_blocks,
+    typed,
+)
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Say, Think, ToolSchema
 
 Schemas = Mapping[str, Mapping[str, Any]]  # name of a tool -> its parameters
@@ -170,87 +179,6 @@ def _function(text: str, schemas: Schemas) -> tuple[CallTool, str]:
     return CallTool(name=name, arguments=arguments), text[end.end() :]
 
 
-_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
-
-
-def typed(text: str, schema: Mapping[str, Any]) -> Any:
-    """A value that was written as text, with the type that its schema has; text where the schema has another.
-
-    Raises MalformedTurn for half a character, an endless number, or too many levels.
-
-    >>> [typed("123", {"type": kind}) for kind in ("string", "integer")], typed("True", {"type": "boolean"})
-    (['123', 123], True)
-    """
-    kinds = _kinds(schema)
-    if kinds == {"string"} or (isinstance(schema.get("enum"), list) and text in schema["enum"]):
-        return text
-    found = _literal(text.strip())
-    if found is _NOTHING:
-        return text
-    is_number = _kind(found) in ("integer", "number") and not kinds.isdisjoint({"integer", "number"})
-    return found if not kinds or is_number or _kind(found) in kinds else text
-
-
-_NOTHING = object()
-MAX_LITERAL = 20_000  # characters of a value in Python's words
-
-
-def _literal(text: str) -> Any:
-    """A JSON value that is no string, or a list or an object as Python writes them, which some templates do."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if not text or text[0] not in "-0123456789[{":
-        return _NOTHING
-    try:
-        return read_json(text)
-    except MalformedTurn as error:
-        if error.kind is MalformedKind.TOO_DEEP:
-            raise
-    if text[0] in "[{" and len(text) <= MAX_LITERAL:
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            found = ast.literal_eval(text)
-            json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
-            if isinstance(found, dict | list):
-                return cast("Any", found)
-    return _NOTHING
-
-
-def _kinds(schema: Mapping[str, Any]) -> set[str]:
-    """The JSON types that a schema admits; empty: any."""
-    found: set[str] = set()
-    if "type" in schema:
-        found |= {schema["type"]} if isinstance(schema["type"], str) else set(schema["type"])
-    for keyword in ("anyOf", "oneOf"):
-        for option in schema.get(keyword, ()):
-            inner = _kinds(option)
-            if not inner:
-                return set()
-            found |= inner
-    if "$ref" in schema:
-        return set()
-    if found and (schema.get("nullable") is True or schema.get("default", ...) is None):
-        found.add("null")
-    return found
-
-
-def _kind(value: Any) -> str:
-    match value:
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case str():
-            return "string"
-        case None:
-            return "null"
-        case list():
-            return "array"
-        case _:
-            return "object"
-
-
 class BareJson(Hermes):
     """`{"name": ..., "parameters": ...}` and nothing else: Llama 3.x. One call a turn, no text beside it."""
 
@@ -325,7 +253,7 @@ class Gemma(Elements):
                 fail(MalformedKind.NO_CLOSE_TAG, f"{self.call_open} without {self.call_close}")
             if behind.strip():
                 fail(MalformedKind.TEXT_OUTSIDE, f"text behind {self.call_close}")
-            calls.append(_GemmaCall(body.strip()).read())
+            calls.append(_gemma_call(body.strip()))
         return tuple(calls)
 
     def think(self, thought: str, *, opened: bool) -> str:
@@ -338,101 +266,28 @@ class Gemma(Elements):
         return re.sub(r"<\|channel>thought.*?<channel\|>", "", text, flags=re.DOTALL)
 
 
-class _GemmaCall:
-    """Reads `call:f{key:value}`; strings stand between two `<|"|>`."""
+_KEY = re.compile(r"""([{,]\s*)([^\s{}\[\],:"][^{}\[\],:"]*?)\s*(?=:)""")
+_WORD = re.compile(r"([:,\[]\s*)(True|False|None)(?=\s*[,\]}])")
 
-    QUOTE = '<|"|>'
-    SCALAR = re.compile(r"[^,\[\]{}:]+")
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-
-    def read(self) -> CallTool:
-        """Raises MalformedTurn."""
-        head, brace, _ = self.text.partition("{")
-        name = head.removeprefix("call:").strip()
-        if not head.startswith("call:") or not brace:
-            fail(MalformedKind.NOT_AN_OBJECT, "a tool call must be call:NAME{...}")
-        if not name:
-            fail(MalformedKind.MISSING_NAME, "a tool call needs the name of a tool: call:NAME{...}")
-        self.at = len(head)
-        arguments = self.value(0)
-        if self.text[self.at :].strip() or not isinstance(arguments, dict):
-            self.broken()
-        return CallTool(name=name, arguments=cast("dict[str, Any]", arguments))
-
-    def value(self, depth: int) -> Any:
-        if depth > MAX_DEPTH:
-            fail(MalformedKind.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
-        self.space()
-        if self.takes(self.QUOTE):
-            return self.string()
-        if self.takes("{"):
-            return self.mapping(depth)
-        if self.takes("["):
-            return self.items(depth)
-        found = self.SCALAR.match(self.text, self.at)
-        word = found[0].strip() if found else ""
-        if not word:
-            self.broken()
-        self.at += len(found[0]) if found else 0
-        return _WORDS[word] if word in _WORDS else read_json(word)
-
-    def string(self) -> str:
-        text, closed, _ = self.text[self.at :].partition(self.QUOTE)
-        if not closed:
-            self.broken()
-        self.at += len(text) + len(self.QUOTE)
-        return text
-
-    def mapping(self, depth: int) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        self.space()
-        if self.takes("}"):
-            return made
-        while True:
-            self.space()
-            if self.takes(self.QUOTE):
-                key = self.string()
-            else:
-                key, colon, _ = self.text[self.at :].partition(":")
-                self.at += len(key) if colon else self.broken()
-                key = key.strip()
-            if key in made:
-                fail(MalformedKind.WRONG_ARGUMENTS, f"`{key[:60]}` is given twice")
-            self.space()
-            if not self.takes(":"):
-                self.broken()
-            made[key] = self.value(depth + 1)
-            self.space()
-            if self.takes("}"):
-                return made
-            if not self.takes(","):
-                self.broken()
-
-    def items(self, depth: int) -> list[Any]:
-        made: list[Any] = []
-        self.space()
-        while not self.takes("]"):
-            if made and not self.takes(","):
-                self.broken()
-            made.append(self.value(depth + 1))
-            self.space()
-        return made
-
-    def space(self) -> None:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-
-    def takes(self, mark: str) -> bool:
-        if not self.text.startswith(mark, self.at):
-            return False
-        self.at += len(mark)
-        return True
-
-    def broken(self) -> Any:
-        fail(MalformedKind.BAD_JSON, f"the arguments cannot be read at character {self.at}")
+def _gemma_call(text: str) -> CallTool:
+    """`call:f{key:value}` as JSON: strings stand between two `<|"|>`, keys bare. Raises MalformedTurn."""
+    head, brace, rest = text.partition("{")
+    name = head.removeprefix("call:").strip()
+    if not head.startswith("call:") or not brace:
+        fail(MalformedKind.NOT_AN_OBJECT, "a tool call must be call:NAME{...}")
+    if not name:
+        fail(MalformedKind.MISSING_NAME, "a tool call needs the name of a tool: call:NAME{...}")
+    parts = f"{{{rest}".split('<|"|>')
+    if len(parts) % 2 == 0:
+        fail(MalformedKind.BAD_JSON, "a string in the arguments is never closed")
+    for i, part in enumerate(parts):
+        if i % 2:
+            parts[i] = json.dumps(part)
+        else:
+            keyed = _KEY.sub(lambda found: found[1] + json.dumps(found[2]), part)
+            parts[i] = _WORD.sub(lambda found: found[1] + json.dumps(PYTHON_WORDS[found[2]]), keyed)
+    return read_call({"name": name, "arguments": read_json("".join(parts))})
 
 
 class Harmony(BareJson):

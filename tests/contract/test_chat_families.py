@@ -119,3 +119,31 @@ def test_a_template_without_tools_is_refused_at_every_door(tmp_path: Path, door:
     assert result.exit_code == (1 if door == "doctor" else 2), result.output
     assert "does not show the tools to the model" in result.output
     assert "chat.protocol=cookbook" in result.output
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_slimes_preflight_and_the_local_backend_refuse_it(tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tau2rl.config import GrpoConfig, SftConfig
+    from tau2rl.slime.preflight import issues_of
+
+    monkeypatch.chdir(tmp_path)
+    template = NO_TOOLS + "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    directory = Model(template, "none", str).save(tmp_path / "t")
+    files = {"data": {"files": ["rows.jsonl"], "val_fraction": 0}} if stage == "sft" else {}
+    settings = {"backend": "slime", "model": {"init": str(directory)}, **files}
+    config = build(SftConfig, settings) if stage == "sft" else build(GrpoConfig, settings)
+    assert any("does not show the tools" in issue.message and issue.kind == "error" for issue in issues_of(config))
+
+    rows = {
+        "sft": ["--data", "rows.jsonl"],
+        "grpo": ["--domains", "mock", "--task-split", "synth-train", "--user-model", "scripted"],
+    }[stage]
+    (tmp_path / "rows.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, num_key_value_heads=2, **sizes)).save_pretrained(directory)
+    result = CliRunner().invoke(app, [stage, "--model", str(directory), *rows, "--inline", "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "does not show the tools" in result.output, result.output

@@ -207,7 +207,9 @@ class Model:
         made.decoder = decoders.ByteLevel()
         made.add_special_tokens(list(self.control))
         made.add_tokens([AddedToken(t, normalized=False) for t in ("<tool_call>", "</tool_call>", "<think>", "</think>")])
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=self.end, chat_template=self.template)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=made, eos_token=self.end, bos_token=self.control[0], chat_template=self.template
+        )
         tokenizer.save_pretrained(directory)
         return directory
 
