@@ -13,6 +13,7 @@ from tau2rl.config.loading import build, dump, flatten, load, put, read_file, ty
 from tau2rl.config.sections import (
     PRESETS,
     ChatConfig,
+    TemplateConfig,
     DataConfig,
     KeepConfig,
     LaunchConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "AgentConfig",
     "AlgoConfig",
     "ChatConfig",
+    "TemplateConfig",
     "CurriculumConfig",
     "DataConfig",
     "EvalConfig",

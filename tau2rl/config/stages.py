@@ -28,6 +28,7 @@ from tau2rl.config.sections import (
     TeacherConfig,
     TeacherRolloutConfig,
     TeacherUserConfig,
+    TemplateConfig,
     TrainTasksConfig,
     UserConfig,
 )
@@ -201,10 +202,20 @@ class SftConfig(StageConfig):
     """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    chat: TemplateConfig = TemplateConfig()
     train: SftTrainConfig = SftTrainConfig()
     tracking: TrackingConfig = TrackingConfig()
     local: LocalTrainConfig = LocalTrainConfig()
     slime: SlimeConfig = SlimeConfig()
+
+    @model_validator(mode="after")
+    def _thoughts_are_written(self) -> SftConfig:
+        if self.backend == "slime" and self.chat.thinking != "off":
+            raise ValueError(
+                f"chat.thinking `{self.chat.thinking}`: slime's own supervised rollout writes the rows, and not as they are sampled "
+                "with thoughts: backend `local` does"
+            )
+        return self
 
 
 class RftConfig(MakesDataConfig):

@@ -122,7 +122,7 @@ def test_the_test_of_sft_fails_when(
 ) -> None:
     def encode(*args: Any, **kwargs: Any) -> Encoded:
         encoded = encode_rows(*args, **kwargs)
-        return replace(encoded, samples=tuple(broken(sample) for sample in encoded.samples))
+        return replace(encoded, rows=tuple(tuple(map(broken, row)) for row in encoded.rows))
 
     monkeypatch.setattr(backend, "encode_rows", encode)
     mistaught = taught_by(taught.rows, tmp_path / "sft", seed=0)

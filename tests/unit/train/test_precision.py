@@ -43,7 +43,7 @@ def sft(model: nn.Module, steps: int, **more: Any) -> SFTResult:
     config = SftTrainConfig(
         lr=1e-2, steps=steps, warmup_steps=0, schedule="constant", weight_decay=0.0, batch_size=4, save_every=2
     )
-    return train(model, ROWS, config, LocalTrainConfig(max_tokens_per_microbatch=40), **more)
+    return train(model, [(row,) for row in ROWS], config, LocalTrainConfig(max_tokens_per_microbatch=40), **more)
 
 
 def pushed(dtype: DType, steps: int, *, lr: float = 1e-5) -> torch.Tensor:

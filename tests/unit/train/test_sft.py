@@ -47,7 +47,9 @@ def sft(
 ) -> SFTResult:
     given: dict[str, Any] = {"lr": 1e-3, "warmup_steps": 2, "batch_size": 5, "val_every": 2, **settings}
     local = LocalTrainConfig(max_tokens_per_microbatch=max_tokens_per_microbatch)
-    return train(model, rows, SftTrainConfig(steps=steps, **given), local, val=val, folder=folder, on_step=on_step)
+    conversations, held_out = [(row,) for row in rows], [(row,) for row in val]
+    config = SftTrainConfig(steps=steps, **given)
+    return train(model, conversations, config, local, val=held_out, folder=folder, on_step=on_step)
 
 
 def test_scores_are_the_models_own_and_zero_where_nothing_counts() -> None:
