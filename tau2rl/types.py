@@ -199,7 +199,7 @@ class Turn:
     # token_ids[end of the turn before : start]. None: all of them, and so token_ids[:start].
     kept: int | None = None
     forced: tuple[int, int] | None = None  # token_ids[a:b] closed the thought at its budget: not sampled, never trained on
-    thought_tokens: int = 0  # sampled while a thought was open
+    thought_tokens: int = 0  # those sampled of its thought, with what opens and closes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +228,7 @@ class Episode:
     seed: int
     status: Status
     stop_reason: StopReason = field(metadata={"alias": "termination"})  # the alias is its key in a record
-    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion; where a turn has `kept`, a log of all pieces
+    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion; with a `kept`, a log of all pieces
     turns: tuple[Turn, ...]
     messages: tuple[Message, ...]  # without the system message
     grade: Grade | None  # None when FAILED
@@ -257,7 +257,7 @@ class Episode:
 
     @property
     def thought_tokens(self) -> int:
-        """Those of them that were sampled while a thought was open."""
+        """Those of them that are thought."""
         return sum(t.thought_tokens for t in self.turns)
 
     @property

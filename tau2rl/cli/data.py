@@ -89,10 +89,9 @@ def _shown(at: str, data: Mapping[str, Any], tokenizer: Tokenizer, config: SftCo
 
 
 def _sample(sample: TrainingSample, tokenizer: Tokenizer) -> dict[str, Any]:
-    pairs = zip(sample.token_ids, sample.loss_mask, strict=True)
+    ids, decode = sample.token_ids, tokenizer.decode
+    pairs = zip(ids, sample.loss_mask, strict=True)
     return {
-        "tokens": [{"id": token, "text": tokenizer.decode([token]), "learned": bool(bit)} for token, bit in pairs],
-        "turns": [
-            {"start": start, "end": end, "text": tokenizer.decode(sample.token_ids[start:end])} for start, end in sample.turn_spans
-        ],
+        "tokens": [{"id": token, "text": decode([token]), "learned": bool(bit)} for token, bit in pairs],
+        "turns": [{"start": start, "end": end, "text": decode(ids[start:end])} for start, end in sample.turn_spans],
     }

@@ -13,7 +13,6 @@ from tau2rl.config.loading import build, dump, flatten, load, put, read_file, ty
 from tau2rl.config.sections import (
     PRESETS,
     ChatConfig,
-    TemplateConfig,
     DataConfig,
     KeepConfig,
     LaunchConfig,
@@ -25,6 +24,7 @@ from tau2rl.config.sections import (
     RolloutConfig,
     SamplingConfig,
     TasksConfig,
+    TemplateConfig,
     UserConfig,
 )
 from tau2rl.config.stages import (
@@ -64,7 +64,6 @@ __all__ = [
     "AgentConfig",
     "AlgoConfig",
     "ChatConfig",
-    "TemplateConfig",
     "CurriculumConfig",
     "DataConfig",
     "EvalConfig",
@@ -97,6 +96,7 @@ __all__ = [
     "StageConfig",
     "StepConfig",
     "TasksConfig",
+    "TemplateConfig",
     "TrackingConfig",
     "TrainConfig",
     "UserConfig",

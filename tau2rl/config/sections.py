@@ -101,7 +101,7 @@ class TemplateConfig(Section):
 
     thinking: Literal["off", "keep", "per-turn"] = "off"
     """`off`: the model is told not to think, in its template's own way. `keep`: thoughts stay in the conversation where they
-    were sampled. `per-turn`: earlier thoughts are taken out as the template does it, and what stands between is a training sample."""
+    were sampled. `per-turn`: earlier thoughts are taken out as the template does it; a turn is trained on as it was sampled."""
     date: IsoDate | None = None
     """Today's date as a template that writes it is told, `2026-01-31`. Such a template is refused without it."""
 

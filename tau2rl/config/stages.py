@@ -212,8 +212,8 @@ class SftConfig(StageConfig):
     def _thoughts_are_written(self) -> SftConfig:
         if self.backend == "slime" and self.chat.thinking != "off":
             raise ValueError(
-                f"chat.thinking `{self.chat.thinking}`: slime's own supervised rollout writes the rows, and not as they are sampled "
-                "with thoughts: backend `local` does"
+                f"chat.thinking `{self.chat.thinking}`: slime's supervised rollout writes rows by itself, and not as they are "
+                "sampled with thoughts; backend `local` does"
             )
         return self
 

@@ -1,7 +1,7 @@
 """One sampled turn under the budget of thoughts, `chat.thinking_tokens`, and how many of its tokens were thought.
 
-A thought that reaches the budget is closed: the ids that close it are put in, and sampling goes on behind them. They are tokens of
-the turn, but nobody sampled them, so they are never trained on.
+A thought that reaches the budget is closed: the ids that close it are put in, and sampling goes on behind them. They are tokens
+of the turn, but nobody sampled them, so they are never trained on.
 """
 
 from __future__ import annotations
@@ -63,10 +63,7 @@ async def sample_turn(
         may_think = forced is None and spent < budget.thinking_tokens and (closing or len(ids) < OPENING_TOKENS)
         asked = min(room - len(ids), budget.thinking_tokens - spent if may_think else room)
         part = await policy.complete(
-            [*prompt, *ids],
-            seed=derive_seed(seed, len(ids)) if ids else seed,
-            session=session,
-            max_tokens=asked,
+            [*prompt, *ids], seed=derive_seed(seed, len(ids)) if ids else seed, session=session, max_tokens=asked
         )
         check(part)
         parts.append(part)
@@ -105,7 +102,7 @@ def _closing(codec: ChatCodec, ids: Sequence[int]) -> list[int]:
 
 
 def num_thought_tokens(codec: ChatCodec, ids: Sequence[int]) -> int:
-    """How many of a turn's tokens were written while a thought was open, the one that ends it included.
+    """How many of a turn's tokens are its thought, with what opens and closes it.
 
     A turn has one thought at most, and it stands first, so that where it ends is found by halving.
     """
@@ -116,4 +113,4 @@ def num_thought_tokens(codec: ChatCodec, ids: Sequence[int]) -> int:
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if _closing(codec, ids[:middle]) else (low, middle - 1)
-    return min(low + 1, len(ids)) - start
+    return min(low + 1, len(ids))

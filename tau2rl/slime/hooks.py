@@ -30,9 +30,7 @@ CONSTANT = "constant_"
 # In the rollout process
 
 
-async def generate(
-    args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False
-) -> Sample | list[Sample]:
+async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False) -> Sample | list[Sample]:
     """`--custom-generate-function-path`: one whole episode. What goes wrong in it makes a sample that counts nowhere.
 
     An episode whose template takes thoughts out is a list of samples, and so is then every other one to be trained on: slime

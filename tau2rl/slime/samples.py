@@ -46,7 +46,7 @@ class SampleMetadata:
     turn_rewards: tuple[float, ...] = ()  # [turns], for the estimators of turns
     refused: int = 0  # calls that the environment refused, and turns that could not be read
     sampled_tokens: int = 0
-    thought_tokens: int = 0  # of them, while a thought was open
+    thought_tokens: int = 0  # of them
     fault: str | None = None  # a `types.Fault`
     failure: str = ""
     tries: int = 1

@@ -22,7 +22,6 @@ from tau2rl.train.optim import Optimizer
 from tau2rl.train.state import load_state, save_state, set_weights, trained_weights
 from tau2rl.types import TrainingSample
 
-
 Conversation = Sequence[TrainingSample]  # its samples: several where thoughts are taken out of it
 
 
@@ -65,7 +64,7 @@ def train(
 ) -> SFTResult:
     """Train in place; with `folder`, save there and continue what is there: interrupted or not, the weights end up the same.
 
-    Every step has the same number of conversations, in however many samples one is: all assistant tokens of a step weigh the same.
+    Every step has the same number of conversations, whatever the number of samples of one; all its assistant tokens weigh alike.
     With early stopping the model ends with the weights of the best validation.
     Raises UserError when there is nothing to train on.
     """

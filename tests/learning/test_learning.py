@@ -22,12 +22,11 @@ from typing import Any
 import pytest
 
 from tau2rl.config import AlgoConfig
-from tau2rl.data.encoding import Encoded, encode_rows
+from tau2rl.data.encoding import Encoded, encode_rows, pack
 from tau2rl.recipes import dataset
 from tau2rl.reward.advantages import group_advantages
 from tau2rl.runs.files import read_json
 from tau2rl.train import backend, group
-from tau2rl.data.encoding import pack
 from tau2rl.types import TrainingSample
 from tests.learning.chain import demonstrate, evaluate, final, fine_tune, mean, reinforce, reject
 

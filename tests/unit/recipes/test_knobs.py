@@ -82,10 +82,10 @@ def fine_tuned(values: dict[str, Any], folder: Path) -> tuple[list[Any], torch.T
     model, steps = tiny_model(), list[Any]()
     train(
         model,
-        ROWS[:4],
+        [(row,) for row in ROWS[:4]],
         config.train,
         config.local,
-        val=ROWS[4:],
+        val=[(row,) for row in ROWS[4:]],
         folder=folder,
         on_step=lambda s: steps.append((s.val_loss is None, s.tokens, (folder / STATE_FILE).exists())),
     )

@@ -106,7 +106,9 @@ def scored_rows() -> list[ScoredTrajectory]:
 
 def test_an_update_reports_its_padding_and_what_was_shared() -> None:
     rows = [sample(6 + i, seed=i, shared=(*SHARED, 2 + i)) for i in range(12)]
-    update = trainer(tiny_model()).update([ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)) for i, row in enumerate(rows)])
+    update = trainer(tiny_model()).update(
+        [ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)) for i, row in enumerate(rows)]
+    )
     assert update is not None
     # 12 rows with 24 tokens in common and 7 to 18 of their own, in attention as long as the longest, 42
     assert update.tokens == 12 * 24 + 150
