@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,33 @@ def test_entropy_of_an_even_start_is_close_to_that_of_a_die() -> None:
     update = trainer(model).update(scored_rows())
     assert update is not None
     assert update.entropy == pytest.approx(math.log(VOCAB), rel=1e-2)
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean", "constant"])
+def test_an_attempt_in_pieces_weighs_what_it_weighs_in_one(aggregation: Any) -> None:
+    whole = TrainingSample(
+        token_ids=(2, 3, 4, 5, 6, 7, 8, 9),
+        loss_mask=(0, 0, 1, 1, 0, 1, 1, 1),
+        logprobs=(0.0, 0.0, -1.0, -2.0, 0.0, -1.5, -0.5, -3.0),
+        turn_spans=((2, 4), (5, 8)),
+    )
+    first = replace(whole, token_ids=whole.token_ids[:4], loss_mask=(0, 0, 1, 1), logprobs=(whole.logprobs or ())[:4])
+    pieces = (replace(first, turn_spans=((2, 4),)), replace(whole, loss_mask=(0, 0, 0, 0, 0, 1, 1, 1), turn_spans=((5, 8),)))
+    other = ScoredTrajectory(samples=(sample(9, seed=5, with_logprobs=True),), advantages=(-0.7,))
+    found: list[Any] = []
+    for samples in ((whole,), pieces):
+        model = tiny_model()
+        update = trainer(model, AlgoConfig(loss_aggregation=aggregation)).update(
+            [ScoredTrajectory(samples=samples, advantages=(0.5, -1.25)), other]
+        )
+        assert update is not None
+        found.append((update.loss, update.gradient_norm, weights(model)))
+    (loss, norm, moved), (split_loss, split_norm, split_moved) = found
+    assert split_loss == pytest.approx(loss, rel=1e-5) and split_norm == pytest.approx(norm, rel=1e-5)
+    assert torch.allclose(moved, split_moved, atol=1e-6)
+
+
+def test_advantages_that_fit_no_turns_are_refused() -> None:
+    batch = [ScoredTrajectory(samples=(ROWS[0], ROWS[1]), advantages=(0.5, 1.0, 2.0))]
+    with pytest.raises(ValueError, match="3 advantages for 2 turns"):
+        trainer(tiny_model()).update(batch)
