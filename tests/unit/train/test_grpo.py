@@ -288,13 +288,14 @@ def test_an_attempt_in_pieces_weighs_what_it_weighs_in_one(aggregation: Any) -> 
             [ScoredTrajectory(samples=samples, advantages=(0.5, -1.25)), other]
         )
         assert update is not None
-        found.append((update.loss, update.gradient_norm, weights(model)))
-    (loss, norm, moved), (split_loss, split_norm, split_moved) = found
+        found.append((update.loss, update.gradient_norm, gradient(model)))
+    (loss, norm, slope), (split_loss, split_norm, split_slope) = found
     assert split_loss == pytest.approx(loss, rel=1e-5) and split_norm == pytest.approx(norm, rel=1e-5)
-    assert torch.allclose(moved, split_moved, atol=1e-6)
+    assert float(slope.norm()) > 0.01 and torch.allclose(slope, split_slope, atol=1e-6)
 
 
 def test_advantages_that_fit_no_turns_are_refused() -> None:
-    batch = [ScoredTrajectory(samples=(ROWS[0], ROWS[1]), advantages=(0.5, 1.0, 2.0))]
-    with pytest.raises(ValueError, match="3 advantages for 2 turns"):
+    one = TrainingSample(token_ids=(2, 3, 4), loss_mask=(0, 1, 1), logprobs=None, turn_spans=((1, 2), (2, 3)))
+    batch = [ScoredTrajectory(samples=(one, one), advantages=(0.5, 1.0, 2.0))]
+    with pytest.raises(ValueError, match="3 advantages for 4 turns"):
         trainer(tiny_model()).update(batch)
