@@ -38,7 +38,7 @@ class Hermes:
     thought: tuple[str, str] = ("<think>", "</think>")
     close_text = "\n</think>\n\n"  # what closes a thought that is cut
     tags: tuple[str, ...] = ("<tool_call>", "</tool_call>", "<think>", "</think>")  # part of a turn, also where they are special
-    one_call = False  # its template takes a single call a turn
+    one_call = False  # its template may take a single call a turn, which the proof finds out
     text_beside = True  # its template takes text before a call
     thinks_always = False
 
@@ -180,7 +180,7 @@ def _function(text: str, schemas: Schemas) -> tuple[CallTool, str]:
 
 
 class BareJson(Hermes):
-    """`{"name": ..., "parameters": ...}` and nothing else: Llama 3.x. One call a turn, no text beside it."""
+    """`{"name": ..., "parameters": ...}` and nothing else: Llama 3.x, whose template takes one call a turn. No text beside it."""
 
     name = "bare-json"
     call_open = "{"
@@ -196,16 +196,19 @@ class BareJson(Hermes):
             if re.search(r'\{\s*"name"\s*:', body):
                 fail(MalformedKind.TEXT_OUTSIDE, "text beside a call")
             return (Say(text=text),)
-        try:
-            _, end = json.JSONDecoder().raw_decode(body)
-        except (ValueError, RecursionError):
-            end = len(body)
-        if rest := body[end:].strip():
-            kind = MalformedKind.TWO_CALLS if rest.lstrip("; \n").startswith("{") else MalformedKind.TEXT_OUTSIDE
-            fail(kind, "behind a call stands something else, where one call a turn is allowed")
-        value = read_json(body[:end])
-        fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-        return (read_call({**fields, "arguments": fields.get("parameters", fields.get("arguments"))}),)
+        calls: list[Action] = []
+        while body:
+            if not body.startswith("{"):
+                fail(MalformedKind.TEXT_OUTSIDE, "text behind a call")
+            try:
+                _, end = json.JSONDecoder().raw_decode(body)
+            except (ValueError, RecursionError):
+                end = len(body)
+            value = read_json(body[:end])
+            fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+            calls.append(read_call({**fields, "arguments": fields.get("parameters", fields.get("arguments"))}))
+            body = body[end:].lstrip("; \n")
+        return tuple(calls)
 
     def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
         """It has no thoughts."""
@@ -314,8 +317,6 @@ class Harmony(BareJson):
                 fail(MalformedKind.NO_CLOSE_TAG, "a message that is not ended before the next one")
             actions.append(self._message(head, body.removesuffix("<|end|>")))
         called = [i for i, a in enumerate(actions) if isinstance(a, CallTool)]
-        if len(called) > 1:
-            fail(MalformedKind.TWO_CALLS, "two calls, where one a turn is allowed")
         if called and called[0] != len(actions) - 1:
             fail(MalformedKind.TEXT_OUTSIDE, "a message behind a call")
         if not actions or any(isinstance(a, Think) for a in actions):

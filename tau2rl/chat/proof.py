@@ -175,7 +175,7 @@ def prove(chat: TemplateChat, probes: tuple[Probe, ...]) -> None:
     if probes is TOOL_USE:
         _prove_calls(chat)
     for probe in probes:
-        if not (chat.family.one_call and any(len(m.tool_calls) > 1 for m in probe.messages)):
+        if not (chat.one_call and any(len(m.tool_calls) > 1 for m in probe.messages)):
             _prove(chat, probe)
 
 
@@ -204,7 +204,7 @@ def _prove_calls(chat: TemplateChat) -> None:
     cases: list[tuple[str, Message, Actions]] = [(name, _says("", call), (call,)) for name, call in _TYPES]
     if chat.family.text_beside:
         cases.append(("text beside a call", _says("One moment.", _FIND), (Say(text="One moment."), _FIND)))
-    if not chat.family.one_call:
+    if not chat.one_call:
         cases.append(("two calls", _says("", _FIND, _FIND_TWO), (_FIND, _FIND_TWO)))
     if chat.thinking != "off":
         cases.append(("a thought before a call", _says("", _FIND, reasoning=THOUGHT), (Think(text=THOUGHT), _FIND)))

@@ -69,6 +69,7 @@ class TemplateChat:
         self._before = before
         self.end = self._find_end({"role": "assistant", "content": ANSWER}, "")
         self._call_end: End | None = None
+        self.one_call = family.one_call
         self.end_id, self.end_text, self.closing = self.end.id, self.end.text, self.end.closing
         self.stop_token_ids: tuple[int, ...] = tuple(dict.fromkeys((self.end_id, *tokenizer.end_of_turn_ids)))
         self._remainders: dict[tuple[str, ...], str] = {}  # calls in the turn before -> the rest of the last one behind the mark
@@ -80,6 +81,9 @@ class TemplateChat:
         """Find how the template ends a turn with calls. Raises UserError when it cannot be found."""
         self._call_end = self._find_end(_calling(("act",)), self.family.call_close)
         self.stop_token_ids = tuple(dict.fromkeys((*self.stop_token_ids, self._call_end.id)))
+        if self.family.one_call:
+            with suppress(UserError):  # or it leaves the second one out
+                self.one_call = ANSWER not in self.render([*BASE, _calling(("act", "act"))], None, generation=False)
 
     def hole(self) -> str:
         """What the template leaves in place of an earlier turn's thought."""
@@ -145,6 +149,8 @@ class TemplateChat:
         """A sampled turn's actions, its thought first. Raises MalformedTurn."""
         thought, text = self.read(completion_ids)
         actions = self.family.read(text, schemas)
+        if self.one_call and sum(isinstance(a, CallTool) for a in actions) > 1:
+            fail(MalformedKind.TWO_CALLS, "several tool calls, where one a turn is allowed")
         marks = self.family.thought
         if any(not isinstance(a, CallTool | Think) and any(mark in a.text for mark in marks) for a in actions):
             fail(MalformedKind.TEXT_OUTSIDE, "a thought in the middle of a turn")

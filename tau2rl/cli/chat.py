@@ -75,7 +75,7 @@ def _found(codec: NativeCodec | CookbookCodec) -> dict[str, Any]:
     chat = codec.chat
     return {
         "tool_format": chat.family.name,
-        "calls_a_turn": "one" if chat.family.one_call else "several",
+        "calls_a_turn": "one" if chat.one_call else "several",
         "text_beside_calls": chat.family.text_beside,
         "thinking": chat.thinking,
         "prompt_ends_with": repr(chat.begins),

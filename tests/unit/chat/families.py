@@ -277,6 +277,9 @@ MODELS: dict[str, Model] = {
         opened="<think>\n",
     ),
     "llama-3": Model(LLAMA, "bare-json", _bare, "<|eot_id|>", "<|eot_id|>", control=LLAMA_CONTROL),
+    "bare-several": Model(
+        chatml(call='{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}'), "bare-json", _bare
+    ),
     "gemma-4": Model(
         GEMMA,
         "gemma",
