@@ -186,8 +186,8 @@ class Completion:
 class Turn:
     """One sampled assistant turn, as a span of the episode's tokens: `Turn(start=812, end=851, ...)`."""
 
-    start: int  # token_ids[:start] is the prompt that was sent
-    end: int  # token_ids[start:end] is what was sampled
+    start: int  # token_ids[:start] is the prompt that was sent, unless `kept` says otherwise
+    end: int  # token_ids[start:end] is the turn: what was sampled, and `forced`
     prompt_hash: str  # `prefix_hash` of the prompt, taken when it was sent
     logprobs: tuple[float, ...] | None
     finish_reason: FinishReason
@@ -198,6 +198,11 @@ class Turn:
     env_seconds: float = 0.0  # wall time until the environment (tool or user) had answered
     usage: Usage = field(default_factory=Usage)
     weight_version: str | None = None  # see `Completion`
+    # Where the template took thoughts out: the prompt is so many tokens of the turn before (its prompt and what it sampled), then
+    # token_ids[end of the turn before : start]. None: all of them, and so token_ids[:start].
+    kept: int | None = None
+    forced: tuple[int, int] | None = None  # token_ids[a:b] closed the thought at its budget: not sampled, never trained on
+    thought_tokens: int = 0  # those sampled of its thought, with what opens and closes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +231,7 @@ class Episode:
     seed: int
     status: Status
     stop_reason: StopReason = field(metadata={"alias": "termination"})  # the alias is its key in a record
-    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion
+    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion; with a `kept`, a log of all pieces
     turns: tuple[Turn, ...]
     messages: tuple[Message, ...]  # without the system message
     grade: Grade | None  # None when FAILED
@@ -247,6 +252,16 @@ class Episode:
         if self.failure is not None:
             return self.failure.fault
         return None if self.grade is not None and self.grade.success else Fault.AGENT
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens of all turns, without what was put in to close a thought."""
+        return sum(t.end - t.start - (t.forced[1] - t.forced[0] if t.forced else 0) for t in self.turns)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Those of them that are thought."""
+        return sum(t.thought_tokens for t in self.turns)
 
     @property
     def invalid_calls(self) -> int:
@@ -271,7 +286,7 @@ class TrainingSample:
     token_ids: tuple[int, ...]  # [num_tokens]
     loss_mask: tuple[int, ...]  # [num_tokens], 1 on sampled tokens
     logprobs: tuple[float, ...] | None  # [num_tokens], 0.0 where the mask is 0; None when the policy gave none
-    turn_spans: tuple[tuple[int, int], ...]  # [num_turns], half-open, of the sampled tokens
+    turn_spans: tuple[tuple[int, int], ...]  # [num_turns], half-open, of its turns in their order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +312,7 @@ class Attempt:
 class EpisodeRecord:
     """One line of `episodes.jsonl` or `failures.jsonl`."""
 
-    schema: int  # the layout of this line; see `store.records.SCHEMA`
+    schema: int  # the layout of this line; see `runs.records.SCHEMA`
     run: str  # the run's name
     attempt: Attempt
     tries: int  # 1 + how often a FAILED episode was tried again

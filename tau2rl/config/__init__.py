@@ -24,6 +24,7 @@ from tau2rl.config.sections import (
     RolloutConfig,
     SamplingConfig,
     TasksConfig,
+    TemplateConfig,
     UserConfig,
 )
 from tau2rl.config.stages import (
@@ -97,6 +98,7 @@ __all__ = [
     "StageConfig",
     "StepConfig",
     "TasksConfig",
+    "TemplateConfig",
     "TrackingConfig",
     "TrainConfig",
     "UserConfig",

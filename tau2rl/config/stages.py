@@ -28,6 +28,7 @@ from tau2rl.config.sections import (
     TeacherConfig,
     TeacherRolloutConfig,
     TeacherUserConfig,
+    TemplateConfig,
     TrainTasksConfig,
     UserConfig,
 )
@@ -204,10 +205,20 @@ class SftConfig(StageConfig):
     backend of your own."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    chat: TemplateConfig = TemplateConfig()
     train: SftTrainConfig = SftTrainConfig()
     tracking: TrackingConfig = TrackingConfig()
     local: SftLocalConfig = SftLocalConfig()
     slime: SlimeConfig = SlimeConfig()
+
+    @model_validator(mode="after")
+    def _thoughts_are_written(self) -> SftConfig:
+        if self.backend == "slime" and self.chat.thinking != "off":
+            raise ValueError(
+                f"chat.thinking `{self.chat.thinking}`: slime's supervised rollout writes rows by itself, and not as they are "
+                "sampled with thoughts; backend `local` does"
+            )
+        return self
 
 
 class RftConfig(MakesDataConfig):

@@ -280,20 +280,25 @@ def _text(turn: Turn, episode: Episode, source: Source) -> str:
 
 
 def _tokens(episode: Episode) -> dict[str, Any]:
-    """The tokens up to the last sampled one, and which to learn: all that were sampled in turns that were carried out."""
+    """The tokens up to the last sampled one, and which to learn: all that were sampled in turns that were carried out.
+
+    Nothing of an episode in several pieces, where thoughts were taken out: its messages have them, and are written anew.
+    """
     if not episode.token_ids or not episode.turns:
         return {}
-    sample = encoding.pack(episode)
+    sample, *more = encoding.pack(episode)
+    if more:
+        return {}
     mask = list(sample.loss_mask)
     for turn in episode.turns:
         if not _was_carried_out(turn):
             mask[turn.start : turn.end] = [0] * (turn.end - turn.start)
-    end = episode.turns[-1].end
-    return {"token_ids": list(sample.token_ids[:end]), "loss_mask": mask[:end]}
+    return {"token_ids": list(sample.token_ids), "loss_mask": mask}
 
 
 def _openai(message: Mapping[str, Any]) -> Chat:
-    """A chat message as OpenAI has it: the arguments of a call are JSON in a string."""
+    """A chat message as OpenAI has it: the arguments of a call are JSON in a string, a thought is `reasoning_content`."""
+    message = {key: value for key, value in message.items() if key != "thinking"}
     calls: list[dict[str, Any]] = message.get("tool_calls") or []
     written = [{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in calls]
     return {**message, **({"tool_calls": written} if written else {})}

@@ -16,6 +16,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.rollouts.concurrency import AdaptiveConcurrency, FixedConcurrency
 from tau2rl.rollouts.episode import run_episode
+from tau2rl.rollouts.thinking import ThinkingBudget
 from tau2rl.runs.records import SCHEMA
 from tau2rl.types import (
     Attempt,
@@ -79,7 +80,12 @@ def plan(tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool 
 
 
 def play_with(
-    *, make_env: Callable[[Attempt], Env], make_policy: Callable[[Attempt], Policy], codec: ChatCodec, limits: LimitsConfig
+    *,
+    make_env: Callable[[Attempt], Env],
+    make_policy: Callable[[Attempt], Policy],
+    codec: ChatCodec,
+    limits: LimitsConfig,
+    budget: ThinkingBudget | None = None,
 ) -> PlayAttempt:
     """Plays attempts in this process, each in a fresh environment."""
 
@@ -88,7 +94,7 @@ def play_with(
             env, policy = make_env(attempt), make_policy(attempt)
         except TaskFailure as failure:
             return never_began(attempt, failure)
-        return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits)
+        return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits, budget=budget)
 
     return play
 
@@ -183,7 +189,17 @@ def episode_runner(config: EpisodeConfig, codec: ChatCodec, policy_for: PolicyFo
         make_policy=policy_for,
         codec=codec,
         limits=episode_limits(config),
+        budget=thinking_budget(config),
     )
+
+
+def thinking_budget(config: EpisodeConfig) -> ThinkingBudget | None:
+    """The budget of a turn's thought; None: it has none but that of the turn."""
+    chat = config.chat
+    if chat.thinking == "off" or chat.thinking_tokens is None or chat.protocol == "transcript":
+        return None
+    sampling = config.sampling if isinstance(config, GrpoConfig) else config.policy.sampling
+    return ThinkingBudget(thinking_tokens=chat.thinking_tokens, turn_tokens=sampling.max_tokens)
 
 
 def episode_limits(config: EpisodeConfig) -> LimitsConfig:

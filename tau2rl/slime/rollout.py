@@ -261,7 +261,7 @@ class Rollout:
         turn_rewards = episode_turn_rewards(episode, TABLES[algo.turn_rewards]) if per_turn else ()
         record = record_of(outcome, self.config, self._spec)
         metadata = SampleMetadata.of(outcome, record.score, turn_rewards, drop_truncated=algo.truncated == "drop")
-        return Played(metadata=metadata, episode=episode, packed=pack(episode) if alive else None), record
+        return Played(metadata=metadata, episode=episode, packed=pack(episode) if alive else ()), record
 
 
 def _broken(attempt: Attempt, error: Exception) -> Outcome:

@@ -31,7 +31,7 @@ from tau2rl.runs.tracking import Curves
 from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
-from tau2rl.train.sft import SFTStep, Split, account_of, mean_loss, split_rows, train
+from tau2rl.train.sft import SFTStep, Split, account_of, flat, mean_loss, split_rows, train
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import GRPOTrainer
 
@@ -77,11 +77,14 @@ class LocalBackend:
 
 
 def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: Path) -> Trained:
-    encoded = encode_rows(read_rows(config.data), load_tokenizer(str(start)), max_tokens=config.data.max_tokens)
+    tokenizer = load_tokenizer(str(start))
+    encoded = encode_rows(read_rows(config.data), tokenizer, max_tokens=config.data.max_tokens, chat=config.chat)
     rows = split_rows(encoded, val_fraction=config.data.val_fraction)
     log.info("%d rows to train on, %d for validation, %d left out", len(rows.train), len(rows.val), len(encoded.dropped))
     warn_of_long_rows(encoded.dropped, max_tokens=config.data.max_tokens)
-    log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
+    log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.rows) - encoded.exact)
+    if encoded.thoughts_left_out:
+        log.warning("the thoughts of %d rows are left out: chat.thinking is `off`", encoded.thoughts_left_out)
     final = folder.checkpoints / FINAL
     with timed(folder) as timer:
         with timer.phase("loading"):
@@ -113,7 +116,7 @@ class _SFTRun:
             if not rows.val:
                 return None
             with self._timer.phase("validation"):
-                return mean_loss(model, rows.val, max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
+                return mean_loss(model, flat(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
         before = val_loss()
         with Curves(config, config.tracking, folder) as curves:

@@ -100,9 +100,10 @@ def test_the_order_of_a_group_changes_nothing(solved: Episode, unsolved: Episode
 
 def test_the_sample_ends_with_what_was_sampled_last(solved: Episode, unsolved: Episode) -> None:
     trajectory = group([solved, unsolved]).trajectories()[0]
-    assert trajectory.sample.loss_mask[-1] == 1
-    assert len(trajectory.sample.token_ids) == trajectory.sample.turn_spans[-1][1] <= len(solved.token_ids)
-    assert len(trajectory.sample.turn_spans) == len(solved.turns)
+    (sample,) = trajectory.samples
+    assert sample.loss_mask[-1] == 1
+    assert len(sample.token_ids) == sample.turn_spans[-1][1] <= len(solved.token_ids)
+    assert len(sample.turn_spans) == len(solved.turns)
 
 
 def test_turns_have_advantages_of_their_own(solved: Episode, unsolved: Episode) -> None:
