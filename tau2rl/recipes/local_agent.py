@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig
+from tau2rl.train.engine.proof import record_engine
 from tau2rl.train.model import open_model
 from tau2rl.train.policy import LocalPolicy, local_policy
 from tau2rl.types import ChatCodec
 
 
 @asynccontextmanager
-async def open_checkpoint(config: EvalConfig | SeedConfig | RftConfig, codec: ChatCodec) -> AsyncGenerator[LocalPolicy]:
-    """The policy of `policy.checkpoint`, until the end of the block. Raises UserError when there is no such checkpoint."""
+async def open_checkpoint(
+    config: EvalConfig | SeedConfig | RftConfig, codec: ChatCodec, record: Callable[..., None]
+) -> AsyncGenerator[LocalPolicy]:
+    """The policy of `policy.checkpoint`, until the end of the block. Raises UserError when there is no such checkpoint.
+
+    `record` is told how its model is computed.
+    """
     assert config.policy.checkpoint is not None  # the config refuses the kind `local` without one
     model = open_model(config.policy.checkpoint, config.local)
+    record_engine(model, record)
     async with local_policy(model, config.policy.sampling, config.local, config.chat, codec) as policy:
         yield policy

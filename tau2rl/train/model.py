@@ -30,6 +30,7 @@ def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -
 
     Raises UserError where there is none, or one that is damaged, not whole, or an adapter without its base.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -42,7 +43,7 @@ def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     # Damaged, of an unknown kind, with code of its own, or with a pickle that holds more than tensors.
-    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, StrictDataclassError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         hint = "code that a checkpoint brings along is never run"
         raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}", hint=hint) from None

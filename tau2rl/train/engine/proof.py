@@ -8,10 +8,11 @@ agree, or raises, takes the plain path: slower, and right.
 from __future__ import annotations
 
 import copy
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,8 @@ from tau2rl.train.engine.forward import collate, plain_logits, score_tokens
 from tau2rl.train.engine.generator import Generator, Request, Sampler
 from tau2rl.train.engine.plain_generator import PlainGenerator
 from tau2rl.types import TrainingSample
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # between log-probabilities, in nats
 GAIN = 2.0  # standard deviation of what a layer of the copy makes of inputs of 1
@@ -52,6 +55,13 @@ def engine_of(model: nn.Module) -> Engine:
     return _known.setdefault(bare(model), _known.get(bare(model)) or _prove(model))
 
 
+def record_engine(model: nn.Module, record: Callable[..., None]) -> None:
+    """Say which way the model is computed, in the log and in what a run records (`RunFolder.record`)."""
+    engine = engine_of(model)
+    log.info("training: %s, sampling: %s (%s)", engine.training, engine.sampling, engine.reason)
+    record(engine=asdict(engine))
+
+
 def sampler_for(model: nn.Module, **settings: Any) -> Sampler:
     """What samples from the model. `settings`: those of `Sampler`."""
     engine = engine_of(model)
@@ -63,7 +73,7 @@ def sampler_for(model: nn.Module, **settings: Any) -> Sampler:
 def _prove(model: nn.Module) -> Engine:
     with _own_random_numbers(model):
         try:
-            twin = _twin(bare(model))
+            twin = copy_of(bare(model))
         except Exception as error:  # noqa: BLE001 - whatever a model does on its way to a copy, it is still to be trained
             return Engine(training="plain", sampling="recompute", reason=f"no copy to prove it on: {_line(error)}")
         fault = _fault(twin)
@@ -109,7 +119,7 @@ def _cache_fault(twin: nn.Module) -> bool:
         return True
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module) -> nn.Module:
     """A copy in float32 on the model's device, of random weights; of its first layers, with a small vocabulary."""
     config: Any = copy.deepcopy(model.config)
     text: Any = config.get_text_config()

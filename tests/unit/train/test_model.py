@@ -80,16 +80,6 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path) -> None:
-    save(tiny_model(), tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "logit_scale": 1.0}))
-    load(tmp_path)
-    file.write_text(json.dumps({**json.loads(file.read_text()), "final_logit_softcapping": 30.0}))
-    with pytest.raises(UserError, match="changes its logits \\(`final_logit_softcapping`\\)"):
-        load(tmp_path)
-
-
 def test_lora_trains_only_its_own_weights_and_is_merged_when_saved(tmp_path: Path) -> None:
     bare = tiny_model()
     whole = num_parameters(bare)
