@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
@@ -26,8 +26,12 @@ log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_episode_runner(config: SamplingStage, codec: ChatCodec, policies: PolicyFor | None) -> AsyncGenerator[PlayAttempt]:
+async def open_episode_runner(
+    config: SamplingStage, codec: ChatCodec, policies: PolicyFor | None, record: Callable[..., None]
+) -> AsyncGenerator[PlayAttempt]:
     """What plays an attempt once: here, or in `rollout.workers` processes. `policies` replaces those of `policy`.
+
+    `record` is told what is known of the agent only once it is there.
 
     Raises UserError when no server answers, or there is no cluster for the workers.
     """
@@ -38,7 +42,7 @@ async def open_episode_runner(config: SamplingStage, codec: ChatCodec, policies:
     if policies is not None:
         yield episode_runner(config, codec, policies)
     elif not workers:
-        async with open_agent(config, codec) as mine:
+        async with open_agent(config, codec, record) as mine:
             yield episode_runner(config, codec, mine)
     else:
         opening = functools.partial(open_in_worker, config, tuple(sys.path))
@@ -82,7 +86,9 @@ def describe_agent(config: SamplingStage, codec: ChatCodec) -> str:
 
 
 @asynccontextmanager
-async def open_agent(config: SamplingStage, codec: ChatCodec) -> AsyncGenerator[PolicyFor]:
+async def open_agent(
+    config: SamplingStage, codec: ChatCodec, record: Callable[..., None] = lambda **_: None
+) -> AsyncGenerator[PolicyFor]:
     """Attempt -> its policy: a script an episode, or one served policy for all. Raises UserError when no server answers."""
     match config.policy.kind:
         case "gold":
@@ -94,7 +100,7 @@ async def open_agent(config: SamplingStage, codec: ChatCodec) -> AsyncGenerator[
         case "local":
             from tau2rl.recipes.local_agent import open_checkpoint  # torch: seconds, and only here
 
-            async with open_checkpoint(config, codec) as local:
+            async with open_checkpoint(config, codec, record) as local:
                 greedy_local = local.greedy()
                 yield lambda attempt: greedy_local if attempt.greedy else local
         case "sglang" | "api":

@@ -99,7 +99,8 @@ async def play(
         return
     rollout = config.rollout
     breaker = CircuitBreaker(after=rollout.give_up_after, ended_well=counter.tasks)
-    async with open_episode_runner(config, prepared.codec, policies) as play_once, adaptive_concurrency(config) as control:
+    agent = open_episode_runner(config, prepared.codec, policies, folder.record)
+    async with agent as play_once, adaptive_concurrency(config) as control:
         order = longest_first(attempts, estimate, concurrency=control.limit if control else rollout.concurrency)
         episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, control=control)
         with timed(folder):

@@ -28,6 +28,7 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import PhaseTimer, sessions, timed
 from tau2rl.runs.tracking import Curves
+from tau2rl.train.engine.proof import record_engine
 from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
@@ -88,7 +89,9 @@ def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: 
     final = folder.checkpoints / FINAL
     with timed(folder) as timer:
         with timer.phase("loading"):
-            model = trainable(open_model(start, config.local), config.local, seed=config.seed)
+            base = open_model(start, config.local)
+            record_engine(base, folder.record)
+            model = trainable(base, config.local, seed=config.seed)
         if not rows.train and config.data.allow_empty:
             log.warning("no row is left: the model is handed on as it is")
             training: dict[str, Any] = {"steps": 0, "reason": "no row is left"}
@@ -171,7 +174,7 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     final = folder.checkpoints / FINAL
     with timed(folder) as timer:
         with timer.phase("loading"):
-            trainer = _grpo_trainer(config, start)
+            trainer = _grpo_trainer(config, start, folder)
         rollouts = Rollouts(config=config, codec=codec, spec=spec, folder=folder, tasks=tasks)
         loop = GRPO(
             config=config, folder=folder, progress=progress, trainer=trainer, rollouts=rollouts, val_tasks=val_tasks, timer=timer
@@ -191,8 +194,10 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     return Trained(checkpoint=final, training=training, cost=account(sessions(folder.path)))
 
 
-def _grpo_trainer(config: GrpoConfig, start: Path) -> GRPOTrainer:
-    model = trainable(open_model(start, config.local), config.local, seed=config.seed)
+def _grpo_trainer(config: GrpoConfig, start: Path, folder: RunFolder) -> GRPOTrainer:
+    base = open_model(start, config.local)
+    record_engine(base, folder.record)
+    model = trainable(base, config.local, seed=config.seed)
     reference = None
     if config.algo.kl_coef and not config.local.lora.rank:
         reference = open_model(start, config.local)

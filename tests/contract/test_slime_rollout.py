@@ -256,7 +256,7 @@ def test_a_template_that_takes_thoughts_out_makes_several_samples_of_one_attempt
         assert [turn for sample in mine for turn, _, _ in metadata_of(sample).spans] == list(range(len(records[index].turns)))
         assert len({sample.rollout_id for sample in mine}) == 1 and len({sample.reward for sample in mine}) == 1
     # slime weighs an attempt by what all its samples hold, in however many pieces it came.
-    for index, mine in by_attempt.items():
+    for index in by_attempt:
         places = [i for i, sample in enumerate(samples) if sample.index == index]
         total = sum(sum(data["loss_masks"][i]) for i in places)
         assert {data["rollout_mask_sums"][i] for i in places} == {total} and len({data["rewards"][i] for i in places}) == 1
