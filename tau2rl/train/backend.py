@@ -82,7 +82,7 @@ def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: 
     log.info("%d rows to train on, %d for validation, %d left out", len(rows.train), len(rows.val), len(encoded.dropped))
     log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
     final = folder.checkpoints / FINAL
-    with timed(folder) as timer:
+    with timed(folder, device=config.local.device) as timer:
         with timer.phase("loading"):
             model = trainable(open_model(start, config.local), config.local, seed=config.seed)
         if not rows.train and config.data.allow_empty:
@@ -165,7 +165,7 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     warm_up(domains, codec)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=domains)
     final = folder.checkpoints / FINAL
-    with timed(folder) as timer:
+    with timed(folder, device=config.local.device) as timer:
         with timer.phase("loading"):
             trainer = _grpo_trainer(config, start)
         rollouts = Rollouts(config=config, codec=codec, spec=spec, folder=folder, tasks=tasks)
