@@ -1,8 +1,8 @@
 """Every option that slime's `train.py` takes, the check of a command line against them, and what `slime.extra` may add.
 
 slime reads its options with `parse_known_args`, twice, so that it ignores what it does not know: a misspelled option trains for a
-day without it, and a value too many is dropped. A wrong type or choice it refuses itself, before it takes a GPU. `options.json` is
-made by `scripts/make_slime_contract.py`; the commits it was read at are in it.
+day without it, and a value too many is dropped. A wrong type or choice it refuses itself, before it takes a GPU. `options.json`
+is made by `scripts/make_slime_contract.py`; the commits it was read at are in it.
 """
 
 from __future__ import annotations
