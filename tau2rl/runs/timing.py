@@ -93,9 +93,6 @@ def _present_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def _known_before(config: StageConfig, device: str) -> Session:
     """What is known before it begins."""
     workers = 0
-    match config:
-        case EvalConfig() | SeedConfig() | RftConfig():
-            workers, device = config.rollout.workers, config.local.device if config.policy.kind == "local" else device
-        case _:
-            pass
+    if isinstance(config, EvalConfig | SeedConfig | RftConfig):
+        workers, device = config.rollout.workers, config.local.device if config.policy.kind == "local" else device
     return Session(seconds=None, cpu_seconds=None, cores=available_cores(), workers=workers, gpu=device != "cpu")
