@@ -1,6 +1,6 @@
 """What slime calls. Thin: each hook finds the process's one object, calls what every backend uses, and speaks slime's language.
 
-slime finds them by their dotted names on its command line (`argv.py`, `objective.py`). The first five run in its rollout process,
+slime finds them by their dotted names on its command line (`argv.py`). The first five run in its rollout process,
 the others in each of its trainers; only what runs there is imported there. Signatures and times of call:
 slime/utils/arguments.py, slime/ray/rollout.py, slime/backends/megatron_utils/actor.py, model.py.
 """

@@ -87,7 +87,7 @@ def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: 
     if encoded.thoughts_left_out:
         log.warning("the thoughts of %d rows are left out: chat.thinking is `off`", encoded.thoughts_left_out)
     final = folder.checkpoints / FINAL
-    with timed(folder) as timer:
+    with timed(folder, device=config.local.device) as timer:
         with timer.phase("loading"):
             base = open_model(start, config.local)
             record_engine(base, folder.record)
@@ -172,7 +172,7 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     warm_up(domains, codec)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=domains)
     final = folder.checkpoints / FINAL
-    with timed(folder) as timer:
+    with timed(folder, device=config.local.device) as timer:
         with timer.phase("loading"):
             trainer = _grpo_trainer(config, start, folder)
         rollouts = Rollouts(config=config, codec=codec, spec=spec, folder=folder, tasks=tasks)
