@@ -3,6 +3,7 @@
     chat: {protocol: "examples.plain_codec:PlainCodec", tokenizer: checkpoints/my-model, options: {end: "\\n"}}
 
 The contract (`tau2rl.ChatCodec`): `extend(p, c, m)` begins with `p + c`, unchanged, and `parse(write(a)) == a`.
+It has no thoughts, so that it leaves out `append_only` (default: True) and `close_thoughts` (default: nothing to close).
 """
 
 from __future__ import annotations
