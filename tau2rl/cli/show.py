@@ -63,7 +63,9 @@ def show(
         if task and attempt is not None:
             rows = [row for row in _named(index, task, part) if row["attempt"] == attempt and not row["greedy"]]
             if len(rows) != 1:
-                raise UserError(f"{len(rows)} episodes are attempt {attempt} at `{task}`", hint=f"`tau2rl show {run} {task}` lists them")
+                raise UserError(
+                    f"{len(rows)} episodes are attempt {attempt} at `{task}`", hint=f"`tau2rl show {run} {task}` lists them"
+                )
         if task and len(rows) == 1 and (attempt is not None or found.total == 1):
             number_ = int(rows[0]["id"])
             values = runs.episode(run, index, number_)
@@ -85,7 +87,9 @@ def show(
 def view(
     places: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run folders, or folders of them. (default: the outputs folder)", metavar="[RUN...]", show_default=False),
+        typer.Argument(
+            help="Run folders, or folders of them. (default: the outputs folder)", metavar="[RUN...]", show_default=False
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", help="On loopback; 0 takes a free one.", min=0, max=65535)] = 0,
 ) -> None:
@@ -139,8 +143,9 @@ def _print_list(rows: list[dict[str, Any]], total: int, offset: int) -> None:
 
 def _conversation(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
     solved = values["reward"] is not None and values["reward"] >= 1 - 1e-6
-    out: list[Piece] = [(f"{values['key']}  ", "bold"), (f"{values['status']}, reward {number(values['reward'])}", "green" if solved else "red"),
-                        (f", ended by {values['reason']}, {values['turns']} turns, {values['seconds']:.1f} s\n\n", "")]  # fmt: skip
+    verdict = f"{values['status']}, reward {number(values['reward'])}"
+    rest = f", ended by {values['reason']}, {values['turns']} turns, {values['seconds']:.1f} s\n\n"
+    out: list[Piece] = [(f"{values['key']}  ", "bold"), (verdict, "green" if solved else "red"), (rest, "")]
     for item in values["items"]:
         out += _item(item, whole=whole)
     if failure := values["failure"]:
@@ -152,11 +157,15 @@ def _conversation(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
         out.append((f"expected {side}{check['expected'] or 'something that is not known here'}\n", ""))
     if score := values["score"]:
         out.append(("score " + ", ".join(f"{name} {value:.3g}" for name, value in score["components"].items()) + "\n", "dim"))
-    for one in values["group"] if len(values["group"]) > 1 else ():
-        advantage = "-" if one["advantage"] is None else f"{one['advantage']:+.3f}"
-        name = "greedy" if one["greedy"] else f"attempt {one['attempt']}"
-        out.append((f"{name}: {one['status']}, score {number(one['score'])}, advantage {advantage}\n", "bold" if one["id"] == values["id"] else ""))
+    if len(values["group"]) > 1:
+        out += [_attempt(one, here=one["id"] == values["id"]) for one in values["group"]]
     return out
+
+
+def _attempt(one: Mapping[str, Any], *, here: bool) -> Piece:
+    advantage = "-" if one["advantage"] is None else f"{one['advantage']:+.3f}"
+    name = "greedy" if one["greedy"] else f"attempt {one['attempt']}"
+    return f"{name}: {one['status']}, score {number(one['score'])}, advantage {advantage}\n", "bold" if here else ""
 
 
 def _item(item: Mapping[str, Any], *, whole: bool) -> list[Piece]:
@@ -167,12 +176,16 @@ def _item(item: Mapping[str, Any], *, whole: bool) -> list[Piece]:
     text = item["text"]
     if item["who"] == "result" and len(text) > FOLD and not whole:
         text = f"{text[:FOLD]} ... {len(text) - FOLD:,} more characters"
-    out: list[Piece] = [(f"{indent}{names[item['who']]}{' (refused)' if item['error'] and item['who'] == 'result' else ''}\n", style)]
+    out: list[Piece] = [
+        (f"{indent}{names[item['who']]}{' (refused)' if item['error'] and item['who'] == 'result' else ''}\n", style)
+    ]
     if item.get("thought"):
         out.append((_block(item["thought"], indent) + "\n", "dim italic"))
     if text:
         out.append((_block(text, indent) + "\n", "dim" if item["who"] == "result" else ""))
-    out += [(_block(f"{call['name']} {' '.join(call['arguments'].split())}", f"{indent}> ") + "\n", "blue") for call in item["calls"]]
+    out += [
+        (_block(f"{call['name']} {' '.join(call['arguments'].split())}", f"{indent}> ") + "\n", "blue") for call in item["calls"]
+    ]
     return [*out, ("\n", "")]
 
 
@@ -187,10 +200,12 @@ def _tokens(values: Mapping[str, Any]) -> list[Piece]:
         if line:
             out.append((f"{line}\n", "yellow"))
     for span in values["spans"]:
-        for number_, token in enumerate(span["ids"]):
-            logprob = span["logprobs"][number_] if span["logprobs"] else None
-            words = repr(span["texts"][number_]) if span["texts"] else ""
-            advantage = "-" if span["advantage"] is None else f"{span['advantage']:+.3f}"
-            shown = "-" if logprob is None else f"{logprob:.4f}"
-            out.append((f"{token:>7} {span['mask']} {shown:>9} {advantage:>7} {words}\n", "" if span["mask"] else "dim"))
+        out += [(_token(span, number_), "" if span["mask"] else "dim") for number_ in range(len(span["ids"]))]
     return out
+
+
+def _token(span: Mapping[str, Any], at: int) -> str:
+    logprob = span["logprobs"][at] if span["logprobs"] else None
+    words = repr(span["texts"][at]) if span["texts"] else ""
+    advantage = "-" if span["advantage"] is None else f"{span['advantage']:+.3f}"
+    return f"{span['ids'][at]:>7} {span['mask']} {'-' if logprob is None else f'{logprob:.4f}':>9} {advantage:>7} {words}\n"

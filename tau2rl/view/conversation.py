@@ -1,6 +1,6 @@
 """One episode as people read it: both sides in order, checks beside what was expected, and its tokens. Values for JSON.
 
-Every text passes `visible`: what would steer a terminal or turn the direction of text is written out, and what is very long is cut.
+Every text passes `visible`: what would steer a terminal or turn the direction of text is written out; what is very long is cut.
 """
 
 from __future__ import annotations
@@ -118,7 +118,10 @@ def reference(task: TaskRef) -> dict[str, list[Json]]:
     if criteria is None:
         return {}
     actions = [
-        {"expected": visible(call_words(action.name, action.arguments)), "side": "user" if action.requestor == "user" else "agent"}
+        {
+            "expected": visible(call_words(action.name, action.arguments)),
+            "side": "user" if action.requestor == "user" else "agent",
+        }
         for action in gold_actions(loaded)
     ]
     assertions = [

@@ -297,7 +297,9 @@ def _prepared(name: str) -> sqlite3.Connection:
         connection.execute("PRAGMA cache_size = -16384")  # 16 MB
         connection.execute("BEGIN IMMEDIATE")
         if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-            for row in connection.execute("SELECT name FROM sqlite_master WHERE name IN ('files', 'episodes', 'words')").fetchall():
+            for row in connection.execute(
+                "SELECT name FROM sqlite_master WHERE name IN ('files', 'episodes', 'words')"
+            ).fetchall():
                 connection.execute(f"DROP TABLE {row['name']}")
             _create(connection)
             connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -25,10 +25,8 @@ def row_of(record: Json) -> Json:
     greedy = bool(attempt.get("greedy"))
     reward = None if grade is None else float(grade["reward"])
     shaped = score.get("shaped")
-    if failure:
-        fault = str(failure["fault"])
-    else:
-        fault = "" if reward is not None and reward >= 1 - 1e-6 else "agent"
+    solved = reward is not None and reward >= 1 - 1e-6
+    fault = str(failure["fault"]) if failure else "" if solved else "agent"
     spans = sum(int(turn["end"]) - int(turn["start"]) for turn in turns)
     said = sum(int((turn.get("usage") or {}).get("completion_tokens") or 0) for turn in turns)
     return {

@@ -148,7 +148,11 @@ def tokenizer_of_run(run: Path) -> tuple[Tokenizer | None, str]:
         values = read_json(run / "config.json")
     except UserError as error:
         return None, error.message
-    named = [values.get("chat", {}).get("tokenizer"), values.get("policy", {}).get("checkpoint"), values.get("model", {}).get("init")]
+    named = [
+        values.get("chat", {}).get("tokenizer"),
+        values.get("policy", {}).get("checkpoint"),
+        values.get("model", {}).get("init"),
+    ]
     reason = "the run names no tokenizer"
     for name in named:
         if name:

@@ -179,12 +179,17 @@ def _curves(viewer: Viewer, request: Request) -> Any:
 
 def query_of(asked: dict[str, str]) -> Query:
     """The query of an address; unknown names are passed over. Raises UserError and ValueError for values that are none."""
-    texts = {field.name: asked[field.name] for field in fields(Query) if field.type == "str" and field.name in asked}
+    texts: dict[str, Any] = {f.name: asked[f.name] for f in fields(Query) if f.type == "str" and f.name in asked}
     offset, limit = int(asked.get("offset", "0")), int(asked.get("limit", "50"))
-    if not (0 <= offset < 1 << 60 and 0 <= limit):
+    if not (0 <= offset < 1 << 60 and limit >= 0):
         raise UserError("a page begins at 0 or behind it")
-    flags = {name: asked.get(name) == "1" for name in ("descending", "every")}
-    return Query(**texts, **flags, offset=offset, limit=min(limit, MOST_ROWS))
+    return Query(
+        **texts,
+        descending=asked.get("descending") == "1",
+        every=asked.get("every") == "1",
+        offset=offset,
+        limit=min(limit, MOST_ROWS),
+    )
 
 
 class Guard:
@@ -234,7 +239,9 @@ def serve(places: Sequence[Path], *, port: int, ready: Callable[[str], None]) ->
         try:
             listener.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(f"cannot listen on port {port}: {error.strerror}", hint="leave `--port` out, and a free one is taken") from None
+            raise UserError(
+                f"cannot listen on port {port}: {error.strerror}", hint="leave `--port` out, and a free one is taken"
+            ) from None
         listener.listen(64)
         config = uvicorn.Config(make_app(viewer, token), log_level="warning", access_log=False, server_header=False)
         ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/")

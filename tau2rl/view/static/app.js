@@ -27,6 +27,7 @@ async function show() {
     if (mine !== turn) return;
     current = view;
     page.replaceChildren(view.body);
+    scrollTo(0, 0);
     document.getElementById("crumbs").replaceChildren(...(view.crumbs || []).flatMap((crumb) => [" / ", crumb]));
     document.title = view.title ? `${view.title} · tau2rl` : "tau2rl";
     live.textContent = "";

@@ -10,7 +10,7 @@ export async function episodePage([id, number_], query) {
   const toggle = async () => {
     if (tokens.childElementCount) return tokens.replaceChildren();
     tokens.replaceChildren(tokenView(await get(`runs/${id}/episodes/${at}/tokens`)));
-    tokens.scrollIntoView({ block: "start" });
+    (tokens.querySelector(".sampled") || tokens).scrollIntoView({ block: "center" });
   };
   const other = found.group.find((one) => one.id !== at && (one.reward >= 1) !== (found.reward >= 1)) || found.group.find((one) => one.id !== at);
   const compare = other ? `#/compare/${id}:${at}/${id}:${other.id}` : null;
@@ -33,7 +33,7 @@ function message(item, marked) {
     h("div", { class: "who" }, marked && h("b", {}, "first difference · "), names[item.who], item.error && item.who === "result" ? " · refused" : "",
       item.turn != null && h("span", {}, ` · turn ${item.turn + 1} · ${number(item.seconds, 2)} s${item.sampled ? ` · ${item.sampled} tokens` : ""}`)),
     item.thought && h("p", { class: "thought" }, item.thought), text,
-    item.calls.map((call) => h("details", { class: "call", open: call.arguments.length < FOLD }, h("summary", {}, item.side === "user" ? "on the device: " : "", call.name), h("pre", {}, call.arguments))));
+    item.calls.map((call) => call.arguments === "{}" ? h("div", { class: "call" }, h("code", {}, item.side === "user" ? "on the device: " : "", call.name, "()")) : h("details", { class: "call", open: call.arguments.length < FOLD }, h("summary", {}, item.side === "user" ? "on the device: " : "", call.name), h("pre", {}, call.arguments))));
 }
 
 function aside(id, found) {
