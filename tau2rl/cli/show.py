@@ -196,9 +196,7 @@ def _block(text: str, indent: str) -> str:
 
 def _tokens(values: Mapping[str, Any]) -> list[Piece]:
     out: list[Piece] = [("\ntokens: id, mask, log-probability, advantage, text\n", "bold")]
-    for line in (values["reason"], values["tokenizer"]):
-        if line:
-            out.append((f"{line}\n", "yellow"))
+    out += [(f"{line}\n", "yellow") for line in (values["reason"], values["tokenizer"]) if line]
     for span in values["spans"]:
         out += [(_token(span, number_), "" if span["mask"] else "dim") for number_ in range(len(span["ids"]))]
     return out

@@ -271,3 +271,11 @@ def test_in_a_real_browser(served: str, run: Path) -> None:
         page.wait_for_selector("tbody a.row")
         browser.close()
     assert problems == []
+
+
+def test_a_run_folder_that_cannot_be_written_is_read_all_the_same(run: Path) -> None:
+    (run / NAME).mkdir()  # SQLite cannot open it, whoever asks; root may write anywhere else
+    with Index(run) as index:
+        assert len(keys(index)) == 4
+    shown = runner.invoke(app, ["show", str(run), "--json"])
+    assert json.loads(shown.stdout)["total"] == 4
