@@ -52,6 +52,8 @@ def show(
     from tau2rl.view import runs
     from tau2rl.view.index import Index, Query
 
+    if attempt is not None and not task:
+        raise UserError("`--attempt` is of a task", hint=f"`tau2rl show {run} TASK --attempt {attempt}`")
     query = Query(
         domain=domain, task=task if attempt is None else "", status=status, fault=fault, reason=reason, score=score, text=text,
         place=part, sort=sort, descending=descending, offset=(page - 1) * per_page, limit=per_page,

@@ -85,8 +85,8 @@ class Index:
     """The index of one run folder. Safe to use from several threads; close it."""
 
     def __init__(self, run: Path) -> None:
-        """Opens or makes it; nothing is read yet. Raises UserError where the folder is not there."""
-        if not run.is_dir():
+        """Opens or makes it; nothing is read yet. Raises UserError for a folder that is no run's."""
+        if not (run / "config.json").is_file() and not record_files(run):
             raise UserError(f"`{run}` is not a run folder", hint="name a folder such as `outputs/eval/default`")
         self.run = run
         self._lock = threading.RLock()

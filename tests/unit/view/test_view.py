@@ -138,6 +138,21 @@ def test_show_lists_and_shows_one_with_what_was_expected(run: Path) -> None:
     assert re.search(r"^ +\d+ 1 +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
     wrong = runner.invoke(app, ["show", str(run), "--score", "good"])
     assert (wrong.exit_code, "not a comparison" in wrong.stderr) == (2, True)
+    assert runner.invoke(app, ["show", str(run), "--attempt", "1"]).exit_code == 2
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    assert runner.invoke(app, ["show", str(tmp_path)]).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ten_megabytes_of_text_are_cut(run: Path) -> None:
+    append(run, encode(record(9, says="word " * 2_000_000)))
+    shown = runner.invoke(app, ["show", str(run), "create_task_1", "--attempt", "9"])
+    assert shown.exit_code == 0, shown.output[:500]
+    assert "... 9,980,000 more characters" in shown.stdout
+    assert len(shown.stdout) < 100_000
+    assert (run / NAME).stat().st_size < 2_000_000
 
 
 @pytest.mark.parametrize("arguments", [["update_task_1"], ["create_task_1", "--attempt", "2"], []])
