@@ -59,6 +59,14 @@ def emit_table(rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     _rich(sys.stdout).print(table)
 
 
+def emit_styled(pieces: Sequence[tuple[str, str]]) -> None:
+    """Data: text on stdout, each piece in a style of rich's; without a terminal as plain text."""
+    from rich.text import Text
+
+    text = Text.assemble(*((clean(part), style) for part, style in pieces))
+    _rich(sys.stdout).print(text, soft_wrap=True, end="")
+
+
 def fail(error: UserError) -> None:
     """A person's mistake: the message, a blank line, the hint."""
     say(f"error: {error}")

@@ -111,6 +111,21 @@ COMMANDS = {
         summary="Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.",
         examples=("tau2rl compare outputs/eval/after outputs/eval/before",),
     ),
+    "show": Late(
+        where="tau2rl.cli.show:show",
+        panel=EVALUATE,
+        summary="Show the episodes of a run: a list, or one conversation with its checks beside what was expected.",
+        examples=(
+            "tau2rl show outputs/eval/default --status truncated --sort turns --descending",
+            "tau2rl show outputs/eval/default retail/17 --attempt 0 --tokens",
+        ),
+    ),
+    "view": Late(
+        where="tau2rl.cli.show:view",
+        panel=EVALUATE,
+        summary="Look at runs in a browser: results, conversations, tokens and curves, live while a run goes on.",
+        examples=("tau2rl view", "tau2rl view outputs/eval/after outputs/eval/before"),
+    ),
     "bench": Late(
         where="tau2rl.cli.bench:bench",
         panel=SETUP,
