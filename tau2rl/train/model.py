@@ -98,7 +98,9 @@ def _way_out(missing: Sequence[str], unexpected: Sequence[str], model: PreTraine
         if any(name.startswith(prefix) for name in unexpected):
             return f"its names begin with `{prefix}`; {way}"
     if any(name.endswith("lm_head.weight") for name in missing):
-        return "the output layer is not in it: write `tie_word_embeddings: true` into config.json if it is the embedding, or save it"
+        return (
+            "the output layer is not in it: write `tie_word_embeddings: true` into config.json if it is the embedding, or save it"
+        )
     layers = {int(found[1]) for name in (*missing, *unexpected) if (found := re.search(r"\.layers\.(\d+)\.", name))}
     if layers:
         wanted = model.config.get_text_config().num_hidden_layers

@@ -104,11 +104,7 @@ def _shared_logits(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor
     layout = lay_out(batch)
     no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device)  # one is given, so transformers makes none
     hidden = backbone(model)(
-        input_ids=layout.ids[None],
-        attention_mask=no_mask,
-        position_ids=layout.depth[None],
-        use_cache=False,
-        tau2rl_layout=layout,
+        input_ids=layout.ids[None], attention_mask=no_mask, position_ids=layout.depth[None], use_cache=False, tau2rl_layout=layout
     ).last_hidden_state
     asked, index = layout.place[rows, columns - 1].unique(return_inverse=True)
     work = Work(tokens=layout.tokens, computed=len(layout.ids), padding=layout.padding)
@@ -122,8 +118,10 @@ def _plain_logits(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor)
     ids = batch.ids[:, : int(ends.max())]
     logits = plain_logits(model, ids, ends, rows, columns - 1)
     tokens = int(ends.sum())
-    return logits, torch.arange(len(rows), device=rows.device), Work(
-        tokens=tokens, computed=ids.numel(), padding=ids.numel() - tokens
+    return (
+        logits,
+        torch.arange(len(rows), device=rows.device),
+        Work(tokens=tokens, computed=ids.numel(), padding=ids.numel() - tokens),
     )
 
 

@@ -165,9 +165,7 @@ def _scored_apart(twin: nn.Module, plain: nn.Module) -> float:
     head, branch = _tokens(20, 0, size), _tokens(6, 1, size)
     rows = [[*head, *branch, *_tokens(9, 2, size)], [*head, *branch, *_tokens(5, 3, size)], [*head, *_tokens(12, 4, size)]]
     rows.append(_tokens(7, 5, size))
-    samples = [
-        TrainingSample(token_ids=tuple(r), loss_mask=(0, *[1] * (len(r) - 1)), logprobs=None, turn_spans=()) for r in rows
-    ]
+    samples = [TrainingSample(token_ids=tuple(r), loss_mask=(0, *[1] * (len(r) - 1)), logprobs=None, turn_spans=()) for r in rows]
     found = score_tokens(twin, collate(samples, device=next(twin.parameters()).device)).logp
     return max(
         abs(ours - theirs)
