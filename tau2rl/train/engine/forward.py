@@ -79,7 +79,7 @@ def score_tokens(
 
     Logits only where a token counts: the output layer over whole conversations would cost more than the rest of a small model.
     `temperature` is that of the sampler, so that the ratio to its log-probabilities starts at 1. `entropy`: not, as a number,
-    or to be learned from. `share`: compute what rows have in common once, where the model is one that can; the result is the same.
+    or to be learned from. `share`: compute what rows have in common once, where the model can; the result is the same.
     """
     rows, columns = batch.mask.nonzero(as_tuple=True)
     blank = torch.zeros(batch.ids.shape, device=batch.ids.device)
@@ -104,11 +104,7 @@ def _shared_logits(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor
     layout = lay_out(batch)
     no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device)  # one is given, so transformers makes none
     hidden = backbone(model)(
-        input_ids=layout.ids[None],
-        attention_mask=no_mask,
-        position_ids=layout.depth[None],
-        use_cache=False,
-        tau2rl_layout=layout,
+        input_ids=layout.ids[None], attention_mask=no_mask, position_ids=layout.depth[None], use_cache=False, tau2rl_layout=layout
     ).last_hidden_state
     asked, index = layout.place[rows, columns - 1].unique(return_inverse=True)
     work = Work(tokens=layout.tokens, computed=len(layout.ids), padding=layout.padding)
@@ -122,8 +118,10 @@ def _plain_logits(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor)
     ids = batch.ids[:, : int(ends.max())]
     logits = plain_logits(model, ids, ends, rows, columns - 1)
     tokens = int(ends.sum())
-    return logits, torch.arange(len(rows), device=rows.device), Work(
-        tokens=tokens, computed=ids.numel(), padding=ids.numel() - tokens
+    return (
+        logits,
+        torch.arange(len(rows), device=rows.device),
+        Work(tokens=tokens, computed=ids.numel(), padding=ids.numel() - tokens),
     )
 
 
