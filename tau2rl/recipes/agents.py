@@ -85,9 +85,13 @@ def describe_agent(config: SamplingStage, codec: ChatCodec) -> str:
     return asyncio.run(ask())
 
 
+def _unrecorded(**facts: Any) -> None:
+    """For who keeps no run folder."""
+
+
 @asynccontextmanager
 async def open_agent(
-    config: SamplingStage, codec: ChatCodec, record: Callable[..., None] = lambda **_: None
+    config: SamplingStage, codec: ChatCodec, record: Callable[..., None] = _unrecorded
 ) -> AsyncGenerator[PolicyFor]:
     """Attempt -> its policy: a script an episode, or one served policy for all. Raises UserError when no server answers."""
     match config.policy.kind:

@@ -63,7 +63,7 @@ def _refuse_adapter(folder: Path) -> None:
         base = "its base"
     raise UserError(
         f"`{folder}` holds a peft adapter of `{base}`, not a whole model: merge it first",
-        hint="peft's `AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, and the tokenizer into OUT too",
+        hint="`peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, its tokenizer to OUT",
     )
 
 
@@ -98,9 +98,7 @@ def _way_out(missing: Sequence[str], unexpected: Sequence[str], model: PreTraine
         if any(name.startswith(prefix) for name in unexpected):
             return f"its names begin with `{prefix}`; {way}"
     if any(name.endswith("lm_head.weight") for name in missing):
-        return (
-            "the output layer is not in it: write `tie_word_embeddings: true` into config.json if it is the embedding, or save it"
-        )
+        return "the output layer is not in it: save it, or set `tie_word_embeddings` in config.json if it is the embedding"
     layers = {int(found[1]) for name in (*missing, *unexpected) if (found := re.search(r"\.layers\.(\d+)\.", name))}
     if layers:
         wanted = model.config.get_text_config().num_hidden_layers

@@ -32,7 +32,7 @@ def head(model: nn.Module) -> nn.Module:
 
 
 def attends(model: nn.Module) -> bool:
-    """Whether the model was switched to our attention: it is one for which `proof.prove` found that it may be."""
+    """Whether the model was switched to our attention: it is one for which `proof.engine_of` found that it may be."""
     config: Any = bare(model).config
     return config._attn_implementation == NAME
 

@@ -79,7 +79,7 @@ def score_tokens(
 
     Logits only where a token counts: the output layer over whole conversations would cost more than the rest of a small model.
     `temperature` is that of the sampler, so that the ratio to its log-probabilities starts at 1. `entropy`: not, as a number,
-    or to be learned from. `share`: compute what rows have in common once, where the model is one that can; the result is the same.
+    or to be learned from. `share`: compute what rows have in common once, where the model can; the result is the same.
     """
     rows, columns = batch.mask.nonzero(as_tuple=True)
     blank = torch.zeros(batch.ids.shape, device=batch.ids.device)

@@ -1,7 +1,7 @@
-"""Turns sampled in batches: what is asked for and what a turn is, for any model, and continuous batching for those that have
-our attention: one KV-cache slot a conversation, one forward pass for every request that waits for a token.
+"""Continuous batching: one KV-cache slot a conversation, one forward pass for every request that waits for a token.
 
-Synchronous and single-threaded; `train/policy.py` puts it on a thread of its own. All other models: `plain_generator.py`.
+What a request is, and what every sampler does with one, stands here too; models without slots: `plain_generator.py`.
+Synchronous and single-threaded; `train/policy.py` puts it on a thread of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class Sampler(ABC):
     def __init__(
         self, model: nn.Module, *, slots: int, prefill_tokens: int, decode: Callable[[Sequence[int]], str] | None
     ) -> None:
-        """`slots`: requests that are sampled at once. `prefill_tokens`: of the prompts of one forward pass. `decode`: for stop strings."""
+        """`slots`: requests that are sampled at once. `prefill_tokens`: places of one forward pass over prompts.
+
+        `decode` is needed by stop strings only.
+        """
         self._model = model
         self._decode = decode
         self._device = next(model.parameters()).device
@@ -157,10 +160,10 @@ class Generator(Sampler):
     ) -> None:
         """Raises ValueError for a model that was not switched to our attention."""
         if not attends(model):
-            raise ValueError("KV-cache slots are for models that `tau2rl.train.engine.proof.prove` has proved them on")
+            raise ValueError("KV-cache slots are for models that `tau2rl.train.engine.proof.engine_of` has proved them on")
         super().__init__(model, slots=slots, prefill_tokens=prefill_tokens, decode=decode)
         self._pad = 0
-        layers = int(backbone(model).config.get_text_config().num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportCallIssue]
+        layers = int(backbone(model).config.get_text_config().num_hidden_layers)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         self._cache = KVCache(layers=layers, slots=slots, device=self._device)
         self.computed = 0  # tokens whose keys and values were computed, since the beginning
         self.clear_cache()

@@ -5,11 +5,14 @@
 - for each family: loss and gradient of SFT are the library's own, a GRPO step meets what was sampled within 1e-4, a training that
   was interrupted goes on to the same bits, and what is saved is what `AutoModelForCausalLM` reads
 - a turn sampled plainly does not depend on its company, with the library's cache and without
+- `sft`, `grpo` and `eval` do all this with any of them, and say once, in the log and in environment.json, which way was taken
 - the proof moves nobody's random numbers, and of a large model only a few layers are copied
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,8 +24,11 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tau2rl.config import LocalTrainConfig, SftTrainConfig
+from tau2rl.config import EvalConfig, GrpoConfig, LocalTrainConfig, SftConfig, SftTrainConfig, build
 from tau2rl.config.training import LoraConfig
+from tau2rl.launch.entry import run_stage
+from tau2rl.runs.files import read_json
+from tau2rl.runs.folder import RunFolder
 from tau2rl.train.engine import proof
 from tau2rl.train.engine.attention import attends
 from tau2rl.train.engine.forward import collate, cut, score_tokens
@@ -31,9 +37,10 @@ from tau2rl.train.engine.plain_generator import PlainGenerator
 from tau2rl.train.engine.proof import Engine, engine_of, sampler_for
 from tau2rl.train.model import load, save, save_memory, with_lora
 from tau2rl.train.sft import train
+from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import ScoredTrajectory
 from tau2rl.types import TrainingSample
-from tests.unit.train.tiny import SAMPLING, VOCAB, Killed, gradient, grpo_trainer, killer, sample, weights
+from tests.unit.train.tiny import SAMPLING, SHAPE, VOCAB, Killed, gradient, grpo_trainer, killer, sample, weights
 
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -68,7 +75,7 @@ def family(name: str, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
-                weight.normal_(std=1.5 * weight.shape[-1] ** -0.5)
+                weight.normal_(std=weight.shape[-1] ** -0.5)
     engine_of(model)
     return model
 
@@ -162,14 +169,12 @@ def low_rank(model: nn.Module) -> nn.Module:
     return found
 
 
-def requests(count: int = 5) -> list[Request]:
-    head = list(sample(9, seed=50).token_ids)
+def requests() -> list[Request]:
+    prompts = [sample(3 * i + 1, seed=i, shared=sample(9, seed=50).token_ids).token_ids for i in range(5)]
     return [
-        Request(
-            session=str(i), prompt=[*head, *sample(3 * i + 1, seed=i).token_ids], sampling=SAMPLING, seed=i, max_tokens=(9, 1, 4, 9, 2)[i]
-        )
-        for i in range(count)
-    ]  # fmt: skip
+        Request(session=str(i), prompt=list(prompt), sampling=SAMPLING, seed=i, max_tokens=length)
+        for i, (prompt, length) in enumerate(zip(prompts, (9, 1, 4, 9, 2), strict=True))
+    ]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -267,3 +272,43 @@ def test_a_model_that_cannot_be_copied_takes_the_plain_path() -> None:
     engine = engine_of(Own())
     assert engine == Engine(training="plain", sampling="recompute", reason=engine.reason)
     assert "no copy to prove it on" in engine.reason
+
+
+HELLO = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "llama"])
+def test_runs_train_and_play_any_family_and_say_how(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start = tmp_path / "start"
+    create_tiny([("a", {"messages": HELLO})], SHAPE, start, seed=0)
+    config = CONFIGS[name]()
+    config.vocab_size = json.loads((start / "config.json").read_text("utf-8"))["vocab_size"]
+    torch.manual_seed(0)
+    save(AutoModelForCausalLM.from_config(config), start)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": HELLO}) + "\n", "utf-8")
+    base = {"model": {"init": str(start)}}
+    data = {"data": {"files": [str(tmp_path / "rows.jsonl")]}, "train": {"steps": 2}, **base}
+    play = {
+        "tasks": {"domains": ["mock"], "split": "synth-train", "limit": 2}, "user": {"kind": "scripted"},
+        "limits": {"max_turns": 1, "context_tokens": 4000, "repairs": 0}, "rollout": {"num_samples": 2, "retries": 0},
+    }  # fmt: skip
+    learn = {"sampling": {"max_tokens": 4}, "reward": {"preset": "outcome"}, "train": {"steps": 1, "tasks_per_step": 1}}
+    way = ("shared-prefix", "slots") if name == "llama" else ("plain", "cache")
+    with caplog.at_level(logging.INFO, logger="tau2rl"):
+        trained = run_stage_in(tmp_path / "sft", build(SftConfig, data))
+        again = run_stage_in(tmp_path / "grpo", build(GrpoConfig, {**base, **play, **learn}))
+        policy = {"kind": "local", "checkpoint": str(trained / "checkpoints" / "final"), "sampling": {"max_tokens": 4}}
+        played = run_stage_in(tmp_path / "eval", build(EvalConfig, {**play, "policy": policy}))
+    for folder in (trained, again, played):
+        engine = read_json(folder / "environment.json")["recorded"]["engine"]
+        assert (engine["training"], engine["sampling"]) == way
+    assert caplog.text.count(f"training: {way[0]}, sampling: {way[1]}") == 3  # once a run
+    for folder in (trained, again):
+        assert AutoModelForCausalLM.from_pretrained(folder / "checkpoints" / "final").config.model_type == config.model_type
+
+
+def run_stage_in(folder: Path, config: Any) -> Path:
+    """The folder of the run, carried out."""
+    with RunFolder.open(RunFolder.create(folder, config, resume=False)) as opened:
+        run_stage(opened, lambda _: None)
+    return folder
