@@ -272,7 +272,10 @@ def test_a_server_that_lies_ends_nothing_and_poisons_nothing(start: Start, model
         samples = job.played()
         data = job.manager._convert_samples_to_train_data(samples)
     statuses = [metadata_of(sample).status for sample in samples]
-    assert statuses.count("failed") >= 1 and len(samples) == 4
+    ended = (
+        "truncated" if mode == "context" else "failed"
+    )  # a prompt that is said to be too long ends as any that outgrows its context
+    assert statuses.count(ended) >= 1 and len(samples) == 4
     for sample, reward, mask in zip(samples, data["rewards"], data["loss_masks"], strict=True):
         if metadata_of(sample).status == "failed":
             assert sample.reward == 0.0 and reward == 0.0 and not any(mask) and len(mask) == sample.response_length >= 1
