@@ -1,4 +1,4 @@
-# Sourced by the scripts that start an SGLang server, from the repository's root: starts, stops and shows it.
+# Sourced by the scripts that start a server, from the repository's root: starts, stops and shows it.
 #
 # It is found again by the number of its process, which is in outputs/servers/NAME.pid; nothing is ever ended by a name.
 
@@ -10,12 +10,12 @@ servers=outputs/servers
 running() { # running NAME: its process, if it is one of ours; a number that was given to another program is not
     local pid
     pid=$(cat "$servers/$1.pid" 2>/dev/null) || return 1
-    [ -r "/proc/$pid/cmdline" ] && tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q launch_server && printf '%s\n' "$pid"
+    [ -r "/proc/$pid/cmdline" ] && tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q -e launch_server -e llama_cpp.server && printf '%s\n' "$pid"
 }
 
-healthy() { # healthy PORT; no proxy stands between a machine and itself
+healthy() { # healthy PORT, at the path HEALTH; no proxy stands between a machine and itself
     "$python" -c 'import sys, urllib.request as u
-u.build_opener(u.ProxyHandler({})).open(f"http://127.0.0.1:{sys.argv[1]}/health", timeout=5)' "$1" 2>/dev/null
+u.build_opener(u.ProxyHandler({})).open(f"http://127.0.0.1:{sys.argv[1]}{sys.argv[2]}", timeout=5)' "$1" "${HEALTH:-/health}" 2>/dev/null
 }
 
 start_server() { # start_server NAME PORT SECONDS COMMAND...

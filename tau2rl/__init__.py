@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Score,
         Sink,
         TaskRef,
+        Think,
         ToolSchema,
         Transcript,
         Turn,
@@ -74,7 +75,7 @@ _MODULES = {
     "types": (
         "Action", "Actions", "Attempt", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime", "Episode",
         "EpisodeRecord", "Failure", "Grade", "Message", "Opening", "Policy", "Reply", "RewardFn", "Say", "Score", "Sink",
-        "TaskRef", "ToolSchema", "Transcript", "Turn", "Usage", "Verifier",
+        "TaskRef", "Think", "ToolSchema", "Transcript", "Turn", "Usage", "Verifier",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -84,8 +85,9 @@ __all__ = [
     "EnvironmentFailure", "Episode", "EpisodeRecord", "EvalReport", "Failure", "Fault", "FinishReason", "Grade", "Issue",
     "LimitsConfig", "MalformedKind", "MalformedTurn", "Message", "Opening", "Plan", "Policy", "PolicyFailure", "Progress",
     "ProgressEvent", "Reply", "RewardFn", "RunFolder", "Say", "Score", "ScriptedPolicy", "Sink", "Status", "TaskRef",
-    "Tokenizer", "ToolSchema", "Trained", "TrainingConfig", "Transcript", "Turn", "Usage", "UserError", "UserSimulatorFailure",
-    "Verifier", "__version__", "evaluate", "evaluate_sync", "make_codec", "make_env", "read_transcript", "rollout", "tasks",
+    "Think", "Tokenizer", "ToolSchema", "Trained", "TrainingConfig", "Transcript", "Turn", "Usage", "UserError",
+    "UserSimulatorFailure", "Verifier", "__version__", "evaluate", "evaluate_sync", "make_codec", "make_env", "read_transcript",
+    "rollout", "tasks",
 ]  # fmt: skip
 
 

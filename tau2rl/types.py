@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from tau2rl.enums import Fault, FinishReason, MalformedKind, Status, StopReason
 
 Role = Literal["system", "user", "assistant", "tool"]
+Thinking = Literal["off", "keep", "per-turn"]  # `chat.thinking`
 ToolSchema = dict[str, Any]  # an OpenAI function schema: {"type": "function", "function": {"name", "description", "parameters"}}
 
 
@@ -45,8 +46,24 @@ class CallTool:
     arguments: dict[str, Any]
 
 
-Action = Say | CallTool
-Actions = tuple[Action, ...]  # one turn: Say, or one or more CallTool, or Say followed by CallTool
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Think:
+    """What the agent thought: `Think(text="The order is pending.")`. Sampled and trained on, shown to nobody."""
+
+    text: str = field(metadata={"alias": "thought"})  # the alias is its key in a record, where `text` is a Say
+
+
+Action = Say | CallTool | Think
+Actions = tuple[Action, ...]  # one turn: Think or nothing, then Say, or one or more CallTool, or Say followed by CallTool
+
+
+def without_thoughts(actions: Actions) -> Actions:
+    """What the environment may see of a turn.
+
+    >>> without_thoughts((Think(text="Hm."), Say(text="Yes.")))
+    (Say(text='Yes.'),)
+    """
+    return tuple(a for a in actions if not isinstance(a, Think))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +77,7 @@ class Message:
     content: str = ""  # "" where there is none; the text that stands beside tool calls is kept
     tool_calls: tuple[CallTool, ...] = ()
     error: bool = False  # a tool message whose call failed inside the environment
+    reasoning: str = ""  # what an assistant thought before it, for the templates that write thoughts
 
     @staticmethod
     def of(actions: Actions) -> Message:
@@ -72,6 +90,7 @@ class Message:
             role="assistant",
             content="\n".join(a.text for a in actions if isinstance(a, Say)),
             tool_calls=tuple(a for a in actions if isinstance(a, CallTool)),
+            reasoning="\n".join(a.text for a in actions if isinstance(a, Think)),
         )
 
 
@@ -342,7 +361,8 @@ class Policy(Protocol):
 class ChatCodec(Protocol):
     """Messages <-> token ids under one chat protocol.
 
-    The contract: `extend(p, c, m)` begins with `p + c`, unchanged; `parse(write(a)) == a`.
+    The contract: `extend(p, c, m)` begins with `p + c`, unchanged, where it is `append_only`; `parse(write(a)) == a`.
+    One without `append_only` is append-only, and one without `close_thoughts` has no thoughts to close.
     """
 
     @property
@@ -354,6 +374,11 @@ class ChatCodec(Protocol):
     def stop_token_ids(self) -> tuple[int, ...]:
         """Token ids that end a turn (kept in the completion)."""
         ...
+
+    @property
+    def append_only(self) -> bool:
+        """Whether `extend(p, c, m)` begins with `p + c`. Else it takes earlier thoughts out: a turn is a sample of its own."""
+        return True
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn. Remembers nothing: a codec serves many episodes at once."""
@@ -370,6 +395,10 @@ class ChatCodec(Protocol):
     def write(self, actions: Actions) -> list[int]:
         """A turn that performs the actions, as a model of this protocol would sample it (stop token included)."""
         ...
+
+    def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
+        """The ids that close the thought which a turn, so far, has left open; [] when none is open."""
+        return []
 
 
 class RewardFn(Protocol):

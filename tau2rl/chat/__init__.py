@@ -3,11 +3,12 @@
 A protocol is a module of its own that `chat.protocol` names and that has `codec(config)`; or a class of the user's,
 `package.module:Name`, made with the tokenizer and `chat.options`.
 
-- `native.py`: the checkpoint's own chat template with `tools=`; plain text goes to the user, `<tool_call>` blocks are calls.
+- `native.py`: the checkpoint's own chat template with `tools=`; plain text goes to the user, calls in the model's own format.
 - `cookbook.py`: one `<tool_call>` a turn, `respond` and `done` among the tools; `short_policies.py` has its short texts.
 - `transcript.py`: JSON lines as bytes, for policies that read messages.
-- `template.py`: what a template writes around a sampled turn. `proof.py`: that it never goes back on what it wrote.
-- `parsing.py`: a sampled turn to actions and back, every fault with its `MalformedKind`. `arguments.py`: a call's arguments.
+- `template.py`: what a template writes around a sampled turn. `families.py`: how each family of models writes the turn itself.
+- `proof.py`: that a template and a family do what the protocol promises, or a refusal that says what they do not.
+- `parsing.py`: JSON, calls and types, every fault with its `MalformedKind`. `arguments.py`: a call against its tool's schema.
 - `tokenizers.py`: text <-> ids, for a checkpoint and without one.
 
 No model, server, tau2 or torch here.
@@ -42,7 +43,7 @@ def make_codec(config: ChatConfig) -> ChatCodec:
 def fingerprint(codec: ChatCodec) -> str:
     """16 hex digits that name what a codec writes: the token ids of one fixed conversation.
 
-    A different tokenizer, chat template or system prompt gives another; it belongs to a run's identity.
+    A different tokenizer, chat template, system prompt or way to think gives another; it belongs to a run's identity.
     """
     from tau2rl.hashing import prefix_hash
     from tau2rl.types import CallTool, Message, Opening, Say
@@ -56,4 +57,5 @@ def fingerprint(codec: ChatCodec) -> str:
         ((Say(text="Done."),), Message(role="user", content="Thank you.")),
     ):
         ids = codec.extend(ids, codec.write(actions), (reply,))
-    return prefix_hash(ids)
+    thinking = getattr(getattr(codec, "chat", None), "thinking", "off")
+    return prefix_hash([*ids, *(b"" if thinking == "off" else thinking.encode())])

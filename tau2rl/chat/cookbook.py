@@ -12,17 +12,18 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date as Date
 from pathlib import Path
 from typing import Any
 
 from tau2rl.chat.parsing import CLOSE, OPEN, Dump, check_call, fail, read_call, read_json, readable, split_blocks, write_back
 from tau2rl.chat.proof import PLAIN, prove
 from tau2rl.chat.short_policies import SHORT_POLICIES
-from tau2rl.chat.template import TemplateChat
-from tau2rl.chat.tokenizers import ChatDict, Tokenizer, tokenizer_of
+from tau2rl.chat.template import TemplateChat, said
+from tau2rl.chat.tokenizers import ChatDict, Tokenizer, date_of, tokenizer_of
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn, UserError
-from tau2rl.types import Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
+from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, Think, Thinking, ToolSchema
 
 UPSTREAM = "https://github.com/jbarnes850/Tau2-RL-Pipeline"
 UPSTREAM_COMMIT = "c0d434b453719e149aac70452325f6e04ac086cf"
@@ -175,26 +176,35 @@ class CookbookCodec:
 
     stop: tuple[str, ...] = (CLOSE,)
 
-    def __init__(self, tokenizer: Tokenizer, *, compressed: bool = False, prompt: CookbookPrompt = OUR_PROMPT) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        compressed: bool = False,
+        prompt: CookbookPrompt = OUR_PROMPT,
+        thinking: Thinking = "off",
+        date: Date | None = None,
+    ) -> None:
         """Prove that the template is prefix-preserving. Raises UserError that says why it is not."""
         self._compressed = compressed
         self.prompt = prompt
-        self._chat = TemplateChat(tokenizer)
-        prove(self._chat, PLAIN)
+        self.chat = TemplateChat(tokenizer, thinking=thinking, date=date)
+        prove(self.chat, PLAIN)
+        self.append_only = thinking != "per-turn"
 
     @property
     def vocab_size(self) -> int:
         """Ids of the tokenizer are below it."""
-        return self._chat.tokenizer.vocab_size
+        return self.chat.tokenizer.vocab_size
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The template's end-of-turn token first, then the checkpoint's other ends."""
-        return self._chat.stop_token_ids
+        return self.chat.stop_token_ids
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn: the system prompt with policy and tools, then the messages from the user's first on."""
-        return self._chat.open(self.conversation(opening), None)
+        return self.chat.open(self.conversation(opening), None)
 
     def conversation(self, opening: Opening) -> list[ChatDict]:
         """A conversation as this protocol's chat messages, from the user's first on, the system message in front."""
@@ -207,7 +217,7 @@ class CookbookCodec:
         calls: list[CallTool] = []
         with suppress(MalformedTurn):  # a repair request follows such a turn, not a result
             calls += [action for action in self._read(completion_ids) if isinstance(action, CallTool)]
-        return self._chat.extend(prompt_ids, completion_ids, self._dicts(new_messages, calls))
+        return self.chat.extend(prompt_ids, completion_ids, self._dicts(new_messages, calls))
 
     def parse(self, completion_ids: Sequence[int], tools: Sequence[ToolSchema]) -> Actions:
         """`respond` is Say, everything else CallTool. Raises MalformedTurn, and nothing else."""
@@ -219,10 +229,21 @@ class CookbookCodec:
 
     def write(self, actions: Actions) -> list[int]:
         """The turn, up to the stop string. Raises ValueError for more than one action, or a message without text."""
-        return write_back(actions, lambda dump: self._chat.write("\n".join(_block(a, dump) for a in actions)), self._read)
+        body, thought = said(actions)
+        return write_back(actions, lambda dump: self.chat.write("\n".join(_block(a, dump) for a in body), thought), self._read)
+
+    def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
+        """See `ChatCodec.close_thoughts`."""
+        return self.chat.close_thoughts(completion_ids)
 
     def _read(self, completion_ids: Sequence[int]) -> Actions:
-        blocks = split_blocks(self._chat.read(completion_ids))
+        thought, text = self.chat.read(completion_ids)
+        action = self._action(text)
+        return (Think(text=thought), action) if thought and thought.strip() else (action,)
+
+    @staticmethod
+    def _action(text: str) -> Say | CallTool:
+        blocks = split_blocks(text)
         if not blocks.bodies:
             fail(MalformedKind.NO_CALL, f"every turn is one {OPEN} block; `{RESPOND}` sends a message")
         body, *more = blocks.bodies
@@ -233,7 +254,7 @@ class CookbookCodec:
         call = read_call(read_json(body))
         if call.name == DONE and call.arguments:
             fail(MalformedKind.WRONG_ARGUMENTS, f"`{DONE}` takes no arguments")
-        return (_said(call),) if call.name == RESPOND else (call,)
+        return _said(call) if call.name == RESPOND else call
 
     @staticmethod
     def _dicts(messages: Sequence[Message], calls: list[CallTool]) -> list[ChatDict]:
@@ -259,7 +280,10 @@ def codec(config: ChatConfig) -> CookbookCodec:
     Raises UserError: no tokenizer, a chat template that cannot be used, or a prompt file that is not the published one.
     """
     prompt = upstream_prompt(config.cookbook_prompt) if config.cookbook_prompt else OUR_PROMPT
-    return CookbookCodec(tokenizer_of(config), compressed=config.policy_text == "compressed", prompt=prompt)
+    compressed = config.policy_text == "compressed"
+    return CookbookCodec(
+        tokenizer_of(config), compressed=compressed, prompt=prompt, thinking=config.thinking, date=date_of(config)
+    )
 
 
 def call_text(call: CallTool) -> str:
@@ -280,6 +304,6 @@ def _said(call: CallTool) -> Say:
     return Say(text=content)
 
 
-def _block(action: Say | CallTool, dump: Dump) -> str:
-    call = CallTool(name=RESPOND, arguments={"content": action.text}) if isinstance(action, Say) else action
+def _block(action: Action, dump: Dump) -> str:
+    call = action if isinstance(action, CallTool) else CallTool(name=RESPOND, arguments={"content": action.text})
     return f'{OPEN}\n{{"name": {dump(call.name)}, "arguments": {dump(call.arguments)}}}\n{CLOSE}'

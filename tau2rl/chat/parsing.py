@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -14,7 +16,6 @@ from tau2rl.errors import MalformedTurn
 from tau2rl.types import Actions, CallTool, MalformedKind, ToolSchema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-THINK, UNTHINK = "<think>", "</think>"
 MAX_CHARS = 200_000  # more than six times what 4096 tokens, the default of a turn, can write
 MAX_DEPTH = 32  # tau2's tools need four
 
@@ -28,11 +29,11 @@ class Blocks:
     outside: str  # text between and after the blocks, "" when that is only white space
 
 
-def text_of(tokenizer: Tokenizer, body_ids: Sequence[int]) -> str:
-    """The text of a turn whose end token is gone. Raises MalformedTurn: too long, empty, or with control tokens inside."""
+def text_of(tokenizer: Tokenizer, body_ids: Sequence[int], control: frozenset[int] | None = None) -> str:
+    """The text of a turn whose end token is gone. Raises MalformedTurn: too long, empty, or with `control` tokens inside."""
     if len(body_ids) > MAX_CHARS:
         fail(MalformedKind.TOO_LONG, f"{len(body_ids)} tokens, where {MAX_CHARS} is the limit")
-    if not tokenizer.control_ids.isdisjoint(body_ids):
+    if not (tokenizer.control_ids if control is None else control).isdisjoint(body_ids):
         fail(MalformedKind.TEXT_OUTSIDE, "the turn goes on behind a token that ends or begins one")
     text = tokenizer.decode(body_ids)
     if len(text) > MAX_CHARS:
@@ -40,22 +41,6 @@ def text_of(tokenizer: Tokenizer, body_ids: Sequence[int]) -> str:
     if not text.strip():
         fail(MalformedKind.EMPTY, "the turn has no text")
     return text
-
-
-def without_thoughts(text: str) -> str:
-    """The turn behind its leading `<think>` block, if it has one. Raises MalformedTurn: never closed, or nothing behind it.
-
-    >>> without_thoughts("<think>Hm.</think>\\n\\nHello.")
-    'Hello.'
-    """
-    if not text.lstrip().startswith(THINK):
-        return text
-    _, closed, answer = text.partition(UNTHINK)
-    if not closed:
-        fail(MalformedKind.NO_CONTENT, f"{THINK} is never closed")
-    if not answer.strip():
-        fail(MalformedKind.NO_CONTENT, "the turn has thoughts and nothing else")
-    return answer.lstrip("\n")
 
 
 def split_blocks(text: str) -> Blocks:
@@ -106,6 +91,87 @@ def read_call(value: object) -> CallTool:
     if not isinstance(arguments, dict):
         fail(MalformedKind.ARGUMENTS_NOT_AN_OBJECT, "`arguments` must be a JSON object, not text or a list")
     return CallTool(name=name, arguments=cast("dict[str, Any]", arguments))
+
+
+PYTHON_WORDS: dict[str, Any] = {"True": True, "False": False, "None": None}  # some templates write these
+
+
+def typed(text: str, schema: Mapping[str, Any]) -> Any:
+    """A value that was written as text, with the type that its schema has; text where the schema has another.
+
+    Raises MalformedTurn for too many levels.
+
+    >>> [typed("123", {"type": kind}) for kind in ("string", "integer")], typed("True", {"type": "boolean"})
+    (['123', 123], True)
+    """
+    kinds = _kinds(schema)
+    if kinds == {"string"} or (isinstance(schema.get("enum"), list) and text in schema["enum"]):
+        return text
+    found = _literal(text.strip())
+    if found is _NOTHING:
+        return text
+    is_number = _kind(found) in ("integer", "number") and not kinds.isdisjoint({"integer", "number"})
+    return found if not kinds or is_number or _kind(found) in kinds else text
+
+
+_NOTHING = object()
+MAX_LITERAL = 20_000  # characters of a value in Python's words
+
+
+def _literal(text: str) -> Any:
+    """A JSON value that is no string, or a list or an object as Python writes them, which some templates do."""
+    if text in PYTHON_WORDS:
+        return PYTHON_WORDS[text]
+    if text not in ("true", "false", "null") and text[:1] not in tuple("-0123456789[{"):
+        return _NOTHING
+    try:
+        return read_json(text)
+    except MalformedTurn as error:
+        if error.kind is MalformedKind.TOO_DEEP:
+            raise
+    if text[0] in "[{" and len(text) <= MAX_LITERAL:
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            found = ast.literal_eval(text)
+            json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+            if isinstance(found, dict | list):
+                return cast("Any", found)
+    return _NOTHING
+
+
+def _kinds(schema: Mapping[str, Any]) -> set[str]:
+    """The JSON types that a schema admits; empty: any."""
+    found: set[str] = set()
+    if "type" in schema:
+        found |= {schema["type"]} if isinstance(schema["type"], str) else set(schema["type"])
+    for keyword in ("anyOf", "oneOf"):
+        for option in schema.get(keyword, ()):
+            inner = _kinds(option)
+            if not inner:
+                return set()
+            found |= inner
+    if "$ref" in schema:
+        return set()
+    if found and (schema.get("nullable") is True or schema.get("default", ...) is None):
+        found.add("null")
+    return found
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case None:
+            return "null"
+        case list():
+            return "array"
+        case _:
+            return "object"
 
 
 def check_call(call: CallTool, tools: Sequence[ToolSchema]) -> CallTool:

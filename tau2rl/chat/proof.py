@@ -1,26 +1,48 @@
-"""The proof that a chat template is prefix-preserving: conversations of every shape that an episode can take.
+"""The proof that a chat template does what the protocol promises, before the first episode or row: else a named refusal.
 
-Each is rendered whole by the template and, beside it, put together as an episode does. The two texts must be equal.
+- Planted marks (a tool, an argument, a result, a thought) stand in the text that the template writes.
+- The call that the template wrote is the call that we read, with every JSON type; so are two calls, and text beside one.
+- Conversations of every shape that an episode can take are rendered whole by the template and, beside it, put together as an
+  episode does. The two texts must be equal; thoughts aside, where the setting keeps what the template would drop.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from datetime import date as Date
+from typing import Any
 
-from tau2rl.chat.template import TemplateChat, chat_dicts
-from tau2rl.chat.tokenizers import ChatDict
-from tau2rl.types import CallTool, Message, ToolSchema
+from tau2rl.chat.families import FAMILIES, Hermes, schemas_of
+from tau2rl.chat.template import ANSWER, BASE, NEXT, THOUGHT, TemplateChat, chat_dicts
+from tau2rl.chat.tokenizers import ChatDict, Tokenizer
+from tau2rl.errors import MalformedTurn, UserError
+from tau2rl.types import Actions, CallTool, Message, Say, Think, Thinking, ToolSchema
 
-TOOLS: tuple[ToolSchema, ...] = (
+_PROPERTIES: dict[str, Any] = {
+    "order_id": {"type": "string", "description": "The order."},
+    "zip": {"type": "string", "description": "Digits."},
+    "limit": {"type": "integer", "description": "How many."},
+    "price": {"type": "number", "description": "Dollars."},
+    "urgent": {"type": "boolean", "description": "Now."},
+    "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "Text."},
+    "items": {"type": "array", "items": {"type": "string"}, "description": "Which."},
+    "address": {"type": "object", "properties": {"city": {"type": "string"}}, "description": "Where."},
+}
+TOOLS: tuple[ToolSchema, ...] = tuple(
     {
         "type": "function",
         "function": {
-            "name": "find",
+            "name": name,
             "description": "Find an order.",
-            "parameters": {"type": "object", "properties": {"order_id": {"type": "string"}}, "required": ["order_id"]},
+            "parameters": {"type": "object", "properties": _PROPERTIES, "required": ["order_id"]},
         },
-    },
+    }
+    for name in ("find_order", "act")
 )
+MARKS = {"a tool's name": "find_order", "the name of an argument": "order_id"}
+RESULT = "sent on 7 May"
+OWN_CODEC = "docs/models.md lists the formats that are read; a codec of your own (docs/library.md) takes any other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +58,24 @@ def _user(text: str) -> Message:
     return Message(role="user", content=text)
 
 
-def _says(text: str, *calls: CallTool) -> Message:
-    return Message(role="assistant", content=text, tool_calls=calls)
+def _says(text: str, *calls: CallTool, reasoning: str = "") -> Message:
+    return Message(role="assistant", content=text, tool_calls=calls, reasoning=reasoning)
 
 
 def _result(text: str) -> Message:
     return Message(role="tool", content=text)
 
 
-_FIND = CallTool(name="find", arguments={"order_id": "#W1"})
-_FIND_TWO = CallTool(name="find", arguments={"order_id": "#Ж 2"})
+def _find(**arguments: Any) -> CallTool:
+    return CallTool(name="find_order", arguments=arguments)
+
+
+_FIND = _find(order_id="#W1")
+_FIND_TWO = _find(order_id="#Ж 2", limit=2)
+_ACT = CallTool(name="act", arguments={"order_id": "7"})
 _THINKING = Probe(
     name="thinking in an earlier turn",
-    messages=(
-        _user("Hi."),
-        _says("<think>\nA greeting.\n</think>\n\nGood day."),
-        _user("I need help."),
-        _says("With what?"),
-        _user("This."),
-    ),
+    messages=(_user("Hi."), _says("Good day.", reasoning=THOUGHT), _user("I need help."), _says("With what?"), _user("This.")),
 )
 PLAIN: tuple[Probe, ...] = (
     _THINKING,
@@ -76,6 +97,19 @@ TOOL_USE: tuple[Probe, ...] = (
         tools=TOOLS,
     ),
     Probe(
+        name="a tool call behind a thought",
+        messages=(
+            _user("Where is it?"),
+            _says("", _FIND, reasoning=THOUGHT),
+            _result("sent"),
+            _says("", _ACT, reasoning="Another thought."),
+            _result("done"),
+            _says("On its way.", reasoning="A last one."),
+            _user("Thanks."),
+        ),
+        tools=TOOLS,
+    ),
+    Probe(
         name="several tool calls in one turn",
         messages=(
             _user("Où sont-ils ?"),
@@ -90,36 +124,146 @@ TOOL_USE: tuple[Probe, ...] = (
         tools=TOOLS,
     ),
 )
+_TYPES: tuple[tuple[str, CallTool], ...] = (
+    ("no arguments", CallTool(name="act", arguments={})),
+    ("text arguments", _find(order_id='#W1 "Ж" </parameter> {x}\n\nsecond line', zip="00123")),
+    ("a text argument that reads as another type", _find(order_id="null", zip="true")),
+    ("numbers", _find(order_id="", limit=123, price=-2.5)),
+    ("true, false and null", _find(order_id="a", urgent=True, note=None)),
+    ("a list and an object", _find(order_id="a", items=["x", "1"], address={"city": "Zürich", "units": [1, {"deep": None}]})),
+)
+
+
+def family_chat(tokenizer: Tokenizer, thinking: Thinking, date: Date | None) -> TemplateChat:
+    """The template with the family that reads the calls that it writes. Raises UserError: it shows no tools, or nobody does."""
+    plain = TemplateChat(tokenizer, thinking=thinking, date=date)
+    shown = plain.render(BASE, TOOLS, generation=True)
+    if missing := [what for what, mark in MARKS.items() if mark not in shown]:
+        hint = "choose a checkpoint made for tool use, or chat.protocol=cookbook, which shows them in its own system prompt"
+        raise plain.refusal(f"it does not show the tools to the model: {missing[0]} is not in the prompt", hint)
+    call = chat_dicts([_says("", _find(order_id=ANSWER, limit=3))])[0]
+    before = plain.render(BASE, TOOLS, generation=False)
+    whole = plain.render([*BASE, call], TOOLS, generation=False)
+    if not whole.startswith(before):
+        raise plain.refusal("it writes the beginning of a conversation otherwise once something follows")
+    written = whole[len(before) :]
+    if ANSWER not in written or "find_order" not in written:
+        raise plain.refusal("it does not write the tool calls of earlier turns, so that a model would not know what it did")
+    complaints: list[UserError] = []
+    for family in FAMILIES:
+        try:
+            if (chat := _speaks(tokenizer, family, thinking, date, call)) is not None:
+                return chat
+        except UserError as error:
+            complaints += [error] if len(family.call_open) > 1 and family.call_open in written else []
+    if complaints:
+        raise complaints[0]
+    raise plain.refusal(f"it writes a tool call as {_short(written)}, a format that is not read here", OWN_CODEC)
+
+
+def _speaks(tokenizer: Tokenizer, family: Hermes, thinking: Thinking, date: Date | None, call: ChatDict) -> TemplateChat | None:
+    """The template with this family, None where it does not read the call. Raises UserError."""
+    chat = TemplateChat(tokenizer, family, thinking=thinking, date=date)
+    chat.learn_calls()
+    ids = tokenizer.encode(chat.written(call))
+    return chat if _read(chat, ids) == (_find(order_id=ANSWER, limit=3),) else None
 
 
 def prove(chat: TemplateChat, probes: tuple[Probe, ...]) -> None:
-    """Compare the template's text with the text of an episode, turn by turn. Raises UserError that names what differs."""
+    """Compare what the template writes with what is read and put together. Raises UserError that names what differs."""
+    _prove_thinking(chat)
+    if probes is TOOL_USE:
+        _prove_calls(chat)
     for probe in probes:
-        _prove(chat, probe)
+        if not (chat.one_call and any(len(m.tool_calls) > 1 for m in probe.messages)):
+            _prove(chat, probe)
+
+
+def _prove_thinking(chat: TemplateChat) -> None:
+    if chat.thinking == "off":
+        if chat.opens_thinking or chat.family.thinks_always:
+            how = "per-turn" if chat.family.thinks_always else "keep"
+            raise chat.refusal("its model always thinks", f"chat.thinking={how} lets it")
+        return
+    turns = ((_says(ANSWER, reasoning=THOUGHT), Say(text=ANSWER)), (_says("", _FIND, reasoning=THOUGHT), _FIND))
+    # Gemma 4 writes thoughts before calls alone.
+    found = [_read(chat, chat.tokenizer.encode(chat.written(chat_dicts([m])[0]))) == (Think(text=THOUGHT), a) for m, a in turns]
+    if not any(found):
+        raise chat.refusal("it does not write thoughts", "chat.thinking=off, the default, is for a model that has none")
+    if chat.thinking == "per-turn" and THOUGHT in chat.hole():
+        raise chat.refusal(
+            "it keeps the thoughts of earlier turns", "chat.thinking=keep is the same for this template, and cheaper"
+        )
+    if chat.thinking == "keep":
+        full = chat.render([*BASE, {"role": "assistant", "content": ANSWER}, NEXT], None, generation=False)
+        if not full.partition(ANSWER)[2].startswith(chat.end_text):
+            raise chat.refusal("it ends a turn otherwise once something follows", "chat.thinking=per-turn writes it as it does")
+
+
+def _prove_calls(chat: TemplateChat) -> None:
+    cases: list[tuple[str, Message, Actions]] = [(name, _says("", call), (call,)) for name, call in _TYPES]
+    if chat.family.text_beside:
+        cases.append(("text beside a call", _says("One moment.", _FIND), (Say(text="One moment."), _FIND)))
+    if not chat.one_call:
+        cases.append(("two calls", _says("", _FIND, _FIND_TWO), (_FIND, _FIND_TWO)))
+    if chat.thinking != "off":
+        cases.append(("a thought before a call", _says("", _FIND, reasoning=THOUGHT), (Think(text=THOUGHT), _FIND)))
+    for name, message, actions in cases:
+        ids = chat.tokenizer.encode(chat.written(chat_dicts([message])[0]))
+        found = _read(chat, ids)
+        if found != actions:
+            was = found if isinstance(found, str) else ", ".join(map(repr, found))
+            raise chat.refusal(f"a turn with {name} does not come back as it was written: {was[:200]}", OWN_CODEC)
+    begun = chat.suffix([{"role": "tool", "content": RESULT}], ("act",))[1]
+    if RESULT not in begun:
+        raise chat.refusal("it does not show the results of tools to the model", OWN_CODEC)
+    opens = begun.rstrip().endswith(chat.family.thought[0])
+    if chat.thinking != "off" and opens != chat.opens_thinking:
+        raise chat.refusal("it begins a thought behind some messages and not behind others", "chat.thinking=off")
+
+
+def _read(chat: TemplateChat, ids: list[int]) -> Actions | str:
+    try:
+        return chat.actions(ids, schemas_of(TOOLS))
+    except MalformedTurn as error:
+        return f"{error.kind.value}: {error.message}"
 
 
 def _prove(chat: TemplateChat, probe: Probe) -> None:
-    messages: list[ChatDict] = [{"role": "system", "content": "Follow the policy."}, *chat_dicts(probe.messages)]
+    thinks = chat.thinking != "off"
+    told = chat_dicts([_without_text_beside(m) if not chat.family.text_beside else m for m in probe.messages])
+    messages: list[ChatDict] = [{"role": "system", "content": "Follow the policy."}, *(_kept(m, thinks=thinks) for m in told)]
     where = f"in a conversation with {probe.name}"
     user = next(i for i, m in enumerate(messages) if m["role"] == "user")  # a greeting before it is part of the opening
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > user]
+    encode, decode = chat.tokenizer.encode, chat.tokenizer.decode
     text = chat.render(messages[: turns[0]], probe.tools, generation=True)
-    for turn, following in zip(turns, [*turns[1:], len(messages)], strict=True):
-        answered = chat.render(messages[: turn + 1], probe.tools, generation=False)
-        if not answered.startswith(text) or not answered.endswith(chat.closing):
-            raise chat.refusal(f"an assistant turn does not follow on its prompt {where}")
-        whole = chat.render(messages[:following], probe.tools, generation=True)
-        if not whole.startswith(answered):
-            raise chat.refusal(f"it writes an earlier turn differently later on {where}")
-        new = _numbered(messages[turn + 1 : following])
-        if whole != answered.removesuffix(chat.closing) + chat.suffix(new):
-            raise chat.refusal(f"what it writes for a new message depends on more than the message {where}")
-        text = whole
-    if chat.tokenizer.decode(chat.tokenizer.encode(text)) != text:
+    if decode(encode(text)) != text:
         raise chat.refusal(f"its tokenizer does not give back the text that it was given {where}")
+    ids = encode(text)
+    for turn, following in zip(turns, [*turns[1:], len(messages)], strict=True):
+        ids = chat.extend(ids, encode(chat.written(messages[turn])), messages[turn + 1 : following])
+        whole = chat.render(messages[:following], probe.tools, generation=True)
+        ours = decode(ids)
+        if _comparable(chat, ours) != _comparable(chat, decode(encode(whole))):
+            raise chat.refusal(f"it writes an earlier turn or a new message otherwise later on {where}")
 
 
-def _numbered(new: list[ChatDict]) -> list[ChatDict]:
-    """The messages with call ids counted from 0, as an episode's continuation has them."""
-    ids = iter(range(len(new)))
-    return [{**m, "tool_call_id": f"call{next(ids):05d}"} if m["role"] == "tool" else m for m in new]
+def _without_text_beside(message: Message) -> Message:
+    return replace(message, content="") if message.tool_calls else message
+
+
+def _kept(message: ChatDict, *, thinks: bool) -> ChatDict:
+    return message if thinks else {key: value for key, value in message.items() if key not in ("reasoning_content", "thinking")}
+
+
+def _comparable(chat: TemplateChat, text: str) -> str:
+    """The text without empty thoughts, or without any where those stay that the template would drop."""
+    if chat.thinking == "per-turn":
+        start, close = map(re.escape, chat.family.thought)
+        return re.sub(rf"{start}\s*{close}\n*", "", text)
+    return chat.family.without_thoughts(text, chat.header, "")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 120 else f"{text[:120]}...")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from importlib import import_module
 from itertools import groupby
@@ -18,6 +19,7 @@ from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
 
 ChatDict = dict[str, Any]  # one message as chat templates read it: {"role", "content"[, "tool_calls"][, "tool_call_id"]}
+PINNED_DATE = "pinned_date"  # among the variables of a rendering: the day that `strftime_now` tells
 TURN_TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>")  # part of a turn, also where a tokenizer marks them special
 REPLACEMENT = "\ufffd"  # stands for whatever is not text: broken UTF-8, ids outside the vocabulary
 
@@ -54,9 +56,14 @@ class Tokenizer(Protocol):
         ...
 
     def render(
-        self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None, *, add_generation_prompt: bool
+        self,
+        messages: Sequence[ChatDict],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The conversation as the chat template writes it. Raises what the template raises."""
+        """The conversation as the chat template writes it, told `variables` besides. Raises what the template raises."""
         ...
 
 
@@ -114,13 +121,46 @@ class HFTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def render(
-        self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None, *, add_generation_prompt: bool
+        self,
+        messages: Sequence[ChatDict],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as the checkpoint's template writes it; see `Tokenizer.render`."""
         text = self._tokenizer.apply_chat_template(
-            list(messages), tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=add_generation_prompt
+            list(messages),
+            tools=list(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **self._told(variables or {}),
         )
         return str(text)
+
+    def _told(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables; in place of a date, the template with that date written out."""
+        told = {key: value for key, value in variables.items() if key != PINNED_DATE}
+        if PINNED_DATE not in variables:
+            return told
+        template = self._tokenizer.get_chat_template()
+        return {**told, "chat_template": with_date(template, variables[PINNED_DATE])}
+
+
+@lru_cache(maxsize=8)
+def with_date(template: str, today: date) -> str:
+    """A chat template whose calls of `strftime_now` are replaced by what they say on a day. Raises ValueError for other calls.
+
+    >>> with_date('{{ strftime_now("%Y-%m-%d") }}', date(2026, 1, 31))
+    '{{ "2026-01-31" }}'
+    """
+    pinned = _NOW.sub(lambda found: json.dumps(today.strftime(found[2])), template)
+    if "strftime_now(" in pinned:
+        raise ValueError("it writes the date in a way that cannot be pinned")
+    return pinned
+
+
+_NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
@@ -160,6 +200,11 @@ def tokenizer_of(config: ChatConfig) -> Tokenizer:
     return load_tokenizer(config.tokenizer)
 
 
+def date_of(config: ChatConfig) -> date | None:
+    """The date that templates are told; None: nobody said."""
+    return date.fromisoformat(config.date) if config.date else None
+
+
 CONTROL = {"<|im_start|>": 256, "<|im_end|>": 257}
 _CONTROL_TEXT = {number: text for text, number in CONTROL.items()}
 _SPLIT = re.compile("(" + "|".join(map(re.escape, CONTROL)) + ")")
@@ -188,11 +233,17 @@ For each function call, return a json object with function name and arguments wi
 {% elif system -%}
 {{ turn("system", system) }}
 {%- endif -%}
+{%- set asked = namespace(last=-1) -%}
+{%- for message in messages -%}
+{%- if message.role == "user" -%}{%- set asked.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
 {%- for message in messages -%}
 {%- set text = message.content or "" -%}
 {%- if message.role == "assistant" -%}
 <|im_start|>assistant
-{{ text }}
+{{ "<think>\n" ~ message.reasoning_content ~ "\n</think>\n\n"
+   if enable_thinking and message.reasoning_content and (preserve_thinking or loop.index0 > asked.last) else "" }}
+{{- text }}
 {%- for call in message.tool_calls or [] -%}
 {%- set arguments = call.function.arguments -%}
 {{ "\n" if text or not loop.first else "" }}<tool_call>
@@ -244,10 +295,16 @@ class ByteTokenizer:
         )
 
     def render(
-        self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None, *, add_generation_prompt: bool
+        self,
+        messages: Sequence[ChatDict],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation in ChatML; see `Tokenizer.render`."""
-        return _template().render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        told = {**(variables or {}), "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return _template().render(told)
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from tau2rl.chat.parsing import Dump, check_call, fail, read_call, read_json, te
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn
-from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, ToolSchema
+from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Opening, Say, Think, ToolSchema
 
 NEWLINE = 10
 _BYTES = ByteTokenizer()
@@ -22,6 +22,7 @@ _BYTES = ByteTokenizer()
 class TranscriptCodec:
     """`types.ChatCodec` without a tokenizer; see `chat/__init__.py`. `read` gives a prompt back as messages."""
 
+    append_only = True
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = (NEWLINE,)
     vocab_size = 256  # bytes
@@ -48,6 +49,10 @@ class TranscriptCodec:
         """The line, newline included. Raises ValueError for actions that no message performs."""
         return write_back(actions, lambda dump: list(f"{line(Message.of(actions), dump)}\n".encode()), self._read)
 
+    def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
+        """[]: a line's thoughts are a field of it."""
+        return []
+
     def _read(self, completion_ids: Sequence[int]) -> Actions:
         body = completion_ids[:-1] if completion_ids and completion_ids[-1] == NEWLINE else completion_ids
         text = text_of(_BYTES, body)
@@ -59,7 +64,8 @@ class TranscriptCodec:
         said: tuple[Action, ...] = (Say(text=message.content),) if message.content.strip() else ()
         if not said and not message.tool_calls:
             fail(MalformedKind.NO_CONTENT, "a message without content or tool calls")
-        return (*said, *message.tool_calls)
+        thought: tuple[Action, ...] = (Think(text=message.reasoning),) if message.reasoning.strip() else ()
+        return (*thought, *said, *message.tool_calls)
 
 
 def codec(config: ChatConfig) -> TranscriptCodec:
@@ -96,6 +102,8 @@ def line(message: Message, dump: Dump = json.dumps) -> str:
     '{"role": "user", "content": "Hi"}'
     """
     fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        fields["reasoning_content"] = message.reasoning
     if message.tool_calls:
         fields["tool_calls"] = [{"name": c.name, "arguments": c.arguments} for c in message.tool_calls]
     if message.error:
@@ -108,12 +116,16 @@ def read_message(value: object) -> Message:
     if not isinstance(value, dict):
         fail(MalformedKind.NOT_AN_OBJECT, "a message must be a JSON object")
     fields = cast("dict[str, Any]", value)
-    content, calls = fields.get("content"), fields.get("tool_calls")
+    content, calls, reasoning = fields.get("content"), fields.get("tool_calls"), fields.get("reasoning_content")
     if fields.get("role") not in ("system", "user", "assistant", "tool"):
         fail(MalformedKind.NO_CONTENT, "a message needs a `role`")
     if not isinstance(content, str | None):
         fail(MalformedKind.NO_CONTENT, "`content` must be text")
+    if not isinstance(reasoning, str | None):
+        fail(MalformedKind.NO_CONTENT, "`reasoning_content` must be text")
     if not isinstance(calls, list | None):
         fail(MalformedKind.NOT_AN_OBJECT, "`tool_calls` must be a list of objects")
     made = tuple(read_call(call) for call in cast("list[Any]", calls or []))
-    return Message(role=fields["role"], content=content or "", tool_calls=made, error=fields.get("error") is True)
+    return Message(
+        role=fields["role"], content=content or "", tool_calls=made, error=fields.get("error") is True, reasoning=reasoning or ""
+    )

@@ -129,6 +129,7 @@ COMMANDS = {
         summary="Print the versions of tau2rl, of Python and of the libraries that a result depends on.",
     ),
     "tasks": Late(where="tau2rl.cli.tasks:app", panel=LOOK, summary="Look at the benchmark's tasks."),
+    "chat": Late(where="tau2rl.cli.chat:app", panel=LOOK, summary="Look at what a chat template writes."),
     "config": Late(where="tau2rl.cli.config:app", panel=SETUP, summary="Look at settings."),
 }
 

@@ -11,7 +11,7 @@ import typer
 import tau2rl
 from tau2rl import console
 from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, user_settings
-from tau2rl.config import EvalConfig, UserConfig, build, load
+from tau2rl.config import ChatConfig, EvalConfig, UserConfig, build, load
 from tau2rl.doctor import USES, examine
 from tau2rl.doctor.services import Check
 from tau2rl.errors import UserError
@@ -32,6 +32,10 @@ def doctor(
             "--user-model", help="Look for the key of this litellm model, or `scripted`.", metavar="NAME", rich_help_panel=RUN
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="Prove the chat template of this checkpoint too.", metavar="DIR", rich_help_panel=RUN),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has and lacks, with a hint for each gap.
@@ -46,10 +50,14 @@ def doctor(
     if config or sets:
         # An evaluation must name its tokenizer; whether its servers answer can be asked without one.
         first = [] if config or any(item.startswith("chat.") for item in sets or ()) else ["chat.tokenizer=bytes"]
-        chosen = load(EvalConfig, config, first + (sets or []), user_settings(user_model))
+        last = [f"chat.tokenizer={tokenizer}"] if tokenizer else []
+        chosen = load(EvalConfig, config, [*first, *(sets or []), *last], user_settings(user_model))
         asked = {"user": chosen.user, "policy": chosen.policy, "address": chosen.launch.address}
+        asked |= {} if first and not tokenizer else {"chat": chosen.chat}
     elif user_model:
         asked = {"user": build(UserConfig, {"kind": "scripted"} if user_model == "scripted" else {"model": user_model})}
+    if tokenizer and "chat" not in asked:
+        asked["chat"] = build(ChatConfig, {"tokenizer": tokenizer})
     checks: list[Check] = []
     for check in examine(use, **asked):
         checks.append(check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -54,9 +55,14 @@ def _without_password(url: str) -> str:
     return url
 
 
+def _iso_date(text: str) -> str:
+    return date.fromisoformat(text).isoformat()
+
+
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 Reference = Annotated[str, AfterValidator(_reference)]
 Module = Annotated[str, AfterValidator(_module)]
+IsoDate = Annotated[str, AfterValidator(_iso_date)]
 Url = Annotated[str, AfterValidator(_without_password)]
 
 

@@ -122,6 +122,8 @@ IDLE: tuple[Idle, ...] = (
     # how messages become tokens
     *(Idle(f"chat.{key}", {"chat.protocol": Other(than=("cookbook",))}) for key in ("policy_text", "cookbook_prompt")),
     Idle("chat.tokenizer", {"chat.protocol": ("transcript",)}),
+    *(Idle(f"chat.{key}", {"chat.protocol": ("transcript",)}) for key in ("thinking", "date")),
+    Idle("chat.thinking_tokens", {"chat.thinking": ("off",)}),
     # episodes and scores
     Idle("rollout.worker_memory_gb", {"rollout.workers": UNSET}),
     Idle("reward.normalise", {"reward.alpha": (0,)}),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tau2rl.config.base import Reference, Section, Url, VariableName, WordOrReference
+from tau2rl.config.base import IsoDate, Reference, Section, Url, VariableName, WordOrReference
 
 PolicyKind = Annotated[str, AfterValidator(WordOrReference("sglang", "api", "local", "gold", "do-nothing", "always-transfer"))]
 ChatProtocol = Annotated[str, AfterValidator(WordOrReference("native", "cookbook", "transcript"))]
@@ -107,6 +107,13 @@ class ChatConfig(Section):
     """What a codec of your own is made with, beside the tokenizer."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
+    thinking: Literal["off", "keep", "per-turn"] = "off"
+    """`off`: the model is told not to think, in its template's own way. `keep`: thoughts stay in the conversation where they
+    were sampled. `per-turn`: earlier thoughts are taken out as the template does it, and each turn is a training sample."""
+    thinking_tokens: int | None = Field(default=None, ge=1)
+    """At most so many tokens of thought a turn, then the thought is closed and the turn goes on; default: no such limit."""
+    date: IsoDate | None = None
+    """Today's date as a template that writes it is told, `2026-01-31`. Such a template is refused without it."""
     policy_text: Literal["full", "compressed"] = "full"
     """`cookbook`: the domain's whole policy, or the cookbook's short form."""
     cookbook_prompt: Path | None = None

@@ -6,7 +6,8 @@ all others are rendered from their messages. How rows are read is `data/rows.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 from tau2rl.chat import fingerprint
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
-from tau2rl.chat.template import TemplateChat, chat_dicts
+from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.data.rows import BadRow, Row, exact_sample, read_row
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
 from tau2rl.types import Episode, Message, Say, TrainingSample
+
+log = logging.getLogger(__name__)
 
 
 def pack(episode: Episode) -> TrainingSample:
@@ -56,12 +59,24 @@ def pack(episode: Episode) -> TrainingSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """A row that was left out: `Dropped(id="17", at="rows.jsonl:17", reason="too long", tokens=9120)`."""
+    """A row that was left out: `Dropped(id="17", at="rows.jsonl:17", reason=TOO_LONG, tokens=9120)`."""
 
     id: str
     at: str  # file and line
     reason: str
     tokens: int | None = None
+
+
+TOO_LONG = "too long"  # the reason of a row that has more tokens than are allowed
+NAMED = 20  # rows that a line of the log names
+
+
+def warn_of_long_rows(dropped: Sequence[Dropped], *, max_tokens: int) -> None:
+    """Name in the log, before anything is trained, the rows that are left out for their length."""
+    long = [row for row in dropped if row.reason == TOO_LONG]
+    if long:
+        names = ", ".join(f"{row.at} ({row.tokens})" for row in long[:NAMED]) + (", ..." if len(long) > NAMED else "")
+        log.warning("%d rows have more than %d tokens and are left out: %s", len(long), max_tokens, names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +119,8 @@ class RowEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises UserError when the template cannot be used."""
         self._vocab_size = tokenizer.vocab_size
-        self._chat = TemplateChat(tokenizer)
         self._codec = NativeCodec(tokenizer)
+        self._chat = self._codec.chat
         self._fingerprints = _fingerprints(tokenizer, self._codec)
 
     def sampled(self, row: Row, data: Mapping[str, Any]) -> TrainingSample | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tau2rl.config import PolicyConfig, UserConfig, build
+from tau2rl.config import ChatConfig, PolicyConfig, UserConfig, build
 from tau2rl.doctor import machine, services
 from tau2rl.doctor.services import Check
 
@@ -14,7 +14,12 @@ FREE_MEMORY_GIB = {"laptop": 2, "eval": 2, "train": 64}
 
 
 def examine(
-    use: str, *, user: UserConfig | None = None, policy: PolicyConfig | None = None, address: str | None = None
+    use: str,
+    *,
+    user: UserConfig | None = None,
+    policy: PolicyConfig | None = None,
+    address: str | None = None,
+    chat: ChatConfig | None = None,
 ) -> Iterator[Check]:
     """Every check for a use of `USES`, one at a time: also that this user, this policy and this cluster can be reached.
 
@@ -41,6 +46,8 @@ def examine(
     yield services.check_keys()
     yield services.check_user(user)
     yield services.check_policy(policy)
+    if chat is not None and chat.tokenizer:
+        yield services.check_template(chat)
     yield machine.check_cores()
     yield machine.check_memory(FREE_MEMORY_GIB[use])
     yield machine.check_disk(FREE_DISK_GIB[use])

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from tau2rl import settings
-from tau2rl.config import PolicyConfig, UserConfig
+from tau2rl.config import ChatConfig, PolicyConfig, UserConfig
 from tau2rl.errors import UserError
 from tau2rl.settings import LOOPBACK
 
@@ -177,3 +177,17 @@ def _provider(model: str) -> str:
 
 def _reachable(name: str, there: bool, where: str, hint: str) -> Check:
     return need(name, there, f"{where} {'answers' if there else 'does not answer'}", hint)
+
+
+def check_template(chat: ChatConfig) -> Check:
+    """Whether the chat template of a tokenizer can be used as these settings say."""
+    from tau2rl.chat import make_codec
+    from tau2rl.chat.cookbook import CookbookCodec
+    from tau2rl.chat.native import NativeCodec
+
+    try:
+        codec = make_codec(chat)
+    except UserError as error:
+        return Check(name="chat template", state="missing", detail=error.message, hint=error.hint)
+    detail = f"calls as {codec.chat.family.name}" if isinstance(codec, (NativeCodec, CookbookCodec)) else "a codec of your own"
+    return Check(name="chat template", state="ok", detail=f"`{chat.tokenizer}`: {detail}")

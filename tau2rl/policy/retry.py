@@ -202,6 +202,7 @@ def says_context_exceeded(text: str) -> bool:
 
 
 OVERLOADED = 529  # Anthropic's, and of servers that follow it
+ENGINE_GONE = "error sending request for url"  # HTTP 500 of sglang-router, whose engine dropped the connection
 FOR_GOOD = ("insufficient_quota", "exceeded your current quota", "billing")  # 429 of an account, which no waiting mends
 
 
@@ -220,7 +221,7 @@ def failure_of(
     limited = status in (429, OVERLOADED) or (status in busy and retry_after is not None)
     if limited and not any(words in whole for words in FOR_GOOD):
         return RateLimited(f"`{server}` is overloaded: HTTP {status}: `{said}`", retry_after=retry_after)
-    if status in busy:
+    if status in busy or (status == 500 and ENGINE_GONE in whole):
         return Unavailable(f"`{server}` is overloaded: HTTP {status}: `{said}`")
     return PolicyFailure(f"the server answered HTTP {status}: `{said}`")
 

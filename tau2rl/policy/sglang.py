@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import logging
 import string
 import uuid
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from tau2rl.config import PolicyConfig
-from tau2rl.errors import PolicyFailure, UserError
+from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
 from tau2rl.policy.http import Connections, Unreachable, read_json
 from tau2rl.policy.retry import Throttle, Unavailable, complete_with_retries, failure_of
 from tau2rl.policy.sglang_format import build_request, read_completion
+from tau2rl.policy.sglang_load import OLD_WORKERS, WORKERS, worker_urls
 from tau2rl.types import Completion
 
 if TYPE_CHECKING:
@@ -67,6 +69,10 @@ class SGLangPolicy:
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
         """Sample one turn; see `types.Policy`. Raises PolicyFailure."""
         limit = min(max_tokens, self._sampling.max_tokens)
+        if (context := self._server.context) is not None:  # a server refuses to be asked for more than there is room for
+            limit = min(limit, context - len(prompt_ids))
+            if limit <= 0:
+                raise ContextExceeded(f"a prompt of {len(prompt_ids)} tokens fills the {context} tokens of the server's context")
         call = functools.partial(self._ask, prompt_ids, seed=seed, session=session, max_tokens=limit)
         return await complete_with_retries(call, self._config, throttle=self._throttle, server=self._server.url)
 
@@ -98,7 +104,10 @@ BUSY = (502, 503, 504)
 ROUTING_HEADER = "X-SMG-Routing-Key"  # the router's key of prefix-cache affinity
 CONNECT_SECONDS = 10.0
 ABORT_SECONDS = 2.0
+ENGINE_SECONDS = 5.0  # for an engine behind a router to say that it is there
 ANSWER_BYTES, TOKEN_BYTES = 2**20, 256  # of an answer, and for each token in it: id twice, log-probability, text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +115,8 @@ class Described:
     """What a server says that it serves: `Described(model="Qwen/Qwen3-4B", context=32768)`."""
 
     model: str
-    context: int | None  # routers do not tell
+    context: int | None  # None: it does not say
+    by_engine: bool = True  # and not only what a router remembers of one
 
     def __str__(self) -> str:
         return self.model if self.context is None else f"{self.model}, {self.context} tokens of context"
@@ -123,6 +133,7 @@ class Server:
         self.url = _base_url(url)
         self._http = Connections(self.url, connect_seconds=min(CONNECT_SECONDS, timeout_seconds))
         self._aborts: set[asyncio.Task[None]] = set()
+        self.context: int | None = None  # tokens; known once `describe` asked, where the server says it
 
     async def aclose(self) -> None:
         """Close the connections, after the last abort requests went out; safe to call twice."""
@@ -161,6 +172,7 @@ class Server:
                 f"no SGLang server answers at `{self.url}`",
                 hint="start one with `python -m sglang.launch_server --model-path MODEL --port PORT`, or set `policy.url`",
             ) from None
+        self.context = found.context
         if context_tokens is not None and found.context is not None and found.context < context_tokens:
             raise UserError(
                 f"`{self.url}` has {found.context} tokens of context, fewer than `limits.context_tokens` = {context_tokens}",
@@ -187,26 +199,63 @@ class Server:
             raise UserError(
                 f"the server at `{self.url}` is not ready: HTTP {health.status}", hint="loading a model takes minutes"
             )
-        models = await self._get_object("/v1/models")
-        # `/get_model_info` is the older name; routers have only that one.
-        info = await self._get_object("/model_info") or await self._get_object("/get_model_info")
-        if not models and not info:
+        listed = await _get_object(self._http, WORKERS) or await _get_object(self._http, OLD_WORKERS)
+        if engine := await self._answering(worker_urls(listed)):
+            return engine
+        found = await _card(self._http)  # of an engine, or of one that only the router reaches
+        if found is not None and (not listed or found.by_engine):
+            return found
+        if listed:
             raise UserError(
-                f"what answers at `{self.url}` is not an SGLang server", hint="`policy.url` names the server or router"
+                f"no engine answers behind the router at `{self.url}`",
+                hint="it lists them at /workers; start one, and add it there or with --worker-urls",
             )
-        card = _first(models.get("data"))
-        length = card.get("max_model_len")
-        name = info.get("model_path") or card.get("id") or "unnamed model"
-        return Described(model=str(name), context=length if isinstance(length, int) else None)
+        raise UserError(f"what answers at `{self.url}` is not an SGLang server", hint="`policy.url` names the server or router")
 
-    async def _get_object(self, path: str) -> dict[str, Any]:
-        """The JSON object at `path`; empty when there is none."""
-        response = await self._http.get(path)
-        with suppress(ValueError):
-            value: Any = orjson.loads(response.body)
-            if response.status == 200 and isinstance(value, dict):
-                return cast("dict[str, Any]", value)
-        return {}
+    async def _answering(self, engines: Sequence[str]) -> Described | None:
+        """What the first engine that answers says of itself, which a router does not; those that do not answer are logged.
+
+        A router itself finds out after minutes that an engine died.
+        """
+
+        async def ask(url: str) -> Described | None:
+            http = Connections(url, connect_seconds=ENGINE_SECONDS)
+            try:
+                async with asyncio.timeout(ENGINE_SECONDS):
+                    return await _card(http)
+            except (TimeoutError, Unreachable, PolicyFailure):
+                return None
+            finally:
+                await http.aclose()
+
+        said = await asyncio.gather(*map(ask, engines))
+        answered = [each for each in said if each is not None]
+        for url in (url for url, each in zip(engines, said, strict=True) if each is None and answered):
+            log.warning("behind the router at `%s` the engine `%s` does not answer", self.url, url)
+        return answered[0] if answered else None
+
+
+async def _card(http: Connections) -> Described | None:
+    """What an engine or a router says of its model; None when that is nothing."""
+    models = await _get_object(http, "/v1/models")
+    # `/get_model_info` is the older name; routers have only that one, and pass it on to an engine.
+    info = await _get_object(http, "/model_info") or await _get_object(http, "/get_model_info")
+    if not models and not info:
+        return None
+    card = _first(models.get("data"))
+    length = card.get("max_model_len")
+    name = info.get("model_path") or card.get("id") or "unnamed model"
+    return Described(model=str(name), context=length if isinstance(length, int) else None, by_engine=bool(info))
+
+
+async def _get_object(http: Connections, path: str) -> dict[str, Any]:
+    """The JSON object at `path`; empty when there is none."""
+    response = await http.get(path)
+    with suppress(ValueError):
+        value: Any = orjson.loads(response.body)
+        if response.status == 200 and isinstance(value, dict):
+            return cast("dict[str, Any]", value)
+    return {}
 
 
 def _first(value: Any) -> dict[str, Any]:

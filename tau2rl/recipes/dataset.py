@@ -33,7 +33,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.types import CallTool, ChatCodec, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn
+from tau2rl.types import CallTool, ChatCodec, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
 
 FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
 PROGRESS_EVERY = 1000
@@ -136,7 +136,7 @@ def signature(episode: Episode) -> str:
     done = [
         [action.name, action.arguments] if isinstance(action, CallTool) else "say"
         for turn in episode.turns
-        for action in turn.actions
+        for action in without_thoughts(turn.actions)
     ]
     return hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -11,7 +11,7 @@ from tau2rl.config import GrpoConfig
 from tau2rl.env.domain import env_identity
 from tau2rl.env.tasks import refuse_held_out, refuse_leak, select
 from tau2rl.env.user_simulator import check_key
-from tau2rl.recipes.training import backend_for, conclude, planned
+from tau2rl.recipes.training import backend_for, conclude, planned, refuse_long_episodes
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -33,7 +33,9 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     if plan.user is None and config.user.kind == "llm":
         check_key(config.user)
 
-    parent = described_checkpoint(backend.start(config, folder))
+    start = backend.start(config, folder)
+    refuse_long_episodes(config.limits.context_tokens, start)
+    parent = described_checkpoint(start)
     bench = env_identity(config.tasks.domains, plan.user or config.user)
     identity = {"chat": fingerprint(make_codec(config.chat)), "parent": parent["sha256"]}
     stands_on = environment(config, bench, identity, recorded=plan.recorded)

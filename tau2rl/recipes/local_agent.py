@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig
+from tau2rl.recipes.training import refuse_long_episodes
 from tau2rl.train.model import open_model
 from tau2rl.train.policy import LocalPolicy, local_policy
 from tau2rl.types import ChatCodec
@@ -13,8 +14,12 @@ from tau2rl.types import ChatCodec
 
 @asynccontextmanager
 async def open_checkpoint(config: EvalConfig | SeedConfig | RftConfig, codec: ChatCodec) -> AsyncGenerator[LocalPolicy]:
-    """The policy of `policy.checkpoint`, until the end of the block. Raises UserError when there is no such checkpoint."""
+    """The policy of `policy.checkpoint`, until the end of the block.
+
+    Raises UserError when there is no such checkpoint, or an episode may outgrow its positions.
+    """
     assert config.policy.checkpoint is not None  # the config refuses the kind `local` without one
+    refuse_long_episodes(config.limits.context_tokens, config.policy.checkpoint)
     model = open_model(config.policy.checkpoint, config.local)
     async with local_policy(model, config.policy.sampling, config.local, config.chat, codec) as policy:
         yield policy

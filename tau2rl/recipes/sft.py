@@ -5,7 +5,7 @@ from __future__ import annotations
 from tau2rl.backend import Backend
 from tau2rl.config import SftConfig
 from tau2rl.errors import UserError
-from tau2rl.recipes.training import backend_for, conclude, planned
+from tau2rl.recipes.training import backend_for, conclude, planned, within_positions
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import described, described_checkpoint, environment
@@ -21,11 +21,12 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress, backend: Backe
     backend = backend or backend_for(config)
     plan = planned(backend, config)
 
-    parent = described_checkpoint(backend.start(config, folder))
+    start = backend.start(config, folder)
+    parent = described_checkpoint(start)
     identity = {"data": [file["sha256"] for file in data], "parent": parent["sha256"]}
     stands_on = environment(config, {}, identity, recorded=plan.recorded)
     folder.write_environment(stands_on)
 
-    trained = backend.train(config, folder, progress)
+    trained = backend.train(within_positions(config, start), folder, progress)
     inputs = {"data": data, "parent": parent}
     return conclude(config, folder, trained, digest=stands_on["digest"], inputs=inputs, rows=trained.rows)

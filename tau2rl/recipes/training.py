@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from tau2rl import plugins
 from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import described_checkpoint
 from tau2rl.runs.reports import Result
+
+STRETCHES = ("yarn", "linear", "dynamic")  # rotary positions that `factor` stretches, whatever max_position_embeddings says
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,45 @@ def planned(backend: Backend, config: TrainingConfig) -> Plan:
     for issue in plan.issues:
         log.warning("%s (%s)", issue.message, issue.hint)
     return plan
+
+
+def max_positions(checkpoint: Path) -> int | None:
+    """How many tokens a checkpoint's `config.json` says that a sequence may have; None where it does not say.
+
+    Stretched positions (YaRN, as Qwen documents it) count as what they are stretched to.
+    """
+    if not (checkpoint / "config.json").is_file():
+        return None
+    whole = read_json(checkpoint / "config.json")
+    config: dict[str, Any] = {**whole, **whole.get("text_config", {})}  # a model that sees images keeps its language model there
+    known = config.get("max_position_embeddings")
+    if not isinstance(known, int):
+        return None
+    stretched = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = cast("dict[str, Any]", stretched) if isinstance(stretched, dict) else {}
+    if rope.get("rope_type", rope.get("type")) not in STRETCHES:
+        return known
+    before: int = rope.get("original_max_position_embeddings") or known
+    return max(known, int(before * rope.get("factor", 1)))
+
+
+def refuse_long_episodes(context_tokens: int, checkpoint: Path) -> None:
+    """Raise UserError where an episode may grow longer than its model's positions."""
+    positions = max_positions(checkpoint)
+    if positions is not None and context_tokens > positions:
+        raise UserError(
+            f"`limits.context_tokens` is {context_tokens}, and the model in `{checkpoint}` has {positions} positions",
+            hint=f"`--set limits.context_tokens={positions}`: an episode that would grow longer is cut off there",
+        )
+
+
+def within_positions(config: SftConfig, checkpoint: Path) -> SftConfig:
+    """The settings with rows no longer than the model's positions: a longer one is left out, and named, by either backend."""
+    positions = max_positions(checkpoint)
+    if positions is None or config.data.max_tokens <= positions:
+        return config
+    log.info("the model has %d positions: rows of more tokens are left out", positions)
+    return config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": positions})})
 
 
 def conclude(

@@ -1,7 +1,7 @@
 """Counts over a stream of records, small enough for millions of episodes: no record is kept.
 
-Each planned attempt ends in one of three ways: a valid episode (completed, truncated or malformed), FAILED, or missing. Which of
-several records of one attempt counts is one rule (`replaces`) for everybody who reads records: report, dataset, checkpoint selection.
+Each planned attempt ends in one of three ways: a valid episode (completed, truncated or malformed), FAILED, or missing.
+Which of several records of one attempt counts is one rule (`replaces`), for report, dataset and checkpoint selection alike.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from tau2rl.types import (
     Status,
     StopReason,
     Turn,
+    without_thoughts,
 )
 
 # tau2 cut the conversation off; every other ending is a verdict.
@@ -111,7 +112,7 @@ class _Play:
                 return Status.TRUNCATED, StopReason.LENGTH, await self._close()
             self.malformed_in_a_row = 0
             before = time.monotonic()
-            reply = await self.env.step(actions)
+            reply = await self.env.step(without_thoughts(actions))
             self._record(completion, seconds, actions, env_seconds=time.monotonic() - before)
             self.messages.append(Message.of(actions))
             self._follow(*reply.messages)

@@ -16,6 +16,7 @@ from tau2rl import settings
 from tau2rl.backend import Plan, Trained, TrainingConfig
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import GrpoConfig, SftConfig, dump
+from tau2rl.data.encoding import warn_of_long_rows
 from tau2rl.data.rows import read_rows
 from tau2rl.env.tasks import select, write_prompts
 from tau2rl.errors import UserError
@@ -131,6 +132,7 @@ def _write_rows(config: SftConfig, run: SlimeRun) -> dict[str, Any]:
     )
     told = counts.to_json()
     log.info("%d rows to train on, %d left out", counts.used, len(counts.dropped))
+    warn_of_long_rows(counts.dropped, max_tokens=longest_row(config))
     if counts.used < config.train.batch_size:
         raise UserError(
             f"{counts.used} rows can be trained on, fewer than `train.batch_size` = {config.train.batch_size}",

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from tau2rl import settings
 from tau2rl.backend import Issue, TrainingConfig
-from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.chat import make_codec
+from tau2rl.config import ChatConfig, GrpoConfig, SftConfig
 from tau2rl.errors import UserError
 from tau2rl.slime.layout import Layout, layout_of
 from tau2rl.slime.model import ModelShape
@@ -114,7 +115,7 @@ def read_machine(config: TrainingConfig, folder: Path) -> Machine:
 def issues_of(config: TrainingConfig, shape: ModelShape | None = None, machine: Machine | None = None) -> list[Issue]:
     """Everything that is wrong, errors first. Without a machine only what the settings say."""
     layout = layout_of(config)
-    found = [*_layout(config, layout), *_sizes(config, layout, shape)]
+    found = [*_layout(config, layout), *_sizes(config, layout, shape), *_template(config)]
     if isinstance(config, GrpoConfig):
         found += _rollouts(config, layout)
     if machine is not None:
@@ -178,6 +179,18 @@ def _sizes(config: TrainingConfig, layout: Layout, shape: ModelShape | None) -> 
         )
     if shape is not None and longest > shape.longest and isinstance(config, GrpoConfig):
         yield _error(f"the model was made for {shape.longest} tokens, not {longest}", f"lower {limit}")
+
+
+def _template(config: TrainingConfig) -> Iterator[Issue]:
+    """The proof that the chat template does what the protocol promises, where the tokenizer is on this machine."""
+    start = Path(config.model.init)
+    if not (start / "tokenizer_config.json").exists():
+        return
+    asked = config.chat if isinstance(config, GrpoConfig) else ChatConfig()
+    try:
+        make_codec(asked.model_copy(update={"tokenizer": asked.tokenizer or str(start)}))
+    except UserError as error:
+        yield _error(error.message, error.hint)
 
 
 def _rollouts(config: GrpoConfig, layout: Layout) -> Iterator[Issue]:

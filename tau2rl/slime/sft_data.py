@@ -16,7 +16,7 @@ from typing import Any
 from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.config import SftConfig
-from tau2rl.data.encoding import Dropped, RowEncoder, learned_turns
+from tau2rl.data.encoding import TOO_LONG, Dropped, RowEncoder, learned_turns
 from tau2rl.data.jsonl import write_rows
 from tau2rl.data.rows import BadRow, Row, read_row
 from tau2rl.types import TrainingSample
@@ -107,7 +107,7 @@ def _written(
             counts.dropped.append(Dropped(id=name, at=name, reason=str(error)))
             continue
         if len(sample.token_ids) > max_tokens:
-            counts.dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=len(sample.token_ids)))
+            counts.dropped.append(Dropped(id=row.id, at=name, reason=TOO_LONG, tokens=len(sample.token_ids)))
             continue
         counts.add(sample)
         yield conversation

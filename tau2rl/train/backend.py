@@ -16,7 +16,7 @@ from tau2rl.backend import Plan, Trained, TrainingConfig
 from tau2rl.chat import make_codec
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import GrpoConfig, SftConfig
-from tau2rl.data.encoding import encode_rows
+from tau2rl.data.encoding import encode_rows, warn_of_long_rows
 from tau2rl.data.rows import read_rows
 from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
@@ -80,6 +80,7 @@ def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: 
     encoded = encode_rows(read_rows(config.data), load_tokenizer(str(start)), max_tokens=config.data.max_tokens)
     rows = split_rows(encoded, val_fraction=config.data.val_fraction)
     log.info("%d rows to train on, %d for validation, %d left out", len(rows.train), len(rows.val), len(encoded.dropped))
+    warn_of_long_rows(encoded.dropped, max_tokens=config.data.max_tokens)
     log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
     final = folder.checkpoints / FINAL
     with timed(folder) as timer:
@@ -172,7 +173,11 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
         loop = GRPO(
             config=config, folder=folder, progress=progress, trainer=trainer, rollouts=rollouts, val_tasks=val_tasks, timer=timer
         )
-        asyncio.run(loop.train())
+        try:
+            asyncio.run(loop.train())
+        except KeyboardInterrupt:
+            loop.save_interrupted()
+            raise
         with timer.phase("saving"):
             write_checkpoint(trainer.model, final, tokenizer=start)
     training = {

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.data.task_sampling import TaskSampler, outcome
@@ -33,10 +34,21 @@ from tau2rl.train.group import Group, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint
 from tau2rl.train.policy import LocalPolicy, local_policy
+from tau2rl.train.state import rng_state
 from tau2rl.train.trainer import GRPOTrainer
 from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mark:
+    """The end of a step, from which an interrupted training can go on until weights move again."""
+
+    step: int
+    optimizer_steps: int
+    tasks: dict[str, Any]
+    rng: dict[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +62,7 @@ class GRPO:
     rollouts: Rollouts
     val_tasks: Sequence[TaskRef]
     timer: PhaseTimer
+    marked: _Mark | None = None
     began: float = field(default_factory=time.monotonic)
 
     async def train(self) -> None:
@@ -58,6 +71,7 @@ class GRPO:
         timer.played = self.rollouts.costs
         with timer.phase("loading"):
             done = self._restore()
+        self._mark(done)
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
         with Curves(config, config.tracking, self.folder) as curves:
             async with local_policy(
@@ -66,6 +80,7 @@ class GRPO:
                 for step in range(done + 1, config.train.steps + 1):
                     metrics = await self._step(step, policy)
                     curves.write(step, metrics)
+                    self._mark(step)
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
                         self._save(step)
@@ -111,6 +126,17 @@ class GRPO:
         seconds = time.monotonic() - self.began
         self.progress(
             ProgressEvent(done=step, total=self.config.train.steps, seconds=seconds, unit="steps", note=f"reward {shown}")
+        )
+
+    def save_interrupted(self) -> None:
+        """Write the state as it was behind the last whole step; nothing where the step that was cut off has moved weights."""
+        mark = self.marked
+        if mark is not None and mark.optimizer_steps == self.trainer.optimizer.steps:
+            self.trainer.save(self.folder.checkpoints / STATE, rng=mark.rng, step=mark.step, tasks=mark.tasks)
+
+    def _mark(self, step: int) -> None:
+        self.marked = _Mark(
+            step=step, optimizer_steps=self.trainer.optimizer.steps, tasks=self.rollouts.sampler.state(), rng=rng_state()
         )
 
     def _save(self, step: int) -> None:

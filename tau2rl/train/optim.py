@@ -67,14 +67,18 @@ class Optimizer:
         self._adam.zero_grad(set_to_none=True)
 
     def step(self) -> float:
-        """Clip, move, count; returns the gradient norm before clipping. A norm that is not finite moves nothing."""
+        """Count, clip, move; returns the gradient norm before clipping. A norm that is not finite moves nothing.
+
+        The count comes first: where it is the old one, no weight has moved, whatever interrupted a step.
+        """
+        rate = self.learning_rate
+        self.steps += 1
         norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self.train.max_grad_norm or math.inf))
         for group in self._adam.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = rate
         if math.isfinite(norm):
             self._adam.step()
             self._round()
-        self.steps += 1
         return norm
 
     def state(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tau2rl.data.task_sampling import ShuffledEpochs
 from tau2rl.errors import UserError
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
 from tau2rl.train.optim import Optimizer
-from tau2rl.train.state import load_state, save_state, set_weights, trained_weights
+from tau2rl.train.state import load_state, rng_state, save_state, set_weights, trained_weights
 from tau2rl.types import TrainingSample
 
 
@@ -71,41 +72,36 @@ def train(
     order = ShuffledEpochs(len(samples), seed=seed)
     batch_size = min(config.batch_size, len(samples))  # no row twice in a step
     stopper = EarlyStopping(patience=config.early_stopping_patience)
-    if folder and (state := load_state(folder, model=model)):
-        optimizer.restore(state["optimizer"])
-        order.restore(state["order"])
-        stopper = EarlyStopping(**{**state["stopper"], "patience": config.early_stopping_patience})
-
-    def save() -> None:
-        if folder:
-            parts = {"optimizer": optimizer.state(), "order": order.state(), "stopper": asdict(stopper)}
-            save_state(folder, model=model, parts=parts)
+    state = _State(model=model, optimizer=optimizer, order=order, stopper=stopper, folder=folder)
+    state.restore()
 
     last_loss = float("nan")
-    while optimizer.steps < config.steps and not stopper.stops:
-        began, rate = time.monotonic(), optimizer.learning_rate
-        rows = [samples[i] for i in order.take(batch_size)]
-        last_loss, norm, work = _step(model, rows, optimizer, local.max_tokens_per_microbatch)
-        step, val_loss = optimizer.steps, None
-        if val and (step % config.val_every == 0 or step == config.steps):
-            val_loss = mean_loss(model, val, max_tokens_per_microbatch=local.max_tokens_per_microbatch)
-            stopper.see(val_loss, step=step, model=model)
-        if step % config.save_every == 0:
-            save()
-        on_step(
-            SFTStep(
-                step=step,
-                loss=last_loss,
-                val_loss=val_loss,
-                learning_rate=rate,
-                gradient_norm=norm,
-                tokens=sum(len(r.token_ids) for r in rows),
-                seconds=time.monotonic() - began,
-                padding_share=work.padding_share,
-                shared_share=work.shared_share,
+    with state.kept_when_interrupted():
+        while optimizer.steps < config.steps and not stopper.stops:
+            began, rate = time.monotonic(), optimizer.learning_rate
+            rows = [samples[i] for i in order.take(batch_size)]
+            last_loss, norm, work = _step(model, rows, optimizer, local.max_tokens_per_microbatch)
+            step, val_loss = optimizer.steps, None
+            if val and (step % config.val_every == 0 or step == config.steps):
+                val_loss = mean_loss(model, val, max_tokens_per_microbatch=local.max_tokens_per_microbatch)
+                stopper.see(val_loss, step=step, model=model)
+            state.mark()
+            if step % config.save_every == 0:
+                state.save()
+            on_step(
+                SFTStep(
+                    step=step,
+                    loss=last_loss,
+                    val_loss=val_loss,
+                    learning_rate=rate,
+                    gradient_norm=norm,
+                    tokens=sum(len(r.token_ids) for r in rows),
+                    seconds=time.monotonic() - began,
+                    padding_share=work.padding_share,
+                    shared_share=work.shared_share,
+                )
             )
-        )
-    save()
+    state.save()
     if stopper.weights is not None:  # behind the save: what is extended goes on from its last step
         set_weights(model, stopper.weights, source="early stopping")
     return SFTResult(
@@ -115,6 +111,49 @@ def train(
         stopped_early=optimizer.steps < config.steps,
         final_step=optimizer.steps if stopper.weights is None else stopper.best_step,
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class _State:
+    """What a training goes on from, and where it is kept. `mark` is called between two steps, `save` writes the last mark."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    order: ShuffledEpochs
+    stopper: EarlyStopping
+    folder: Path | None
+    marked: tuple[int, dict[str, Any], dict[str, Any]] = (0, {}, {})  # steps, place in the rows, random numbers
+
+    def restore(self) -> None:
+        """Go on from what was saved, if anything was. Raises UserError."""
+        if self.folder and (saved := load_state(self.folder, model=self.model)):
+            self.optimizer.restore(saved["optimizer"])
+            self.order.restore(saved["order"])
+            for name, value in saved["stopper"].items():
+                if name != "patience":  # the settings' own
+                    setattr(self.stopper, name, value)
+        self.mark()
+
+    def mark(self) -> None:
+        """Here a training can go on."""
+        self.marked = (self.optimizer.steps, self.order.state(), rng_state())
+
+    def save(self) -> None:
+        """Write the state as it was at the last mark; no weight may have moved since."""
+        if self.folder:
+            _, order, rng = self.marked
+            parts = {"optimizer": self.optimizer.state(), "order": order, "stopper": asdict(self.stopper)}
+            save_state(self.folder, model=self.model, parts=parts, rng=rng)
+
+    @contextmanager
+    def kept_when_interrupted(self) -> Generator[None]:
+        """An interruption inside saves the last mark; where weights have moved since, what was saved before stands."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.marked[0] == self.optimizer.steps:
+                self.save()
+            raise
 
 
 def _step(model: nn.Module, rows: Sequence[TrainingSample], optimizer: Optimizer, max_tokens: int) -> tuple[float, float, Work]:

@@ -17,15 +17,16 @@ STATE_FILE = "training_state.pt"
 SCHEMA = 2  # of the state; raised when an older one would be read wrongly
 
 
-def save_state(folder: Path, *, model: nn.Module, parts: dict[str, Any]) -> Path:
+def save_state(folder: Path, *, model: nn.Module, parts: dict[str, Any], rng: dict[str, Any] | None = None) -> Path:
     """Write the state of an interrupted training; `parts` is whatever its owner needs (optimizer, step, task sampler).
 
-    Only weights that are trained are kept (all of them, or LoRA's), in their own precision.
+    Only weights that are trained are kept (all of them, or LoRA's), in their own precision. `rng`: the random numbers of an
+    earlier moment (`rng_state`); default: of now.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / STATE_FILE
     draft = path.with_suffix(".tmp")
-    torch.save({"schema": SCHEMA, "weights": trained_weights(model), "parts": parts, "random": _random_state()}, draft)
+    torch.save({"schema": SCHEMA, "weights": trained_weights(model), "parts": parts, "random": rng or rng_state()}, draft)
     os.replace(draft, path)  # a kill in between leaves the previous state
     return path
 
@@ -73,7 +74,8 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _random_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
+    """The random numbers that come next, of torch on every device and of Python."""
     version, internal, gauss = random.getstate()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"torch": torch.get_rng_state(), "cuda": devices, "python": [version, list(internal), gauss]}

@@ -117,9 +117,9 @@ class GRPOTrainer:
             mismatch=_compare([micro for minibatch in minibatches for micro in minibatch]),
         )
 
-    def save(self, folder: Path, **more: Any) -> Path:
-        """Weights, optimizer, random numbers and whatever else the loop needs to go on."""
-        return save_state(folder, model=self.model, parts={"optimizer": self.optimizer.state(), **more})
+    def save(self, folder: Path, *, rng: dict[str, Any] | None = None, **more: Any) -> Path:
+        """Weights, optimizer, random numbers (`rng`: of an earlier moment) and whatever else the loop needs to go on."""
+        return save_state(folder, model=self.model, parts={"optimizer": self.optimizer.state(), **more}, rng=rng)
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
         """Go on from `save`; returns what it was given beside, None when nothing was saved."""

@@ -1,4 +1,4 @@
-"""One suite over every Policy: SGLang's `/generate`, an API of one's own, one through litellm, a script.
+"""One suite over every Policy: SGLang, SGLang behind its router, an API of one's own, one through litellm, a script.
 
 Pinned here, for each:
 
@@ -17,6 +17,7 @@ import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -29,10 +30,12 @@ from tau2rl.policy.scripted import ScriptedPolicy, do_nothing_script
 from tau2rl.types import Completion, Message, Opening, Policy
 from tests.stubs.http import MODES, StubServer
 from tests.stubs.openai import OpenAIStub
+from tests.stubs.router import PACKAGE, Router
 from tests.stubs.sglang import AGREED, SGLangStub
 
 CODEC = TranscriptCodec()
 PROMPT = CODEC.open(Opening(domain_policy="Be kind.", messages=(Message(role="user", content="Hello?"),), tools=()))
+ROUTERS: dict[str, Router] = {}  # the one of these tests, while it runs
 GUARD_SECONDS = 60.0  # a test that hangs fails instead; no policy here is given more than half of it
 
 
@@ -49,13 +52,37 @@ class World:
 @contextmanager
 def sglang(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
     with SGLangStub(mode=mode) as server:
-        settings = PolicyConfig(kind="sglang", url=server.url, **config)
-        yield World(
-            server=server,
-            open=lambda: make_policy(settings, CODEC, concurrency=16),
-            seed_of=lambda body: body["sampling_params"]["sampling_seed"],
-            temperature_of=lambda body: body["sampling_params"]["temperature"],
-        )
+        yield sglang_world(server, PolicyConfig(kind="sglang", url=server.url, **config))
+
+
+def sglang_world(server: SGLangStub, settings: PolicyConfig) -> World:
+    return World(
+        server=server,
+        open=lambda: make_policy(settings, CODEC, concurrency=16),
+        seed_of=lambda body: body["sampling_params"]["sampling_seed"],
+        temperature_of=lambda body: body["sampling_params"]["temperature"],
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _router(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """One process for all tests of a worker; the engines come and go. Its own retries are off: ours are under test."""
+    if find_spec(PACKAGE) is None:
+        yield
+        return
+    log = tmp_path_factory.mktemp("router") / "log.txt"
+    with Router(log, "--disable-retries", "--disable-circuit-breaker") as ROUTERS["one"]:
+        yield
+    del ROUTERS["one"]
+
+
+@contextmanager
+def routed(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
+    """An SGLang server behind `sglang-router`."""
+    pytest.importorskip(PACKAGE)
+    router = ROUTERS["one"]
+    with SGLangStub(mode=mode) as server, router.over(server.url):
+        yield sglang_world(server, PolicyConfig(kind="sglang", url=router.url, **config))
 
 
 @contextmanager
@@ -77,9 +104,10 @@ def litellm(mode: Any = "ok", **config: Any) -> Generator[World, None, None]:
         yield world
 
 
-SERVED = {"sglang": sglang, "api": api, "litellm": litellm}
+SERVED = {"sglang": sglang, "routed": routed, "api": api, "litellm": litellm}
 LIES = {
     "sglang": [mode for mode in SGLangStub.modes if mode not in (*MODES, *AGREED)],  # those are for the episode loop to see
+    "routed": [mode for mode in SGLangStub.modes if mode not in (*MODES, *AGREED)],
     "litellm": ["no_choices", "wrong_types", "filtered"],
     "api": ["no_choices", "wrong_types", "filtered"],  # its other modes are the model's doing, not the server's
 }
@@ -87,7 +115,7 @@ FAILURES = ["dead", "disconnect", "html", "truncated", "cut", "not_object", "400
 FLOODS = ["huge", "endless", "gzip_bomb"]
 
 
-@pytest.fixture(params=["sglang", "api", "litellm"])
+@pytest.fixture(params=["sglang", "routed", "api", "litellm"])
 def serve(request: pytest.FixtureRequest) -> Callable[..., AbstractContextManager[World]]:
     return SERVED[request.param]
 
@@ -120,16 +148,16 @@ def over(kind: str, use: Callable[[Callable[[], Policy]], Any]) -> Any:
         return asyncio.run(inside(world))
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api", "litellm", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "routed", "api", "litellm", "scripted"])
 def test_a_turn_has_ids_and_a_logprob_for_each_or_none(kind: str) -> None:
     completion: Completion = over(kind, lambda policy: ask(policy()))
     assert len(completion.token_ids) > 0
     assert all(type(token) is int and token >= 0 for token in completion.token_ids)
     assert completion.logprobs is None or len(completion.logprobs) == len(completion.token_ids)
-    assert (completion.logprobs is not None) == (kind == "sglang")
+    assert (completion.logprobs is not None) == (kind in ("sglang", "routed"))
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api", "litellm", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "routed", "api", "litellm", "scripted"])
 @pytest.mark.parametrize("max_tokens", [1, 2])
 def test_max_tokens_bounds_the_ids(kind: str, max_tokens: int) -> None:
     completion: Completion = over(kind, lambda policy: ask(policy(), max_tokens=max_tokens))
@@ -137,7 +165,7 @@ def test_max_tokens_bounds_the_ids(kind: str, max_tokens: int) -> None:
     assert completion.finish_reason.value == "length"
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api", "litellm", "scripted"])
+@pytest.mark.parametrize("kind", ["sglang", "routed", "api", "litellm", "scripted"])
 def test_many_episodes_are_served_at_once(kind: str) -> None:
     async def many(policy: Callable[[], Policy]) -> list[Completion]:
         return await asyncio.gather(*(ask(policy(), seed=seed) for seed in range(16)))
@@ -193,15 +221,18 @@ def test_a_lying_server_is_a_policy_failure(kind: str, mode: str) -> None:
     assert len(world.server.requests) == 1
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api"])  # litellm reads whatever comes
+@pytest.mark.parametrize("kind", ["sglang", "routed", "api"])  # litellm reads whatever comes
 @pytest.mark.parametrize("mode", FLOODS)
 def test_an_answer_that_is_too_large_is_a_failure_in_bounded_memory(kind: str, mode: str) -> None:
-    with SERVED[kind](mode, timeout_seconds=20.0) as world:
+    held = kind == "routed" and mode == "endless"  # by the router, which sends nothing on before it has everything
+    with SERVED[kind](mode, timeout_seconds=2.0 if held else 20.0) as world:
         tracemalloc.start()
         words = failure_of(world)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert ("compressed" if mode == "gzip_bomb" else "more than") in words
+    # The router passes on a compressed body and not the word that it is one.
+    bomb = "not JSON" if kind == "routed" else "compressed"
+    assert ("within 2 s" if held else bomb if mode == "gzip_bomb" else "more than") in words
     assert peak < 40 * 2**20
     assert len(world.server.requests) == 1
 

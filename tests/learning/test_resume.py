@@ -4,6 +4,7 @@
   micro-batches of a step, before anything was saved; with the random numbers of dropout; with low-rank additions
 - grpo: the same, with its place in the shuffled tasks, its curriculum, its resample rounds, and its validations
 - rft-filter: the same rows, byte for byte, and so the same model from them
+- an interruption (Ctrl-C, SIGTERM) between two saves keeps the last whole step of sft and grpo, also in the middle of a step;
 - (slow) kill -9 at any moment of each of the three, as subprocesses: the same files as an unbroken run
 - a run whose data or parent checkpoint has changed meanwhile is refused, and says which;
 - a finished run that is started again keeps its checkpoint.
@@ -53,6 +54,12 @@ def start(stage: str, folder: Path, values: dict[str, Any], *, stop_at: int | No
 def curve(folder: Path, *names: str) -> list[list[Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [[line.get(name) for name in ("step", *names)] for line in lines]
+
+
+def saved_steps(folder: Path) -> int:
+    """How many steps the saved state has behind it."""
+    parts = torch.load(folder / "checkpoints" / "state" / "training_state.pt", weights_only=True)["parts"]
+    return int(parts.get("step", parts["optimizer"]["steps"]))  # a step of grpo without a signal moves nothing
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,7 @@ def test_sft_goes_on_where_it_was_interrupted(stop_at: int, more: dict[str, Any]
     start("sft", tmp_path / "whole", values)
     with pytest.raises(KeyboardInterrupt):
         start("sft", tmp_path / "broken", values, stop_at=stop_at)
+    assert saved_steps(tmp_path / "broken") == stop_at
     start("sft", tmp_path / "broken", values)
     same_sft(tmp_path / "broken", tmp_path / "whole")
 
@@ -132,6 +140,7 @@ def test_sft_goes_on_when_interrupted_between_two_micro_batches(
         patch.setattr("tau2rl.train.sft.score_tokens", interrupted)
         start("sft", tmp_path / "broken", values)
     assert 10 < len(curve(tmp_path / "broken")) < 30
+    assert saved_steps(tmp_path / "broken") == len(curve(tmp_path / "broken"))
     start("sft", tmp_path / "broken", values)
     same_sft(tmp_path / "broken", tmp_path / "whole")
 
@@ -169,7 +178,8 @@ def test_grpo_goes_on_where_it_was_interrupted(
         put(values, name.replace("__", "."), value)
     start("grpo", tmp_path / "whole", values)
     with pytest.raises(KeyboardInterrupt):
-        start("grpo", tmp_path / "broken", values, stop_at=3)  # the state is that of step 2
+        start("grpo", tmp_path / "broken", values, stop_at=3)
+    assert saved_steps(tmp_path / "broken") == 3
     start("grpo", tmp_path / "broken", values)
     whole = curve(tmp_path / "whole", *PLAYED)
     assert curve(tmp_path / "broken", *PLAYED) == whole

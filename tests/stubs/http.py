@@ -49,7 +49,7 @@ class Response:
     status: int = 200
     payload: Any = None
     raw: bytes | None = None  # instead of the payload
-    content_type: str = "application/json"
+    content_type: str = "application/json"  # empty: the answer has none
     headers: dict[str, str] = field(default_factory=dict[str, str])  # besides those of every answer
 
     def encode(self) -> bytes:
@@ -193,7 +193,8 @@ class StubServer:
             body, promised = body[: len(body) // 2], len(body) // 2
         elif mode == "cut":
             body = body[: len(body) // 2]
-        fields = {"Content-Type": response.content_type, "Content-Length": str(promised), **response.headers}
+        kind = {"Content-Type": response.content_type} if response.content_type else {}
+        fields = {**kind, "Content-Length": str(promised), **response.headers}
         head = f"HTTP/1.1 {response.status} X\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n"
         if mode == "drip":
             for byte in head.encode() + body:
@@ -228,6 +229,8 @@ async def _flood(writer: asyncio.StreamWriter, mode: str) -> bool:
 async def _read(reader: asyncio.StreamReader) -> Request:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.rstrip().split("\r\n")
+    if first.startswith("PRI "):  # of HTTP/2, with which a router tries whether it is spoken here
+        raise ConnectionError(first)
     method, path, _ = first.split(" ", 2)
     pairs = (line.partition(":") for line in lines)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -226,8 +226,9 @@ class Generator:
     def _take(self, request: Request, token: int, logprob: float) -> bool:
         request.output.append(token)
         request.logprobs.append(logprob)
-        stopped = token in request.stop_token_ids or self._at_stop(request)
-        if not stopped and len(request.output) < request.max_tokens:
+        full = len(request.output) >= request.max_tokens  # which comes before a stop, as SGLang has it
+        stopped = not full and (token in request.stop_token_ids or self._at_stop(request))
+        if not stopped and not full:
             return False
         request.result = Completion(
             token_ids=tuple(request.output),

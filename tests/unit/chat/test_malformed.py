@@ -7,7 +7,7 @@ import pytest
 from tau2rl.chat.parsing import MAX_CHARS, MAX_DEPTH
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import MalformedTurn
-from tau2rl.types import CallTool, ChatCodec, MalformedKind, Say
+from tau2rl.types import CallTool, ChatCodec, MalformedKind, Say, Think
 from tests.unit.chat.talk import TOOLS
 
 K = MalformedKind
@@ -145,11 +145,14 @@ def test_native_takes_text_and_several_calls(codecs: dict[str, ChatCodec]) -> No
     assert parse(codecs["native-bytes"], text) == (Say(text="One moment."), FOUND, FOUND)
 
 
-def test_thoughts_are_no_part_of_the_turn(codecs: dict[str, ChatCodec]) -> None:
+def test_a_thought_is_no_part_of_what_is_said_or_called(codecs: dict[str, ChatCodec]) -> None:
     thought = '<think>\nMaybe <tool_call>{"broken"\n</think>\n\n'
-    assert parse(codecs["native-bytes"], f"{thought}Hello.") == (Say(text="Hello."),)
-    assert parse(codecs["native-bytes"], f"{thought}<tool_call>{CALL}</tool_call>") == (FOUND,)
-    assert parse(codecs["cookbook-bytes"], f"{thought}<tool_call>{CALL}</tool_call>") == (FOUND,)
+    think = Think(text='Maybe <tool_call>{"broken"')
+    assert parse(codecs["native-bytes"], f"{thought}Hello.") == (think, Say(text="Hello."))
+    assert parse(codecs["native-bytes"], f"{thought}<tool_call>{CALL}</tool_call>") == (think, FOUND)
+    assert parse(codecs["cookbook-bytes"], f"{thought}<tool_call>{CALL}</tool_call>") == (think, FOUND)
+    assert parse(codecs["native-bytes"], "Secret.\n</think>\n\nHello.") == (Think(text="Secret."), Say(text="Hello."))
+    assert kind_of(codecs["native-bytes"], "Hello. <think>secret</think>") is K.TEXT_OUTSIDE
 
 
 def test_absent_or_null_arguments_are_none(codecs: dict[str, ChatCodec]) -> None:

@@ -27,10 +27,16 @@ from tau2rl.chat.template import TemplateChat
 from tau2rl.chat.tokenizers import ByteTokenizer, ChatDict, HFTokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
-from tau2rl.types import CallTool, Message, Opening, Say
+from tau2rl.types import Actions, CallTool, Message, Opening, Say, Think
 from tests.unit.chat.talk import FREE, TOOLS, save_bpe, texts, tricky
 
-TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>\n"
+CALLS = (
+    "{% for c in m.tool_calls or [] %}{{ '\n' if m.content or not loop.first }}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+)
+SHOWN = "{{ tools | tojson if tools and loop.first }}"
+SPEAKER = "<|im_start|>{{ m.role }}\n"
+TURN = SPEAKER + SHOWN + "{{ m.content }}" + CALLS + "<|im_end|>\n"
 HEAD = "<|im_start|>assistant\n"
 
 
@@ -45,9 +51,15 @@ class Templated(ByteTokenizer):
         self._made = environment.from_string(template)
 
     def render(
-        self, messages: Sequence[ChatDict], tools: Sequence[Mapping[str, Any]] | None, *, add_generation_prompt: bool
+        self,
+        messages: Sequence[ChatDict],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        return self._made.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        told = {**(variables or {}), "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return self._made.render(told)
 
     @staticmethod
     def _refuse(why: str) -> None:
@@ -58,15 +70,22 @@ def each(body: str, head: str = HEAD) -> str:
     return "{% for m in messages %}" + body + "{% endfor %}{% if add_generation_prompt %}" + head + "{% endif %}"
 
 
-DROPS_THINKING = each(
-    "{% set text = m.content if loop.last or '</think>' not in m.content else m.content.split('</think>')[-1].lstrip() %}"
-    "<|im_start|>{{ m.role }}\n{{ text }}<|im_end|>\n"
+THINKS = each(
+    SPEAKER + SHOWN + "{{ '<think>\n' ~ m.reasoning_content ~ '\n</think>\n\n' if m.reasoning_content and enable_thinking }}"
+    "{{ m.content }}" + CALLS + "<|im_end|>\n"
 )
 REFUSES_GREETING = each(
     "{% if loop.index0 == 1 and m.role == 'assistant' %}{{ refuse('roles must alternate') }}{% endif %}" + TURN
 )
 NO_END_TOKEN = each("{{ m.role }}: {{ m.content }}\n", "assistant:")
-TOOLS_WITH_THE_LAST_USER = each("{% if tools and m.role == 'user' and loop.last %}{{ tools }}{% endif %}" + TURN)
+TOOLS_WITH_THE_LAST_USER = each(
+    SPEAKER + "{{ tools | tojson if tools and m.role == 'user' and loop.last }}{{ m.content }}" + CALLS + "<|im_end|>\n"
+)
+NO_TOOLS = each(SPEAKER + "{{ m.content }}" + CALLS + "<|im_end|>\n")
+NO_CALLS = each(SPEAKER + SHOWN + "{{ m.content }}<|im_end|>\n")
+AS_PYTHON = each(SPEAKER + SHOWN + "{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>\n")
+NO_TYPES = each(TURN.replace("arguments | tojson", """arguments | tojson | replace(': 123', ': "123"')"""))
+NO_RESULTS = each("{% if m.role != 'tool' %}" + TURN + "{% endif %}")
 COUNTS_MESSAGES = each("{{ loop.index }}" + TURN)
 NAMES_THE_CALL = each("{{ m.tool_call_id or '' }}" + TURN)
 NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{% endif %}" + TURN)
@@ -75,32 +94,37 @@ NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{%
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (DROPS_THINKING, "writes an earlier turn differently later on in a conversation with thinking in an earlier turn"),
         (REFUSES_GREETING, "roles must alternate"),
         (NO_END_TOKEN, "does not end an assistant turn with a control token"),
-        (TOOLS_WITH_THE_LAST_USER, "does not follow on its prompt in a conversation with"),
-        (COUNTS_MESSAGES, "depends on more than the message|does not follow on its prompt"),
-        (
-            NAMES_THE_CALL,
-            "for a new message depends on more than the message in a conversation with several tool calls in one turn",
-        ),
+        (TOOLS_WITH_THE_LAST_USER, "otherwise once something follows|otherwise later on"),
+        (COUNTS_MESSAGES, "it changes an assistant turn|does not follow on its prompt|otherwise later on"),
+        (NAMES_THE_CALL, "otherwise later on in a conversation with a tool call"),
         (NO_SYSTEM, "no system message"),
+        (NO_TOOLS, "does not show the tools to the model: a tool's name is not in the prompt"),
+        (NO_CALLS, "does not write the tool calls of earlier turns"),
+        (AS_PYTHON, "writes a tool call as .*, a format that is not read here"),
+        (NO_TYPES, "a turn with numbers does not come back as it was written: .*limit.*'123'"),
+        (NO_RESULTS, "does not show the results of tools"),
     ],
     ids=[
-        "drops thinking",
         "refuses a greeting",
         "no end token",
         "moves the tools",
         "counts messages",
         "names the call",
         "no system message",
+        "no tools",
+        "no calls",
+        "calls as Python",
+        "calls without types",
+        "no results",
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_with_the_reason(template: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         NativeCodec(Templated(template))
     assert "`templated`" in caught.value.message
-    assert "Instruct-2507" in caught.value.hint
+    assert caught.value.hint
 
 
 def test_the_simplest_template_is_accepted() -> None:
@@ -111,18 +135,44 @@ def test_the_simplest_template_is_accepted() -> None:
 def test_cookbook_needs_no_greeting_and_no_tools_of_the_template() -> None:
     CookbookCodec(Templated(REFUSES_GREETING))
     CookbookCodec(Templated(TOOLS_WITH_THE_LAST_USER))
-    with pytest.raises(UserError, match="thinking in an earlier turn"):
-        CookbookCodec(Templated(DROPS_THINKING))
+    CookbookCodec(Templated(NO_TOOLS))
 
 
-def test_thinking_that_the_prompt_begins_is_no_part_of_the_turn() -> None:
-    template = each(
-        "<|im_start|>{{ m.role }}\n{{ '<think>\n' if m.role == 'assistant' }}{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>\n",
-        HEAD + "<think>\n",
-    )
-    codec = NativeCodec(Templated(template))
+BEGINS_THINKING = each(
+    SPEAKER
+    + SHOWN
+    + "{{ '<think>\n' ~ (m.reasoning_content or '') ~ '\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}"
+    + CALLS
+    + "<|im_end|>\n",
+    HEAD + "<think>\n",
+)
+
+
+def test_a_thought_that_the_prompt_begins_is_a_thought() -> None:
+    codec = NativeCodec(Templated(BEGINS_THINKING), thinking="keep")
     assert codec.parse(codec.write((Say(text="Hello."),)), TOOLS) == (Say(text="Hello."),)
-    assert codec.parse(ByteTokenizer().encode("a plan\n</think>\n\nHello.<|im_end|>"), TOOLS) == (Say(text="Hello."),)
+    thought: Actions = (Think(text="a plan"), Say(text="Hello."))
+    assert codec.parse(ByteTokenizer().encode("a plan\n</think>\n\nHello.<|im_end|>"), TOOLS) == thought
+    assert codec.parse(codec.write(thought), TOOLS) == thought
+    cut = ByteTokenizer().encode("a plan")
+    assert ByteTokenizer().decode([*cut, *codec.close_thoughts(cut)]) == "a plan\n</think>\n\n"
+    assert codec.close_thoughts(codec.write(thought)) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "reason", "way_out"),
+    [
+        (BEGINS_THINKING, "off", "its model always thinks", "chat.thinking=keep"),
+        (each(TURN), "keep", "it does not write thoughts", "chat.thinking=off"),
+        (each(TURN), "per-turn", "it does not write thoughts", "chat.thinking=off"),
+        (THINKS, "per-turn", "it keeps the thoughts of earlier turns", "chat.thinking=keep"),
+    ],
+    ids=["always", "never", "never per turn", "keeps"],
+)
+def test_thinking_that_a_template_does_not_have_is_refused(template: str, thinking: Any, reason: str, way_out: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        NativeCodec(Templated(template), thinking=thinking)
+    assert way_out in caught.value.hint
 
 
 def test_the_built_in_template_letter_for_letter() -> None:

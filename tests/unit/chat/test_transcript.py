@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.errors import MalformedTurn
-from tau2rl.types import Actions, CallTool, Message, Opening, Say
+from tau2rl.types import Actions, CallTool, Message, Opening, Say, Think
 from tests.unit.chat.talk import followers, native_actions, openings
 
 CODEC = TranscriptCodec()
@@ -60,6 +60,12 @@ def test_done_is_no_tool_that_nobody_listed() -> None:
 def test_text_beside_calls_is_kept() -> None:
     actions: Actions = (Say(text="One moment."), CallTool(name="look", arguments={}))
     assert CODEC.parse(CODEC.write(actions), (TOOL,)) == actions
+
+
+def test_thoughts_are_a_field_of_the_line() -> None:
+    actions: Actions = (Think(text="Hm."), Say(text="One moment."))
+    assert CODEC.parse(CODEC.write(actions), ()) == actions
+    assert json.loads(bytes(CODEC.write(actions)).decode())["reasoning_content"] == "Hm."
 
 
 @pytest.mark.parametrize("ids", [[], list(b"hello"), list(b"{}\n"), list(b"[1]\n"), [-1, 700]], ids=str)

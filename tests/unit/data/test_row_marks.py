@@ -170,10 +170,10 @@ def test_a_row_that_the_template_refuses_is_left_out_with_its_complaint() -> Non
     assert len(found.samples) == 2
 
     class Picky(ByteTokenizer):
-        def render(self, messages: Any, tools: Any, *, add_generation_prompt: bool) -> str:
+        def render(self, messages: Any, tools: Any, **told: Any) -> str:
             if any(message["content"] == "no" for message in messages):
                 raise ValueError("I will not")
-            return super().render(messages, tools, add_generation_prompt=add_generation_prompt)
+            return super().render(messages, tools, **told)
 
     found = encoded(PLAIN, with_message(1, content="no"), tokenizer=Picky())
     assert (len(found.samples), found.dropped[0].at) == (1, "rows.jsonl:2") and "I will not" in found.dropped[0].reason

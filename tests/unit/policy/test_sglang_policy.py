@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tau2rl.config import PolicyConfig, SamplingConfig
-from tau2rl.errors import PolicyFailure, UserError
+from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.types import Completion, FinishReason
 from tests.stubs.http import HTML, Request, Response
@@ -69,7 +69,7 @@ def test_one_episode_keeps_one_routing_key_and_its_prefix() -> None:
     with SGLangStub() as server:
         second = run(server, two_turns)
     assert [request.headers["x-smg-routing-key"] for request in server.requests] == ["retail/17#0"] * 2
-    assert second.usage.cached_tokens == 6  # the first prompt's 3 and the 3 sampled ones
+    assert second.usage.cached_tokens == 5  # the first prompt's 3 and 2 sampled ones: the last was never fed
 
 
 def test_a_session_name_beyond_ascii_still_makes_a_header() -> None:
@@ -242,3 +242,24 @@ def test_ready_refuses_a_context_shorter_than_the_limit() -> None:
 def test_an_address_that_is_none_is_the_persons_mistake(url: str) -> None:
     with pytest.raises(UserError, match="is not the address of a server"):
         SGLangPolicy(PolicyConfig(url=url))
+
+
+@pytest.mark.parametrize("prompt", [100, 4000, 4085])
+def test_no_more_is_asked_for_than_the_context_has_room_for(prompt: int) -> None:
+    async def use(policy: SGLangPolicy) -> Completion:
+        await policy.ready()
+        return await policy.greedy().complete([5] * prompt, seed=1, session="s", max_tokens=8000)
+
+    with SGLangStub(context=4096) as server:
+        assert run(server, use, sampling=SamplingConfig(max_tokens=1024)).token_ids
+    assert server.bodies[0]["sampling_params"]["max_new_tokens"] == min(1024, 4096 - prompt)
+
+
+def test_a_prompt_that_fills_the_context_is_not_sent() -> None:
+    async def use(policy: SGLangPolicy) -> Completion:
+        await policy.ready()
+        return await policy.complete([5] * 4096, seed=1, session="s", max_tokens=8)
+
+    with SGLangStub(context=4096) as server, pytest.raises(ContextExceeded, match="fills the 4096 tokens"):
+        run(server, use)
+    assert not server.requests

@@ -57,6 +57,8 @@ class Engine(SGLangStub):
 class Router(SGLangStub):
     """Lists its engines, as sglang-router does."""
 
+    tells_load = False
+
     def __init__(self, *engines: Engine) -> None:
         super().__init__()
         self.engines = engines
@@ -138,7 +140,7 @@ def test_it_begins_with_the_same_for_each_engine(caplog: pytest.LogCaptureFixtur
 
 def test_a_server_that_says_nothing_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with SGLangStub() as server:
+    with Router() as server:
         assert opened(evaluation(server.url, concurrency=500))[0] == 500
     assert caplog.text.count("nobody tells the load of the server") == 1
 

@@ -5,6 +5,8 @@
 - tasks that no training should see, and validation tasks that are trained on, are refused before anything is written;
 - both recipes of training write a report of one shape, and it names the backend;
 - a backend's errors refuse the start all at once, its warnings do not; what ends early is an incomplete run with a report;
+- an episode that may outgrow the model's positions is refused before anything is written, a row that does is left out and named,
+  on either backend;
 - a checkpoint that is damaged, or brings code of its own, is a request that cannot be carried out.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tau2rl.backend import Issue, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, ShapeConfig, build
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.recipes import grpo, sft
+from tau2rl.recipes.training import max_positions
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
@@ -131,6 +135,73 @@ def test_a_checkpoint_with_code_of_its_own_does_not_run_it(checkpoint: Path, tmp
     assert not (tmp_path / "ran").exists()
 
 
+def with_positions(checkpoint: Path, folder: Path, **config: Any) -> Path:
+    """The checkpoint with other values in its config.json."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "config.json").write_text(json.dumps(read_json(folder / "config.json") | config), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"max_position_embeddings": 100}, 100),
+        ({"max_position_embeddings": None}, None),
+        ({"max_position_embeddings": 100, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 400),
+        (
+            {
+                "max_position_embeddings": 400,
+                "rope_parameters": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 50},
+            },
+            400,
+        ),
+        (
+            {
+                "max_position_embeddings": 400,
+                "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 100},
+            },
+            400,
+        ),
+        ({"max_position_embeddings": None, "text_config": {"max_position_embeddings": 70}}, 70),
+    ],
+    ids=["plain", "without a limit", "stretched", "stretched and said so", "llama3", "inside a model that sees"],
+)
+def test_the_positions_of_a_model_are_read_from_its_config(config: dict[str, Any], positions: int | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    assert max_positions(tmp_path) == positions
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["local", "another backend"])
+def test_an_episode_longer_than_the_models_positions_is_refused(elsewhere: bool, checkpoint: Path, tmp_path: Path) -> None:
+    model = with_positions(checkpoint, tmp_path / "model", max_position_embeddings=3999)
+    with pytest.raises(UserError, match=r"`limits.context_tokens` is 4000, and the model in .* has 3999 positions") as refused:
+        carry_out(tmp_path / "run", settings(model), Backend(model) if elsewhere else None)
+    assert "limits.context_tokens=3999" in (refused.value.hint or "")
+    assert not (tmp_path / "run" / "environment.json").exists()
+
+
+def test_a_row_longer_than_the_models_positions_is_left_out_and_named(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = with_positions(checkpoint, tmp_path / "model", max_position_embeddings=100)
+    rows = tmp_path / "rows.jsonl"
+    long = [*HELLO[:-1], {"role": "assistant", "content": "Hi! " * 100}]
+    rows.write_text("".join(json.dumps({"messages": each}) + "\n" for each in (HELLO, long)), "utf-8")
+    data = {"files": [str(rows)], "val_fraction": 0}
+    config = build(SftConfig, {"data": data, "model": {"init": str(model)}, "train": {"steps": 1}})
+    seen = Backend(model)
+    for name, backend in (("here", None), ("elsewhere", seen)):
+        with RunFolder.open(RunFolder.create(tmp_path / name, config, resume=False)) as opened:
+            with caplog.at_level(logging.WARNING, logger="tau2rl"):
+                report = sft.run(config, opened, lambda _: None, backend).report
+        if backend is None:
+            assert (report["rows"]["used"], report["rows"]["reasons"]) == (1, {"too long": 1})
+    assert "1 rows have more than 100 tokens and are left out" in caplog.text
+    assert "rows.jsonl" in caplog.text
+    assert isinstance(seen.trained, SftConfig)
+    assert seen.trained.data.max_tokens == 100
+
+
 class Backend:
     """One that trains nothing."""
 
@@ -147,6 +218,7 @@ class Backend:
         return self._start
 
     def train(self, config: TrainingConfig, folder: RunFolder, progress: Progress) -> Trained:
+        self.trained = config
         rows = {"used": 1} if isinstance(config, SftConfig) else None
         return Trained(
             checkpoint=self._start, training={"steps": 1}, cost={"wall": None}, rows=rows, interrupted=self._interrupted

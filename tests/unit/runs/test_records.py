@@ -22,7 +22,7 @@ from hypothesis import given, settings, strategies as st
 from tau2rl import types as t
 from tau2rl.errors import UserError
 from tau2rl.runs import records
-from tau2rl.types import Attempt, CallTool, EpisodeRecord, Message, Say, Status, StopReason, TaskRef
+from tau2rl.types import Attempt, CallTool, EpisodeRecord, Message, Say, Status, StopReason, TaskRef, Think
 
 TASK = TaskRef(domain="retail", task_id="17", split="test")
 
@@ -42,7 +42,7 @@ def record(**changes: object) -> EpisodeRecord:
                 prompt_hash="00ff00ff00ff00ff",
                 logprobs=(-0.1, -1e-17),
                 finish_reason=t.FinishReason.STOP,
-                actions=(Say(text="One\nmoment.\u2028"), call),
+                actions=(Think(text="Hm."), Say(text="One\nmoment.\u2028"), call),
                 usage=t.Usage(prompt_tokens=2, completion_tokens=2, cost_usd=0.1 + 0.2),
             ),
             t.Turn(
@@ -96,7 +96,7 @@ def test_a_record_comes_back_equal_and_of_the_same_types(original: EpisodeRecord
 
 def test_actions_come_back_as_what_they_were() -> None:
     actions = records.decode(records.encode(record())).episode.turns[0].actions
-    assert [type(action) for action in actions] == [Say, CallTool]
+    assert [type(action) for action in actions] == [Think, Say, CallTool]
 
 
 json_values = st.recursive(

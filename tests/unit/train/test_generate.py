@@ -234,6 +234,13 @@ def test_a_stop_token_ends_the_turn_and_stays_in_it(model: nn.Module) -> None:
     assert (done.finish_reason, free.finish_reason) == (FinishReason.STOP, FinishReason.LENGTH)
 
 
+def test_a_stop_token_that_is_the_last_one_allowed_is_a_limit_as_it_is_for_sglang(model: nn.Module) -> None:
+    free = Generator(model).run([request(prompt(6, seed=2), max_tokens=20)])[0]
+    room = free.token_ids.index(free.token_ids[3]) + 1
+    done = Generator(model).run([request(prompt(6, seed=2), max_tokens=room, stop_token_ids=(free.token_ids[3],))])[0]
+    assert (done.token_ids, done.finish_reason) == (free.token_ids[:room], FinishReason.LENGTH)
+
+
 def test_a_stop_string_ends_the_turn(model: nn.Module) -> None:
     def letters(ids: object) -> str:
         return "".join(chr(65 + i) for i in ids)  # type: ignore[attr-defined]
