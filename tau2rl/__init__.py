@@ -85,9 +85,9 @@ __all__ = [
     "EnvironmentFailure", "Episode", "EpisodeRecord", "EvalReport", "Failure", "Fault", "FinishReason", "Grade", "Issue",
     "LimitsConfig", "MalformedKind", "MalformedTurn", "Message", "Opening", "Plan", "Policy", "PolicyFailure", "Progress",
     "ProgressEvent", "Reply", "RewardFn", "RunFolder", "Say", "Score", "ScriptedPolicy", "Sink", "Status", "TaskRef",
-    "Think",
-    "Tokenizer", "ToolSchema", "Trained", "TrainingConfig", "Transcript", "Turn", "Usage", "UserError", "UserSimulatorFailure",
-    "Verifier", "__version__", "evaluate", "evaluate_sync", "make_codec", "make_env", "read_transcript", "rollout", "tasks",
+    "Think", "Tokenizer", "ToolSchema", "Trained", "TrainingConfig", "Transcript", "Turn", "Usage", "UserError",
+    "UserSimulatorFailure", "Verifier", "__version__", "evaluate", "evaluate_sync", "make_codec", "make_env", "read_transcript",
+    "rollout", "tasks",
 ]  # fmt: skip
 
 

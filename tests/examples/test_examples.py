@@ -143,7 +143,7 @@ def test_a_backend_of_ones_own_trains_a_step_of_the_chain(here: Path) -> None:
     assert report["outputs"]["checkpoint"]["sha256"] != report["inputs"]["parent"]["sha256"]
     identity = json.loads((here / "run" / "environment.json").read_text())["identity"]
     assert set(identity["plugins"]["backend"]) == {"my_pkg.plain_sft:PlainSft"}
-    limits = ("--set", "limits.max_turns=1", "--set", "limits.context_tokens=8192")
+    limits = ("--set", "limits.max_turns=1", "--set", "limits.context_tokens=4096")
     played = ("--policy", "local", "--set", "policy.checkpoint=run/checkpoints/final", "--set", "policy.sampling.max_tokens=4")
     tau2rl(here, "eval", "--inline", *played, *ONE, *limits, "--output", "eval")
     assert len(lines(here / "eval" / "episodes.jsonl")) == 1

@@ -127,7 +127,7 @@ def test_a_checkpoint_is_sampled_in_this_process(tmp_path: Path) -> None:
     sets = [word for setting in ("data.val_fraction=0", "train.batch_size=1", *tiny) for word in ("--set", setting)]
     words = ["sft", "--inline", "--data", "rows.jsonl", "--steps", "1", *sets, "--output", "run"]
     subprocess.run([sys.executable, "-m", "tau2rl", *words], cwd=tmp_path, capture_output=True, check=True)
-    limits = {"max_turns": 1, "repairs": 0, "context_tokens": 8192}
+    limits = {"max_turns": 1, "repairs": 0, "context_tokens": 4096}
     policy = tmp_path / "run" / "checkpoints" / "final"
     report = tau2rl.evaluate_sync(policy=policy, **{**ONE, "num_samples": 1}, limits=limits)
     (record,) = report.episodes

@@ -105,7 +105,7 @@ def test_settings_may_read_the_environment_and_env_may_load_tau2() -> None:
 
 # The packages with nothing in them, so that what is refused is the line that the test adds.
 PACKAGES = (
-    "chat", "cli", "config", "data", "doctor", "env", "launch", "policy", "recipes", "report", "reward", "rollout", "runs",
+    "chat", "cli", "config", "data", "doctor", "env", "launch", "policy", "recipes", "report", "reward", "rollouts", "runs",
     "slime", "train",
 )  # fmt: skip
 FILES = (
@@ -148,7 +148,7 @@ LAYERS = "a package imports only packages below it"
         ("types.py", "import tau2rl.config", LAYERS),
         ("new_package/__init__.py", "", LAYERS),
         ("slime/__init__.py", "import tau2rl.train", LAYERS),
-        ("rollout/__init__.py", "def f():\n    import tau2.gym", "only env imports tau2"),
+        ("rollouts/__init__.py", "def f():\n    import tau2.gym", "only env imports tau2"),
         ("recipes/__init__.py", "def f():\n    import torch", "only train imports torch"),
         ("slime/argv.py", "import torch.distributed", "only train imports torch"),
         ("launch/__init__.py", "def f():\n    import sglang", "only the slime hooks import slime, megatron and sglang"),
