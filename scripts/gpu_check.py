@@ -27,6 +27,7 @@ from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, Samplin
 from tau2rl.config.training import LoraConfig
 from tau2rl.recipes.pipeline_report import rows as table_of
 from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora
 from tau2rl.train.sft import SFTStep, train
 from tau2rl.train.state import trained_weights
@@ -89,6 +90,7 @@ class Machine:
         with torch.device(self.device):
             model: Any = Qwen3ForCausalLM(config)
         model = model.to(torch.bfloat16)
+        engine_of(model)  # as a checkpoint that is opened
         if shape.lora_rank:
             model = with_lora(model, LoraConfig(rank=shape.lora_rank))
             save_memory(model)
