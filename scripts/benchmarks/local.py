@@ -76,11 +76,13 @@ def main() -> None:
 
     batch = [
         ScoredTrajectory(
-            sample=TrainingSample(
-                token_ids=(*r.prompt, *c.token_ids),
-                loss_mask=(*[0] * len(r.prompt), *[1] * len(c.token_ids)),
-                logprobs=(*[0.0] * len(r.prompt), *(c.logprobs or ())),
-                turn_spans=((len(r.prompt), len(r.prompt) + len(c.token_ids)),),
+            samples=(
+                TrainingSample(
+                    token_ids=(*r.prompt, *c.token_ids),
+                    loss_mask=(*[0] * len(r.prompt), *[1] * len(c.token_ids)),
+                    logprobs=(*[0.0] * len(r.prompt), *(c.logprobs or ())),
+                    turn_spans=((len(r.prompt), len(r.prompt) + len(c.token_ids)),),
+                ),
             ),
             advantages=(1.0 if i % 2 else -1.0,),
         )

@@ -127,8 +127,8 @@ def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
         return lambda: trainer.update(batch)
 
     return [
-        trained("SFT", lambda: train(model, data.samples, step, local), data.samples),
-        *(trained(what, reinforced_by(batch), [t.sample for t in batch]) for what, batch in data.groups.items()),
+        trained("SFT", lambda: train(model, [(row,) for row in data.samples], step, local), data.samples),
+        *(trained(what, reinforced_by(batch), [t.samples[0] for t in batch]) for what, batch in data.groups.items()),
         sampled("generation", 1),
         sampled(f"generation, {TURNS} turns", TURNS),
     ]
