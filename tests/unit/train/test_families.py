@@ -44,7 +44,7 @@ from tests.unit.train.tiny import SAMPLING, SHAPE, VOCAB, Killed, gradient, grpo
 
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": None,
+    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": None,
     "eos_token_id": 1,
 }  # fmt: skip
 WINDOWED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
@@ -202,14 +202,16 @@ def sampled(model: nn.Module) -> list[ScoredTrajectory]:
             logprobs=(*[0.0] * given, *(done.logprobs or ())),
             turn_spans=((given, given + said),),
         )
-        found.append(ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)))
+        found.append(ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)))
     return found
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_interrupted_training_goes_on_to_the_same_bits_and_is_saved_whole(name: str, tmp_path: Path) -> None:
     config = SftTrainConfig(lr=1e-3, steps=4, warmup_steps=0, batch_size=3, save_every=1)
-    learn = partial(train, samples=rows(), config=config, local=LocalTrainConfig(max_tokens_per_microbatch=60))
+    learn = partial(
+        train, conversations=[(row,) for row in rows()], config=config, local=LocalTrainConfig(max_tokens_per_microbatch=60)
+    )
     whole, broken, resumed = family(name), family(name), family(name)
     before = weights(whole).clone()
     learn(whole)
