@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tau2rl.chat.tokenizers import Tokenizer
     from tau2rl.types import TrainingSample
 
-app = typer.Typer(help="Look at the rows of a dataset.", no_args_is_help=True)
+app = typer.Typer(help="Look at what is trained on of a dataset's rows.", no_args_is_help=True)
 
 
 @app.command(

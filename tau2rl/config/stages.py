@@ -218,6 +218,8 @@ class SftConfig(StageConfig):
                 f"chat.thinking `{self.chat.thinking}`: slime's supervised rollout writes rows by itself, and not as they are "
                 "sampled with thoughts; backend `local` does"
             )
+        if self.backend == "slime" and self.chat.date:
+            raise ValueError("chat.date: slime's supervised rollout writes rows by itself and tells the template no date")
         return self
 
 

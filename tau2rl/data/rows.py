@@ -51,7 +51,7 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     """A row of any of the layouts. Raises BadRow.
 
     >>> read_row({"messages": [{"role": "user", "content": "Hi"}]}, name="a.jsonl:1").messages
-    (Message(role='user', content='Hi', tool_calls=(), error=False),)
+    (Message(role='user', content='Hi', tool_calls=(), error=False, reasoning=''),)
     """
     try:
         row = _row(data, name)

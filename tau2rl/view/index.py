@@ -23,7 +23,7 @@ from pydantic_core import from_json
 
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import replaces
-from tau2rl.runs.records import SCHEMA as RECORD_SCHEMA, decode
+from tau2rl.runs.records import READ, SCHEMA, decode
 from tau2rl.types import EpisodeRecord
 from tau2rl.view.rows import COLUMNS, Json, row_of, words_of
 
@@ -261,7 +261,7 @@ class Index:
             words = words_of(cast("Json", values))
         except (ValueError, KeyError, TypeError, AttributeError):
             return False
-        if values.get("schema", RECORD_SCHEMA) != RECORD_SCHEMA:
+        if values.get("schema", SCHEMA) not in READ:
             return False
         place = "run" if "/" not in name else f"val {int(Path(name).stem.rpartition('_')[2])}"
         counts = self._replace(place, str(row["key"]))

@@ -89,6 +89,8 @@ GRPO: dict[str, list[str]] = {
     "tracking.project": ["--tracking.wandb", "offline"],
 }
 SFT: dict[str, list[str]] = {
+    "chat.thinking": [],
+    "chat.date": [],
     "local": [],
     "local.lora": ["--lora-rank", "4"],
     "local.shape": ["--model", "tiny"],

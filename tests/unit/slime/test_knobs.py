@@ -195,6 +195,8 @@ REFUSED = {
         "train.val_every": 9,
         "data.allow_empty": True,
         "train.export_every": 7,
+        "chat.thinking": "keep",
+        "chat.date": "2026-01-31",
     },
 }
 

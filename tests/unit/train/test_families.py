@@ -44,7 +44,7 @@ from tests.unit.train.tiny import SAMPLING, SHAPE, VOCAB, Killed, gradient, grpo
 
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 4000, "pad_token_id": 0, "bos_token_id": None,
+    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 4096, "pad_token_id": 0, "bos_token_id": None,
     "eos_token_id": 1,
 }  # fmt: skip
 WINDOWED = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
