@@ -162,7 +162,7 @@ def absolute(config: TrainingConfig) -> TrainingConfig:
     chat = values.get("chat")
     if chat:
         for key in ("tokenizer", "cookbook_prompt"):
-            if chat[key] and Path(chat[key]).expanduser().exists():
+            if chat.get(key) and Path(chat[key]).expanduser().exists():
                 chat[key] = _absolute(chat[key])
     return build(type(config), values, stored=True)
 
