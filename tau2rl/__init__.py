@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tau2rl.enums import Fault, FinishReason, MalformedKind, Status
     from tau2rl.errors import EnvironmentFailure, MalformedTurn, PolicyFailure, UserError, UserSimulatorFailure
     from tau2rl.policy.scripted import ScriptedPolicy
+    from tau2rl.protocols import ChatCodec, Env, Policy, RewardFn, Sink, Verifier
     from tau2rl.runs.folder import RunFolder
     from tau2rl.runs.progress import Progress, ProgressEvent
     from tau2rl.types import (
@@ -33,10 +34,8 @@ if TYPE_CHECKING:
         Actions,
         Attempt,
         CallTool,
-        ChatCodec,
         Checks,
         Completion,
-        Env,
         EnvTime,
         Episode,
         EpisodeRecord,
@@ -44,19 +43,15 @@ if TYPE_CHECKING:
         Grade,
         Message,
         Opening,
-        Policy,
         Reply,
-        RewardFn,
         Say,
         Score,
-        Sink,
         TaskRef,
         Think,
         ToolSchema,
         Transcript,
         Turn,
         Usage,
-        Verifier,
     )
 
 __version__ = "0.1.0"
@@ -72,10 +67,10 @@ _MODULES = {
     "config": ("LimitsConfig",),
     "runs.folder": ("RunFolder",),
     "runs.progress": ("Progress", "ProgressEvent"),
+    "protocols": ("ChatCodec", "Env", "Policy", "RewardFn", "Sink", "Verifier"),
     "types": (
-        "Action", "Actions", "Attempt", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime", "Episode",
-        "EpisodeRecord", "Failure", "Grade", "Message", "Opening", "Policy", "Reply", "RewardFn", "Say", "Score", "Sink",
-        "TaskRef", "Think", "ToolSchema", "Transcript", "Turn", "Usage", "Verifier",
+        "Action", "Actions", "Attempt", "CallTool", "Checks", "Completion", "EnvTime", "Episode", "EpisodeRecord", "Failure",
+        "Grade", "Message", "Opening", "Reply", "Say", "Score", "TaskRef", "Think", "ToolSchema", "Transcript", "Turn", "Usage",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

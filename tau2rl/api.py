@@ -33,6 +33,7 @@ from tau2rl.config import (
 )
 from tau2rl.env import tau2_env
 from tau2rl.env.tasks import select
+from tau2rl.protocols import ChatCodec, Env, Policy
 from tau2rl.recipes import eval as recipe
 from tau2rl.recipes.agents import open_given
 from tau2rl.recipes.play import play
@@ -40,7 +41,7 @@ from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.runner import PolicyFor
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress
-from tau2rl.types import Attempt, ChatCodec, Env, Episode, EpisodeRecord, Policy, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, TaskRef
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -34,8 +34,9 @@ from tau2rl.env.simulation import Simulation
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.sglang import SGLangPolicy
+from tau2rl.protocols import Policy
 from tau2rl.rollouts.episode import run_episode
-from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Policy, Say, TaskRef
+from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Say, TaskRef
 
 from tau2.data_model.message import UserMessage
 from tau2.user.user_simulator import DummyUser

@@ -17,10 +17,10 @@ from tau2rl.env.tau2_env import warm_up
 from tau2rl.errors import UserError
 from tau2rl.policy import make_policy
 from tau2rl.policy.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
+from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.rollouts.runner import PlayAttempt, PolicyFor, SamplingStage, episode_runner
 from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.provenance import checkpoint_hash
-from tau2rl.types import ChatCodec, Policy
 
 log = logging.getLogger(__name__)
 

@@ -27,13 +27,14 @@ from tau2rl.env.domain import domain
 from tau2rl.env.tasks import changed_something, held_out, kind_of
 from tau2rl.errors import UserError
 from tau2rl.hashing import derive_seed
+from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.play import floors
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.types import CallTool, ChatCodec, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
+from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
 
 FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
 PROGRESS_EVERY = 1000

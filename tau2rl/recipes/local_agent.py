@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig
+from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.training import refuse_long_episodes
 from tau2rl.train.engine.proof import record_engine
 from tau2rl.train.model import open_model
 from tau2rl.train.policy import LocalPolicy, local_policy
-from tau2rl.types import ChatCodec
 
 
 @asynccontextmanager

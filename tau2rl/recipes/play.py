@@ -15,6 +15,7 @@ from tau2rl.env.domain import domain, env_identity
 from tau2rl.env.tasks import gold_actions, select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.user_simulator import check_key
+from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
@@ -25,7 +26,7 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import environment
 from tau2rl.runs.timing import timed
-from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Status, TaskRef
+from tau2rl.types import Attempt, EpisodeRecord, Status, TaskRef
 
 log = logging.getLogger(__name__)
 

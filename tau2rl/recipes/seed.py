@@ -8,6 +8,7 @@ from tau2rl.config import KeepConfig, SeedConfig
 from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import gold_script, refuse_held_out
 from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.protocols import Policy
 from tau2rl.recipes.dataset import described, make_source, missing, scan, summary, write
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
 from tau2rl.report.cost import account
@@ -17,7 +18,7 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.reports import Result
 from tau2rl.runs.timing import sessions
-from tau2rl.types import Attempt, Policy
+from tau2rl.types import Attempt
 
 ROWS = "rows.jsonl"
 

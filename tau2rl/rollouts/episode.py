@@ -15,20 +15,18 @@ from dataclasses import dataclass, field
 from tau2rl.config import LimitsConfig
 from tau2rl.errors import ContextExceeded, EnvironmentFailure, EpisodeFailure, MalformedTurn, PolicyFailure
 from tau2rl.hashing import PrefixHash, derive_seed
+from tau2rl.protocols import ChatCodec, Env, Policy
 from tau2rl.rollouts.thinking import SampledTurn, ThinkingBudget, num_thought_tokens, sample_turn
 from tau2rl.types import (
     Actions,
     Attempt,
-    ChatCodec,
     Completion,
-    Env,
     Episode,
     Failure,
     FinishReason,
     Grade,
     MalformedKind,
     Message,
-    Policy,
     Status,
     StopReason,
     Turn,

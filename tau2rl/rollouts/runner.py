@@ -12,26 +12,14 @@ from tau2rl.config import EvalConfig, GrpoConfig, LimitsConfig, RftConfig, SeedC
 from tau2rl.env.tau2_env import make_env
 from tau2rl.errors import EpisodeFailure, TaskFailure
 from tau2rl.hashing import derive_seed
+from tau2rl.protocols import ChatCodec, Env, Policy
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.rollouts.concurrency import AdaptiveConcurrency, FixedConcurrency
 from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.thinking import ThinkingBudget
 from tau2rl.runs.records import SCHEMA
-from tau2rl.types import (
-    Attempt,
-    ChatCodec,
-    Completion,
-    Env,
-    Episode,
-    EpisodeRecord,
-    Failure,
-    Fault,
-    Policy,
-    Status,
-    StopReason,
-    TaskRef,
-)
+from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, Failure, Fault, Status, StopReason, TaskRef
 
 # Plays an attempt once; an infrastructure failure is a FAILED episode, never an exception.
 PlayAttempt = Callable[[Attempt], Awaitable[Episode]]
@@ -249,7 +237,7 @@ class TimedPolicy:
         self.seconds = 0.0
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn; see `types.Policy`."""
+        """Sample one turn; see `protocols.Policy`."""
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting += 1

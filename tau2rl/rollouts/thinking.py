@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tau2rl.hashing import derive_seed
-from tau2rl.types import ChatCodec, Completion, FinishReason, Policy
+from tau2rl.protocols import ChatCodec, Policy
+from tau2rl.types import Completion, FinishReason
 
 OPENING_TOKENS = 32  # a thought stands first in its turn: no family's opening is longer, not even in bytes
 

@@ -1,4 +1,4 @@
-"""The model as a `types.Policy`: turns asked for at the same time are sampled together, on a thread of their own."""
+"""The model as a `protocols.Policy`: turns asked for at the same time are sampled together, on a thread of their own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import nn
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import ChatConfig, LocalConfig, SamplingConfig
 from tau2rl.errors import PolicyFailure
+from tau2rl.protocols import ChatCodec
 from tau2rl.train.engine.generator import Request, Sampler
 from tau2rl.train.engine.proof import sampler_for
-from tau2rl.types import ChatCodec, Completion
+from tau2rl.types import Completion
 
 if TYPE_CHECKING:
     from typing import Self
@@ -83,7 +84,7 @@ class LocalPolicy:
         return twin
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn; see `types.Policy`. Same prompt, seed and weights: same turn, whoever else is being served.
+        """Sample one turn; see `protocols.Policy`. Same prompt, seed and weights: same turn, whoever else is being served.
 
         A call that is cancelled is dropped from the batch. Raises PolicyFailure when the worker has stopped or broken.
         """

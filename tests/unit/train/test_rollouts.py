@@ -25,12 +25,13 @@ from tau2rl.config import GrpoConfig, build
 from tau2rl.env.tasks import turn_calls
 from tau2rl.errors import PolicyFailure, RunIncomplete
 from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.protocols import Policy
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.group import Group, score_group
 from tau2rl.train.grpo import Rollouts
 from tau2rl.train.metrics import rollout_metrics
-from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Policy, Say, Status, TaskRef
+from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Say, Status, TaskRef
 from tests.play import CREATE, UPDATE, play
 
 CODEC = NativeCodec(ByteTokenizer())
