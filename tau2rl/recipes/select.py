@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +13,12 @@ from tau2rl.data.task_sampling import outcome
 from tau2rl.env.tasks import refuse_leak, select
 from tau2rl.errors import UserError
 from tau2rl.recipes.test_access import evaluated_checkpoint
+from tau2rl.recipes.training import backend_for
 from tau2rl.report.aggregate import counted
 from tau2rl.report.schema import SCHEMA
 from tau2rl.report.selection import RULE, Choice, behind, choose_checkpoint
 from tau2rl.runs import records
-from tau2rl.runs.checkpoints import checkpoint_of, step_of, training_run
+from tau2rl.runs.checkpoints import step_of, training_run
 from tau2rl.runs.files import write_json, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, described_checkpoint, differences, file_hash, is_subject, read_environment
@@ -66,17 +67,17 @@ def select_checkpoint(folders: Sequence[Path]) -> dict[str, Any]:
 
 def _validated(run: Path) -> Found:
     """The validations of a training."""
-    found = Found(run=run)
+    found, kept = Found(run=run), _kept(run)
     for step, file in validations(run).items():
         shares = _shares(file, found.tasks)
         found.source.append({"file": file.relative_to(run).as_posix(), "sha256": file_hash(file), "step": step})
         if step == 0:
             found.start = shares
-        elif checkpoint := checkpoint_of(run, step):
+        elif checkpoint := kept(step):
             found.success[step], found.checkpoints[step] = shares, checkpoint
         else:
             found.gone.append(step)
-    found.unseen = _unseen(run)
+    found.unseen = _unseen(run, kept)
     if not found.source:
         raise UserError(f"`{run}` was never validated", hint=HOW_TO)
     if not found.success:
@@ -87,7 +88,15 @@ def _validated(run: Path) -> Found:
     return found
 
 
-def _unseen(run: Path) -> list[int]:
+def _kept(run: Path) -> Callable[[int], Path | None]:
+    """From a step to the model behind it, where the backend of a training keeps it; None where it was not kept."""
+    config = read_config(run)
+    assert isinstance(config, (GrpoConfig, SftConfig))  # others were refused
+    backend = backend_for(config)
+    return lambda step: backend.checkpoint(run, step)
+
+
+def _unseen(run: Path, kept: Callable[[int], Path | None]) -> list[int]:
     """Steps at which there is a checkpoint and should be a validation.
 
     slime saves before it validates. A run that ends in between goes on behind the save, and never validates that step.
@@ -97,7 +106,7 @@ def _unseen(run: Path) -> list[int]:
         return []
     due = range(config.train.val_every, config.train.steps + 1, config.train.val_every)
     taken = validations(run)
-    return [step for step in due if step not in taken and checkpoint_of(run, step)]
+    return [step for step in due if step not in taken and kept(step)]
 
 
 def _shares(file: Path, tasks: dict[str, TaskRef]) -> Shares:

@@ -26,15 +26,6 @@ def exports(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def checkpoint_of(run: Path, step: int) -> Path | None:
-    """Where a training run keeps the model behind a step; None where it was not kept. Raises UserError."""
-    checkpoints = run / "checkpoints"
-    places = [checkpoints / f"step_{step:05}", checkpoints / "hf" / str(step - 1)]
-    if step == last_step(run):
-        places.append(checkpoints / FINAL)
-    return next((place for place in places if (place / "config.json").is_file()), None)
-
-
 def step_of(checkpoint: Path, run: Path) -> int:
     """How many steps a checkpoint of a run has behind it, by its name. Raises UserError."""
     if named := re.fullmatch(r"step_(\d+)", checkpoint.name):

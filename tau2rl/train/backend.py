@@ -22,8 +22,7 @@ from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
-from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, exports
-from tau2rl.runs.files import read_json
+from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, exports, last_step
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import PhaseTimer, sessions, timed
@@ -69,12 +68,9 @@ class LocalBackend:
 
     def checkpoint(self, run: Path, step: int) -> Path | None:
         """`checkpoints/step_00020`, where `train.export_every` left one, or `final`, of a run that ended with this step."""
-        report, checkpoints = run / "report.json", run / "checkpoints"
-        training = read_json(report)["training"] if report.exists() else {}
-        places = [checkpoints / f"step_{step:05}"]
-        if step == training.get("final_step", training.get("steps")):
-            places.append(checkpoints / FINAL)
-        return next((place for place in places if place.is_dir()), None)
+        checkpoints = run / "checkpoints"
+        places = [checkpoints / f"step_{step:05}", *([checkpoints / FINAL] if step == last_step(run) else [])]
+        return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: Path) -> Trained:

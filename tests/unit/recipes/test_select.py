@@ -1,8 +1,9 @@
 """`tau2rl select-checkpoint` and the test-set access log; pinned here, on run folders with made-up results:
 
 - success alone decides: where the shaped score rises and success falls, the early checkpoint is chosen;
-- validations of either backend are found with their checkpoints; one whose checkpoint was not kept is named and not chosen, and
-  so is a checkpoint that was not validated; of an attempt with several records the same one counts as in a report;
+- validations of every backend, one of the user's too, are found with their checkpoints; one whose checkpoint was not kept is
+  named and not chosen, and so is a checkpoint that was not validated; of an attempt with several records the same one counts as
+  in a report;
 - finished evaluations of checkpoints decide when they are named; others than of one training, with one measurement, are refused;
 - results on test tasks, and on tasks that were trained on, are refused;
 - an evaluation of the run's checkpoints on a test split is counted once however often it is resumed; a second one, and one
@@ -69,8 +70,9 @@ def make_run(path: Path, config: StageConfig) -> Path:
 
 
 def checkpoint(path: Path) -> Path:
-    """The files that make a model, each with content of its own."""
+    """The files that make a model, each with content of its own; the index is what slime writes last."""
     path.mkdir(parents=True)
+    (path / "model.safetensors.index.json").write_text("{}", "utf-8")
     (path / "config.json").write_text("{}", "utf-8")
     (path / "model.safetensors").write_text(str(path), "utf-8")
     return path
@@ -83,14 +85,13 @@ def training(
     kept: str = "step_{0:05}",
     shaped: float = 0.0,
     val_every: int = 0,
+    backend: str = "local",
     **tasks: Any,
 ) -> Path:
     """A GRPO run that was validated behind some steps; results as marks, a task each."""
     learned = {"domains": ["mock"], "split": "synth-train", "limit": 3, **tasks}
-    make_run(
-        path,
-        build(GrpoConfig, {"model": {"init": "a/checkpoint"}, "tasks": learned, "train": {"steps": 60, "val_every": val_every}}),
-    )
+    train = {"steps": 60, "val_every": val_every}
+    make_run(path, build(GrpoConfig, {"model": {"init": "a/checkpoint"}, "tasks": learned, "train": train, "backend": backend}))
     for step, marks in validations.items():
         write_validation(path, step, [record(ref(i), m, shaped * step) for i, m in enumerate(marks)], redactor=Redactor())
         if step and kept:
@@ -128,9 +129,18 @@ def test_ties_go_to_fewer_steps(tmp_path: Path) -> None:
     assert select_checkpoint([training(tmp_path / "run", {60: "0110", 40: "1001", 20: "0011"})])["chosen"]["step"] == 20
 
 
-@pytest.mark.parametrize("kept", ["step_{0:05}", "hf/{1}"])
-def test_checkpoints_of_either_backend_are_found(tmp_path: Path, kept: str) -> None:
-    run = training(tmp_path / "run", {20: "1000000", 40: "1111000"}, kept=kept)
+class Elsewhere:
+    """A backend of the user's, which keeps its models in a place of its own."""
+
+    def checkpoint(self, run: Path, step: int) -> Path | None:
+        return run / "checkpoints" / "mine" / f"{step}"
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept"), [("local", "step_{0:05}"), ("slime", "hf/{1}"), (f"{__name__}:Elsewhere", "mine/{0}")]
+)
+def test_checkpoints_of_every_backend_are_found(tmp_path: Path, backend: str, kept: str) -> None:
+    run = training(tmp_path / "run", {20: "1000000", 40: "1111000"}, kept=kept, backend=backend)
     found = select_checkpoint([run])
     assert (found["chosen"]["step"], found["candidates"][1]["checkpoint"]) == (40, f"checkpoints/{kept.format(40, 39)}")
 
@@ -153,7 +163,7 @@ def test_the_model_before_training_is_told_and_not_chosen(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_whose_validation_was_lost_is_named(tmp_path: Path) -> None:
-    run = training(tmp_path / "run", {10: "1000000", 30: "1111000"}, kept="hf/{1}", val_every=10)
+    run = training(tmp_path / "run", {10: "1000000", 30: "1111000"}, kept="hf/{1}", val_every=10, backend="slime")
     checkpoint(run / "checkpoints" / "hf" / "19")  # saved, and the job was ended before the validation
     checkpoint(run / "checkpoints" / "hf" / "24")  # no validation was due
     told = runner.invoke(app, ["select-checkpoint", str(run)])
