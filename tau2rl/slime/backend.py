@@ -33,10 +33,18 @@ from tau2rl.slime.checkpoints import attempts_done, exports, point_final, read_s
 from tau2rl.slime.layout import layout_of
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.preflight import issues_of, read_machine, validate
-from tau2rl.slime.process import child_environment, run_child, script, shared_variables, tracker_login, variables
+from tau2rl.slime.process import (
+    TrainLog,
+    child_environment,
+    run_child,
+    script,
+    shared_variables,
+    summary,
+    tracker_login,
+    variables,
+)
 from tau2rl.slime.run_context import SlimeRun, absolute, served_user, write_files
 from tau2rl.slime.sft_data import longest_row, write_conversations
-from tau2rl.slime.train_log import TrainLog, summary
 
 log = logging.getLogger(__name__)
 USER_IN_THE_JOB = "http://127.0.0.1/v1"  # in a run's identity; the address of an engine is known only in the job
