@@ -126,6 +126,7 @@ COMMANDS = {
         summary="Look at runs in a browser: results, conversations, tokens and curves, live while a run goes on.",
         examples=("tau2rl view", "tau2rl view outputs/eval/after outputs/eval/before"),
     ),
+    "runs": Late(where="tau2rl.cli.runs:app", panel=EVALUATE, summary="List runs, and remove checkpoints that nothing needs."),
     "bench": Late(
         where="tau2rl.cli.bench:bench",
         panel=SETUP,

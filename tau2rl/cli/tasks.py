@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from tau2rl import console, settings
 from tau2rl.cli.lazy import escape, examples
 from tau2rl.cli.options import OUTPUT, SHORT, Json, shown_default
 from tau2rl.config import Section, StageConfig, TasksConfig, build, every_setting
+from tau2rl.errors import UserError
 from tau2rl.runs.progress import ProgressEvent
 
 app = typer.Typer(help="Look at the benchmark's tasks.", no_args_is_help=True)
@@ -74,6 +76,53 @@ def list_(
     ]
     console.emit_table([head, *body])
     console.say(f"{len(rows)} tasks")
+
+
+@app.command(epilog=examples("tau2rl tasks show retail/5", "tau2rl tasks show airline/7 --json"))
+def show(
+    task: Annotated[str, typer.Argument(help="A task, `domain/task_id`.", metavar="TASK", show_default=False)],
+    split: Annotated[
+        str, typer.Option("--task-split", help="The split that it is of.", metavar="NAME", rich_help_panel=WHAT)
+    ] = "base",
+    plugins: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Show one task: what its user wants and knows, the reference path, and what is graded."""
+    name, slash, _ = task.partition("/")
+    if not slash:
+        raise UserError(f"`{task}` names no domain", hint="`retail/5`; `tau2rl tasks list` shows them")
+    config = tasks_config([name], split, None, plugins).model_copy(update={"ids": (task,)})
+    from tau2rl.env.domain import domain
+    from tau2rl.env.tasks import describe, gold_actions, select
+
+    (ref,) = select(config)
+    found = domain(ref.domain).task(ref)
+    if as_json:
+        console.emit_json(found.model_dump(mode="json"))
+        return
+    row = describe(ref)
+    console.emit(f"{ref.key}: graded by {', '.join(row.basis)}")
+    if row.quarantined:
+        console.emit(f"known defect: {row.quarantined}")
+    console.emit(f"\nThe user\n{textwrap.indent(str(found.user_scenario).strip().expandtabs(2), '  ')}")
+    steps = [f"{action.requestor}: {action.name}({_arguments(action.arguments)})" for action in gold_actions(found)]
+    console.emit("\nThe reference path\n" + "\n".join(f"  {step}" for step in steps or ["no action"]))
+    criteria = found.evaluation_criteria
+    for title, lines in (
+        ("To be said", criteria.communicate_info if criteria else None),
+        ("Judged in words", criteria.nl_assertions if criteria else None),
+        ("The state at the end", [_assertion(one) for one in (criteria.env_assertions or ())] if criteria else None),
+    ):
+        if lines:
+            console.emit(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def _assertion(one: Any) -> str:
+    return f"{one.env_type}: {one.func_name}({_arguments(one.arguments)}) is {one.assert_value}"
 
 
 @app.command(

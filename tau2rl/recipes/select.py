@@ -18,8 +18,8 @@ from tau2rl.report.aggregate import counted
 from tau2rl.report.schema import SCHEMA
 from tau2rl.report.selection import RULE, Choice, behind, choose_checkpoint
 from tau2rl.runs import records
-from tau2rl.runs.checkpoints import step_of, training_run
-from tau2rl.runs.files import write_json, writing
+from tau2rl.runs.checkpoints import SELECTED, step_of, training_run
+from tau2rl.runs.files import point, write_json, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, described_checkpoint, differences, file_hash, is_subject, read_environment
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
@@ -48,7 +48,10 @@ class Found:
 
 
 def select_checkpoint(folders: Sequence[Path]) -> dict[str, Any]:
-    """Choose, write `selection.json` into the training run, and return what it holds. Raises UserError."""
+    """Choose, write `selection.json` into the training run, link `checkpoints/selected` to the chosen, and return what was written.
+
+    Raises UserError.
+    """
     configs = {folder.absolute(): read_config(folder) for folder in folders}
     trainings = [folder for folder, config in configs.items() if isinstance(config, (GrpoConfig, SftConfig))]
     evaluations = {folder: config for folder, config in configs.items() if isinstance(config, EvalConfig)}
@@ -62,6 +65,8 @@ def select_checkpoint(folders: Sequence[Path]) -> dict[str, Any]:
     values = _described(found, choice)
     with writing(found.run / SELECTION):
         write_json(found.run / SELECTION, values)
+        models, chosen = found.run / "checkpoints", found.checkpoints[choice.chosen]
+        point(models / SELECTED, _from(models.resolve(), chosen.resolve()))  # of links, where they lead: never to itself
     return values
 
 
@@ -190,9 +195,7 @@ def _described(found: Found, choice: Choice) -> dict[str, Any]:
         "tasks": len(choice.tasks),
         "tasks_left_out": list(choice.left_out),
         "source": found.source,
-        "candidates": [
-            {**asdict(one), "checkpoint": _shown(found.run, found.checkpoints[one.step])} for one in choice.candidates
-        ],
+        "candidates": [{**asdict(one), "checkpoint": _from(found.run, found.checkpoints[one.step])} for one in choice.candidates],
         "best": choice.best,
         "chosen": {
             "step": chosen.step,
@@ -221,6 +224,7 @@ def _digest(run: Path) -> str | None:
     return str(read_environment(run, read_config(run))["digest"]) if (run / ENVIRONMENT).exists() else None
 
 
-def _shown(run: Path, checkpoint: Path) -> str:
+def _from(folder: Path, checkpoint: Path) -> str:
+    """A path as it is seen from a folder above it; absolute where it is not below."""
     absolute = checkpoint.absolute()
-    return absolute.relative_to(run).as_posix() if absolute.is_relative_to(run) else str(checkpoint)
+    return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)

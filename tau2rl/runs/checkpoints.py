@@ -1,7 +1,8 @@
 """Where a training keeps its models: below `checkpoints/`, in Hugging Face's layout, by the number of steps behind them.
 
-`step_00020` is the local trainer's; `hf/19` is slime's, which counts rollouts from 0; `final` is the last of either; `initial` is
-what a tiny model started from; `state` is what an interrupted local training goes on from.
+`step_00020` is the local trainer's; `hf/19` is slime's, which counts rollouts from 0; `final` is the last of either, `selected` a
+link to the one that `tau2rl select-checkpoint` chose; `initial` is what a tiny model started from; `state` (local) and `megatron`
+(slime) are what an interrupted training goes on from.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tau2rl.errors import UserError
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.reports import REPORT, read_report
 
-INITIAL, FINAL, STATE = "initial", "final", "state"
+INITIAL, FINAL, SELECTED, STATE, MEGATRON = "initial", "final", "selected", "state", "megatron"
 
 
 def exports(step: int, every: int) -> bool:
@@ -27,7 +28,8 @@ def exports(step: int, every: int) -> bool:
 
 
 def step_of(checkpoint: Path, run: Path) -> int:
-    """How many steps a checkpoint of a run has behind it, by its name. Raises UserError."""
+    """How many steps a checkpoint of a run has behind it, by its name or that of what it links to. Raises UserError."""
+    checkpoint = checkpoint.resolve() if checkpoint.is_symlink() else checkpoint
     if named := re.fullmatch(r"step_(\d+)", checkpoint.name):
         return int(named[1])
     if checkpoint.parent.name == "hf" and checkpoint.name.isdigit():

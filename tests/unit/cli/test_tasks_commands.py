@@ -1,5 +1,6 @@
 """`tau2rl tasks`, pinned here on tau2's real `mock` domain (one task of airline where a split is needed):
 
+- `show` prints what a task's user wants, its reference path and what is graded, and a task that does not exist is refused;
 - `list` names tasks at the top level of each row; `--limit` and `--task-split` are honoured;
 - with `--plugins` they know a domain that a module of the user's registers;
 - `index` writes the files that it names, a row a task, with the metadata from which a rollout opens the task;
@@ -37,6 +38,20 @@ def test_list_names_the_tasks() -> None:
     assert len(rows) == 2
     table = runner.invoke(app, ["tasks", "list", *MOCK, "--limit", "2"])
     assert [line.split()[0] for line in table.stdout.splitlines() if "mock/" in line] == [f"mock/{r['task_id']}" for r in rows]
+
+
+def test_show_says_what_a_task_is() -> None:
+    shown = runner.invoke(app, ["tasks", "show", "mock/create_task_1"])
+    assert shown.exit_code == 0, shown.output
+    assert "assistant: create_task(user_id='user_1', title='Important Meeting')" in shown.stdout
+    assert "Create a new task called" in shown.stdout and "graded by DB, COMMUNICATE" in shown.stdout
+    assert tasks("show", "mock/create_task_1")["id"] == "create_task_1"
+
+
+@pytest.mark.parametrize(("name", "words"), [("create_task_1", "names no domain"), ("mock/no", "no such tasks"), ("no/1", "no")])
+def test_show_refuses_what_is_not_there(name: str, words: str) -> None:
+    refused = runner.invoke(app, ["tasks", "show", name])
+    assert refused.exit_code == 2 and words in refused.stderr
 
 
 def test_list_takes_several_domains_and_the_default_split() -> None:

@@ -125,6 +125,21 @@ def test_success_decides_and_the_shaped_score_does_not(tmp_path: Path) -> None:
     assert read_json(run / "selection.json") == found
 
 
+def test_the_chosen_has_a_name_that_later_steps_can_use(tmp_path: Path) -> None:
+    run = training(tmp_path / "run", {20: "1111111000", 40: "1110000000"})
+    select_checkpoint([run])
+    selected = run / "checkpoints" / "selected"
+    assert selected.is_symlink() and selected.resolve() == run / "checkpoints" / "step_00020"
+    named = [
+        evaluation(tmp_path / "a", selected, "1000000"),
+        evaluation(tmp_path / "b", selected.with_name("step_00040"), "1111000"),
+    ]
+    select_checkpoint(named)
+    assert selected.resolve() == run / "checkpoints" / "step_00040"
+    select_checkpoint([named[1], evaluation(tmp_path / "c", selected.with_name("step_00020"), "1111111")])
+    assert selected.resolve() == run / "checkpoints" / "step_00020"
+
+
 def test_ties_go_to_fewer_steps(tmp_path: Path) -> None:
     assert select_checkpoint([training(tmp_path / "run", {60: "0110", 40: "1001", 20: "0011"})])["chosen"]["step"] == 20
 

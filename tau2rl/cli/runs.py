@@ -1,0 +1,116 @@
+"""`tau2rl runs list|prune`: which runs there are, what each says and weighs, and checkpoints that may go."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from tau2rl import console, settings
+from tau2rl.cli.lazy import examples
+from tau2rl.cli.options import Json
+from tau2rl.cli.printing import shown
+from tau2rl.errors import UserError
+
+app = typer.Typer(help="List runs, and remove checkpoints that nothing needs.", no_args_is_help=True)
+
+Places = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Run folders, or folders of them. (default: the outputs folder)", metavar="[RUN...]", show_default=False),
+]
+Sort = Literal["path", "changed", "size", "pass@1"]
+
+
+@app.command("list", epilog=examples("tau2rl runs list", "tau2rl runs list --stage eval --sort pass@1 --descending"))
+def list_(
+    places: Places = None,
+    stage: Annotated[str, typer.Option("--stage", help="Only of this stage.", metavar="NAME")] = "",
+    state: Annotated[str, typer.Option("--state", help="Only done, live or incomplete ones.", metavar="NAME")] = "",
+    sort: Annotated[Sort, typer.Option("--sort", help="What the lines are ordered by.")] = "path",
+    descending: Annotated[bool, typer.Option("--descending", help="The greatest first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List runs with their state, headline and size; a pipeline stands before its steps.
+
+    `live` is a run without a result that has written something within the last minute. Sizes do not follow links.
+    """
+    from tau2rl.runs.pruning import disk_size
+    from tau2rl.view.runs import summary
+
+    rows: list[dict[str, Any]] = []
+    for run in _runs(places):
+        values = summary(run)
+        if stage in ("", values["stage"]) and state in ("", values["state"]):
+            rows.append({**values, "size": disk_size(run)})
+    keys = {"path": "path", "changed": "changed", "size": "size"}
+    rows.sort(key=lambda row: _score(row) if sort == "pass@1" else row[keys[sort]], reverse=descending)
+    if as_json:
+        console.emit_json(rows)
+        return
+    head = ["run", "stage", "state", "pass@1 [95%]", "floor", "changed", "MB"]
+    console.emit_table([head, *(_line(row) for row in rows)])
+    console.say(f"{len(rows)} runs")
+
+
+@app.command(epilog=examples("tau2rl runs prune", "tau2rl runs prune outputs/grpo --keep-last 2 --yes"))
+def prune(
+    places: Places = None,
+    keep_last: Annotated[int, typer.Option("--keep-last", help="Later steps of each training that stay as well.", min=0)] = 1,
+    state: Annotated[
+        bool, typer.Option("--state", help="Also what finished trainings could be extended from: optimizer and shards.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is touched.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say which checkpoints nothing needs any more, and with `--yes` delete them.
+
+    What stays, always: the final one, the one that `select-checkpoint` chose, the model before training, every one that the
+    settings of a run in sight name, and all of a training that is not finished. Name the folder of all runs, so that every
+    run is in sight.
+    """
+    from tau2rl.runs.pruning import plan, remove
+
+    found = plan(_runs(places), keep_last=keep_last, state=state)
+    going = [one for one in found if not one.because]
+    if yes:
+        remove(going)
+    if as_json:
+        values = [{"path": str(one.path), "bytes": one.size, "kept_because": one.because or None} for one in found]
+        console.emit_json({"deleted": yes, "checkpoints": values})
+        return
+    rows = [[shown(one.path), _megabytes(one.size), one.because or ("deleted" if yes else "may go")] for one in found]
+    console.emit_table([["checkpoint", "MB", ""], *rows])
+    size = _megabytes(sum(one.size for one in going))
+    console.say(f"{len(going)} of {len(found)}, {size} MB, {'deleted' if yes else 'may go: `--yes` deletes them'}")
+
+
+def _runs(places: list[Path] | None) -> list[Path]:
+    from tau2rl.view.runs import find_runs
+
+    looked = places or [settings.output_root()]
+    if missing := [place for place in looked if not place.is_dir()]:
+        raise UserError(f"`{missing[0]}` is not a folder", hint="name run folders, or a folder of them")
+    return list(find_runs(looked).values())
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    headline: dict[str, Any] = row["headline"] or {}
+    value, floor = headline.get("pass@1"), headline.get("floor")
+    interval = "" if not value or not value.get("ci95") else " [{:.3f}, {:.3f}]".format(*value["ci95"])
+    return [
+        shown(Path(row["path"])), row["stage"], row["state"],
+        f"{value['value']:.3f}{interval}" if value else "", "" if floor is None else f"{floor:.3f}",
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(row["changed"])), _megabytes(row["size"]),
+    ]  # fmt: skip
+
+
+def _score(row: dict[str, Any]) -> float:
+    headline: dict[str, Any] = row["headline"] or {}
+    value = headline.get("pass@1")
+    return -1.0 if not value else float(value["value"])
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}"
