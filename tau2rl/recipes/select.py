@@ -48,7 +48,7 @@ class Found:
 
 
 def select_checkpoint(folders: Sequence[Path]) -> dict[str, Any]:
-    """Choose, write `selection.json` into the training run, link `checkpoints/selected` to the chosen, and return what was written.
+    """Choose, write `selection.json` into the training run, link `checkpoints/selected` to the chosen; what was written.
 
     Raises UserError.
     """
