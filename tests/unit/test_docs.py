@@ -4,6 +4,8 @@
 - the map names every package and every top-level module of `tau2rl/`, and nothing that is not there
 - every config file that a document names loads
 - every `tau2rl` command in a document could be typed: its options and the settings of `--set` exist
+- every file of a run that a document, a config or a help names is one that a run of its stage leaves; where the run has a name of
+  its own, a config or a command makes it
 - docs/eval.md has a line for every setting of an evaluation, and no other
 """
 
@@ -20,6 +22,7 @@ import typer
 
 from tau2rl.cli import app
 from tau2rl.config import STAGES, EvalConfig, build, known_names, read_file
+from tau2rl.recipes.pipeline_plan import ROWS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tau2rl" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,6 +81,60 @@ def test_every_command_in_a_document_could_be_typed(document: Path) -> None:
         assert [name for name in unknown if not name.startswith("steps.")] == [], words
         file = values.get("config")
         assert not str(file).startswith("configs/") or (ROOT / str(file)).exists(), words
+
+
+LEFT = {"seed": [ROWS["seed"], "dropped.jsonl"], "rft-filter": [ROWS["rft-filter"], "dropped.jsonl"]}
+OF_A_RUN = r"config\.json|report\.json|episodes\.jsonl|failures\.jsonl|val/step_\d{5}\.jsonl"
+OF_A_TRAINING = r"checkpoints(/(final|initial|selected|state|step_\d{5}|hf(/\d+)?|megatron(/iter_\d{7})?))?"
+FREE = {
+    "default",
+    "a",
+    "b",
+    "x",
+    "first",
+    "before",
+    "after",
+    "NAME",
+    "my-checkpoint",
+    "train-1",
+    "train-2",
+    "at-20",
+    "at-40",
+}  # names that stand for the reader's own
+
+
+def named_outputs() -> Iterator[tuple[str, str, str, str]]:
+    """(place, stage, name of the run, file in it) of everything below `outputs/` that a text for people names."""
+    texts = [
+        *DOCUMENTS,
+        *(ROOT / "configs").rglob("*.yaml"),
+        *(ROOT / "scripts").glob("*.sh"),
+        ROOT / "tau2rl" / "cli" / "__init__.py",
+    ]
+    for file in texts:
+        for stage, name, path in re.findall(r"outputs/([a-z-]+)/([\w.-]+)((?:/[\w.-]+)*)", file.read_text(encoding="utf-8")):
+            if stage in STAGES:
+                yield str(file.relative_to(ROOT)), stage, name, path.strip("/").rstrip(".")
+
+
+def test_every_file_of_a_run_that_is_named_is_one_that_its_stage_leaves() -> None:
+    wrong: list[str] = []
+    for place, stage, name, path in named_outputs():
+        known = [re.escape(file) for file in LEFT.get(stage, [])] + [OF_A_RUN]
+        known += [OF_A_TRAINING] if stage in ("sft", "grpo") else []
+        if path and not re.fullmatch("|".join(known), path):
+            wrong.append(f"{place}: outputs/{stage}/{name}/{path}")
+    assert wrong == []
+
+
+def test_every_run_that_is_named_is_made_by_a_config_or_a_command() -> None:
+    made = {(values["stage"], values.get("name", "default")) for values in map(read_file, (ROOT / "configs").rglob("*.yaml"))}
+    for document in DOCUMENTS:
+        for words in commands(document):
+            if "--name" in words:
+                made.add((words[0], words[words.index("--name") + 1]))
+    unmade = {(place, stage, name) for place, stage, name, _ in named_outputs() if name not in FREE and (stage, name) not in made}
+    assert unmade == set()
 
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
