@@ -69,6 +69,15 @@ Sets = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved config and what would run; run nothing.", rich_help_panel=OUTPUT)
 ]
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse",
+        help="First in small, on the real layout: a step, a validation, a save, a resume, a step, an export; the run itself is "
+        "not started.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
@@ -86,6 +95,7 @@ class Asked(Generic[C]):
     config: C
     file: Path | None  # where paths inside of it start from
     dry_run: bool
+    rehearse: bool
     as_json: bool
 
 
@@ -94,6 +104,7 @@ def stage_command(model: type[C], act: Callable[[Asked[C]], None], text: str) ->
 
     It is a function whose signature has a parameter for every setting, which Typer reads as that of any other command.
     """
+    trains = "train" in model.model_fields
     settings = {_identifier(setting.name): setting for setting in _ordered(every_setting(model)) if setting.name != "stage"}
     parameters = [_parameter("config", ConfigFile), _parameter("sets", Sets)]
     parameters += [_parameter(key, _option(model, setting)) for key, setting in settings.items()]
@@ -103,15 +114,15 @@ def stage_command(model: type[C], act: Callable[[Asked[C]], None], text: str) ->
     if "user.kind" in types:
         place = next(i for i, parameter in enumerate(parameters) if parameter.name == "user__kind")
         parameters.insert(place, _parameter("user_model", _user_model(model)))
-    parameters += [
-        _parameter(name, kind, False) for name, kind in (("dry_run", DryRun), ("as_json", Json), ("help_all", HelpAll))
-    ]
+    switches = [("dry_run", DryRun), *([("rehearse", Rehearse)] if trains else []), ("as_json", Json), ("help_all", HelpAll)]
+    parameters += [_parameter(name, kind, False) for name, kind in switches]
     names = {key: setting.name for key, setting in settings.items()} | {key: name for key, (name, _) in old.items()}
 
     def command(**typed: Any) -> None:
         options = {name: typed[key] for key, name in names.items()} | user_settings(typed.get("user_model"))
         config = load(model, typed["config"], typed["sets"] or (), options)
-        act(Asked(config=config, file=typed["config"], dry_run=typed["dry_run"], as_json=typed["as_json"]))
+        what = {name: typed.get(name, False) for name in ("dry_run", "rehearse", "as_json")}
+        act(Asked(config=config, file=typed["config"], **what))
 
     command.__doc__ = text
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def run(asked: Asked[StageConfig]) -> None:
     if asked.dry_run:
         print_plan(config, as_json=asked.as_json)
         return
+    if asked.rehearse and isinstance(config, SftConfig | GrpoConfig):
+        rehearse(config, as_json=asked.as_json)
+        return
     folder = run_path(config)
     before = _written(folder / "report.json")
     if config.resume and not has_results(folder):
@@ -49,6 +53,41 @@ def run(asked: Asked[StageConfig]) -> None:
         word = "interrupted" if code == INTERRUPTED else "not complete"
         console.say(f"{word}; continue with\n  {resume_command(config)}")
     raise typer.Exit(code)
+
+
+def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
+    """Carry a training out in small and say what held; ends with 1 where something did not. Raises UserError."""
+    from tau2rl.launch.submit import submit
+    from tau2rl.recipes import rehearsal
+
+    plugins.search([Path.cwd()])
+    first, second = rehearsal.rehearsed(config)
+    folder = run_path(first)
+    rehearsal.make_room(folder)
+    seconds: list[float] = []
+    for words, part in (("a step and a save", first), ("a resume, another step and an export", second)):
+        console.say(f"rehearsal: {words}")
+        began = time.monotonic()
+        with console.Follower() as follower:
+            code = submit(part, on_line=follower.on_line, on_progress=follower.on_progress)
+            follower.ended_well = code == DONE
+        seconds.append(time.monotonic() - began)
+        if code:
+            console.say(f"the rehearsal ended with {code} at {words}; its logs are in {shown(folder / 'logs')}")
+            raise typer.Exit(code)
+    found, numbers = list(rehearsal.checks(second)), rehearsal.numbers(second)
+    holds = all(check.holds for check in found)
+    if as_json:
+        values = {"run": str(folder), "holds": holds, "checks": [asdict(check) for check in found]}
+        console.emit_json({**values, "seconds": seconds, "numbers": numbers})
+    else:
+        rows = [[check.what, "yes" if check.holds else "NO", check.detail] for check in found]
+        console.emit_table([["what must hold", "", ""], *rows])
+        console.emit_table([["step 2", "value"], *([name, f"{value:.4g}"] for name, value in numbers.items())])
+        console.say(f"{console.clock(seconds[0])} for the first run, {console.clock(seconds[1])} for the second")
+        played = f"; what was played: `tau2rl show {shown(folder)}`" if isinstance(config, GrpoConfig) else ""
+        console.say(f"it is in {shown(folder)}, and the next rehearsal replaces it{played}")
+    raise typer.Exit(DONE if holds else INCOMPLETE)
 
 
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:

@@ -4,6 +4,7 @@
 - its actors get the job's variables and the path of the secrets file, and can read a key that is in none of them;
 - a slime that fails leaves exit code 1, the reason, a report of the checkpoint that there is, and a run that can be continued;
 - a continued run goes on behind its checkpoint, with the same options, and its curves hold each step once;
+- a rehearsal is such a run of one step, continued for another one, and its checks hold
 - a job that is stopped takes slime with it: 130;
 - no key is in the run folder or in what Ray writes down.
 """
@@ -24,7 +25,8 @@ from tau2rl.config import GrpoConfig, build
 from tau2rl.launch import jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import job_command
-from tau2rl.runs.folder import RunFolder
+from tau2rl.recipes.rehearsal import checks, numbers, rehearsed
+from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import ProgressEvent
 from tests.stubs.slime_program import COUNTED, SEEN, make_checkpoint, make_machine, make_slime
 
@@ -74,8 +76,7 @@ class Job:
     """One job and all that it said."""
 
     def __init__(self, head: LocalHead, asked: GrpoConfig, *, resume: bool = False) -> None:
-        assert asked.output is not None
-        self.folder = RunFolder.create(asked.output, asked, resume=resume)
+        self.folder = RunFolder.create(run_path(asked), asked, resume=resume)
         self.client = jobs.connect(head.address, head.headers)
         self.lines: list[str] = []
         self.events: list[ProgressEvent] = []
@@ -138,6 +139,22 @@ def test_slime_fails_and_is_continued(head: LocalHead, place: Path) -> None:
     files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()]
     assert len(files) > 20
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
+def test_a_rehearsal_is_a_run_and_its_continuation(head: LocalHead, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAU2RL_OUTPUTS", str(place / "outputs"))
+    first, second = rehearsed(config(place, "rehearsed", "good"))
+    assert run_path(first) == run_path(second) == place / "outputs" / "rehearsal" / "grpo-rehearsed"
+    assert isinstance(first, GrpoConfig) and isinstance(second, GrpoConfig)
+    job = Job(head, first)
+    assert job.follow() == 0, job.lines
+    assert [check.what for check in checks(second) if not check.holds] == [
+        "each step left its numbers", "the run was resumed", "the last step can be loaded elsewhere",
+    ]  # fmt: skip
+    job = Job(head, second, resume=True)
+    assert job.follow() == 0, job.lines
+    assert [check for check in checks(second) if not check.holds] == []
+    assert numbers(second)["train/loss"] == 0.25
 
 
 def test_a_stopped_job_takes_slime_with_it(head: LocalHead, place: Path) -> None:
