@@ -39,6 +39,7 @@ from tau2rl.recipes.agents import open_given
 from tau2rl.recipes.play import play
 from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.runner import PolicyFor
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress
 from tau2rl.types import Attempt, Episode, EpisodeRecord, TaskRef
@@ -148,8 +149,7 @@ async def evaluate(
     }
     with tempfile.TemporaryDirectory(prefix="tau2rl-") as scratch:
         config = build(EvalConfig, {**values, "output": str(output if output is not None else Path(scratch) / "eval")})
-        path = RunFolder.create(run_path(config), config, resume=resume)
-        with RunFolder.open(path) as folder:
+        with claimed(run_path(config), config, resume=resume) as claim, RunFolder.open(claim.path) as folder:
             begun = await asyncio.to_thread(recipe.begin, config, folder, on_progress, codec=given_codec)
             async with _policies(given, begun.prepared.codec) as policies:
                 await play(config, folder, begun.prepared, on_progress, policies=policies, on_episode=on_episode)

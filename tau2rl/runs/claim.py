@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tau2rl.config import StageConfig
 from tau2rl.errors import UserError
-from tau2rl.runs.folder import CLAIM, EVIDENCE, JOB, RunFolder, has_any, make_folder
+from tau2rl.runs.folder import CLAIM, EVIDENCE, JOB, RunFolder, has_any, make_folder, refuse_strangers
 from tau2rl.runs.sessions import RunLock
 
 
@@ -22,7 +22,7 @@ class Claim:
     new: bool  # whether nothing of a run was there before
     _lock: RunLock
 
-    @contextmanager
+    @contextlib.contextmanager
     def left_to(self, job: str) -> Generator[None]:
         """After this block the claim is that of a job which nobody follows, until it has opened the folder."""
         self._lock.note(f"{JOB}{job}")  # ahead: once it is submitted, it may open the folder at any moment
@@ -41,7 +41,7 @@ class Claim:
 HasEnded = Callable[[str, str], bool]  # (job, address of its server): whether it is known to be over
 
 
-@contextmanager
+@contextlib.contextmanager
 def claimed(
     path: Path, config: StageConfig, *, resume: bool, has_ended: HasEnded = lambda job, address: False
 ) -> Generator[Claim]:
@@ -61,6 +61,7 @@ def claimed(
                 f"{lock.said} was submitted for the run in `{path}` and has not opened its folder yet",
                 hint=f"wait for it, or end it with `ray job stop` and remove `{path / 'logs' / CLAIM}`",
             )
+        refuse_strangers(path)  # before there is a claim: what is withdrawn with it must not be theirs
         claim = Claim(path, not (path / "config.json").exists(), lock)
         try:
             RunFolder.create(path, config, resume=resume)
@@ -78,6 +79,8 @@ def withdraw(path: Path) -> bool:
     Only for a folder that is claimed and new. It stays while a process has it open, and when it
     holds an episode, a number or a report; what a session prepared (an initial checkpoint, its log) goes with it.
     """
+    if not path.is_dir():
+        return False
     try:
         lock = RunLock(path / "logs" / "lock", patience_seconds=0)
     except (UserError, OSError):
@@ -91,9 +94,12 @@ def withdraw(path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    if not path.is_symlink():
-        shutil.rmtree(path)
-        return True
-    for item in path.resolve().iterdir():  # whose link it is, and where it points, is not ours
-        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-    return True
+    """Remove the folder, `logs/` with the claim last: until then nobody takes what is left for another's files."""
+    linked = path.is_symlink()  # whose link it is, and where it points, is not ours
+    path = path.resolve()
+    with contextlib.suppress(OSError):  # whoever comes as soon as the claim is gone has the rest
+        for item in sorted(path.iterdir(), key=lambda item: item.name == "logs"):
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        if not linked:
+            path.rmdir()
+    return not (path / "config.json").exists()

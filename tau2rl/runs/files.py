@@ -6,11 +6,13 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from tau2rl.errors import UserError
+
+T = TypeVar("T")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -33,6 +35,29 @@ def replacing(path: Path) -> Generator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there. Raises OSError."""
+    _again(lambda: path.mkdir(parents=True, exist_ok=True))
+
+
+def open_or_make(path: Path) -> int:
+    """A descriptor of a file to read and write, which is made if it is not there, and the folders above it. Raises OSError."""
+
+    def opened() -> int:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    return _again(opened)
+
+
+def _again(make: Callable[[], T]) -> T:
+    """What `make` gives. Another process may take away the folder while it works; then once more, at most a hundred times."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return make()
+    return make()
 
 
 WAYS_OUT = {  # by errno: what a person can do about a file that cannot be written

@@ -11,7 +11,7 @@ stalls all others on a slow disk. Only a power failure can cost the last seconds
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,6 +84,7 @@ class RunFolder:
         make_folder(path)
         lock = RunLock(path / "logs" / "lock", patience_seconds=patience_seconds)
         try:
+            refuse_strangers(path)
             if has_results(path):
                 if not resume:
                     raise UserError(
@@ -251,18 +252,34 @@ def has_any(path: Path, names: Iterable[str]) -> bool:
 
 def make_folder(path: Path) -> None:
     """The folder of a run and its `logs/`, if they are not there. Raises UserError where something else is."""
-    _refuse_strangers(path)
+    refuse_strangers(path, asked_for=("config.json", f"logs/{CLAIM}", "logs/lock"))
     with writing(path):
-        (path / "logs").mkdir(parents=True, exist_ok=True)
+        files.make_folder(path / "logs")
 
 
-def _refuse_strangers(path: Path) -> None:
+def refuse_strangers(path: Path, *, asked_for: Sequence[str] = ("config.json",)) -> None:
+    """Raise UserError where files lie that are not of a run, so that no run mixes with them or takes them along when it goes.
+
+    A folder with one of the files `asked_for` is a run's. Who has no claim to the folder counts the claim's own file too:
+    another process may be writing `config.json` at this moment. Whoever has the claim looks again, for `config.json` alone.
+    """
     with writing(path):
-        taken = path.exists() and not path.is_dir()
-    if taken:
-        raise UserError(f"`{path}` is not a directory", hint="choose another `--output`")
-    if path.is_dir() and not (path / "config.json").exists() and any(item.name != "logs" for item in path.iterdir()):
-        raise UserError(f"`{path}` holds files that are not of a run", hint="choose another `--output`, or empty it")
+        try:
+            names = os.listdir(path)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            if not path.exists():  # what lies above it is none
+                raise
+            raise UserError(f"`{path}` is not a directory", hint="choose another `--output`") from None
+        strange = [name for name in names if name != "logs" and not name.startswith(".config.json.")]  # a killed process's
+        # Behind the listing: what another process has put there came behind its claim, and goes before it.
+        if strange and not _any_of(path, asked_for) and _any_of(path, strange):
+            raise UserError(f"`{path}` holds files that are not of a run", hint="choose another `--output`, or empty it")
+
+
+def _any_of(path: Path, names: Iterable[str]) -> bool:
+    return any(os.path.lexists(path / name) for name in names)
 
 
 def _without_settings(identity: Mapping[str, Any]) -> dict[str, Any]:

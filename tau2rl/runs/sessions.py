@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tau2rl.errors import UserError
-from tau2rl.runs.files import point, writing
+from tau2rl.runs.files import open_or_make, point, writing
 
 _NAME = re.compile(r"(?:session|attempt)_(\d+)")
 
@@ -47,11 +47,9 @@ class RunLock:
         self._descriptor = -1
         try:
             while not _is(path, self._descriptor):  # the folder may go away while we wait, and the lock in it locks nothing then
+                self.close()
                 with writing(path):
-                    if self._descriptor >= 0:
-                        self.close()
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                    self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                    self._descriptor = open_or_make(path)
                 self._wait(path, deadline, deed)
             self.said = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip()  # what the holder before us left
             with writing(path):

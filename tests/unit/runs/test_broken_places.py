@@ -1,6 +1,7 @@
 """A run folder that cannot be written or read; each is a sentence that names the file and a way out, and never "a bug":
 
 - an output that is too long, lies behind a symbolic link that leads nowhere or to itself, below a file, or where nobody may write
+- a folder with files that are not of a run is left alone; one where another process is making a run is that process's
 - a folder behind a symbolic link is used, and given back without the link
 - a disk that is full at the start, or later: what was written before is kept, and the run goes on when there is room
 - a damaged `config.json`, `environment.json`, `report.json`, `selection.json` or file of a session
@@ -18,6 +19,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
+from tau2rl.config import EvalConfig, build
+from tau2rl.runs.claim import claimed
 from tau2rl.settings import child_environment
 
 runner = CliRunner()
@@ -76,6 +79,30 @@ def test_a_folder_behind_a_link_is_used_and_given_back(tmp_path: Path) -> None:
     assert list((tmp_path / "disk").iterdir()) == [] and (tmp_path / "link").is_symlink()
     gold("--output", tmp_path / "link")
     assert (tmp_path / "disk" / "report.json").exists()
+
+
+def test_a_run_that_another_process_is_making_at_this_moment_is_its_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = build(EvalConfig, {"policy": {"kind": "gold"}, "chat": {"protocol": "transcript"}})
+    with claimed(run, config, resume=False):
+        (run / "config.json").rename(run / ".config.json.77")  # as it is before `config.json` is there whole
+        (run / "checkpoints").mkdir()
+        told(gold("--output", run, code=2), f"process {os.getpid()} on ", f"has started the run in `{run}`")
+
+
+def test_what_a_killed_start_left_holds_no_name(tmp_path: Path) -> None:
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / ".config.json.77").write_text("{", "utf-8")
+    gold("--output", tmp_path / "run")
+
+
+def test_files_that_are_not_of_a_run_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "claim").touch()
+    (tmp_path / "thesis.tex").write_text("mine", "utf-8")
+    for words in ((), ("--resume",), ("--set", "tasks.ids=[no-such-task]")):
+        told(gold("--output", tmp_path, *words, code=2), "holds files that are not of a run", "empty it")
+    assert (tmp_path / "thesis.tex").read_text("utf-8") == "mine"
 
 
 def test_a_place_below_a_file(tmp_path: Path) -> None:
