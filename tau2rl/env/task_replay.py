@@ -1,0 +1,55 @@
+"""What the making of tasks needs of tau2: the rows of a domain's database, calls replayed on a fresh one, and the test tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tau2rl.env.domain import domain
+from tau2rl.env.grading import replay_task
+from tau2rl.types import CallTool
+
+from tau2.data_model.message import ToolCall
+from tau2.data_model.tasks import Action, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Where a sequence of calls leaves a fresh database: `Outcome(hash="9f2c...", errors=("", "Error: Order not found"))`."""
+
+    hash: str
+    errors: tuple[str, ...]  # one a call; "" where it succeeded
+
+
+class Replayer:
+    """Replays calls of one domain, each time on a database in its initial state."""
+
+    def __init__(self, name: str) -> None:
+        """Raises UserError for an unknown domain or missing data."""
+        self._domain = domain(name)
+        self.policy = self._domain.policy
+        self.writes = frozenset(tool for tool, kind in self._domain.tool_types.items() if kind == "write")
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Table -> id -> row as JSON values, in the initial state."""
+        environment: Any = self._domain.environment()
+        return environment.tools.db.model_dump(mode="json")
+
+    def run(self, calls: Sequence[CallTool]) -> Outcome:
+        """Carry out the agent's calls in order; a refused call changes nothing and the next one follows."""
+        environment = self._domain.environment()
+        errors: list[str] = []
+        for index, call in enumerate(calls):
+            answer = environment.get_response(ToolCall(id=f"call_{index}", name=call.name, arguments=dict(call.arguments)))
+            errors.append((answer.content or "error") if answer.error else "")
+        return Outcome(hash=environment.get_db_hash() or "", errors=tuple(errors))
+
+    def test_tasks(self) -> list[dict[str, Any]]:
+        """The domain's own test tasks, as JSON values."""
+        return [task.model_dump(mode="json") for task in self._domain.tasks("test").values()]
+
+    def reward(self, task: dict[str, Any], calls: Sequence[CallTool], said: Sequence[str] = ()) -> float:
+        """tau2's own reward when exactly these calls are made and these messages said. Raises EnvironmentFailure."""
+        actions = [Action(action_id=str(i), name=call.name, arguments=dict(call.arguments)) for i, call in enumerate(calls)]
+        return float(replay_task(self._domain, Task.model_validate(task), actions, said)["reward"])
