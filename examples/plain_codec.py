@@ -3,6 +3,7 @@
     chat: {protocol: "examples.plain_codec:PlainCodec", tokenizer: checkpoints/my-model, options: {end: "\\n"}}
 
 The contract (`tau2rl.ChatCodec`): `extend(p, c, m)` begins with `p + c`, unchanged, and `parse(write(a)) == a`.
+It has no thoughts, so that it leaves out `append_only` (default: True) and `close_thoughts` (default: nothing to close).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from tau2rl import Actions, CallTool, MalformedKind, MalformedTurn, Message, Opening, Say, Tokenizer, ToolSchema
+from tau2rl import Actions, CallTool, MalformedKind, MalformedTurn, Message, Opening, Say, Think, Tokenizer, ToolSchema
 
 CALL = "call: "
 
@@ -50,6 +51,8 @@ class PlainCodec:
     def write(self, actions: Actions) -> list[int]:
         """The turn as a model would sample it."""
         (action,) = actions
+        if isinstance(action, Think):
+            raise ValueError("this protocol has no thoughts")
         call = None if isinstance(action, Say) else {"name": action.name, "arguments": action.arguments}
         return self._tokenizer.encode((action.text if isinstance(action, Say) else CALL + json.dumps(call)) + self._end)
 

@@ -27,6 +27,7 @@ from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, Samplin
 from tau2rl.config.training import LoraConfig
 from tau2rl.recipes.pipeline_report import rows as table_of
 from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora
 from tau2rl.train.sft import SFTStep, train
 from tau2rl.train.state import trained_weights
@@ -89,6 +90,7 @@ class Machine:
         with torch.device(self.device):
             model: Any = Qwen3ForCausalLM(config)
         model = model.to(torch.bfloat16)
+        engine_of(model)  # as a checkpoint that is opened
         if shape.lora_rank:
             model = with_lora(model, LoraConfig(rank=shape.lora_rank))
             save_memory(model)
@@ -137,7 +139,7 @@ def check_sft(machine: Machine, name: str) -> Rows:
     model = machine.model(shape)
     config = SftTrainConfig(lr=1e-5, steps=4, warmup_steps=0, batch_size=ROWS, save_every=100)
     local = LocalTrainConfig(max_tokens_per_microbatch=shape.microbatch_tokens)
-    train(model, sft_rows(shape), config, local, on_step=steps.append)
+    train(model, [(row,) for row in sft_rows(shape)], config, local, on_step=steps.append)
     rate = sum(s.tokens for s in steps[1:]) / sum(s.seconds for s in steps[1:])
     losses = ", ".join(f"{s.loss:.3f}" for s in steps)
     return [("tokens a second", f"{rate:,.0f}"), ("losses", losses), *memory(machine, model, shape)]
@@ -161,7 +163,7 @@ def sampled(model: nn.Module, shape: Shape) -> tuple[list[ScoredTrajectory], flo
             token_ids=(*ask.prompt, *done.token_ids), loss_mask=(*[0] * size, *[1] * new),
             logprobs=(*[0.0] * size, *(done.logprobs or ())), turn_spans=((size, size + new),),
         )  # fmt: skip
-        found.append(ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)))
+        found.append(ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)))
     return found, seconds
 
 
@@ -181,7 +183,7 @@ def grpo_round(model: nn.Module, trainer: GRPOTrainer, shape: Shape) -> Rows:
     update = trainer.update(batch)
     took = time.monotonic() - began
     assert update is not None  # the advantages are not all 0
-    apart, new = update.mismatch, sum(sum(t.sample.loss_mask) for t in batch)
+    apart, new = update.mismatch, sum(t.num_sampled for t in batch)
     return [
         ("sampled tokens a second", f"{new / seconds:,.0f}"),
         ("trained tokens a second", f"{update.tokens / took:,.0f}"),
@@ -202,7 +204,9 @@ def check_resume(machine: Machine, name: str) -> Rows:
     def run(folder: str | None, on_step: Callable[[SFTStep], None] = lambda _: None) -> dict[str, torch.Tensor]:
         model = machine.model(shape)
         try:
-            train(model, rows, config, local, folder=None if folder is None else Path(folder), on_step=on_step)
+            train(
+                model, [(row,) for row in rows], config, local, folder=None if folder is None else Path(folder), on_step=on_step
+            )
         except KeyboardInterrupt:
             return {}
         return trained_weights(model)

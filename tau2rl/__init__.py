@@ -18,24 +18,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tau2rl.api import EvalReport, evaluate, evaluate_sync, make_codec, make_env, tasks
-    from tau2rl.backend import Backend
+    from tau2rl.api import EvalReport, evaluate, evaluate_sync, make_codec, make_env, rollout, tasks
+    from tau2rl.backend import Backend, Issue, Plan, Trained, TrainingConfig
     from tau2rl.chat.tokenizers import Tokenizer
     from tau2rl.chat.transcript import read as read_transcript
     from tau2rl.config import LimitsConfig
     from tau2rl.enums import Fault, FinishReason, MalformedKind, Status
     from tau2rl.errors import EnvironmentFailure, MalformedTurn, PolicyFailure, UserError, UserSimulatorFailure
     from tau2rl.policy.scripted import ScriptedPolicy
-    from tau2rl.rollout import rollout
+    from tau2rl.protocols import ChatCodec, Env, Policy, RewardFn, Sink, Verifier
+    from tau2rl.runs.folder import RunFolder
+    from tau2rl.runs.progress import Progress, ProgressEvent
     from tau2rl.types import (
         Action,
         Actions,
         Attempt,
         CallTool,
-        ChatCodec,
         Checks,
         Completion,
-        Env,
         EnvTime,
         Episode,
         EpisodeRecord,
@@ -43,46 +43,44 @@ if TYPE_CHECKING:
         Grade,
         Message,
         Opening,
-        Policy,
         Reply,
-        RewardFn,
         Say,
         Score,
-        Sink,
         TaskRef,
         Think,
         ToolSchema,
         Transcript,
         Turn,
         Usage,
-        Verifier,
     )
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "api": ("EvalReport", "evaluate", "evaluate_sync", "make_codec", "make_env", "tasks"),
-    "backend": ("Backend",),
+    "api": ("EvalReport", "evaluate", "evaluate_sync", "make_codec", "make_env", "rollout", "tasks"),
+    "backend": ("Backend", "Issue", "Plan", "Trained", "TrainingConfig"),
     "chat.tokenizers": ("Tokenizer",),
     "chat.transcript": ("read_transcript",),
     "enums": ("Fault", "FinishReason", "MalformedKind", "Status"),
     "errors": ("EnvironmentFailure", "MalformedTurn", "PolicyFailure", "UserError", "UserSimulatorFailure"),
     "policy.scripted": ("ScriptedPolicy",),
-    "rollout": ("rollout",),
     "config": ("LimitsConfig",),
+    "runs.folder": ("RunFolder",),
+    "runs.progress": ("Progress", "ProgressEvent"),
+    "protocols": ("ChatCodec", "Env", "Policy", "RewardFn", "Sink", "Verifier"),
     "types": (
-        "Action", "Actions", "Attempt", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime", "Episode",
-        "EpisodeRecord", "Failure", "Grade", "Message", "Opening", "Policy", "Reply", "RewardFn", "Say", "Score", "Sink",
-        "TaskRef", "Think", "ToolSchema", "Transcript", "Turn", "Usage", "Verifier",
+        "Action", "Actions", "Attempt", "CallTool", "Checks", "Completion", "EnvTime", "Episode", "EpisodeRecord", "Failure",
+        "Grade", "Message", "Opening", "Reply", "Say", "Score", "TaskRef", "Think", "ToolSchema", "Transcript", "Turn", "Usage",
     ),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Action", "Actions", "Attempt", "Backend", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime",
-    "EnvironmentFailure", "Episode", "EpisodeRecord", "EvalReport", "Failure", "Fault", "FinishReason", "Grade", "LimitsConfig",
-    "MalformedKind", "MalformedTurn", "Message", "Opening", "Policy", "PolicyFailure", "Reply", "RewardFn", "Say", "Score",
-    "ScriptedPolicy", "Sink", "Status", "TaskRef", "Think", "Tokenizer", "ToolSchema", "Transcript", "Turn", "Usage", "UserError",
+    "EnvironmentFailure", "Episode", "EpisodeRecord", "EvalReport", "Failure", "Fault", "FinishReason", "Grade", "Issue",
+    "LimitsConfig", "MalformedKind", "MalformedTurn", "Message", "Opening", "Plan", "Policy", "PolicyFailure", "Progress",
+    "ProgressEvent", "Reply", "RewardFn", "RunFolder", "Say", "Score", "ScriptedPolicy", "Sink", "Status", "TaskRef",
+    "Think", "Tokenizer", "ToolSchema", "Trained", "TrainingConfig", "Transcript", "Turn", "Usage", "UserError",
     "UserSimulatorFailure", "Verifier", "__version__", "evaluate", "evaluate_sync", "make_codec", "make_env", "read_transcript",
     "rollout", "tasks",
 ]  # fmt: skip
@@ -91,10 +89,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module `tau2rl` has no attribute `{name}`")
-    module = importlib.import_module(f"tau2rl.{_HOME[name]}")
-    if name == "rollout":
-        return module  # which can be called; Python has bound it already
-    found = getattr(module, {"read_transcript": "read"}.get(name, name))
+    found = getattr(importlib.import_module(f"tau2rl.{_HOME[name]}"), {"read_transcript": "read"}.get(name, name))
     globals()[name] = found
     return found
 

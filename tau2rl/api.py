@@ -33,13 +33,15 @@ from tau2rl.config import (
 )
 from tau2rl.env import tau2_env
 from tau2rl.env.tasks import select
+from tau2rl.protocols import ChatCodec, Env, Policy
 from tau2rl.recipes import eval as recipe
 from tau2rl.recipes.agents import open_given
 from tau2rl.recipes.play import play
-from tau2rl.rollout.runner import PolicyFor
+from tau2rl.rollouts.episode import run_episode
+from tau2rl.rollouts.runner import PolicyFor
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress
-from tau2rl.types import Attempt, ChatCodec, Env, EpisodeRecord, Policy, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, TaskRef
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -153,6 +155,18 @@ async def evaluate(
                 await play(config, folder, begun.prepared, on_progress, policies=policies, on_episode=on_episode)
             report = await asyncio.to_thread(recipe.conclude, folder, begun)
             return EvalReport(report=report, episodes=tuple(folder.records()), failures=tuple(folder.failed_records()))
+
+
+async def rollout(
+    task: TaskRef | Attempt, *, env: Env, policy: Policy, codec: ChatCodec, limits: LimitsConfig | None = None, seed: int = 300
+) -> Episode:
+    """Play one conversation to its end: the loop that evaluation, data generation and training share.
+
+    An environment is used once, and closed here. Every turn's seed comes from `seed`, or from that of an `Attempt`. Never raises
+    for an environment, user simulator or policy that broke: the episode is FAILED, with its `failure`.
+    """
+    attempt = task if isinstance(task, Attempt) else Attempt(task=task, index=0, seed=seed)
+    return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits or LimitsConfig())
 
 
 def tasks(domains: Sequence[str], split: str = "test", *, ids: Sequence[str] = (), limit: int | None = None) -> list[TaskRef]:

@@ -48,7 +48,10 @@ class Trained:
 
 
 class Backend(Protocol):
-    """Trains a model. `sft` and `grpo` run on any backend with the same settings and leave the same report."""
+    """Trains a model. `sft` and `grpo` run on any backend with the same settings and leave the same report.
+
+    One of the user's is named by `backend: "my_pkg.mod:MyBackend"`, and made without arguments.
+    """
 
     def plan(self, config: TrainingConfig, *, probe: bool) -> Plan:
         """Check a request and say what it would run.

@@ -59,20 +59,31 @@ def emit_table(rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     _rich(sys.stdout).print(table)
 
 
+def emit_styled(pieces: Sequence[tuple[str, str]]) -> None:
+    """Data: text on stdout, each piece in a style of rich's; without a terminal as plain text."""
+    from rich.text import Text
+
+    text = Text.assemble(*((clean(part), style) for part, style in pieces))
+    _rich(sys.stdout).print(text, soft_wrap=True, end="")
+
+
 def fail(error: UserError) -> None:
     """A person's mistake: the message, a blank line, the hint."""
     say(f"error: {error}")
 
 
 def crash(error: BaseException, *, debug: bool) -> None:
-    """A bug of ours: one line and the file that has the traceback; with `debug` the traceback itself."""
-    story = "".join(traceback.format_exception(error))
+    """A bug of ours: one line and the file that has the traceback, without secrets; with `debug` the traceback itself."""
+    from tau2rl.runs.secrets import Redactor  # loads the settings, which a list of commands does without
+
+    redactor = Redactor()
+    story = redactor.text("".join(traceback.format_exception(error)))
     if debug:
         say(story.rstrip())
         return
     with tempfile.NamedTemporaryFile("w", prefix="tau2rl-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(story)
-    first = _first_line(str(error))
+    first = _first_line(redactor.text(str(error)))
     say(f"error: this is a bug in tau2rl: {type(error).__name__}{': ' + first if first else ''}")
     say(f"\nhint: the traceback is in `{file.name}`; `tau2rl --debug ...` shows it here")
 

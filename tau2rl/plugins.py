@@ -2,6 +2,7 @@
 
     policy.kind: "my_pkg.echo:Echo"                      reward.terms: [{fn: "my_pkg:brevity", weight: 0.1}]
     chat.protocol: "my_pkg.codec:MyCodec"                tracking.sinks: ["my_pkg:MySink"]
+    backend: "my_pkg.trainer:MyBackend"
     plugins: ["my_pkg.my_domain"]                        # modules that are imported at the start of a run
 
 Every process of a run looks where the command looked: its working directory and `PYTHONPATH`, behind what is installed, so that

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import importlib.util
+import locale
 import os
 import re
 import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tau2rl.errors import UserError
 
 SECRETS_FILE = "TAU2RL_SECRETS_FILE"  # a file of NAME=VALUE lines that only its owner can read
 OUTPUT_ROOT = "TAU2RL_OUTPUTS"
+UTF8_MODE = "PYTHONUTF8"
 NEW_OBJECTS = 50_000  # of Python's own 700, before it looks for garbage among the youngest
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NO_KEY = "none"  # what a server of one's own is given: litellm insists on a key
 # Names of variables that hold a credential: litellm alone reads a hundred of them, and a server of one's own has others.
 # The endings are those of AWS_ACCESS_KEY_ID, AWS_BEARER_TOKEN_BEDROCK, OPENAI_API_KEY_2 and CIRCLE_OIDC_TOKEN_V2.
-CREDENTIAL = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_ID|_BEDROCK|_?V?\d+)?$", re.IGNORECASE)
+CREDENTIAL = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|_(PASS|PWD|PAT|AUTH|JWT|BEARER|COOKIE))S?(_ID|_BEDROCK|_?V?\d+)?$",
+    re.IGNORECASE,
+)
 
 
 def secret(name: str) -> str | None:
@@ -30,12 +36,27 @@ def secret(name: str) -> str | None:
 
 
 def credentials(names: Iterable[str] = ()) -> dict[str, str]:
-    """Every credential that a process of ours could send: what is set under a name like one, and under `names`.
+    """Every credential that a process of ours could send: what is set under a name like one or in `names`; passwords of URLs.
 
     From the environment, else from the secrets file. Raises UserError on an open file.
     """
     present = {**_secrets_file(), **{name: value for name, value in os.environ.items() if value}}
-    return {name: value for name, value in present.items() if value and (CREDENTIAL.search(name) or name in set(names))}
+    named = {name: value for name, value in present.items() if value and (CREDENTIAL.search(name) or name in set(names))}
+    passwords = {name: password_of(value) for name, value in present.items()}  # that of a proxy, of a tracking server
+    return {**{name: value for name, value in passwords.items() if value}, **named}
+
+
+def password_of(url: str) -> str | None:
+    """The password in a URL, if it is one and has one.
+
+    >>> password_of("http://me:s3cr%40t@proxy:3128"), password_of("http://proxy:3128"), password_of("a:b@c")
+    ('s3cr@t', None, None)
+    """
+    try:
+        parts = urlsplit(url)
+        return unquote(parts.password) if parts.scheme and parts.netloc and parts.password else None
+    except ValueError:  # no URL
+        return None
 
 
 def load_secrets() -> None:
@@ -90,6 +111,22 @@ def quiet_libraries() -> None:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def reads_utf8() -> bool:
+    """Whether a file that is opened without an encoding is read as UTF-8."""
+    return sys.flags.utf8_mode == 1 or codecs.lookup(locale.getencoding()).name == "utf-8"
+
+
+def begin_in_utf8() -> None:
+    """Where the locale has another encoding, begin this process again in Python's UTF-8 mode; those below it inherit the mode.
+
+    tau2 reads its files as the locale says, and a domain policy that is read as Latin-1 is another one.
+    """
+    if not reads_utf8():
+        sys.stdout.flush()
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]  # the option works with `-I` and `-E`, too
+        os.execve(sys.executable, command, child_environment({UTF8_MODE: "1"}))  # noqa: S606 - our own command, once more
 
 
 def collect_rarely() -> None:

@@ -1,10 +1,9 @@
-"""The nouns of the project and the Protocols between its packages. No behavior beyond derived properties lives here."""
+"""The nouns of the project. No behavior beyond derived properties lives here; the Protocols are in `protocols.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from tau2rl.enums import Fault, FinishReason, MalformedKind, Status, StopReason
 
@@ -105,7 +104,10 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """A conversation as a deployment has it: `Transcript(domain="retail", domain_policy="...", tools=(), messages=())`."""
+    """A conversation as a deployment has it, for a `Verifier`.
+
+    `Transcript(domain="retail", domain_policy="...", tools=(), messages=())`
+    """
 
     domain: str
     domain_policy: str
@@ -183,8 +185,8 @@ class Completion:
 class Turn:
     """One sampled assistant turn, as a span of the episode's tokens: `Turn(start=812, end=851, ...)`."""
 
-    start: int  # token_ids[:start] is the prompt that was sent
-    end: int  # token_ids[start:end] is what was sampled
+    start: int  # token_ids[:start] is the prompt that was sent, unless `kept` says otherwise
+    end: int  # token_ids[start:end] is the turn: what was sampled, and `forced`
     prompt_hash: str  # `prefix_hash` of the prompt, taken when it was sent
     logprobs: tuple[float, ...] | None
     finish_reason: FinishReason
@@ -195,6 +197,11 @@ class Turn:
     env_seconds: float = 0.0  # wall time until the environment (tool or user) had answered
     usage: Usage = field(default_factory=Usage)
     weight_version: str | None = None  # see `Completion`
+    # Where the template took thoughts out: the prompt is so many tokens of the turn before (its prompt and what it sampled), then
+    # token_ids[end of the turn before : start]. None: all of them, and so token_ids[:start].
+    kept: int | None = None
+    forced: tuple[int, int] | None = None  # token_ids[a:b] closed the thought at its budget: not sampled, never trained on
+    thought_tokens: int = 0  # those sampled of its thought, with what opens and closes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +230,7 @@ class Episode:
     seed: int
     status: Status
     stop_reason: StopReason = field(metadata={"alias": "termination"})  # the alias is its key in a record
-    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion
+    token_ids: tuple[int, ...]  # [num_tokens], the last prompt and the last completion; with a `kept`, a log of all pieces
     turns: tuple[Turn, ...]
     messages: tuple[Message, ...]  # without the system message
     grade: Grade | None  # None when FAILED
@@ -244,6 +251,16 @@ class Episode:
         if self.failure is not None:
             return self.failure.fault
         return None if self.grade is not None and self.grade.success else Fault.AGENT
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens of all turns, without what was put in to close a thought."""
+        return sum(t.end - t.start - (t.forced[1] - t.forced[0] if t.forced else 0) for t in self.turns)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Those of them that are thought."""
+        return sum(t.thought_tokens for t in self.turns)
 
     @property
     def invalid_calls(self) -> int:
@@ -268,7 +285,7 @@ class TrainingSample:
     token_ids: tuple[int, ...]  # [num_tokens]
     loss_mask: tuple[int, ...]  # [num_tokens], 1 on sampled tokens
     logprobs: tuple[float, ...] | None  # [num_tokens], 0.0 where the mask is 0; None when the policy gave none
-    turn_spans: tuple[tuple[int, int], ...]  # [num_turns], half-open, of the sampled tokens
+    turn_spans: tuple[tuple[int, int], ...]  # [num_turns], half-open, of its turns in their order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,133 +311,9 @@ class Attempt:
 class EpisodeRecord:
     """One line of `episodes.jsonl` or `failures.jsonl`."""
 
-    schema: int  # the layout of this line; see `store.records.SCHEMA`
+    schema: int  # the layout of this line; see `runs.records.SCHEMA`
     run: str  # the run's name
     attempt: Attempt
     tries: int  # 1 + how often a FAILED episode was tried again
     episode: Episode
     score: Score | None  # None when FAILED
-
-
-class Env(Protocol):
-    """One conversation with one task. Single use: open, step..., close."""
-
-    async def open(self) -> Opening:
-        """Start the conversation. Raises EpisodeFailure."""
-        ...
-
-    async def step(self, actions: Actions) -> Reply:
-        """Perform one agent turn and wait for what it brings. Raises EpisodeFailure."""
-        ...
-
-    async def close(self, *, grade: bool) -> Grade | None:
-        """End it wherever it stands and free everything; safe to call twice.
-
-        With `grade`, a conversation that tau2 did not end is graded as it stands: reward 0 and real checks; raises
-        EpisodeFailure when grading broke. Without, it is dropped at once and nothing is raised.
-        """
-        ...
-
-    @property
-    def user_usage(self) -> Usage:
-        """What the simulated user has cost so far."""
-        ...
-
-    @property
-    def time(self) -> EnvTime:
-        """What it has taken so far."""
-        ...
-
-    @property
-    def db_hashes(self) -> tuple[str | None, str | None]:
-        """tau2's hashes of the (agent, user) database at the end of the conversation; (None, None) before."""
-        ...
-
-    @property
-    def trajectory(self) -> list[dict[str, Any]]:
-        """Every message of both sides so far, as JSON values in tau2's own layout."""
-        ...
-
-
-class Policy(Protocol):
-    """Tokens in, tokens out."""
-
-    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn.
-
-        `seed` makes the turn repeatable where the server honors it; `session` is the same for all turns of an
-        episode (prefix-cache affinity); `max_tokens` is what is left of the budget, at least 1.
-        Raises PolicyFailure.
-        """
-        ...
-
-
-class ChatCodec(Protocol):
-    """Messages <-> token ids under one chat protocol.
-
-    The contract: `extend(p, c, m)` begins with `p + c`, unchanged, where it is `append_only`; `parse(write(a)) == a`.
-    One without `append_only` is append-only, and one without `close_thoughts` has no thoughts to close.
-    """
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Strings at which the policy must stop sampling (kept in the completion)."""
-        ...
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """Token ids that end a turn (kept in the completion)."""
-        ...
-
-    @property
-    def append_only(self) -> bool:
-        """Whether `extend(p, c, m)` begins with `p + c`. Else it takes earlier thoughts out: a turn is a sample of its own."""
-        return True
-
-    def open(self, opening: Opening) -> list[int]:
-        """The prompt of the first turn. Remembers nothing: a codec serves many episodes at once."""
-        ...
-
-    def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
-        """The prompt of the next turn: everything so far, untouched, then the new messages and the generation prompt."""
-        ...
-
-    def parse(self, completion_ids: Sequence[int], tools: Sequence[ToolSchema]) -> Actions:
-        """The actions of a sampled turn. Raises MalformedTurn, and nothing else, for any ids whatever."""
-        ...
-
-    def write(self, actions: Actions) -> list[int]:
-        """A turn that performs the actions, as a model of this protocol would sample it (stop token included)."""
-        ...
-
-    def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
-        """The ids that close the thought which a turn, so far, has left open; [] when none is open."""
-        return []
-
-
-class RewardFn(Protocol):
-    """A term of the shaped score: a number from 0 to 1, or in the range that `reward.terms` declares for it."""
-
-    def __call__(self, episode: Episode, grade: Grade, /) -> float:
-        """Of an episode that tau2 graded; FAILED ones have no score."""
-        ...
-
-
-class Verifier(Protocol):
-    """Grades what a deployment would see: a `Transcript`, and never a task's criteria or tau2's grade."""
-
-    async def score(self, transcript: Transcript) -> float:
-        """From 0 to 1."""
-        ...
-
-
-class Sink(Protocol):
-    """Takes numbers as a training makes them."""
-
-    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
-        """Record the values of a step."""
-        ...
-
-    def close(self) -> None:
-        """Finish; safe to call twice."""
-        ...

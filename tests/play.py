@@ -11,8 +11,9 @@ from tau2rl.config import LimitsConfig, UserConfig
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.episode import run_episode
-from tau2rl.types import Actions, Attempt, ChatCodec, Episode, Policy, TaskRef
+from tau2rl.protocols import ChatCodec, Policy
+from tau2rl.rollouts.episode import run_episode
+from tau2rl.types import Actions, Attempt, Episode, TaskRef
 
 CREATE = TaskRef(domain="mock", task_id="create_task_1", split="base")
 UPDATE = TaskRef(domain="mock", task_id="update_task_1", split="base")

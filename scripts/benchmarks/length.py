@@ -4,7 +4,7 @@ CPU microseconds of a turn (a mean over 20 turns, the median of nine episodes) a
 
 - `environment`: `Tau2Env.step` alone; `with LlmUser` and `with ScriptedUser` add the user simulators of `env/`
   on a model that answers at once
-- `loop`: `rollout/episode.py` around it, with a policy that answers at once
+- `loop`: `rollouts/episode.py` around it, with a policy that answers at once
 - `server`: the same with an SGLang stub in another process, to which the whole prompt is sent every turn
 
 and, for the loop, what a turn adds to the memory in use (`tracemalloc`). The agent alternates a look-up with a sentence, so
@@ -34,8 +34,9 @@ from tau2rl.env.simulation import Simulation
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
 from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.rollout.episode import run_episode
-from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Policy, Say, TaskRef
+from tau2rl.protocols import Policy
+from tau2rl.rollouts.episode import run_episode
+from tau2rl.types import Actions, Attempt, CallTool, Completion, FinishReason, Say, TaskRef
 
 from tau2.data_model.message import UserMessage
 from tau2.user.user_simulator import DummyUser

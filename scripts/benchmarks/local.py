@@ -17,6 +17,7 @@ import torch
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, SamplingConfig, ShapeConfig
 from tau2rl.config.training import LoraConfig
 from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora
 from tau2rl.train.tiny import create
 from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
@@ -64,6 +65,7 @@ def main() -> None:
             for i in range(count)
         ]
 
+    engine_of(model)  # as a checkpoint that is opened
     Generator(model, slots=4).run(requests(2, 4))  # kernels are chosen at first use
     for count in (1, a.conversations):
         asked = requests(count, a.new_tokens)
@@ -74,11 +76,13 @@ def main() -> None:
 
     batch = [
         ScoredTrajectory(
-            sample=TrainingSample(
-                token_ids=(*r.prompt, *c.token_ids),
-                loss_mask=(*[0] * len(r.prompt), *[1] * len(c.token_ids)),
-                logprobs=(*[0.0] * len(r.prompt), *(c.logprobs or ())),
-                turn_spans=((len(r.prompt), len(r.prompt) + len(c.token_ids)),),
+            samples=(
+                TrainingSample(
+                    token_ids=(*r.prompt, *c.token_ids),
+                    loss_mask=(*[0] * len(r.prompt), *[1] * len(c.token_ids)),
+                    logprobs=(*[0.0] * len(r.prompt), *(c.logprobs or ())),
+                    turn_spans=((len(r.prompt), len(r.prompt) + len(c.token_ids)),),
+                ),
             ),
             advantages=(1.0 if i % 2 else -1.0,),
         )

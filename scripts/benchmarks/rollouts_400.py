@@ -38,8 +38,8 @@ from tau2rl.env.domain import domain
 from tau2rl.env.tasks import gold_script, select
 from tau2rl.env.tau2_env import make_env
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollout.runner import PlayAttempt, outcomes, plan, record_of
-from tau2rl.rollout.workers import Workers
+from tau2rl.rollouts.runner import PlayAttempt, outcomes, plan, record_of
+from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode, Status
 
@@ -57,7 +57,7 @@ async def open_runner(config: Any, latency: float) -> AsyncGenerator[Any]:
     from tau2rl.env.tau2_env import Tau2Env
     from tau2rl.env.user_simulator import make_user
     from tau2rl.recipes.agents import open_agent
-    from tau2rl.rollout.runner import episode_limits, play_with
+    from tau2rl.rollouts.runner import episode_limits, play_with
 
     def user(simulation: Any) -> Any:
         made = make_user(config.user, seed=0)(simulation)

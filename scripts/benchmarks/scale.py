@@ -39,8 +39,8 @@ from tau2rl.env.tasks import gold_script, select
 from tau2rl.env.tau2_env import make_env
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollout.runner import Outcome, PlayAttempt, episode_limits, outcomes, plan, play_with, record_of, start_pause
-from tau2rl.rollout.workers import Workers
+from tau2rl.rollouts.runner import Outcome, PlayAttempt, episode_limits, outcomes, plan, play_with, record_of, start_pause
+from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode
 

@@ -34,9 +34,9 @@ from tau2rl.env.tasks import select
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.policy.sglang_load import LoadReader
 from tau2rl.recipes.play import reference_length
-from tau2rl.rollout.concurrency import START, AdaptiveConcurrency
-from tau2rl.rollout.runner import PlayAttempt, outcomes, plan
-from tau2rl.rollout.scheduling import Estimate, longest_first
+from tau2rl.rollouts.concurrency import START, AdaptiveConcurrency
+from tau2rl.rollouts.runner import PlayAttempt, outcomes, plan
+from tau2rl.rollouts.scheduling import Estimate, longest_first
 from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 ROOT = Path(__file__).parents[2]

@@ -38,6 +38,7 @@ from training_data import NEW, OPTIM, TURNS, Contender, Data, demonstrations, he
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig, ShapeConfig
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
 from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import load
 from tau2rl.train.sft import train
 from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
@@ -99,13 +100,15 @@ def quiet() -> None:
 
 def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
     """What `tau2rl sft`, `tau2rl grpo` and the local policy do."""
-    model, reinforced = load(data.checkpoint), load(data.checkpoint)
+    model, reinforced, sampled = load(data.checkpoint), load(data.checkpoint), load(data.checkpoint)
+    for each in (model, reinforced, sampled):
+        engine_of(each)
     trainer = GRPOTrainer(
         reinforced, AlgoConfig(), GrpoTrainConfig(steps=1000, **OPTIM), max_tokens_per_microbatch=max_tokens_per_microbatch
     )
     step = SftTrainConfig(steps=1, batch_size=len(data.samples), **OPTIM)
     local = LocalTrainConfig(max_tokens_per_microbatch=max_tokens_per_microbatch)
-    sampler = Generator(load(data.checkpoint), slots=len(data.prompts))
+    sampler = Generator(sampled, slots=len(data.prompts))
 
     def trained(what: str, run: Callable[[], Any], samples: Sequence[TrainingSample]) -> Contender:
         work = work_of(model, samples, max_tokens_per_microbatch)
@@ -124,8 +127,8 @@ def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
         return lambda: trainer.update(batch)
 
     return [
-        trained("SFT", lambda: train(model, data.samples, step, local), data.samples),
-        *(trained(what, reinforced_by(batch), [t.sample for t in batch]) for what, batch in data.groups.items()),
+        trained("SFT", lambda: train(model, [(row,) for row in data.samples], step, local), data.samples),
+        *(trained(what, reinforced_by(batch), [t.samples[0] for t in batch]) for what, batch in data.groups.items()),
         sampled("generation", 1),
         sampled(f"generation, {TURNS} turns", TURNS),
     ]

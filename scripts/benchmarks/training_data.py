@@ -82,7 +82,9 @@ def prepare(rows: Sequence[tuple[str, Any]], shape: ShapeConfig, folder: Path, *
     rng.shuffle(tails)
     groups = {
         f"GRPO, {different} of {GROUP} differ": [
-            ScoredTrajectory(sample=spliced(everything[i], tails[i * GROUP + j % different]), advantages=(1.0 - 2.0 * (j % 2),))
+            ScoredTrajectory(
+                samples=(spliced(everything[i], tails[i * GROUP + j % different]),), advantages=(1.0 - 2.0 * (j % 2),)
+            )
             for i in range(tasks)
             for j in range(GROUP)
         ]

@@ -80,7 +80,7 @@ def _padding(sizes: Sequence[int], parts: Sequence[Sequence[int]], options: dict
 
 def reinforcement(what: str, batch: Sequence[ScoredTrajectory], data: Data, folder: Path) -> list[Contender]:
     """All attempts in one pass; a group a pass; attempts of similar length."""
-    attempts = [t.sample for t in batch]
+    attempts = [t.samples[0] for t in batch]
     sizes = [len(s.token_ids) for s in attempts]
     found: list[Contender] = []
     everything = list(range(len(sizes)))
@@ -144,9 +144,9 @@ def _grpo_step(trainer: Any, batches: Sequence[dict[str, Any]], *, sampled: int)
 
 def _batch(batch: Sequence[ScoredTrajectory], *, pad: int) -> dict[str, Any]:
     """As TRL has it: prompts padded on the left, what follows on the right, `tool_mask` on sampled tokens."""
-    starts = [t.sample.turn_spans[0][0] for t in batch]
-    ids = [torch.tensor(t.sample.token_ids) for t in batch]
-    masks = [torch.tensor(t.sample.loss_mask) for t in batch]
+    starts = [t.samples[0].turn_spans[0][0] for t in batch]
+    ids = [torch.tensor(t.samples[0].token_ids) for t in batch]
+    masks = [torch.tensor(t.samples[0].loss_mask) for t in batch]
     prompts = [x[:s] for x, s in zip(ids, starts, strict=True)]
     answers = [x[s:] for x, s in zip(ids, starts, strict=True)]
 

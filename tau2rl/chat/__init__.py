@@ -1,4 +1,4 @@
-"""Messages <-> token ids: chat protocols behind one contract, `types.ChatCodec`.
+"""Messages <-> token ids: chat protocols behind one contract, `protocols.ChatCodec`.
 
 A protocol is a module of its own that `chat.protocol` names and that has `codec(config)`; or a class of the user's,
 `package.module:Name`, made with the tokenizer and `chat.options`.
@@ -23,7 +23,7 @@ from tau2rl import plugins
 
 if TYPE_CHECKING:
     from tau2rl.config import ChatConfig
-    from tau2rl.types import ChatCodec
+    from tau2rl.protocols import ChatCodec
 
 
 def make_codec(config: ChatConfig) -> ChatCodec:

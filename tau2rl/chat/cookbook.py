@@ -172,7 +172,7 @@ NOTHING = "[no_observation]"  # what the checkpoints read in place of an empty m
 
 
 class CookbookCodec:
-    """`types.ChatCodec` of the cookbook; see `chat/__init__.py`."""
+    """`protocols.ChatCodec` of the cookbook; see `chat/__init__.py`."""
 
     stop: tuple[str, ...] = (CLOSE,)
 

@@ -45,7 +45,7 @@ def conversation(opening: Opening) -> list[ChatDict]:
 
 
 class NativeCodec:
-    """`types.ChatCodec` over a chat template and the family that reads its turns; see `chat/__init__.py`."""
+    """`protocols.ChatCodec` over a chat template and the family that reads its turns; see `chat/__init__.py`."""
 
     stop: tuple[str, ...] = ()
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tau2rl.config import ChatConfig
+from tau2rl.config import ChatConfig, TemplateConfig
 from tau2rl.errors import UserError
 
 ChatDict = dict[str, Any]  # one message as chat templates read it: {"role", "content"[, "tool_calls"][, "tool_call_id"]}
@@ -200,7 +200,7 @@ def tokenizer_of(config: ChatConfig) -> Tokenizer:
     return load_tokenizer(config.tokenizer)
 
 
-def date_of(config: ChatConfig) -> date | None:
+def date_of(config: TemplateConfig) -> date | None:
     """The date that templates are told; None: nobody said."""
     return date.fromisoformat(config.date) if config.date else None
 

@@ -20,7 +20,7 @@ _BYTES = ByteTokenizer()
 
 
 class TranscriptCodec:
-    """`types.ChatCodec` without a tokenizer; see `chat/__init__.py`. `read` gives a prompt back as messages."""
+    """`protocols.ChatCodec` without a tokenizer; see `chat/__init__.py`. `read` gives a prompt back as messages."""
 
     append_only = True
     stop: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ import tau2rl
 from tau2rl import console
 from tau2rl.cli.lazy import Late, LateGroup, examples
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.settings import collect_rarely
+from tau2rl.settings import begin_in_utf8, collect_rarely
 
 DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
 COMMANDS = {
@@ -111,6 +111,21 @@ COMMANDS = {
         summary="Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.",
         examples=("tau2rl compare outputs/eval/after outputs/eval/before",),
     ),
+    "show": Late(
+        where="tau2rl.cli.show:show",
+        panel=EVALUATE,
+        summary="Show the episodes of a run: a list, or one conversation with its checks beside what was expected.",
+        examples=(
+            "tau2rl show outputs/eval/default --status truncated --sort turns --descending",
+            "tau2rl show outputs/eval/default retail/17 --attempt 0 --tokens",
+        ),
+    ),
+    "view": Late(
+        where="tau2rl.cli.show:view",
+        panel=EVALUATE,
+        summary="Look at runs in a browser: results, conversations, tokens and curves, live while a run goes on.",
+        examples=("tau2rl view", "tau2rl view outputs/eval/after outputs/eval/before"),
+    ),
     "bench": Late(
         where="tau2rl.cli.bench:bench",
         panel=SETUP,
@@ -130,6 +145,7 @@ COMMANDS = {
     ),
     "tasks": Late(where="tau2rl.cli.tasks:app", panel=LOOK, summary="Look at the benchmark's tasks."),
     "chat": Late(where="tau2rl.cli.chat:app", panel=LOOK, summary="Look at what a chat template writes."),
+    "data": Late(where="tau2rl.cli.data:app", panel=LOOK, summary="Look at what is trained on of a dataset's rows."),
     "config": Late(where="tau2rl.cli.config:app", panel=SETUP, summary="Look at settings."),
 }
 
@@ -219,5 +235,6 @@ def root(
 
 def main() -> None:
     """The `tau2rl` script."""
+    begin_in_utf8()
     collect_rarely()
     app(prog_name="tau2rl")

@@ -81,8 +81,7 @@ def print_training(report: Mapping[str, Any]) -> None:
     """The numbers of the training, what became of the rows, and where the checkpoint is."""
     training = {key: value for key, value in report["training"].items() if not isinstance(value, dict)}
     console.emit_table([["training", ""], *([key.replace("_", " "), _word(value)] for key, value in training.items())])
-    if "rows" in report:
-        rows = report["rows"]
+    if rows := report.get("rows"):  # a backend of the user's need not count them
         console.emit(f"rows: {rows['used']} used, {rows['held_out']} held out, {rows['dropped']} left out")
         if rows.get("exact"):
             console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
@@ -98,10 +97,12 @@ def print_training(report: Mapping[str, Any]) -> None:
 
 def print_pipeline(report: Mapping[str, Any]) -> None:
     """The table, and below it what each step gave, whether the chain of hashes holds, and what is not done."""
-    from tau2rl.recipes.pipeline_report import rows, step_rows
+    from tau2rl.recipes.pipeline_report import comparison_rows, rows, step_rows
 
     if report["evaluations"]:
         console.emit_table(rows(report))
+    if report.get("comparisons"):
+        console.emit_table(comparison_rows(report))
     console.emit_table(step_rows(report))
     chain = report["chain"]
     broken = f"broken: {', '.join(chain['broken'])}" if chain["broken"] else "sound"

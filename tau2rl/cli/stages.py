@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-from tau2rl import console
+from tau2rl import console, plugins
 from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
@@ -153,10 +153,11 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
     job = job_argv(run_path(config))
     plan: dict[str, Any] = {"argv": job}
     if isinstance(config, SftConfig | GrpoConfig) and trains_on_actors(config):
+        plugins.search([Path.cwd()])
         # What the settings alone show; devices, files, disk and ports are checked on the machine that trains.
         of_backend = backend_for(config).plan(config, probe=False)
         issues = [asdict(issue) for issue in of_backend.issues]
-        plan = {"argv": list(of_backend.argv), "layout": list(of_backend.layout), "issues": issues, "job": job}
+        plan = {"argv": list(of_backend.argv) or job, "layout": list(of_backend.layout), "issues": issues, "job": job}
     if as_json:
         console.emit_json({"config": dump(config), **plan})
         return

@@ -13,7 +13,7 @@ import typer
 from tau2rl import console, settings
 from tau2rl.cli.lazy import escape, examples
 from tau2rl.cli.options import OUTPUT, SHORT, Json, shown_default
-from tau2rl.config import TasksConfig, build, every_setting
+from tau2rl.config import Section, StageConfig, TasksConfig, build, every_setting
 from tau2rl.runs.progress import ProgressEvent
 
 app = typer.Typer(help="Look at the benchmark's tasks.", no_args_is_help=True)
@@ -21,16 +21,16 @@ app = typer.Typer(help="Look at the benchmark's tasks.", no_args_is_help=True)
 WHAT = "Which tasks (tasks)"
 
 
-def _of_tasks(name: str, metavar: str) -> Any:
-    setting = next(setting for setting in every_setting(TasksConfig) if setting.name == name)
-    default = "" if setting.default is None else f" (default `{shown_default(setting.default)}`)"
-    flag = SHORT[f"tasks.{name}"][0]
+def _of(model: type[Section], name: str, flag: str, metavar: str) -> Any:
+    setting = next(setting for setting in every_setting(model) if setting.name == name)
+    default = "" if setting.default in (None, ()) else f" (default `{shown_default(setting.default)}`)"
     return typer.Option(flag, help=escape(setting.text + default), metavar=metavar, rich_help_panel=WHAT, show_default=False)
 
 
-Domains = Annotated[list[str] | None, _of_tasks("domains", "NAMES")]
-Split = Annotated[str | None, _of_tasks("split", "NAME")]
-Limit = Annotated[int | None, _of_tasks("limit", "N")]
+Domains = Annotated[list[str] | None, _of(TasksConfig, "domains", SHORT["tasks.domains"][0], "NAMES")]
+Split = Annotated[str | None, _of(TasksConfig, "split", SHORT["tasks.split"][0], "NAME")]
+Plugins = Annotated[list[str] | None, _of(StageConfig, "plugins", "--plugins", "MODULES")]
+Limit = Annotated[int | None, _of(TasksConfig, "limit", SHORT["tasks.limit"][0], "N")]
 
 
 def split_list(values: Iterable[str] | None) -> list[str] | None:
@@ -43,16 +43,24 @@ def split_list(values: Iterable[str] | None) -> list[str] | None:
     return [part for part in parts if part] or None
 
 
-def tasks_config(domains: list[str] | None, split: str | None, limit: int | None) -> TasksConfig:
-    """The tasks that `--domains --task-split --limit` name. Raises UserError."""
+def tasks_config(
+    domains: list[str] | None, split: str | None, limit: int | None, plugins: list[str] | None = None
+) -> TasksConfig:
+    """The tasks that `--domains --task-split --limit` name, a domain of `--plugins` among them. Raises UserError."""
+    if modules := split_list(plugins):
+        from tau2rl.launch.entry import load_plugins
+
+        load_plugins(modules)
     given = {"domains": split_list(domains), "split": split, "limit": limit}
     return build(TasksConfig, {name: value for name, value in given.items() if value is not None})
 
 
 @app.command("list", epilog=examples("tau2rl tasks list --domains airline", "tau2rl tasks list --task-split base --json"))
-def list_(domains: Domains = None, split: Split = None, limit: Limit = None, as_json: Json = False) -> None:
+def list_(
+    domains: Domains = None, split: Split = None, limit: Limit = None, plugins: Plugins = None, as_json: Json = False
+) -> None:
     """List tasks: what their reference path reads and writes, how they are graded, and known defects."""
-    config = tasks_config(domains, split, limit)
+    config = tasks_config(domains, split, limit, plugins)
     from tau2rl.env.tasks import list_tasks
 
     rows = list_tasks(config)
@@ -80,6 +88,7 @@ def index(
         ),
     ] = None,
     limit: Limit = None,
+    plugins: Plugins = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", help="Folder of the files. (default outputs/index)", metavar="DIR", rich_help_panel=OUTPUT),
@@ -87,7 +96,7 @@ def index(
     as_json: Json = False,
 ) -> None:
     """Write prompt files for trainers: a JSON line a task, a file a domain and split, and one of all domains a split."""
-    config = tasks_config(domains, None, limit)
+    config = tasks_config(domains, None, limit, plugins)
     from tau2rl.env.tasks import write_index
 
     folder = output or settings.output_root() / "index"
@@ -99,12 +108,14 @@ def index(
 
 
 @app.command(epilog=examples("tau2rl tasks validate", "tau2rl tasks validate --task-split base --json"))
-def validate(domains: Domains = None, split: Split = None, limit: Limit = None, as_json: Json = False) -> None:
+def validate(
+    domains: Domains = None, split: Split = None, limit: Limit = None, plugins: Plugins = None, as_json: Json = False
+) -> None:
     """Replay each task's reference path through the real grader, and name every task that does not score 1.
 
     Exits with 1 when there is one.
     """
-    config = tasks_config(domains, split, limit)
+    config = tasks_config(domains, split, limit, plugins)
     from tau2rl.env.audit import Validation, validate as replay_all
     from tau2rl.env.tasks import select
 
@@ -130,12 +141,14 @@ def validate(domains: Domains = None, split: Split = None, limit: Limit = None, 
 
 
 @app.command(epilog=examples("tau2rl tasks audit", "tau2rl tasks audit --domains airline --task-split train --json"))
-def audit(domains: Domains = None, split: Split = None, limit: Limit = None, as_json: Json = False) -> None:
+def audit(
+    domains: Domains = None, split: Split = None, limit: Limit = None, plugins: Plugins = None, as_json: Json = False
+) -> None:
     """Say what a score on these tasks can mean.
 
     Floors (do nothing, always transfer), tasks that need an LLM judge, reads and writes, defects, overlap of train and test.
     """
-    config = tasks_config(domains, split, limit)
+    config = tasks_config(domains, split, limit, plugins)
     from tau2rl.env.audit import audit as audit_tasks
 
     found = audit_tasks(config)

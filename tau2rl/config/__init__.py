@@ -24,6 +24,7 @@ from tau2rl.config.sections import (
     RolloutConfig,
     SamplingConfig,
     TasksConfig,
+    TemplateConfig,
     UserConfig,
 )
 from tau2rl.config.stages import (
@@ -33,6 +34,7 @@ from tau2rl.config.stages import (
     EvaluationConfig,
     GrpoConfig,
     LearnConfig,
+    MakesDataConfig,
     PipelineConfig,
     PlayConfig,
     RftConfig,
@@ -75,6 +77,7 @@ __all__ = [
     "LimitsConfig",
     "LocalConfig",
     "LocalTrainConfig",
+    "MakesDataConfig",
     "ModelConfig",
     "PipelineConfig",
     "PlayConfig",
@@ -95,6 +98,7 @@ __all__ = [
     "StageConfig",
     "StepConfig",
     "TasksConfig",
+    "TemplateConfig",
     "TrackingConfig",
     "TrainConfig",
     "UserConfig",

@@ -140,6 +140,7 @@ IDLE: tuple[Idle, ...] = (
             *("step_timeout_seconds", "grade_timeout_seconds", "episode_timeout_seconds"),
         )
     ),
+    Idle("keep.partial_backoff", {"keep.attempts": ("all",)}, "failures are kept anyway"),
     # the policy gradient
     Idle("algo.gamma", {"algo.estimator": (*TRAJECTORY, "mt_grpo")}),
     Idle("algo.outcome_weight", {"algo.estimator": Other(than=("mt_gtpo",))}),

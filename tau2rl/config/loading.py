@@ -79,6 +79,7 @@ def build(model: type[C], values: Mapping[str, Any], *, stored: bool = False) ->
     A setting that has no effect under the others is refused, but not where `stored`: what ran once can be read again.
     """
     current = with_new_names(model, values)
+    _refuse_unwritable(current)
     try:
         config = model.model_validate(current)
     except ValidationError as error:
@@ -86,6 +87,16 @@ def build(model: type[C], values: Mapping[str, Any], *, stored: bool = False) ->
     if not stored:
         refuse_idle(config, current)
     return config
+
+
+def _refuse_unwritable(values: Mapping[str, Any]) -> None:
+    """Raise UserError for text that no file, path or process can take: a NUL, or half of a surrogate pair."""
+    for name, value in flatten(values).items():
+        text = "".join(map(str, cast("list[object]", value))) if isinstance(value, list | tuple) else str(value)
+        if "\0" in text:
+            raise UserError(f"setting `{name}` holds a NUL character", hint="leave it out")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"setting `{name}` is no valid text", hint="type it as UTF-8")
 
 
 def load(model: type[C], file: Path | None, sets: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> C:

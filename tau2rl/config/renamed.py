@@ -30,6 +30,7 @@ RENAMED: dict[str, str | None] = {
     "select": "val",
     "slime.outage_seconds": "slime.circuit_breaker_seconds",
     "policy.hedge_seconds": None,
+    "local.shape": None,  # where no model is made
 }
 
 

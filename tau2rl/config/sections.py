@@ -96,7 +96,17 @@ class PolicyConfig(Section):
     """Tries again after a server that is overloaded or unreachable. One that limits its rate is asked until the deadline."""
 
 
-class ChatConfig(Section):
+class TemplateConfig(Section):
+    """What a chat template is told."""
+
+    thinking: Literal["off", "keep", "per-turn"] = "off"
+    """`off`: the model is told not to think, in its template's own way. `keep`: thoughts stay in the conversation where they
+    were sampled. `per-turn`: earlier thoughts are taken out as the template does it; a turn is trained on as it was sampled."""
+    date: IsoDate | None = None
+    """Today's date as a template that writes it is told, `2026-01-31`. Such a template is refused without it."""
+
+
+class ChatConfig(TemplateConfig):
     """How messages become tokens."""
 
     protocol: ChatProtocol = "native"
@@ -107,13 +117,8 @@ class ChatConfig(Section):
     """What a codec of your own is made with, beside the tokenizer."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer directory (or name), or `bytes` for the built-in one. `transcript` needs none."""
-    thinking: Literal["off", "keep", "per-turn"] = "off"
-    """`off`: the model is told not to think, in its template's own way. `keep`: thoughts stay in the conversation where they
-    were sampled. `per-turn`: earlier thoughts are taken out as the template does it, and each turn is a training sample."""
     thinking_tokens: int | None = Field(default=None, ge=1)
     """At most so many tokens of thought a turn, then the thought is closed and the turn goes on; default: no such limit."""
-    date: IsoDate | None = None
-    """Today's date as a template that writes it is told, `2026-01-31`. Such a template is refused without it."""
     policy_text: Literal["full", "compressed"] = "full"
     """`cookbook`: the domain's whole policy, or the cookbook's short form."""
     cookbook_prompt: Path | None = None
@@ -284,6 +289,9 @@ class RftPolicyConfig(PolicyConfig):
 class KeepConfig(Section):
     """Which attempts are kept; the limits hold in this order."""
 
+    attempts: Literal["solved", "all", "subset"] = "solved"
+    """`solved`: those that tau2 graded 1. `all`: every graded one. `subset`: as many as `solved` would leave, drawn by a hash
+    from all graded ones, so that `solved` and it differ in what they show and not in how much."""
     partial_backoff: float | None = Field(default=None, gt=0, le=1)
     """For a task without a success: its best attempt, if its partial score is at least this (published recipes: 0.6). It
     trains on failures, so it is off by default."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tau2rl.config.base import Module, Section
+from tau2rl.config.base import Module, Section, WordOrReference
 from tau2rl.config.sections import (
     ChatConfig,
     DataConfig,
@@ -28,6 +28,7 @@ from tau2rl.config.sections import (
     TeacherConfig,
     TeacherRolloutConfig,
     TeacherUserConfig,
+    TemplateConfig,
     TrainTasksConfig,
     UserConfig,
 )
@@ -38,12 +39,14 @@ from tau2rl.config.training import (
     LocalTrainConfig,
     ModelConfig,
     RolloutSamplingConfig,
+    SftLocalConfig,
     SftTrainConfig,
     SlimeConfig,
     TrackingConfig,
     ValConfig,
 )
 
+BackendName = Annotated[str, AfterValidator(WordOrReference("local", "slime"))]
 SERVED = ("sglang", "api")  # the kinds of policy that a server answers for
 
 
@@ -197,14 +200,27 @@ class SftConfig(StageConfig):
     """`tau2rl sft`."""
 
     stage: Literal["sft"] = "sft"
-    backend: Literal["local", "slime"] = "local"
-    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
+    backend: BackendName = "local"
+    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster. `package.module:Name`: a
+    backend of your own."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    chat: TemplateConfig = TemplateConfig()
     train: SftTrainConfig = SftTrainConfig()
     tracking: TrackingConfig = TrackingConfig()
-    local: LocalTrainConfig = LocalTrainConfig()
+    local: SftLocalConfig = SftLocalConfig()
     slime: SlimeConfig = SlimeConfig()
+
+    @model_validator(mode="after")
+    def _thoughts_are_written(self) -> SftConfig:
+        if self.backend == "slime" and self.chat.thinking != "off":
+            raise ValueError(
+                f"chat.thinking `{self.chat.thinking}`: slime's supervised rollout writes rows by itself, and not as they are "
+                "sampled with thoughts; backend `local` does"
+            )
+        if self.backend == "slime" and self.chat.date:
+            raise ValueError("chat.date: slime's supervised rollout writes rows by itself and tells the template no date")
+        return self
 
 
 class RftConfig(MakesDataConfig):
@@ -228,8 +244,9 @@ class GrpoConfig(LearnConfig):
     CHECKPOINT: ClassVar[tuple[str, str]] = ("model", "init")
 
     stage: Literal["grpo"] = "grpo"
-    backend: Literal["local", "slime"] = "local"
-    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster."""
+    backend: BackendName = "local"
+    """`local`: torch in this process, on a CPU or one GPU. `slime`: Megatron and SGLang on a cluster. `package.module:Name`: a
+    backend of your own."""
     model: ModelConfig = ModelConfig()
     val: ValConfig = ValConfig()
     sampling: RolloutSamplingConfig = RolloutSamplingConfig()
@@ -277,8 +294,12 @@ class StepConfig(Section):
     """Its settings, in front of those of `file`."""
     data: tuple[str, ...] = ()
     """`sft`: the earlier steps whose rows are trained on."""
+    sources: tuple[str, ...] = ()
+    """`rft-filter`: the earlier steps whose episodes are filtered; empty: attempts of its own."""
     model: str | None = None
     """The earlier step whose checkpoint is trained further, or makes the attempts."""
+    start: str | None = None
+    """`sft`, `grpo`: the earlier step from whose own beginning this one begins too, as branches of one model do."""
 
 
 class EvaluationConfig(Section):
@@ -298,6 +319,8 @@ class PipelineConfig(StageConfig):
     """Name of a step -> the step, in the order in which they run."""
     evaluation: EvaluationConfig | None = None
     """None: no step is evaluated."""
+    compare: tuple[str, ...] = ()
+    """Steps that train, or `base`: their evaluations are compared, each with each, task by task."""
     limit: int | None = Field(default=None, ge=1)
     """A smoke run of the whole chain: so many tasks in each step, and a few optimizer steps. It shows that the chain holds."""
 

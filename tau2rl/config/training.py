@@ -109,6 +109,11 @@ class LocalTrainConfig(LocalConfig):
     gradient_checkpointing: bool = False
     """Compute activations twice in place of keeping them: slower, far less memory."""
     lora: LoraConfig = LoraConfig()
+
+
+class SftLocalConfig(LocalTrainConfig):
+    """How a model is made and trained in this process."""
+
     shape: ShapeConfig = ShapeConfig()
 
 

@@ -9,52 +9,91 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tau2rl.chat import fingerprint
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.template import chat_dicts
-from tau2rl.chat.tokenizers import Tokenizer
+from tau2rl.chat.tokenizers import Tokenizer, date_of
+from tau2rl.config import TemplateConfig
 from tau2rl.data.rows import BadRow, Row, exact_sample, read_row
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
-from tau2rl.types import Episode, Message, Say, TrainingSample
+from tau2rl.types import Episode, Message, Say, Think, ToolSchema, TrainingSample, Turn
 
 log = logging.getLogger(__name__)
 
 
-def pack(episode: Episode) -> TrainingSample:
-    """One sequence with its mask. Malformed turns are in it: they were sampled by the policy as any other.
+def pack(episode: Episode) -> tuple[TrainingSample, ...]:
+    """An episode's sequences with their masks: one, or, where thoughts were taken out, one for each run of turns between.
 
-    Every turn's prompt must still be the one that was sent: raises ValueError, naming the turn, when a hash, a span or the
-    number of logprobs does not fit. Logprobs are None when any turn has none.
+    Every turn stands behind the very prompt that was sent, and its sampled tokens are in exactly one sample, which ends with the
+    last of them. Malformed turns are in it: they were sampled by the policy as any other. What was put in to close a thought was
+    not. Logprobs are None when any turn of the episode has none. Raises ValueError, naming the turn, when a hash, a span or the
+    number of logprobs does not fit.
     """
-    size = len(episode.token_ids)
-    mask = [0] * size
-    logprobs = [0.0] * size
-    known = True
-    end = 0
+    known = all(turn.logprobs is not None for turn in episode.turns)
+    samples: list[TrainingSample] = []
+    sequence: list[int] = []  # the prompt of the turn at hand, then what was sampled behind it
+    part = _Part()
+    end = 0  # of the turn before, in the episode's tokens
     for number, turn in enumerate(episode.turns):
-        if not end <= turn.start < turn.end <= size:
-            raise ValueError(f"turn {number} spans [{turn.start}, {turn.end}) behind token {end} of {size}")
-        if prefix_hash(episode.token_ids[: turn.start]) != turn.prompt_hash:
-            raise ValueError(f"turn {number} was sampled behind another prompt than its first {turn.start} tokens")
-        if turn.logprobs is not None and len(turn.logprobs) != turn.end - turn.start:
-            raise ValueError(f"turn {number} has {turn.end - turn.start} tokens and {len(turn.logprobs)} logprobs")
-        mask[turn.start : turn.end] = [1] * (turn.end - turn.start)
-        if turn.logprobs is None:
-            known = False
-        else:
-            logprobs[turn.start : turn.end] = turn.logprobs
+        _check_span(episode, number, end)
+        if turn.kept is not None:
+            if part.spans:
+                samples.append(part.sample(sequence, known=known))
+            sequence, part = sequence[: turn.kept], _Part()
+        sequence += episode.token_ids[end : turn.start]
+        if prefix_hash(sequence) != turn.prompt_hash:
+            raise ValueError(f"turn {number} was sampled behind another prompt than its first {len(sequence)} tokens")
+        part.add(turn, len(sequence))
+        sequence += episode.token_ids[turn.start : turn.end]
         end = turn.end
-    return TrainingSample(
-        token_ids=episode.token_ids,
-        loss_mask=tuple(mask),
-        logprobs=tuple(logprobs) if known else None,
-        turn_spans=tuple((turn.start, turn.end) for turn in episode.turns),
-    )
+    return (*samples, *([part.sample(sequence, known=known)] if part.spans else []))
+
+
+def _check_span(episode: Episode, number: int, end: int) -> None:
+    turn, size = episode.turns[number], len(episode.token_ids)
+    if not end <= turn.start < turn.end <= size:
+        raise ValueError(f"turn {number} spans [{turn.start}, {turn.end}) behind token {end} of {size}")
+    if turn.logprobs is not None and len(turn.logprobs) != turn.end - turn.start:
+        raise ValueError(f"turn {number} has {turn.end - turn.start} tokens and {len(turn.logprobs)} logprobs")
+    if turn.forced is not None and not turn.start <= turn.forced[0] < turn.forced[1] <= turn.end:
+        raise ValueError(f"turn {number} spans [{turn.start}, {turn.end}) without what closed its thought, {turn.forced}")
+
+
+@dataclass(slots=True)
+class _Part:
+    """Turns of one sequence, by their places in it."""
+
+    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    forced: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    logprobs: list[Sequence[float]] = field(default_factory=list[Sequence[float]])
+
+    def add(self, turn: Turn, start: int) -> None:
+        self.spans.append((start, start + turn.end - turn.start))
+        self.logprobs.append(turn.logprobs or ())
+        if turn.forced is not None:
+            self.forced.append((turn.forced[0] - turn.start + start, turn.forced[1] - turn.start + start))
+
+    def sample(self, sequence: Sequence[int], *, known: bool) -> TrainingSample:
+        size = self.spans[-1][1]
+        mask, logprobs = [0] * size, [0.0] * size
+        for (start, end), values in zip(self.spans, self.logprobs, strict=True):
+            mask[start:end] = [1] * (end - start)
+            if known:
+                logprobs[start:end] = values
+        for start, end in self.forced:
+            mask[start:end] = [0] * (end - start)
+            logprobs[start:end] = [0.0] * (end - start)
+        return TrainingSample(
+            token_ids=tuple(sequence[:size]),
+            loss_mask=tuple(mask),
+            logprobs=tuple(logprobs) if known else None,
+            turn_spans=tuple(self.spans),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,45 +122,77 @@ def warn_of_long_rows(dropped: Sequence[Dropped], *, max_tokens: int) -> None:
 class Encoded:
     """What became of the rows."""
 
-    samples: tuple[TrainingSample, ...]
-    ids: tuple[str, ...]  # of the samples
+    rows: tuple[tuple[TrainingSample, ...], ...]  # of each that is used its samples: several where thoughts are taken out
+    ids: tuple[str, ...]  # of those rows
     dropped: tuple[Dropped, ...]
-    exact: int = 0  # of the samples: those with the tokens that were sampled; the others were rendered from their messages
+    exact: int = 0  # of those rows: with the tokens that were sampled; the others were rendered from their messages
+    thoughts_left_out: int = 0  # of AReaL answers, where nothing thinks
+
+    @property
+    def samples(self) -> tuple[TrainingSample, ...]:
+        """Of all rows."""
+        return tuple(sample for row in self.rows for sample in row)
 
 
-def encode_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokenizer, *, max_tokens: int) -> Encoded:
-    """Encode what can be trained on, name what cannot. A row longer than `max_tokens` is left out whole, never cut."""
-    encoder = RowEncoder(tokenizer)
-    samples: list[TrainingSample] = []
+def encode_rows(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: Tokenizer, *, max_tokens: int, chat: TemplateConfig | None = None
+) -> Encoded:
+    """Encode what can be trained on, name what cannot. A row longer than `max_tokens` is left out whole, never cut.
+
+    Raises UserError, with file and line, for a row with thoughts that `chat` has no place for.
+    """
+    encoder = RowEncoder(tokenizer, chat)
+    found: list[tuple[TrainingSample, ...]] = []
     ids: list[str] = []
     dropped: list[Dropped] = []
     exact = 0
     for name, data in rows:
         try:
-            row = read_row(data, name=name)
-            sampled = encoder.sampled(row, data)
-            sample = sampled or encoder.encode(row)
+            row = encoder.admit(read_row(data, name=name))
+            samples, is_exact = encoder.samples(row, data)
         except BadRow as error:
             dropped.append(Dropped(id=name, at=name, reason=str(error)))
             continue
-        if len(sample.token_ids) > max_tokens:
-            dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=len(sample.token_ids)))
+        if (longest := max(len(sample.token_ids) for sample in samples)) > max_tokens:
+            dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=longest))
             continue
-        samples.append(sample)
+        found.append(samples)
         ids.append(row.id)
-        exact += sampled is not None
-    return Encoded(samples=tuple(samples), ids=tuple(ids), dropped=tuple(dropped), exact=exact)
+        exact += is_exact
+    left_out = encoder.thoughts_left_out
+    return Encoded(rows=tuple(found), ids=tuple(ids), dropped=tuple(dropped), exact=exact, thoughts_left_out=left_out)
 
 
 class RowEncoder:
     """Writes a row as the chat protocol would have: prompts by the template, turns as they would be sampled."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, chat: TemplateConfig | None = None) -> None:
         """Raises UserError when the template cannot be used."""
+        chat = chat or TemplateConfig()
         self._vocab_size = tokenizer.vocab_size
-        self._codec = NativeCodec(tokenizer)
+        self._codec = NativeCodec(tokenizer, thinking=chat.thinking, date=date_of(chat))
         self._chat = self._codec.chat
-        self._fingerprints = _fingerprints(tokenizer, self._codec)
+        self._fingerprints = _fingerprints(tokenizer, self._codec, chat)
+        self.thoughts_left_out = 0
+
+    def samples(self, row: Row, data: Mapping[str, Any]) -> tuple[tuple[TrainingSample, ...], bool]:
+        """What is trained on of a row that was admitted, and whether it is what was sampled. Raises BadRow."""
+        sampled = self.sampled(row, data)
+        return (self.encode(row), False) if sampled is None else ((sampled,), True)
+
+    def admit(self, row: Row) -> Row:
+        """The row as it can be written. Raises UserError where the setting has no place for a thought, which would vanish."""
+        thought = next((i for i, message in enumerate(row.messages) if message.reasoning), None)
+        if self._chat.thinking != "off" or thought is None:
+            return row
+        if thought == row.aside:
+            self.thoughts_left_out += 1
+            messages = [replace(m, reasoning="") if i == thought else m for i, m in enumerate(row.messages)]
+            return replace(row, messages=tuple(messages))
+        raise UserError(
+            f"`{row.at}`: message {thought} has a thought (`reasoning_content`), and chat.thinking is `off`",
+            hint="chat.thinking=keep or per-turn trains on thoughts; to train without them, take the field out of the rows",
+        )
 
     def sampled(self, row: Row, data: Mapping[str, Any]) -> TrainingSample | None:
         """A row's tokens as they were sampled; None where this checkpoint would write them otherwise. Raises BadRow."""
@@ -132,7 +203,7 @@ class RowEncoder:
             raise BadRow("`token_ids` that the tokenizer does not have")
         return sample
 
-    def encode(self, row: Row) -> TrainingSample:
+    def encode(self, row: Row) -> tuple[TrainingSample, ...]:
         """The conversation up to the last turn that is learned. Raises BadRow when no turn can be trained on."""
         try:
             return self._encode(row)
@@ -141,37 +212,49 @@ class RowEncoder:
         except RecursionError:
             raise BadRow("it is nested too deep") from None
 
-    def _encode(self, row: Row) -> TrainingSample:
+    def _encode(self, row: Row) -> tuple[TrainingSample, ...]:
         learned = learned_turns(row)
         turns = [turn for turn in sampled_turns(row) if turn <= learned[-1]]
         dicts = chat_dicts(row.messages)
         ids = self._chat.open(dicts[: turns[0]], list(row.tools))
+        samples: list[TrainingSample] = []
         spans: list[tuple[int, int]] = []
         for turn, following in zip(turns, [*turns[1:], None], strict=True):
-            written = self._write(row.messages[turn])
+            written = self._write(row.messages[turn], row.tools)
             if turn in learned:
                 spans.append((len(ids), len(ids) + len(written)))
-            ids = [*ids, *written] if following is None else self._chat.extend(ids, written, dicts[turn + 1 : following])
-        mask = [0] * len(ids)
-        for start, end in spans:
-            mask[start:end] = [1] * (end - start)
-        return TrainingSample(token_ids=tuple(ids), loss_mask=tuple(mask), logprobs=None, turn_spans=tuple(spans))
+            whole = [*ids, *written]
+            ids = whole if following is None else self._chat.extend(ids, written, dicts[turn + 1 : following])
+            if spans and (following is None or ids[: len(whole)] != whole):  # thoughts were taken out
+                samples.append(_sample(whole, spans))
+                spans = []
+        return tuple(samples)
 
-    def _write(self, message: Message) -> list[int]:
+    def _write(self, message: Message, tools: Sequence[ToolSchema]) -> list[int]:
         if not message.tool_calls:  # as it stands: older data write their calls into the text
-            return self._chat.write(message.content + self._chat.end_text)
+            return self._chat.write(message.content + self._chat.end_text, message.reasoning)
+        thought = (Think(text=message.reasoning),) if message.reasoning.strip() else ()
         said = (Say(text=message.content),) if message.content.strip() else ()
         try:
-            return self._codec.write((*said, *message.tool_calls))
+            return self._codec.write((*thought, *said, *message.tool_calls), tools)
         except ValueError as error:
             raise BadRow(f"a turn that this protocol cannot write: {error}") from None
 
 
-def _fingerprints(tokenizer: Tokenizer, native: NativeCodec) -> set[str]:
+def _sample(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> TrainingSample:
+    """What is learned of a sequence, up to the last of it."""
+    size = spans[-1][1]
+    mask = [0] * size
+    for start, end in spans:
+        mask[start:end] = [1] * (end - start)
+    return TrainingSample(token_ids=tuple(ids[:size]), loss_mask=tuple(mask), logprobs=None, turn_spans=tuple(spans))
+
+
+def _fingerprints(tokenizer: Tokenizer, native: NativeCodec, chat: TemplateConfig) -> set[str]:
     """Of the protocols that write with this tokenizer and chat template."""
     found = {fingerprint(native)}
     with suppress(UserError):  # a template that this protocol refuses
-        found.add(fingerprint(CookbookCodec(tokenizer)))
+        found.add(fingerprint(CookbookCodec(tokenizer, thinking=chat.thinking, date=date_of(chat))))
     return found
 
 

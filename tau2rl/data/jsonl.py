@@ -6,7 +6,6 @@ import codecs
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tau2rl.errors import UserError
+from tau2rl.runs.files import replacing
 
 OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32 begins with the first, too
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 BLOCK = 1 << 20
+ZSTD_BLOCK = 1 << 12  # a block of a bomb is 32,000 times as large when it is decompressed
+MAX_LINE = 1 << 26  # bytes of a row: a long conversation has a few hundred thousand, a bomb has no end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +34,13 @@ class Written:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
     """Write a JSONL file, one row at a time; until it is whole the old one stays in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     digest, count = hashlib.sha256(), 0
-    try:
-        with temporary.open("wb") as file:
-            for row in rows:
-                line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
-                digest.update(line)
-                file.write(line)
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+            digest.update(line)
+            file.write(line)
+            count += 1
     return Written(file=path.name, rows=count, sha256=digest.hexdigest())
 
 
@@ -75,18 +69,25 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _decompressed(path: Path) -> Iterator[bytes]:
     """The lines of a file, decompressed where its first bytes say so. Raises OSError, EOFError, zlib.error, UserError."""
+    if path.exists() and not path.is_dir() and not path.is_file():  # a pipe can be read once, rows are read more than once
+        raise UserError(f"cannot read `{path}`: it is not a file", hint="write the rows to a file first")
     with path.open("rb") as file:
         magic = file.read(4)
         file.seek(0)
         if magic.startswith(GZIP):
             with gzip.open(file) as inner:
-                yield from inner
+                yield from _split(_blocks(inner), path)
         elif magic == ZSTD:
-            yield from _split(_zstd_blocks(path, file))
+            yield from _split(_zstd_blocks(path, file), path)
         elif path.suffix in (".gz", ".zst") and magic:
             raise UserError(f"`{path}` is not compressed as its name says", hint="name it `.jsonl`, or compress it again")
         else:
-            yield from file
+            yield from _split(_blocks(file), path)
+
+
+def _blocks(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block
 
 
 def _zstd_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
@@ -99,7 +100,7 @@ def _zstd_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
             hint="`pip install zstandard`, or `zstd -d FILE`",
         ) from None
     frame: Any = None
-    while block := file.read(BLOCK):
+    while block := file.read(ZSTD_BLOCK):
         while block:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:
@@ -112,15 +113,18 @@ def _zstd_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it ends in the middle of a frame")
 
 
-def _split(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines, their ends included, out of blocks that end anywhere."""
-    begun: list[bytes] = []
+def _split(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """Lines, their ends included, out of blocks that end anywhere. Raises UserError for one that does not end."""
+    begun, size, number = list[bytes](), 0, 1
     for block in blocks:
         first, *others = block.split(b"\n")
         begun.append(first)
+        size += len(first)
+        if size > MAX_LINE:
+            raise UserError(f"`{path}` line {number} is no row: it has more than {MAX_LINE} bytes")
         for other in others:
             yield b"".join(begun) + b"\n"
-            begun = [other]
+            begun, size, number = [other], len(other), number + 1
     if any(begun):
         yield b"".join(begun)
 

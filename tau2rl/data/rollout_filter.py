@@ -78,13 +78,21 @@ class RolloutFilter:
             places = ", ".join("?" * len(COLUMNS))
             self._db.execute(f"INSERT OR REPLACE INTO attempt ({', '.join(COLUMNS)}) VALUES ({places})", astuple(entry))
 
-    def apply(self, keep: KeepConfig, *, solved_only: bool = True) -> None:
+    def apply(self, keep: KeepConfig) -> None:
         """Drop what is not kept, after the last record was added."""
+        self._apply(keep, solved_only=keep.attempts != "all")
+        if keep.attempts == "subset":
+            (size,) = self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {KEPT}").fetchone()
+            self._db.execute("UPDATE attempt SET reason = NULL")
+            self._drop("'fault: ' || fault", "fault <> ''")
+            self._drop_beyond(size, "'all'", ORDER, "not drawn")
+
+    def _apply(self, keep: KeepConfig, *, solved_only: bool) -> None:
         self._drop("'fault: ' || fault", "fault <> ''")
         if solved_only:
             self._drop("'not solved'", f"NOT ({SOLVED})")
         if keep.exclude_no_op:
-            self._drop("'solved without changing anything'", "no_op")
+            self._drop("'solved without changing anything'", f"no_op AND {SOLVED}")
         if keep.dedupe:
             self._drop_beyond(1, "task, signature", ORDER, "same actions as another")
         if keep.partial_backoff is not None:

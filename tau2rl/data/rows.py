@@ -4,8 +4,9 @@ Layouts that are read:
 - ours and plain OpenAI: `messages`, optionally `tools` and `metadata`; every assistant turn after a user's is trained on
 - ours with `token_ids` and `loss_mask`: what was sampled, exactly; see `exact_sample`
 - `tau2-sft-seed-v3`: `prompt` holds the whole conversation, calls are text
-- `AReaL-tau2-data`: `messages` is the history of one turn, `answer` is that turn; only the answer is trained on, and of it only
-  what was said and done: its `thinking` is not
+- `AReaL-tau2-data`: `messages` is the history of one turn, `answer` is that turn; only the answer is trained on
+
+What a turn was thought before it (`reasoning_content`, `reasoning` or `thinking`) is a part of it, as `chat.thinking` says.
 
 What a row says of its own learning is honoured: `step_loss_mask: 0` or `weight: 0` on a message keeps it in the conversation and
 out of the loss, `weight: 0` on a row leaves it out. What cannot be honoured leaves the row out, with the reason.
@@ -25,8 +26,7 @@ from tau2rl.data.jsonl import read_file
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
-OPENAI_THOUGHTS = ("reasoning_content", "reasoning")  # where the thoughts of a turn stand, in two dialects
-THOUGHTS = (*OPENAI_THOUGHTS, "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where the thought of a turn stands, in three dialects
 
 
 class BadRow(ValueError):
@@ -42,6 +42,8 @@ class Row:
     tools: tuple[ToolSchema, ...]
     last_only: bool  # only the last turn is to be learned; the others are history
     masked: frozenset[int] = frozenset()  # messages of the assistant that are part of the conversation and not learned
+    at: str = ""  # file and line
+    aside: int | None = None  # the message whose thought may be left out, and counted: an AReaL answer's `thinking`
     chat: str = ""  # fingerprint of the codec that wrote its tokens, where it has them; see `exact_sample`
 
 
@@ -49,12 +51,17 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     """A row of any of the layouts. Raises BadRow.
 
     >>> read_row({"messages": [{"role": "user", "content": "Hi"}]}, name="a.jsonl:1").messages
-    (Message(role='user', content='Hi', tool_calls=(), error=False),)
+    (Message(role='user', content='Hi', tool_calls=(), error=False, reasoning=''),)
     """
     try:
-        return _row(data, name)
+        row = _row(data, name)
+        said = [[m.content, [(call.name, call.arguments) for call in m.tool_calls]] for m in row.messages]
+        json.dumps([row.id, said, row.tools], ensure_ascii=False).encode()
     except RecursionError:
         raise BadRow("it is nested too deep") from None
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        raise BadRow("it has half of a surrogate pair, which is no Unicode text") from None
+    return row
 
 
 def _row(data: Mapping[str, Any], name: str) -> Row:
@@ -68,12 +75,12 @@ def _row(data: Mapping[str, Any], name: str) -> Row:
     metadata = _mapping(data.get("metadata"))
     return Row(
         id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
-        messages=tuple(
-            _message(turn, i, thoughts=OPENAI_THOUGHTS if turn is answer else THOUGHTS) for i, turn in enumerate(turns)
-        ),
+        messages=tuple(map(_message, turns)),
         tools=read_tools(data.get("tools")),
         last_only=bool(answer),
         masked=frozenset(i for i, turn in enumerate(turns) if _is_masked(_mapping(turn), i)),
+        at=name,
+        aside=len(turns) - 1 if answer and not any(answer.get(key) for key in THOUGHTS[:2]) else None,
         chat=str(metadata.get("chat") or "") if data.get("token_ids") is not None else "",
     )
 
@@ -160,20 +167,21 @@ def _is_on(values: Mapping[str, Any], name: str, whose: str) -> bool:
     return bool(mark)
 
 
-def _message(data: object, number: int, *, thoughts: Sequence[str]) -> Message:
+def _message(data: object) -> Message:
     fields = _mapping(data)
     if fields.get("role") not in ROLES:
         raise BadRow(f"a message with the role {fields.get('role') if fields else data!r}"[:200])
     content = fields.get("content")
     if content is not None and not isinstance(content, str):
         raise BadRow("a message whose content is not text")
-    for name in thoughts:
-        if fields["role"] == "assistant" and fields.get(name):
-            raise BadRow(f"message {number} has `{name}`, which cannot be trained on: no turn is written with its thoughts")
+    thought = next((fields[name] for name in THOUGHTS if fields["role"] == "assistant" and fields.get(name)), "")
+    if not isinstance(thought, str):
+        raise BadRow("a message whose thought is not text")
     calls = fields.get("tool_calls") or ()
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise BadRow("`tool_calls` that are no list")
-    return Message(role=fields["role"], content=content or "", tool_calls=tuple(map(_call, cast("Sequence[object]", calls))))
+    made = tuple(map(_call, cast("Sequence[object]", calls)))
+    return Message(role=fields["role"], content=content or "", tool_calls=made, reasoning=thought)
 
 
 def _call(data: object) -> CallTool:

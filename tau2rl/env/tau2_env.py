@@ -1,4 +1,4 @@
-"""One conversation on a tau2 task as `types.Env`: opened, stepped and closed on the event loop, with a deadline for each wait."""
+"""One conversation on a tau2 task as `protocols.Env`: opened, stepped and closed on the event loop, each wait with a deadline."""
 
 from __future__ import annotations
 
@@ -15,28 +15,15 @@ from tau2rl.env.simulation import Simulation
 from tau2rl.env.tasks import judged_by
 from tau2rl.env.user_simulator import make_user
 from tau2rl.errors import EnvironmentFailure, TaskFailure, UserSimulatorFailure
+from tau2rl.protocols import ChatCodec
 from tau2rl.reward.score import grade_from_tau2
-from tau2rl.types import (
-    Actions,
-    Attempt,
-    CallTool,
-    ChatCodec,
-    EnvTime,
-    Grade,
-    Message,
-    Opening,
-    Reply,
-    Say,
-    StopReason,
-    TaskRef,
-    Usage,
-)
+from tau2rl.types import Actions, Attempt, CallTool, EnvTime, Grade, Message, Opening, Reply, Say, StopReason, TaskRef, Usage
 
 CUT_OFF = "done"  # the gym's own stop tool: ends the conversation and has it graded
 
 
 class Tau2Env:
-    """One conversation on one task (`types.Env`). Single use.
+    """One conversation on one task (`protocols.Env`). Single use.
 
     `make_user` gives the user simulator of a simulation; see `user_simulator.py`.
     """

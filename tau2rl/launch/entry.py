@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -127,17 +127,17 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
             return code
 
 
-def load_plugins(config: StageConfig) -> None:
+def load_plugins(modules: Sequence[str]) -> None:
     """Import the modules of `plugins`, and let others be found where the command was given. Raises UserError."""
     plugins.search([Path.cwd()])
-    if config.plugins:
+    if modules:
         importlib.import_module("tau2rl.env.domain")  # first: what they import of tau2 comes in through the door that checks it
-        plugins.import_all(config.plugins)
+        plugins.import_all(modules)
 
 
 def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> int:
     try:
-        load_plugins(folder.config)
+        load_plugins(folder.config.plugins)
         result = run_stage(folder, progress)
     except UserError as error:
         _log.info("refused: %s", error)

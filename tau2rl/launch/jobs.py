@@ -19,6 +19,7 @@ from tau2rl.doctor.services import answers, connects
 from tau2rl.errors import UserError
 from tau2rl.launch.entry import EXIT_INTERRUPTED
 from tau2rl.runs.progress import Progress, parse
+from tau2rl.settings import UTF8_MODE
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -104,12 +105,17 @@ class JobServer:
 
     def submit(self, command: str, job: str) -> None:
         """Submit a shell command as a job of this name. Raises UserError."""
-        # Nothing but this in the environment of the job: the dashboard shows it to everybody.
-        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        # Nothing secret in the environment of the job: the dashboard shows it to everybody. Its actors inherit it.
+        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), UTF8_MODE: "1"}}
         try:
             self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
         except (OSError, RuntimeError) as error:
             raise UserError(f"the cluster at `{self.address}` did not take the job: {error}", hint=_ADDRESS_HINT) from None
+
+    def has_ended(self, job: str) -> bool:
+        """Whether a job is over, or unknown to its server, which remembers all of its own. Raises OSError, RuntimeError."""
+        known = {details.submission_id: details.status for details in self._ask(self.client.list_jobs, CONNECT_SECONDS)}
+        return job not in known or known[job].is_terminal()
 
     def follow(self, job: str, *, on_line: OnLine, on_progress: Progress) -> int:
         """Pass on what the job says until it has ended; its exit code, 1 when it has none. Ctrl-C stops the job: 130."""

@@ -46,6 +46,7 @@ class LocalHead:
         self._num_gpus = num_gpus
         self._training = training
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._folder, self._token = Path(), ""
         self.address = ""
         self.headers: dict[str, str] = {}
 
@@ -83,11 +84,15 @@ class LocalHead:
         process.stdin.close()
         with process.stdout:
             process.wait(STOP_TIMEOUT_SECONDS)
+        if process.returncode < 0:  # killed; should both supervisors have been, at once, nobody has ended the head
+            supervisor.kill_session(process.pid, self._token)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         # Ray's socket paths are below this folder and may have 107 bytes: not $TMPDIR, which can be long.
         folder = Path(tempfile.mkdtemp(prefix="tau2rl-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))  # noqa: S108
         token = secrets.token_hex(32)
+        self._folder, self._token = folder, token
         dashboard, agent, client, metrics = _free_ports(4)
         self.address = f"http://127.0.0.1:{dashboard}"
         self.headers = {"Authorization": f"Bearer {token}"}

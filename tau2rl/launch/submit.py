@@ -107,8 +107,8 @@ def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextMana
                 for planned in waiting:
                     if code := one(planned, run):
                         return code
-                    folder.write_report(build_report(runs))
-        folder.write_report(build_report(runs))
+                    folder.write_report(build_report(runs, config.compare))
+        folder.write_report(build_report(runs, config.compare))
         return entry.EXIT_DONE
 
     with entry.interruptible():
@@ -156,7 +156,7 @@ def _in_folder(config: StageConfig, carry_out: Callable[[Claim], int]) -> int:
     A folder that is made for a request which turns out to be wrong goes again: most mistakes are found only where the run is
     carried out, which has the data and the checkpoints, and what was refused must not hold the name.
     """
-    with claimed(run_path(config), config, resume=config.resume) as claim:
+    with claimed(run_path(config), config, resume=config.resume, has_ended=_has_ended) as claim:
         try:
             code = carry_out(claim)
         except UserError as error:
@@ -187,6 +187,14 @@ def _detach(server: jobs.JobServer, config: StageConfig, claim: Claim, on_line: 
     on_line(f"run folder: {claim.path}")
     on_detached(job, server.address)
     return entry.EXIT_DONE
+
+
+def _has_ended(job: str, address: str) -> bool:
+    """Whether the job that holds a run is over; not where nobody answers for it: it may be running all the same."""
+    try:
+        return jobs.connect(address).has_ended(job)
+    except (UserError, OSError, RuntimeError):
+        return False
 
 
 def _redactor(config: StageConfig) -> Redactor:

@@ -105,6 +105,29 @@ def kill_below(root: int, *, patience_seconds: float = 10.0) -> list[int]:
     return left
 
 
+def kill_session(session: int, mark: str, *, patience_seconds: float = 10.0) -> list[int]:
+    """On Linux, SIGKILL every process of a session, and those that left it with `mark` in their environment; what is left.
+
+    The mark alone does not do: processes of Ray write their titles over it.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while (left := _of_session(session, mark.encode())) and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+    return left
+
+
+def _of_session(session: int, mark: bytes) -> list[int]:
+    found: list[int] = []
+    for process, _ in _parents():
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if os.getsid(process) == session or mark in Path(f"/proc/{process}/environ").read_bytes():
+                found.append(process)
+    return found
+
+
 def _parents() -> list[tuple[int, int]]:
     """(process, parent) of every process that is not a zombie."""
     if not Path("/proc/self/stat").exists():

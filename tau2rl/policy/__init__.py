@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from tau2rl.config import PolicyConfig
-from tau2rl.types import ChatCodec, Policy
+from tau2rl.protocols import ChatCodec, Policy
 
 if TYPE_CHECKING:
     from typing import Self

@@ -45,7 +45,7 @@ Ask = Callable[[dict[str, Any]], Awaitable[Any]]  # a chat request to the JSON o
 
 
 class ApiPolicy:
-    """`types.Policy` over chat completions, for eval and data generation only: it gives no tokens of the model and no logprobs.
+    """`protocols.Policy` over chat completions, for eval and data generation only: it gives no tokens and no logprobs.
 
         policy = ApiPolicy(PolicyConfig(kind="api", model="openai/gpt-4.1-mini"))
 
@@ -85,7 +85,7 @@ class ApiPolicy:
         return twin
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """One assistant line; see `types.Policy`.
+        """One assistant line; see `protocols.Policy`.
 
         `max_tokens` counts bytes here, as the protocol does; a line beyond it is cut and reported as such.
         Raises PolicyFailure.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tau2rl.types import Action, Actions, CallTool, ChatCodec, Completion, FinishReason, Say
+from tau2rl.protocols import ChatCodec
+from tau2rl.types import Action, Actions, CallTool, Completion, FinishReason, Say
 
 CLOSING = Say(text="Is there anything else that I can help you with?")
 REFUSAL = Say(text="I am sorry, but I cannot help you with this request.")
@@ -13,7 +14,7 @@ TRANSFER_SENTENCE = Say(text="YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE
 
 
 class ScriptedPolicy:
-    """`types.Policy` that plays a fixed sequence of turns, whatever the conversation says.
+    """`protocols.Policy` that plays a fixed sequence of turns, whatever the conversation says.
 
         policy = ScriptedPolicy(((CallTool(name="get_user", arguments={}),), (Say(text="Done."),)), codec)
 
@@ -28,7 +29,7 @@ class ScriptedPolicy:
         self._session: str | None = None
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """The next turn of the script, cut at `max_tokens` as a model's would be; see `types.Policy`."""
+        """The next turn of the script, cut at `max_tokens` as a model's would be; see `protocols.Policy`."""
         if self._session not in (None, session):
             raise ValueError(f"a ScriptedPolicy plays one episode: it began `{self._session}`, not `{session}`")
         self._session = session

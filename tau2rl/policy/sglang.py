@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class SGLangPolicy:
-    """`types.Policy` over POST `{url}/generate`.
+    """`protocols.Policy` over POST `{url}/generate`.
 
         async with SGLangPolicy(config, stop=codec.stop, stop_token_ids=codec.stop_token_ids) as policy:
             completion = await policy.complete(prompt_ids, seed=7, session="retail/17#0", max_tokens=512)
@@ -67,7 +67,7 @@ class SGLangPolicy:
         return twin
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn; see `types.Policy`. Raises PolicyFailure."""
+        """Sample one turn; see `protocols.Policy`. Raises PolicyFailure."""
         limit = min(max_tokens, self._sampling.max_tokens)
         if (context := self._server.context) is not None:  # a server refuses to be asked for more than there is room for
             limit = min(limit, context - len(prompt_ids))

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
@@ -17,17 +17,21 @@ from tau2rl.env.tau2_env import warm_up
 from tau2rl.errors import UserError
 from tau2rl.policy import make_policy
 from tau2rl.policy.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
-from tau2rl.rollout.runner import PlayAttempt, PolicyFor, SamplingStage, episode_runner
-from tau2rl.rollout.workers import Workers
+from tau2rl.protocols import ChatCodec, Policy
+from tau2rl.rollouts.runner import PlayAttempt, PolicyFor, SamplingStage, episode_runner
+from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.provenance import checkpoint_hash
-from tau2rl.types import ChatCodec, Policy
 
 log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_episode_runner(config: SamplingStage, codec: ChatCodec, policies: PolicyFor | None) -> AsyncGenerator[PlayAttempt]:
+async def open_episode_runner(
+    config: SamplingStage, codec: ChatCodec, policies: PolicyFor | None, record: Callable[..., None]
+) -> AsyncGenerator[PlayAttempt]:
     """What plays an attempt once: here, or in `rollout.workers` processes. `policies` replaces those of `policy`.
+
+    `record` is told what is known of the agent only once it is there.
 
     Raises UserError when no server answers, or there is no cluster for the workers.
     """
@@ -38,7 +42,7 @@ async def open_episode_runner(config: SamplingStage, codec: ChatCodec, policies:
     if policies is not None:
         yield episode_runner(config, codec, policies)
     elif not workers:
-        async with open_agent(config, codec) as mine:
+        async with open_agent(config, codec, record) as mine:
             yield episode_runner(config, codec, mine)
     else:
         opening = functools.partial(open_in_worker, config, tuple(sys.path))
@@ -81,8 +85,14 @@ def describe_agent(config: SamplingStage, codec: ChatCodec) -> str:
     return asyncio.run(ask())
 
 
+def _unrecorded(**facts: Any) -> None:
+    """For who keeps no run folder."""
+
+
 @asynccontextmanager
-async def open_agent(config: SamplingStage, codec: ChatCodec) -> AsyncGenerator[PolicyFor]:
+async def open_agent(
+    config: SamplingStage, codec: ChatCodec, record: Callable[..., None] = _unrecorded
+) -> AsyncGenerator[PolicyFor]:
     """Attempt -> its policy: a script an episode, or one served policy for all. Raises UserError when no server answers."""
     match config.policy.kind:
         case "gold":
@@ -94,7 +104,7 @@ async def open_agent(config: SamplingStage, codec: ChatCodec) -> AsyncGenerator[
         case "local":
             from tau2rl.recipes.local_agent import open_checkpoint  # torch: seconds, and only here
 
-            async with open_checkpoint(config, codec) as local:
+            async with open_checkpoint(config, codec, record) as local:
                 greedy_local = local.greedy()
                 yield lambda attempt: greedy_local if attempt.greedy else local
         case "sglang" | "api":

@@ -27,13 +27,14 @@ from tau2rl.env.domain import domain
 from tau2rl.env.tasks import changed_something, held_out, kind_of
 from tau2rl.errors import UserError
 from tau2rl.hashing import derive_seed
+from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.play import floors
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.types import CallTool, ChatCodec, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
+from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
 
 FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
 PROGRESS_EVERY = 1000
@@ -78,6 +79,14 @@ def write(folder: Path, name: str, sources: Sequence[Source], rollouts: RolloutF
         folder / "dropped.jsonl", ({**asdict(d), "source": str(sources[d.source].path)} for d in rollouts.dropped())
     )
     return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
+
+
+def described(sources: Sequence[Source], seen: Seen) -> list[dict[str, str]]:
+    """Whose episodes were read, for the report."""
+    return [
+        {"path": str(source.path), "digest": source.digest, "episodes_sha256": sha256}
+        for source, sha256 in zip(sources, seen.episodes, strict=True)
+    ]
 
 
 def missing(rollouts: RolloutFilter, planned: int) -> int:
@@ -272,20 +281,25 @@ def _text(turn: Turn, episode: Episode, source: Source) -> str:
 
 
 def _tokens(episode: Episode) -> dict[str, Any]:
-    """The tokens up to the last sampled one, and which to learn: all that were sampled in turns that were carried out."""
+    """The tokens up to the last sampled one, and which to learn: all that were sampled in turns that were carried out.
+
+    Nothing of an episode in several pieces, where thoughts were taken out: its messages have them, and are written anew.
+    """
     if not episode.token_ids or not episode.turns:
         return {}
-    sample = encoding.pack(episode)
+    sample, *more = encoding.pack(episode)
+    if more:
+        return {}
     mask = list(sample.loss_mask)
     for turn in episode.turns:
         if not _was_carried_out(turn):
             mask[turn.start : turn.end] = [0] * (turn.end - turn.start)
-    end = episode.turns[-1].end
-    return {"token_ids": list(sample.token_ids[:end]), "loss_mask": mask[:end]}
+    return {"token_ids": list(sample.token_ids), "loss_mask": mask}
 
 
 def _openai(message: Mapping[str, Any]) -> Chat:
-    """A chat message as OpenAI has it: the arguments of a call are JSON in a string."""
+    """A chat message as OpenAI has it: the arguments of a call are JSON in a string, a thought is `reasoning_content`."""
+    message = {key: value for key, value in message.items() if key != "thinking"}
     calls: list[dict[str, Any]] = message.get("tool_calls") or []
     written = [{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in calls]
     return {**message, **({"tool_calls": written} if written else {})}

@@ -9,6 +9,7 @@ from typing import Any
 
 from tau2rl.config import EvalConfig
 from tau2rl.env.tasks import describe
+from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.play import Prepared, floors, play, prepare, write_environment
 from tau2rl.recipes.test_access import find_test_access, log_test_access
 from tau2rl.report.report import build_report
@@ -16,7 +17,6 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.reports import Result
 from tau2rl.runs.timing import sessions
-from tau2rl.types import ChatCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

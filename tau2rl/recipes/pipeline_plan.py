@@ -1,6 +1,6 @@
 """The plan of a pipeline, made before anything runs: the config of every step and of every evaluation, in order.
 
-Pure but for reading the config files that a pipeline names. `launch/pipeline.py` runs the plan; `pipeline_report.py` reports
+Pure but for reading the config files that a pipeline names. `launch/submit.py` runs the plan; `pipeline_report.py` reports
 what came of it.
 """
 
@@ -28,9 +28,9 @@ from tau2rl.errors import UserError
 from tau2rl.runs.checkpoints import FINAL, INITIAL
 
 ROWS = {"seed": "rows.jsonl", "rft-filter": "sft.jsonl"}  # what `sft` trains on
-TRAINS = ("sft", "grpo")
+TRAINS, PLAYS = ("sft", "grpo"), ("seed", "rft-filter")
 SMOKE_STEPS = 5  # optimizer steps under `limit`
-BASE = "base"  # the model before any training
+BASE = "base"  # the model before any training; `base-STEP` where steps begin with different ones
 OURS = ("stage", "name", "output", "resume", "launch")  # settings that a pipeline decides for its steps
 
 
@@ -41,7 +41,9 @@ class Planned:
     name: str  # of the step; for an evaluation, of the step whose model it is, or `base`
     kind: Literal["step", "evaluation"]
     config: StageConfig
-    parents: tuple[str, ...]  # the steps whose data or model it needs
+    parents: tuple[str, ...] = ()  # the steps whose rows, episodes or model it takes in
+    begins_as: str | None = None  # the step whose starting checkpoint it starts from, or plays, too
+    over: str | None = None  # of an evaluation: the model that this one was trained from, where that is evaluated
 
     @property
     def label(self) -> str:
@@ -69,6 +71,11 @@ def plan(config: PipelineConfig, root: Path) -> list[Planned]:
     planner = _Planner(config, root)
     for name, step in config.steps.items():
         planner.add(name, step)
+    models = [planned.name for planned in planner.runs if planned.kind == "evaluation"]
+    if strange := [name for name in config.compare if name not in models]:
+        raise UserError(
+            f"`{strange[0]}` cannot be compared: it is not evaluated", hint=f"evaluated are: {', '.join(models) or 'none'}"
+        )
     return planner.runs
 
 
@@ -79,40 +86,57 @@ class _Planner:
         self._config = config
         self._root = root
         self._steps: dict[str, Planned] = {}
+        self._bases: dict[Path, str] = {}  # checkpoint from which a step begins -> what its evaluation is called
         self.runs: list[Planned] = []
 
     def add(self, name: str, step: StepConfig) -> None:
-        if not name or Path(name).name != name or name == BASE:
-            raise UserError(f"`{name}` cannot name a step", hint=f"a name without `/`, and not `{BASE}`")
+        if not name or Path(name).name != name or name == BASE or name.startswith(f"{BASE}-"):
+            raise UserError(f"`{name}` cannot name a step", hint=f"a name without `/`, and neither `{BASE}` nor `{BASE}-...`")
         values = deepcopy(step.settings)
+        self._take_in(name, step, values)
+        parents = tuple(dict.fromkeys([*step.data, *step.sources, *([step.model] if step.model else [])]))
+        planned = self._run(name, "step", step.stage, values, parents=parents, begins_as=step.start)
+        self._steps[name] = planned
+        if step.stage in TRAINS and self._config.evaluation is not None:
+            over = step.model if step.model is not None else self._base(planned)
+            self._evaluate(name, _final(planned), parents=(name,), over=over)
+
+    def _take_in(self, name: str, step: StepConfig, values: dict[str, Any]) -> None:
+        """Put what the step gets from earlier ones into its settings."""
         for parent in step.data:
             self._known(name, parent, tuple(ROWS))
-        if step.model is not None:
-            self._known(name, step.model, TRAINS)
+        for parent in step.sources:
+            self._known(name, parent, PLAYS)
+        for parent in (step.model, step.start):
+            if parent is not None:
+                self._known(name, parent, TRAINS)
         if step.data:
             rows = [self._steps[p] for p in step.data]
             put(values, "data.files", [str(r.folder / ROWS[_stage(r.config)]) for r in rows])
+        if step.sources:
+            put(values, "sources", [str(self._steps[p].folder) for p in step.sources])
         if step.model is not None:
             _use_checkpoint(values, step.stage, _final(self._steps[step.model]))
-        parents = (*step.data, *([step.model] if step.model else []))
-        planned = self._run(name, "step", step.stage, values, parents)
-        self._steps[name] = planned
-        if step.stage not in TRAINS:
-            return
-        if step.model is None:
-            self._evaluate(BASE, _beginning(planned), (name,))
-        self._evaluate(name, _final(planned), (name,))
+        if step.start is not None:
+            if step.model is not None or step.stage not in TRAINS:
+                raise UserError(f"step `{name}`: `start` is for a training, in place of `model`")
+            _use_checkpoint(values, step.stage, _beginning(self._steps[step.start]))
 
-    def _evaluate(self, name: str, checkpoint: Path, parents: tuple[str, ...]) -> None:
-        if self._config.evaluation is None:
-            return
+    def _base(self, planned: Planned) -> str:
+        """What the evaluation of the model is called with which a step begins; planned here where it is a new one."""
+        checkpoint = _beginning(planned)
+        if checkpoint not in self._bases:
+            self._bases[checkpoint] = BASE if not self._bases else f"{BASE}-{planned.name}"
+            self._evaluate(self._bases[checkpoint], checkpoint, begins_as=planned.name)
+        return self._bases[checkpoint]
+
+    def _evaluate(self, name: str, checkpoint: Path, **links: Any) -> None:
+        assert self._config.evaluation is not None
         values = deepcopy(self._config.evaluation.settings)
         _use_checkpoint(values, "eval", checkpoint)
-        self._run(name, "evaluation", "eval", values, parents)
+        self._run(name, "evaluation", "eval", values, **links)
 
-    def _run(
-        self, name: str, kind: Literal["step", "evaluation"], stage: str, values: dict[str, Any], parents: tuple[str, ...]
-    ) -> Planned:
+    def _run(self, name: str, kind: Literal["step", "evaluation"], stage: str, values: dict[str, Any], **links: Any) -> Planned:
         config = self._config
         label = _label(kind, name)
         if config.limit is not None:
@@ -131,7 +155,7 @@ class _Planner:
             built = build(STAGES[stage], given)
         except UserError as error:
             raise UserError(f"step `{label}`: {error.message}", hint=error.hint) from None
-        planned = Planned(name=name, kind=kind, config=built, parents=parents)
+        planned = Planned(name=name, kind=kind, config=built, **links)
         self.runs.append(planned)
         return planned
 
@@ -192,7 +216,7 @@ def _shorten(values: dict[str, Any], stage: str, limit: int) -> None:
         given = values.get(section, {}).get(key)
         put(values, name, most if given is None else min(int(given), most))
 
-    if stage != "sft":
+    if stage != "sft" and not values.get("sources"):
         at_most("tasks.limit", limit)
     if stage in TRAINS:
         at_most("train.steps", SMOKE_STEPS)

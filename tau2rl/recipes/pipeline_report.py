@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from tau2rl.recipes.pipeline_plan import BASE, ROWS, Planned
+from tau2rl.config import MakesDataConfig, RftConfig
+from tau2rl.recipes.pipeline_plan import ROWS, Planned
 from tau2rl.report.compare import compare
 from tau2rl.report.schema import SCHEMA
 from tau2rl.report.tables import printable
@@ -35,16 +38,21 @@ def account(planned: Planned) -> Account:
         "folder": str(planned.folder),
         "digest": report["digest"],
         "parents": list(planned.parents),
-        "inputs": _inputs(identity, report),
+        "begins_as": planned.begins_as,
+        "inputs": _inputs(planned, identity, report),
         "outputs": _outputs(planned, report),
+        "episodes": _episodes(planned, report),
         "cpu_seconds": round(cpu_seconds, 2),
         "seconds": round(seconds, 2),
         "cost": report.get("cost"),
     }
 
 
-def build_report(runs: list[Planned]) -> dict[str, Any]:
-    """The pipeline's report over the runs that are finished; it is incomplete until all are."""
+def build_report(runs: list[Planned], compared: Sequence[str] = ()) -> dict[str, Any]:
+    """The pipeline's report over the runs that are finished; it is incomplete until all are.
+
+    `compared`: the evaluations that are compared with one another, by their names.
+    """
     done = [planned for planned in runs if finished(planned)]
     steps = {planned.name: account(planned) for planned in done if planned.kind == "step"}
     evaluations = [_evaluation(planned, account(planned)) for planned in done if planned.kind == "evaluation"]
@@ -55,7 +63,8 @@ def build_report(runs: list[Planned]) -> dict[str, Any]:
         "incomplete": len(done) < len(runs),
         "not_done": [planned.label for planned in runs if planned not in done],
         "steps": steps,
-        "evaluations": _with_rises(_with_costs(done, steps, evaluations)),
+        "evaluations": [_with_rise(entry, evaluations, steps) for entry in evaluations],
+        "comparisons": _comparisons(evaluations, compared),
         "chain": chain(steps, evaluations),
         "cpu_seconds": round(sum(a["cpu_seconds"] for a in accounts), 2),
         "cpu_seconds_training": round(sum(a["cpu_seconds"] for a in steps.values()), 2),
@@ -85,15 +94,17 @@ def total_cost(accounts: Mapping[str, Account]) -> dict[str, Any]:
 def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str, Any]:
     """Whether the inputs of each run are outputs of its parents, by hash; the links that do not hold, by name.
 
-    The evaluation of `base` must have had the checkpoint as its agent that its step was trained from.
+    What begins as another step did, as the evaluation of `base` does, must have had the checkpoint that this one started from.
     """
     links: dict[str, bool] = {}
-    runs = [*((name, False, step) for name, step in steps.items())]
-    runs += [(f"{e['model']}-eval", e["model"] == BASE, e) for e in evaluations]
-    for name, of_base, run in runs:
+    for name, run in [*steps.items(), *((f"{entry['model']}-eval", entry) for entry in evaluations)]:
         for parent in run["parents"]:
-            expected: list[str] = [] if parent not in steps else steps[parent]["inputs" if of_base else "outputs"]
+            account = steps.get(parent)
+            expected: list[str] = [*account["outputs"], *account["episodes"]] if account else []
             links[f"{parent} -> {name}"] = any(sha256 in run["inputs"] for sha256 in expected)
+        if first := run["begins_as"]:
+            expected = steps[first]["inputs"] if first in steps else []
+            links[f"{first} -> {name}"] = any(sha256 in run["inputs"] for sha256 in expected)
     broken = [link for link, holds in links.items() if not holds]
     return {"links": len(links), "broken": broken, "holds": not broken}
 
@@ -101,12 +112,25 @@ def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str,
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
     """The table for people: a header, and a row for each model that was evaluated.
 
-    `rise` is over the row above, paired by task; `cpu s` are those of the steps since then.
+    `rise` is over the model that it was trained from, paired by task; `cpu s` are those of the steps since then. Where that is
+    not the row above, as in branches, `over` names it.
     """
-    largest = max((int(entry["attempts"]) for entry in report["evaluations"]), default=1)
+    entries = report["evaluations"]
+    branches = any(entry.get("over", before["model"]) != before["model"] for before, entry in pairwise(entries))
+    largest = max((int(entry["attempts"]) for entry in entries), default=1)
     more = f"pass@{largest}"
-    table = [["model", "pass@1 [95%]", *([more] if largest > 1 else []), "floor", "rise [95%]", "cpu s"]]
-    for entry in report["evaluations"]:
+    table = [
+        [
+            "model",
+            "pass@1 [95%]",
+            *([more] if largest > 1 else []),
+            "floor",
+            "rise [95%]",
+            *(["over"] if branches else []),
+            "cpu s",
+        ]
+    ]
+    for entry in entries:
         rise = entry["rise"]
         table.append(
             [
@@ -115,12 +139,24 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
                 *([_number(entry.get(more))] if largest > 1 else []),
                 _number(entry["floor"]),
                 "-" if rise is None else _interval(rise, "+"),
+                *([printable(str(entry["over"] or "-"))] if branches else []),
                 _number(entry["cpu_seconds_to_here"], digits=0),
             ]
         )
     total, training = report["cpu_seconds"], report["cpu_seconds_training"]
     blank = [""] * (len(table[0]) - 3)
     return [*table, ["all", *blank, f"evaluations {total - training:.0f} cpu s", f"{total:.0f}"]]
+
+
+def comparison_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The pairs of `compare`: first minus second, each interval by itself; no row where none are compared."""
+    table = [["compared", "first", "second", "difference [95%]", "p"]]
+    for pair in report["comparisons"]:
+        names, result = f"{printable(pair['first'])} - {printable(pair['second'])}", pair["pass@1"]
+        table.append(
+            [names, _number(result["a"]), _number(result["b"]), _interval(result["difference"], "+"), f"{result['p']:.3g}"]
+        )
+    return table
 
 
 def step_rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -139,6 +175,7 @@ def _evaluation(planned: Planned, run: Account) -> Account:
     floors = [value for value in report["floor"].values() if value is not None]
     return {
         "model": planned.name,
+        "over": planned.over,
         **run,
         "tasks": report["tasks"],
         "attempts": report["attempts"],
@@ -148,38 +185,51 @@ def _evaluation(planned: Planned, run: Account) -> Account:
     }
 
 
-def _with_costs(done: list[Planned], steps: Mapping[str, Account], evaluations: list[Account]) -> list[Account]:
-    """Each evaluation with the CPU seconds of the steps since the one before; the base model cost nothing."""
-    names = [planned.name for planned in done if planned.kind == "step"]
-    out: list[Account] = []
-    for entry in evaluations:
-        upto = [] if entry["model"] == BASE else names[: names.index(entry["model"]) + 1]
-        out.append({**entry, "cpu_seconds_to_here": sum(float(steps[name]["cpu_seconds"]) for name in upto)})
-        names = names[len(upto) :]
-    return out
+def _with_rise(entry: Account, evaluations: list[Account], steps: Mapping[str, Account]) -> Account:
+    """An evaluation with its paired difference to the model that this one was trained from, and what was spent in between.
+
+    In between are the steps that it needed and that one did not; the model before any training cost nothing.
+    """
+    before = next((each for each in evaluations if each["model"] == entry["over"]), None)
+    needed = _ancestors(entry["model"], steps) - _ancestors(entry["over"], steps)
+    return {
+        **entry,
+        "rise": None if before is None else compare(_solved(entry), _solved(before)).difference.to_json(),
+        "cpu_seconds_to_here": sum(float(steps[name]["cpu_seconds"]) for name in needed),
+    }
 
 
-def _with_rises(evaluations: list[Account]) -> list[Account]:
-    """Each evaluation with its paired difference to the one before."""
-    out: list[Account] = []
-    before: Mapping[str, float] | None = None
-    for entry in evaluations:
-        solved = _solved(Path(entry["folder"]))
-        difference = None if before is None else compare(solved, before).difference.to_json()
-        out.append({**entry, "rise": difference})
-        before = solved
-    return out
+def _ancestors(name: str | None, steps: Mapping[str, Account]) -> set[str]:
+    """A step and all that it stands on; none for a model before any training."""
+    if name is None or name not in steps:
+        return set()
+    return {name}.union(*(_ancestors(parent, steps) for parent in steps[name]["parents"]))
 
 
-def _solved(folder: Path) -> dict[str, float]:
-    counts = cast("dict[str, dict[str, int]]", read_report(folder / REPORT)["by_task"])
+def _comparisons(evaluations: list[Account], compared: Sequence[str]) -> list[dict[str, Any]]:
+    """Each of the evaluations that are compared, minus each behind it, on the same tasks."""
+    found = {entry["model"]: entry for entry in evaluations}
+    pairs = combinations([found[name] for name in compared if name in found], 2)
+    return [_comparison(first, second) for first, second in pairs]
+
+
+def _comparison(first: Account, second: Account) -> dict[str, Any]:
+    result = compare(_solved(first), _solved(second))
+    values = {**asdict(result), "difference": result.difference.to_json()}
+    return {"first": first["model"], "second": second["model"], "pass@1": values}
+
+
+def _solved(evaluation: Account) -> dict[str, float]:
+    counts = cast("dict[str, dict[str, int]]", read_report(Path(evaluation["folder"]) / REPORT)["by_task"])
     return {key: count["solved"] / count["valid"] for key, count in counts.items()}
 
 
-def _inputs(identity: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
-    """sha256 of every file and checkpoint that went in."""
+def _inputs(planned: Planned, identity: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """sha256 of every file and checkpoint that went in, of the episodes too that a run took from others."""
     inputs: Mapping[str, Any] = report.get("inputs", {})
     found = [str(part["sha256"]) for part in inputs.get("data", [])]
+    if isinstance(planned.config, RftConfig) and planned.config.sources:
+        found += [str(source["episodes_sha256"]) for source in report["sources"]]
     if "parent" in inputs:
         found.append(str(inputs["parent"]["sha256"]))
     agent = str(identity.get("agent", ""))
@@ -192,6 +242,12 @@ def _outputs(planned: Planned, report: Mapping[str, Any]) -> list[str]:
         return [str(report["outputs"]["checkpoint"]["sha256"])]
     name = ROWS.get(stage_of(planned.config))
     return [] if name is None else [str(report["files"][name]["sha256"])]
+
+
+def _episodes(planned: Planned, report: Mapping[str, Any]) -> list[str]:
+    """sha256 of the episodes that a step has played, for those that filter them."""
+    plays = isinstance(planned.config, MakesDataConfig) and planned.config.plays
+    return [str(source["episodes_sha256"]) for source in report.get("sources", [])] if plays else []  # none in older reports
 
 
 def _interval(estimate: Mapping[str, Any], sign: str) -> str:

@@ -15,17 +15,18 @@ from tau2rl.env.domain import domain, env_identity
 from tau2rl.env.tasks import gold_actions, select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.user_simulator import check_key
+from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
-from tau2rl.rollout.circuit_breaker import CircuitBreaker
-from tau2rl.rollout.concurrency import adaptive_concurrency
-from tau2rl.rollout.runner import Outcome, PolicyFor, SamplingStage, outcomes, plan, record_of
-from tau2rl.rollout.scheduling import Estimate, longest_first
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.concurrency import adaptive_concurrency
+from tau2rl.rollouts.runner import Outcome, PolicyFor, SamplingStage, outcomes, plan, record_of
+from tau2rl.rollouts.scheduling import Estimate, longest_first
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import environment
 from tau2rl.runs.timing import timed
-from tau2rl.types import Attempt, ChatCodec, EpisodeRecord, Status, TaskRef
+from tau2rl.types import Attempt, EpisodeRecord, Status, TaskRef
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ async def play(
     """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
 
     `policies` replaces those of the config's `policy`; `on_episode` is given the record of each attempt's last try. Which begin
-    first: `rollout/scheduling.py`; how many play at once: `rollout/concurrency.py`.
+    first: `rollouts/scheduling.py`; how many play at once: `rollouts/concurrency.py`.
     """
     counter = Counter(progress, total=len(prepared.planned))
     estimate = Estimate(prepared.tasks, reference_length)
@@ -99,7 +100,8 @@ async def play(
         return
     rollout = config.rollout
     breaker = CircuitBreaker(after=rollout.give_up_after, ended_well=counter.tasks)
-    async with open_episode_runner(config, prepared.codec, policies) as play_once, adaptive_concurrency(config) as control:
+    agent = open_episode_runner(config, prepared.codec, policies, folder.record)
+    async with agent as play_once, adaptive_concurrency(config) as control:
         order = longest_first(attempts, estimate, concurrency=control.limit if control else rollout.concurrency)
         episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, control=control)
         with timed(folder):

@@ -8,19 +8,19 @@ from tau2rl.config import KeepConfig, SeedConfig
 from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import gold_script, refuse_held_out
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.dataset import make_source, missing, scan, summary, write
+from tau2rl.protocols import Policy
+from tau2rl.recipes.dataset import described, make_source, missing, scan, summary, write
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA
-from tau2rl.rollout.runner import PolicyFor
+from tau2rl.rollouts.runner import PolicyFor
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.reports import Result
 from tau2rl.runs.timing import sessions
-from tau2rl.types import Attempt, Policy
+from tau2rl.types import Attempt
 
 ROWS = "rows.jsonl"
-EVERYTHING = KeepConfig(dedupe=False, per_task=None)
 
 
 def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
@@ -30,10 +30,10 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
         refuse_held_out(prepared.tasks)
     digest = write_environment(config, folder, prepared)
     asyncio.run(play(config, folder, prepared, progress, policies=_imperfect(config, prepared)))
-    source = make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)
+    sources = [make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)]
     with RolloutFilter() as rollouts:
-        seen = scan([source], rollouts, spec=prepared.spec, seed=config.seed, progress=progress)
-        rollouts.apply(EVERYTHING, solved_only=config.keep == "solved")
+        seen = scan(sources, rollouts, spec=prepared.spec, seed=config.seed, progress=progress)
+        rollouts.apply(KeepConfig(attempts=config.keep, dedupe=False, per_task=None))
         found = summary(rollouts, seen)
         report = {
             "schema": SCHEMA,
@@ -42,7 +42,8 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
             "planned": len(prepared.planned),
             "incomplete": missing(rollouts, len(prepared.planned)) > 0,
             **found,
-            "files": write(folder.path, ROWS, [source], rollouts),
+            "sources": described(sources, seen),
+            "files": write(folder.path, ROWS, sources, rollouts),
             "cost": account(sessions(folder.path), seen.costs),
         }
     folder.write_report(report)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from tau2rl import plugins
 from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import RunIncomplete, UserError
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def backend_for(config: TrainingConfig) -> Backend:
-    """Where the model of these settings is trained."""
+    """Where the model of these settings is trained. Raises UserError for code of the user's that is not there."""
     match config.backend:
         case "local":
             from tau2rl.train.backend import LocalBackend  # torch: seconds, and only here
@@ -31,11 +32,16 @@ def backend_for(config: TrainingConfig) -> Backend:
             from tau2rl.slime.backend import SlimeBackend
 
             return SlimeBackend()
+        case reference:
+            return plugins.make(reference, kind="backend")
 
 
 def trains_on_actors(config: StageConfig) -> bool:
-    """Whether the job has actors of its own that pass tensors to one another and whose words must be heard, as slime's are."""
-    return isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime"
+    """Whether the job may have actors of its own that pass tensors to one another and whose words must be heard.
+
+    Those of slime do, and nobody knows of a backend of the user's; the local one trains in the job itself.
+    """
+    return isinstance(config, SftConfig | GrpoConfig) and config.backend != "local"
 
 
 def planned(backend: Backend, config: TrainingConfig) -> Plan:

@@ -109,8 +109,9 @@ class Aggregate:
         usage = sum((turn.usage for turn in episode.turns), episode.user_usage)
         self.cost_usd.append(usage.cost_usd)
         # A policy that exchanges messages has no token ids; there, only its server knows how much it sampled.
-        spans = sum(turn.end - turn.start for turn in episode.turns)
-        self.tokens["sampled"] += spans if episode.token_ids else usage.completion_tokens - episode.user_usage.completion_tokens
+        served = usage.completion_tokens - episode.user_usage.completion_tokens
+        self.tokens["sampled"] += episode.sampled_tokens if episode.token_ids else served
+        self.tokens["thought"] += episode.thought_tokens
         self.tokens["prompt"] += usage.prompt_tokens - episode.user_usage.prompt_tokens
         self.tokens["cached"] += usage.cached_tokens - episode.user_usage.cached_tokens
         self.tokens["user"] += episode.user_usage.prompt_tokens + episode.user_usage.completion_tokens

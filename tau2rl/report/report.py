@@ -96,7 +96,7 @@ def _account(aggregate: Aggregate, not_done: int) -> dict[str, Any]:
         "records": {"unplanned": aggregate.unplanned, "repeated": aggregate.repeated},
         "terminations": dict(sorted(terminations.items())),
         "faults": dict(sorted(faults.items())),
-        "tokens": {name: aggregate.tokens[name] for name in ("sampled", "prompt", "cached", "user")},
+        "tokens": {name: aggregate.tokens[name] for name in ("sampled", "thought", "prompt", "cached", "user")},
         "cost_usd": math.fsum(aggregate.cost_usd),
         "turns": {"mean": _plain_mean(aggregate.turns), "max": max(aggregate.turns, default=None)},
         "seconds": {

@@ -19,7 +19,8 @@ from typing import Any, Literal
 from tau2rl import plugins
 from tau2rl.config import DOMAINS, RewardConfig
 from tau2rl.errors import UserError
-from tau2rl.types import Episode, Grade, RewardFn
+from tau2rl.protocols import RewardFn
+from tau2rl.types import Episode, Grade
 
 Kind = Literal["action", "communicate", "env_assertion", "db", "nl"]
 KINDS: tuple[Kind, ...] = ("action", "communicate", "env_assertion", "db", "nl")

@@ -46,6 +46,7 @@ FREE = {
     "local.gradient_checkpointing": "what is computed again, with the same result",
     "train.save_every": "from where an interrupted run goes on, not where it leads",
     "train.export_every": "which checkpoints are kept, not what they are",
+    "compare": "what is read off the evaluations, not what they are",
     "tracking": "where curves go beside `metrics.jsonl`",
     "slime.root": "where slime is; its commit is recorded",
     "slime.megatron": "where Megatron is",

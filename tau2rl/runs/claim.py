@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +38,24 @@ class Claim:
             withdraw(self.path)
 
 
+HasEnded = Callable[[str, str], bool]  # (job, address of its server): whether it is known to be over
+
+
 @contextmanager
-def claimed(path: Path, config: StageConfig, *, resume: bool) -> Generator[Claim]:
-    """`RunFolder.create`, and the claim to what it made. Raises UserError that names the holder, and for what `create` does."""
+def claimed(
+    path: Path, config: StageConfig, *, resume: bool, has_ended: HasEnded = lambda job, address: False
+) -> Generator[Claim]:
+    """`RunFolder.create`, and the claim to what it made. Raises UserError that names the holder, and for what `create` does.
+
+    `has_ended` is asked about a job to which the run was left and which has not opened its folder: one that died before holds
+    nothing any more.
+    """
     path = path.absolute()
     make_folder(path)
     lock = RunLock(path / "logs" / CLAIM, patience_seconds=0, deed="has started")
     try:
-        if lock.said.startswith(JOB):
+        job, _, address = lock.said.removeprefix(JOB).partition(" at ")
+        if lock.said.startswith(JOB) and not has_ended(job, address):
             lock.note(lock.said)
             raise UserError(
                 f"{lock.said} was submitted for the run in `{path}` and has not opened its folder yet",

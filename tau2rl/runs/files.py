@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from tau2rl.errors import UserError
 
@@ -16,10 +16,17 @@ from tau2rl.errors import UserError
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace `path` with these values; a reader sees the old file or the new one, after a crash too."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well; until then, and when it does not, the old one stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(text.encode("utf-8", "replace"))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

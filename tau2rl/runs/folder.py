@@ -179,6 +179,14 @@ class RunFolder:
         with writing(file):
             files.write_json(file, environment)
 
+    def record(self, **facts: Any) -> None:
+        """Add to what `environment.json` records beside the run's identity; nothing where there is none yet."""
+        file = self.path / ENVIRONMENT
+        if file.exists():
+            stored = files.read_json(file)
+            with writing(file):
+                files.write_json(file, {**stored, "recorded": {**stored.get("recorded", {}), **facts}})
+
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Replace `report.json`; it says which version of the format it has."""
         files.write_json(self.report, self._redactor.values({"schema": SCHEMA, **report}))

@@ -49,8 +49,11 @@ def checkpoint_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def described(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """`[{"path": ..., "sha256": ...}]` of data files."""
+def described(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """`[{"path": ..., "sha256": ...}]` of data files. Raises UserError for a device or a pipe, which may have no end."""
+    for file in files:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise UserError(f"cannot read `{file}`: it is not a file", hint="write the rows to a file first")
     return [{"path": str(file), "sha256": file_hash(file)} for file in files]
 
 

@@ -18,7 +18,9 @@ from pydantic_core import PydanticSerializationError, from_json
 from tau2rl.errors import UserError
 from tau2rl.types import EpisodeRecord
 
-SCHEMA = 1  # the layout of a line; raised when a reader of the old one would misread the new one
+# The layout of a line; raised when a reader of the old one would misread the new one. 2: turns may have `kept` and `forced`.
+SCHEMA = 2
+READ = (1, SCHEMA)
 
 
 def encode(record: EpisodeRecord) -> bytes:
@@ -43,7 +45,7 @@ def decode(line: bytes) -> EpisodeRecord:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"not an episode record: {where + ': ' if where else ''}{first['msg']}") from None
-    if record.schema != SCHEMA:
+    if record.schema not in READ:
         raise _other_schema(record.schema)
     return record
 
@@ -83,12 +85,12 @@ def _refuse_other_schema(line: bytes) -> None:
     except ValueError:
         return
     schema = cast("dict[str, object]", values).get("schema", SCHEMA) if isinstance(values, dict) else SCHEMA
-    if schema != SCHEMA:
+    if schema not in READ:
         raise _other_schema(schema)
 
 
 def _other_schema(schema: object) -> UserError:
     return UserError(
-        f"record of schema {schema!r}, this version reads schema {SCHEMA}",
+        f"record of schema {schema!r}, this version reads schemas 1 and {SCHEMA}",
         hint="read it with the version of tau2rl that `environment.json` beside it names",
     )

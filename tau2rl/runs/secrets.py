@@ -77,6 +77,10 @@ class Redactor:
         for key, value in flatten(values).items():
             if any(secret in str(value) for secret in self._values):
                 raise UserError(f"setting `{key}` holds the value of a secret", hint="settings name the variable that holds it")
+            if any(settings.password_of(str(each)) for each in _each(value)):
+                raise UserError(
+                    f"setting `{key}` is a URL with a password", hint="`api_key_env` names the variable that holds a key"
+                )
 
 
 def is_secret(value: str) -> bool:
@@ -145,3 +149,7 @@ def _base64_cores(value: bytes) -> set[str]:
         core = encoded[first : (before + len(value)) * 8 // 6][: 2 * HEAD_LENGTH]  # the rest of the token goes anyway
         found |= {core, core.replace("+", "-").replace("/", "_")}
     return found
+
+
+def _each(value: object) -> list[object]:
+    return list(cast("list[object]", value)) if isinstance(value, list | tuple) else [value]

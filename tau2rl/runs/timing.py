@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig
+from tau2rl.config import EvalConfig, RftConfig, SeedConfig, StageConfig
 from tau2rl.report.cost import Costs, Session
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
@@ -23,10 +23,10 @@ USAGE = "usage.json"  # wall and CPU seconds of the whole job, its loading too
 class PhaseTimer:
     """Measures one session: `with timer.phase("update"): ...`; what it has is written down by `write`."""
 
-    def __init__(self, file: Path, config: StageConfig) -> None:
+    def __init__(self, file: Path, config: StageConfig, device: str) -> None:
         """It begins now."""
         self._file = file
-        self._session = _known_before(config)
+        self._session = _known_before(config, device)
         self._began, self._cpu = time.monotonic(), time.process_time()
         self.wall: dict[str, float] = {}  # seconds of each phase of a training
         self.trained = 0  # tokens
@@ -54,9 +54,12 @@ class PhaseTimer:
 
 
 @contextmanager
-def timed(folder: RunFolder) -> Generator[PhaseTimer]:
-    """Measure what runs inside. A session that is killed there leaves nulls: it worked, and nobody knows for how long."""
-    timer = PhaseTimer(folder.logs / FILE, folder.config)
+def timed(folder: RunFolder, *, device: str = "cpu") -> Generator[PhaseTimer]:
+    """Measure what runs inside. A session that is killed there leaves nulls: it worked, and nobody knows for how long.
+
+    `device`: where this process trains; a policy in it is known by the settings.
+    """
+    timer = PhaseTimer(folder.logs / FILE, folder.config, device)
     timer.write()
     try:
         yield timer
@@ -87,13 +90,9 @@ def _present_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "wall": wall, "played": played}
 
 
-def _known_before(config: StageConfig) -> Session:
+def _known_before(config: StageConfig, device: str) -> Session:
     """What is known before it begins."""
-    match config:
-        case EvalConfig() | SeedConfig() | RftConfig():
-            workers, device = config.rollout.workers, config.local.device if config.policy.kind == "local" else "cpu"
-        case SftConfig() | GrpoConfig():
-            workers, device = 0, config.local.device if config.backend == "local" else "cpu"
-        case _:
-            workers, device = 0, "cpu"
+    workers = 0
+    if isinstance(config, EvalConfig | SeedConfig | RftConfig):
+        workers, device = config.rollout.workers, config.local.device if config.policy.kind == "local" else device
     return Session(seconds=None, cpu_seconds=None, cores=available_cores(), workers=workers, gpu=device != "cpu")

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from tau2rl import plugins
 from tau2rl.config import StageConfig, TrackingConfig, dump
+from tau2rl.protocols import Sink
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.types import Sink
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The `slime` backend: Megatron trains, SGLang samples, Ray holds them together. Read in this order:
 
-`backend` (plan, train), `argv` and `objective` (settings -> slime's command line), `options` (refuses what slime would ignore),
+`backend` (plan, train), `argv` (settings -> slime's command line), `options` (refuses what slime would ignore),
 `preflight` (what slime would never say), `layout` and `model` (GPUs, the model's shape), `process` and `train_log` (slime as a
 child process), `checkpoints` (resume, export). Inside slime's job: `hooks` (what slime calls), `rollout` (who plays),
 `circuit_breaker`, `samples` and `advantages` (episodes and groups as slime has them), `rollout_log`, `data_source`; what they are

@@ -1,7 +1,9 @@
 """The command line of slime's `train.py`, whole: what each setting becomes there. Pure; read it in a diff before paying for GPUs.
 
 `FIXED` never depends on the settings. Numbers without a source beside them are those of slime's own script for this size
-(`scripts/run-qwen3-4B.sh`). The loss and the optimizer are in `objective.py`, the shape of the model in `model.py`.
+(`scripts/run-qwen3-4B.sh`). What slime does with the options of the loss: `slime/backends/megatron_utils/loss.py` (losses,
+denominators), `slime/utils/ppo_utils.py` (clipping, KL, the sequence ratio), `examples/train_infer_mismatch_helper/mis.py`
+(corrections of more than one token). The shape of the model is in `model.py`.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 import math
 
 from tau2rl.backend import TrainingConfig
-from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig
+from tau2rl.config import AlgoConfig, GrpoConfig, SftConfig, SlimeConfig, TrainConfig
+from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.slime.layout import Layout, layout_of
 from tau2rl.slime.model import shape_options
-from tau2rl.slime.objective import HOOKS, objective, optimizer
 from tau2rl.slime.options import check, with_extra
 from tau2rl.slime.preflight import validate
-from tau2rl.slime.run_context import SlimeRun
+from tau2rl.slime.run_context import MISMATCH, SlimeRun, needs_mismatch_helper
 
+HOOKS = "tau2rl.slime.hooks"
+KL = {"k1": "k1", "k2": "k2", "k3": "low_var_kl"}  # `low_var_kl` is k3 cut at 10, as the local backend's is
+ICEPOP = "slime.backends.megatron_utils.loss.icepop_function"  # w inside [low, high], else 0
 DATA_SOURCE = "tau2rl.slime.data_source"
 EVAL_NAME = "val"  # slime's curves of validation begin with `eval/val`
 CONTEXT_SLACK = 256  # tokens; SGLang refuses a prompt and an answer that fill its context to the last one
@@ -43,8 +48,8 @@ def build_argv(config: TrainingConfig, run: SlimeRun) -> list[str]:
         *_checkpoints(config, run),
         *(shape_options(run.shape) if run.shape else ()),
         *(_conversations(config, run) if isinstance(config, SftConfig) else _rollouts(config, run)),
-        *(objective(config) if isinstance(config, GrpoConfig) else SFT_LOSS),
-        *optimizer(config.train),
+        *(_objective(config) if isinstance(config, GrpoConfig) else SFT_LOSS),
+        *_optimizer(config.train),
         *_memory(config.slime),
         *(_engines(config, run, layout) if isinstance(config, GrpoConfig) else ()),
         *_curves(config, run),
@@ -72,6 +77,7 @@ def _checkpoints(config: TrainingConfig, run: SlimeRun) -> list[str]:
     options = [
         *("--hf-checkpoint", start, "--ref-load", start, "--load", str(run.save), "--save", str(run.save)),
         *("--save-interval", f"{config.train.save_every}", "--save-hf", str(run.save_hf), "--seed", f"{config.seed}"),
+        "--override-opt_param-scheduler",  # Megatron goes on with a saved schedule, but not with a longer one (`train.steps`)
     ]
     return [*options, "--save-retain-interval", f"{NEVER}"] if config.slime.saves == "last" else options
 
@@ -121,6 +127,50 @@ def _rollouts(config: GrpoConfig, run: SlimeRun) -> list[str]:
         ]
         if config.val.temperature is not None:
             options += ["--eval-temperature", f"{config.val.temperature}"]
+    return options
+
+
+def _objective(config: GrpoConfig) -> list[str]:
+    """The policy-gradient loss. Advantages are made by our hooks, before slime sees them."""
+    algo = config.algo
+    options = [
+        *("--advantage-estimator", "gspo" if algo.ratio == "sequence" else "grpo"),
+        *("--eps-clip", f"{algo.eps_low}", "--eps-clip-high", f"{algo.eps_high}"),
+        *("--entropy-coef", f"{algo.entropy_coef}"),
+    ]
+    if algo.estimator in TURN_ESTIMATORS:
+        options += ["--custom-advantage-function-path", f"{HOOKS}.turn_advantages"]
+    if algo.dual_clip is not None:
+        options += ["--eps-clip-c", f"{algo.dual_clip}"]
+    if algo.kl_coef:
+        options += ["--use-kl-loss", "--kl-loss-coef", f"{algo.kl_coef}", "--kl-loss-type", KL[algo.kl]]
+    if algo.loss_aggregation == "token-mean":
+        options.append("--calculate-per-token-loss")
+    elif algo.loss_aggregation == "constant":
+        options += ["--custom-pg-loss-reducer-function-path", f"{HOOKS}.constant_{algo.loss_scale}"]
+    return options + _correction(algo)
+
+
+def _correction(algo: AlgoConfig) -> list[str]:
+    """Of a sampler that disagrees with the trainer."""
+    if algo.correction == "none":
+        return []
+    if needs_mismatch_helper(algo):
+        return ["--use-tis", "--custom-tis-function-path", MISMATCH]
+    low = 0.0 if algo.correction == "tis" else algo.correction_low
+    options = ["--use-tis", "--tis-clip", f"{algo.correction_high}", "--tis-clip-low", f"{low}"]
+    return [*options, "--custom-tis-function-path", ICEPOP] if algo.correction == "mis" else options
+
+
+def _optimizer(train: TrainConfig) -> list[str]:
+    """AdamW and its schedule, in optimizer steps; Megatron spares norms and biases the weight decay by itself."""
+    options = [
+        *("--optimizer", "adam", "--lr", f"{train.lr}", "--lr-warmup-iters", f"{train.warmup_steps}"),
+        *("--lr-decay-style", train.schedule, "--weight-decay", f"{train.weight_decay}"),
+        *("--adam-beta1", f"{train.betas[0]}", "--adam-beta2", f"{train.betas[1]}", "--clip-grad", f"{train.max_grad_norm}"),
+    ]
+    if train.schedule == "cosine":
+        options += ["--min-lr", f"{train.lr * train.min_lr_ratio:g}"]
     return options
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tau2rl import settings
 from tau2rl.config import GrpoConfig, SftConfig, SlimeConfig
@@ -21,6 +22,7 @@ from tau2rl.slime.model import read_shape, shape_options
 
 TRACKER = "latest_checkpointed_iteration.txt"  # Megatron writes it last: the checkpoint that it names is whole
 PLACES = {True: "rollout/tasks_{}.json", False: "rollout/global_dataset_state_dict_{}.pt"}  # ours for tasks, slime's for rows
+PLACE = ("sample_group_index", "sample_index", "tasks")  # slime's numbers of the next group and sample; our sampler's state
 INDEX = "model.safetensors.index.json"  # slime writes it last: the Hugging Face directory is whole
 
 
@@ -78,7 +80,24 @@ def steps_done(found: Saves, *, draws_tasks: bool) -> int:
 
 def attempts_done(save: Path, done: int) -> int:
     """The number that the next attempt will have: those of the steps done, dropped and called-off ones too, are smaller."""
-    return int(files.read_json(save / PLACES[True].format(done - 1))["sample_index"]) if done else 0
+    return int(read_place(save, done - 1)["sample_index"]) if done else 0
+
+
+def read_place(save: Path, rollout: int) -> dict[str, Any]:
+    """Where our source of tasks was behind a rollout: all of `PLACE`. Raises UserError for a file that does not say it."""
+    path = save / PLACES[True].format(rollout)
+    if not path.exists():
+        raise UserError(
+            f"`{path}` is missing: nobody knows which tasks come behind rollout {rollout}",
+            hint=f"name an earlier checkpoint in `{save / TRACKER}`",
+        )
+    place = files.read_json(path)
+    if missing := [name for name in PLACE if name not in place]:
+        raise UserError(
+            f"`{path}` does not say `{'`, `'.join(missing)}`: another version of tau2rl wrote it",
+            hint="go on with that version, or start a new run from the last directory in `checkpoints/hf` (`--model`)",
+        )
+    return place
 
 
 def refuse_megatron(start: Path) -> None:

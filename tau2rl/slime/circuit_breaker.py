@@ -1,4 +1,4 @@
-"""When rollouts wait because user simulator, engines or environment are broken, and when they end the run."""
+"""When rollouts wait because user simulator, engines or environment are broken, and when they end the run. On one event loop."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ POLL_SECONDS = 0.25
 
 
 class CircuitBreaker:
-    """Every episode asks `admit` before it begins, and says `succeeded` or `failed` when it ends. On one event loop.
+    """It opens at `failures` failed tries since the last success; any success closes it.
 
-    At `failures` failed tries since the last success it opens; an attempt that is played again counts once. Open, it admits one
-    probe every `cooldown_seconds`, until any episode succeeds, which closes it. Open for `deadline_seconds`, it ends the run.
+    Closed, `admit` lets every episode begin at once. Open, it lets one begin every `cooldown_seconds`, and ends the run after
+    `deadline_seconds`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class CircuitBreaker:
         self._cooldown = cooldown_seconds
         self._deadline = deadline_seconds
         self._clock = clock
-        self._failed: dict[str, int] = {}  # attempt -> its tries
+        self._failed: dict[str, int] = {}  # attempt -> its tries, since the last success; one that is played again counts once
         self._opened_at: float | None = None
         self._next_probe = 0.0
         self._last = ""

@@ -1,8 +1,8 @@
 """Which tasks slime plays next: those that the local backend would choose from the same evidence.
 
-slime's own source of prompts makes the groups; which prompts they are is `data.task_sampling.TaskSampler`'s to say. `observe`,
-slime's hook for all samples of a rollout, tells the sampler how every group ended, those without a signal too. It also writes
-where the sampler is, `rollout/tasks_N.json` beside the checkpoints, and `load` goes on from there.
+slime's own source of prompts makes the groups, of the tasks that `data.task_sampling.TaskSampler` names. Behind each rollout
+`observe` tells the sampler how every group ended and writes `rollout/tasks_N.json`, where it is now, beside the checkpoints.
+A resumed job reads that file and goes on with the same next task.
 
     --data-source-path tau2rl.slime.data_source.TaskDataSource
     --rollout-all-samples-process-path tau2rl.slime.data_source.observe
@@ -18,12 +18,10 @@ from typing import Any
 from slime.rollout.data_source import RolloutDataSource
 
 from tau2rl.data.task_sampling import TaskSampler
-from tau2rl.errors import UserError
-from tau2rl.runs.files import read_json, write_json
+from tau2rl.runs.files import write_json
+from tau2rl.slime.checkpoints import PLACE, PLACES, read_place
 from tau2rl.slime.run_context import run_context
 from tau2rl.slime.samples import flat, metadata_of, task_of
-
-PLACE = ("sample_group_index", "sample_index")  # slime's own names for the numbers of the next group and sample
 
 
 def observe(args: Any, groups: Sequence[Sequence[Any]], get_samples: Callable[[int], Any]) -> None:
@@ -36,7 +34,7 @@ class TaskDataSource(RolloutDataSource):
     """slime's prompts in the order that our task sampler says."""
 
     def __init__(self, args: Any) -> None:
-        # tau2 and litellm take seconds to import: here, before anything plays, and not on the event loop of all episodes.
+        # tau2 takes seconds to import: here, before anything plays, and not on the event loop of all episodes.
         self._rollout_of = importlib.import_module("tau2rl.slime.rollout").rollout_of
         super().__init__(args)
         config = run_context(args).grpo
@@ -69,29 +67,19 @@ class TaskDataSource(RolloutDataSource):
             self._write(rollout_id)
 
     def load(self, rollout_id: int | None = None) -> None:
-        """Go on behind a rollout; -1 is the beginning. Raises UserError when its place was not saved."""
+        """Go on behind a rollout; -1 is the beginning. Raises UserError for a place that was not saved, or not by us."""
         if rollout_id is None or rollout_id < 0:
             return
-        path = _state_file(self.args.load, rollout_id)
-        if not path.exists():
-            raise UserError(
-                f"`{path}` is missing: nobody knows which tasks come behind rollout {rollout_id}",
-                hint=f"name an earlier checkpoint in `{path.parents[1] / 'latest_checkpointed_iteration.txt'}`",
-            )
-        state = read_json(path)
-        for name in PLACE:
-            setattr(self, name, state[name])
-        self._sampler.restore(state["tasks"])
+        place = read_place(Path(self.args.load), rollout_id)
+        self._sampler.restore(place.pop("tasks"))
+        for name in PLACE[:-1]:
+            setattr(self, name, place[name])
         self._rollout = rollout_id
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def _write(self, rollout_id: int) -> None:
-        path = _state_file(self.args.save, rollout_id)
+        path = Path(self.args.save) / PLACES[True].format(rollout_id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**{name: getattr(self, name) for name in PLACE}, "tasks": self._sampler.state()})
-
-
-def _state_file(folder: str, rollout_id: int) -> Path:
-    return Path(folder) / "rollout" / f"tasks_{rollout_id}.json"
+        write_json(path, {**{name: getattr(self, name) for name in PLACE[:-1]}, "tasks": self._sampler.state()})

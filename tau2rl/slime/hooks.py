@@ -1,6 +1,6 @@
 """What slime calls. Thin: each hook finds the process's one object, calls what every backend uses, and speaks slime's language.
 
-slime finds them by their dotted names on its command line (`argv.py`, `objective.py`). The first five run in its rollout process,
+slime finds them by their dotted names on its command line (`argv.py`). The first five run in its rollout process,
 the others in each of its trainers; only what runs there is imported there. Signatures and times of call:
 slime/utils/arguments.py, slime/ray/rollout.py, slime/backends/megatron_utils/actor.py, model.py.
 """
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tau2rl import plugins
 from tau2rl.config import GrpoConfig, SamplingConfig
 from tau2rl.errors import UserError
 from tau2rl.slime.advantages import Member, batch_advantages
@@ -29,8 +30,11 @@ CONSTANT = "constant_"
 # In the rollout process
 
 
-async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False) -> Sample:
+async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], evaluation: bool = False) -> Sample | list[Sample]:
     """`--custom-generate-function-path`: one whole episode. What goes wrong in it makes a sample that counts nowhere.
+
+    An episode whose template takes thoughts out is a list of samples, and so is then every other one to be trained on: slime
+    flattens the groups of a rollout by the shape of the first. Nothing is trained on in a validation: one sample each.
 
     Raises only for a request that cannot be carried out (UserError) and where nothing works any more (RunIncomplete). slime ends
     its job then; a slime that went on would hear the same from `get_samples`, `keep_group` and `log_rollout`.
@@ -51,9 +55,11 @@ async def generate(args: Any, sample: Sample, sampling_params: dict[str, Any], e
         attempt = rollout.attempt(task_of(sample), sample.index or 0, validation=evaluation)
         played = await rollout.play(attempt, sampling, validation=evaluation, aborted=lambda: state.aborted)
     if played is not None:
-        return fill(args, sample, played, evaluation=evaluation)
-    rollout.log.add_aborted(metadata_of(give_up(args, sample)))
-    return sample
+        filled = fill(args, sample, played, evaluation=evaluation)
+    else:
+        filled = [give_up(args, sample)]
+        rollout.log.add_aborted(metadata_of(sample))
+    return filled if _fans_out(rollout.config) and not evaluation else filled[0]
 
 
 def keep_group(args: Any, group: list[Any], **_: Any) -> Any:
@@ -129,6 +135,11 @@ def members_of(samples: Sequence[Sample]) -> list[Member]:
         )
         for sample in samples
     ]
+
+
+def _fans_out(config: GrpoConfig) -> bool:
+    """Whether an attempt may be several samples. What a protocol of the user's does with thoughts is not known."""
+    return config.chat.thinking == "per-turn" or plugins.is_reference(config.chat.protocol)
 
 
 def _rollout(args: Any) -> Rollout:

@@ -1,7 +1,7 @@
 """The shape of a model as Megatron has to be told it: from the checkpoint's `config.json` to options.
 
 Megatron builds the model from options and only then reads weights into it. slime's scripts keep one list of options a model
-(`scripts/models/qwen3-4B-Instruct-2507.sh`); here the same options are read off the checkpoint, so that the two cannot disagree.
+(`scripts/models/qwen3.5-4B.sh`); here the same options are read off the checkpoint, so that the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -14,8 +14,41 @@ from typing import Any, cast
 
 from tau2rl.errors import UserError
 
-FAMILIES = ("qwen2", "qwen3")  # dense models that slime has scripts for, and whose Hugging Face directories it reads and writes
+FAMILIES = ("qwen2", "qwen3", "qwen3_5")  # dense models that slime has scripts for, and whose checkpoints it reads and writes
+QWEN3_5_SPEC = ("slime_plugins.models.qwen3_5", "get_qwen3_5_spec")  # reads the kind of each layer off `config.json` itself
 USUAL_ROPE = ("default", None)
+FULL, LINEAR = "full_attention", "linear_attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearAttention:
+    """The layers of a hybrid model that keep one state a sequence (Gated DeltaNet) in place of keys and values a token.
+
+    slime computes them whole on every GPU that shares a layer or a sequence (slime_plugins/models/hf_attention.py): neither
+    `slime.tensor_parallel` nor `slime.context_parallel` makes them smaller.
+    """
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int  # tokens that its convolution sees
+
+    @property
+    def mixed(self) -> int:
+        """Channels of queries, keys and values together."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def parameters(self, hidden: int) -> int:
+        """Weights of these layers' attention, norms and biases left out."""
+        inner = self.value_heads * self.value_dim
+        return self.layers * (hidden * (self.mixed + 2 * inner + 2 * self.value_heads) + self.mixed * self.kernel)
+
+    @property
+    def state_bytes(self) -> int:
+        """What an engine keeps of one sequence: states in 32 bits, the last inputs of the convolution in 16."""
+        return self.layers * (4 * self.value_heads * self.key_dim * self.value_dim + 2 * self.mixed * (self.kernel - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +67,35 @@ class ModelShape:
     rope_base: int
     tied: bool  # whether the output layer is the embedding
     longest: int  # positions that the model was made for
+    rope_share: float = 1.0  # of a head's dimensions that are rotated
+    linear: LinearAttention | None = None  # None: every layer has full attention
 
     @property
     def parameters(self) -> int:
-        """Weights in all, norms left out.
+        """Weights of the language model, norms left out.
 
         >>> SHAPE_4B.parameters
         4022272000
         """
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.groups)
+        queries = 2 * self.heads if self.family == "qwen3_5" else self.heads  # with the gate on what attention puts out
+        attention = self.hidden * self.head_dim * (queries + self.heads + 2 * self.groups)
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.layers * (attention + 3 * self.hidden * self.ffn) + embeddings
+        linear = self.linear.parameters(self.hidden) if self.linear else 0
+        return self.full_layers * attention + linear + 3 * self.layers * self.hidden * self.ffn + embeddings
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that keep keys and values of every token."""
+        return self.layers - (self.linear.layers if self.linear else 0)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of one token in an engine.
+
+        >>> SHAPE_4B.cache_bytes
+        147456
+        """
+        return self.full_layers * 2 * self.groups * self.head_dim * 2
 
 
 SHAPE_4B = ModelShape(
@@ -84,8 +135,14 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         raise UserError("the checkpoint brings code of its own (`auto_map`), which slime would run", hint="take `auto_map` out")
     if family not in FAMILIES:
         raise UserError(
-            f"models of type `{family}` are not known to train here", hint=f"known: {', '.join(FAMILIES)}; see docs/slime.md"
+            f"models of type `{family}` are not known to train here",
+            hint="slime reads the whole model, `qwen3_5`, as it is published"
+            if family == "qwen3_5_text"
+            else f"known: {', '.join(FAMILIES)}; see docs/slime.md",
         )
+    # The language model of one that sees, too; either place may say that the output layer is the embedding.
+    tied = bool(config.get("tie_word_embeddings", False))
+    config = _text_config(config) if family == "qwen3_5" else config
     heads, hidden = _number(config, "num_attention_heads"), _number(config, "hidden_size")
     return ModelShape(
         family=family,
@@ -98,8 +155,10 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         vocab=_number(config, "vocab_size"),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_base=_rope_base(config),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=tied or bool(config.get("tie_word_embeddings", False)),
         longest=_number(config, "max_position_embeddings"),
+        rope_share=_rope_share(config) if family == "qwen3_5" else 1.0,
+        linear=_linear(config) if family == "qwen3_5" else None,
     )
 
 
@@ -113,17 +172,60 @@ def shape_options(shape: ModelShape) -> list[str]:
         *("--swiglu", "--num-layers", f"{shape.layers}", "--hidden-size", f"{shape.hidden}"),
         *("--ffn-hidden-size", f"{shape.ffn}", "--num-attention-heads", f"{shape.heads}"),
         *("--group-query-attention", "--num-query-groups", f"{shape.groups}", "--kv-channels", f"{shape.head_dim}"),
-        *("--use-rotary-position-embeddings", "--rotary-base", f"{shape.rope_base}"),
+        *POSITIONS[shape.family], *("--rotary-base", f"{shape.rope_base}"),
         *("--disable-bias-linear", "--normalization", "RMSNorm", "--norm-epsilon", f"{shape.norm_eps:g}"),
         *("--vocab-size", f"{shape.vocab}"),
-    ]
-    if shape.family == "qwen3":
-        options.append("--qk-layernorm")
-    if shape.family == "qwen2":
-        options.append("--add-qkv-bias")
+    ]  # fmt: skip
+    match shape.family:
+        case "qwen2":
+            options.append("--add-qkv-bias")
+        case "qwen3":
+            options.append("--qk-layernorm")
+        case _:
+            options += ["--rotary-percent", f"{shape.rope_share:g}", "--qk-layernorm", "--apply-layernorm-1p"]
+            options += ["--use-gated-attention", "--attention-output-gate", "--spec", *QWEN3_5_SPEC]
     if not shape.tied:
         options.append("--untie-embeddings-and-output-weights")
     return options
+
+
+POSITIONS = {
+    "qwen2": ("--use-rotary-position-embeddings",),
+    "qwen3": ("--use-rotary-position-embeddings",),
+    "qwen3_5": ("--position-embedding-type", "rope"),  # its three axes of positions are one for text
+}
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part. Raises UserError for one that slime would build otherwise, without a word."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise UserError("the checkpoint's `config.json` has no `text_config`", hint="slime would take the sizes of a 9B model")
+    text = cast("Mapping[str, Any]", text)
+    if not text.get("attn_output_gate", True) or text.get("attention_bias", False):
+        raise UserError(
+            "attention without its gate, or with a bias, is not known to train here",
+            hint="`attn_output_gate` and `attention_bias` of the published Qwen3.5 are true and false",
+        )
+    return text
+
+
+def _linear(config: Mapping[str, Any]) -> LinearAttention:
+    layers = _number(config, "num_hidden_layers")
+    every = int(config.get("full_attention_interval") or 4)  # as slime's spec and transformers have it
+    kinds = config.get("layer_types") or [FULL if (i + 1) % every == 0 else LINEAR for i in range(layers)]
+    if len(kinds) != layers or not set(kinds) <= {FULL, LINEAR}:
+        raise UserError(
+            "`layer_types` in the checkpoint's `config.json` does not fit its layers", hint=f"{layers} of {FULL}, {LINEAR}"
+        )
+    return LinearAttention(
+        layers=kinds.count(LINEAR),
+        key_heads=_number(config, "linear_num_key_heads"),
+        value_heads=_number(config, "linear_num_value_heads"),
+        key_dim=_number(config, "linear_key_head_dim"),
+        value_dim=_number(config, "linear_value_head_dim"),
+        kernel=_number(config, "linear_conv_kernel_dim"),
+    )
 
 
 def _number(config: Mapping[str, Any], key: str) -> int:
@@ -133,10 +235,19 @@ def _number(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `config.json` says of the rotary embedding, in the layout of transformers 4 or 5."""
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
+def _rope_share(config: Mapping[str, Any]) -> float:
+    return float(_rope(config).get("partial_rotary_factor", config.get("partial_rotary_factor", 0.25)))
+
+
 def _rope_base(config: Mapping[str, Any]) -> int:
-    """The base of the rotary embedding, in the layout of transformers 4 or 5; a stretched one would need more options."""
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope = cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
+    """The base of the rotary embedding; a stretched one would need more options."""
+    rope = _rope(config)
     if (kind := rope.get("rope_type", rope.get("type"))) not in USUAL_ROPE:
         raise UserError(
             f"rotary embeddings of type `{kind}` are not known to train here", hint="a checkpoint without `rope_scaling`"

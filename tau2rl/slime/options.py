@@ -1,14 +1,15 @@
 """Every option that slime's `train.py` takes, the check of a command line against them, and what `slime.extra` may add.
 
 slime reads its options with `parse_known_args`, twice, so that it ignores what it does not know: a misspelled option trains for a
-day without it. `options.json` is made by `scripts/make_slime_contract.py`; the commits it was read at are in it.
+day without it, and a value too many is dropped. A wrong type or choice it refuses itself, before it takes a GPU. `options.json`
+is made by `scripts/make_slime_contract.py`; the commits it was read at are in it.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -20,7 +21,6 @@ Nargs = int | str | None  # as argparse means it; None: one value
 FILE = "options.json"
 ENGINE = ("sglang", "sglang-router", "slime(sglang)")  # sources that are not read where no engine is started
 NO_ENGINE = ("--debug-train-only", "--load-debug-rollout-data")
-REQUIRED, OVER_SAMPLING = "--rollout-batch-size", "--over-sampling-batch-size"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +93,11 @@ def check(argv: Sequence[str], known: Contract | None = None) -> None:
     names = [item.name for item in given]
     for item in given:
         option = lookup(item.name, known)
-        _check_values(item, option)
+        _check_count(item, option)
         if names.count(item.name) > 1 and not option.repeats:
             raise UserError(f"`{item.name}` is given twice, and slime reads the last one alone")
         if option.source in ENGINE and (off := next((name for name in NO_ENGINE if name in names), None)):
             raise UserError(f"slime does not read `{item.name}` beside `{off}`", hint="no engine is started there: leave it out")
-    if REQUIRED not in names:
-        raise UserError(f"slime needs `{REQUIRED}`")
 
 
 def lookup(name: str, known: Contract | None = None) -> Option:
@@ -111,7 +109,7 @@ def lookup(name: str, known: Contract | None = None) -> Option:
     raise UserError(f"slime has no option `{name}`", hint=f"did you mean `{near[0]}`?" if near else "names are in slime's docs")
 
 
-def _check_values(given: Given, option: Option) -> None:
+def _check_count(given: Given, option: Option) -> None:
     count, name = len(given.values), given.name
     match option.nargs:
         case None:
@@ -126,19 +124,6 @@ def _check_values(given: Given, option: Option) -> None:
             fits, wanted = True, ""
     if not fits:
         raise UserError(f"`{name}` takes {wanted}, not `{' '.join(given.values)}`")
-    for value in given.values:
-        if option.choices and value not in option.choices:
-            near = difflib.get_close_matches(value, option.choices, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(option.choices)}"
-            raise UserError(f"`{name}` cannot be `{value}`", hint=hint)
-        try:
-            READERS.get(option.type, str)(value)
-        except ValueError:
-            raise UserError(f"`{name}` is {NOUNS[option.type]}, not `{value}`") from None
-
-
-READERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "json": json.loads}
-NOUNS = {"int": "a whole number", "float": "a number", "json": "JSON"}
 
 
 # What `slime.extra` may not have: slime would take it without a word, and train something else than the settings say.
@@ -215,17 +200,7 @@ def with_extra(defaults: Sequence[str], extra: Mapping[str, Any], made: Sequence
             own.pop(name, None)
         elif value is not None:
             own[name] = Given(name=name, values=_words(value))
-    _check_over_sampling(own, taken)
     return [word for given in own.values() for word in (given.name, *given.values)]
-
-
-def _check_over_sampling(own: Mapping[str, Given], taken: Mapping[str, Given]) -> None:
-    over, batch = own.get(OVER_SAMPLING), taken.get(REQUIRED)
-    if over and batch and over.values[0].isdigit() and int(over.values[0]) < int(batch.values[0]):
-        raise UserError(
-            f"`{OVER_SAMPLING}` {over.values[0]} is below the {batch.values[0]} groups of a rollout batch",
-            hint="at least `train.tasks_per_step`",
-        )
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from tau2rl.slime.options import contract
 from tau2rl.slime.process import JOB_CONFIG
 
 GIB = 1 << 30
+MASK = "qwen3_5"  # a family, and how slime finds the assistant's tokens in its template
 STATE_BYTES, EXPORT_BYTES = 14, 2  # a weight on disk: half precision, master copy, two moments; and once more for Hugging Face
 SLIMES_CORES = 2  # beside one for each GPU: the rollout process, a lock (ray/placement_group.py:47,231, ray/rollout.py:403)
 ASK_SECONDS, CONNECT_SECONDS = 60.0, 5.0
@@ -179,6 +180,8 @@ def _sizes(config: TrainingConfig, layout: Layout, shape: ModelShape | None) -> 
         )
     if shape is not None and longest > shape.longest and isinstance(config, GrpoConfig):
         yield _error(f"the model was made for {shape.longest} tokens, not {longest}", f"lower {limit}")
+    if shape is not None and shape.family == MASK and isinstance(config, SftConfig) and slime.loss_mask != MASK:
+        yield _error(f"slime.loss_mask `{slime.loss_mask}` does not read the template of `{MASK}`", f"slime.loss_mask `{MASK}`")
 
 
 def _template(config: TrainingConfig) -> Iterator[Issue]:

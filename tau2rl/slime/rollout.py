@@ -31,8 +31,8 @@ from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.tiers import TABLES
-from tau2rl.rollout.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
-from tau2rl.rollout.workers import PlayWith, Workers
+from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
+from tau2rl.rollouts.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
 from tau2rl.slime.circuit_breaker import CircuitBreaker
 from tau2rl.slime.rollout_log import RolloutLog
@@ -261,7 +261,7 @@ class Rollout:
         turn_rewards = episode_turn_rewards(episode, TABLES[algo.turn_rewards]) if per_turn else ()
         record = record_of(outcome, self.config, self._spec)
         metadata = SampleMetadata.of(outcome, record.score, turn_rewards, drop_truncated=algo.truncated == "drop")
-        return Played(metadata=metadata, episode=episode, packed=pack(episode) if alive else None), record
+        return Played(metadata=metadata, episode=episode, packed=pack(episode) if alive else ()), record
 
 
 def _broken(attempt: Attempt, error: Exception) -> Outcome:

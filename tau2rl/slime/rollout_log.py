@@ -176,6 +176,7 @@ def rollout_numbers(played: Sequence[SampleMetadata], batch: Sequence[Member], c
         **{f"fault/{name}": sum(m.fault == name for m in ended) for name in ("agent", "user", "task", "infra")},
         "turns/mean": _mean([float(m.turns) for m in evidence]),
         "tokens/sampled": sum(m.sampled_tokens for m in ended),
+        "tokens/thought": sum(m.thought_tokens for m in ended),
         "calls/refused": _mean([float(m.refused) for m in evidence]),
         "seconds/episode": _mean([m.seconds for m in evidence]),
         "seconds/policy_turn": _ratio(sum(m.policy_seconds for m in ended), sum(m.turns for m in ended)),

@@ -17,12 +17,14 @@ import yaml
 
 from tau2rl import plugins
 from tau2rl.backend import TrainingConfig
-from tau2rl.config import GrpoConfig, SftConfig, UserConfig, build, dump
+from tau2rl.config import AlgoConfig, GrpoConfig, SftConfig, UserConfig, build, dump
 from tau2rl.slime.layout import layout_of, sglang_config
 from tau2rl.slime.model import ModelShape
-from tau2rl.slime.objective import mismatch_settings
 
 KEY = "tau2rl"  # of `args`, and of the YAML file
+MISMATCH = "examples.train_infer_mismatch_helper.mis.compute_mis_weights_with_cp"
+MODES = {"tis": "truncate", "mis": "mask", "clip": "clip"}  # its words
+NO_LIMIT = 1e30  # a weight is at most e^20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +109,32 @@ def custom_config(config: TrainingConfig, run: SlimeRun) -> dict[str, Any]:
     handed: dict[str, Any] = {"folder": str(run.folder), "stage": config.stage, "config": dump(config)}
     if plugins.references(handed["config"]):
         handed["path"] = list(sys.path)  # where this process found them; slime's own look elsewhere
-    beside = mismatch_settings(config.algo) if isinstance(config, GrpoConfig) else {}
+    beside = _mismatch_settings(config.algo) if isinstance(config, GrpoConfig) else {}
     return {KEY: handed, **beside}
+
+
+def needs_mismatch_helper(algo: AlgoConfig) -> bool:
+    """Whether a correction looks at more than one token, which slime's loss does not do by itself."""
+    return algo.correction != "none" and (algo.correction_level != "token" or algo.veto is not None)
+
+
+def _mismatch_settings(algo: AlgoConfig) -> dict[str, Any]:
+    """What slime's helper for corrections of more than one token reads from `args`; empty where it is not used."""
+    if not needs_mismatch_helper(algo):
+        return {}
+    return {
+        "tis_mode": MODES[algo.correction],
+        "tis_level": algo.correction_level,
+        "tis_lower_bound": algo.correction_low,
+        "tis_upper_bound": algo.correction_high,
+        "tis_batch_normalize": False,
+        # The veto is part of the helper's rejection, whose own bounds are put out of reach.
+        "use_rs": algo.veto is not None,
+        "rs_level": "token",
+        "rs_lower_bound": 0.0,
+        "rs_upper_bound": NO_LIMIT,
+        "rs_veto_threshold": algo.veto,
+    }
 
 
 def write_files(config: TrainingConfig, run: SlimeRun) -> None:
@@ -136,7 +162,7 @@ def absolute(config: TrainingConfig) -> TrainingConfig:
     chat = values.get("chat")
     if chat:
         for key in ("tokenizer", "cookbook_prompt"):
-            if chat[key] and Path(chat[key]).expanduser().exists():
+            if chat.get(key) and Path(chat[key]).expanduser().exists():
                 chat[key] = _absolute(chat[key])
     return build(type(config), values, stored=True)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from copy import copy
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
-from tau2rl.rollout.runner import Outcome
-from tau2rl.types import CallTool, Episode, Message, Score, Status, TaskRef, TrainingSample
+from tau2rl.rollouts.runner import Outcome
+from tau2rl.types import CallTool, Episode, Message, Score, Status, TaskRef, TrainingSample, Turn
 
 if TYPE_CHECKING:
     from slime.utils.types import Sample
@@ -40,10 +42,11 @@ class SampleMetadata:
     components: dict[str, float] | None = None  # shares of checks met, and the terms of the score
     termination: str = ""
     turns: int = 0
-    spans: tuple[tuple[int, int, int], ...] = ()  # (turn, start, end) of sampled tokens, in response coordinates
+    spans: tuple[tuple[int, int, int], ...] = ()  # (turn, start, end) of the sample's turns, in response coordinates
     turn_rewards: tuple[float, ...] = ()  # [turns], for the estimators of turns
     refused: int = 0  # calls that the environment refused, and turns that could not be read
     sampled_tokens: int = 0
+    thought_tokens: int = 0  # of them
     fault: str | None = None  # a `types.Fault`
     failure: str = ""
     tries: int = 1
@@ -81,7 +84,8 @@ class SampleMetadata:
             spans=response_spans(episode),
             turn_rewards=tuple(turn_rewards),
             refused=episode.invalid_calls,
-            sampled_tokens=sum(turn.end - turn.start for turn in episode.turns),
+            sampled_tokens=episode.sampled_tokens,
+            thought_tokens=episode.thought_tokens,
             fault=None if episode.fault is None else episode.fault.value,
             failure="" if episode.failure is None else f"{episode.failure.kind}: {episode.failure.message}"[:SHOWN],
             tries=played.tries,
@@ -112,15 +116,18 @@ class SampleMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """An attempt as slime's sample needs it: `Played(metadata=..., episode=..., packed=...)`."""
+    """An attempt as slime's samples need it: `Played(metadata=..., episode=..., packed=(...,))`."""
 
     metadata: SampleMetadata
     episode: Episode
-    packed: TrainingSample | None  # None: nothing to learn from
+    packed: tuple[TrainingSample, ...]  # one, or several where thoughts were taken out; () = nothing to learn from
 
 
 def response_spans(episode: Episode) -> tuple[tuple[int, int, int], ...]:
-    """(turn, start, end) of what was sampled; slime counts from the first sampled token, where its response begins."""
+    """(turn, start, end) of the turns of an episode in one piece; slime counts from the first of them, where its response begins.
+
+    Those of an episode in several pieces are written by `fill`, sample by sample.
+    """
     first = episode.turns[0].start if episode.turns else 0
     return tuple((number, turn.start - first, turn.end - first) for number, turn in enumerate(episode.turns))
 
@@ -133,27 +140,68 @@ def task_of(sample: Sample) -> TaskRef:
         raise UserError("a prompt row without a `task` in its metadata", hint="`tau2rl grpo` writes the prompt rows") from None
 
 
-def fill(args: Any, sample: Sample, played: Played, *, evaluation: bool) -> Sample:
-    """Write an attempt into the sample that asked for it, over whatever an earlier attempt has left there."""
-    metadata, packed = played.metadata, played.packed
-    _empty(sample, metadata)
-    if packed is None:
+def fill(args: Any, sample: Sample, played: Played, *, evaluation: bool) -> list[Sample]:
+    """Write an attempt into the sample that asked for it, over whatever an earlier attempt has left there.
+
+    An attempt in several pieces is several samples: that one and copies of it. They share `rollout_id`, by which slime takes them
+    for one attempt in every mean (`rollout_mask_sums`, slime/ray/rollout.py), and its reward.
+    """
+    if not played.packed:
+        _empty(sample, played.metadata)
         _fill_with_nothing(args, sample)
-    else:
-        end = packed.turn_spans[0][0]
-        sample.tokens = list(packed.token_ids[:end])
-        for (start, stop), turn in zip(packed.turn_spans, played.episode.turns, strict=True):
-            sample.append_response_tokens(args, tokens=packed.token_ids[end:start], trainable=False)
-            meta = {
-                "finish_reason": {"type": turn.finish_reason.value},
-                "prompt_tokens": turn.usage.prompt_tokens,
-                "cached_tokens": turn.usage.cached_tokens,
-                **({} if turn.weight_version is None else {"weight_version": turn.weight_version}),
-            }
-            sample.append_response_tokens(args, tokens=packed.token_ids[start:stop], log_probs=turn.logprobs, meta_info=meta)
-            end = stop
-        sample.response = said(played.episode.messages)
-        sample.non_generation_time = sum(turn.env_seconds for turn in played.episode.turns)
+        return [_finish(sample, played.metadata, evaluation=evaluation)]
+    if len(played.packed) > 1 and sample.rollout_id is None:
+        sample.rollout_id = sample.index
+    filled: list[Sample] = []
+    first = 0  # of the turns of the piece at hand
+    for piece in played.packed:
+        one = copy(sample) if filled else sample
+        turns = played.episode.turns[first : first + len(piece.turn_spans)]
+        begins = piece.turn_spans[0][0]
+        spans = tuple((first + i, start - begins, end - begins) for i, (start, end) in enumerate(piece.turn_spans))
+        _empty(one, replace(played.metadata, spans=spans))
+        _fill_with(args, one, piece, turns)
+        one.response = said(played.episode.messages)
+        filled.append(_finish(one, played.metadata, evaluation=evaluation))
+        first += len(turns)
+    return filled
+
+
+def _fill_with(args: Any, sample: Sample, piece: TrainingSample, turns: Sequence[Turn]) -> None:
+    """Write a piece: its first prompt, then each turn as it was sampled, and what stands between as not trainable."""
+    end = piece.turn_spans[0][0]
+    sample.tokens = list(piece.token_ids[:end])
+    for (start, stop), turn in zip(piece.turn_spans, turns, strict=True):
+        sample.append_response_tokens(args, tokens=piece.token_ids[end:start], trainable=False)
+        meta: dict[str, Any] | None = {
+            "finish_reason": {"type": turn.finish_reason.value},
+            "prompt_tokens": turn.usage.prompt_tokens,
+            "cached_tokens": turn.usage.cached_tokens,
+            **({} if turn.weight_version is None else {"weight_version": turn.weight_version}),
+        }
+        for low, high, is_sampled in _runs(piece.loss_mask, start, stop):
+            tokens = piece.token_ids[low:high]
+            if is_sampled:
+                logprobs = None if piece.logprobs is None else piece.logprobs[low:high]
+                sample.append_response_tokens(args, tokens=tokens, log_probs=logprobs, meta_info=meta)
+                meta = None
+            else:
+                sample.append_response_tokens(args, tokens=tokens, trainable=False)
+        end = stop
+    sample.non_generation_time = sum(turn.env_seconds for turn in turns)
+
+
+def _runs(mask: Sequence[int], start: int, stop: int) -> list[tuple[int, int, bool]]:
+    """The longest stretches of one value: what was sampled of a turn, and what closed its thought.
+
+    >>> _runs([0, 1, 1, 0, 1], 1, 5)
+    [(1, 3, True), (3, 4, False), (4, 5, True)]
+    """
+    edges = [start, *(i for i in range(start + 1, stop) if mask[i] != mask[i - 1]), stop]
+    return [(low, high, bool(mask[low])) for low, high in pairwise(edges)]
+
+
+def _finish(sample: Sample, metadata: SampleMetadata, *, evaluation: bool) -> Sample:
     sample.status = sample.Status[STATUS[metadata.status]]
     # Evaluations count successes; a shaped score would be another number under the same name.
     value = metadata.reward if evaluation else metadata.score

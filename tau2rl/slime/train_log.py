@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO, cast
 
+from tau2rl.protocols import Sink
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.tracking import JsonlSink, Sinks
-from tau2rl.types import Sink
 
 KEPT_LINES = 400  # of the end: enough for the traceback that says why
 _NUMBERS = re.compile(r"(?:^|[ \]])(step|rollout|perf) (\d+): (\{.*\})\s*$")

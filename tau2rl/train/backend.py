@@ -28,10 +28,11 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import PhaseTimer, sessions, timed
 from tau2rl.runs.tracking import Curves
+from tau2rl.train.engine.proof import record_engine
 from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
-from tau2rl.train.sft import SFTStep, Split, account_of, mean_loss, split_rows, train
+from tau2rl.train.sft import SFTStep, Split, account_of, flat, mean_loss, split_rows, train
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import GRPOTrainer
 
@@ -77,15 +78,20 @@ class LocalBackend:
 
 
 def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: Path) -> Trained:
-    encoded = encode_rows(read_rows(config.data), load_tokenizer(str(start)), max_tokens=config.data.max_tokens)
+    tokenizer = load_tokenizer(str(start))
+    encoded = encode_rows(read_rows(config.data), tokenizer, max_tokens=config.data.max_tokens, chat=config.chat)
     rows = split_rows(encoded, val_fraction=config.data.val_fraction)
     log.info("%d rows to train on, %d for validation, %d left out", len(rows.train), len(rows.val), len(encoded.dropped))
     warn_of_long_rows(encoded.dropped, max_tokens=config.data.max_tokens)
-    log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.samples) - encoded.exact)
+    log.info("rows: exact %d, rendered %d", encoded.exact, len(encoded.rows) - encoded.exact)
+    if encoded.thoughts_left_out:
+        log.warning("the thoughts of %d rows are left out: chat.thinking is `off`", encoded.thoughts_left_out)
     final = folder.checkpoints / FINAL
-    with timed(folder) as timer:
+    with timed(folder, device=config.local.device) as timer:
         with timer.phase("loading"):
-            model = trainable(open_model(start, config.local), config.local, seed=config.seed)
+            base = open_model(start, config.local)
+            record_engine(base, folder.record)
+            model = trainable(base, config.local, seed=config.seed)
         if not rows.train and config.data.allow_empty:
             log.warning("no row is left: the model is handed on as it is")
             training: dict[str, Any] = {"steps": 0, "reason": "no row is left"}
@@ -113,7 +119,7 @@ class _SFTRun:
             if not rows.val:
                 return None
             with self._timer.phase("validation"):
-                return mean_loss(model, rows.val, max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
+                return mean_loss(model, flat(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
         before = val_loss()
         with Curves(config, config.tracking, folder) as curves:
@@ -166,9 +172,9 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     warm_up(domains, codec)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=domains)
     final = folder.checkpoints / FINAL
-    with timed(folder) as timer:
+    with timed(folder, device=config.local.device) as timer:
         with timer.phase("loading"):
-            trainer = _grpo_trainer(config, start)
+            trainer = _grpo_trainer(config, start, folder)
         rollouts = Rollouts(config=config, codec=codec, spec=spec, folder=folder, tasks=tasks)
         loop = GRPO(
             config=config, folder=folder, progress=progress, trainer=trainer, rollouts=rollouts, val_tasks=val_tasks, timer=timer
@@ -188,8 +194,10 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     return Trained(checkpoint=final, training=training, cost=account(sessions(folder.path)))
 
 
-def _grpo_trainer(config: GrpoConfig, start: Path) -> GRPOTrainer:
-    model = trainable(open_model(start, config.local), config.local, seed=config.seed)
+def _grpo_trainer(config: GrpoConfig, start: Path, folder: RunFolder) -> GRPOTrainer:
+    base = open_model(start, config.local)
+    record_engine(base, folder.record)
+    model = trainable(base, config.local, seed=config.seed)
     reference = None
     if config.algo.kl_coef and not config.local.lora.rank:
         reference = open_model(start, config.local)

@@ -13,7 +13,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.reward.tiers import TABLES
 from tau2rl.train.trainer import ScoredTrajectory
-from tau2rl.types import Episode, Status, TaskRef, TrainingSample
+from tau2rl.types import Episode, Status, TaskRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Group:
     def trajectories(self) -> list[ScoredTrajectory]:
         """What the trainer sees: the episodes that are evidence, those with an advantage of 0 too."""
         pairs = zip(self.episodes, self.advantages, strict=True)
-        return [ScoredTrajectory(sample=sample_of(e), advantages=a) for e, a in pairs if a is not None and e.turns]
+        return [ScoredTrajectory(samples=pack(e), advantages=a) for e, a in pairs if a is not None and e.turns]
 
 
 def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec) -> Group:
@@ -55,15 +55,3 @@ def _is_evidence(episode: Episode, config: GrpoConfig) -> bool:
 def _score(episode: Episode, spec: RewardSpec) -> float | None:
     score = score_episode(episode, spec)
     return None if score is None else score.shaped
-
-
-def sample_of(episode: Episode) -> TrainingSample:
-    """An episode up to its last sampled token: what came behind it has no gradient and would cost a forward pass."""
-    whole = pack(episode)
-    end = whole.turn_spans[-1][1]
-    return TrainingSample(
-        token_ids=whole.token_ids[:end],
-        loss_mask=whole.loss_mask[:end],
-        logprobs=None if whole.logprobs is None else whole.logprobs[:end],
-        turn_spans=whole.turn_spans,
-    )

@@ -19,10 +19,11 @@ from tau2rl.config import GrpoConfig, dump
 from tau2rl.data.task_sampling import TaskSampler, outcome
 from tau2rl.errors import RunIncomplete
 from tau2rl.hashing import derive_seed
+from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
-from tau2rl.rollout.circuit_breaker import CircuitBreaker
-from tau2rl.rollout.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
 from tau2rl.runs.checkpoints import STATE, exports
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -36,7 +37,7 @@ from tau2rl.train.model import write_checkpoint
 from tau2rl.train.policy import LocalPolicy, local_policy
 from tau2rl.train.state import rng_state
 from tau2rl.train.trainer import GRPOTrainer
-from tau2rl.types import Attempt, ChatCodec, Episode, Policy, Status, TaskRef
+from tau2rl.types import Attempt, Episode, Status, TaskRef
 
 log = logging.getLogger(__name__)
 

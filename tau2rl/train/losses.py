@@ -27,7 +27,7 @@ class Totals:
     """What sums are divided by: all of an optimizer step, every micro-batch and rank included."""
 
     tokens: float
-    sequences: int
+    sequences: int  # conversations, whatever the number of rows that one has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ def policy_loss(
     advantages: Tensor,
     mask: Tensor,
     totals: Totals,
+    sizes: Tensor | None = None,
     ref_logp: Tensor | None = None,
     rollout_logp: Tensor | None = None,
     entropy: Tensor | None = None,
@@ -57,9 +58,10 @@ def policy_loss(
     """The loss of a micro-batch.
 
     `old_logp` is the trainer's own, before the first update on this batch; `rollout_logp` the sampler's, needed by a
-    correction; `ref_logp` the frozen reference's, needed by `kl_coef`; `entropy` needed by `entropy_coef`.
+    correction; `ref_logp` the frozen reference's, needed by `kl_coef`; `entropy` needed by `entropy_coef`. `sizes`: see
+    `token_weights`. Ratios and corrections of a sequence are those of a row.
     """
-    weights = token_weights(mask, algo, totals)
+    weights = token_weights(mask, algo, totals, sizes)
     ratio = _ratio(logp, old_logp, mask, algo.ratio)
     surrogate, clipped = _clipped(ratio, advantages, algo)
     correction, corrected = correction_weights(algo, old_logp=old_logp, rollout_logp=rollout_logp, mask=mask)
@@ -83,15 +85,17 @@ def policy_loss(
     )
 
 
-def token_weights(mask: Tensor, algo: AlgoConfig, totals: Totals) -> Tensor:
+def token_weights(mask: Tensor, algo: AlgoConfig, totals: Totals, sizes: Tensor | None = None) -> Tensor:
     """What each token's term is multiplied by; 0 where the mask is 0.
 
     token-mean: 1 / all tokens. seq-mean: 1 / (tokens of its sequence * sequences). constant: 1 / (loss_scale * sequences).
+    A sequence is a conversation: one of several rows has the tokens of all of them, `sizes` [batch]; None: one row each.
     """
     if algo.loss_aggregation == "token-mean":
         return mask / max(totals.tokens, 1.0)
     if algo.loss_aggregation == "seq-mean":
-        return mask / (mask.sum(-1, keepdim=True).clamp(min=1.0) * totals.sequences)
+        size = mask.sum(-1) if sizes is None else sizes
+        return mask / (size.clamp(min=1.0).unsqueeze(-1) * totals.sequences)
     return mask / (algo.loss_scale * totals.sequences)
 
 

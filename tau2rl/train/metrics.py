@@ -33,7 +33,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
         "episodes/truncated": statuses[Status.TRUNCATED] / max(1, len(evidence)),
         "episodes/malformed": statuses[Status.MALFORMED] / max(1, len(evidence)),
         "turns/mean": mean([float(len(e.turns)) for e in evidence]),
-        "tokens/sampled": sum(turn.end - turn.start for e in episodes for turn in e.turns),
+        "tokens/sampled": sum(e.sampled_tokens for e in episodes),
+        "tokens/thought": sum(e.thought_tokens for e in episodes),
         "calls/refused": mean([float(e.invalid_calls) for e in evidence]),
     }
 

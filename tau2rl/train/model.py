@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import re
 import shutil
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -12,6 +16,7 @@ from torch import nn
 from tau2rl.config import LocalConfig, LocalTrainConfig
 from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
+from tau2rl.train.engine.proof import engine_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,32 +26,89 @@ DType = Literal["float32", "bfloat16"]
 
 
 def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
-    """A checkpoint as `from_pretrained` reads it. Raises UserError where there is none, or one that cannot be trained here."""
+    """A checkpoint as `from_pretrained` reads it, with every weight it should have.
+
+    Raises UserError where there is none, or one that is damaged, not whole, or an adapter without its base.
+    """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    _refuse_adapter(Path(folder))
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, SafetensorError) as error:  # damaged, of an unknown kind, or with code of its own
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, weights_only=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    # Damaged, of an unknown kind, with code of its own, or with a pickle that holds more than tensors.
+    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, StrictDataclassError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         hint = "code that a checkpoint brings along is never run"
         raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}", hint=hint) from None
-    _check_logits(model.config, folder)
+    model, info = found
+    _refuse_parts(folder, model, info)
     return cast("PreTrainedModel", cast(nn.Module, model).to(device))
 
 
-def _check_logits(config: object, folder: Path | str) -> None:
-    """Raises UserError for a model that does more to its logits than its output layer: `head` would leave that out."""
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise UserError(
-                f"the model in `{folder}` changes its logits (`{name}`), which the `local` backend does not",
-                hint="train it with backend `slime`; Qwen, Llama and Mistral models work here",
-            )
+def _refuse_adapter(folder: Path) -> None:
+    """Raises UserError for a peft adapter: its weights are additions to a base that is somewhere else."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "its base"
+    except (OSError, ValueError, AttributeError):
+        base = "its base"
+    raise UserError(
+        f"`{folder}` holds a peft adapter of `{base}`, not a whole model: merge it first",
+        hint="`peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, its tokenizer to OUT",
+    )
+
+
+WRAPPERS = {  # beginnings of names -> what wrote them, and what to save in place of it
+    "_orig_mod.": "torch.compile wrote them: save `model._orig_mod`",
+    "module.": "a data-parallel wrapper wrote them: save `model.module`",
+    "base_model.model.": "peft wrote them: save `model.merge_and_unload()`",
+}
+NAMED = 3  # weights of each kind that an error names
+
+
+def _refuse_parts(folder: Path | str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raises UserError where weights are missing, left over or of another shape: the library would play them at random."""
+    faults = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(f"{key[0]} ({list(key[1])}, not {list(key[2])})" for key in info["mismatched_keys"]),
+    }
+    if not any(faults.values()):
+        return
+    counts = [
+        f"{len(names)} weights {what}: {', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+        for what, names in faults.items()
+        if names
+    ]
+    hint = _way_out(faults["missing"], faults["unexpected"], model)
+    raise UserError(f"the checkpoint in `{folder}` is not whole: {'; '.join(counts)}", hint=hint)
+
+
+def _way_out(missing: Sequence[str], unexpected: Sequence[str], model: PreTrainedModel) -> str:
+    for prefix, way in WRAPPERS.items():
+        if any(name.startswith(prefix) for name in unexpected):
+            return f"its names begin with `{prefix}`; {way}"
+    if any(name.endswith("lm_head.weight") for name in missing):
+        return "the output layer is not in it: save it, or set `tie_word_embeddings` in config.json if it is the embedding"
+    layers = {int(found[1]) for name in (*missing, *unexpected) if (found := re.search(r"\.layers\.(\d+)\.", name))}
+    if layers:
+        wanted = model.config.get_text_config().num_hidden_layers
+        return f"config.json speaks of {wanted} layers, and the files differ in {_listed(layers)}: are all shards there?"
+    return "its config.json and its weights are of two models, or a file of it is missing"
+
+
+def _listed(layers: Collection[int]) -> str:
+    shown = ", ".join(map(str, sorted(layers)[:NAMED]))
+    return f"layer{'s' if len(layers) > 1 else ''} {shown}{', ...' if len(layers) > NAMED else ''}"
 
 
 def save(model: nn.Module, folder: Path, *, dtype: DType | None = None) -> None:
@@ -81,22 +143,10 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
 
 def save_memory(model: nn.Module) -> None:
     """Compute activations again in the backward pass in place of keeping them: a third more time, far less memory."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # pyright: ignore[reportCallIssue]
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The causal LM inside LoRA's wrapper, adapters included; any other model as it is."""
-    return cast(nn.Module, model.get_base_model()) if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
-
-
-def backbone(model: nn.Module) -> nn.Module:
-    """The decoder without its output layer."""
-    return cast(nn.Module, _bare(model).model)
-
-
-def head(model: nn.Module) -> nn.Module:
-    """The output layer: hidden states to logits."""
-    return cast(nn.Module, _bare(model).get_output_embeddings())  # pyright: ignore[reportCallIssue]
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise UserError(f"this model keeps its activations: {error}", hint="`local.gradient_checkpointing: false`") from None
 
 
 def num_parameters(model: nn.Module, *, trainable: bool = False) -> int:
@@ -135,10 +185,11 @@ def prepare_machine(config: LocalConfig) -> DType:
 
 
 def open_model(checkpoint: Path, config: LocalConfig) -> PreTrainedModel:
-    """A checkpoint on its device, in evaluation mode. Raises UserError."""
+    """A checkpoint on its device, in evaluation mode, to be computed the fastest right way. Raises UserError."""
     dtype = prepare_machine(config)
     model = load(checkpoint, device=config.device, dtype=dtype)
     model.eval()
+    engine_of(model)
     return model
 
 

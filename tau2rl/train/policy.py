@@ -1,4 +1,4 @@
-"""The model as a `types.Policy`: turns asked for at the same time are sampled together, on a thread of their own."""
+"""The model as a `protocols.Policy`: turns asked for at the same time are sampled together, on a thread of their own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch import nn
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import ChatConfig, LocalConfig, SamplingConfig
 from tau2rl.errors import PolicyFailure
-from tau2rl.train.engine.generator import Generator, Request
-from tau2rl.types import ChatCodec, Completion
+from tau2rl.protocols import ChatCodec
+from tau2rl.train.engine.generator import Request, Sampler
+from tau2rl.train.engine.proof import sampler_for
+from tau2rl.types import Completion
 
 if TYPE_CHECKING:
     from typing import Self
@@ -54,8 +56,9 @@ class LocalPolicy:
         """`decode` is needed by stop strings only.
 
         `kv_cache_slots`: conversations whose keys and values are kept; more in flight take turns, and pay for their prompt again.
+        A model without slots samples as many at once.
         """
-        self._worker = Worker(Generator(model, slots=kv_cache_slots, decode=decode))
+        self._worker = Worker(sampler_for(model, slots=kv_cache_slots, decode=decode))
         self._stop_token_ids, self._stop = tuple(stop_token_ids), tuple(stop)
         self.sampling = sampling
 
@@ -81,7 +84,7 @@ class LocalPolicy:
         return twin
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn; see `types.Policy`. Same prompt, seed and weights: same turn, whoever else is being served.
+        """Sample one turn; see `protocols.Policy`. Same prompt, seed and weights: same turn, whoever else is being served.
 
         A call that is cancelled is dropped from the batch. Raises PolicyFailure when the worker has stopped or broken.
         """
@@ -112,7 +115,7 @@ class LocalPolicy:
 class Worker:
     """The thread that owns the generator. Everything reaches it through one queue."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Sampler) -> None:
         self._generator = generator
         self._inbox: queue.SimpleQueue[tuple[Request | None, Future[Any]] | None] = queue.SimpleQueue()
         self._waiting: dict[int, Future[Any]] = {}  # id(request) -> who waits for it

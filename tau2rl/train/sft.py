@@ -23,6 +23,8 @@ from tau2rl.train.optim import Optimizer
 from tau2rl.train.state import load_state, rng_state, save_state, set_weights, trained_weights
 from tau2rl.types import TrainingSample
 
+Conversation = Sequence[TrainingSample]  # its samples: several where thoughts are taken out of it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SFTStep:
@@ -52,25 +54,26 @@ class SFTResult:
 
 def train(
     model: nn.Module,
-    samples: Sequence[TrainingSample],
+    conversations: Sequence[Conversation],
     config: SftTrainConfig,
     local: LocalTrainConfig,
     *,
     seed: int = 0,
-    val: Sequence[TrainingSample] = (),
+    val: Sequence[Conversation] = (),
     folder: Path | None = None,
     on_step: Callable[[SFTStep], None] = lambda _: None,
 ) -> SFTResult:
     """Train in place; with `folder`, save there and continue what is there: interrupted or not, the weights end up the same.
 
-    Every step has the same number of conversations. With early stopping the model ends with the weights of the best validation.
+    Every step has the same number of conversations, whatever the number of samples of one; all its assistant tokens weigh alike.
+    With early stopping the model ends with the weights of the best validation.
     Raises UserError when there is nothing to train on.
     """
-    if not any(any(s.loss_mask[1:]) for s in samples):
+    if not any(any(sample.loss_mask[1:]) for sample in flat(conversations)):
         raise UserError("no assistant token to train on", hint="look at the report of the data: were all rows left out?")
     optimizer = Optimizer(model, config, total_steps=config.steps)
-    order = ShuffledEpochs(len(samples), seed=seed)
-    batch_size = min(config.batch_size, len(samples))  # no row twice in a step
+    order = ShuffledEpochs(len(conversations), seed=seed)
+    batch_size = min(config.batch_size, len(conversations))  # none twice in a step
     stopper = EarlyStopping(patience=config.early_stopping_patience)
     state = _State(model=model, optimizer=optimizer, order=order, stopper=stopper, folder=folder)
     state.restore()
@@ -79,11 +82,11 @@ def train(
     with state.kept_when_interrupted():
         while optimizer.steps < config.steps and not stopper.stops:
             began, rate = time.monotonic(), optimizer.learning_rate
-            rows = [samples[i] for i in order.take(batch_size)]
+            rows = flat([conversations[i] for i in order.take(batch_size)])
             last_loss, norm, work = _step(model, rows, optimizer, local.max_tokens_per_microbatch)
             step, val_loss = optimizer.steps, None
             if val and (step % config.val_every == 0 or step == config.steps):
-                val_loss = mean_loss(model, val, max_tokens_per_microbatch=local.max_tokens_per_microbatch)
+                val_loss = mean_loss(model, flat(val), max_tokens_per_microbatch=local.max_tokens_per_microbatch)
                 stopper.see(val_loss, step=step, model=model)
             state.mark()
             if step % config.save_every == 0:
@@ -174,6 +177,11 @@ def _step(model: nn.Module, rows: Sequence[TrainingSample], optimizer: Optimizer
     return total, optimizer.step(), work
 
 
+def flat(conversations: Sequence[Conversation]) -> list[TrainingSample]:
+    """The samples of all of them."""
+    return [sample for conversation in conversations for sample in conversation]
+
+
 @torch.no_grad()
 def mean_loss(model: nn.Module, samples: Sequence[TrainingSample], *, max_tokens_per_microbatch: int = 8192) -> float:
     """Mean negative log-probability of the tokens that count, in nats."""
@@ -221,15 +229,15 @@ DROPPED_SHOWN = 20  # rows that the report names; it counts all of them
 class Split:
     """What is trained on and what is only validated on."""
 
-    train: list[TrainingSample]
-    val: list[TrainingSample]
+    train: list[Conversation]
+    val: list[Conversation]
 
 
 def split_rows(encoded: Encoded, *, val_fraction: float) -> Split:
     """Hold out a share of the rows, by a hash of their ids: attempts at one task (`mock/a#0`, `mock/a#1`) stay together."""
     held_out = [val_fraction > 0 and _fraction(name.rpartition("#")[0] or name) < val_fraction for name in encoded.ids]
-    pairs = list(zip(encoded.samples, held_out, strict=True))
-    return Split(train=[sample for sample, out in pairs if not out], val=[sample for sample, out in pairs if out])
+    pairs = list(zip(encoded.rows, held_out, strict=True))
+    return Split(train=[row for row, out in pairs if not out], val=[row for row, out in pairs if out])
 
 
 def account_of(encoded: Encoded, rows: Split) -> dict[str, Any]:
@@ -239,11 +247,13 @@ def account_of(encoded: Encoded, rows: Split) -> dict[str, Any]:
         "held_out": len(rows.val),
         "dropped": len(encoded.dropped),
         "exact": encoded.exact,  # of used and held out: trained on as they were sampled
-        "rendered": len(encoded.samples) - encoded.exact,  # written anew from their messages
+        "rendered": len(encoded.rows) - encoded.exact,  # written anew from their messages
+        "samples": sum(len(row) for row in rows.train),  # more than rows where thoughts are taken out
+        "thoughts_left_out": encoded.thoughts_left_out,
         "reasons": dict(Counter(d.reason for d in encoded.dropped).most_common()),
         "dropped_rows": [asdict(d) for d in encoded.dropped[:DROPPED_SHOWN]],
-        "tokens": sum(len(s.token_ids) for s in rows.train),
-        "assistant_tokens": sum(sum(s.loss_mask) for s in rows.train),
+        "tokens": sum(len(s.token_ids) for s in flat(rows.train)),
+        "assistant_tokens": sum(sum(s.loss_mask) for s in flat(rows.train)),
         "longest": max((len(s.token_ids) for s in encoded.samples), default=0),
     }
 

@@ -29,10 +29,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredTrajectory:
-    """A conversation with its advantages: `ScoredTrajectory(sample=..., advantages=(0.7, 0.7))`."""
+    """A conversation with its advantages: `ScoredTrajectory(samples=(sample,), advantages=(0.7, 0.7))`.
+
+    One with several samples (see `data.encoding.pack`) is one in every mean: it weighs what it would weigh in one piece.
+    """
+
+    samples: tuple[TrainingSample, ...]
+    advantages: tuple[float, ...]  # [num_turns], of all samples in their order, or a single one for all turns
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that were sampled, in all samples."""
+        return sum(sum(sample.loss_mask[1:]) for sample in self.samples)
+
+    def parts(self) -> list[_Row]:
+        """Its samples, each with the advantages of its own turns."""
+        rows: list[_Row] = []
+        done = 0
+        for sample in self.samples:
+            mine = slice(done, done := done + len(sample.turn_spans))
+            advantages = self.advantages if len(self.advantages) == 1 else self.advantages[mine]
+            rows.append(_Row(sample=sample, advantages=advantages, num_sampled=self.num_sampled))
+        if len(self.advantages) not in (1, done):
+            raise ValueError(f"{len(self.advantages)} advantages for {done} turns")
+        return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One sample of a trajectory."""
 
     sample: TrainingSample
-    advantages: tuple[float, ...]  # [num_turns], or a single one for all turns
+    advantages: tuple[float, ...]
+    num_sampled: int  # of its whole trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +120,17 @@ class GRPOTrainer:
         compared with the policy before the first step. An advantage of 0 pushes nothing, and is still evidence: its tokens are in
         every mean, and in KL and entropy.
         """
-        batch = [t for t in batch if any(t.sample.loss_mask[1:])]
+        batch = [t for t in batch if any(any(sample.loss_mask[1:]) for sample in t.samples)]
         if not any(any(t.advantages) for t in batch):
             return None
         self.model.train()
-        minibatches = [self._micro_batches(share) for share in shares(batch, self._num_minibatches)]
+        runs = shares(batch, self._num_minibatches)
+        minibatches = [self._micro_batches(run) for run in runs]
         if len(minibatches) > 1:  # a single one is computed with the gradient anyway
             for micro in (m for minibatch in minibatches for m in minibatch):
                 micro.old = self._score(self.model, micro.batch)
         rate = self.optimizer.learning_rate
-        steps = [self._step(minibatch) for minibatch in minibatches]
+        steps = [self._step(minibatch, num_sequences=len(run)) for minibatch, run in zip(minibatches, runs, strict=True)]
         tokens, work = sum(s.totals.tokens for s in steps), sum((s.work for s in steps), Work())
         return Update(
             loss=_mean([s.loss for s in steps]),
@@ -111,7 +141,7 @@ class GRPOTrainer:
             learning_rate=rate,
             clipped_share=sum(s.clipped for s in steps) / tokens,
             corrected_share=sum(s.corrected for s in steps) / tokens,
-            tokens=sum(len(t.sample.token_ids) for t in batch),
+            tokens=sum(len(sample.token_ids) for t in batch for sample in t.samples),
             padding_share=work.padding_share,
             shared_share=work.shared_share,
             mismatch=_compare([micro for minibatch in minibatches for micro in minibatch]),
@@ -131,21 +161,21 @@ class GRPOTrainer:
 
     def _micro_batches(self, minibatch: Sequence[ScoredTrajectory]) -> list[_MicroBatch]:
         device = next(self.model.parameters()).device
+        parts = [row for trajectory in minibatch for row in trajectory.parts()]
         found: list[_MicroBatch] = []
-        for rows in cut(self.model, [t.sample for t in minibatch], max_tokens=self._max_tokens):
-            batch = collate([minibatch[i].sample for i in rows], device=device)
+        for rows in cut(self.model, [part.sample for part in parts], max_tokens=self._max_tokens):
+            batch = collate([parts[i].sample for i in rows], device=device)
             advantages = torch.zeros_like(batch.mask)
             for row, i in enumerate(rows):
-                _write_advantages(advantages[row], minibatch[i])
-            found.append(_MicroBatch(batch=batch, advantages=advantages, reference=self._score_reference(batch)))
+                _write_advantages(advantages[row], parts[i])
+            sizes = torch.tensor([parts[i].num_sampled for i in rows], dtype=batch.mask.dtype, device=device)
+            found.append(_MicroBatch(batch=batch, advantages=advantages, sizes=sizes, reference=self._score_reference(batch)))
         return found
 
-    def _step(self, minibatch: Sequence[_MicroBatch]) -> _Step:
-        """One optimizer step."""
+    def _step(self, minibatch: Sequence[_MicroBatch], *, num_sequences: int) -> _Step:
+        """One optimizer step over so many trajectories."""
         self.optimizer.zero()
-        totals = Totals(
-            tokens=sum(micro.batch.num_tokens for micro in minibatch), sequences=sum(len(m.batch.ids) for m in minibatch)
-        )
+        totals = Totals(tokens=sum(micro.batch.num_tokens for micro in minibatch), sequences=num_sequences)
         sums = _Step(totals=totals)
         entropy = "gradient" if self._algo.entropy_coef else "value"
         for micro in minibatch:
@@ -159,6 +189,7 @@ class GRPOTrainer:
                 advantages=micro.advantages,
                 mask=micro.batch.mask,
                 totals=totals,
+                sizes=micro.sizes,
                 ref_logp=micro.reference,
                 rollout_logp=micro.batch.logprobs,
                 entropy=scores.entropy,
@@ -199,6 +230,7 @@ def shares(batch: Sequence[ScoredTrajectory], count: int) -> list[Sequence[Score
 class _MicroBatch:
     batch: Batch
     advantages: Tensor  # [batch, time]
+    sizes: Tensor  # [batch], sampled tokens of the trajectory that a row is of
     reference: Tensor | None  # [batch, time], log-probabilities, here and below
     old: Tensor | None = None
 
@@ -218,12 +250,12 @@ class _Step:
     norm: float = 0.0
 
 
-def _write_advantages(row: Tensor, trajectory: ScoredTrajectory) -> None:
+def _write_advantages(row: Tensor, part: _Row) -> None:
     """Write each turn's advantage on its tokens."""
-    if len(trajectory.advantages) == 1:
-        row.fill_(trajectory.advantages[0])
+    if len(part.advantages) == 1:
+        row.fill_(part.advantages[0])
         return
-    for (start, end), value in zip(trajectory.sample.turn_spans, trajectory.advantages, strict=True):
+    for (start, end), value in zip(part.sample.turn_spans, part.advantages, strict=True):
         row[start:end] = value
 
 

@@ -56,12 +56,11 @@ def born(process: int) -> str:
     return "" if state in "ZX" else rest[18]
 
 
-def find(command: int, part: str) -> int | None:
-    """The first process below the command whose command line holds `part`; not a shell that only quotes it."""
+def find(command: int, part: str) -> list[int]:
+    """The processes below the command whose command line holds `part`; not a shell that only quotes it."""
     below = [process for process in supervisor.descendants(command) if part in words_of(process)]
     # The supervisors have all that they start in their own words.
-    own = [process for process in below if part == supervisor.__file__ or supervisor.__file__ not in words_of(process)]
-    return own[0] if own else None
+    return [process for process in below if part == supervisor.__file__ or supervisor.__file__ not in words_of(process)]
 
 
 def wait_until(what: Callable[[], object]) -> None:
@@ -71,10 +70,10 @@ def wait_until(what: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def start(output: Path, samples: int) -> subprocess.Popen[str]:
+def start(output: Path, samples: int, *more: str) -> subprocess.Popen[str]:
     settings = ["--domains", "mock", "--task-split", "base", "--limit", "1", "--policy", "gold", "--protocol", "transcript"]
     options = ["--user-model", "scripted", "--num-samples", str(samples), "--concurrency", "1", "--output", str(output)]
-    command = [sys.executable, "-m", "tau2rl", "eval", *settings, *options]
+    command = [sys.executable, "-m", "tau2rl", "eval", *settings, *options, *more]
     environment = {name: value for name, value in child_environment().items() if not name.startswith("RAY_ADDRESS")}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -97,12 +96,11 @@ def nothing_is_left(processes: dict[int, str], folder: Path) -> None:
     wait_until(lambda: not [p for p, began in processes.items() if began and born(p) == began] and not folder.exists())
 
 
-def kill_and_look(output: Path, kind: str) -> None:
-    command = start(output, samples=100_000)
+def kill_and_look(output: Path, kind: str, *more: str) -> None:
+    command = start(output, 100_000, *more)
     try:
         processes, folder = in_the_middle(command, output)
-        victim = find(command.pid, KINDS[kind])
-        assert victim is not None, f"no {kind}"
+        (victim, *_) = find(command.pid, KINDS[kind])
         os.kill(victim, signal.SIGKILL)
         _, said = command.communicate(timeout=MINUTE)
     finally:
@@ -126,6 +124,11 @@ def test_whichever_process_is_killed_the_command_ends_with_a_word(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_runtime_env_agent_that_is_killed_under_workers_ends_the_command_with_a_word(tmp_path: Path) -> None:
+    kill_and_look(tmp_path / "run", "runtime env agent", "--set", "rollout.workers=2")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     command = start(tmp_path / "run", samples=100_000)
@@ -139,8 +142,7 @@ def test_a_killed_command_leaves_nothing(tmp_path: Path, number: signal.Signals)
 def test_a_module_of_the_dashboard_that_is_killed_is_started_again_by_ray(tmp_path: Path) -> None:
     command = start(tmp_path / "run", samples=1500)
     processes, folder = in_the_middle(command, tmp_path / "run")
-    victim = find(command.pid, "ray-dashboard-JobHead")
-    assert victim is not None
+    (victim, *_) = find(command.pid, "ray-dashboard-JobHead")
     os.kill(victim, signal.SIGKILL)
     _, said = command.communicate(timeout=5 * MINUTE)
     assert command.returncode == 0, said
@@ -159,8 +161,7 @@ def test_a_log_monitor_that_is_killed_ends_the_wait() -> None:
         def kill_it(line: str) -> None:
             heard.append(line)
             if line == "1":
-                victim = find(head.pid, "log_monitor")
-                assert victim is not None
+                (victim, *_) = find(head.pid, "log_monitor")
                 os.kill(victim, signal.SIGKILL)
 
         assert server.follow("sleeper", on_line=kill_it, on_progress=lambda event: None) == 1

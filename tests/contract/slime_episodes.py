@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import HFTokenizer
 from tau2rl.config import GrpoConfig, SamplingConfig, build, dump
+from tau2rl.protocols import ChatCodec
 from tau2rl.slime.rollout import Rollout, rollout_of
 from tau2rl.slime.samples import Played
-from tau2rl.types import Actions, CallTool, ChatCodec, Say, TaskRef
+from tau2rl.types import Actions, CallTool, Say, TaskRef
 from tests.play import CREATE
 from tests.stubs.http import StubServer
 from tests.stubs.sglang import Answer

@@ -144,6 +144,9 @@ def test_slimes_preflight_and_the_local_backend_refuse_it(tmp_path: Path, stage:
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
     )
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, num_key_value_heads=2, **sizes)).save_pretrained(directory)
+    shape = LlamaConfig(
+        vocab_size=300, num_key_value_heads=2, max_position_embeddings=32768, **sizes
+    )  # holds the longest episode
+    LlamaForCausalLM(shape).save_pretrained(directory)
     result = CliRunner().invoke(app, [stage, "--model", str(directory), *rows, "--inline", "--output", str(tmp_path / "out")])
     assert result.exit_code == 2 and "does not show the tools" in result.output, result.output

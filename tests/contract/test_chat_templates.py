@@ -50,6 +50,20 @@ CASES = [
     ("qwen2_5_vl", "<|im_end|>", TOOLLESS, TOOLLESS, TOOLLESS),
     ("lfm2_2_5", "<|im_end|>", *["a format that is not read here"] * 3),
 ]
+ENDS = ("<|im_end|>", "<|eot_id|>", "<turn|>", "<|return|>")
+READ_BESIDES = {
+    "gemma4_v3",
+    "nemotron_3_5_lightning_training",
+    "nemotron_3_nano_training",
+    "nemotron_3_super_training",
+    "nemotron_3_ultra_training",
+    "qwen2_5_training",
+    "qwen3_5_nothink_training",
+    "qwen3_6_training",
+    "qwen3_8_training",
+    "qwen3_instruct_2507_training",
+    "qwen3_vl_training",
+}
 
 
 @pytest.mark.parametrize(("name", "end", "off", "keep", "per_turn"), CASES, ids=[case[0] for case in CASES])
@@ -73,3 +87,21 @@ def test_a_template_that_writes_the_date_asks_for_one(name: str, tmp_path: Path)
     with pytest.raises(UserError, match="writes today's date") as caught:
         NativeCodec(HFTokenizer(str(model.save(tmp_path))))
     assert "chat.date" in caught.value.hint
+
+
+def test_every_other_one_is_read_or_refused_as_a_template(tmp_path: Path) -> None:
+    """Those without a row above, under stand-in control tokens: a reason may be another one under the checkpoint's own."""
+    control = tuple(dict.fromkeys([*CHATML_CONTROL, *LLAMA_CONTROL, *GEMMA_CONTROL, *HARMONY_CONTROL]))
+    read: set[str] = set()
+    for file in sorted(FOLDER.glob("*.jinja")):
+        if file.stem in {case[0] for case in CASES}:
+            continue
+        text = file.read_text("utf-8")
+        end = next((mark for mark in ENDS if mark in text), "<|im_end|>")
+        tokenizer = HFTokenizer(str(Model(text, "", str, end, control=control).save(tmp_path / file.stem)))
+        try:
+            NativeCodec(tokenizer, date=date(2026, 1, 31))
+            read.add(file.stem)
+        except UserError as error:
+            assert "chat template of" in error.message and error.hint, (file.stem, error.message)
+    assert read == READ_BESIDES

@@ -27,7 +27,8 @@ from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure, UserError
 from tau2rl.policy import ServedPolicy, make_policy
 from tau2rl.policy.scripted import ScriptedPolicy, do_nothing_script
-from tau2rl.types import Completion, Message, Opening, Policy
+from tau2rl.protocols import Policy
+from tau2rl.types import Completion, Message, Opening
 from tests.stubs.http import MODES, StubServer
 from tests.stubs.openai import OpenAIStub
 from tests.stubs.router import PACKAGE, Router

@@ -82,9 +82,9 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
 
         ours = using(rollout(config, tmp_path, server), hooks)
     members = [
-        Member(metadata=p.metadata, group=i // 4, attempt=i, length=len(p.packed.token_ids) - p.packed.turn_spans[0][0])
+        Member(metadata=p.metadata, group=i // 4, attempt=i, length=len(p.packed[0].token_ids) - p.packed[0].turn_spans[0][0])
         for i, p in enumerate(ours)
-        if p.packed is not None
+        if p.packed
     ]
     scored = batch_advantages(members, config.algo)
     assert [attempt.seed for attempt in attempts] == [p.episode.seed for p in ours]
@@ -94,11 +94,7 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
     assert any(group.has_signal for group in theirs)
     for number, played in enumerate(ours):
         known = next(trajectories)
-        end = known.sample.turn_spans[-1][1]
-        assert played.packed is not None
-        assert played.packed.token_ids[:end] == known.sample.token_ids
-        assert played.packed.loss_mask[:end] == known.sample.loss_mask
-        assert played.packed.logprobs is not None and played.packed.logprobs[:end] == known.sample.logprobs
+        assert played.packed == known.samples and len(played.packed) == 1 and played.packed[0].logprobs is not None
         if scored.tokens is None:
             assert (scored.rewards[number],) == known.advantages
         else:
@@ -112,7 +108,7 @@ def test_the_same_attempts_are_the_same_on_both_backends(tmp_path: Path, estimat
 def test_a_server_that_lies_makes_no_evidence(tmp_path: Path, mode: str) -> None:
     with SGLangStub(answer=ANSWER, mode=mode) as server:
         played = using(rollout(settings(), tmp_path, server), play)
-    assert played.metadata.status == "failed" and played.metadata.fault == "infra" and played.packed is None
+    assert played.metadata.status == "failed" and played.metadata.fault == "infra" and played.packed == ()
     assert (played.metadata.evidence, played.metadata.score, played.metadata.reward) == (False, None, None)
     (record,) = read(tmp_path / "failures.jsonl")
     assert record.episode.status is Status.FAILED and record.score is None and not (tmp_path / "episodes.jsonl").exists()
@@ -121,7 +117,7 @@ def test_a_server_that_lies_makes_no_evidence(tmp_path: Path, mode: str) -> None
 def test_a_model_that_says_nothing_is_to_blame_itself(tmp_path: Path) -> None:
     with SGLangStub(answer=ANSWER, mode="empty") as server:
         played = using(rollout(settings(), tmp_path, server), play)
-    assert (played.metadata.status, played.metadata.fault, played.packed) == ("malformed", "agent", None)
+    assert (played.metadata.status, played.metadata.fault, played.packed) == ("malformed", "agent", ())
 
 
 def test_a_task_that_is_not_there_is_no_evidence(tmp_path: Path) -> None:
@@ -142,7 +138,7 @@ def test_a_prompt_that_fills_the_context_is_no_evidence(tmp_path: Path) -> None:
         played = using(rollout(settings(limits={"context_tokens": 50}), tmp_path, server), play)
         asked = len(server.requests)
     assert (played.metadata.status, played.metadata.termination, played.metadata.turns) == ("truncated", "context", 0)
-    assert not played.metadata.evidence and played.packed is None and asked == 0
+    assert not played.metadata.evidence and played.packed == () and asked == 0
 
 
 def test_a_conversation_that_outgrows_the_context_is_cut_off_and_counts(tmp_path: Path) -> None:
@@ -152,7 +148,7 @@ def test_a_conversation_that_outgrows_the_context_is_cut_off_and_counts(tmp_path
         played = using(rollout(settings(limits={"context_tokens": budget}), tmp_path, server), play)
         asked = [len(body["input_ids"]) + body["sampling_params"]["max_new_tokens"] for body in server.bodies[2:]]
     assert (played.metadata.status, played.metadata.termination, played.metadata.turns) == ("truncated", "context", 1)
-    assert played.metadata.evidence and played.metadata.reward == 0.0 and played.packed is not None
+    assert played.metadata.evidence and played.metadata.reward == 0.0 and played.packed
     assert asked == [budget]
 
 

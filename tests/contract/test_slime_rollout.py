@@ -4,7 +4,8 @@
 - the samples are those that the same attempts give without slime
 - groups without a signal are played again up to the cap; what is left over when slime has enough is aborted, and closed
 - an evaluation samples as slime says, changes nothing of slime's, is kept apart and counts successes
-- an attempt that fans out is one attempt; a server that lies and a user that is gone end nothing and poison nothing
+- an attempt that fans out is one attempt, also where it does because its template takes thoughts out
+- a server that lies and a user that is gone end nothing and poison nothing
 - what slime aborts is nobody's failure; where nothing works any more the job ends, whatever slime does with an exception
 - the numbers of a rollout are among slime's own; a user served by the job is asked where slime serves it
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +23,18 @@ from typing import Any
 
 import pytest
 
+from tau2rl.chat.native import NativeCodec
+from tau2rl.chat.tokenizers import CHATML_TEMPLATE, HFTokenizer
+from tau2rl.data.encoding import pack
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.records import read
 from tau2rl.runs.validation import validation_file
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.samples import KEY, metadata_of, task_of
-from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, WRONG, agent, codec_of, rollout
+from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, SCRIPTS, WRONG, agent, codec_of, rollout
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.stubs.openai import OpenAIStub
-from tests.stubs.sglang import logprob_of
+from tests.stubs.sglang import Answer, logprob_of
 from tests.stubs.slime_stubs import checkout
 
 Start = Callable[..., SlimeJob]
@@ -41,13 +46,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def thinker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a template that writes thoughts, and takes earlier ones out."""
+    folder = Path(shutil.copytree(model, tmp_path_factory.mktemp("thinker") / "model"))
+    (folder / "chat_template.jinja").write_text(CHATML_TEMPLATE, "utf-8")
+    return folder
+
+
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Iterator[Start]:
     """Starts the job of a test, on a folder of its own."""
     jobs: list[SlimeJob] = []
 
     def begin(server: RouterStub, **values: Any) -> SlimeJob:
-        jobs.append(SlimeJob(tmp_path / f"run{len(jobs)}", monkeypatch, server, checkpoint=model, **values))
+        jobs.append(SlimeJob(tmp_path / f"run{len(jobs)}", monkeypatch, server, **{"checkpoint": model, **values}))
         return jobs[-1]
 
     yield begin
@@ -88,10 +101,10 @@ def test_the_samples_are_those_of_the_same_attempts_without_slime(start: Start, 
         (tmp_path / "alone").mkdir()
         played = asyncio.run(alone())
     for sample, other in zip(samples, played, strict=True):
-        begin, end = other.packed.turn_spans[0][0], other.packed.turn_spans[-1][1]
-        assert tuple(sample.tokens) == other.packed.token_ids[:end]
-        assert tuple(sample.loss_mask) == other.packed.loss_mask[begin:end]
-        assert tuple(sample.rollout_log_probs) == other.packed.logprobs[begin:end]
+        begin, end = other.packed[0].turn_spans[0][0], other.packed[0].turn_spans[-1][1]
+        assert tuple(sample.tokens) == other.packed[0].token_ids[:end]
+        assert tuple(sample.loss_mask) == other.packed[0].loss_mask[begin:end]
+        assert tuple(sample.rollout_log_probs) == other.packed[0].logprobs[begin:end]
         assert sample.reward == other.metadata.score
 
 
@@ -194,6 +207,63 @@ def test_an_attempt_that_fans_out_is_one_attempt(start: Start, model: Path) -> N
     assert all(len(values) == 1 for values in by_rollout.values())
 
 
+THOUGHT = "The title and the user are known. "
+
+
+def thinks(codec: NativeCodec) -> Answer:
+    """As `agent`, behind a thought each turn that is longer than the budget: it goes on behind what closes it."""
+    tokenizer = codec.chat.tokenizer
+    scripts = [[tokenizer.decode(codec.write(turn)) for turn in script] for script in SCRIPTS]
+
+    def answer(input_ids: list[int], params: dict[str, Any]) -> list[int]:
+        before, _, begun = tokenizer.decode(input_ids).rpartition("<|im_start|>assistant\n")
+        done = [next((i for i, turn in enumerate(script) if turn not in before), len(script)) for script in scripts]
+        most = max(done)
+        script = scripts[done.index(most) if most else (sum(input_ids) + params["sampling_seed"]) % len(scripts)]
+        text = script[min(most, len(script) - 1)]
+        return tokenizer.encode(text if "</think>" in begun else f"<think>\n{THOUGHT * 20}\n</think>\n\n{text}")
+
+    return answer
+
+
+def test_a_template_that_takes_thoughts_out_makes_several_samples_of_one_attempt(start: Start, thinker: Path) -> None:
+    codec = NativeCodec(HFTokenizer(str(thinker)), thinking="per-turn")
+    with RouterStub(answer=thinks(codec)) as server:
+        job = start(
+            server,
+            checkpoint=thinker,
+            seed=303,
+            chat={"thinking": "per-turn", "thinking_tokens": 24},
+            algo={"max_resample_rounds": 1, "loss_aggregation": "seq-mean"},
+            rollout={"keep": True},
+        )
+        samples = job.played()
+        data = job.manager._convert_samples_to_train_data(samples)
+    records = {record.attempt.index: record.episode for record in read(job.run.folder / "episodes.jsonl")}
+    by_attempt: dict[int, list[Any]] = {}
+    for sample in samples:
+        by_attempt.setdefault(sample.index, []).append(sample)
+    assert len(by_attempt) == 4 and len(samples) > 4
+    for index, mine in by_attempt.items():
+        packed = pack(records[index])
+        assert [tuple(sample.tokens) for sample in mine] == [piece.token_ids for piece in packed]
+        for sample, piece in zip(mine, packed, strict=True):
+            begin = piece.turn_spans[0][0]
+            assert (
+                tuple(sample.loss_mask) == piece.loss_mask[begin:] and tuple(sample.rollout_log_probs) == piece.logprobs[begin:]
+            )
+            assert 0 in sample.loss_mask[: piece.turn_spans[0][1] - begin]  # what closed the thought
+        assert [turn for sample in mine for turn, _, _ in metadata_of(sample).spans] == list(range(len(records[index].turns)))
+        assert len({sample.rollout_id for sample in mine}) == 1 and len({sample.reward for sample in mine}) == 1
+    # slime weighs an attempt by what all its samples hold, in however many pieces it came.
+    for index in by_attempt:
+        places = [i for i, sample in enumerate(samples) if sample.index == index]
+        total = sum(sum(data["loss_masks"][i]) for i in places)
+        assert {data["rollout_mask_sums"][i] for i in places} == {total} and len({data["rewards"][i] for i in places}) == 1
+        assert len({data["rollout_ids"][i] for i in places}) == 1
+    assert len(set(data["rollout_ids"])) == 4
+
+
 @pytest.mark.parametrize("mode", ["html", "nan", "context"])
 def test_a_server_that_lies_ends_nothing_and_poisons_nothing(start: Start, model: Path, mode: str) -> None:
     with RouterStub(answer=agent(codec_of(model)), mode=["ok"] * 6 + [mode]) as server:
@@ -202,7 +272,10 @@ def test_a_server_that_lies_ends_nothing_and_poisons_nothing(start: Start, model
         samples = job.played()
         data = job.manager._convert_samples_to_train_data(samples)
     statuses = [metadata_of(sample).status for sample in samples]
-    assert statuses.count("failed") >= 1 and len(samples) == 4
+    ended = (
+        "truncated" if mode == "context" else "failed"
+    )  # a prompt that is said to be too long ends as any that outgrows its context
+    assert statuses.count(ended) >= 1 and len(samples) == 4
     for sample, reward, mask in zip(samples, data["rewards"], data["loss_masks"], strict=True):
         if metadata_of(sample).status == "failed":
             assert sample.reward == 0.0 and reward == 0.0 and not any(mask) and len(mask) == sample.response_length >= 1

@@ -20,7 +20,7 @@ import pytest
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import UserError
-from tau2rl.rollout.workers import Workers
+from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.records import read
 from tau2rl.slime import rollout as rollout_module
 from tau2rl.slime.rollout import Rollout, rollout_of, run_until_aborted
@@ -156,8 +156,8 @@ def test_a_rollout_of_slime_is_the_same_in_workers(cluster: None, tmp_path: Path
     assert {metadata_of(sample).task for sample in samples} == {CREATE.key}
     assert (numbers["episodes/played"], numbers["episodes/aborted"], len(aborted)) == (4, 8, 8)
     for sample, other in zip(samples, played, strict=True):
-        assert other.packed is not None and other.packed.logprobs is not None
-        begin, end = other.packed.turn_spans[0][0], other.packed.turn_spans[-1][1]
-        assert tuple(sample.tokens) == other.packed.token_ids[:end]
-        assert tuple(sample.rollout_log_probs) == other.packed.logprobs[begin:end]
+        assert other.packed[0].logprobs is not None
+        begin, end = other.packed[0].turn_spans[0][0], other.packed[0].turn_spans[-1][1]
+        assert tuple(sample.tokens) == other.packed[0].token_ids[:end]
+        assert tuple(sample.rollout_log_probs) == other.packed[0].logprobs[begin:end]
         assert sample.reward == other.metadata.score

@@ -225,6 +225,16 @@ def test_a_head_and_its_job_go_when_their_owner_is_killed() -> None:
     wait_until(lambda: not any(alive(process) for process in owned) and not folder.exists())
 
 
+def test_a_head_goes_when_both_its_supervisors_are_killed_at_once() -> None:
+    with LocalHead(num_cpus=1) as head:
+        below = supervisor.descendants(head.pid)
+        folder = Path(folder_of(head))
+        for process in (head.pid, below[0]):  # the outer one, then the inner one
+            os.kill(process, signal.SIGKILL)
+    assert not any(alive(process) for process in below)
+    assert not folder.exists()
+
+
 def test_a_head_that_breaks_down_ends_the_wait_for_its_job() -> None:
     with LocalHead(num_cpus=1) as head:
         heard = Heard()

@@ -3,9 +3,11 @@
 - a run carried out as a job leaves the same report as one in this process, and its exit code is the job's
 - the job finds relative paths where the command was given
 - SIGTERM to the command ends the job, the head and the command: 130, and the run can be continued
+- a job that died before it opened its folder gives the name of its run back; one that lives does not
 - `--detach` submits and returns, with `--json` the run, the job and its server; it needs a cluster that stays
 - wrong requests are refused before anything is started
 - no secret gets into the run folder
+- whatever the locale, the command, its job and the job's workers read tau2's policies as UTF-8
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from typing import Any
 import pytest
 
 from tau2rl.config import EvalConfig, build, dump
+from tau2rl.env.domain import domain
 from tau2rl.errors import UserError
-from tau2rl.launch import supervisor
+from tau2rl.launch import jobs, supervisor
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import submit
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import ProgressEvent
+from tau2rl.settings import child_environment
 
 pytestmark = pytest.mark.e2e
 SECRET = "sk-planted-for-the-job"
@@ -105,6 +110,24 @@ def test_a_detached_run_goes_on_alone(head: LocalHead, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     assert "ray job logs --follow" in done.stderr
     wait_until((tmp_path / "relative run" / "report.json").exists)
+
+
+def test_a_detached_job_that_died_before_it_began_gives_the_name_back(head: LocalHead, tmp_path: Path) -> None:
+    asked = config(tmp_path / "run", launch={"address": head.address})
+    server = jobs.connect(head.address, head.headers)
+    sleeps, dies = jobs.new_id("sleeps"), jobs.new_id("dies")
+    server.submit("sleep 60", sleeps)
+    server.submit("exit 3", dies)
+    wait_until(lambda: server.has_ended(dies))
+    for job, code in ((sleeps, 1), (dies, 0)):
+        with claimed(tmp_path / "run", asked, resume=False, has_ended=lambda *_: True) as claim:
+            with claim.left_to(f"{job} at {head.address}"):
+                pass
+        done = on_cluster(head, asked, tmp_path)
+        assert done.returncode == code, done.stderr
+        assert ("has not opened its folder yet" in done.stderr) == (job == sleeps)
+    assert (tmp_path / "run" / "report.json").exists()
+    server.client.stop_job(sleeps)
 
 
 def test_a_detached_run_is_named_in_json(head: LocalHead, tmp_path: Path) -> None:
@@ -194,3 +217,27 @@ def test_a_run_that_exists_is_refused_before_a_head_is_started(tmp_path: Path) -
     with pytest.raises(UserError, match="holds a run already"):
         carry_out(config(tmp_path / "run"))
     assert set(supervisor.descendants(os.getpid())) <= set(before)
+
+
+@pytest.mark.parametrize("where", [["--inline"], ["--set", "rollout.workers=1"]], ids=["inline", "job"])
+def test_a_policy_is_read_as_utf8_whatever_the_locale(tmp_path: Path, where: list[str]) -> None:
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python 3.11 without its mercy
+    small = ["--domains", "telecom", "--limit", "1", "--num-samples", "1", "--policy", "gold", "--protocol", "transcript"]
+    command = [
+        sys.executable,
+        "-m",
+        "tau2rl",
+        "eval",
+        *small,
+        "--user-model",
+        "scripted",
+        "--output",
+        str(tmp_path / "ü"),
+        *where,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=240, env=child_environment(ascii_locale), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    environment = json.loads((tmp_path / "ü" / "environment.json").read_text("utf-8"))
+    assert environment["identity"]["bench"]["data"]["telecom"]["policy"] == domain("telecom").hashes()["policy"]

@@ -81,19 +81,18 @@ def test_the_name_of_a_command_that_was_killed_is_free(tmp_path: Path) -> None:
     assert seed_of(run) == 2
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(15, marks=pytest.mark.slow)])
-def test_of_two_starts_at_once_one_has_the_run(tmp_path: Path, rounds: int) -> None:
-    for number in range(rounds):
-        run = tmp_path / f"run-{number}"
-        both = {seed: start(run, seed, "--inline") for seed in (1, 2)}
-        ended = {seed: process.communicate(timeout=240) for seed, process in both.items()}
-        codes = {seed: process.returncode for seed, process in both.items()}
-        assert sorted(codes.values()) == [0, 2], ended
-        winner = min(codes, key=lambda seed: codes[seed])
-        loser = 3 - winner
-        assert re.search(rf"process {both[winner].pid} on|another process has started|holds a run already", ended[loser][1]), (
-            ended[loser]
-        )
-        assert seed_of(run) == winner
-        assert json.loads(ended[winner][0]) == json.loads((run / "report.json").read_text())
-        assert len((run / "episodes.jsonl").read_text().splitlines()) == 1
+@pytest.mark.parametrize("_round", [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 16))])
+def test_of_two_starts_at_once_one_has_the_run(tmp_path: Path, _round: int) -> None:
+    run = tmp_path / "run"
+    both = {seed: start(run, seed, "--inline") for seed in (1, 2)}
+    ended = {seed: process.communicate(timeout=240) for seed, process in both.items()}
+    codes = {seed: process.returncode for seed, process in both.items()}
+    assert sorted(codes.values()) == [0, 2], ended
+    winner = min(codes, key=lambda seed: codes[seed])
+    loser = 3 - winner
+    assert re.search(rf"process {both[winner].pid} on|another process has started|holds a run already", ended[loser][1]), ended[
+        loser
+    ]
+    assert seed_of(run) == winner
+    assert json.loads(ended[winner][0]) == json.loads((run / "report.json").read_text())
+    assert len((run / "episodes.jsonl").read_text().splitlines()) == 1

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tau2rl.rollout.runner import outcomes, plan
-from tau2rl.rollout.workers import Workers
+from tau2rl.rollouts.runner import outcomes, plan
+from tau2rl.rollouts.workers import Workers
 from tau2rl.types import TaskRef
 
 pytestmark = pytest.mark.e2e
@@ -23,7 +23,7 @@ async def librarian() -> AsyncGenerator[Any]:
     from tau2rl.chat.transcript import TranscriptCodec
     from tau2rl.env.tasks import gold_script
     from tau2rl.policy.scripted import ScriptedPolicy
-    from tau2rl.rollout.episode import run_episode
+    from tau2rl.rollouts.episode import run_episode
     from tests import library_domain  # noqa: F401 - registers it
     from tests.play import WIDE, mock_env
 

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.rollout.runner import Outcome, PlayAttempt, outcomes, plan
-from tau2rl.rollout.workers import GB, Workers
+from tau2rl.rollouts.runner import Outcome, PlayAttempt, outcomes, plan
+from tau2rl.rollouts.workers import GB, Workers
 from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 pytestmark = pytest.mark.e2e

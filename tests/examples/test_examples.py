@@ -6,6 +6,7 @@
 - the reward term adds its share to the score; a weight by which a failure could win is refused
 - gold through the codec solves what gold solves, and its records have the codec's own tokens
 - the sink gets the numbers of a training
+- the backend trains: the model that it leaves is the run's and can be played; what it refuses is refused
 - the script says what it found
 """
 
@@ -124,6 +125,33 @@ def test_a_sink_gets_the_numbers_of_a_training(here: Path) -> None:
     written = {(str(n["step"]), name): n[name] for n in lines(here / "run" / "metrics.jsonl") for name in n if name != "step"}
     assert rows == {key: value for key, value in written.items() if value is not None}
     assert {step for step, _ in rows} == {"1", "2"}
+
+
+def test_a_backend_of_ones_own_trains_a_step_of_the_chain(here: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]}
+    (here / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    tiny = ("local.shape.hidden=16", "local.shape.layers=1", "local.shape.heads=1", "local.shape.head_dim=16")
+    sets = [word for setting in ("data.val_fraction=0", *tiny) for word in ("--set", setting)]
+    tau2rl(here, "sft", "--inline", "--data", "chat.jsonl", "--steps", "1", *sets, "--output", "start")
+    start = "start/checkpoints/final"
+    tau2rl(here, "seed", "--inline", *ONE, "--protocol", "native", "--tokenizer", start, "--output", "seed")
+    mine = ("--backend", "my_pkg.plain_sft:PlainSft", "--model", start, "--set", "train.lr=1e-3", "--set", "data.val_fraction=0")
+    given = (*mine, "--data", "seed/rows.jsonl", "--steps", "3")
+    tau2rl(here, "sft", "--inline", *given, "--output", "run")
+    report = json.loads((here / "run" / "report.json").read_text())
+    assert report["backend"] == "my_pkg.plain_sft:PlainSft" and report["training"]["steps"] == 3
+    assert report["outputs"]["checkpoint"]["sha256"] != report["inputs"]["parent"]["sha256"]
+    identity = json.loads((here / "run" / "environment.json").read_text())["identity"]
+    assert set(identity["plugins"]["backend"]) == {"my_pkg.plain_sft:PlainSft"}
+    limits = ("--set", "limits.max_turns=1", "--set", "limits.context_tokens=4096")
+    played = ("--policy", "local", "--set", "policy.checkpoint=run/checkpoints/final", "--set", "policy.sampling.max_tokens=4")
+    tau2rl(here, "eval", "--inline", *played, *ONE, *limits, "--output", "eval")
+    assert len(lines(here / "eval" / "episodes.jsonl")) == 1
+    refused = tau2rl(here, "grpo", "--inline", *mine[:4], *ONE[:2], "--user-model", "scripted", "--output", "other", code=2)
+    assert "knows no reinforcement learning" in refused
+    assert "no backend `my_pkg.plain_sft:Plain`" in tau2rl(
+        here, "sft", "--inline", *given[2:], "--backend", "my_pkg.plain_sft:Plain", code=2
+    )
 
 
 def test_the_script_evaluates_a_policy(here: Path) -> None:

@@ -16,10 +16,11 @@ import yaml
 
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.layout import layout_of, sglang_config
+from tau2rl.slime.model import shape_of
 from tau2rl.slime.options import split
 from tau2rl.slime.process import script, variables
 from tau2rl.slime.run_context import SlimeRun
-from tests.slime_configs import CONFIGS, SHAPE, load_slime
+from tests.slime_configs import CONFIGS, load_slime, model_of
 
 GOLDEN = Path(__file__).parent / "argv"
 WRITE = os.environ.get("GOLDEN") == "write"
@@ -32,7 +33,7 @@ def file_of(config: str) -> Path:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_command_is_what_it_was(name: str) -> None:
     config = load_slime(name)
-    run = SlimeRun(folder=Path(f"/outputs/{config.stage}/{config.name}"), shape=SHAPE)
+    run = SlimeRun(folder=Path(f"/outputs/{config.stage}/{config.name}"), shape=shape_of(model_of(name)))
     layout = layout_of(config)
     shared = {key: value for key, value in variables(config).items() if key != "PYTHONPATH"}  # it names this machine's folders
     shown = [str(script(config)), *(" ".join((given.name, *given.values)) for given in split(build_argv(config, run)))]

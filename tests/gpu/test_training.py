@@ -43,7 +43,7 @@ def model_on(device: str, dtype: DType = "float32", *, lora: bool = False) -> nn
 
 def sft(model: nn.Module, steps: int, **more: Any) -> SFTResult:
     config = SftTrainConfig(lr=1e-2, steps=steps, warmup_steps=0, batch_size=4, save_every=2, weight_decay=0.0)
-    return train(model, ROWS, config, LocalTrainConfig(max_tokens_per_microbatch=80), **more)
+    return train(model, [(row,) for row in ROWS], config, LocalTrainConfig(max_tokens_per_microbatch=80), **more)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -68,7 +68,7 @@ def sampled(model: nn.Module, count: int = 32) -> list[ScoredTrajectory]:
             logprobs=(*[0.0] * size, *(done.logprobs or ())),
             turn_spans=((size, size + new),),
         )
-        found.append(ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)))
+        found.append(ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)))
     return found
 
 
@@ -115,5 +115,5 @@ def test_steps_below_the_last_digit_of_bfloat16_add_up() -> None:
     model = model_on(DEVICE, "bfloat16")
     before = mean_loss(model, ROWS)
     config = SftTrainConfig(lr=2e-5, steps=300, warmup_steps=0, schedule="constant", batch_size=12, weight_decay=0.0)
-    train(model, ROWS, config, LocalTrainConfig())
+    train(model, [(row,) for row in ROWS], config, LocalTrainConfig())
     assert mean_loss(model, ROWS) < before - 0.01

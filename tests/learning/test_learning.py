@@ -22,12 +22,11 @@ from typing import Any
 import pytest
 
 from tau2rl.config import AlgoConfig
-from tau2rl.data.encoding import Encoded, encode_rows
+from tau2rl.data.encoding import Encoded, encode_rows, pack
 from tau2rl.recipes import dataset
 from tau2rl.reward.advantages import group_advantages
 from tau2rl.runs.files import read_json
 from tau2rl.train import backend, group
-from tau2rl.train.group import sample_of
 from tau2rl.types import TrainingSample
 from tests.learning.chain import demonstrate, evaluate, final, fine_tune, mean, reinforce, reject
 
@@ -122,7 +121,7 @@ def test_the_test_of_sft_fails_when(
 ) -> None:
     def encode(*args: Any, **kwargs: Any) -> Encoded:
         encoded = encode_rows(*args, **kwargs)
-        return replace(encoded, samples=tuple(broken(sample) for sample in encoded.samples))
+        return replace(encoded, rows=tuple(tuple(map(broken, row)) for row in encoded.rows))
 
     monkeypatch.setattr(backend, "encode_rows", encode)
     mistaught = taught_by(taught.rows, tmp_path / "sft", seed=0)
@@ -160,7 +159,7 @@ def shuffled(scores: Sequence[float | None], turns: Sequence[Sequence[float]], a
     [
         ("group_advantages", flipped, GRPO_TEACHES),
         ("group_advantages", shuffled, GRPO_TEACHES),
-        ("sample_of", lambda episode: inverted(sample_of(episode)), APART),
+        ("pack", lambda episode: tuple(map(inverted, pack(episode))), APART),
     ],
     ids=["the sign is flipped", "the rewards are shuffled", "the wrong tokens are masked"],
 )

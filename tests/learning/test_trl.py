@@ -331,7 +331,7 @@ def test_settings_that_differ_are_told_apart(checkpoint: Path, tmp_path: Path) -
 def test_an_update_of_ours_is_an_update_of_trl(max_tokens_per_microbatch: int, checkpoint: Path, tmp_path: Path) -> None:
     case = CASES["on-policy"]
     trainer = grpo_trainer(load(checkpoint), case.ours, max_tokens_per_microbatch=max_tokens_per_microbatch, **GRADIENT_NORM)
-    update = trainer.update([ScoredTrajectory(sample=s, advantages=(a,)) for s, a in zip(SAMPLES, ADVANTAGES, strict=True)])
+    update = trainer.update([ScoredTrajectory(samples=(s,), advantages=(a,)) for s, a in zip(SAMPLES, ADVANTAGES, strict=True)])
     their_loss, theirs = trl_loss(case, world(checkpoint, case), checkpoint, tmp_path)
     assert update is not None
     assert update.loss == pytest.approx(their_loss, rel=1e-4, abs=1e-6)

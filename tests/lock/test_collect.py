@@ -22,9 +22,10 @@ from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.errors import PolicyFailure, TaskFailure
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.policy.sglang_load import ServerLoad
-from tau2rl.rollout.concurrency import AdaptiveConcurrency
-from tau2rl.rollout.runner import Outcome, never_began, outcomes, plan, play_with
-from tau2rl.types import Attempt, CallTool, Completion, Env, Episode, Fault, Policy, Say, Status
+from tau2rl.protocols import Env, Policy
+from tau2rl.rollouts.concurrency import AdaptiveConcurrency
+from tau2rl.rollouts.runner import Outcome, never_began, outcomes, plan, play_with
+from tau2rl.types import Attempt, CallTool, Completion, Episode, Fault, Say, Status
 from tests.play import CREATE, UPDATE, WIDE, mock_env
 
 CODEC = TranscriptCodec()

@@ -32,7 +32,7 @@ from tau2rl.env.simulation import Simulation
 from tau2rl.errors import PolicyFailure
 from tau2rl.hashing import prefix_hash
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.rollout.episode import run_episode
+from tau2rl.rollouts.episode import run_episode
 from tau2rl.types import CallTool, Completion, Fault, FinishReason, MalformedKind, Say, Status, TaskRef
 from tests.play import CREATE, UPDATE, WIDE, attempt, mock_env, play
 
@@ -97,7 +97,7 @@ def test_every_prompt_extends_the_one_before_and_its_hash_proves_it() -> None:
 def test_a_packed_episode_trains_on_exactly_what_was_sampled() -> None:
     codec = make_codec(ChatConfig(protocol="native", tokenizer="bytes"))
     episode = play(SOLVED, codec=codec)
-    sample = pack(episode)
+    (sample,) = pack(episode)
     trained = [t for t, m in zip(sample.token_ids, sample.loss_mask, strict=True) if m]
     assert trained == [*codec.write((CREATE_CALL,)), *codec.write((Say(text="The task is created."),))]
 

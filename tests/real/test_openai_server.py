@@ -1,5 +1,6 @@
 """A real OpenAI-compatible server (llama.cpp, SmolLM2-135M), pinned here:
 
+- a tool call that its grammar writes is read as one;
 - as the agent, asked by our own client and through litellm, with tools: whole episodes on `mock` end without a failure;
 - as the simulated user on `mock`: tau2's own calls are answered;
 - ready() says what answers; a prompt that is longer than its context is said to be so.
@@ -18,10 +19,11 @@ import pytest
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import EvalConfig, PolicyConfig, SamplingConfig, build
 from tau2rl.errors import ContextExceeded
-from tau2rl.policy.api import ApiPolicy
+from tau2rl.policy.api import ApiPolicy, OpenAIServer
+from tau2rl.policy.openai_format import read_answer
 from tau2rl.recipes.eval import run as evaluate
 from tau2rl.runs.folder import RunFolder
-from tau2rl.types import Completion, EpisodeRecord, Message, Opening, Status
+from tau2rl.types import CallTool, Completion, EpisodeRecord, Message, Opening, Status
 
 pytestmark = pytest.mark.real
 CODEC = TranscriptCodec()
@@ -52,6 +54,23 @@ def test_a_turn_is_text_or_a_call(llama: str, model: str) -> None:
     plain = ask(llama, model, "Say hello.")
     assert plain.usage.completion_tokens > 0 and plain.logprobs is None
     assert ask(llama, model, "Create a task with the title Milk.", (TOOL,)).usage.prompt_tokens > plain.usage.prompt_tokens
+
+
+def test_a_call_that_it_is_made_to_write_is_read(llama: str) -> None:
+    """`tool_choice` makes the server's grammar write the call; its title is whatever 135M weights say."""
+
+    async def inside() -> Any:
+        server = OpenAIServer(PolicyConfig(kind="api", model="openai/smollm2", api_base=llama), "smollm2", None)
+        request = {"messages": [{"role": "user", "content": "Create a task with the title Milk."}], "tools": [TOOL]}
+        choice = {"type": "function", "function": {"name": "create_task"}}
+        try:
+            return await server.ask({**request, "temperature": 0.0, "max_tokens": 64, "tool_choice": choice})
+        finally:
+            await server.aclose()
+
+    line = read_answer(asyncio.run(inside()), max_tokens=4000).completion.token_ids
+    (call,) = CODEC.parse(line, (TOOL,))
+    assert isinstance(call, CallTool) and call.name == "create_task" and isinstance(call.arguments["title"], str)
 
 
 @pytest.mark.parametrize("model", CLIENTS)

@@ -50,8 +50,9 @@ def save(index):
     for name in ("config.json", "model.safetensors.index.json"):
         (export / name).write_text("{{}}")
     (folder / "rollout").mkdir(exist_ok=True)
+    place = {{"sample_group_index": 0, "sample_index": 8 * (index + 1), "tasks": {{}}}}
     for name in (f"tasks_{{index}}.json", f"global_dataset_state_dict_{{index}}.pt"):
-        (folder / "rollout" / name).write_text(json.dumps({{"sample_index": 8 * (index + 1)}}))
+        (folder / "rollout" / name).write_text(json.dumps(place))
     (folder / "latest_checkpointed_iteration.txt").write_text(str(index))
 
 (root / "pid.draft").write_text(str(os.getpid()))

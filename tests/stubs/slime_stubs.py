@@ -200,6 +200,7 @@ def _attribute(name: str) -> str:
 
 
 ALIASES = {  # options whose values argparse keeps under a name of another kind
+    "--apply-layernorm-1p": ("--layernorm-zero-centered-gamma",),
     "--disable-compute-advantages-and-returns": ("--compute-advantages-and-returns",),
     "--disable-bias-linear": ("--add-bias-linear",),
     "--disable-wandb-random-suffix": ("--wandb-random-suffix",),

@@ -52,6 +52,22 @@ def written(folder: Path, text: str) -> Path:
     return file
 
 
+# --- text that nothing can take ---
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+@pytest.mark.parametrize("name", ["name", "output", "tasks.ids", "chat.tokenizer"])
+def test_text_that_no_file_or_process_can_take_is_refused(name: str, text: str) -> None:
+    with pytest.raises(UserError, match=f"^setting `{name}` "):
+        build(EvalConfig, SCRIPTED | put_in({}, name, [text] if name == "tasks.ids" else text))
+
+
+def put_in(values: dict[str, Any], name: str, value: object) -> dict[str, Any]:
+    """The values with one more, by its dotted name."""
+    put(values, name, value)
+    return values
+
+
 # --- unknown settings ---
 
 

@@ -95,6 +95,7 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("grpo", "user.model=m", [*SLIME, "slime.user.gpus=1", "slime.user.checkpoint=c"], SLIME),
     ("grpo", "slime.policy_gpus=4", [*SLIME, "slime.layout=colocate"], SLIME),
     ("grpo", "slime.health_seconds=5", [*SLIME, "slime.fault_tolerance=false"], SLIME),
+    ("rft-filter", "keep.partial_backoff=0.5", ["sources=[a]", "keep.attempts=all"], ["sources=[a]"]),
     ("sft", "local.shape.layers=2", ["model.init=start"], []),
     ("sft", "train.early_stopping_patience=3", ["data.val_fraction=0"], []),
     ("sft", "train.val_every=3", ["data.val_fraction=0"], []),

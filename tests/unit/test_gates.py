@@ -82,7 +82,7 @@ ENVIRONMENT = "import os\n\nhome = os.environ"
         ("TID251", "tau2rl/cli/__init__.py", "import os\n\nhome = os.getenv('HOME')"),
         ("TID251", "tau2rl/launch/x.py", "from os import environ\n\nhome = environ"),
         ("T201", "tau2rl/recipes/x.py", "print(1)"),
-        ("BLE001", "tau2rl/rollout/x.py", "try:\n    x = 1\nexcept Exception:\n    x = 2"),
+        ("BLE001", "tau2rl/rollouts/x.py", "try:\n    x = 1\nexcept Exception:\n    x = 2"),
         ("D103", "tau2rl/report/x.py", "def public() -> None:\n    return None"),
         ("D101", "tau2rl/report/x.py", "class Public:\n    pass"),
         ("D102", "tau2rl/report/x.py", 'class Public:\n    """A thing."""\n\n    def method(self) -> None:\n        return None'),
@@ -105,7 +105,7 @@ def test_settings_may_read_the_environment_and_env_may_load_tau2() -> None:
 
 # The packages with nothing in them, so that what is refused is the line that the test adds.
 PACKAGES = (
-    "chat", "cli", "config", "data", "doctor", "env", "launch", "policy", "recipes", "report", "reward", "rollout", "runs",
+    "chat", "cli", "config", "data", "doctor", "env", "launch", "policy", "recipes", "report", "reward", "rollouts", "runs",
     "slime", "train",
 )  # fmt: skip
 FILES = (
@@ -141,14 +141,14 @@ LAYERS = "a package imports only packages below it"
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("reward/__init__.py", "import tau2rl.rollout", LAYERS),
+        ("reward/__init__.py", "import tau2rl.rollouts", LAYERS),
         ("report/__init__.py", "def f():\n    import tau2rl.chat", LAYERS),
         ("env/__init__.py", "from tau2rl import policy", LAYERS),
         ("recipes/__init__.py", "from tau2rl.launch import x", LAYERS),
         ("types.py", "import tau2rl.config", LAYERS),
         ("new_package/__init__.py", "", LAYERS),
         ("slime/__init__.py", "import tau2rl.train", LAYERS),
-        ("rollout/__init__.py", "def f():\n    import tau2.gym", "only env imports tau2"),
+        ("rollouts/__init__.py", "def f():\n    import tau2.gym", "only env imports tau2"),
         ("recipes/__init__.py", "def f():\n    import torch", "only train imports torch"),
         ("slime/argv.py", "import torch.distributed", "only train imports torch"),
         ("launch/__init__.py", "def f():\n    import sglang", "only the slime hooks import slime, megatron and sglang"),
@@ -161,7 +161,7 @@ def test_import_linter_refuses(tmp_path: Path, file: str, line: str, contract: s
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("recipes/__init__.py", "import tau2rl.rollout, tau2rl.env, tau2rl.policy, tau2rl.train"),
+        ("recipes/__init__.py", "import tau2rl.rollouts, tau2rl.env, tau2rl.policy, tau2rl.train"),
         ("env/__init__.py", "import tau2.gym"),
         ("train/model.py", "import torch"),
         ("slime/hooks.py", "import torch, slime.utils.types, megatron.core"),

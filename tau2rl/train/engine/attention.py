@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-
-from tau2rl.train.model import backbone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,25 +14,37 @@ if TYPE_CHECKING:
 
 
 NAME = "tau2rl"  # of our attention, among those of transformers
-KINDS = {"full_attention", "sliding_attention"}  # of layers whose tokens meet in attention and nowhere else
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The causal LM inside LoRA's wrapper, adapters included; any other model as it is."""
+    return cast(nn.Module, model.get_base_model()) if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The decoder without its output layer."""
+    return cast(nn.Module, bare(model).base_model)
+
+
+def head(model: nn.Module) -> nn.Module:
+    """The output layer: hidden states to logits."""
+    return cast(nn.Module, bare(model).get_output_embeddings())  # pyright: ignore[reportCallIssue]
 
 
 def attends(model: nn.Module) -> bool:
-    """Whether the model can use our attention; it is switched to it, which changes nothing for who does not ask for more.
+    """Whether the model was switched to our attention: it is one for which `proof.engine_of` found that it may be."""
+    config: Any = bare(model).config
+    return config._attn_implementation == NAME
 
-    It cannot where tokens meet outside attention (recurrent layers), or in one that torch's kernel does not compute.
-    """
+
+def switch_on(model: nn.Module) -> None:
+    """Give the model our attention, which is torch's own for who does not ask for more."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    base: Any = backbone(model)
-    if base.config._attn_implementation == "sdpa":
-        kinds = set(getattr(base.config, "layer_types", None) or KINDS)
-        if kinds <= KINDS and not getattr(base, "_is_stateful", False):
-            AttentionInterface.register(NAME, attend)
-            AttentionMaskInterface.register(NAME, sdpa_mask)
-            base.set_attn_implementation(NAME)
-    return base.config._attn_implementation == NAME
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    cast(Any, bare(model)).set_attn_implementation(NAME)
 
 
 def attend(

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from tau2rl.train.engine.attention import attends
+from tau2rl.train.engine.attention import attends, backbone, bare, head
 from tau2rl.train.engine.shared_prefix import lay_out
-from tau2rl.train.model import backbone, head
 from tau2rl.types import TrainingSample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
-
-    from tau2rl.types import TrainingSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +79,19 @@ def score_tokens(
 
     Logits only where a token counts: the output layer over whole conversations would cost more than the rest of a small model.
     `temperature` is that of the sampler, so that the ratio to its log-probabilities starts at 1. `entropy`: not, as a number,
-    or to be learned from. `share`: compute what rows have in common once; the result is the same.
+    or to be learned from. `share`: compute what rows have in common once, where the model can; the result is the same.
     """
     rows, columns = batch.mask.nonzero(as_tuple=True)
-    hidden, place, work = _hidden(model, batch, share=share and len(rows) > 0 and attends(model))
-    asked, index = place[rows, columns - 1].unique(return_inverse=True)  # rows that were alike so far ask once
-    logits = head(model)(hidden.index_select(0, asked)).float()
+    blank = torch.zeros(batch.ids.shape, device=batch.ids.device)
+    if not len(rows):
+        return TokenScores(logp=blank, entropy=None if entropy == "none" else blank, work=Work())
+    compute = _shared_logits if share and attends(model) else _plain_logits
+    logits, index, work = compute(model, batch, rows, columns)
+    logits = logits.float()
     if temperature not in (0.0, 1.0):
         logits = logits / temperature
     logp_all = torch.log_softmax(logits, dim=-1)  # [asked, vocab]
     chosen = logp_all.flatten().index_select(0, index * logp_all.shape[1] + batch.ids[rows, columns])
-    blank = torch.zeros(batch.ids.shape, dtype=chosen.dtype, device=chosen.device)
     spread = None
     if entropy != "none":
         known = logp_all if entropy == "gradient" else logp_all.detach()
@@ -101,27 +99,55 @@ def score_tokens(
     return TokenScores(logp=blank.index_put((rows, columns), chosen), entropy=spread, work=work)
 
 
-def _hidden(model: nn.Module, batch: Batch, *, share: bool) -> tuple[Tensor, Tensor, Work]:
-    """The last hidden states in a line, [positions, hidden]; where each token's stands, [batch, time]; what it took."""
-    decoder = backbone(model)
-    if share:
-        layout = lay_out(batch)
-        work = Work(tokens=layout.tokens, computed=len(layout.ids), padding=layout.padding)
-        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device)  # one is given, so transformers makes none
-        hidden = decoder(
-            input_ids=layout.ids[None],
-            attention_mask=no_mask,
-            position_ids=layout.depth[None],
-            use_cache=False,
-            tau2rl_layout=layout,
-        ).last_hidden_state
-        return hidden[0], layout.place, work
-    # Right-padded and causal: no real token attends to padding, so no mask is needed and the fast kernel is used.
-    hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
-    place = torch.arange(batch.ids.numel(), device=batch.ids.device).view_as(batch.ids)
-    tokens = int((batch.mask * torch.arange(1, batch.ids.shape[1] + 1, device=batch.ids.device)).amax(1).sum())
-    work = Work(tokens=tokens, computed=batch.ids.numel(), padding=batch.ids.numel() - tokens)
-    return hidden.flatten(0, 1), place, work
+def _shared_logits(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Work]:
+    """Logits, [asked, vocab]; which of them each token's are, [tokens]; what it took. Rows that were alike so far ask once."""
+    layout = lay_out(batch)
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.ids.device)  # one is given, so transformers makes none
+    hidden = backbone(model)(
+        input_ids=layout.ids[None], attention_mask=no_mask, position_ids=layout.depth[None], use_cache=False, tau2rl_layout=layout
+    ).last_hidden_state
+    asked, index = layout.place[rows, columns - 1].unique(return_inverse=True)
+    work = Work(tokens=layout.tokens, computed=len(layout.ids), padding=layout.padding)
+    return head(model)(hidden[0].index_select(0, asked)), index, work
+
+
+def _plain_logits(model: nn.Module, batch: Batch, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Work]:
+    """The same from the library's own forward pass, whatever the model does to its tokens and logits."""
+    places = torch.arange(1, batch.ids.shape[1] + 1, device=batch.ids.device)
+    ends = (batch.mask * places).amax(1)  # [batch]; what stands behind the last token that counts has no gradient
+    ids = batch.ids[:, : int(ends.max())]
+    logits = plain_logits(model, ids, ends, rows, columns - 1)
+    tokens = int(ends.sum())
+    return (
+        logits,
+        torch.arange(len(rows), device=rows.device),
+        Work(tokens=tokens, computed=ids.numel(), padding=ids.numel() - tokens),
+    )
+
+
+def plain_logits(model: nn.Module, ids: Tensor, lengths: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Logits at (row, column) of right-padded rows, [asked, vocab], by the library's own forward pass without a cache."""
+    real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    kept, place = columns.unique(return_inverse=True)
+    more: dict[str, Tensor] = {} if bool(real.all()) else {"attention_mask": real.long()}
+    if accepts(model, "logits_to_keep"):
+        more["logits_to_keep"] = kept
+    else:
+        place = columns
+    return bare(model)(input_ids=ids, use_cache=False, **more, **text_only(model, ids)).logits[rows, place]
+
+
+def text_only(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """What a model that sees images as well wants to be told: that every token is text."""
+    config: Any = bare(model).config
+    if getattr(config, "vision_config", None) is None:
+        return {}
+    return {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids") if accepts(model, name)}
+
+
+def accepts(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward pass has a parameter of this name."""
+    return name in inspect.signature(bare(model).forward).parameters
 
 
 REPEATS = 8

@@ -1,11 +1,13 @@
 """Continuous batching: one KV-cache slot a conversation, one forward pass for every request that waits for a token.
 
+What a request is, and what every sampler does with one, stands here too; models without slots: `plain_generator.py`.
 Synchronous and single-threaded; `train/policy.py` puts it on a thread of its own.
 """
 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,11 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tau2rl.errors import UserError
-from tau2rl.train.engine.attention import attends
+from tau2rl.train.engine.attention import attends, backbone, head
 from tau2rl.train.engine.forward import CALL, begins, common, padded_batches
 from tau2rl.train.engine.kv_cache import SHARING_PAYS, KVCache, SlotTable
-from tau2rl.train.model import backbone, head
 from tau2rl.types import Completion, FinishReason, Usage
 
 if TYPE_CHECKING:
@@ -51,47 +51,35 @@ class Request:
         self.draw = random.Random(self.seed)
 
 
-class Generator:
-    """A batch that requests join and leave at any step.
+class Sampler(ABC):
+    """Requests in line and being sampled; how their tokens are computed is the subclass's.
 
     The result of a request depends on its prompt, its seed and the weights; who else is in the batch changes only the
-    rounding of the matrix products. Conversations keep their keys and values from turn to turn, so a turn costs its new tokens;
-    what a conversation has in common with any other that is kept, or that starts beside it, is copied and not computed.
+    rounding of the matrix products.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        slots: int = 64,
-        prefill_tokens: int = 16384,
-        decode: Callable[[Sequence[int]], str] | None = None,
+        self, model: nn.Module, *, slots: int, prefill_tokens: int, decode: Callable[[Sequence[int]], str] | None
     ) -> None:
+        """`slots`: requests that are sampled at once. `prefill_tokens`: places of one forward pass over prompts.
+
+        `decode` is needed by stop strings only.
+        """
         self._model = model
         self._decode = decode
         self._device = next(model.parameters()).device
-        self._pad = 0
-        layers = int(model.config.num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-        self._cache = KVCache(layers=layers, slots=slots, device=self._device)
         self._count = slots
         self._prefill_tokens = prefill_tokens
-        self._in_place = attends(model)
-        if not self._in_place and getattr(model.config, "sliding_window", None):
-            raise UserError(
-                "layers with a sliding window are sampled with torch's attention (`sdpa`) alone, which this model does not have",
-                hint="train it with backend `slime`; Qwen, Llama and Mistral models work here",
-            )
         self._waiting: list[Request] = []
         self._active: list[Request] = []
-        self.computed = 0  # tokens whose keys and values were computed, since the beginning
-        self.clear_cache()
 
+    @abstractmethod
     def clear_cache(self) -> None:
-        """Drop every stored key and value: the weights have changed."""
-        if getattr(self, "_active", None):
-            raise RuntimeError("the weights changed while turns were being sampled")
-        self._cache.clear()
-        self._slots = SlotTable(self._count)
+        """Drop every stored key and value: the weights have changed. Raises RuntimeError while turns are being sampled."""
+
+    @abstractmethod
+    def _advance(self) -> list[Request]:
+        """Admit who waits, into `_active`, move everyone one token on; returns those that are done."""
 
     @property
     def busy(self) -> bool:
@@ -115,11 +103,80 @@ class Generator:
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """Admit who waits, move everyone one token on; returns those that are done (or abandoned, without a result)."""
-        done = [r for r in (*self._waiting, *self._active) if r.abandoned]
+        left = [r for r in (*self._waiting, *self._active) if r.abandoned]
         self._waiting = [r for r in self._waiting if not r.abandoned]
         self._active = [r for r in self._active if not r.abandoned]
         self._model.eval()
-        left, going = len(done), list(self._active)
+        done = self._advance()
+        for request in done:
+            self._active.remove(request)
+        return left + done
+
+    def _refuse_while_sampling(self) -> None:
+        if self._active:
+            raise RuntimeError("the weights changed while turns were being sampled")
+
+    def _sample(self, batch: Sequence[Request], logits: Tensor) -> list[Request]:
+        """Sample one token for each request from its row of `logits`, [batch, vocab]; returns those that are done."""
+        tokens, logprobs = sample_tokens(logits, [r.sampling for r in batch], [r.draw.random() for r in batch])
+        return [r for r, t, p in zip(batch, tokens, logprobs, strict=True) if self._take(r, t, p)]
+
+    def _take(self, request: Request, token: int, logprob: float) -> bool:
+        request.output.append(token)
+        request.logprobs.append(logprob)
+        full = len(request.output) >= request.max_tokens  # which comes before a stop, as SGLang has it
+        stopped = not full and (token in request.stop_token_ids or self._at_stop(request))
+        if not stopped and not full:
+            return False
+        request.result = Completion(
+            token_ids=tuple(request.output),
+            logprobs=tuple(request.logprobs),
+            finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
+            usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=len(request.output), cached_tokens=request.cached),
+        )
+        return True
+
+    def _at_stop(self, request: Request) -> bool:
+        if not request.stop or self._decode is None:
+            return False
+        tail = self._decode(request.output[-16:])
+        return any(tail.endswith(text) for text in request.stop)
+
+
+class Generator(Sampler):
+    """A batch that requests join and leave at any step, for a model that `proof.prove` switched to our attention.
+
+    Conversations keep their keys and values from turn to turn, so a turn costs its new tokens; what a conversation has in common
+    with any other that is kept, or that starts beside it, is copied and not computed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        slots: int = 64,
+        prefill_tokens: int = 16384,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        """Raises ValueError for a model that was not switched to our attention."""
+        if not attends(model):
+            raise ValueError("KV-cache slots are for models that `tau2rl.train.engine.proof.engine_of` has proved them on")
+        super().__init__(model, slots=slots, prefill_tokens=prefill_tokens, decode=decode)
+        self._pad = 0
+        layers = int(backbone(model).config.get_text_config().num_hidden_layers)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        self._cache = KVCache(layers=layers, slots=slots, device=self._device)
+        self.computed = 0  # tokens whose keys and values were computed, since the beginning
+        self.clear_cache()
+
+    def clear_cache(self) -> None:
+        """Drop every stored key and value: the weights have changed."""
+        self._refuse_while_sampling()
+        self._cache.clear()
+        self._slots = SlotTable(self._count)
+
+    def _advance(self) -> list[Request]:
+        done: list[Request] = []
+        going = list(self._active)
         budget = self._prefill_tokens
         while fresh := self._admit(budget):  # again: who shares a beginning with these has waited for it
             new = [r.prompt[r.cached :] for r in fresh]
@@ -129,8 +186,6 @@ class Generator:
         if going:
             going.sort(key=lambda r: r.slot)
             done += self._forward(going, [r.output[-1:] for r in going])
-        for request in done[left:]:
-            self._active.remove(request)
         return done
 
     def _admit(self, budget: int) -> list[Request]:
@@ -181,8 +236,7 @@ class Generator:
         logits = self._logits([r.slot for r in batch], starts, new)
         for request, tokens in zip(batch, new, strict=True):
             self._slots.held[request.slot].extend(tokens)
-        tokens, logprobs = sample_tokens(logits, [r.sampling for r in batch], [r.draw.random() for r in batch])
-        return [r for r, t, p in zip(batch, tokens, logprobs, strict=True) if self._take(r, t, p)]
+        return self._sample(batch, logits)
 
     def _logits(self, slots: list[int], starts: list[int], new: list[list[int]]) -> Tensor:
         """Logits after the last new token of each row, [batch, vocab]."""
@@ -205,8 +259,7 @@ class Generator:
             # A slot between them, which asks nothing, may attend to everything: with nothing to attend to it would be nan.
             at = at.new_full((window.stop - window.start, longest), width).index_copy_(0, more["tau2rl_rows"], at)
         mask = torch.arange(width, device=self._device) <= at[:, :, None]  # [rows, new, width]
-        if self._in_place:
-            more["tau2rl_positions"] = at  # for layers with a sliding window
+        more["tau2rl_positions"] = at  # for layers with a sliding window
         hidden = backbone(self._model)(
             input_ids=ids,
             attention_mask=mask[:, None],
@@ -221,28 +274,7 @@ class Generator:
         """The slots from the first to the last of these, where attending to those between too is cheaper than copying these."""
         window = slice(min(slots), max(slots) + 1)
         pays = (window.stop - window.start) * new <= len(slots) * (new + COPY)
-        return window if pays and self._in_place else None
-
-    def _take(self, request: Request, token: int, logprob: float) -> bool:
-        request.output.append(token)
-        request.logprobs.append(logprob)
-        full = len(request.output) >= request.max_tokens  # which comes before a stop, as SGLang has it
-        stopped = not full and (token in request.stop_token_ids or self._at_stop(request))
-        if not stopped and not full:
-            return False
-        request.result = Completion(
-            token_ids=tuple(request.output),
-            logprobs=tuple(request.logprobs),
-            finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
-            usage=Usage(prompt_tokens=len(request.prompt), completion_tokens=len(request.output), cached_tokens=request.cached),
-        )
-        return True
-
-    def _at_stop(self, request: Request) -> bool:
-        if not request.stop or self._decode is None:
-            return False
-        tail = self._decode(request.output[-16:])
-        return any(tail.endswith(text) for text in request.stop)
+        return window if pays else None
 
 
 def sample_tokens(logits: Tensor, rows: Sequence[SamplingConfig], points: Sequence[float]) -> tuple[list[int], list[float]]:

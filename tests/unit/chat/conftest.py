@@ -9,7 +9,7 @@ import pytest
 from tau2rl.chat import make_codec
 from tau2rl.chat.tokenizers import HFTokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
-from tau2rl.types import ChatCodec
+from tau2rl.protocols import ChatCodec
 from tests.unit.chat.talk import save_bpe
 
 KINDS = ("native-bytes", "native-bpe", "cookbook-bytes", "cookbook-bpe", "transcript")

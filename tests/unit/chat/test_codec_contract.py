@@ -20,7 +20,8 @@ from tau2rl.chat.native import NativeCodec, system_prompt
 from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import ByteTokenizer, HFTokenizer, Tokenizer
 from tau2rl.errors import MalformedTurn
-from tau2rl.types import Actions, CallTool, ChatCodec, Message, Opening, Say
+from tau2rl.protocols import ChatCodec
+from tau2rl.types import Actions, CallTool, Message, Opening, Say
 from tests.unit.chat.talk import TOOLS, followers, native_actions, openings, single_actions, texts, tricky
 
 some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

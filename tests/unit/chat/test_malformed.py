@@ -7,7 +7,8 @@ import pytest
 from tau2rl.chat.parsing import MAX_CHARS, MAX_DEPTH
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import MalformedTurn
-from tau2rl.types import CallTool, ChatCodec, MalformedKind, Say, Think
+from tau2rl.protocols import ChatCodec
+from tau2rl.types import CallTool, MalformedKind, Say, Think
 from tests.unit.chat.talk import TOOLS
 
 K = MalformedKind

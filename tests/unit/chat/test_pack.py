@@ -47,19 +47,19 @@ SECOND = turn(IDS, 5, 6, (-1.0,), MalformedKind.BAD_JSON)
 
 
 def test_only_sampled_tokens_are_trained_on() -> None:
-    sample = pack(episode(IDS, FIRST, SECOND))
-    assert sample.token_ids == IDS
-    assert sample.loss_mask == (0, 0, 1, 1, 0, 1, 0)
-    assert sample.logprobs == (0.0, 0.0, -0.5, -0.25, 0.0, -1.0, 0.0)
+    (sample,) = pack(episode(IDS, FIRST, SECOND))
+    assert sample.token_ids == IDS[:6]  # nothing behind what was sampled last
+    assert sample.loss_mask == (0, 0, 1, 1, 0, 1)
+    assert sample.logprobs == (0.0, 0.0, -0.5, -0.25, 0.0, -1.0)
     assert sample.turn_spans == ((2, 4), (5, 6))
 
 
 def test_one_turn_without_logprobs_leaves_none() -> None:
-    assert pack(episode(IDS, FIRST, replace(SECOND, logprobs=None))).logprobs is None
+    assert pack(episode(IDS, FIRST, replace(SECOND, logprobs=None)))[0].logprobs is None
 
 
 def test_an_episode_without_turns_has_nothing_to_train_on() -> None:
-    assert pack(episode(IDS)).loss_mask == (0,) * 7
+    assert pack(episode(IDS)) == ()
 
 
 def test_a_changed_prompt_is_found_and_named() -> None:
@@ -92,6 +92,6 @@ def test_a_played_conversation_packs_to_its_assistant_text() -> None:
         sampled = codec.write((Say(text=text),))
         turns.append(turn(tuple(ids), len(ids), len(ids) + len(sampled), None))
         ids = codec.extend(ids, sampled, [Message(role="user", content="and")])
-    sample = pack(episode(tuple(ids), *turns))
+    (sample,) = pack(episode(tuple(ids), *turns))
     trained = [i for i, kept in zip(sample.token_ids, sample.loss_mask, strict=True) if kept]
     assert tokenizer.decode(trained) == "One<|im_end|>Two<|im_end|>"

@@ -108,6 +108,15 @@ def test_a_bug_is_one_line_and_a_file_with_the_traceback() -> None:
     log.unlink()
 
 
+def test_a_bug_shows_and_keeps_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-planted-0123456789")
+    result = runner.invoke(an_app_that_raises(ValueError("401 for sk-planted-0123456789")), ["go"])
+    log = Path(re.findall(r"`(\S+\.log)`", result.stderr)[0])
+    assert "[DEEPSEEK_API_KEY]" in result.stderr and "[DEEPSEEK_API_KEY]" in log.read_text("utf-8")
+    assert "sk-planted" not in result.stderr + log.read_text("utf-8")
+    log.unlink()
+
+
 @pytest.mark.parametrize(("arguments", "environment"), [(["--debug", "go"], {}), (["go"], {"TAU2RL_DEBUG": "1"})])
 def test_debug_shows_the_traceback_of_a_bug(arguments: list[str], environment: dict[str, str]) -> None:
     result = runner.invoke(an_app_that_raises(KeyError("reward")), arguments, env=environment)

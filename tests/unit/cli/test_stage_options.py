@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.cli.options import COMMON, SHORT, Asked, stage_command
-from tau2rl.config import STAGES, Setting, ShapeConfig, StageConfig, dump, every_setting, flatten, known_names, words_of
+from tau2rl.config import STAGES, Setting, StageConfig, dump, every_setting, flatten, known_names, words_of
 from tau2rl.config.fields import arms_of, items_of, section_of, value_of, values_of
 
 runner = CliRunner()
@@ -89,6 +89,8 @@ GRPO: dict[str, list[str]] = {
     "tracking.project": ["--tracking.wandb", "offline"],
 }
 SFT: dict[str, list[str]] = {
+    "chat.thinking": [],
+    "chat.date": [],
     "local": [],
     "local.lora": ["--lora-rank", "4"],
     "local.shape": ["--model", "tiny"],
@@ -103,7 +105,6 @@ REFUSED = {  # whatever the others are
     ("seed", "policy.hedge_seconds"),
     ("rft-filter", "policy.hedge_seconds"),
     ("sft", "local.kv_cache_slots"),
-    *(("grpo", f"local.shape.{key}") for key in ShapeConfig.model_fields),
     *(
         ("sft", f"slime.{key}")
         for key in (

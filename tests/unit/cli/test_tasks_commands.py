@@ -1,6 +1,7 @@
 """`tau2rl tasks`, pinned here on tau2's real `mock` domain (one task of airline where a split is needed):
 
 - `list` names tasks at the top level of each row; `--limit` and `--task-split` are honoured;
+- with `--plugins` they know a domain that a module of the user's registers;
 - `index` writes the files that it names, a row a task, with the metadata from which a rollout opens the task;
 - `validate` names the tasks whose reference path does not score 1, and exits 1 when there is one;
 - `audit` prints JSON and a table from the same numbers;
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,21 @@ def test_list_names_the_tasks() -> None:
 def test_list_takes_several_domains_and_the_default_split() -> None:
     rows = tasks("list", "--domains", "airline,retail", "--limit", "1")
     assert [(r["domain"], r["split"]) for r in rows] == [("airline", "test"), ("retail", "test")]
+
+
+def test_a_domain_of_ones_own_is_there_with_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (Path(__file__).parents[3] / "examples" / "lamp_domain.py").read_text("utf-8")
+    (tmp_path / "lantern_domain.py").write_text(source.replace('NAME = "lamp"', 'NAME = "lantern"'))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    lantern = ["--domains", "lantern", "--task-split", "base"]
+    assert "lantern" in runner.invoke(app, ["tasks", "list", *lantern]).stderr  # unknown
+    own = [*lantern, "--plugins", "lantern_domain"]
+    assert [row["task_id"] for row in tasks("list", *own)] == ["on", "off"]
+    assert tasks("validate", *own)["solved"] == 2
+    assert tasks("audit", *own)["domains"]["lantern"]["tasks"] == 2
+    assert len(tasks("index", *own, "--output", str(tmp_path / "index"))["files"]) == 2
+    assert runner.invoke(app, ["tasks", "list", *lantern, "--plugins", "no_such"]).exit_code == 2
 
 
 def test_index_writes_what_a_trainer_reads(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tau2rl.chat import make_codec
 from tau2rl.chat.tokenizers import ByteTokenizer, load_tokenizer
 from tau2rl.cli import app
 from tau2rl.config import ChatConfig, EvalConfig, PolicyConfig, TasksConfig, build
-from tau2rl.data.encoding import encode_rows
+from tau2rl.data.encoding import encode_rows, pack
 from tau2rl.data.jsonl import read_file
 from tau2rl.env.tasks import changed_something, gold_script, select
 from tau2rl.policy.scripted import ScriptedPolicy
@@ -35,6 +35,7 @@ from tau2rl.runs.provenance import environment
 from tau2rl.runs.records import SCHEMA
 from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, FinishReason, Message, Say, Score, TaskRef, TrainingSample
 from tests.play import WIDE, attempt, play
+from tests.unit.rollout.test_thinking import SCRIPT, played
 
 CHAT = ChatConfig(protocol="native", tokenizer="bytes")
 BROKEN = "<tool_call>\n{oops\n</tool_call><|im_end|>"
@@ -223,3 +224,20 @@ def test_an_attempt_is_named_by_task_and_number() -> None:
     )
     metadata = row_of(record, source())["metadata"]
     assert (metadata["id"], metadata["kind"], metadata["chat"]) == (f"{ref.key}#3", "create", "f" * 16)
+
+
+@pytest.mark.parametrize("thinking", ["keep", "per-turn"])
+def test_rows_keep_the_thoughts_and_are_learned_as_they_were_sampled(thinking: Any) -> None:
+    episode, _ = played(thinking)
+    chat = ChatConfig(protocol="native", tokenizer="bytes", thinking=thinking)
+    written = row(episode, chat)
+    thoughts = [message.get("reasoning_content") for message in written["messages"] if message["role"] == "assistant"]
+    assert thoughts == [None, *(thought for thought, _ in SCRIPT)]
+    assert not any("thinking" in message for message in written["messages"])
+    messages = {key: value for key, value in written.items() if key not in ("token_ids", "loss_mask")}
+    again = encode_rows([("row", messages)], BYTES, max_tokens=1_000_000, chat=chat)
+    assert again.samples == tuple(replace(sample, logprobs=None) for sample in pack(episode))
+    assert ("token_ids" in written) == (thinking == "keep")
+    if thinking == "keep":
+        assert tuple(written["token_ids"]) == again.samples[0].token_ids
+        assert tuple(written["loss_mask"]) == again.samples[0].loss_mask

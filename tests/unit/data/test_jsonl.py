@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from tau2rl.data import jsonl
 from tau2rl.data.jsonl import read_file, write_rows
 from tau2rl.errors import UserError
 
@@ -142,3 +144,28 @@ def test_what_cannot_be_opened_is_named(name: str, tmp_path: Path) -> None:
 def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     assert rows(tmp_path / "a.jsonl") == []
+
+
+def one_line_of(size: int, how: str) -> bytes:
+    line = b"x" * size
+    return gzip.compress(line, 1) if how == "gzip" else compressed(line) if how == "zstd" else line
+
+
+@pytest.mark.parametrize("how", ["plain", "gzip", pytest.param("zstd", marks=zstd)])
+def test_a_line_that_does_not_end_is_refused(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE", 3_000_000)
+    (tmp_path / "a.jsonl").write_bytes(one_line_of(3_000_001, how))
+    with pytest.raises(UserError, match=r"a\.jsonl` line 1 is no row: it has more than 3000000 bytes"):
+        rows(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(b'{"a":1}\n\n{"a":"' + b"x" * 2_999_000 + b'"}\n{"a":2}')
+    assert [place for place, _ in read_file(tmp_path / "b.jsonl")] == ["b.jsonl:1", "b.jsonl:3", "b.jsonl:4"]
+    (tmp_path / "c.jsonl").write_bytes(b'{"a":1}\n\n' + b"x" * 4_000_000)
+    with pytest.raises(UserError, match=r"line 3 is no row"):
+        rows(tmp_path / "c.jsonl")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(UserError, match="it is not a file"):
+            rows(path)

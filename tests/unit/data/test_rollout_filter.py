@@ -33,12 +33,12 @@ def entry(task: str, index: int, reward: float = 1.0, **more: Any) -> Entry:
     return Entry(task=task, key=f"{task}#{index}", index=index, reward=reward, **values)
 
 
-def outcome(entries: list[Entry], keep: KeepConfig = ALL, *, solved_only: bool = True) -> tuple[list[str], dict[str, str]]:
+def outcome(entries: list[Entry], keep: KeepConfig = ALL) -> tuple[list[str], dict[str, str]]:
     """Keys that stay, and key -> reason of the others."""
     with RolloutFilter() as rollouts:
         for one in entries:
             rollouts.add(one)
-        rollouts.apply(keep, solved_only=solved_only)
+        rollouts.apply(keep)
         at = {(e.source, e.position): e.key for e in entries}
         return [at[place] for place in rollouts.kept()], {d.key: d.reason for d in rollouts.dropped()}
 
@@ -53,8 +53,26 @@ def test_what_was_not_solved_goes_with_its_reason() -> None:
 def test_what_failed_is_never_kept(fault: str) -> None:
     entries = [entry("a", 0, 0.0, fault=fault), entry("b", 0, 0.0)]
     assert outcome(entries)[1] == {"a#0": f"fault: {fault}", "b#0": "not solved"}
-    assert outcome(entries, solved_only=False) == (["b#0"], {"a#0": f"fault: {fault}"})
+    assert outcome(entries, ALL.model_copy(update={"attempts": "all"})) == (["b#0"], {"a#0": f"fault: {fault}"})
     assert outcome(entries, KeepConfig(partial_backoff=0.1))[0] == []
+
+
+def test_a_subset_is_as_many_as_were_solved_whatever_came_of_them() -> None:
+    entries = [entry("a", 0, 0.0), entry("a", 1), entry("b", 0), entry("b", 1, 0.0), entry("c", 0, 0.0, fault="user")]
+    kept, dropped = outcome(entries, ALL.model_copy(update={"attempts": "subset"}))
+    assert kept == ["a#0", "b#0"]  # two were solved; the lowest picks stay, one of them a failure
+    assert dropped == {"c#0": "fault: user", "a#1": "not drawn", "b#1": "not drawn"}
+
+
+def test_the_size_of_a_subset_follows_the_other_rules() -> None:
+    entries = [entry("a", index) for index in range(3)] + [entry("b", index, 0.0) for index in range(3)]
+    kept, _ = outcome(entries, KeepConfig(attempts="subset", dedupe=False, per_task=1))
+    assert len(kept) == 1  # `solved` would have kept one of `a`
+
+
+def test_failures_stay_when_all_is_kept_though_they_changed_nothing() -> None:
+    entries = [entry("a", 0, no_op=True), entry("b", 0, 0.0, no_op=True)]
+    assert outcome(entries, KeepConfig(attempts="all", exclude_no_op=True))[0] == ["b#0"]
 
 
 def test_of_a_repeated_attempt_only_the_evidence_counts() -> None:

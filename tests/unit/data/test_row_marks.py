@@ -1,7 +1,9 @@
 """What a row says of its own learning is honoured, or the row is left out with its reason; pinned here, through `tau2rl sft`:
 
 - `step_loss_mask: 0` and `weight: 0` keep a message in the conversation and out of the loss, exactly; on a row they leave it out
-- a mark that is neither 0 nor 1 leaves the row out, and so do thoughts, which would vanish
+- a mark that is neither 0 nor 1 leaves the row out
+- thoughts are learned as the template writes them, or the run is refused with file and line; they never vanish
+- `tau2rl data show` prints exactly what is trained on
 - nulls that Arrow added are no arguments, no tools and no content; nulls within JSON text and defaults of schemas stay
 - tools are read as schemas, as JSON text, and as a list of texts, with the same tokens
 - rows with sampled tokens that the tokenizer does not have are left out
@@ -17,8 +19,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tau2rl.chat.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from tau2rl.chat.tokenizers import CHATML_TEMPLATE, ByteTokenizer, Tokenizer, load_tokenizer
 from tau2rl.cli import app
+from tau2rl.config import TemplateConfig, build
 from tau2rl.data.encoding import Encoded, encode_rows
 from tau2rl.data.jsonl import read_file
 from tau2rl.slime.sft_data import write_conversations
@@ -46,21 +49,22 @@ def written(folder: Path, *rows: dict[str, Any]) -> Path:
     return file
 
 
-def encoded(*rows: dict[str, Any], tokenizer: Tokenizer | None = None) -> Encoded:
+def encoded(*rows: dict[str, Any], tokenizer: Tokenizer | None = None, thinking: str = "off") -> Encoded:
     named = [(f"rows.jsonl:{number}", row) for number, row in enumerate(rows, 1)]
-    return encode_rows(named, tokenizer or ByteTokenizer(), max_tokens=100_000)
+    chat = build(TemplateConfig, {"thinking": thinking})
+    return encode_rows(named, tokenizer or ByteTokenizer(), max_tokens=100_000, chat=chat)
 
 
-def learned(row: dict[str, Any]) -> list[str]:
+def learned(row: dict[str, Any], thinking: str = "off") -> list[str]:
     """The text of each turn that is learned."""
-    (sample,) = encoded(row).samples
+    (sample,) = encoded(row, thinking=thinking).samples
     texts = [ByteTokenizer().decode(sample.token_ids[start:end]) for start, end in sample.turn_spans]
     assert sum(sample.loss_mask) == sum(end - start for start, end in sample.turn_spans)
     return [text.removesuffix("<|im_end|>") for text in texts]
 
 
-def whole(row: dict[str, Any]) -> str:
-    (sample,) = encoded(row).samples
+def whole(row: dict[str, Any], thinking: str = "off") -> str:
+    (sample,) = encoded(row, thinking=thinking).samples
     return ByteTokenizer().decode(sample.token_ids)
 
 
@@ -97,9 +101,7 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
     [
         (with_message(2, weight=0.5), "message 2 has a `weight` of 0.5: only 0 and 1 can be honoured"),
         (with_message(2, step_loss_mask="0"), "message 2 has a `step_loss_mask` of '0'"),
-        (with_message(4, reasoning_content="Hm."), "message 4 has `reasoning_content`, which cannot be trained on"),
-        (with_message(2, reasoning="Hm."), "message 2 has `reasoning`"),
-        (with_message(2, thinking="Hm."), "message 2 has `thinking`"),
+        (with_message(2, thinking=[{"text": "Hm."}]), "a message whose thought is not text"),
         ({**PLAIN, "weight": 0}, "its `weight` is 0"),
         ({**PLAIN, "weight": 2}, "the row has a `weight` of 2"),
         ({**PLAIN, "messages": [{**m, "weight": 0} for m in PLAIN["messages"]]}, "no assistant turn to learn"),
@@ -112,6 +114,10 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
         ({**PLAIN, "tools": ["renew_loan"]}, "a tool that are text, but not JSON"),
         ({**PLAIN, "tools": [{"type": "function"}]}, "a tool that is no function schema"),
         ({**PLAIN, "tools": [[]]}, "a tool that is no function schema"),
+        ({**PLAIN, "id": "\ud800"}, "half of a surrogate pair"),
+        (with_message(1, content="\ud800"), "half of a surrogate pair"),
+        (with_message(2, tool_calls=[{"function": {"name": "f", "arguments": '{"a": "\\udfff"}'}}]), "half of a surrogate pair"),
+        ({**PLAIN, "tools": '[{"name": "\\udfff"}]'}, "half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_honoured_leaves_the_row_out_with_its_place(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -121,10 +127,95 @@ def test_what_cannot_be_honoured_leaves_the_row_out_with_its_place(row: dict[str
     assert dropped["at"] == "rows.jsonl:2" and reason in dropped["reason"]
 
 
-def test_thoughts_do_not_vanish_from_the_account(tmp_path: Path) -> None:
-    rows = sft(written(tmp_path, PLAIN, json.loads((CASES / "reasoning.jsonl").read_text("utf-8"))), tmp_path)["rows"]
-    (reason,) = rows["reasons"]
-    assert "`reasoning_content`" in reason and (rows["used"], rows["dropped"]) == (1, 1)
+THOUGHTS = ["The policy allows one renewal, so I renew it.", "Say so."]
+THOUGHT_ROW: dict[str, Any] = json.loads((CASES / "reasoning.jsonl").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_without_a_place_end_the_run_with_file_and_line(key: str, tmp_path: Path) -> None:
+    told = sft(written(tmp_path, PLAIN, with_message(4, **{key: "Hm."})), tmp_path, code=2)
+    assert "`rows.jsonl:2`: message 4 has a thought" in told and "chat.thinking=keep" in told
+
+
+@pytest.mark.parametrize("thinking", ["keep", "per-turn"])
+def test_thoughts_are_learned_as_the_template_writes_them(thinking: str) -> None:
+    turns = [f"<think>\n{thought}\n</think>\n\n{said}" for thought, said in zip(THOUGHTS, (CALL, "Renewed."), strict=True)]
+    assert learned(THOUGHT_ROW, thinking) == turns
+    told = {"enable_thinking": True, "preserve_thinking": thinking == "keep"}
+    text = ByteTokenizer().render(THOUGHT_ROW["messages"], THOUGHT_ROW["tools"], add_generation_prompt=False, variables=told)
+    assert whole(THOUGHT_ROW, thinking) == text.removesuffix("\n")
+
+
+def test_a_checkpoint_learns_to_think(tmp_path: Path) -> None:
+    sft(CASES / "plain.jsonl", tmp_path)
+    start = tmp_path / "run" / "checkpoints" / "final"
+    (start / "chat_template.jinja").write_text(CHATML_TEMPLATE, "utf-8")  # the tiny model's own has no thoughts
+    more = [{"role": "user", "content": "And L-8?"}, {"role": "assistant", "content": "No.", "reasoning_content": "It is lost."}]
+    file = written(tmp_path, {**THOUGHT_ROW, "messages": [*THOUGHT_ROW["messages"], *more]})
+    words = ["sft", "--data", str(file), "--output", str(tmp_path / "thinks"), "--inline"]
+    given = [f"model.init={start}", "chat.thinking=per-turn", "train.steps=1", "data.val_fraction=0"]
+    result = runner.invoke(app, [*words, *(word for value in given for word in ("--set", value))])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "thinks" / "report.json").read_text("utf-8"))
+    assert (report["rows"]["used"], report["rows"]["dropped"], report["rows"]["samples"]) == (1, 0, 2)
+    assert report["training"]["steps"] == 1 and report["training"]["loss"] > 0
+
+
+def test_a_thought_that_the_template_takes_out_is_learned_where_it_was_thought() -> None:
+    more = [{"role": "user", "content": "And L-8?"}, {"role": "assistant", "content": "No.", "reasoning_content": "It is lost."}]
+    row = {**THOUGHT_ROW, "messages": [*THOUGHT_ROW["messages"], *more]}
+    found = encoded(row, thinking="per-turn")
+    assert [len(sample.turn_spans) for sample in found.samples] == [2, 1] and len(found.rows) == 1
+    texts = [ByteTokenizer().decode(sample.token_ids) for sample in found.samples]
+    assert all(thought in texts[0] and thought not in texts[1] for thought in THOUGHTS)
+    told = {"enable_thinking": True}
+    rendered = ByteTokenizer().render(row["messages"], row["tools"], add_generation_prompt=False, variables=told)
+    assert texts[1] == rendered.removesuffix("\n")
+    (kept,) = encoded(row, thinking="keep").samples
+    assert len(kept.turn_spans) == 3
+
+
+def shown(file: Path, *words: str, code: int = 0) -> Any:
+    result = runner.invoke(app, ["data", "show", str(file), "--tokenizer", "bytes", *words])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if "--json" in words and code == 0 else result.output
+
+
+@pytest.mark.parametrize(
+    ("case", "turns"),
+    [
+        ("plain", [CALL, "Renewed."]),
+        ("weight", ["Renewed."]),
+        ("step_loss_mask", ["Renewed."]),
+        ("nulls", [CALL, "Renewed."]),
+        ("string", [CALL, "Renewed."]),
+        ("list_of_strings", [CALL, "Renewed."]),
+        ("mixed", [CALL, "Renewed."]),
+    ],
+)
+def test_what_is_trained_on_is_shown_token_by_token(case: str, turns: list[str]) -> None:
+    found = shown(CASES / f"{case}.jsonl", "--json")
+    (sample,) = found["samples"]
+    assert [turn["text"] for turn in sample["turns"]] == [f"{turn}<|im_end|>" for turn in turns]
+    assert "".join(token["text"] for token in sample["tokens"] if token["learned"]) == "".join(f"{t}<|im_end|>" for t in turns)
+    assert "".join(token["text"] for token in sample["tokens"]) == whole(dict(next(read_file(CASES / f"{case}.jsonl"))[1]))
+    assert (found["num_tokens"], found["num_learned"]) == (len(sample["tokens"]), sum(t["learned"] for t in sample["tokens"]))
+    assert (found["at"], found["id"], found["left_out"], found["exact"]) == (f"{case}.jsonl:1", "lib-1", None, False)
+
+
+def test_thoughts_are_shown_or_refused_and_so_is_a_row_that_is_not_there(tmp_path: Path) -> None:
+    found = shown(CASES / "reasoning.jsonl", "--json", "--set", "chat.thinking=keep")
+    assert [t["text"].partition("\n</think>")[0] for t in found["samples"][0]["turns"]] == [f"<think>\n{t}" for t in THOUGHTS]
+    assert "`reasoning.jsonl:1`: message 2 has a thought" in shown(CASES / "reasoning.jsonl", code=2)
+    assert "has no row 2" in shown(CASES / "reasoning.jsonl", "--row", "2", code=2)
+    rows = written(tmp_path, PLAIN, {**PLAIN, "weight": 0})
+    assert "rows.jsonl:2: left out: its `weight` is 0" in shown(rows, "--row", "2")
+    text = shown(rows)
+    assert (
+        "--- sample 1 of 1 ---" in text
+        and f"+    813      82  {'R'!r}" in text
+        and text.count("\n+ ") == sum(len(turn) + 1 for turn in (CALL, "Renewed."))
+    )
 
 
 @pytest.mark.parametrize(("empty", "expected"), [(None, PLAIN), ("", PLAIN), ([], PLAIN)])
@@ -213,3 +304,7 @@ def test_slime_is_told_the_same_marks(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_refused_by_the_command(case: str, tmp_path: Path) -> None:
     told = sft(CASES / f"{case}.jsonl", tmp_path, code=2)
     assert str(CASES / f"{case}.jsonl") in told
+
+
+def test_a_device_is_refused_by_the_command(tmp_path: Path) -> None:
+    assert "cannot read `/dev/zero`: it is not a file" in sft(Path("/dev/zero"), tmp_path, code=2)

@@ -3,7 +3,8 @@
 - a run that needs no model behind an API never loads litellm, from the tasks to the graded and scored episodes, nor does one
   whose user model our own client asks;
 - whoever calls a model through tau2 all the same finds the real litellm;
-- where litellm is there already, tau2 is imported as it is.
+- where litellm is there already, tau2 is imported as it is;
+- a process that would read tau2's files in another encoding than UTF-8 is told so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tau2rl.settings import child_environment
 from tests.stubs.openai import OpenAIStub
 
 QUIET = "import sys\nimport tau2rl.env.quiet_tau2\n"
@@ -78,3 +80,14 @@ def test_where_litellm_is_loaded_tau2_is_imported_as_it_is() -> None:
     same = "from tau2.utils import llm_utils\nassert llm_utils.litellm is litellm and litellm.drop_params is True\n"
     done = python("import litellm\n" + QUIET + same)
     assert done.returncode == 0, done.stderr
+
+
+def test_tau2_is_not_read_in_another_encoding() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import tau2rl.env.quiet_tau2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    )
+    assert "UserError: this process reads files as " in done.stderr and "PYTHONUTF8=1" in done.stderr

@@ -23,9 +23,9 @@ from tau2rl.config import ChatConfig, EvalConfig, GrpoConfig, RftConfig, SeedCon
 from tau2rl.errors import UserError
 from tau2rl.recipes.eval import run as evaluate
 from tau2rl.recipes.play import reference_length
-from tau2rl.rollout import concurrency
-from tau2rl.rollout.concurrency import AdaptiveConcurrency, adaptive_concurrency
-from tau2rl.rollout.runner import plan
+from tau2rl.rollouts import concurrency
+from tau2rl.rollouts.concurrency import AdaptiveConcurrency, adaptive_concurrency
+from tau2rl.rollouts.runner import plan
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Say, TaskRef
 from tests.stubs.http import Request, Response

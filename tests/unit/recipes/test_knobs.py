@@ -55,7 +55,7 @@ def as_sampled(row: TrainingSample, rng: random.Random) -> TrainingSample:
 
 NOISE = random.Random(0)
 ROWS = [as_sampled(sample(8 + i, seed=i), NOISE) for i in range(6)]
-SCORED = [ScoredTrajectory(sample=row, advantages=((-1.0) ** i * (1 + i),)) for i, row in enumerate(ROWS)]
+SCORED = [ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i * (1 + i),)) for i, row in enumerate(ROWS)]
 
 
 def pair(change: Any, section: str, name: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -82,10 +82,10 @@ def fine_tuned(values: dict[str, Any], folder: Path) -> tuple[list[Any], torch.T
     model, steps = tiny_model(), list[Any]()
     train(
         model,
-        ROWS[:4],
+        [(row,) for row in ROWS[:4]],
         config.train,
         config.local,
-        val=ROWS[4:],
+        val=[(row,) for row in ROWS[4:]],
         folder=folder,
         on_step=lambda s: steps.append((s.val_loss is None, s.tokens, (folder / STATE_FILE).exists())),
     )

@@ -3,6 +3,8 @@
 - every run's config is known, and refused where it is wrong, before the first one starts;
 - a step starts from the rows and the checkpoint of the steps that it names, and only of earlier ones;
 - (in this process) the whole laptop chain holds: the inputs of each run are, by hash, the outputs of its parents;
+- branches: several trainings begin with one model, evaluated once, and take rows of one seed run; their evaluations are
+  compared in pairs; each rises over the model that it was trained from, and costs what it needed since then;
 - every run says what it cost, in its report and in a line, and the chain sums them up;
 - started again it plays nothing again; a run that is missing, and only that, is made again;
 - with other settings it is refused;
@@ -21,12 +23,13 @@ import yaml
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
-from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, SftConfig, build, load
+from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SftConfig, build, load
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_plan import Planned, plan, with_files
 from tau2rl.recipes.pipeline_report import build_report, chain
 
-LAPTOP = Path(__file__).parents[3] / "configs" / "laptop" / "pipeline.yaml"
+CONFIGS = Path(__file__).parents[3] / "configs"
+LAPTOP, RECIPE = CONFIGS / "laptop" / "pipeline.yaml", CONFIGS / "recipes" / "teacher-data-laptop.yaml"
 runner = CliRunner()
 
 
@@ -79,6 +82,10 @@ def test_train_and_test_tasks_of_the_laptop_chain_are_apart() -> None:
     [
         ({}, "has no steps"),
         ({"base": {"stage": "seed"}}, "`base` cannot name a step"),
+        ({"base-b": {"stage": "seed"}}, "`base-b` cannot name a step"),
+        ({"a": {"stage": "rft-filter", "sources": ["seed"]}}, "step `a` needs `seed`"),
+        ({"a": {"stage": "seed"}, "b": {"stage": "sft", "start": "a"}}, "step `b` needs `a`"),
+        ({"a": {"stage": "sft"}, "b": {"stage": "seed", "start": "a"}}, "`start` is for a training"),
         ({"a/b": {"stage": "seed"}}, "`a/b` cannot name a step"),
         ({"sft": {"stage": "sft", "data": ["seed"]}}, "step `sft` needs `seed`"),
         ({"a": {"stage": "seed"}, "b": {"stage": "sft", "model": "a"}}, "step `b` needs `a`"),
@@ -91,17 +98,59 @@ def test_a_wrong_step_is_refused_before_anything_runs(steps: dict[str, Any], wor
         planned(steps=steps)
 
 
+def test_branches_take_the_rows_of_one_seed_run_and_begin_with_one_model() -> None:
+    config = with_files(load(PipelineConfig, RECIPE, ()), RECIPE.parent)
+    runs = {run.label: run for run in plan(config, Path("/runs"))}
+    assert list(runs) == [
+        "seed", "rows-subset", "rows-solved", "sft-all", "base-eval", "sft-all-eval", "sft-subset", "sft-subset-eval",
+        "sft-solved", "sft-solved-eval",
+    ]  # fmt: skip
+    filters = [runs[name].config for name in ("rows-subset", "rows-solved")]
+    assert all(isinstance(one, RftConfig) and one.sources == (Path("/runs/runs/01-seed"),) for one in filters)
+    trainings = [runs[name].config for name in ("sft-all", "sft-subset", "sft-solved")]
+    begun = [one.model.init for one in trainings if isinstance(one, SftConfig)]
+    assert begun == ["tiny", *["/runs/runs/04-sft-all/checkpoints/initial"] * 2]
+    assert {run.over for name, run in runs.items() if name.startswith("sft") and name.endswith("-eval")} == {"base"}
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("recipes/*.yaml")), ids=lambda file: file.name)
+def test_every_recipe_can_be_planned(file: Path) -> None:
+    config = with_files(load(PipelineConfig, file, ()), file.parent)
+    runs = plan(config, Path("/runs"))
+    trained = {run.name: run.config for run in runs if isinstance(run.config, SftConfig)}
+    assert set(config.compare) == set(trained)  # the same training but for its rows
+    assert len({one.train.model_dump_json() for one in trained.values()}) == 1
+    assert runs[0].config.model_dump()["rollout"]["num_samples"] == 16
+
+
+def test_models_with_which_steps_begin_are_each_evaluated_once() -> None:
+    settings = {
+        name: {"data": {"files": ["r"]}, "model": {"init": init}} for name, init in {"a": "x", "b": "x", "c": "y"}.items()
+    }
+    steps = {name: {"stage": "sft", "settings": given} for name, given in settings.items()}
+    runs = planned(steps=steps, evaluation={"settings": {"tasks": {"domains": ["mock"]}}})
+    assert [run.label for run in runs] == ["a", "base-eval", "a-eval", "b", "b-eval", "c", "base-c-eval", "c-eval"]
+    assert [run.over for run in runs if run.kind == "evaluation"] == [None, "base", "base", None, "base-c"]
+
+
+def test_what_is_not_evaluated_cannot_be_compared() -> None:
+    with pytest.raises(UserError, match="`b` cannot be compared"):
+        planned(steps={"a": {"stage": "seed"}}, compare=["b"])
+
+
 def test_a_link_that_does_not_hold_is_named() -> None:
-    seed = {"parents": [], "inputs": [], "outputs": ["a"]}
-    sft = {"parents": ["seed"], "inputs": ["b"], "outputs": ["c"]}
+    seed = {"parents": [], "begins_as": None, "inputs": [], "outputs": ["a"], "episodes": ["e"]}
+    sft = {"parents": ["seed"], "begins_as": None, "inputs": ["b"], "outputs": ["c"], "episodes": []}
     assert chain({"seed": seed, "sft": {**sft, "inputs": ["a"]}}, [])["holds"]
     assert chain({"seed": seed, "sft": sft}, [])["broken"] == ["seed -> sft"]
+    assert chain({"seed": seed, "rft-filter": {**sft, "inputs": ["e"]}}, [])["holds"]
 
 
 @pytest.mark.parametrize(("played", "broken"), [("start", []), ("end", ["sft -> base-eval"])])
 def test_base_is_what_the_step_was_trained_from(played: str, broken: list[str]) -> None:
-    sft = {"parents": [], "inputs": ["rows", "start"], "outputs": ["end"]}
-    assert chain({"sft": sft}, [{"model": "base", "parents": ["sft"], "inputs": [played]}])["broken"] == broken
+    sft = {"parents": [], "begins_as": None, "inputs": ["rows", "start"], "outputs": ["end"], "episodes": []}
+    base = {"model": "base", "parents": [], "begins_as": "sft", "inputs": [played]}
+    assert chain({"sft": sft}, [base])["broken"] == broken
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +172,51 @@ def test_the_whole_chain_holds(smoke: tuple[Path, list[str]]) -> None:
     assert all(e["floor"] == 0.0 and e["tasks"] == 1 and e["attempts"] == 4 for e in report["evaluations"])
     assert report["steps"]["grpo"]["cpu_seconds"] > 0
     assert report["not_done"] == []
+
+
+@pytest.fixture(scope="module")
+def branches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished smoke run of the laptop recipe, on a teacher that solves half of its tasks."""
+    folder = tmp_path_factory.mktemp("branches") / "run"
+    noise = ("--set", "steps.seed.settings.noise_prob=0.5")
+    result = runner.invoke(app, ["run", "-c", str(RECIPE), "--limit", "2", "--inline", *noise, "--output", str(folder)])
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def test_branches_are_compared_in_pairs(branches: Path) -> None:
+    report = json.loads((branches / "report.json").read_text("utf-8"))
+    assert report["chain"] == {"links": 11, "broken": [], "holds": True}
+    pairs = [(pair["first"], pair["second"]) for pair in report["comparisons"]]
+    assert pairs == [("sft-all", "sft-subset"), ("sft-all", "sft-solved"), ("sft-subset", "sft-solved")]
+    shares = {entry["model"]: entry["pass@1"]["value"] for entry in report["evaluations"]}
+    for pair in report["comparisons"]:
+        assert pair["pass@1"]["tasks"] == 2
+        assert pair["pass@1"]["difference"]["value"] == pytest.approx(shares[pair["first"]] - shares[pair["second"]])
+    text = shown(str(branches))
+    assert "sft-subset - sft-solved" in text and "difference [95%]" in text
+    assert next(line.split() for line in text.splitlines() if line.split()[:1] == ["model"])[-3:] == ["over", "cpu", "s"]
+
+
+def test_each_branch_costs_what_it_needed(branches: Path) -> None:
+    report = json.loads((branches / "report.json").read_text("utf-8"))
+    steps = {name: step["cpu_seconds"] for name, step in report["steps"].items()}
+    spent = {entry["model"]: entry["cpu_seconds_to_here"] for entry in report["evaluations"]}
+    assert spent["base"] == 0
+    assert spent["sft-all"] == pytest.approx(steps["seed"] + steps["sft-all"])
+    assert spent["sft-solved"] == pytest.approx(steps["seed"] + steps["rows-solved"] + steps["sft-solved"])
+
+
+def test_the_subset_has_as_many_rows_as_were_solved(branches: Path) -> None:
+    def kept(run: str) -> tuple[int, set[float]]:
+        report = json.loads((branches / "runs" / run / "report.json").read_text("utf-8"))
+        rows = (branches / "runs" / run / "sft.jsonl").read_text("utf-8").splitlines()
+        return report["kept"], {json.loads(row)["metadata"]["reward"] for row in rows}
+
+    seed = json.loads((branches / "runs" / "01-seed" / "report.json").read_text("utf-8"))
+    assert seed["kept"] == seed["tried"] == 32 and 0 < seed["solved"] < 32
+    assert kept("03-rows-solved") == (seed["solved"], {1.0})
+    assert kept("02-rows-subset")[0] == seed["solved"] and 0.0 in kept("02-rows-subset")[1]
 
 
 def shown(*words: str, code: int = 0) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ GOOD_BYE = make_codec(ChatConfig(protocol="native", tokenizer="bytes")).write((S
 
 
 class Limit:
-    """One request every `period` seconds; others get 429, and are asked to wait. Nothing at all before `opens_at`."""
+    """One request every `period` seconds; others get 429 and are asked to wait, `date`: for a second. None while `closed_for`."""
 
     def __init__(self, period: float = 0.0, *, closed_for: float = 0.0, asks: str | None = None) -> None:
         self.period, self.closed_for, self.asks = period, closed_for, asks
@@ -46,7 +47,8 @@ class Limit:
             self.free_at = now + self.period
             return None
         self.refused += 1
-        headers = {} if self.asks is None else {"Retry-After": self.asks}
+        asks = formatdate(time.time() + 1, usegmt=True) if self.asks == "date" else self.asks
+        headers = {} if asks is None else {"Retry-After": asks}
         return Response(status=429, payload={"error": {"message": "Rate limit reached"}}, headers=headers)
 
 
@@ -110,6 +112,17 @@ def test_a_server_that_takes_few_requests_a_second_loses_no_episode(
     assert caplog.text.count("limits its rate: calls wait") + caplog.text.count("limits its rate and asks for 0.05 s") >= 1
     assert "the server limits its rate, and calls wait for each other" in caplog.text  # fewer in flight
     assert any(turn.throttled_seconds > 0 for record in records for turn in record.episode.turns)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asks", ["0.5", "date"])
+def test_two_requests_a_second_with_thirty_two_in_flight_lose_no_episode(tmp_path: Path, asks: str) -> None:
+    with LimitedAPI(limit := Limit(0.5, asks=asks)) as server:
+        _, records = played(evaluation(server, num_samples=11), tmp_path)
+    assert len(records) == 33 and all(record.tries == 1 for record in records)
+    assert all(record.episode.status is not Status.FAILED for record in records)
+    requests = sum(len(record.episode.turns) for record in records)
+    assert 0 < limit.refused < requests  # most calls wait here and are not refused there
 
 
 @pytest.mark.parametrize("kind", ["sglang", "api"])

@@ -163,10 +163,10 @@ def test_each_layout_goes_in(row: dict[str, Any], tmp_path: Path) -> None:
 def test_attempts_at_one_task_are_held_out_together() -> None:
     sample = TrainingSample(token_ids=(1, 2), loss_mask=(0, 1), logprobs=None, turn_spans=())
     names = [f"mock/{task}#{attempt}" for task in range(200) for attempt in range(2)]
-    split = split_rows(Encoded(samples=(sample,) * 400, ids=tuple(names), dropped=()), val_fraction=0.25)
+    split = split_rows(Encoded(rows=((sample,),) * 400, ids=tuple(names), dropped=()), val_fraction=0.25)
     assert len(split.train) + len(split.val) == 400
     assert len(split.val) % 2 == 0
     assert 60 <= len(split.val) <= 140
-    alone = [len(split_rows(Encoded(samples=(sample,), ids=(name,), dropped=()), val_fraction=0.25).val) for name in names]
+    alone = [len(split_rows(Encoded(rows=((sample,),), ids=(name,), dropped=()), val_fraction=0.25).val) for name in names]
     assert sum(alone) == len(split.val)
-    assert not split_rows(Encoded(samples=(sample,), ids=(names[0],), dropped=()), val_fraction=0.0).val
+    assert not split_rows(Encoded(rows=((sample,),), ids=(names[0],), dropped=()), val_fraction=0.0).val

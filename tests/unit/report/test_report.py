@@ -241,7 +241,7 @@ def test_means_and_totals():
     assert r["shaped"] == {"value": pytest.approx(0.6), "episodes": 2}
     assert r["turns"] == {"mean": 2.0, "max": 2}
     assert r["seconds"] == {"mean": 2.0, "max": 3.0, "total": 4.0}
-    assert r["tokens"] == {"sampled": 20, "prompt": 40, "cached": 16, "user": 20}
+    assert r["tokens"] == {"sampled": 20, "thought": 0, "prompt": 40, "cached": 16, "user": 20}
     assert r["cost_usd"] == pytest.approx(0.04)
 
 

@@ -21,7 +21,7 @@ from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import PolicyConfig
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.policy.sglang_load import ServerLoad
-from tau2rl.rollout.concurrency import AdaptiveConcurrency, was_overloaded
+from tau2rl.rollouts.concurrency import AdaptiveConcurrency, was_overloaded
 from tau2rl.types import EnvTime, Episode, FinishReason, Status, Turn
 from tests.play import play
 from tests.stubs.sglang import SGLangStub

@@ -17,8 +17,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 
-from tau2rl.rollout.runner import plan
-from tau2rl.rollout.scheduling import Estimate, blocks, longest_first
+from tau2rl.rollouts.runner import plan
+from tau2rl.rollouts.scheduling import Estimate, blocks, longest_first
 from tau2rl.types import Attempt, Episode, TaskRef
 from tests.unit.rollout.endings import FAILED, GOOD
 

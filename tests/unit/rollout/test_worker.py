@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tau2rl.errors import UserError
-from tau2rl.rollout.workers import PlayWith, Worker
+from tau2rl.rollouts.workers import PlayWith, Worker
 from tau2rl.types import Attempt, Episode
 from tests.unit.rollout.endings import GOOD
 

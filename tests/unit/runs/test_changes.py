@@ -39,6 +39,7 @@ BASES: dict[str, list[dict[str, Any]]] = {
     "rft-filter": AGENTS,
     "sft": TRAININGS,
     "grpo": [{**GRPO, **values} for values in TRAININGS],
+    "pipeline": [{}],
 }
 
 

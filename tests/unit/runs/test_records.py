@@ -169,9 +169,9 @@ def test_records_of_versions_that_measured_less_or_more_are_read() -> None:
     assert records.decode(json.dumps(values).encode()) == record(episode=untimed)
 
 
-@pytest.mark.parametrize("line", [b'{"schema": 2, "other": "layout"}\n', records.encode(record(schema=2))], ids=["other", "same"])
+@pytest.mark.parametrize("line", [b'{"schema": 3, "other": "layout"}\n', records.encode(record(schema=3))], ids=["other", "same"])
 def test_another_schema_is_refused_with_a_hint(line: bytes) -> None:
-    with pytest.raises(UserError, match="record of schema 2, this version reads schema 1") as caught:
+    with pytest.raises(UserError, match="record of schema 3, this version reads schemas 1 and 2") as caught:
         records.decode(line)
     assert caught.value.hint
 

@@ -373,3 +373,21 @@ def test_what_is_left_to_a_job_is_the_jobs_until_it_has_opened_the_folder(tmp_pa
         assert folder.config.seed == 300
     with claimed(path, config(seed=1), resume=False) as claim:
         assert not claim.new
+
+
+def test_a_job_that_has_ended_before_it_opened_the_folder_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with claimed(path, config(), resume=False) as claim, claim.left_to("tau2rl-eval-1 at http://head:8265"):
+        pass
+    asked: list[tuple[str, str]] = []
+
+    def has_ended(job: str, address: str) -> bool:
+        asked.append((job, address))
+        return len(asked) == 2
+
+    with pytest.raises(UserError, match="job tau2rl-eval-1 at http://head:8265 was submitted"):
+        with claimed(path, config(seed=1), resume=False, has_ended=has_ended):
+            pass
+    with claimed(path, config(seed=1), resume=False, has_ended=has_ended):
+        assert read_config(path).seed == 1
+    assert asked == [("tau2rl-eval-1", "http://head:8265")] * 2

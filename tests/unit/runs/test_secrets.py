@@ -29,7 +29,7 @@ KEY = 'sk-a+b/c="ü"&0123456789abcdef'
     [
         "DEEPSEEK_API_KEY", "MISTRAL_API_KEY", "GROQ_API_KEY", "WATSONX_ZENAPIKEY", "OPENAI_API_KEY_2", "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY", "AWS_BEARER_TOKEN_BEDROCK", "HF_TOKEN", "GITHUB_TOKEN", "VERTEXAI_CREDENTIALS",
-        "DB_PASSWORD", "azure_client_secret",
+        "DB_PASSWORD", "azure_client_secret", "GITHUB_PAT", "DB_PASS", "GATEWAY_AUTH", "SNOWFLAKE_JWT", "SESSION_COOKIE",
     ],
 )  # fmt: skip
 def test_a_variable_that_is_named_like_a_credential_holds_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +49,22 @@ def test_the_secrets_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "keys").chmod(0o600)
     monkeypatch.setenv("TAU2RL_SECRETS_FILE", str(tmp_path / "keys"))
     assert Redactor().text(KEY) == "[TOGETHER_API_KEY]"
+
+
+def test_the_password_of_a_url_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{quote(KEY, safe='')}@proxy.example:3128")
+    monkeypatch.setenv("PLAIN_URL", "http://host.example/a-long-path")
+    said = f"{KEY} of http://me:{quote(KEY, safe='')}@proxy.example:3128 and http://host.example/a-long-path"
+    clean = "[HTTPS_PROXY] of http://me:[HTTPS_PROXY]@proxy.example:3128 and http://host.example/a-long-path"
+    assert Redactor().text(said) == clean
+
+
+def test_a_config_with_the_password_of_a_url_is_refused() -> None:
+    with pytest.raises(UserError, match=r"`user\.api_base` is a URL with a password"):
+        Redactor().refuse({"user": {"api_base": "http://me:pw@host/v1"}})
+    with pytest.raises(UserError, match=r"`policy\.urls` is a URL with a password"):
+        Redactor().refuse({"policy": {"urls": ["http://host", "http://me:pw@host"]}})
+    Redactor().refuse({"user": {"api_base": "http://me@host:80/v1"}, "name": "a:b@c"})
 
 
 SPELLINGS = {

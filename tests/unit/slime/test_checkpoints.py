@@ -2,6 +2,7 @@
 
 - a run begins where nothing is saved, goes on behind a whole save, and is refused where slime would silently begin again;
 - what was played behind the save is played again, and is not kept twice;
+- a save of another version, which does not say which task comes next, is refused in a sentence;
 - a model to start from that Megatron saved is refused, with the command that converts it;
 - an export counts when slime has ended writing it, and its number is the step, from 1; the backend finds it by that number.
 """
@@ -82,7 +83,8 @@ def test_an_interrupted_save_names_the_one_before_it(tmp_path: Path) -> None:
 
 def test_episodes_of_discarded_rollouts_go_as_their_numbers_do(tmp_path: Path) -> None:
     save = saved(tmp_path / "megatron", 19, tracker="19", tasks=(19,))
-    (save / "rollout" / "tasks_19.json").write_text('{"sample_index": 24}')  # three groups of eight, one of them dropped
+    place = {"sample_group_index": 3, "sample_index": 24, "tasks": {}}  # three groups of eight, one of them dropped
+    (save / "rollout" / "tasks_19.json").write_text(json.dumps(place))
     assert (attempts_done(save, 20), attempts_done(save, 0)) == (24, 0)
     kept, again = tmp_path / "episodes.jsonl", tmp_path / "none.jsonl"
     lines = [json.dumps({"attempt": {"index": index}, "said": "\u2028"}) for index in (23, 25, 0, 24)]  # as they ended
@@ -92,6 +94,17 @@ def test_episodes_of_discarded_rollouts_go_as_their_numbers_do(tmp_path: Path) -
     assert kept.read_text().splitlines() == [lines[0], lines[2]] and not again.exists()
     rewind_episodes(kept, before=0)
     assert kept.read_text() == ""
+
+
+def test_the_save_of_another_version_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    save = saved(tmp_path / "megatron", 19, tracker="19", tasks=(19,))
+    old = {"sample_offset": 0, "epoch_id": 1, "sample_group_index": 3, "sample_index": 24, "drawn": 3, "curriculum": {}}
+    (save / "rollout" / "tasks_19.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"tasks_19\.json` does not say `tasks`: another version of tau2rl wrote it") as refused:
+        attempts_done(save, 20)
+    assert "checkpoints/hf" in refused.value.hint
+    with pytest.raises(UserError, match=r"tasks_18\.json` is missing"):
+        attempts_done(save, 19)
 
 
 def test_megatrons_checkpoint_is_no_model_to_start_from(tmp_path: Path) -> None:

@@ -195,6 +195,8 @@ REFUSED = {
         "train.val_every": 9,
         "data.allow_empty": True,
         "train.export_every": 7,
+        "chat.thinking": "keep",
+        "chat.date": "2026-01-31",
     },
 }
 
@@ -303,11 +305,9 @@ def test_engines_hold_no_more_than_is_played(longest: int, context: str) -> None
         ({"slime.extra": {"use-rollout-routing-replay": True}}, "does not ask engines for routed experts"),
         ({"slime.extra": {"debug-rollout-only": True}}, "would play and train nothing"),
         ({"slime.extra": {"load-debug-rollout-data": "/d"}}, "would play and train nothing"),
-        ({"slime.extra": {"over-sampling-batch-size": 8}}, "8 is below the 16 groups of a rollout batch"),
         ({"slime.extra": {"eval-max-context-len": 9000}}, "`limits.context_tokens` is the longest conversation"),
         ({"slime.extra": {"megatron-config-path": "/m.yaml"}}, "behind those of `train` and `algo`"),
         ({"slime.extra": {"log-multiturn": True}}, "no option `--log-multiturn`"),
-        ({"slime.extra": {"attention-backend": "flsh"}}, "cannot be `flsh`"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], says: str) -> None:

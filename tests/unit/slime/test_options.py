@@ -1,7 +1,7 @@
 """The check of slime's command line: what slime would ignore or misread in silence is refused with the name of the option.
 
 - an unknown option is named with the nearest known one;
-- a wrong number of values, a wrong type, a wrong choice, an option given twice and a missing one are refused;
+- a wrong number of values and an option given twice are refused; wrong types and choices are slime's to refuse;
 - options of engines are refused where slime reads none;
 - an option's other name, `--name=value`, negative numbers and several values are fine.
 """
@@ -13,19 +13,14 @@ import pytest
 from tau2rl.errors import UserError
 from tau2rl.slime.options import check, contract, lookup
 
-NEEDED = ("--rollout-batch-size", "16")
-
 
 @pytest.mark.parametrize(
     ("words", "says", "hint"),
     [
         ("--rolout-temperature 1.0", "no option `--rolout-temperature`", "did you mean `--rollout-temperature`?"),
-        ("--lr fast", "`--lr` is a number, not `fast`", ""),
-        ("--num-rollout 1.5", "`--num-rollout` is a whole number, not `1.5`", ""),
         ("--lr", "`--lr` takes one value, not ``", ""),
+        ("--lr 1e-6 1e-5", "`--lr` takes one value, not `1e-6 1e-5`", ""),
         ("--colocate true", "`--colocate` takes no value, not `true`", ""),
-        ("--advantage-estimator grop", "`--advantage-estimator` cannot be `grop`", "did you mean `grpo`?"),
-        ("--train-env-vars {broken", "`--train-env-vars` is JSON", ""),
         ("--lr 1e-6 --lr 1e-5", "`--lr` is given twice", ""),
         ("--debug-train-only --sglang-mem-fraction-static 0.8", "does not read `--sglang-mem-fraction-static`", "leave it out"),
         ("--debug-train-only --router-policy random", "does not read `--router-policy`", "leave it out"),
@@ -34,7 +29,7 @@ NEEDED = ("--rollout-batch-size", "16")
 )
 def test_a_mistake_is_named(words: str, says: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        check([*NEEDED, *words.split()])
+        check(words.split())
     assert says in caught.value.message
     assert hint in caught.value.hint
 
@@ -54,17 +49,12 @@ def test_a_mistake_is_named(words: str, says: str, hint: str) -> None:
     ],
 )
 def test_what_slime_reads_is_let_through(words: str) -> None:
-    check([*NEEDED, *words.split()])
-
-
-def test_the_one_option_that_slime_insists_on_is_missed() -> None:
-    with pytest.raises(UserError, match="slime needs `--rollout-batch-size`"):
-        check(["--lr", "1e-6"])
+    check(words.split())
 
 
 def test_a_value_in_front_of_every_option_is_refused() -> None:
     with pytest.raises(UserError, match=r"`train\.py` is a value without an option"):
-        check(["train.py", *NEEDED])
+        check(["train.py", "--lr", "1e-6"])
 
 
 def test_the_contract_says_what_it_was_read_from() -> None:

@@ -17,10 +17,10 @@ import pytest
 
 from tau2rl.backend import Issue
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.model import SHAPE_4B
+from tau2rl.slime.model import SHAPE_4B, shape_of
 from tau2rl.slime.preflight import GIB, Machine, issues_of, read_machine
 from tau2rl.slime.run_context import SlimeRun, absolute, write_files
-from tests.slime_configs import CONFIGS, QWEN3_4B, load_slime
+from tests.slime_configs import CONFIGS, QWEN3_4B, QWEN3_5, SHAPE, load_slime
 from tests.stubs.slime_stubs import WITHOUT_MEGATRON, checkout, megatron, parse
 
 GOOD = Machine(
@@ -123,6 +123,13 @@ def test_the_model_was_made_for_so_many_tokens() -> None:
     assert issue.message == "the model was made for 8192 tokens, not 20480"
 
 
+def test_the_mask_of_another_template_is_refused() -> None:
+    for mask, found in (("qwen3", ["slime.loss_mask `qwen3` does not read the template of `qwen3_5`"]), ("qwen3_5", [])):
+        config = load_slime("8xh100/sft-qwen3.5-4b.yaml", f"slime.loss_mask={mask}")
+        assert [issue.message for issue in issues_of(config, shape_of(QWEN3_5["4B"]))] == found
+        assert issues_of(config, SHAPE) == []
+
+
 def test_the_facts_of_this_machine_are_gathered_without_changing_it(tmp_path: Path) -> None:
     folder = tmp_path / "not" / "there"
     machine = read_machine(load_slime(SFT, f"slime.root={tmp_path}"), folder)
@@ -140,6 +147,9 @@ def test_a_user_simulator_that_does_not_answer_is_noticed(tmp_path: Path) -> Non
     [
         (["slime.train_gpus=3"], "world size"),
         (["slime.pipeline_parallel=8", "slime.train_gpus=8", "slime.train_nodes=2"], "layers"),
+        (["slime.extra={over-sampling-batch-size: 8}"], "should be greater than or equal to"),
+        (["slime.extra={attention-backend: flsh}"], "flsh"),
+        (["slime.extra={lr-wsd-decay-iters: many}"], "2"),  # argparse's exit code
     ],
 )
 def test_slime_refuses_what_is_left_to_it(sets: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,5 +160,5 @@ def test_slime_refuses_what_is_left_to_it(sets: list[str], says: str, tmp_path: 
     config = absolute(load_slime("8xh100/grpo-api-user.yaml", f"model.init={tmp_path}", *sets))
     run = SlimeRun(folder=tmp_path / "run", shape=SHAPE_4B)
     write_files(config, run)
-    with pytest.raises((AssertionError, ValueError), match=says):
+    with pytest.raises((AssertionError, KeyError, ValueError, SystemExit), match=says):
         parse(build_argv(config, run), monkeypatch)

@@ -7,6 +7,7 @@ MEGATRON_CHECKOUT also Megatron's parser and validation. What stands in for the 
 - no option of a config is left unread, and the values arrive as they were written;
 - our settings arrive as `args.tau2rl` and are the config again;
 - the GPUs that train, serve the policy and serve the user simulator are those that our layout names;
+- Megatron takes the schedule of a training up again that is extended (`train.steps`), and refuses it without our option;
 - the list of slime's own options is the one that its source has.
 """
 
@@ -18,7 +19,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,11 +27,11 @@ import pytest
 from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.layout import POLICY, Layout, layout_of
-from tau2rl.slime.model import read_shape
+from tau2rl.slime.model import QWEN3_5_SPEC, read_shape
 from tau2rl.slime.options import FILE, contract, lookup, split
 from tau2rl.slime.run_context import SlimeRun, absolute, run_context, write_files
-from tests.slime_configs import CONFIGS, QWEN3_4B, load_slime
-from tests.stubs.slime_stubs import checkout, install, parse, unread
+from tests.slime_configs import CONFIGS, QWEN3_5, load_slime, model_of
+from tests.stubs.slime_stubs import WITHOUT_MEGATRON, checkout, install, megatron, parse, unread
 
 GRPO = [name for name in CONFIGS if "grpo" in name]
 ROOT = Path(__file__).parents[3]
@@ -38,14 +39,15 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A directory that says what shape its model has."""
+    """The directory of a model; `prepared` says of what shape."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(QWEN3_4B))
     return tmp_path / "model"
 
 
 def prepared(name: str, checkpoint: Path, *sets: str) -> tuple[SftConfig | GrpoConfig, SlimeRun, list[str]]:
     """A config whose checkpoints are there, its files written, and its command line."""
+    if not (checkpoint / "config.json").exists():
+        (checkpoint / "config.json").write_text(json.dumps(model_of(name)))
     config = load_slime(name, f"model.init={checkpoint}", *sets)
     if config.slime.user.gpus:
         config = load_slime(name, f"model.init={checkpoint}", f"slime.user.checkpoint={checkpoint}", *sets)
@@ -98,6 +100,17 @@ MORE = [
     "tracking.wandb=offline",
     "slime.extra={optimizer-cpu-offload: true, overlap-cpu-optimizer-d2h-h2d: true, use-precision-aware-optimizer: true}",
 ]
+
+
+@pytest.mark.parametrize("size", QWEN3_5)
+def test_slime_reads_the_shape_of_each_qwen3_5(size: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkpoint / "config.json").write_text(json.dumps(QWEN3_5[size]))
+    _, run, argv = prepared("8xh100/grpo-qwen3.5-4b.yaml", checkpoint)
+    args = parse(argv, monkeypatch)  # with its own check of each size against `config.json`
+    assert (unread(argv, args), wrong_values(argv, args)) == ([], [])
+    assert run.shape is not None
+    assert (args.num_layers, args.rotary_percent, args.spec) == (run.shape.layers, 0.25, list(QWEN3_5_SPEC))
+    assert (args.attention_output_gate, args.use_gated_attention, args.position_embedding_type) == (True, True, "rope")
 
 
 @pytest.mark.parametrize("setting", MORE)
@@ -162,6 +175,37 @@ def test_a_user_simulator_beside_the_trainer_is_never_put_to_sleep(checkpoint: P
     monkeypatch.setattr(rollout.ServerGroup, "start_engines", lambda _, cursors: ([], cursors))
     servers, _ = rollout.start_rollout_servers(args, None)
     assert [servers[name].server_groups[0].needs_offload for name in (POLICY, "user_sim")] == [True, False]
+
+
+def test_a_longer_training_takes_the_saved_schedule_up(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not megatron():
+        pytest.skip(WITHOUT_MEGATRON)
+    parsed = [parse(prepared("8xh100/sft.yaml", checkpoint, f"train.steps={n}")[2], monkeypatch) for n in (40, 80)]
+    install(monkeypatch, real_megatron=True)
+    kind = importlib.import_module("megatron.core.optimizer_param_scheduler").OptimizerParamScheduler
+
+    def schedule(args: Namespace, *, override: bool) -> Any:
+        """As slime makes it, backends/megatron_utils/model.py:203-232."""
+        steps = args.num_rollout * args.rollout_batch_size * args.n_samples_per_prompt
+        group = {"lr": 0.0, "weight_decay": 0.0}
+        return kind(
+            SimpleNamespace(param_groups=[group]), args.lr_warmup_init, args.lr, args.min_lr,
+            args.lr_warmup_iters * args.global_batch_size, steps, args.lr_decay_style, args.weight_decay, args.weight_decay,
+            steps, args.weight_decay_incr_style, args.use_checkpoint_opt_param_scheduler, override,
+        )  # fmt: skip
+
+    short, long = parsed
+    assert short.override_opt_param_scheduler is True
+    done = schedule(short, override=True)
+    done.step(increment=40 * short.global_batch_size)
+    with pytest.raises(AssertionError, match="total number of iterations do not match"):
+        schedule(long, override=False).load_state_dict(done.state_dict())
+    on = schedule(long, override=long.override_opt_param_scheduler)
+    on.load_state_dict(done.state_dict())
+    whole = schedule(long, override=True)
+    whole.step(increment=40 * long.global_batch_size)
+    assert on.num_steps == 40 * long.global_batch_size
+    assert on.optimizer.param_groups == whole.optimizer.param_groups  # the learning rate of step 40 of 80
 
 
 def test_the_contract_has_the_options_of_slimes_source() -> None:

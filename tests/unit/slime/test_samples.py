@@ -15,7 +15,7 @@ from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import score_episode
-from tau2rl.rollout.runner import Outcome
+from tau2rl.rollouts.runner import Outcome
 from tau2rl.slime.samples import SampleMetadata
 from tau2rl.types import Episode, Failure, Fault, Status
 from tests.contract.slime_episodes import ASK, DONE, RIGHT, settings

@@ -2,7 +2,7 @@
 
 - the rows that fit are written for slime, the others are in the report; slime gets its own command line and our variables;
 - the last export becomes `checkpoints/final`, and the report is of the same shape as that of the local backend;
-- a finished run that is started again starts nothing;
+- a finished run that is started again starts nothing; one with more steps goes on behind its last save to a longer end;
 - a slime that ends well without the last export is an incomplete run, and a wrong request starts nothing.
 """
 
@@ -33,14 +33,15 @@ starts = root / "starts.json"
 seen = json.loads(starts.read_text()) if starts.exists() else []
 seen.append({"argv": argv, "path": os.environ["PYTHONPATH"], "alloc": os.environ["PYTORCH_CUDA_ALLOC_CONF"]})
 starts.write_text(json.dumps(seen))
-for index in range(int(value("--num-rollout"))):
+save = Path(value("--save"))
+tracker = save / "latest_checkpointed_iteration.txt"
+for index in range(int(tracker.read_text()) + 1 if tracker.exists() else 0, int(value("--num-rollout"))):
     print(f"x - step {index}: {{'train/loss': {2.0 - index}, 'train/step': {index}}}", flush=True)
 last = int(value("--num-rollout")) - 1
-save = Path(value("--save"))
 (save / f"iter_{last:07}").mkdir(parents=True)
-(save / "rollout").mkdir()
+(save / "rollout").mkdir(exist_ok=True)
 (save / "rollout" / f"global_dataset_state_dict_{last}.pt").touch()
-(save / "latest_checkpointed_iteration.txt").write_text(str(last))
+tracker.write_text(str(last))
 if not (root / "no-export").exists():
     export = Path(value("--save-hf").format(rollout_id=last))
     export.mkdir(parents=True)
@@ -113,6 +114,22 @@ def test_rows_become_a_checkpoint_and_a_report(start: Start, tmp_path: Path) -> 
 
     assert start(resume=True).report["outputs"] == report["outputs"]
     assert len(starts(tmp_path)) == 1
+
+
+def test_a_training_is_extended_behind_its_last_save(start: Start, tmp_path: Path) -> None:
+    train = {"warmup_steps": 0, "batch_size": 4, "save_every": 2}
+    start()
+    report = start(resume=True, train={**train, "steps": 4}).report
+    first, second = starts(tmp_path)
+    changed = {(a, b) for a, b in zip(first["argv"], second["argv"], strict=True) if a != b}
+    assert changed == {("2", "4")}  # `--num-rollout`, beside which Megatron takes the saved schedule up again:
+    assert "--override-opt_param-scheduler" in second["argv"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 2.0), (2, 1.0), (3, 0.0), (4, -1.0)]
+    assert report["training"]["steps"] == 4
+    assert (tmp_path / "run" / "checkpoints" / "final").resolve() == tmp_path / "run" / "checkpoints" / "hf" / "3"
+    with pytest.raises(UserError, match="a training can be extended, not shortened"):
+        start(resume=True, train={**train, "steps": 2})
 
 
 def test_a_run_without_its_last_export_is_incomplete(start: Start, tmp_path: Path) -> None:

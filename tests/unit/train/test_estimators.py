@@ -169,7 +169,7 @@ def trajectories(estimator: str) -> list[ScoredTrajectory]:
         else:
             rows = [None if a is None else [a] for a in trajectory_advantages(outcomes, spec)]
         found += [
-            ScoredTrajectory(sample=samples()[g, m], advantages=tuple(row)) for m, row in enumerate(rows) if row is not None
+            ScoredTrajectory(samples=(samples()[g, m],), advantages=tuple(row)) for m, row in enumerate(rows) if row is not None
         ]
     return found
 
@@ -254,7 +254,7 @@ def test_an_episode_with_an_advantage_of_zero_is_part_of_every_mean() -> None:
     average = [i for i, one in enumerate(trajectories("dr_grpo")) if not any(one.advantages)]
     assert average == [2, 5]  # what scored .5 of (1, 0, .5) and .3 of (0, .6, .3)
     without = [one for i, one in enumerate(trajectories("dr_grpo")) if i not in average]
-    share = sum(sum(one.sample.loss_mask) for one in without) / sum(sum(s.loss_mask) for s in samples().values())
+    share = sum(sum(one.samples[0].loss_mask) for one in without) / sum(sum(s.loss_mask) for s in samples().values())
     whole, part = update(algo_config(), trajectories("dr_grpo"))[0], update(algo_config(), without)[0]
     assert whole.policy_loss == pytest.approx(share * part.policy_loss, rel=1e-5)
 
@@ -303,7 +303,7 @@ def pulled(model: nn.Module, round_: int, estimator: str) -> list[ScoredTrajecto
                 logprobs=(0.0, 0.0, *(completion.logprobs or ())),
                 turn_spans=((2, 3),),
             )
-            found.append(ScoredTrajectory(sample=sample, advantages=tuple(row)))
+            found.append(ScoredTrajectory(samples=(sample,), advantages=tuple(row)))
     return found
 
 

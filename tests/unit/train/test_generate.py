@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from tau2rl.config import SamplingConfig
-from tau2rl.errors import UserError
 from tau2rl.train.engine.generator import Generator, Request
 from tau2rl.types import FinishReason
 from tests.unit.train.tiny import SAMPLING, VOCAB, sliding_model, tiny_model
@@ -74,10 +73,10 @@ def test_logprobs_are_those_of_a_full_forward_pass(model: nn.Module, temperature
         assert done.logprobs == pytest.approx(full_logprobs(model, r.prompt, done.token_ids, temperature), abs=1e-4)
 
 
-def test_windows_under_another_attention_are_refused() -> None:
+def test_slots_are_refused_to_a_model_on_which_they_are_not_proved() -> None:
     model = sliding_model()
     model.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
-    with pytest.raises(UserError, match="with a sliding window"):
+    with pytest.raises(ValueError, match="proved"):
         Generator(model)
 
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,13 @@ def play(model: nn.Module, round_: int, *, sign: float = 1.0, pulls: int = 64) -
     mean = sum(paid) / pulls
     return [
         ScoredTrajectory(
-            sample=TrainingSample(
-                token_ids=(2, 3, *c.token_ids),
-                loss_mask=(0, 0, 1),
-                logprobs=(0.0, 0.0, *(c.logprobs or ())),
-                turn_spans=((2, 3),),
+            samples=(
+                TrainingSample(
+                    token_ids=(2, 3, *c.token_ids),
+                    loss_mask=(0, 0, 1),
+                    logprobs=(0.0, 0.0, *(c.logprobs or ())),
+                    turn_spans=((2, 3),),
+                ),
             ),
             advantages=(sign * (r - mean),),
         )
@@ -90,7 +93,7 @@ def test_the_first_gradient_is_the_policy_gradient() -> None:
     model = tiny_model()
     batch = play(model, 0)
     reference = tiny_model()
-    logp = score_tokens(reference, collate([t.sample for t in batch])).logp.sum(-1)
+    logp = score_tokens(reference, collate([t.samples[0] for t in batch])).logp.sum(-1)
     advantages = torch.tensor([t.advantages[0] for t in batch])
     (-(logp * advantages).sum() / len(batch)).backward()
     update = trainer(model).update(batch)
@@ -99,12 +102,14 @@ def test_the_first_gradient_is_the_policy_gradient() -> None:
 
 
 def scored_rows() -> list[ScoredTrajectory]:
-    return [ScoredTrajectory(sample=r, advantages=((-1.0) ** i,)) for i, r in enumerate(ROWS)]
+    return [ScoredTrajectory(samples=(r,), advantages=((-1.0) ** i,)) for i, r in enumerate(ROWS)]
 
 
 def test_an_update_reports_its_padding_and_what_was_shared() -> None:
     rows = [sample(6 + i, seed=i, shared=(*SHARED, 2 + i)) for i in range(12)]
-    update = trainer(tiny_model()).update([ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(rows)])
+    update = trainer(tiny_model()).update(
+        [ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)) for i, row in enumerate(rows)]
+    )
     assert update is not None
     # 12 rows with 24 tokens in common and 7 to 18 of their own, in attention as long as the longest, 42
     assert update.tokens == 12 * 24 + 150
@@ -154,7 +159,7 @@ def test_nothing_saved_is_nothing_restored(tmp_path: Path) -> None:
 def test_without_an_advantage_nothing_moves() -> None:
     model = tiny_model()
     before = weights(model)
-    assert trainer(model).update([ScoredTrajectory(sample=r, advantages=(0.0,)) for r in ROWS]) is None
+    assert trainer(model).update([ScoredTrajectory(samples=(r,), advantages=(0.0,)) for r in ROWS]) is None
     assert torch.equal(weights(model), before)
 
 
@@ -162,7 +167,7 @@ def test_each_turn_gets_its_own_advantage() -> None:
     ids, mask = (2, 3, 4, 5, 6), (0, 1, 0, 1, 1)
     two_turns = TrainingSample(token_ids=ids, loss_mask=mask, logprobs=None, turn_spans=((1, 2), (3, 5)))
     model, reference = tiny_model(), tiny_model()
-    update = trainer(model).update([ScoredTrajectory(sample=two_turns, advantages=(0.5, -2.0))])
+    update = trainer(model).update([ScoredTrajectory(samples=(two_turns,), advantages=(0.5, -2.0))])
     logp = score_tokens(reference, collate([two_turns])).logp
     (-(0.5 * logp[0, 1] - 2.0 * logp[0, 3:].sum()) / 3).backward()
     assert update is not None
@@ -225,7 +230,7 @@ def test_both_backends_take_the_same_steps_over_the_same_share() -> None:
         },
     )
     argv = build_argv(config, SlimeRun(folder=Path("/run"), shape=SLIME_SHAPE))
-    batch = [ScoredTrajectory(sample=sample(4, seed=i), advantages=((-1.0) ** i,)) for i in range(8 * 4)]
+    batch = [ScoredTrajectory(samples=(sample(4, seed=i),), advantages=((-1.0) ** i,)) for i in range(8 * 4)]
     found = shares(batch, config.train.num_minibatches)
     assert [len(share) for share in found] == [int(argv[argv.index("--global-batch-size") + 1])] * 4
     ours = trainer(tiny_model(), **config.train.model_dump())
@@ -250,7 +255,7 @@ def test_kl_needs_a_reference() -> None:
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     model = tiny_model()
     before = weights(model)
-    update = trainer(model).update([ScoredTrajectory(sample=ROWS[0], advantages=(math.inf,))])
+    update = trainer(model).update([ScoredTrajectory(samples=(ROWS[0],), advantages=(math.inf,))])
     assert update is not None
     assert not math.isfinite(update.gradient_norm)
     assert torch.equal(weights(model), before)
@@ -263,3 +268,34 @@ def test_entropy_of_an_even_start_is_close_to_that_of_a_die() -> None:
     update = trainer(model).update(scored_rows())
     assert update is not None
     assert update.entropy == pytest.approx(math.log(VOCAB), rel=1e-2)
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean", "constant"])
+def test_an_attempt_in_pieces_weighs_what_it_weighs_in_one(aggregation: Any) -> None:
+    whole = TrainingSample(
+        token_ids=(2, 3, 4, 5, 6, 7, 8, 9),
+        loss_mask=(0, 0, 1, 1, 0, 1, 1, 1),
+        logprobs=(0.0, 0.0, -1.0, -2.0, 0.0, -1.5, -0.5, -3.0),
+        turn_spans=((2, 4), (5, 8)),
+    )
+    first = replace(whole, token_ids=whole.token_ids[:4], loss_mask=(0, 0, 1, 1), logprobs=(whole.logprobs or ())[:4])
+    pieces = (replace(first, turn_spans=((2, 4),)), replace(whole, loss_mask=(0, 0, 0, 0, 0, 1, 1, 1), turn_spans=((5, 8),)))
+    other = ScoredTrajectory(samples=(sample(9, seed=5, with_logprobs=True),), advantages=(-0.7,))
+    found: list[Any] = []
+    for samples in ((whole,), pieces):
+        model = tiny_model()
+        update = trainer(model, AlgoConfig(loss_aggregation=aggregation)).update(
+            [ScoredTrajectory(samples=samples, advantages=(0.5, -1.25)), other]
+        )
+        assert update is not None
+        found.append((update.loss, update.gradient_norm, gradient(model)))
+    (loss, norm, slope), (split_loss, split_norm, split_slope) = found
+    assert split_loss == pytest.approx(loss, rel=1e-5) and split_norm == pytest.approx(norm, rel=1e-5)
+    assert float(slope.norm()) > 0.01 and torch.allclose(slope, split_slope, atol=1e-6)
+
+
+def test_advantages_that_fit_no_turns_are_refused() -> None:
+    one = TrainingSample(token_ids=(2, 3, 4), loss_mask=(0, 1, 1), logprobs=None, turn_spans=((1, 2), (2, 3)))
+    batch = [ScoredTrajectory(samples=(one, one), advantages=(0.5, 1.0, 2.0))]
+    with pytest.raises(ValueError, match="3 advantages for 4 turns"):
+        trainer(tiny_model()).update(batch)

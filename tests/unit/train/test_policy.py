@@ -47,7 +47,7 @@ class Counting(nn.Module):
             raise self.error
 
     @property
-    def model(self) -> Any:
+    def base_model(self) -> Any:
         return self.inner.model
 
     def get_output_embeddings(self) -> Any:

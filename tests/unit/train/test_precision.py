@@ -26,7 +26,7 @@ from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
 from tests.unit.train.tiny import Killed, grpo_trainer, killer, sample, tiny_model, weights
 
 ROWS = [sample(6 + i, seed=i, with_logprobs=True) for i in range(12)]
-TRAJECTORIES = [ScoredTrajectory(sample=row, advantages=((-1.0) ** i,)) for i, row in enumerate(ROWS)]
+TRAJECTORIES = [ScoredTrajectory(samples=(row,), advantages=((-1.0) ** i,)) for i, row in enumerate(ROWS)]
 PRECISIONS: tuple[DType, ...] = ("float32", "bfloat16")
 
 
@@ -43,7 +43,7 @@ def sft(model: nn.Module, steps: int, **more: Any) -> SFTResult:
     config = SftTrainConfig(
         lr=1e-2, steps=steps, warmup_steps=0, schedule="constant", weight_decay=0.0, batch_size=4, save_every=2
     )
-    return train(model, ROWS, config, LocalTrainConfig(max_tokens_per_microbatch=40), **more)
+    return train(model, [(row,) for row in ROWS], config, LocalTrainConfig(max_tokens_per_microbatch=40), **more)
 
 
 def pushed(dtype: DType, steps: int, *, lr: float = 1e-5) -> torch.Tensor:

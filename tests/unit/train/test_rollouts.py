@@ -25,12 +25,13 @@ from tau2rl.config import GrpoConfig, build
 from tau2rl.env.tasks import turn_calls
 from tau2rl.errors import PolicyFailure, RunIncomplete
 from tau2rl.policy.scripted import ScriptedPolicy
+from tau2rl.protocols import Policy
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.group import Group, score_group
 from tau2rl.train.grpo import Rollouts
 from tau2rl.train.metrics import rollout_metrics
-from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Policy, Say, Status, TaskRef
+from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Say, Status, TaskRef
 from tests.play import CREATE, UPDATE, play
 
 CODEC = NativeCodec(ByteTokenizer())
@@ -100,9 +101,10 @@ def test_the_order_of_a_group_changes_nothing(solved: Episode, unsolved: Episode
 
 def test_the_sample_ends_with_what_was_sampled_last(solved: Episode, unsolved: Episode) -> None:
     trajectory = group([solved, unsolved]).trajectories()[0]
-    assert trajectory.sample.loss_mask[-1] == 1
-    assert len(trajectory.sample.token_ids) == trajectory.sample.turn_spans[-1][1] <= len(solved.token_ids)
-    assert len(trajectory.sample.turn_spans) == len(solved.turns)
+    (sample,) = trajectory.samples
+    assert sample.loss_mask[-1] == 1
+    assert len(sample.token_ids) == sample.turn_spans[-1][1] <= len(solved.token_ids)
+    assert len(sample.turn_spans) == len(solved.turns)
 
 
 def test_turns_have_advantages_of_their_own(solved: Episode, unsolved: Episode) -> None:

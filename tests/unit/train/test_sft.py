@@ -47,7 +47,9 @@ def sft(
 ) -> SFTResult:
     given: dict[str, Any] = {"lr": 1e-3, "warmup_steps": 2, "batch_size": 5, "val_every": 2, **settings}
     local = LocalTrainConfig(max_tokens_per_microbatch=max_tokens_per_microbatch)
-    return train(model, rows, SftTrainConfig(steps=steps, **given), local, val=val, folder=folder, on_step=on_step)
+    conversations, held_out = [(row,) for row in rows], [(row,) for row in val]
+    config = SftTrainConfig(steps=steps, **given)
+    return train(model, conversations, config, local, val=held_out, folder=folder, on_step=on_step)
 
 
 def test_scores_are_the_models_own_and_zero_where_nothing_counts() -> None:
@@ -235,3 +237,19 @@ def test_a_step_reports_its_padding_and_what_was_shared() -> None:
     assert steps[0].tokens == 12 * 24 + 150
     assert steps[0].shared_share == pytest.approx(11 * 24 / 438)
     assert steps[0].padding_share == pytest.approx((12 * 42 - 438) / (12 * 42))
+
+
+def test_a_conversation_in_pieces_weighs_what_it_weighs_in_one() -> None:
+    whole = TrainingSample(
+        token_ids=tuple(range(2, 12)), loss_mask=(0, 0, 1, 1, 0, 0, 1, 1, 1, 1), logprobs=None, turn_spans=((2, 4), (6, 10))
+    )
+    first = TrainingSample(token_ids=whole.token_ids[:4], loss_mask=(0, 0, 1, 1), logprobs=None, turn_spans=((2, 4),))
+    second = TrainingSample(token_ids=whole.token_ids, loss_mask=(0,) * 6 + (1,) * 4, logprobs=None, turn_spans=((6, 10),))
+    other = [(sample(7, seed=i),) for i in range(5)]
+    config = SftTrainConfig(steps=4, lr=1e-3, warmup_steps=1, batch_size=3)
+    found: list[tuple[SFTResult, torch.Tensor]] = []
+    for conversation in ((whole,), (first, second)):
+        model = tiny_model()
+        found.append((train(model, [conversation, *other], config, LocalTrainConfig()), weights(model)))
+    (result, moved), (split, split_moved) = found
+    assert split.loss == pytest.approx(result.loss, rel=1e-5) and torch.allclose(moved, split_moved, atol=1e-6)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tau2rl.config.training import LoraConfig
-from tau2rl.train.engine.attention import NAME, attends
+from tau2rl.train.engine.attention import NAME, attends, switch_on
 from tau2rl.train.engine.forward import REPEATS, Work, collate, cut, micro_batches, padded_batches, score_tokens
 from tau2rl.train.engine.shared_prefix import bundles
 from tau2rl.train.model import save_memory, with_lora
@@ -76,7 +76,9 @@ def mixture() -> list[TrainingSample]:
 
 def grouped_heads() -> nn.Module:
     shape = SHAPE.model_copy(update={"heads": 4})
-    return create(shape, vocab_size=VOCAB, seed=0, eos_token_id=1, pad_token_id=0, kv_heads=2)
+    model = create(shape, vocab_size=VOCAB, seed=0, eos_token_id=1, pad_token_id=0, kv_heads=2)
+    switch_on(model)
+    return model
 
 
 def low_rank() -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, SamplingConfig, ShapeConfig
+from tau2rl.train.engine.attention import switch_on
 from tau2rl.train.sft import SFTStep
 from tau2rl.train.tiny import create
 from tau2rl.train.trainer import GRPOTrainer
@@ -21,9 +22,11 @@ SAMPLING = SamplingConfig(temperature=1.0)
 
 
 def tiny_model(seed: int = 0) -> nn.Module:
-    """The same weights for the same seed."""
+    """The same weights for the same seed; switched to our attention, on which `test_families.py` proves its kind."""
     torch.set_num_threads(1)
-    return create(SHAPE, vocab_size=VOCAB, seed=seed, eos_token_id=1, pad_token_id=0)
+    model = create(SHAPE, vocab_size=VOCAB, seed=seed, eos_token_id=1, pad_token_id=0)
+    switch_on(model)
+    return model
 
 
 def sliding_model() -> nn.Module:
@@ -31,12 +34,14 @@ def sliding_model() -> nn.Module:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(
+    model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8,
             num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=1,
         )
     )  # fmt: skip
+    switch_on(model)
+    return model
 
 
 def algo_config(**values: Any) -> AlgoConfig:

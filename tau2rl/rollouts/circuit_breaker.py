@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tau2rl.rollout.runner import Outcome
+from tau2rl.rollouts.runner import Outcome
 from tau2rl.types import Status, TaskRef
 
 
@@ -14,7 +14,7 @@ class CircuitBreaker:
         breaker = CircuitBreaker(after=20)
         if breaker.opens_at(outcome): ...  # stop
 
-    Attempts at one task follow each other (a group of GRPO, `rollout/scheduling.py`). So a task that has never ended well says
+    Attempts at one task follow each other (a group of GRPO, `rollouts/scheduling.py`). So a task that has never ended well says
     nothing new when it fails again, once another one has ended well.
     """
 

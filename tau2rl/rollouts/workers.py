@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tau2rl.errors import EnvironmentFailure, RunIncomplete, UserError
-from tau2rl.rollout.runner import never_began, with_cpu_time
+from tau2rl.rollouts.runner import never_began, with_cpu_time
 from tau2rl.settings import ray_address
 from tau2rl.types import Attempt, Episode
 

@@ -12,25 +12,14 @@ from tau2rl.config import EvalConfig, GrpoConfig, LimitsConfig, RftConfig, SeedC
 from tau2rl.env.tau2_env import make_env
 from tau2rl.errors import EpisodeFailure, TaskFailure
 from tau2rl.hashing import derive_seed
+from tau2rl.protocols import ChatCodec, Env, Policy
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
-from tau2rl.rollout.concurrency import AdaptiveConcurrency, FixedConcurrency
-from tau2rl.rollout.episode import run_episode
+from tau2rl.rollouts.concurrency import AdaptiveConcurrency, FixedConcurrency
+from tau2rl.rollouts.episode import run_episode
+from tau2rl.rollouts.thinking import ThinkingBudget
 from tau2rl.runs.records import SCHEMA
-from tau2rl.types import (
-    Attempt,
-    ChatCodec,
-    Completion,
-    Env,
-    Episode,
-    EpisodeRecord,
-    Failure,
-    Fault,
-    Policy,
-    Status,
-    StopReason,
-    TaskRef,
-)
+from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, Failure, Fault, Status, StopReason, TaskRef
 
 # Plays an attempt once; an infrastructure failure is a FAILED episode, never an exception.
 PlayAttempt = Callable[[Attempt], Awaitable[Episode]]
@@ -79,7 +68,12 @@ def plan(tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool 
 
 
 def play_with(
-    *, make_env: Callable[[Attempt], Env], make_policy: Callable[[Attempt], Policy], codec: ChatCodec, limits: LimitsConfig
+    *,
+    make_env: Callable[[Attempt], Env],
+    make_policy: Callable[[Attempt], Policy],
+    codec: ChatCodec,
+    limits: LimitsConfig,
+    budget: ThinkingBudget | None = None,
 ) -> PlayAttempt:
     """Plays attempts in this process, each in a fresh environment."""
 
@@ -88,7 +82,7 @@ def play_with(
             env, policy = make_env(attempt), make_policy(attempt)
         except TaskFailure as failure:
             return never_began(attempt, failure)
-        return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits)
+        return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits, budget=budget)
 
     return play
 
@@ -183,7 +177,17 @@ def episode_runner(config: EpisodeConfig, codec: ChatCodec, policy_for: PolicyFo
         make_policy=policy_for,
         codec=codec,
         limits=episode_limits(config),
+        budget=thinking_budget(config),
     )
+
+
+def thinking_budget(config: EpisodeConfig) -> ThinkingBudget | None:
+    """The budget of a turn's thought; None: it has none but that of the turn."""
+    chat = config.chat
+    if chat.thinking == "off" or chat.thinking_tokens is None or chat.protocol == "transcript":
+        return None
+    sampling = config.sampling if isinstance(config, GrpoConfig) else config.policy.sampling
+    return ThinkingBudget(thinking_tokens=chat.thinking_tokens, turn_tokens=sampling.max_tokens)
 
 
 def episode_limits(config: EpisodeConfig) -> LimitsConfig:
@@ -233,7 +237,7 @@ class TimedPolicy:
         self.seconds = 0.0
 
     async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn; see `types.Policy`."""
+        """Sample one turn; see `protocols.Policy`."""
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting += 1

@@ -1,31 +1,32 @@
 """One episode: the policy's tokens go to the environment as actions, what comes back goes to the policy as tokens.
 
 Nothing here knows tau2, a model or a server. What was sampled is never rendered again: each prompt begins with the one
-before it and its completion, and carries a hash that proves it.
+before it and its completion, or says from where on it does not (thoughts that the template takes out), and carries a hash that
+proves it.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tau2rl.config import LimitsConfig
 from tau2rl.errors import ContextExceeded, EnvironmentFailure, EpisodeFailure, MalformedTurn, PolicyFailure
 from tau2rl.hashing import PrefixHash, derive_seed
+from tau2rl.protocols import ChatCodec, Env, Policy
+from tau2rl.rollouts.thinking import SampledTurn, ThinkingBudget, num_thought_tokens, sample_turn
 from tau2rl.types import (
     Actions,
     Attempt,
-    ChatCodec,
     Completion,
-    Env,
     Episode,
     Failure,
     FinishReason,
     Grade,
     MalformedKind,
     Message,
-    Policy,
     Status,
     StopReason,
     Turn,
@@ -41,12 +42,14 @@ MAX_LOGPROB = 1e-3
 MAX_VOCABULARY = 2**31  # of a codec that does not tell its own
 
 
-async def run_episode(attempt: Attempt, *, env: Env, policy: Policy, codec: ChatCodec, limits: LimitsConfig) -> Episode:
+async def run_episode(
+    attempt: Attempt, *, env: Env, policy: Policy, codec: ChatCodec, limits: LimitsConfig, budget: ThinkingBudget | None = None
+) -> Episode:
     """Play one attempt to its end and close its environment. Never raises EpisodeFailure: that is a FAILED episode.
 
     `attempt.seed` decides every turn's seed. Cancellation closes the environment and passes on.
     """
-    play = _Play(attempt, env, policy, codec, limits)
+    play = _Play(attempt, env, policy, codec, limits, budget)
     try:
         status, stop_reason, grade = await play.run()
     except EpisodeFailure as failure:
@@ -72,9 +75,12 @@ class _Play:
     policy: Policy
     codec: ChatCodec
     limits: LimitsConfig
+    budget: ThinkingBudget | None = None
     started: float = field(default_factory=time.monotonic)
     prompt: list[int] = field(default_factory=list[int])  # [num_tokens], of the turn at hand
     prompt_hash: PrefixHash = field(default_factory=PrefixHash)
+    kept: int | None = None  # of the prompt at hand; see `Turn`
+    log: list[int] = field(default_factory=list[int])  # `Episode.token_ids`, up to the prompt at hand
     sampled: tuple[int, ...] = ()  # the last completion, not yet part of a prompt
     new: tuple[Message, ...] = ()  # what followed it
     turns: list[Turn] = field(default_factory=list[Turn])
@@ -86,20 +92,22 @@ class _Play:
         opening = await self.env.open()
         self.messages += opening.messages
         self.prompt = self.codec.open(opening)
+        self.log += self.prompt
         while True:
             self._advance()
             if stop := self._limit_reached():
                 return Status.TRUNCATED, stop, await self._close()
             try:
-                completion, seconds = await self._sample()
+                sampled, seconds = await self._sample()
             except ContextExceeded:  # of a model whose context nobody told us; our own limit is checked above
                 return Status.TRUNCATED, StopReason.CONTEXT, await self._close()
+            completion = sampled.completion
             if not completion.token_ids:  # the model said nothing, not even that its turn ends
                 return Status.MALFORMED, StopReason.MALFORMED, await self._close()
             try:
                 actions = self.codec.parse(completion.token_ids, opening.tools)
             except MalformedTurn as error:
-                self._record(completion, seconds, malformed=error.kind)
+                self._record(sampled, seconds, malformed=error.kind)
                 if completion.finish_reason is FinishReason.LENGTH:
                     return Status.TRUNCATED, StopReason.LENGTH, await self._close()
                 self.malformed_in_a_row += 1
@@ -108,12 +116,12 @@ class _Play:
                 self._follow(repair_request(error))
                 continue
             if completion.finish_reason is FinishReason.LENGTH:  # cut in the middle of a sentence: nobody said that
-                self._record(completion, seconds)
+                self._record(sampled, seconds)
                 return Status.TRUNCATED, StopReason.LENGTH, await self._close()
             self.malformed_in_a_row = 0
             before = time.monotonic()
             reply = await self.env.step(without_thoughts(actions))
-            self._record(completion, seconds, actions, env_seconds=time.monotonic() - before)
+            self._record(sampled, seconds, actions, env_seconds=time.monotonic() - before)
             self.messages.append(Message.of(actions))
             self._follow(*reply.messages)
             if reply.done:
@@ -124,9 +132,18 @@ class _Play:
                 return status, reply.stop_reason, reply.grade
 
     def _advance(self) -> None:
-        """Move the prompt on to the next turn: everything so far, untouched, and what followed it."""
+        """Move the prompt on to the next turn: everything so far, and what followed it.
+
+        A codec that takes thoughts out begins anew where they stood; what it wrote from there on goes into the log.
+        """
         if self.sampled:
+            before = [*self.prompt, *self.sampled]
             self.prompt = self.codec.extend(self.prompt, self.sampled, self.new)
+            kept = num_shared(before, self.prompt)
+            self.kept = None if kept == len(before) else kept
+            if self.kept is not None:
+                self.prompt_hash = PrefixHash()
+            self.log += [*self.sampled, *self.prompt[kept:]]
             self.sampled, self.new = (), ()
 
     def _limit_reached(self) -> StopReason | None:
@@ -138,22 +155,25 @@ class _Play:
         late = time.monotonic() - self.started >= self.limits.episode_timeout_seconds
         return StopReason.DEADLINE if late and self.turns else None
 
-    async def _sample(self) -> tuple[Completion, float]:
+    async def _sample(self) -> tuple[SampledTurn, float]:
         """One turn of the policy, and the seconds that it took. Raises PolicyFailure."""
         before = time.monotonic()
-        room = self.limits.context_tokens - len(self.prompt)
-        completion = await self.policy.complete(
+        vocab_size = getattr(self.codec, "vocab_size", None)
+        sampled = await sample_turn(
+            self.policy,
+            self.codec,
             self.prompt,
             seed=derive_seed(self.attempt.seed, len(self.turns)),
             session=f"{self.attempt.key}@{self.attempt.seed}",
-            max_tokens=room,
+            max_tokens=self.limits.context_tokens - len(self.prompt),
+            budget=self.budget,
+            check=lambda completion: check_completion(completion, vocab_size=vocab_size),
         )
-        check_completion(completion, vocab_size=getattr(self.codec, "vocab_size", None))
-        return completion, time.monotonic() - before
+        return sampled, time.monotonic() - before
 
     def _record(
         self,
-        completion: Completion,
+        sampled: SampledTurn,
         seconds: float,
         actions: Actions = (),
         *,
@@ -161,7 +181,7 @@ class _Play:
         env_seconds: float = 0.0,
     ) -> None:
         """Append the turn; `actions` are those that reached the environment."""
-        start = len(self.prompt)
+        completion, forced, start = sampled.completion, sampled.forced, len(self.log)
         self.turns.append(
             Turn(
                 start=start,
@@ -176,6 +196,9 @@ class _Play:
                 env_seconds=env_seconds,
                 usage=completion.usage,
                 weight_version=completion.weight_version,
+                kept=self.kept,
+                forced=None if forced is None else (start + forced[0], start + forced[1]),
+                thought_tokens=num_thought_tokens(self.codec, completion.token_ids[: forced[0] if forced else None]),
             )
         )
         self.sampled = completion.token_ids
@@ -198,7 +221,7 @@ class _Play:
             seed=self.attempt.seed,
             status=status,
             stop_reason=stop_reason,
-            token_ids=(*self.prompt, *self.sampled),
+            token_ids=(*self.log, *self.sampled),
             turns=tuple(self.turns),
             messages=tuple(self.messages),
             grade=grade,
@@ -209,6 +232,17 @@ class _Play:
             db_hashes=self.env.db_hashes,
             trajectory=tuple(self.env.trajectory),
         )
+
+
+def num_shared(before: Sequence[int], after: Sequence[int]) -> int:
+    """How many tokens the two begin with in common.
+
+    >>> num_shared([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    if after[: len(before)] == before:  # at the speed of C, and what nearly every turn does
+        return len(before)
+    return next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
 
 
 def check_completion(completion: Completion, *, vocab_size: int | None = None) -> None:

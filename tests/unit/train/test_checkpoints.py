@@ -1,0 +1,134 @@
+"""Pins that a checkpoint is loaded whole or not at all:
+
+- weights that are missing, left over or of another shape are an error that names some of them and the way out; tied ones are not
+- a peft adapter is sent to be merged
+- files of pickled tensors load, and what else a pickle holds is never run
+- the language model of a checkpoint that sees images as well is loaded without the rest, and is whole
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+from tau2rl.config.training import LoraConfig
+from tau2rl.errors import UserError
+from tau2rl.train.model import load, save, with_lora
+from tests.unit.train.test_families import BASE, LINEAR, family
+from tests.unit.train.tiny import tiny_model
+
+Weights = dict[str, Tensor]
+ONE_LAYER = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+
+
+def renamed(prefix: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {prefix + name: value for name, value in weights.items()}
+
+
+def without(part: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {name: value for name, value in weights.items() if part not in name}
+
+
+def changed(folder: Path, change: Callable[[Weights], Weights], **config: Any) -> Path:
+    """A checkpoint with an output layer of its own, and what `change` makes of its weights."""
+    save(family("qwen3"), folder)
+    file = folder / "model.safetensors"
+    weights = change(load_file(file))
+    os.remove(file)
+    save_file(weights, file, metadata={"format": "pt"})
+    settings = folder / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text("utf-8")) | config), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "fault", "way"),
+    [
+        (renamed("_orig_mod."), {}, "unexpected: _orig_mod", r"model\._orig_mod"),
+        (renamed("module."), {}, "unexpected: module", r"model\.module"),
+        (renamed("base_model.model."), {}, "unexpected: base_model.model", "merge_and_unload"),
+        (without("lm_head"), {}, r"1 weights missing: lm_head\.weight\n", "tie_word_embeddings"),
+        (without("layers.1."), {}, r"11 weights missing: model\.layers\.1\..*, \.\.\.", "2 layers, .* layer 1:"),
+        (lambda w: w, ONE_LAYER, r"11 weights unexpected: model\.layers\.1\.", "1 layers, .* layer 1:"),
+        (without("embed_tokens"), {}, r"missing: model\.embed_tokens\.weight\n", "two models"),
+        (lambda w: w, {"intermediate_size": 32}, r"of another shape: .*mlp.*\[24", "two models"),
+    ],
+    ids=["compiled", "data-parallel", "peft", "untied head", "missing layer", "layer left over", "embedding", "shape"],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused(
+    change: Callable[[Weights], Weights], config: dict[str, Any], fault: str, way: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=fault) as refused:
+        load(changed(tmp_path / "model", change, **config))
+    assert "is not whole" in str(refused.value)
+    assert re.search(way, refused.value.hint or "")
+
+
+def test_a_config_that_contradicts_itself_is_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        load(changed(tmp_path / "model", lambda w: w, num_hidden_layers=1))
+
+
+def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+    save(tiny_model(), tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path).get_output_embeddings().weight, load(tmp_path).get_input_embeddings().weight)  # type: ignore[union-attr]
+
+
+def test_a_head_of_its_own_is_kept_whatever_the_config_says_of_it(tmp_path: Path) -> None:
+    model = load(changed(tmp_path / "model", lambda w: w, tie_word_embeddings=True))
+    assert torch.equal(model.get_output_embeddings().weight, family("qwen3").get_output_embeddings().weight)  # type: ignore[operator, union-attr]
+    save(model, tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again").get_output_embeddings().weight, model.get_output_embeddings().weight)  # type: ignore[union-attr]
+
+
+def test_an_adapter_is_sent_to_be_merged(tmp_path: Path) -> None:
+    with_lora(tiny_model(), LoraConfig(rank=2)).save_pretrained(tmp_path)  # type: ignore[arg-type, operator]
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"base_model_name_or_path": "some/base"}), "utf-8")
+    with pytest.raises(UserError, match=r"adapter of `some/base`, .*merge it first") as refused:
+        load(tmp_path)
+    assert "merge_and_unload" in (refused.value.hint or "")
+
+
+def test_pickled_tensors_load_and_nothing_else_of_a_pickle_is_run(tmp_path: Path) -> None:
+    model = family("qwen3")
+    save(model, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(model.state_dict(), file)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in load(tmp_path).state_dict().items())
+
+    class Run:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({**model.state_dict(), "more": Run()}, file)
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_language_model_of_one_that_sees_images_is_whole(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vision = {"hidden_size": 8, "intermediate_size": 8, "depth": 1, "num_heads": 1, "out_hidden_size": 16}
+    text = {**BASE, "num_hidden_layers": 4, **LINEAR}
+    both = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision)).eval()
+    save(both, tmp_path / "both")
+    model = load(tmp_path / "both").eval()
+    save(model, tmp_path / "text")
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        want = both(input_ids=ids).logits
+        for each in (model, load(tmp_path / "text")):
+            torch.testing.assert_close(each(input_ids=ids).logits, want)

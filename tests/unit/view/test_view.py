@@ -1,0 +1,296 @@
+"""Looking at runs, pinned here on records that were really played, and on hostile ones:
+
+- the index: a cut last line is no episode until it is whole, appended records are read and no others, a file that was rewritten
+  is read again, a retried FAILED attempt counts once, a broken line is counted and passed over, a spoilt index is made again;
+- filters, sorting, pages and full-text search; what a person types in a search is never an operator;
+- `show`: the list, one conversation with failed checks beside the reference, tokens; no control character reaches stdout;
+- the server: without the token, for another host or from another origin an empty 404; the policy on every answer; hostile text in
+  JSON only, escaped; pages; what is appended while it serves is there at the next request.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tau2rl.cli import app
+from tau2rl.runs.records import encode
+from tau2rl.types import Attempt, CallTool, EpisodeRecord, Failure, Fault, Message, Say, Score, Status, StopReason
+from tau2rl.view.index import NAME, Index, Query
+from tests.play import CREATE, UPDATE, play
+
+runner = CliRunner()
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b]0;owned\x07\x1b[2J \u202egnp.exe \x00 =cmd()"
+SOLVE = ((CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),), (Say(text="Done."),))
+
+
+def record(number: int, *, solved: bool = True, ref: Any = CREATE, says: str = "") -> EpisodeRecord:
+    episode = play(SOLVE if solved else ((Say(text="No."),),), ref=ref)
+    if says:
+        message = {"role": "assistant", "content": says}
+        episode = replace(episode, trajectory=(*episode.trajectory, message), messages=(Message(role="assistant", content=says),))
+    score = Score(task=float(solved), partial=None, shaped=float(solved), components={"outcome": float(solved)})
+    return EpisodeRecord(
+        schema=1, run="r", attempt=Attempt(task=ref, index=number, seed=1), tries=1, episode=episode, score=score
+    )
+
+
+def failed(number: int) -> EpisodeRecord:
+    one = record(number, solved=False)
+    failure = Failure(fault=Fault.USER, kind="UserSimulatorFailure", message=f"HTTP 500 {HOSTILE}")
+    episode = replace(one.episode, status=Status.FAILED, stop_reason=StopReason.FAILED, grade=None, failure=failure)
+    return replace(one, episode=episode, score=None)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Attempts 0 (solved), 1 (not), 2 (FAILED) at one task, and 0 at another with hostile text."""
+    folder = tmp_path / "outputs" / "eval" / "a"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"stage": "eval", "name": "a<b>", "chat": {"tokenizer": "bytes"}}', "utf-8")
+    lines = [record(0), record(1, solved=False), record(0, solved=False, ref=UPDATE, says=HOSTILE)]
+    (folder / "episodes.jsonl").write_bytes(b"".join(map(encode, lines)))
+    (folder / "failures.jsonl").write_bytes(encode(failed(2)))
+    return folder
+
+
+def keys(index: Index, **query: Any) -> list[str]:
+    assert index.update(seconds=60)
+    return [row["key"] for row in index.page(Query(**query)).rows]
+
+
+def append(run: Path, data: bytes) -> None:
+    with (run / "episodes.jsonl").open("ab") as file:
+        file.write(data)
+
+
+def test_a_cut_last_line_is_no_episode_until_it_is_whole(run: Path) -> None:
+    line = encode(record(3))
+    append(run, line[:100])
+    with Index(run) as index:
+        assert len(keys(index)) == 4
+        append(run, line[100:])
+        assert keys(index)[-1] == "mock/create_task_1#3"
+        assert index.progress()[0] == index.progress()[1]
+    with Index(run) as again:  # and what was read is not read again
+        assert again.progress()[0] == again.progress()[1]
+        assert len(keys(again)) == 5
+
+
+def test_a_file_that_was_rewritten_is_read_again(run: Path) -> None:
+    with Index(run) as index:
+        assert len(keys(index)) == 4
+        lines = (run / "episodes.jsonl").read_bytes().splitlines(keepends=True)
+        (run / "episodes.jsonl").write_bytes(lines[1] + encode(record(7)) + lines[0] + lines[0])
+        assert sorted(keys(index)) == [f"mock/create_task_1#{n}" for n in (0, 1, 2, 7)]
+
+
+def test_an_attempt_that_was_tried_again_counts_once(run: Path) -> None:
+    with Index(run) as index:
+        assert keys(index, status="failed") == ["mock/create_task_1#2"]
+        append(run, encode(record(2)))
+        assert keys(index, status="failed") == []
+        assert sorted(keys(index)).count("mock/create_task_1#2") == 1
+        assert len(keys(index, every=True)) == 5
+
+
+def test_broken_lines_and_a_spoilt_index_are_no_end(run: Path) -> None:
+    append(run, b'{"schema": 1}\n\xff\xfe not json\n[1]\n' + encode(record(5)))
+    (run / NAME).write_bytes(b"this is no database at all, whatever its name says" * 100)
+    with Index(run) as index:
+        assert "mock/create_task_1#5" in keys(index)
+        assert index.unreadable() == 3
+
+
+def test_filters_sorting_and_search(run: Path) -> None:
+    with Index(run) as index:
+        assert keys(index, score="<0.5") == ["mock/create_task_1#1", "mock/update_task_1#0"]
+        assert keys(index, fault="none") == ["mock/create_task_1#0"]
+        assert keys(index, fault="user") == ["mock/create_task_1#2"]
+        assert keys(index, task="update_task") == ["mock/update_task_1#0"]
+        assert keys(index, text="Important Meeting", status="completed", score="1") == ["mock/create_task_1#0"]
+        assert keys(index, text='owned" OR NEAR(') == []
+        assert keys(index, text="alert") == ["mock/update_task_1#0", "mock/create_task_1#2"]
+        assert keys(index, sort="task", descending=True)[0] == "mock/update_task_1#0"
+        page = index.page(Query(sort="task", offset=1, limit=2))
+        assert ([row["attempt"] for row in page.rows], page.total) == ([1, 2], 4)
+
+
+def test_show_lists_and_shows_one_with_what_was_expected(run: Path) -> None:
+    listed = runner.invoke(app, ["show", str(run), "--score", "<0.5", "--json"])
+    assert listed.exit_code == 0
+    assert [row["key"] for row in json.loads(listed.stdout)["episodes"]] == ["mock/create_task_1#1", "mock/update_task_1#0"]
+    shown = runner.invoke(app, ["show", str(run), "create_task_1", "--attempt", "1", "--tokens"])
+    assert shown.exit_code == 0, shown.output
+    assert 'failed (not in the reward) action: expected create_task(user_id="user_1", title="Important Meeting")' in shown.stdout
+    assert "attempt 0: completed, score 1.000, advantage +1.000" in shown.stdout  # (1 - 0.5) / 0.5
+    assert "attempt 1: completed, score 0.000, advantage -1.000" in shown.stdout
+    assert re.search(r"^ +\d+ 1 +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
+    wrong = runner.invoke(app, ["show", str(run), "--score", "good"])
+    assert (wrong.exit_code, "not a comparison" in wrong.stderr) == (2, True)
+    assert runner.invoke(app, ["show", str(run), "--attempt", "1"]).exit_code == 2
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    assert runner.invoke(app, ["show", str(tmp_path)]).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ten_megabytes_of_text_are_cut(run: Path) -> None:
+    append(run, encode(record(9, says="word " * 2_000_000)))
+    shown = runner.invoke(app, ["show", str(run), "create_task_1", "--attempt", "9"])
+    assert shown.exit_code == 0, shown.output[:500]
+    assert "... 9,980,000 more characters" in shown.stdout
+    assert len(shown.stdout) < 100_000
+    assert (run / NAME).stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("arguments", [["update_task_1"], ["create_task_1", "--attempt", "2"], []])
+def test_hostile_text_never_reaches_the_terminal_raw(run: Path, arguments: list[str]) -> None:
+    result = runner.invoke(app, ["show", str(run), *arguments])
+    assert result.exit_code == 0, result.output
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", result.stdout + result.stderr)
+
+
+@pytest.fixture
+def served(run: Path) -> Iterator[str]:
+    """The address of a real server over the run's outputs folder."""
+    pytest.importorskip("uvicorn", reason="the extra `view` is not installed")
+    import asyncio
+    import socket
+
+    import uvicorn
+
+    from tau2rl.view.server import Viewer, make_app
+
+    viewer = Viewer([run.parents[1]])
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(viewer, "secret"), log_level="warning"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+    listener.close()
+    viewer.close()
+
+
+def ask(host: str, path: str, *, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection(host, timeout=20)
+    connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, body, {name.lower(): value for name, value in answer.getheaders()}
+
+
+def data(host: str, path: str) -> Any:
+    status, body, _ = ask(host, f"/secret/api/{path}")
+    assert status == 200, body
+    return json.loads(body)
+
+
+def test_who_has_no_token_or_comes_from_elsewhere_gets_nothing(served: str) -> None:
+    assert ask(served, "/secret/api/runs")[0] == 200
+    refused = [
+        ask(served, "/"), ask(served, "/api/runs"), ask(served, "/wrong/api/runs"), ask(served, "/secretX/api/runs"),
+        ask(served, "/secret/api/runs", Host="evil.example"), ask(served, "/secret/api/runs", Origin="http://evil.example"),
+        ask(served, "/secret/api/runs", Sec_Fetch_Site="cross-site"), ask(served, "/secret/api/runs", method="POST"),
+        ask(served, "/static/app.js"),
+    ]  # fmt: skip
+    assert {(status, body) for status, body, _ in refused} == {(404, b"")}
+    for path in ("..%2f..%2fserver.py", "%2e%2e/server.py", "../server.py", "/etc/passwd"):
+        assert ask(served, f"/secret/static/{path}")[0] == 404
+
+
+def test_every_answer_has_the_policy_and_no_page_has_inline_code(served: str) -> None:
+    for path in ("/secret/", "/secret/static/app.js", "/secret/api/runs", "/nothing"):
+        headers = ask(served, path)[2]
+        assert "default-src 'none'; script-src 'self'" in headers["content-security-policy"]
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+    page = ask(served, "/secret/")[1].decode()
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|style=|https?:", page)
+
+
+def test_conversations_pages_and_comparison_as_data(served: str) -> None:
+    (run,) = data(served, "runs")
+    name = run["id"]
+    assert (run["name"], run["episodes"]) == ("a<b>", True)
+    found = data(served, f"runs/{name}/episodes?limit=2&offset=2&sort=task")
+    assert (len(found["rows"]), found["total"]) == (2, 4)
+    hostile = next(row for row in data(served, f"runs/{name}/episodes?task=update")["rows"])
+    status, body, headers = ask(served, f"/secret/api/runs/{name}/episodes/{hostile['id']}")
+    assert (status, headers["content-type"]) == (200, "application/json")
+    text = json.loads(body)["items"][-1]["text"]
+    assert text.startswith("<script>")  # as text: the page makes no HTML of it
+    assert "\\x1b[2J \\u202egnp.exe \\x00" in text
+    rows = {row["key"]: row["id"] for row in data(served, f"runs/{name}/episodes")["rows"]}
+    two = [rows[f"mock/create_task_1#{n}"] for n in (0, 1)]
+    compared = data(served, f"compare?a={name}:{two[0]}&b={name}:{two[1]}")
+    assert compared["a"]["items"][compared["first"]]["calls"][0]["name"] == "create_task"
+    assert compared["a"]["items"][: compared["first"]] == compared["b"]["items"][: compared["first"]]
+    assert ask(served, f"/secret/api/runs/{name}/episodes/999")[0] == 400
+    assert ask(served, f"/secret/api/runs/{name}/episodes?score=x")[0] == 400
+    assert ask(served, f"/secret/api/runs/{name}/episodes?offset=-1")[0] == 400
+
+
+def test_what_is_written_while_it_serves_is_there_at_the_next_request(served: str, run: Path) -> None:
+    name = data(served, "runs")[0]["id"]
+    before = data(served, f"runs/{name}")
+    assert (before["so_far"]["solved"], before["so_far"]["attempts"]) == (1, 3)  # FAILED ones are no evidence
+    append(run, encode(record(6)))
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "lo', "utf-8")
+    assert data(served, f"runs/{name}/version")["version"] != before["version"]
+    assert data(served, f"runs/{name}")["so_far"]["solved"] == 2
+    assert data(served, f"curves?runs={name}")[0]["metrics"] == {"loss": [[1.0, 2.0]]}
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_in_a_real_browser(served: str, run: Path) -> None:
+    pytest.importorskip("playwright", reason="needs playwright")
+    from playwright.sync_api import sync_playwright
+
+    problems: list[str] = []
+    later = encode(record(8, solved=False, says="alert once more"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        page.goto(f"http://{served}/secret/")
+        page.click("text=a<b>")
+        page.fill("input[type=search]", "alert")
+        page.press("input[type=search]", "Enter")
+        page.wait_for_selector("#total >> text=of 2")
+        append(run, later)
+        page.wait_for_selector("#total >> text=of 3")  # live
+        page.click("tbody a.row >> nth=0")
+        page.wait_for_selector("article >> text=<script>alert(1)</script>")
+        page.keyboard.press("t")
+        page.wait_for_selector(".ids, .tokens .notice")
+        page.keyboard.press("d")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.keyboard.press("u")
+        page.wait_for_selector("tbody a.row")
+        browser.close()
+    assert problems == []
+
+
+def test_a_run_folder_that_cannot_be_written_is_read_all_the_same(run: Path) -> None:
+    (run / NAME).mkdir()  # SQLite cannot open it, whoever asks; root may write anywhere else
+    with Index(run) as index:
+        assert len(keys(index)) == 4
+    shown = runner.invoke(app, ["show", str(run), "--json"])
+    assert json.loads(shown.stdout)["total"] == 4
