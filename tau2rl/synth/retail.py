@@ -28,6 +28,7 @@ REASONS = {
     "ordered by mistake": ("I ordered it by mistake", "it was ordered by mistake", "I placed it by mistake"),
 }
 OTHER_REASONS = ("I found it cheaper elsewhere", "the delivery takes too long", "I changed jobs and have to save money")
+NUMBERS = {2: "two", 3: "three", 4: "four"}
 STREETS = ("Maple Street", "Cedar Avenue", "Hillcrest Drive", "Willow Lane", "Sunset Boulevard", "Birch Road", "Lakeview Drive")
 
 
@@ -172,13 +173,13 @@ class Retail:
         )
 
     def _return(self, user_id: str, order_id: str, rng: random.Random, said: Said | None = None) -> Request | None:
-        said = said or describe_order(self.rows, user_id, order_id, rng)
         order = self.rows["orders"][order_id]
         items = clear_items(order)
         method = self._method(user_id, rng)
         if not items or method is None:
             return None
         chosen = sorted(rng.sample(items, rng.randint(1, min(3, len(items)))), key=order["items"].index)
+        said = said or describe_order(self.rows, user_id, order_id, rng, but={item["name"] for item in chosen})
         names = joined([f"the {product_words(item['name'])}" for item in chosen])
         arguments = {"order_id": order_id, "item_ids": [i["item_id"] for i in chosen], "payment_method_id": method[0]}
         value = money(sum(item["price"] for item in chosen))
@@ -199,7 +200,6 @@ class Retail:
 
         tau2 gives every item that it modifies the price and options of the last one, so that their order would matter.
         """
-        said = said or describe_order(self.rows, user_id, order_id, rng)
         order = self.rows["orders"][order_id]
         delivered = order["status"] == "delivered"
         items, method = clear_items(order), self._method(user_id, rng)
@@ -207,18 +207,25 @@ class Retail:
             return None
         count = rng.randint(1, min(4, len(items))) if delivered else 1
         chosen = sorted(rng.sample(items, count), key=order["items"].index)
+        said = said or describe_order(self.rows, user_id, order_id, rng, but={item["name"] for item in chosen})
         swaps = [describe_variant(self.rows, item, rng) for item in chosen]
         if any(swap is None for swap in swaps):
             return None
         news = [swap for swap in swaps if swap]
-        parts = [f"the {product_words(i['name'])} for {new.words}" for i, (_, new) in zip(chosen, news, strict=True)]
-        verb = "exchange" if delivered else "swap"
+        names = [f"the {product_words(item['name'])}" for item in chosen]
+        parts = [f"{name} for {new.words}" for name, (_, new) in zip(names, news, strict=True)]
+        verb, preposition = ("exchange", "from") if delivered else ("swap", "in")
+        if len(parts) == 1:
+            what = f"{verb} {names[0]} {preposition} {said.words} for {news[0][1].words}"
+            parts = [names[0], news[0][1].words]
+        else:
+            what = f"{verb} {NUMBERS[len(parts)]} items {preposition} {said.words}: {'; '.join(parts)}"
         return self._swap(
             user_id,
             order_id,
             {item["item_id"]: new for item, (new, _) in zip(chosen, news, strict=True)},
             method,
-            say=f"in {said.words}, {verb} {'; and '.join(parts)}, and settle any price difference with {method[1]}",
+            say=f"{what}{',' if len(chosen) == 1 else ';'} and settle any price difference with {method[1]}",
             facts=(said.words, *parts, method[1]),
             reads=said.reads.union({order_read(order_id)}, *(new.reads for _, new in news)),
             choices=(*said.choices, *(choice for _, new in news for choice in new.choices)),
@@ -235,9 +242,10 @@ class Retail:
             return None
         order_id, item, which, new = found
         where = "that has been delivered to me" if status == "delivered" else "in my pending orders"
+        verb = "exchange" if status == "delivered" else "swap"
         say = (
-            f"find, out of everything {where}, the one item where switching to the cheapest version you have in stock saves me "
-            f"the most money, swap just that item for that version, and settle the price difference with {method[1]}"
+            f"save some money: out of everything {where}, {verb} the one item where going to the cheapest version you have in "
+            f"stock saves me the most money, just that one, and settle the price difference with {method[1]}"
         )
         products = {item["product_id"] for id in same for item in orders[id]["items"]}
         return self._swap(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tau2rl.synth.request import Choice, Read, choose, read
 from tau2rl.synth.retail_words import option_words, product_words
 from tau2rl.synth.rules import Rows
+
+
+NOT_NOUNS = {"waterproof", "bagged/bagless", "water resistance"}  # options that "with the same ..." cannot name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +41,19 @@ def total(order: Mapping[str, Any]) -> float:
     return float(order["payment_history"][0]["amount"])
 
 
-def describe_order(rows: Rows, user_id: str, order_id: str, rng: random.Random) -> Said:
-    """One of the ways to say which order is meant, each true of this order alone; by its id where nothing else is."""
+def describe_order(rows: Rows, user_id: str, order_id: str, rng: random.Random, but: Collection[str] = ()) -> Said:
+    """One of the ways to say which order is meant, each true of this order alone; by its id where nothing else is.
+
+    `but`: products that are named beside it anyway, so that "the order with the skateboard" would say it twice.
+    """
     orders = {id: rows["orders"][id] for id in rows["users"][user_id]["orders"]}
     order, status = orders[order_id], orders[order_id]["status"]
     found = [Said(words=f"order {order_id}", reads=frozenset())]
     names = Counter(name for other in orders.values() for name in {item["name"] for item in other["items"]})
-    own = sorted({item["name"] for item in order["items"] if names[item["name"]] == 1})
+    own = sorted({item["name"] for item in order["items"] if names[item["name"]] == 1 and item["name"] not in but})
     certificate = frozenset({user_read(user_id), order_read(order_id)})
     if own:
-        words = f"the order with the {product_words(rng.choice(own))} in it"
+        words = f"the order with the {product_words(rng.choice(own))}"
         found.append(Said(words=words, reads=certificate, depends=frozenset()))
     cities = Counter(other["address"]["city"] for other in orders.values())
     if cities[order["address"]["city"]] == 1:
@@ -59,10 +65,10 @@ def describe_order(rows: Rows, user_id: str, order_id: str, rng: random.Random) 
         others = frozenset(orders) - {order_id}
         if len(same) == 1:
             found.append(Said(words=f"my only {status} order", reads=everything, depends=others))
-        for by, word in (("lowest total", "least"), ("highest total", "most")):
+        for by, word, adjective in (("lowest total", "least", "cheapest"), ("highest total", "most", "most expensive")):
             choice = choose("order", by, same)
             if len(same) > 1 and choice and choice.chosen == order_id:
-                words = f"whichever of my {status} orders cost me the {word} in total"
+                words = rng.choice((f"the {status} order that cost me the {word} in total", f"my {adjective} {status} order"))
                 found.append(Said(words=words, reads=everything, choices=(choice,), depends=others))
     # The more there is to read, the fewer orders allow it: each way has the same chance.
     return rng.choice(found)
@@ -91,25 +97,28 @@ def by_price(rows: Rows, item: Mapping[str, Any], by: str, fixed: Mapping[str, s
 def describe_variant(rows: Rows, item: Mapping[str, Any], rng: random.Random) -> tuple[str, Said] | None:
     """(new item id, words that follow "exchange it for") of a variant in stock other than the item."""
     product = read("get_product_details", product_id=item["product_id"])
+    one = "a pair" if item["name"].endswith("s") else "one"
     found: list[tuple[str, Said]] = []
     for id, variant in available(rows, item).items():
         changed = {key: value for key, value in variant["options"].items() if item["options"].get(key) != value}
         if 1 <= len(changed) <= 2:
-            words = _same_but(changed, len(variant["options"]))
+            words = _same_but(one, changed, len(variant["options"]))
             found.append((id, Said(words=words, reads=frozenset({product}))))
     found = [rng.choice(found)] if found else []
     for by, word in (("lowest", "cheapest"), ("highest", "most expensive")):
-        key = rng.choice(sorted(item["options"]))
-        for fixed, tail in ((None, ""), ({key: item["options"][key]}, f" that has the same {key}")):
+        keys = sorted(item["options"].keys() - NOT_NOUNS)
+        key = rng.choice(keys) if keys else ""
+        ways = [(None, ""), *([({key: item["options"][key]}, f" with the same {key}")] if key else [])]
+        for fixed, tail in ways:
             if choice := by_price(rows, item, by, fixed):
-                words = f"the {word} version you have in stock{tail}"
+                words = f"the {word} {one.removeprefix('a ')} you have in stock{tail}"
                 found.append((choice.chosen, Said(words=words, reads=frozenset({product}), choices=(choice,))))
     return rng.choice(found) if found else None
 
 
-def _same_but(changed: Mapping[str, str], options: int) -> str:
+def _same_but(one: str, changed: Mapping[str, str], options: int) -> str:
     words = " and ".join(option_words(key, value) for key, value in changed.items())
-    return f"one {words}" + (", everything else the same" if options > len(changed) else "")
+    return f"{one} {words}" + (", everything else the same" if options > len(changed) else "")
 
 
 def greatest_saving(rows: Rows, orders: Sequence[str]) -> tuple[str, Any, Choice, Choice] | None:
