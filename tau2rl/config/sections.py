@@ -34,6 +34,25 @@ class TasksConfig(Section):
     """Leave out tasks with a known defect (`tau2rl tasks audit` lists them)."""
 
 
+class SynthConfig(Section):
+    """`tau2rl synth`: how many tasks are made, and where on the grid of writes x reads."""
+
+    domain: Literal["retail"] = "retail"
+    """The domain from whose database they are made."""
+    num_tasks: int = Field(default=100, ge=1)
+    """So many tasks; fewer where the database has no more of these cells."""
+    seed: int = 0
+    """Everything is drawn from it: the same command makes the same bytes."""
+    writes: tuple[Literal[1, 2, 3, 4, 5], ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
+    """Numbers of writes; each in equal parts with each of `burdens`."""
+    burdens: tuple[Literal["0-2", "3-5", "6-9", "10+"], ...] = Field(default=("0-2", "3-5", "6-9", "10+"), min_length=1)
+    """Numbers of reads after which the writes' arguments are known."""
+    refusals: float = Field(default=0.1, ge=0, le=0.15)
+    """Share of the tasks in which the agent must refuse, and answer a question."""
+    per_user: int = Field(default=12, ge=1)
+    """At most so many tasks about one customer."""
+
+
 class UserConfig(Section):
     """Who plays the user."""
 

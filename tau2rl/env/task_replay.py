@@ -8,6 +8,7 @@ from typing import Any
 
 from tau2rl.env.domain import domain
 from tau2rl.env.grading import replay_task
+from tau2rl.env.package import installed
 from tau2rl.types import CallTool
 
 from tau2.data_model.message import ToolCall
@@ -44,6 +45,11 @@ class Replayer:
             answer = environment.get_response(ToolCall(id=f"call_{index}", name=call.name, arguments=dict(call.arguments)))
             errors.append((answer.content or "error") if answer.error else "")
         return Outcome(hash=environment.get_db_hash() or "", errors=tuple(errors))
+
+    def identity(self) -> dict[str, Any]:
+        """What pins the domain: tau2's distribution and version, hashes of its data."""
+        package = installed()
+        return {"tau2": {"distribution": package.distribution, "version": package.version}, "data": self._domain.hashes()}
 
     def test_tasks(self) -> list[dict[str, Any]]:
         """The domain's own test tasks, as JSON values."""

@@ -49,6 +49,20 @@ class Retail:
         """What belongs to a customer."""
         return {user_id, *self.rows["users"][user_id]["orders"]}
 
+    def is_clear(self, user_id: str, value: str) -> bool:
+        """Whether an amount, found as a part of what is said, can only be this answer.
+
+        It is no part of a price or balance that the agent may name, and does not end in a zero that people leave out.
+        """
+        orders = [self.rows["orders"][id] for id in self.rows["users"][user_id]["orders"]]
+        products = {item["product_id"] for order in orders for item in order["items"]}
+        amounts = [item["price"] for order in orders for item in order["items"]]
+        amounts += [v["price"] for id in products for v in self.rows["products"][id]["variants"].values()]
+        amounts += [m["balance"] for m in self.rows["users"][user_id]["payment_methods"].values() if "balance" in m]
+        totals = [money(paid["amount"]) for order in orders for paid in order["payment_history"]]
+        named = any(value in money(amount) for amount in amounts) or any(value in paid != value for paid in totals)
+        return not named and not value.endswith("0") and float(value) >= 10
+
     def draw(self, user_id: str, rng: random.Random) -> Request | None:
         """One request of this customer, legal or not; None where the draw came to nothing."""
         if rng.random() < 0.08:
