@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tau2rl.synth.rules import Rows
@@ -26,19 +26,12 @@ class Overlap:
         return bool(self.users or self.orders or self.arguments or self.words)
 
 
-@dataclass(slots=True)
 class Guard:
     """Knows what the test tasks of retail are about."""
 
-    rows: Rows
-    tests: Sequence[Mapping[str, Any]]  # tau2 tasks as JSON values
-    writes: frozenset[str]  # the tools that change the database
-    users: frozenset[str] = field(init=False)
-    orders: frozenset[str] = field(init=False)
-    _arguments: frozenset[str] = field(init=False)
-    _words: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, *, rows: Rows, tests: Sequence[Mapping[str, Any]], writes: frozenset[str]) -> None:
+        """`tests`: tau2 tasks as JSON values; `writes`: the tools that change the database."""
+        self.rows, self.tests, self.writes = rows, tests, writes
         texts = [json.dumps(task) for task in self.tests]
         self.users = frozenset(id for text in texts for id in self._users_of(text))
         mentioned = {order for text in texts for order in re.findall(r"#W\d+", text)}

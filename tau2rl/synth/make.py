@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,12 @@ TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
 
 
-@dataclass(slots=True)
 class Maker:
     """Makes the tasks of retail that a config asks for."""
 
-    config: SynthConfig
-    replayer: Replayer
-    rejected: Counter[str] = field(default_factory=Counter[str])
-
-    def __post_init__(self) -> None:
+    def __init__(self, config: SynthConfig, replayer: Replayer) -> None:
+        self.config, self.replayer = config, replayer
+        self.rejected: Counter[str] = Counter()
         self._rows = self.replayer.rows()
         self._book = RuleBook("retail", self.replayer.policy, CHECKS, TASK_CHECKS)
         self._retail = Retail(self._rows)
