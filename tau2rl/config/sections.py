@@ -20,6 +20,8 @@ PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
 class TasksConfig(Section):
     """Which tasks."""
 
+    source: Path | None = None
+    """A file of tasks in tau2's layout in place of tau2's own, such as `tau2rl synth` makes; its splits in `split_tasks.json` beside."""
     domains: tuple[str, ...] = ("airline", "retail", "telecom")
     """`airline`, `retail`, `telecom`, the small `mock`, and what a module of `plugins` registers with tau2."""
     split: str = "test"
@@ -39,6 +41,10 @@ class SynthConfig(Section):
 
     domain: Literal["retail"] = "retail"
     """The domain from whose database they are made."""
+    output: Path | None = None
+    """Folder of the tasks, new or empty; default: `outputs/synth/DOMAIN-SEED`."""
+    resume: bool = False
+    """Go on with what an interrupted run of the same command has left in the folder."""
     num_tasks: int = Field(default=100, ge=1)
     """So many tasks; fewer where the database has no more of these cells."""
     seed: int = 0
@@ -51,6 +57,14 @@ class SynthConfig(Section):
     """Share of the tasks in which the agent must refuse, and answer a question."""
     per_user: int = Field(default=12, ge=1)
     """At most so many tasks about one customer."""
+
+    @model_validator(mode="after")
+    def _once(self) -> SynthConfig:
+        for name in ("writes", "burdens"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        return self
 
 
 class UserConfig(Section):

@@ -15,7 +15,10 @@ from tau2.user.user_simulator import DummyUser
 
 TRANSFER_TOOL = "transfer_to_human_agents"
 # Sentences of a task's instructions that a scripted user keeps to; an LLM user can too.
-ONE_LINE_A_MESSAGE = "Open with the reason for the call alone. Then give the known info bit by bit: each time the agent speaks to you, its next line."
+ALL_AT_ONCE = "Say everything in your first message: why you call, and all of the known info."
+ONE_LINE_A_MESSAGE = (
+    "Open with the reason for the call alone. Then give the known info bit by bit: each time the agent speaks to you, its next line."
+)
 ONE_LINE_A_QUESTION = (
     "Open with the reason for the call alone. Give the known info only when the agent asks you something: one line a question, "
     "in their order."
@@ -26,7 +29,7 @@ class ScriptedUser(DummyUser):
     """A deterministic user that follows the task's own reference path.
 
     It opens with its reason and all that it knows, or, where the instructions say `ONE_LINE_A_MESSAGE` or `ONE_LINE_A_QUESTION`,
-    with its reason alone; what it knows then comes a line at a time. When the agent's text names pending user-side reference actions
+    with its reason alone; what it knows then comes a line at a time, and "No, that is all." to an agent that asks for still more. When the agent's text names pending user-side reference actions
     (`toggle airplane mode` for `toggle_airplane_mode`) it performs them, in order, and reports the results. It ends the
     conversation when every reference action was performed and everything that had to be said was said, when it was
     transferred, or when `max_stalled_turns` agent messages in a row brought
@@ -61,7 +64,7 @@ class ScriptedUser(DummyUser):
         heard = self._heard
         heard.read(self._simulation.trajectory)
         if not heard.user:
-            return _user(opening_words(self._simulation.task, reason_alone=bool(self._pace)))
+            return _user(opening_words(self._simulation.task, reason_alone=bool(self._lines)))
         text = message.content or ""
         if asked := self._asked_for(text):
             self._user_actions_done += len(asked)
@@ -79,7 +82,7 @@ class ScriptedUser(DummyUser):
         self._progress = max(self._progress, progress)
         if self._stalled >= self._max_stalled_turns:
             return _user("This is not getting me anywhere. Goodbye. ###STOP###")
-        return _user("Yes, please go ahead.")
+        return _user("No, that is all." if self._pace and "else" in _words(text).split() else "Yes, please go ahead.")
 
     def _asked_for(self, text: str) -> list[tuple[int, Any]]:
         """The pending user-side actions that the text names, in reference order, up to the first that it does not name."""
@@ -142,11 +145,11 @@ def has_lines(task: Any) -> bool:
 
 
 def pace(task: Any) -> tuple[str, list[str]]:
-    """(the sentence by which a task's user gives its known info a line at a time, those lines); ("", []) for all at once."""
+    """(which of the sentences about it a task's instructions have, or ""; the lines that come one at a time)."""
     instructions = task.user_scenario.instructions
     said = getattr(instructions, "task_instructions", "")
-    found = next((sentence for sentence in (ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION) if sentence in said), "")
-    return found, (instructions.known_info or "").splitlines() if found else []
+    found = next((sentence for sentence in (ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION) if sentence in said), "")
+    return found, (instructions.known_info or "").splitlines() if found not in ("", ALL_AT_ONCE) else []
 
 
 def opening_words(task: Any, *, reason_alone: bool = False) -> str:

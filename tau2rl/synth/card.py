@@ -16,6 +16,9 @@ from tau2rl.synth.proof import SOLVED, Proof
 from tau2rl.synth.texts import Text
 
 
+FILES = ("tasks.json", "split_tasks.json", "proofs.jsonl", "card.json", "README.md")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
     """One proved task with all that it was made of."""
@@ -69,6 +72,7 @@ def card(
     perturbed = [write for row in proofs for write in row["perturbed"]]
     return {
         "command": command(config),
+        "domain": config.domain,
         "made_from": identity,
         "licence": "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0).",
         "tasks": len(made),
@@ -128,11 +132,11 @@ def in_words(facts: Mapping[str, Any]) -> str:
 
     {facts["command"]}
 
-Made from {made_from["tau2"]["distribution"]} {made_from["tau2"]["version"]}; hashes of its data: {data}.
+Made from {made_from["tau2"]["distribution"]} {made_from["tau2"]["version"]}; hashes of its data: {data}; of what makes the tasks: `{made_from["synth"]}`.
 The same command on the same data gives the same bytes. {facts["licence"]}
 
 `tasks.json` has the tasks in tau2's layout, `split_tasks.json` their splits, `proofs.jsonl` a proof a task, `card.json` these
-numbers. Play them with `--task-source tasks.json`.
+numbers. Play them with `--domains retail --task-source tasks.json`.
 
 ## The grid
 

@@ -27,7 +27,7 @@ class Proof:
     """What was found, JSON-ready by `row`."""
 
     gold_hash: str
-    writes: tuple[dict[str, Any], ...]  # a write: its call, the hash without it, what doubling did, every altered argument
+    writes: Sequence[dict[str, Any]]  # a write: its call, the hash without it, what doubling did, every altered argument
     orders: dict[str, int]  # how many orders of the writes: same end, forbidden by a rule of the conversation
     constant_policies: dict[str, float]  # policy -> reward
     gold_reward: float

@@ -57,8 +57,9 @@ def describe_order(rows: Rows, user_id: str, order_id: str, rng: random.Random, 
         found.append(Said(words=words, reads=certificate, depends=frozenset()))
     cities = Counter(other["address"]["city"] for other in orders.values())
     if cities[order["address"]["city"]] == 1:
-        depends = frozenset(orders) - {order_id}
-        found.append(Said(words=f"the order that ships to {order['address']['city']}", reads=certificate, depends=depends))
+        # Its own address too: a change of it must not come before.
+        words = f"the order that ships to {order['address']['city']}"
+        found.append(Said(words=words, reads=certificate, depends=frozenset(orders)))
     if status in ("pending", "delivered"):
         same = {id: total(other) for id, other in orders.items() if other["status"] == status}
         everything = frozenset({user_read(user_id), *map(order_read, orders)})

@@ -25,6 +25,7 @@ class Rule:
     check: str
     options: Mapping[str, Any]
     policy: str  # the sentence of the policy that it stands for, word for word
+    refusal: str = ""  # what an agent says to a customer who asks for what it forbids; "" where no made task does
 
 
 class RuleBook:
@@ -49,6 +50,10 @@ class RuleBook:
         """Every rule, in the order of the file."""
         return [rule for rules in self.by_tool.values() for rule in rules] + list(self.of_task)
 
+    def refusal(self, id: str) -> str:
+        """What an agent says to a request that breaks this rule: a clause, with `{order}` for the order's id."""
+        return next(rule.refusal for rule in self.all() if rule.id == id)
+
     def broken(self, rows: Rows, user_id: str, call: CallTool) -> list[Rule]:
         """The rules that a call of this user's conversation breaks in the initial state; none: it is legal."""
         return [r for r in self.by_tool[call.name] if not self._checks[r.check](rows, user_id, call, **r.options)]
@@ -59,5 +64,7 @@ class RuleBook:
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:
-    options = {key: value for key, value in entry.items() if key not in ("id", "check", "policy")}
-    return Rule(id=entry["id"], check=entry["check"], options=options, policy=entry["policy"])
+    options = {key: value for key, value in entry.items() if key not in ("id", "check", "policy", "refusal")}
+    return Rule(
+        id=entry["id"], check=entry["check"], options=options, policy=entry["policy"], refusal=entry.get("refusal", "")
+    )

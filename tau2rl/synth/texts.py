@@ -9,12 +9,12 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.env.scripted_user import ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION
+from tau2rl.env.scripted_user import ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.request import Request, joined
 
 PACES = {
-    "all_at_once": "Say everything in your first message: why you call, and all of the known info.",
+    "all_at_once": ALL_AT_ONCE,
     "bit_by_bit": ONE_LINE_A_MESSAGE,
     "when_asked": ONE_LINE_A_QUESTION,
 }
@@ -34,7 +34,7 @@ OPENINGS = {
     "impatient": ("Hi, I don't have much time. I need to", "I'm in a rush, so let's be quick: I have to", "Quickly, please: I want to"),
 }  # fmt: skip
 MORE = ("I'd also like to", "I also want to", "Another thing: I need to", "Besides that, I'd like to", "And I want to")
-LATER = ("Only after the other change to that order, I'd like to", "When the other change to that order is done, I want to")
+LATER = ("Only after the other {change} to that order, I'd like to", "When the other {change} to that order {done} done, I want to")
 ASK = ("Please also tell me", "I'd also like to know", "And could you tell me")
 OWN = "If the agent says that something cannot be done, accept that, and take no alternative that is offered instead."
 CORRECT = "You get one thing wrong at first and put it right by the next line, before you agree to anything."
@@ -80,6 +80,8 @@ def write(made: Composed, rng: random.Random) -> Text:
     lines: list[str] = []
     for index, request in enumerate(made.requests):
         first = rng.choice(LATER if index in made.pinned else OPENINGS[style] if index == 0 else MORE)
+        several = sum(other.entity == request.entity for other in made.requests[:index]) > 1
+        first = first.format(change="changes" if several else "change", done="are" if several else "is")
         lines.append(f"{first} {_clause(request, wrong=index == slip)}.")
         if index == slip and request.slip:
             lines.append(_correction(request))
