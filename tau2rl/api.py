@@ -170,12 +170,7 @@ async def rollout(
 
 
 def tasks(
-    domains: Sequence[str],
-    split: str = "test",
-    *,
-    ids: Sequence[str] = (),
-    limit: int | None = None,
-    source: Path | None = None,
+    domains: Sequence[str], split: str = "test", *, ids: Sequence[str] = (), limit: int | None = None, source: Path | None = None
 ) -> list[TaskRef]:
     """The tasks of some domains, in the order of tau2 or of the file `source`. Raises UserError."""
     return select(build(TasksConfig, {"source": source, "domains": domains, "split": split, "ids": ids, "limit": limit}))

@@ -29,7 +29,7 @@ COMMANDS = {
     "synth": Late(
         where="tau2rl.cli.synth:synth",
         panel=DATA,
-        summary="Make tasks from a domain's database, with the policy's rules as data, and prove each of them; no model is asked.",
+        summary="Make tasks from a domain's database under its policy, and prove each of them; no model is asked.",
         examples=(
             "tau2rl synth --num-tasks 2000 --seed 1 --output data/retail-1",
             "tau2rl synth --num-tasks 200 --writes 3,4,5 --burdens 6-9,10+ --refusals 0",

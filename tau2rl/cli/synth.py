@@ -42,20 +42,19 @@ def run(asked: Asked[SynthConfig]) -> None:
 
 
 def _show(facts: Mapping[str, Any], folder: Path) -> None:
-    grid: Mapping[str, Mapping[str, int]] = facts["grid"]
-    bins = next(iter(grid.values()), {})
-    console.emit_table([["writes", *(f"{name} reads" for name in bins)], *([w, *map(str, row.values())] for w, row in grid.items())])
+    head = ["writes", *(f"{name} reads" for name in next(iter(facts["grid"].values())))]
+    console.emit_table([head, *([writes, *map(str, row.values())] for writes, row in facts["grid"].items())])
     if facts["tasks"] < facts["asked_for"]:
         console.say(f"{facts['tasks']} of the {facts['asked_for']} tasks: the database has no more of these cells")
-    tasks = shown(folder / "tasks.json")
     console.say(f"{facts['tasks']} tasks and their data card are in {shown(folder)}")
-    console.say(f"\nplay them:\n  tau2rl seed --domains {facts['domain']} --task-source {tasks} --protocol native --tokenizer DIR")
+    command = f"tau2rl seed --domains {facts['domain']} --task-source {shown(folder / 'tasks.json')}"
+    console.say(f"\nplay them:\n  {command}")
 
 
 synth = stage_command(
     SynthConfig,
     run,
-    """Make tasks from a domain's database, with the policy's rules as data, and prove each of them; no model is asked.
+    """Make tasks from a domain's database under its policy, and prove each of them; no model is asked.
 
     `tasks.json` in the folder has the tasks in tau2's layout, `split_tasks.json` their splits, which share no customer,
     `proofs.jsonl` what was tried on each, `README.md` and `card.json` the data card.

@@ -45,13 +45,9 @@ def split_list(values: Iterable[str] | None) -> list[str] | None:
 
 
 def tasks_config(
-    domains: list[str] | None,
-    split: str | None,
-    limit: int | None,
-    plugins: list[str] | None = None,
-    source: Path | None = None,
+    domains: list[str] | None, split: str | None, limit: int | None, plugins: list[str] | None = None, source: Path | None = None
 ) -> TasksConfig:
-    """The tasks that `--task-source --domains --task-split --limit` name, a domain of `--plugins` among them. Raises UserError."""
+    """The tasks that the options name, of tau2 or of a file, also of a domain of `--plugins`. Raises UserError."""
     if modules := split_list(plugins):
         from tau2rl.launch.entry import load_plugins
 

@@ -21,7 +21,7 @@ class TasksConfig(Section):
     """Which tasks."""
 
     source: Path | None = None
-    """A file of tasks in tau2's layout in place of tau2's own, such as `tau2rl synth` makes; its splits in `split_tasks.json` beside."""
+    """A file of tasks in place of tau2's own, such as `tau2rl synth` makes; its splits are in `split_tasks.json` beside it."""
     domains: tuple[str, ...] = ("airline", "retail", "telecom")
     """`airline`, `retail`, `telecom`, the small `mock`, and what a module of `plugins` registers with tau2."""
     split: str = "test"

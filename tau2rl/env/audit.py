@@ -137,7 +137,7 @@ def _judged(row: TaskRow) -> bool:
 
 
 def _overlap(name: str, refs: list[TaskRef] | None) -> dict[str, Any] | None:
-    """Entities that both train tasks, or those of a file, and tau2's test tasks name; None where the domain has no such splits."""
+    """Entities that both train tasks (or those of a file) and tau2's test tasks name; None for a domain without such splits."""
     loaded = domain(name)
     if not {"train", "test"} <= set(loaded.splits()):
         return None

@@ -17,7 +17,8 @@ TRANSFER_TOOL = "transfer_to_human_agents"
 # Sentences of a task's instructions that a scripted user keeps to; an LLM user can too.
 ALL_AT_ONCE = "Say everything in your first message: why you call, and all of the known info."
 ONE_LINE_A_MESSAGE = (
-    "Open with the reason for the call alone. Then give the known info bit by bit: each time the agent speaks to you, its next line."
+    "Open with the reason for the call alone. Then give the known info bit by bit: "
+    "each time the agent speaks to you, its next line."
 )
 ONE_LINE_A_QUESTION = (
     "Open with the reason for the call alone. Give the known info only when the agent asks you something: one line a question, "
@@ -29,7 +30,8 @@ class ScriptedUser(DummyUser):
     """A deterministic user that follows the task's own reference path.
 
     It opens with its reason and all that it knows, or, where the instructions say `ONE_LINE_A_MESSAGE` or `ONE_LINE_A_QUESTION`,
-    with its reason alone; what it knows then comes a line at a time, and "No, that is all." to an agent that asks for still more. When the agent's text names pending user-side reference actions
+    with its reason alone; what it knows then comes a line at a time, and "No, that is all." to an agent that asks for more.
+    When the agent's text names pending user-side reference actions
     (`toggle airplane mode` for `toggle_airplane_mode`) it performs them, in order, and reports the results. It ends the
     conversation when every reference action was performed and everything that had to be said was said, when it was
     transferred, or when `max_stalled_turns` agent messages in a row brought
@@ -147,9 +149,10 @@ def has_lines(task: Any) -> bool:
 def pace(task: Any) -> tuple[str, list[str]]:
     """(which of the sentences about it a task's instructions have, or ""; the lines that come one at a time)."""
     instructions = task.user_scenario.instructions
-    said = getattr(instructions, "task_instructions", "")
+    said: str = getattr(instructions, "task_instructions", "")
+    known: str = getattr(instructions, "known_info", None) or ""
     found = next((sentence for sentence in (ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION) if sentence in said), "")
-    return found, (instructions.known_info or "").splitlines() if found not in ("", ALL_AT_ONCE) else []
+    return found, known.splitlines() if found not in ("", ALL_AT_ONCE) else []
 
 
 def opening_words(task: Any, *, reason_alone: bool = False) -> str:

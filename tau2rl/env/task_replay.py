@@ -42,7 +42,9 @@ class Replayer:
         environment = self._domain.environment()
         errors: list[str] = []
         for index, call in enumerate(calls):
-            answer = environment.get_response(ToolCall(id=f"call_{index}", name=call.name, arguments=dict(call.arguments)))
+            answer = environment.get_response(
+                ToolCall(id=f"call_{index}", name=call.name, arguments=dict(call.arguments), requestor="assistant")
+            )
             errors.append((answer.content or "error") if answer.error else "")
         return Outcome(hash=environment.get_db_hash() or "", errors=tuple(errors))
 

@@ -278,8 +278,8 @@ def gold_script(ref: TaskRef, *, noise_prob: float = 0.0, seed: int = 0) -> tupl
     """The turns that solve a task by its reference path.
 
     One turn an agent-side action; one message for each run of user-side actions, naming them; at the end a message with
-    everything that must be communicated. A task of a file may bring its demonstration. A synthesised task has a demonstration of its own, with the questions that a user
-    has to be asked; `noise_prob` is how often its teacher gets a change wrong, decided by `seed`.
+    everything that must be communicated. A task of a file may bring its demonstration, a synthesised task has one of its own,
+    with the questions that a user has to be asked; `noise_prob` is how often its teacher gets a change wrong, decided by `seed`.
     """
     if synth.is_synth(ref.split):
         made = synth.of(ref)

@@ -142,7 +142,8 @@ def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]
         found.source.append({"run": str(folder), "digest": report["digest"], "step": step})
         source = source_path(config.tasks.source) if config.tasks.source else ""
         refs = (
-            TaskRef(domain=d, task_id=id, split=config.tasks.split, source=source) for d, _, id in (k.partition("/") for k in report["by_task"])
+            TaskRef(domain=d, task_id=id, split=config.tasks.split, source=source)
+            for d, _, id in (k.partition("/") for k in report["by_task"])
         )
         found.tasks |= {ref.key: ref for ref in refs}
     assert found is not None  # there is an evaluation

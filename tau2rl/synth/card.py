@@ -15,7 +15,9 @@ from tau2rl.synth.guard import WORDS, Guard
 from tau2rl.synth.proof import SOLVED, Proof
 from tau2rl.synth.texts import Text
 
-
+LICENCE = (
+    "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0)."
+)
 FILES = ("tasks.json", "split_tasks.json", "proofs.jsonl", "card.json", "README.md")
 
 
@@ -74,7 +76,7 @@ def card(
         "command": command(config),
         "domain": config.domain,
         "made_from": identity,
-        "licence": "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0).",
+        "licence": LICENCE,
         "tasks": len(made),
         "asked_for": config.num_tasks,
         "grid": {
@@ -111,15 +113,16 @@ def card(
 
 def command(config: SynthConfig) -> str:
     """The command that makes the same bytes; settings with their default are left out."""
-    given = [f"--domain {config.domain}", f"--num-tasks {config.num_tasks}", f"--seed {config.seed}"]
+    values = {
+        "writes": ",".join(map(str, config.writes)),
+        "burdens": ",".join(config.burdens),
+        "refusals": config.refusals,
+        "per_user": config.per_user,
+    }
     default = SynthConfig()
-    for name in ("writes", "burdens"):
-        if getattr(config, name) != getattr(default, name):
-            given.append(f"--{name} {','.join(map(str, getattr(config, name)))}")
-    for name in ("refusals", "per_user"):
-        if getattr(config, name) != getattr(default, name):
-            given.append(f"--{name.replace('_', '-')} {getattr(config, name)}")
-    return f"tau2rl synth {' '.join(given)} --output FOLDER"
+    changed = [f"--{n.replace('_', '-')} {v}" for n, v in values.items() if getattr(config, n) != getattr(default, n)]
+    named = [f"--domain {config.domain}", f"--num-tasks {config.num_tasks}", f"--seed {config.seed}"]
+    return f"tau2rl synth {' '.join([*named, *changed])} --output FOLDER"
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
@@ -132,7 +135,8 @@ def in_words(facts: Mapping[str, Any]) -> str:
 
     {facts["command"]}
 
-Made from {made_from["tau2"]["distribution"]} {made_from["tau2"]["version"]}; hashes of its data: {data}; of what makes the tasks: `{made_from["synth"]}`.
+Made from {made_from["tau2"]["distribution"]} {made_from["tau2"]["version"]}; hashes of its data: {data}.
+Hash of what makes the tasks: `{made_from["synth"]}`.
 The same command on the same data gives the same bytes. {facts["licence"]}
 
 `tasks.json` has the tasks in tau2's layout, `split_tasks.json` their splits, `proofs.jsonl` a proof a task, `card.json` these
@@ -155,15 +159,17 @@ Behaviours: {"; ".join(f"{key}: {_listed(counts)}" for key, counts in facts["beh
 ## Proofs
 
 tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]} of {facts["tasks"]} tasks. Doing nothing solves
-{proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}. {proofs["writes"]} writes were left out, doubled
-({_listed(proofs["doubled"])}) and altered in {proofs["altered_arguments"]} arguments; {proofs["orders_tried"]} orders were tried.
+{proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}.
+{proofs["writes"]} writes were left out, doubled ({_listed(proofs["doubled"])}) and altered in {proofs["altered_arguments"]} arguments;
+{proofs["orders_tried"]} orders were tried.
 Thrown away: {_listed(facts["thrown_away"]) or "nothing"}.
 
 ## Overlap with the test tasks
 
 {guard["tasks_that_share_something"]} tasks share a customer, an order, a gold call with its arguments, or a run of
-{guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose {guard["customers_of_test_tasks"]} customers and
-{guard["orders_of_test_tasks"]} orders are left out. The products are the same ones: it is the same shop.
+{guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose
+{guard["customers_of_test_tasks"]} customers and {guard["orders_of_test_tasks"]} orders are left out.
+The products are the same ones: it is the same shop.
 """
 
 

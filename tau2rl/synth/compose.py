@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tau2rl.synth.request import Question, Read, Request, burden
+from tau2rl.synth.request import Question, Read, Request, burden, read
 from tau2rl.synth.retail import Retail
 from tau2rl.synth.rules import RuleBook
 from tau2rl.types import CallTool
@@ -39,8 +39,13 @@ class Composed:
     def reads(self) -> list[Read]:
         """The least reads after which all arguments and the answer are known; authentication is not counted."""
         asked = [self.question.reads] if self.question else []
-        needed = frozenset[Read]().union(*(r.reads for r in self.requests if not r.breaks), *asked)
-        return burden([replace(self.requests[0], reads=needed)])
+        return burden([*(r.reads for r in self.requests if not r.breaks), *asked])
+
+    @property
+    def looked_up(self) -> list[Read]:
+        """What an agent reads that keeps to the policy: who it is, `reads`, and every order before it is changed or refused."""
+        orders = [read("get_order_details", order_id=r.entity) for r in self.requests if r.entity != self.user_id]
+        return [self.auth, *burden([self.reads, orders])]
 
     @property
     def cell(self) -> tuple[int, str]:
@@ -66,7 +71,7 @@ class Composer:
     def compose(self, user_id: str, cell: tuple[int, str], rng: random.Random) -> Composed | None:
         """A task of this customer in this cell, or None where the draw came to nothing."""
         writes = cell[0]
-        requests = self._requests(user_id, writes, rng) if writes else self._refusal(user_id, rng)
+        requests = self._requests(user_id, cell, rng) if writes else self._refusal(user_id, rng)
         if requests is None:
             return None
         asked = [r.question for r in requests if r.question and self._retail.is_clear(user_id, r.question.value)]
@@ -93,11 +98,16 @@ class Composer:
         broken = self._book.broken(self._retail.rows, user_id, made.call) if made else []
         return [replace(made, breaks=broken[0].id)] if made and len(broken) == 1 else None
 
-    def _requests(self, user_id: str, writes: int, rng: random.Random) -> list[Request] | None:
+    def _requests(self, user_id: str, cell: tuple[int, str], rng: random.Random) -> list[Request] | None:
+        """Legal requests that leave each other alone; one that would lead out of the cell is drawn again."""
+        writes, (least, most) = cell[0], BURDENS[cell[1]]
         found: list[Request] = []
         for _ in range(DRAWS):
             made = self._retail.draw(user_id, rng)
             if made is None or self._book.broken(self._retail.rows, user_id, made.call):
+                continue
+            reads = len(burden([*(other.reads for other in found), made.reads]))
+            if reads > most or (len(found) == writes - 1 and reads < least):
                 continue
             if all(_apart(made, other) for other in found) and self._some_order(found, made):
                 found.append(made)

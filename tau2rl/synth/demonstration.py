@@ -22,7 +22,10 @@ IDENTIFY = (
     "I can help you with that. Which email address is on your account, or what are your full name and zip code?",
 )
 IDENTIFY_AGAIN = "Thank you, I have noted that. And what is your email address, or your full name and zip code?"
-FOUND = ("Thank you, {name}, I have found your account. What else can I do for you?", "Thank you, {name}. Is there anything else?")
+FOUND = (
+    "Thank you, {name}, I have found your account. What else can I do for you?",
+    "Thank you, {name}. Is there anything else?",
+)
 MORE = ("Noted. Is there anything else?", "All right, and what else can I do for you?", "I have that. Anything else?")
 CONFIRM = (
     "This is what I will do: {what}. Do you confirm (yes or no)?",
@@ -38,7 +41,11 @@ def demonstrate(
 ) -> list[dict[str, str]]:
     """The steps; `calls` are the reference actions by their ids: first who it is, then the reads, then the writes."""
     lines = text.known if text.behaviour["pace"] != "all_at_once" else ()
-    return [*_listen(made, lines, calls[0][0], rows, rng), *_act(made, calls[1:], rows, rng), {"say": _last_words(made, book, rng)}]
+    return [
+        *_listen(made, lines, calls[0][0], rows, rng),
+        *_act(made, calls[1:], rows, rng),
+        {"say": _last_words(made, book, rng)},
+    ]
 
 
 def _listen(made: Composed, lines: Sequence[str], identify: str, rows: Rows, rng: random.Random) -> Iterator[dict[str, str]]:

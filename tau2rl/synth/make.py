@@ -1,4 +1,7 @@
-"""`tau2rl synth`: from a database to a folder of proved tasks. Everything is drawn from the seed, so the same command gives the same bytes."""
+"""`tau2rl synth`: from a database to a folder of proved tasks.
+
+Everything is drawn from the seed, so the same command gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -52,20 +55,19 @@ class Maker:
         self._used: Counter[str] = Counter()
         self._seen: set[tuple[str, str]] = set()
 
-    def make(
-        self, earlier: list[Entry], keep: Callable[[Entry], object], on_task: Callable[[int, int], object]
-    ) -> list[Made]:
+    def make(self, earlier: list[Entry], keep: Callable[[Entry], object], on_task: Callable[[int, int], object]) -> list[Made]:
         """The tasks, in the order of their numbers; fewer than asked for where every cell has given up.
 
         `earlier`: what an interrupted run of the same command kept, which is not proved again.
         """
         done: list[Made] = []
         failures: Counter[Cell] = Counter()
+        most = int(self.config.refusals * self.config.num_tasks)
         kept, plan = iter(earlier), self._plan()
         for cell in cycle(plan):
-            if len(done) == self.config.num_tasks or all(failures[c] >= GIVE_UP for c in plan):
+            if len(done) == self.config.num_tasks or all(failures[c] >= GIVE_UP for c in plan if c != REFUSAL):
                 break
-            if failures[cell] >= GIVE_UP:
+            if failures[cell] >= GIVE_UP or (cell == REFUSAL and sum(m.composed.cell == REFUSAL for m in done) >= most):
                 continue
             entry = next(kept, None)
             made = self._again(entry, cell) if entry else self._one(len(done), cell, failures[cell], keep)
@@ -112,7 +114,9 @@ class Maker:
     def _again(self, entry: Entry, cell: Cell) -> Made | None:
         """The task of an entry, composed again with the same draws."""
         if entry["cell"] != list(cell):
-            raise UserError("the progress in the folder is that of another command", hint="remove the folder, or name another one")
+            raise UserError(
+                "the progress in the folder is that of another command", hint="remove the folder, or name another one"
+            )
         self.rejected.update(entry["rejected"])
         if entry["found"] is None:
             return None
@@ -154,7 +158,7 @@ class Maker:
 
     def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> dict[str, Any]:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
-        calls = [call_of(made.auth), *map(call_of, made.reads), *made.writes]
+        calls = [*map(call_of, made.looked_up), *made.writes]
         named = [(f"{id}_{i}", call) for i, call in enumerate(calls)]
         writes, burden = made.cell
         broken = [rule for rule in self._book.all() if any(rule.id == request.breaks for request in made.requests)]

@@ -12,7 +12,7 @@ from tau2rl.env.task_replay import Outcome, Replayer
 from tau2rl.env.tasks import closing_words
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.request import MARGIN, call_of
-from tau2rl.synth.rules import RuleBook, Rows
+from tau2rl.synth.rules import Rows, RuleBook
 from tau2rl.types import CallTool
 
 SOLVED = 1.0 - 1e-6
@@ -55,7 +55,9 @@ class Proof:
             "requests": requests,
             "question": {"say": made.question.say, "value": made.question.value} if made.question else None,
             "replayed_twice": True,
-            **{"gold_hash": self.gold_hash, "perturbed": list(self.writes), "orders": self.orders},
+            "gold_hash": self.gold_hash,
+            "perturbed": list(self.writes),
+            "orders": self.orders,
             "rewards": {"gold": self.gold_reward, **self.constant_policies},
         }
 
@@ -68,7 +70,7 @@ class Prover:
 
     def prove(self, made: Composed, task: dict[str, Any]) -> Proof:
         """Try everything. Raises Rejected."""
-        reads = [call_of(made.auth), *map(call_of, made.reads)]
+        reads = [call_of(read) for read in made.looked_up]
         gold = self._replayer.run([*reads, *made.writes])
         if any(gold.errors):
             raise Rejected("a reference call is refused")
@@ -151,7 +153,7 @@ def _other_values(rows: Rows, user_id: str, call: CallTool, argument: str, value
         case "reason":
             return ["no longer needed" if value == "ordered by mistake" else "ordered by mistake"]
         case "order_id":
-            return [next((id for id in [*user["orders"], *rows["orders"]] if id != value))]
+            return [next(id for id in [*user["orders"], *rows["orders"]] if id != value)]
         case "user_id":
             return [next(id for id in rows["users"] if id != value)]
         case "payment_method_id":

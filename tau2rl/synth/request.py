@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,10 +76,10 @@ def choose(what: str, by: str, values: Mapping[str, float]) -> Choice | None:
     return Choice(what=what, by=by, candidates=dict(values), chosen=ranked[0], margin=round(margin, 2))
 
 
-def burden(requests: Sequence[Request]) -> list[Read]:
-    """The planner: the least set of reads after which every argument of every write is known, in the order of reading."""
+def burden(needs: Iterable[Iterable[Read]]) -> list[Read]:
+    """The planner: the least set of reads that meets every need, in the order of reading."""
     rank = {"get_user_details": 0, "get_order_details": 1, "get_reservation_details": 1}
-    return sorted({read for request in requests for read in request.reads}, key=lambda read: (rank.get(read[0], 2), read))
+    return sorted({read for need in needs for read in need}, key=lambda read: (rank.get(read[0], 2), read))
 
 
 def joined(parts: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ from tau2rl.synth.request import Choice, Read, choose, read
 from tau2rl.synth.retail_words import option_words, product_words
 from tau2rl.synth.rules import Rows
 
-
 NOT_NOUNS = {"waterproof", "bagged/bagless", "water resistance"}  # options that "with the same ..." cannot name
 
 

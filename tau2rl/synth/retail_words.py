@@ -32,7 +32,8 @@ OPTIONS = {
 }  # fmt: skip
 WHOLE = {  # values that need words of their own
     ("armrest", "none"): "without armrests", ("backlight", "none"): "without a backlight",
-    ("battery type", "rechargeable"): "with a rechargeable battery", ("battery type", "AA batteries"): "that runs on AA batteries",
+    ("battery type", "rechargeable"): "with a rechargeable battery",
+    ("battery type", "AA batteries"): "that runs on AA batteries",
     ("compatibility", "none"): "without smart home support", ("connectivity", "Wi-Fi + Cellular"): "with Wi-Fi and cellular",
     ("connectivity", "none"): "without any connectivity", ("connectivity", "wired"): "that is wired",
     ("connectivity", "wireless"): "that is wireless", ("features", "none"): "without extra features",

@@ -65,6 +65,4 @@ class RuleBook:
 
 def _rule(entry: Mapping[str, Any]) -> Rule:
     options = {key: value for key, value in entry.items() if key not in ("id", "check", "policy", "refusal")}
-    return Rule(
-        id=entry["id"], check=entry["check"], options=options, policy=entry["policy"], refusal=entry.get("refusal", "")
-    )
+    return Rule(id=entry["id"], check=entry["check"], options=options, policy=entry["policy"], refusal=entry.get("refusal", ""))

@@ -13,11 +13,7 @@ from tau2rl.env.scripted_user import ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.request import Request, joined
 
-PACES = {
-    "all_at_once": ALL_AT_ONCE,
-    "bit_by_bit": ONE_LINE_A_MESSAGE,
-    "when_asked": ONE_LINE_A_QUESTION,
-}
+PACES = {"all_at_once": ALL_AT_ONCE, "bit_by_bit": ONE_LINE_A_MESSAGE, "when_asked": ONE_LINE_A_QUESTION}
 STYLES = {
     "plain": "You are polite and to the point.",
     "terse": "You write short messages, without pleasantries.",
@@ -31,10 +27,15 @@ OPENINGS = {
         "Hi! I hope your day is going well. I'd love some help: I want to", "Hello there, thanks for picking up! I'd like to",
         "Hey, finally a friendly voice. Well, here is my story: I want to",
     ),
-    "impatient": ("Hi, I don't have much time. I need to", "I'm in a rush, so let's be quick: I have to", "Quickly, please: I want to"),
+    "impatient": (
+        "Hi, I don't have much time. I need to", "I'm in a rush, so let's be quick: I have to", "Quickly, please: I want to",
+    ),
 }  # fmt: skip
 MORE = ("I'd also like to", "I also want to", "Another thing: I need to", "Besides that, I'd like to", "And I want to")
-LATER = ("Only after the other {change} to that order, I'd like to", "When the other {change} to that order {done} done, I want to")
+LATER = (
+    "Only after the other {change} to that order, I'd like to",
+    "When the other {change} to that order {done} done, I want to",
+)
 ASK = ("Please also tell me", "I'd also like to know", "And could you tell me")
 OWN = "If the agent says that something cannot be done, accept that, and take no alternative that is offered instead."
 CORRECT = "You get one thing wrong at first and put it right by the next line, before you agree to anything."
