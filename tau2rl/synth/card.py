@@ -160,8 +160,8 @@ Behaviours: {"; ".join(f"{key}: {_listed(counts)}" for key, counts in facts["beh
 
 tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]} of {facts["tasks"]} tasks. Doing nothing solves
 {proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}.
-{proofs["writes"]} writes were left out, doubled ({_listed(proofs["doubled"])}) and altered in {proofs["altered_arguments"]} arguments;
-{proofs["orders_tried"]} orders were tried.
+{proofs["writes"]} writes were left out, doubled ({_listed(proofs["doubled"])})
+and altered in {proofs["altered_arguments"]} arguments; {proofs["orders_tried"]} orders were tried.
 Thrown away: {_listed(facts["thrown_away"]) or "nothing"}.
 
 ## Overlap with the test tasks

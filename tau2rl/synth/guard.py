@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class Guard:
         """`tests`: tau2 tasks as JSON values; `writes`: the tools that change the database."""
         self.rows, self.tests, self.writes = rows, tests, writes
         texts = [json.dumps(task) for task in self.tests]
-        self.users = frozenset(id for text in texts for id in self._users_of(text))
+        self.users = frozenset(id for text in texts for id in self._users_of(text, self.rows["users"]))
         mentioned = {order for text in texts for order in re.findall(r"#W\d+", text)}
         self.orders = frozenset(mentioned.union(*(self.rows["users"][id]["orders"] for id in self.users)))
         self._arguments = frozenset(call for task in self.tests for call in self._writes(task))
@@ -43,17 +43,18 @@ class Guard:
         """What this task shares with them."""
         text = json.dumps(task)
         return Overlap(
-            users=tuple(sorted(self._users_of(text) & self.users)),
+            users=tuple(sorted(self._users_of(text, self.users))),
             orders=tuple(sorted(set(re.findall(r"#W\d+", text)) & self.orders)),
             arguments=tuple(sorted(set(self._writes(task)) & self._arguments)),
             words=tuple(sorted(runs(spoken(task)) & self._words)),
         )
 
-    def _users_of(self, text: str) -> set[str]:
+    def _users_of(self, text: str, among: Iterable[str]) -> set[str]:
         """Whom a task is about: named by id, by email, by an order of theirs, or by name and zip code."""
         found: set[str] = set()
         orders = set(re.findall(r"#W\d+", text))
-        for id, user in self.rows["users"].items():
+        for id in among:
+            user = self.rows["users"][id]
             name = user["name"]
             by_name = name["last_name"] in text and name["first_name"] in text and user["address"]["zip"] in text
             if id in text or user["email"] in text or by_name or orders & set(user["orders"]):
