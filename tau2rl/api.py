@@ -169,9 +169,11 @@ async def rollout(
     return await run_episode(attempt, env=env, policy=policy, codec=codec, limits=limits or LimitsConfig())
 
 
-def tasks(domains: Sequence[str], split: str = "test", *, ids: Sequence[str] = (), limit: int | None = None) -> list[TaskRef]:
-    """The tasks of some domains, in tau2's order. Raises UserError."""
-    return select(build(TasksConfig, {"domains": domains, "split": split, "ids": ids, "limit": limit}))
+def tasks(
+    domains: Sequence[str], split: str = "test", *, ids: Sequence[str] = (), limit: int | None = None, source: Path | None = None
+) -> list[TaskRef]:
+    """The tasks of some domains, in the order of tau2 or of the file `source`. Raises UserError."""
+    return select(build(TasksConfig, {"source": source, "domains": domains, "split": split, "ids": ids, "limit": limit}))
 
 
 def make_env(

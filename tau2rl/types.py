@@ -19,6 +19,7 @@ class TaskRef:
     domain: str
     task_id: str
     split: str
+    source: str = ""  # the file of tasks that it is from; "" = tau2's own
 
     @property
     def key(self) -> str:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from tau2rl.cli.lazy import escape
-from tau2rl.config import Setting, StageConfig, every_setting, load, words_of
+from tau2rl.config import Section, Setting, every_setting, load, words_of
 from tau2rl.config.fields import arms_of, items_of, section_of, values_of
 from tau2rl.config.renamed import old_names
 
@@ -26,6 +26,7 @@ RUN, OUTPUT = "The run", "Output"
 # A setting's short names; the first one is shown. A stage has those whose settings it has.
 SHORT: dict[str, tuple[str, ...]] = {
     "tasks.domains": ("--domains",), "tasks.split": ("--task-split",), "tasks.limit": ("--limit",),
+    "tasks.source": ("--task-source",),
     "policy.kind": ("--policy",), "policy.url": ("--url",), "policy.model": ("--model",), "policy.checkpoint": ("--checkpoint",),
     "policy.sampling.temperature": ("--temperature",),
     "policy.sampling.top_p": ("--top-p",), "policy.sampling.top_k": ("--top-k",),
@@ -40,11 +41,13 @@ SHORT: dict[str, tuple[str, ...]] = {
     "train.steps": ("--steps",), "train.lr": ("--lr",), "train.batch_size": ("--batch-size",),
     "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
+    "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
     "launch.address": ("--address",), "launch.inline": ("--inline",), "launch.detach": ("--detach",),
 }  # fmt: skip
 
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
+    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "tasks.source",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
     "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency",
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
@@ -85,7 +88,7 @@ Json = Annotated[
     ),
 ]
 
-C = TypeVar("C", bound=StageConfig)
+C = TypeVar("C", bound=Section)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,19 +187,19 @@ def _ordered(settings: Iterable[Setting]) -> list[Setting]:
     return sorted(settings, key=lambda setting: ("." in setting.name) + setting.name.startswith("launch."))
 
 
-def _option(model: type[StageConfig], setting: Setting) -> Any:
+def _option(model: type[Section], setting: Setting) -> Any:
     """The option of a setting; its own default is None, which means "not given": the config file's value holds."""
     panel = _panel(model, setting.name.partition(".")[0])
     return _declared([*SHORT.get(setting.name, ()), f"--{setting.name}"], setting.type, rich_help_panel=panel)
 
 
-def _panel(model: type[StageConfig], head: str) -> str:
+def _panel(model: type[Section], head: str) -> str:
     """The heading of a section's options: what the section says of itself, and its name."""
     section = section_of(model.model_fields[head].annotation)
     return RUN if section is None else f"{re.split(r'[.;:](?= |$)', section.__doc__ or head)[0]} ({head})"
 
 
-def _user_model(model: type[StageConfig]) -> Any:
+def _user_model(model: type[Section]) -> Any:
     """The option behind `user_settings`, which sets two settings."""
     text = "litellm model that plays the user, or `scripted` for none. (`user.kind`, `user.model`)"
     panel = _panel(model, "user")

@@ -29,6 +29,7 @@ def _of(model: type[Section], name: str, flag: str, metavar: str) -> Any:
     return typer.Option(flag, help=escape(setting.text + default), metavar=metavar, rich_help_panel=WHAT, show_default=False)
 
 
+Source = Annotated[Path | None, _of(TasksConfig, "source", SHORT["tasks.source"][0], "FILE")]
 Domains = Annotated[list[str] | None, _of(TasksConfig, "domains", SHORT["tasks.domains"][0], "NAMES")]
 Split = Annotated[str | None, _of(TasksConfig, "split", SHORT["tasks.split"][0], "NAME")]
 Plugins = Annotated[list[str] | None, _of(StageConfig, "plugins", "--plugins", "MODULES")]
@@ -46,23 +47,28 @@ def split_list(values: Iterable[str] | None) -> list[str] | None:
 
 
 def tasks_config(
-    domains: list[str] | None, split: str | None, limit: int | None, plugins: list[str] | None = None
+    domains: list[str] | None, split: str | None, limit: int | None, plugins: list[str] | None = None, source: Path | None = None
 ) -> TasksConfig:
-    """The tasks that `--domains --task-split --limit` name, a domain of `--plugins` among them. Raises UserError."""
+    """The tasks that the options name, of tau2 or of a file, also of a domain of `--plugins`. Raises UserError."""
     if modules := split_list(plugins):
         from tau2rl.launch.entry import load_plugins
 
         load_plugins(modules)
-    given = {"domains": split_list(domains), "split": split, "limit": limit}
+    given = {"source": source, "domains": split_list(domains), "split": split, "limit": limit}
     return build(TasksConfig, {name: value for name, value in given.items() if value is not None})
 
 
 @app.command("list", epilog=examples("tau2rl tasks list --domains airline", "tau2rl tasks list --task-split base --json"))
 def list_(
-    domains: Domains = None, split: Split = None, limit: Limit = None, plugins: Plugins = None, as_json: Json = False
+    source: Source = None,
+    domains: Domains = None,
+    split: Split = None,
+    limit: Limit = None,
+    plugins: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """List tasks: what their reference path reads and writes, how they are graded, and known defects."""
-    config = tasks_config(domains, split, limit, plugins)
+    config = tasks_config(domains, split, limit, plugins, source)
     from tau2rl.env.tasks import list_tasks
 
     rows = list_tasks(config)
@@ -138,6 +144,7 @@ def index(
     ] = None,
     limit: Limit = None,
     plugins: Plugins = None,
+    source: Source = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", help="Folder of the files. (default outputs/index)", metavar="DIR", rich_help_panel=OUTPUT),
@@ -149,22 +156,33 @@ def index(
     from tau2rl.env.tasks import write_index
 
     folder = output or settings.output_root() / "index"
-    files = write_index(config.domains, split_list(splits) or ["train", "test"], folder, limit=limit)
+    files = write_index(config.domains, split_list(splits) or ["train", "test"], folder, limit=limit, source=source)
     if as_json:
         console.emit_json({"files": [str(file) for file in files]})
     else:
         console.emit("\n".join(map(str, files)))
 
 
-@app.command(epilog=examples("tau2rl tasks validate", "tau2rl tasks validate --task-split base --json"))
+@app.command(
+    epilog=examples(
+        "tau2rl tasks validate",
+        "tau2rl tasks validate --task-split base --json",
+        "tau2rl tasks validate --task-source DIR/tasks.json --domains retail --task-split base",
+    )
+)
 def validate(
-    domains: Domains = None, split: Split = None, limit: Limit = None, plugins: Plugins = None, as_json: Json = False
+    source: Source = None,
+    domains: Domains = None,
+    split: Split = None,
+    limit: Limit = None,
+    plugins: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """Replay each task's reference path through the real grader, and name every task that does not score 1.
 
     Exits with 1 when there is one.
     """
-    config = tasks_config(domains, split, limit, plugins)
+    config = tasks_config(domains, split, limit, plugins, source)
     from tau2rl.env.audit import Validation, validate as replay_all
     from tau2rl.env.tasks import select
 
@@ -191,13 +209,18 @@ def validate(
 
 @app.command(epilog=examples("tau2rl tasks audit", "tau2rl tasks audit --domains airline --task-split train --json"))
 def audit(
-    domains: Domains = None, split: Split = None, limit: Limit = None, plugins: Plugins = None, as_json: Json = False
+    source: Source = None,
+    domains: Domains = None,
+    split: Split = None,
+    limit: Limit = None,
+    plugins: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a score on these tasks can mean.
 
     Floors (do nothing, always transfer), tasks that need an LLM judge, reads and writes, defects, overlap of train and test.
     """
-    config = tasks_config(domains, split, limit, plugins)
+    config = tasks_config(domains, split, limit, plugins, source)
     from tau2rl.env.audit import audit as audit_tasks
 
     found = audit_tasks(config)

@@ -20,6 +20,8 @@ PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
 class TasksConfig(Section):
     """Which tasks."""
 
+    source: Path | None = None
+    """A file of tasks in place of tau2's own, such as `tau2rl synth` makes; its splits are in `split_tasks.json` beside it."""
     domains: tuple[str, ...] = ("airline", "retail", "telecom")
     """`airline`, `retail`, `telecom`, the small `mock`, and what a module of `plugins` registers with tau2."""
     split: str = "test"
@@ -32,6 +34,37 @@ class TasksConfig(Section):
     """Pass over so many tasks of each domain first, so that stages learn from different tasks of one split."""
     exclude_quarantined: bool = False
     """Leave out tasks with a known defect (`tau2rl tasks audit` lists them)."""
+
+
+class SynthConfig(Section):
+    """`tau2rl synth`: how many tasks are made, and where on the grid of writes x reads."""
+
+    domain: Literal["retail"] = "retail"
+    """The domain from whose database they are made."""
+    output: Path | None = None
+    """Folder of the tasks, new or empty; default: `outputs/synth/DOMAIN-SEED`."""
+    resume: bool = False
+    """Go on with what an interrupted run of the same command has left in the folder."""
+    num_tasks: int = Field(default=100, ge=1)
+    """So many tasks; fewer where the database has no more of these cells."""
+    seed: int = 0
+    """Everything is drawn from it: the same command makes the same bytes."""
+    writes: tuple[Literal[1, 2, 3, 4, 5], ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
+    """Numbers of writes; each in equal parts with each of `burdens`."""
+    burdens: tuple[Literal["0-2", "3-5", "6-9", "10+"], ...] = Field(default=("0-2", "3-5", "6-9", "10+"), min_length=1)
+    """Numbers of reads after which the writes' arguments are known."""
+    refusals: float = Field(default=0.1, ge=0, le=0.15)
+    """Share of the tasks in which the agent must refuse, and answer a question."""
+    per_user: int = Field(default=12, ge=1)
+    """At most so many tasks about one customer."""
+
+    @model_validator(mode="after")
+    def _once(self) -> SynthConfig:
+        for name in ("writes", "burdens"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        return self
 
 
 class UserConfig(Section):

@@ -149,6 +149,7 @@ def _with_splits(stage: type[LearnConfig], values: Any) -> Any:
     if "val" not in stage.model_fields or not train.get("val_every"):
         return {**given, "tasks": tasks}
     val.setdefault("domains", domains)
+    val.setdefault("source", tasks.get("source"))
     val.setdefault("split", "synth-select" if _only_mock(val["domains"]) else "train-select")
     if val["split"] == "train-select":
         tasks.setdefault("split", "train-learn")  # `train` has the tasks of both

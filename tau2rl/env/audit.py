@@ -35,7 +35,7 @@ def solved_by(policy: str, refs: Iterable[TaskRef]) -> set[str]:
     solved: set[str] = set()
     current = functools.cache(floor_hashes)
     for ref in refs:
-        known = table.get(ref.domain)
+        known = None if ref.source else table.get(ref.domain)
         if known and known["hashes"] == current(ref.domain) and ref.task_id in known["tasks"]:
             if ref.task_id in known[policy]:
                 solved.add(ref.key)
@@ -119,7 +119,7 @@ def audit_domain(name: str, config: TasksConfig) -> dict[str, Any]:
         "reward_bases": dict(Counter("+".join(r.basis) for r in rows)),
         "judge_gated": [r.ref.task_id for r in rows if _judged(r)],
         "quarantined": {r.ref.task_id: r.quarantined for r in rows if r.quarantined},
-        "train_test_overlap": _overlap(name),
+        "train_test_overlap": _overlap(name, refs if config.source else None),
     }
 
 
@@ -136,10 +136,11 @@ def _judged(row: TaskRow) -> bool:
     return bool(judged_by(domain(row.ref.domain).task(row.ref)))
 
 
-def _overlap(name: str) -> dict[str, Any] | None:
-    """Entities that both train and test tasks name; None where the domain has no such splits."""
+def _overlap(name: str, refs: list[TaskRef] | None) -> dict[str, Any] | None:
+    """Entities that both train tasks (or those of a file) and tau2's test tasks name; None for a domain without such splits."""
     loaded = domain(name)
     if not {"train", "test"} <= set(loaded.splits()):
         return None
-    shared = overlap(loaded.tasks("train").values(), loaded.tasks("test").values())
+    learned = loaded.tasks("train").values() if refs is None else [loaded.task(ref) for ref in refs]
+    shared = overlap(learned, loaded.tasks("test").values())
     return {kind: {"count": len(values), "ids": values} for kind, values in shared.items()}

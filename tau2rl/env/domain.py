@@ -16,15 +16,16 @@ import hashlib
 import importlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import UserConfig
+from tau2rl.config import TasksConfig, UserConfig
 from tau2rl.env import synth
 from tau2rl.env.factory import OWN, environment_factory
 from tau2rl.env.package import INSTALL, installed
+from tau2rl.env.task_files import BASE, source_path, task_file
 from tau2rl.errors import UserError
 from tau2rl.types import TaskRef, ToolSchema
 
@@ -34,7 +35,6 @@ from tau2.environment.toolkit import ToolKitBase, get_tool_types
 from tau2.registry import registry
 from tau2.user.user_simulator import SYSTEM_PROMPT, get_global_user_sim_guidelines
 
-BASE = "base"  # the split with all tasks
 OURS = "tau2rl:"  # in front of the names under which our environments are registered
 KEPT_ENDS = 4096  # synthesised tasks are without number
 Hashes = tuple[str | None, str | None]  # of the agent's and of the user's database
@@ -84,15 +84,22 @@ class Domain:
         finally:
             self._handed_out.next = []
 
-    def splits(self) -> list[str]:
-        """The names of the task splits: the domain's own, `base` (all tasks) among them, and those that are made here."""
+    def splits(self, source: str = "") -> list[str]:
+        """The names of the task splits: the domain's own, `base` (all tasks) among them, and those that are made here.
+
+        Of a file of tasks (`TaskRef.source`): its own. Raises UserError where that cannot be read.
+        """
+        if source:
+            return list(task_file(source).splits)
         loader = registry.get_task_splits_loader(self.name)
         names = list(loader() if loader else ())
         halves = (LEARN, SELECT) if "train" in names else ()
         return [*names, *(() if BASE in names else (BASE,)), *halves, *(synth.SIZES if self.name == "mock" else ())]
 
-    def tasks(self, split: str = BASE) -> Mapping[str, Task]:
-        """Task id -> task, in tau2's order. Raises UserError for an unknown split."""
+    def tasks(self, split: str = BASE, source: str = "") -> Mapping[str, Task]:
+        """Task id -> task, in tau2's order or that of the file `source`. Raises UserError for an unknown split."""
+        if source:
+            return task_file(source).of(self.name, split)
         if split not in self._tasks:
             if split not in self.splits():
                 raise UserError(f"no such split `{split}` in `{self.name}`", hint=f"one of: {', '.join(self.splits())}")
@@ -102,11 +109,10 @@ class Domain:
     def task(self, ref: TaskRef) -> Task:
         """The task that `ref` names. Raises UserError."""
         try:
-            return self.tasks(ref.split)[ref.task_id]
+            return task_file(ref.source).tasks[ref.task_id] if ref.source else self.tasks(ref.split)[ref.task_id]
         except KeyError:
-            raise UserError(
-                f"no task `{ref.task_id}` in `{ref.domain}` split `{ref.split}`", hint="`tau2rl tasks list` shows them"
-            ) from None
+            where = f"`{ref.source}`" if ref.source else f"`{ref.domain}` split `{ref.split}`"
+            raise UserError(f"no task `{ref.task_id}` in {where}", hint="`tau2rl tasks list` shows them") from None
 
     def hashes(self) -> dict[str, str]:
         """What pins this domain: hashes of databases, tasks, policy and tool schemas (16 hex digits each)."""
@@ -223,12 +229,15 @@ def half(split: str, domain: str, train: Mapping[str, Any], tool_types: Mapping[
     return {id: task for id, task in train.items() if (id in apart) == (split == SELECT)}
 
 
-def env_identity(domains: Iterable[str], user: UserConfig) -> dict[str, Any]:
-    """The part of `environment.json` that this package knows, JSON-ready."""
+def env_identity(tasks: TasksConfig, user: UserConfig, *, val: TasksConfig | None = None) -> dict[str, Any]:
+    """The part of `environment.json` that this package knows, JSON-ready; `val`: the tasks of validations, if there are any."""
     package = installed()
+    files = {use: part.source for use, part in (("tasks", tasks), ("val", val)) if part and part.source}
+    sources = {use: task_file(source_path(file)).sha256 for use, file in files.items()}
     return {
         "tau2": {"distribution": package.distribution, "version": package.version},
-        "data": {name: domain(name).hashes() for name in dict.fromkeys(domains)},
+        "data": {name: domain(name).hashes() for name in dict.fromkeys(tasks.domains)},
+        **({"sources": sources} if sources else {}),
         "user": user_identity(user),
         "judge": None,  # no task of the pinned data is graded by a model
     }

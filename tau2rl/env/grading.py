@@ -120,7 +120,11 @@ def replay(ref: TaskRef, actions: Sequence[Any], said: Sequence[str] = ()) -> di
     conversation. Raises EnvironmentFailure when tau2's grader raised.
     """
     loaded = domain(ref.domain)
-    task = loaded.task(ref)
+    return replay_task(loaded, loaded.task(ref), actions, said)
+
+
+def replay_task(loaded: Domain, task: Task, actions: Sequence[Any], said: Sequence[str] = ()) -> dict[str, Any]:
+    """`replay` for a task that need not be in any split of its domain."""
     environment = loaded.environment()
     initial = task.initial_state
     history = list(initial.message_history or []) if initial else []

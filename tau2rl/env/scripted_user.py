@@ -14,12 +14,24 @@ from tau2.user.base import STOP
 from tau2.user.user_simulator import DummyUser
 
 TRANSFER_TOOL = "transfer_to_human_agents"
+# Sentences of a task's instructions that a scripted user keeps to; an LLM user can too.
+ALL_AT_ONCE = "Say everything in your first message: why you call, and all of the known info."
+ONE_LINE_A_MESSAGE = (
+    "Open with the reason for the call alone. Then give the known info bit by bit: "
+    "each time the agent speaks to you, its next line."
+)
+ONE_LINE_A_QUESTION = (
+    "Open with the reason for the call alone. Give the known info only when the agent asks you something: one line a question, "
+    "in their order."
+)
 
 
 class ScriptedUser(DummyUser):
     """A deterministic user that follows the task's own reference path.
 
-    It opens with its reason and all that it knows. When the agent's text names pending user-side reference actions
+    It opens with its reason and all that it knows, or, where the instructions say `ONE_LINE_A_MESSAGE` or `ONE_LINE_A_QUESTION`,
+    with its reason alone; what it knows then comes a line at a time, and "No, that is all." to an agent that asks for more.
+    When the agent's text names pending user-side reference actions
     (`toggle airplane mode` for `toggle_airplane_mode`) it performs them, in order, and reports the results. It ends the
     conversation when every reference action was performed and everything that had to be said was said, when it was
     transferred, or when `max_stalled_turns` agent messages in a row brought
@@ -35,6 +47,7 @@ class ScriptedUser(DummyUser):
         self._user_actions_done = 0
         criteria = simulation.task.evaluation_criteria
         gold = list((criteria.actions if criteria else None) or ())
+        self._pace, self._lines = pace(simulation.task)
         self._mine = [a for a in gold if a.requestor == "user"]
         self._heard = _Heard(
             actions=[a for a in gold if a.requestor == "assistant"],
@@ -53,7 +66,7 @@ class ScriptedUser(DummyUser):
         heard = self._heard
         heard.read(self._simulation.trajectory)
         if not heard.user:
-            return _user(opening_words(self._simulation.task))
+            return _user(opening_words(self._simulation.task, reason_alone=bool(self._lines)))
         text = message.content or ""
         if asked := self._asked_for(text):
             self._user_actions_done += len(asked)
@@ -63,12 +76,15 @@ class ScriptedUser(DummyUser):
             return _user("Thank you, that is all I needed. ###STOP###")
         if heard.transferred:
             return _user("###TRANSFER###")
+        if self._lines and (self._pace == ONE_LINE_A_MESSAGE or "?" in text):
+            self._stalled = 0
+            return _user(self._lines.pop(0))
         progress = heard.done + self._user_actions_done - len(heard.unsaid)
         self._stalled = 0 if progress > self._progress else self._stalled + 1
         self._progress = max(self._progress, progress)
         if self._stalled >= self._max_stalled_turns:
             return _user("This is not getting me anywhere. Goodbye. ###STOP###")
-        return _user("Yes, please go ahead.")
+        return _user("No, that is all." if self._pace and "else" in _words(text).split() else "Yes, please go ahead.")
 
     def _asked_for(self, text: str) -> list[tuple[int, Any]]:
         """The pending user-side actions that the text names, in reference order, up to the first that it does not name."""
@@ -130,15 +146,25 @@ def has_lines(task: Any) -> bool:
     return getattr(task.user_scenario.instructions, "task_instructions", None) == SAY_YOUR_LINES
 
 
-def opening_words(task: Any) -> str:
-    """What a scripted user says first: why it calls, and what it knows.
+def pace(task: Any) -> tuple[str, list[str]]:
+    """(which of the sentences about it a task's instructions have, or ""; the lines that come one at a time)."""
+    instructions = task.user_scenario.instructions
+    said: str = getattr(instructions, "task_instructions", "")
+    known: str = getattr(instructions, "known_info", None) or ""
+    found = next((sentence for sentence in (ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION) if sentence in said), "")
+    return found, known.splitlines() if found not in ("", ALL_AT_ONCE) else []
+
+
+def opening_words(task: Any, *, reason_alone: bool = False) -> str:
+    """What a scripted user says first: why it calls, and what it knows unless `reason_alone`.
 
     Reads tau2's structured instructions, or the whole text where a task has only that.
     """
     instructions = task.user_scenario.instructions
     if isinstance(instructions, str):
         return instructions
-    return "\n".join(part.strip() for part in (instructions.reason_for_call, instructions.known_info) if part and part.strip())
+    parts = (instructions.reason_for_call, None if reason_alone else instructions.known_info)
+    return "\n".join(part.strip() for part in parts if part and part.strip())
 
 
 def _user(text: str | None, calls: list[ToolCall] | None = None) -> UserMessage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ from tau2rl.config import TasksConfig
 from tau2rl.env import synth
 from tau2rl.env.domain import SELECT, domain
 from tau2rl.env.scripted_user import opening_words
+from tau2rl.env.task_files import source_path, task_file
 from tau2rl.errors import UserError
 from tau2rl.reward.tiers import CallResult, TierTable, ToolKind, TurnCalls, turn_rewards
 from tau2rl.types import Actions, CallTool, Episode, Message, Say, TaskRef
@@ -52,13 +54,15 @@ def select(config: TasksConfig) -> list[TaskRef]:
     """The tasks that a config names, domain by domain, in tau2's order. Raises UserError."""
     chosen: list[TaskRef] = []
     wanted, known = set(config.ids), set[str]()
+    source = source_path(config.source) if config.source else ""
     for name in dict.fromkeys(config.domains):
-        refs = [TaskRef(domain=name, task_id=i, split=config.split) for i in domain(name).tasks(config.split)]
+        ids = domain(name).tasks(config.split, source)
+        refs = [TaskRef(domain=name, task_id=id, split=config.split, source=source) for id in ids]
         if wanted:
             refs = [r for r in refs if r.key in wanted or r.task_id in wanted]
             known |= {name for r in refs for name in (r.key, r.task_id)}
         if config.exclude_quarantined:
-            refs = [r for r in refs if r.task_id not in QUARANTINE.get(name, {})]
+            refs = [r for r in refs if not quarantined(r)]
         chosen += refs[config.skip :][: config.limit]
     if missing := wanted - known:
         raise UserError(
@@ -92,7 +96,7 @@ def describe(ref: TaskRef) -> TaskRow:
         user_actions=sum(a.requestor == "user" for a in actions),
         communicate=len((criteria.communicate_info if criteria else None) or ()),
         basis=tuple(str(b.value) for b in criteria.reward_basis) if criteria else (),
-        quarantined=QUARANTINE.get(ref.domain, {}).get(ref.task_id, ""),
+        quarantined=quarantined(ref),
         purpose=((task.description.purpose if task.description else "") or "").strip(),
     )
 
@@ -113,6 +117,11 @@ def kind_of(ref: TaskRef) -> str:
     return "+".join(sorted(names)) or "read only"
 
 
+def quarantined(ref: TaskRef) -> str:
+    """The known defect of one of tau2's own tasks, or ""."""
+    return "" if ref.source else QUARANTINE.get(ref.domain, {}).get(ref.task_id, "")
+
+
 def held_out(ref: TaskRef) -> bool:
     """Whether the task belongs to a split that is kept for selection or testing, by whatever split it was named."""
     return ref.split in (SELECT, *synth.HELD_OUT) or is_test(ref)
@@ -123,7 +132,24 @@ def is_test(ref: TaskRef) -> bool:
     if synth.is_synth(ref.split):
         return ref.split == "synth-test"
     loaded = domain(ref.domain)
-    return "test" in loaded.splits() and ref.task_id in loaded.tasks("test")
+    if ref.source and _is_copied(ref):
+        return True
+    return "test" in loaded.splits(ref.source) and ref.task_id in loaded.tasks("test", ref.source)
+
+
+def _is_copied(ref: TaskRef) -> bool:
+    """Whether a task of a file asks what one of tau2's own test tasks asks, in the same words."""
+    return _words_of(domain(ref.domain).task(ref)) in _tested_words(ref.domain)
+
+
+@functools.cache
+def _tested_words(name: str) -> frozenset[str]:
+    loaded = domain(name)
+    return frozenset(map(_words_of, loaded.tasks("test").values())) if "test" in loaded.splits() else frozenset()
+
+
+def _words_of(task: Any) -> str:
+    return " ".join(str(task.user_scenario.instructions).split())
 
 
 def refuse_leak(learned: Iterable[TaskRef], selection: Iterable[TaskRef]) -> None:
@@ -183,7 +209,9 @@ def overlap(left: Iterable[Any], right: Iterable[Any]) -> dict[str, list[str]]:
     return {kind: values for kind, values in shared.items() if values}
 
 
-def write_index(domains: Sequence[str], splits: Sequence[str], folder: Path, *, limit: int | None = None) -> list[Path]:
+def write_index(
+    domains: Sequence[str], splits: Sequence[str], folder: Path, *, limit: int | None = None, source: Path | None = None
+) -> list[Path]:
     """Write `DOMAIN_SPLIT.jsonl` for each pair and `all_SPLIT.jsonl` for each split; the paths written.
 
     A row is `{"text", "metadata": {"domain", "split", "task_id", "task_index"}}`, slime's `--input-key text --metadata-key
@@ -195,7 +223,8 @@ def write_index(domains: Sequence[str], splits: Sequence[str], folder: Path, *, 
     for split in splits:
         merged: list[dict[str, Any]] = []
         for name in domains:
-            rows = index_rows(select(TasksConfig.model_validate({"domains": (name,), "split": split, "limit": limit})))
+            named = {"source": source, "domains": (name,), "split": split, "limit": limit}
+            rows = index_rows(select(TasksConfig.model_validate(named)))
             written.append(_write(folder / f"{name}_{split}.jsonl", rows))
             merged += rows
         written.append(_write(folder / f"all_{split}.jsonl", merged))
@@ -206,7 +235,7 @@ def index_rows(refs: Sequence[TaskRef]) -> list[dict[str, Any]]:
     """The prompt rows of tasks; `task_index` is the task's place in its domain's split."""
     rows: list[dict[str, Any]] = []
     for ref in refs:
-        tasks = domain(ref.domain).tasks(ref.split)
+        tasks = domain(ref.domain).tasks(ref.split, ref.source)
         metadata = {
             "domain": ref.domain,
             "split": ref.split,
@@ -249,12 +278,14 @@ def gold_script(ref: TaskRef, *, noise_prob: float = 0.0, seed: int = 0) -> tupl
     """The turns that solve a task by its reference path.
 
     One turn an agent-side action; one message for each run of user-side actions, naming them; at the end a message with
-    everything that must be communicated. A synthesised task has a demonstration of its own, with the questions that a user
-    has to be asked; `noise_prob` is how often its teacher gets a change wrong, decided by `seed`.
+    everything that must be communicated. A task of a file may bring its demonstration, a synthesised task has one of its own,
+    with the questions that a user has to be asked; `noise_prob` is how often its teacher gets a change wrong, decided by `seed`.
     """
     if synth.is_synth(ref.split):
         made = synth.of(ref)
         return tuple((step,) for step in (synth.slipped(made, share=noise_prob, seed=seed) if noise_prob else made.demo))
+    if ref.source and (shown := task_file(ref.source).demonstrations.get(ref.task_id)):
+        return shown
     task = domain(ref.domain).task(ref)
     turns: list[Actions] = []
     asked: list[str] = []

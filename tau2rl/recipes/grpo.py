@@ -36,7 +36,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     start = backend.start(config, folder)
     refuse_long_episodes(config.limits.context_tokens, start)
     parent = described_checkpoint(start)
-    bench = env_identity(config.tasks.domains, plan.user or config.user)
+    bench = env_identity(config.tasks, plan.user or config.user, val=config.val if config.train.val_every else None)
     identity = {"chat": fingerprint(make_codec(config.chat)), "parent": parent["sha256"]}
     stands_on = environment(config, bench, identity, recorded=plan.recorded)
     folder.write_environment(stands_on)

@@ -60,7 +60,7 @@ def prepare(config: SamplingStage, progress: Progress, *, codec: ChatCodec | Non
         codec=codec,
         chat=fingerprint(codec),
         agent=describe_agent(config, codec),
-        identity=env_identity(config.tasks.domains, config.user),
+        identity=env_identity(config.tasks, config.user),
     )
 
 

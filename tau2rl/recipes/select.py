@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from tau2rl.config import EvalConfig, GrpoConfig, SftConfig
 from tau2rl.data.task_sampling import outcome
+from tau2rl.env.task_files import source_path
 from tau2rl.env.tasks import refuse_leak, select
 from tau2rl.errors import UserError
 from tau2rl.recipes.test_access import evaluated_checkpoint
@@ -153,8 +154,10 @@ def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]
             raise UserError(f"two evaluations of step {step}", hint="name one of them")
         found.success[step], found.checkpoints[step] = _reported(report), checkpoint
         found.source.append({"run": str(folder), "digest": report["digest"], "step": step})
+        source = source_path(config.tasks.source) if config.tasks.source else ""
         refs = (
-            TaskRef(domain=d, task_id=id, split=config.tasks.split) for d, _, id in (k.partition("/") for k in report["by_task"])
+            TaskRef(domain=d, task_id=id, split=config.tasks.split, source=source)
+            for d, _, id in (k.partition("/") for k in report["by_task"])
         )
         found.tasks |= {ref.key: ref for ref in refs}
     assert found is not None  # there is an evaluation

@@ -1,0 +1,85 @@
+"""What keeps made tasks apart from the benchmark's test tasks: customers, entities, gold arguments, runs of words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tau2rl.synth.rules import Rows
+
+WORDS = 8  # a run of so many words that a test task has too is an overlap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """What a task shares with the test tasks: `Overlap(users=("mei_li_1",), orders=(), arguments=(), words=())`."""
+
+    users: tuple[str, ...]
+    orders: tuple[str, ...]
+    arguments: tuple[str, ...]  # gold calls that change the database, with all their arguments
+    words: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.users or self.orders or self.arguments or self.words)
+
+
+class Guard:
+    """Knows what the test tasks of retail are about."""
+
+    def __init__(self, *, rows: Rows, tests: Sequence[Mapping[str, Any]], writes: frozenset[str]) -> None:
+        """`tests`: tau2 tasks as JSON values; `writes`: the tools that change the database."""
+        self.rows, self.tests, self.writes = rows, tests, writes
+        texts = [json.dumps(task) for task in self.tests]
+        self.users = frozenset(id for text in texts for id in self._users_of(text, self.rows["users"]))
+        mentioned = {order for text in texts for order in re.findall(r"#W\d+", text)}
+        self.orders = frozenset(mentioned.union(*(self.rows["users"][id]["orders"] for id in self.users)))
+        self._arguments = frozenset(call for task in self.tests for call in self._writes(task))
+        self._words = frozenset(run for task in self.tests for run in runs(spoken(task)))
+
+    def overlap(self, task: Mapping[str, Any]) -> Overlap:
+        """What this task shares with them."""
+        text = json.dumps(task)
+        return Overlap(
+            users=tuple(sorted(self._users_of(text, self.users))),
+            orders=tuple(sorted(set(re.findall(r"#W\d+", text)) & self.orders)),
+            arguments=tuple(sorted(set(self._writes(task)) & self._arguments)),
+            words=tuple(sorted(runs(spoken(task)) & self._words)),
+        )
+
+    def _users_of(self, text: str, among: Iterable[str]) -> set[str]:
+        """Whom a task is about: named by id, by email, by an order of theirs, or by name and zip code."""
+        found: set[str] = set()
+        orders = set(re.findall(r"#W\d+", text))
+        for id in among:
+            user = self.rows["users"][id]
+            name = user["name"]
+            by_name = name["last_name"] in text and name["first_name"] in text and user["address"]["zip"] in text
+            if id in text or user["email"] in text or by_name or orders & set(user["orders"]):
+                found.add(id)
+        return found
+
+    def _writes(self, task: Mapping[str, Any]) -> list[str]:
+        actions = (task.get("evaluation_criteria") or {}).get("actions") or []
+        return [json.dumps([a["name"], a["arguments"]], sort_keys=True) for a in actions if a["name"] in self.writes]
+
+
+def spoken(task: Mapping[str, Any]) -> str:
+    """What a task tells its user."""
+    instructions = task["user_scenario"]["instructions"]
+    if isinstance(instructions, str):
+        return instructions
+    parts = ("reason_for_call", "known_info", "unknown_info", "task_instructions")
+    return "\n".join(instructions.get(part) or "" for part in parts)
+
+
+def runs(text: str) -> set[str]:
+    """Every run of `WORDS` words.
+
+    >>> sorted(runs("You want to cancel the order of last week, please"))[0]
+    'to cancel the order of last week please'
+    """
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}

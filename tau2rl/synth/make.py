@@ -1,0 +1,256 @@
+"""`tau2rl synth`: from a database to a folder of proved tasks.
+
+Everything is drawn from the seed, so the same command gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import resources
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from tau2rl.config import SynthConfig
+from tau2rl.env.task_replay import Replayer
+from tau2rl.errors import UserError
+from tau2rl.synth.card import FILES, Made, command, write_folder
+from tau2rl.synth.compose import REFUSAL, Composed, Composer
+from tau2rl.synth.demonstration import demonstrate
+from tau2rl.synth.guard import Guard
+from tau2rl.synth.proof import Proof, Prover, Rejected
+from tau2rl.synth.request import call_of
+from tau2rl.synth.retail import Retail
+from tau2rl.synth.retail_checks import CHECKS, TASK_CHECKS
+from tau2rl.synth.rules import RuleBook
+from tau2rl.synth.texts import Text, leaked, missing, write
+
+SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers; the others are `train-learn`
+TRIES = 400  # compositions for one task
+GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
+JOURNAL = "progress.jsonl"
+Cell = tuple[int, str]
+Entry = dict[str, Any]  # {"number", "cell", "again", "found": the try that gave the task or None, "rejected", "proof"}
+
+
+class Maker:
+    """Makes the tasks of retail that a config asks for."""
+
+    def __init__(self, config: SynthConfig, replayer: Replayer) -> None:
+        self.config, self.replayer = config, replayer
+        self.rejected: Counter[str] = Counter()
+        self._rows = self.replayer.rows()
+        self._book = RuleBook("retail", self.replayer.policy, CHECKS, TASK_CHECKS)
+        self._retail = Retail(self._rows)
+        self._composer = Composer(self._retail, self._book)
+        self._prover = Prover(self.replayer, self._rows, self._book)
+        self.guard = Guard(rows=self._rows, tests=self.replayer.test_tasks(), writes=self.replayer.writes)
+        self._users = [id for id in self._retail.users() if id not in self.guard.users]
+        self._used: Counter[str] = Counter()
+        self._seen: set[tuple[str, str]] = set()
+
+    def make(self, earlier: list[Entry], keep: Callable[[Entry], object], on_task: Callable[[int, int], object]) -> list[Made]:
+        """The tasks, in the order of their numbers; fewer than asked for where every cell has given up.
+
+        `earlier`: what an interrupted run of the same command kept, which is not proved again.
+        """
+        done: list[Made] = []
+        failures: Counter[Cell] = Counter()
+        most = int(self.config.refusals * self.config.num_tasks)
+        kept, plan = iter(earlier), self._plan()
+        for cell in cycle(plan):
+            if len(done) == self.config.num_tasks or all(failures[c] >= GIVE_UP for c in plan if c != REFUSAL):
+                break
+            if failures[cell] >= GIVE_UP or (cell == REFUSAL and sum(m.composed.cell == REFUSAL for m in done) >= most):
+                continue
+            entry = next(kept, None)
+            made = self._again(entry, cell) if entry else self._one(len(done), cell, failures[cell], keep)
+            if made is None:
+                failures[cell] += 1
+                continue
+            failures[cell] = 0
+            self._used[made.composed.user_id] += 1
+            self._seen.add(_same(made.composed))
+            done.append(made)
+            on_task(len(done), self.config.num_tasks)
+        return done
+
+    def _plan(self) -> list[Cell]:
+        """The cells in turn, the refusals spread between them in their share."""
+        grid = [(writes, burden) for writes in self.config.writes for burden in self.config.burdens]
+        share = self.config.refusals
+        if share == 0:
+            return grid
+        rounds = max(1, round(share * len(grid) / (1 - share) * 20))  # in 20 turns of the grid
+        cells = grid * 20
+        step = len(cells) / rounds
+        for index in reversed(range(rounds)):
+            cells.insert(int(index * step), REFUSAL)
+        return cells
+
+    def _one(self, number: int, cell: Cell, again: int, keep: Callable[[Entry], object]) -> Made | None:
+        entry: Entry = {"number": number, "cell": list(cell), "again": again, "found": None, "proof": None}
+        before, found = Counter(self.rejected), None
+        for place in range(TRIES):
+            drawn = self._draw(entry, place)
+            if drawn is None:
+                continue
+            try:
+                found = self._proved(*drawn)
+            except Rejected as reason:
+                self.rejected[str(reason)] += 1
+                continue
+            entry |= {"found": place, "proof": asdict(found.proof)}
+            break
+        keep({**entry, "rejected": self.rejected - before})
+        return found
+
+    def _again(self, entry: Entry, cell: Cell) -> Made | None:
+        """The task of an entry, composed again with the same draws."""
+        if entry["cell"] != list(cell):
+            raise UserError(
+                "the progress in the folder is that of another command", hint="remove the folder, or name another one"
+            )
+        self.rejected.update(entry["rejected"])
+        if entry["found"] is None:
+            return None
+        drawn = self._draw(entry, entry["found"])
+        assert drawn is not None  # it was found with these draws
+        made, text, task = drawn
+        return Made(composed=made, text=text, task=task, proof=Proof(**entry["proof"]), split=split_of(made.user_id))
+
+    def _draw(self, entry: Entry, place: int) -> tuple[Composed, Text, dict[str, Any]] | None:
+        """A composition in its words, as a task; None where the draw came to nothing."""
+        number, cell, again = entry["number"], entry["cell"], entry["again"]
+        rng = random.Random(f"{self.config.seed}/{number}/{cell}/{again}/{place}")
+        user = rng.choice(self._users)
+        if self._used[user] >= self.config.per_user or self._room(user) < cell[0]:
+            return None
+        made = self._composer.compose(user, (cell[0], cell[1]), rng)
+        if made is None:
+            return None
+        text = write(made, rng)
+        return made, text, self._as_task(f"synth-retail-{self.config.seed}-{number:05}", made, text, rng)
+
+    def _room(self, user_id: str) -> int:
+        """The most writes that a customer's orders could take."""
+        status = Counter(self._rows["orders"][id]["status"] for id in self._rows["users"][user_id]["orders"])
+        return 1 + 3 * status["pending"] + status["delivered"]
+
+    def _proved(self, made: Composed, text: Text, task: dict[str, Any]) -> Made:
+        """The task with its proof. Raises Rejected."""
+        if _same(made) in self._seen:
+            raise Rejected("the same calls of the same customer as an earlier task")
+        if missing(made, text):
+            raise Rejected("a fact is missing from the text")
+        if leaked(made, text, frozenset({made.user_id, *self._rows["users"][made.user_id]["orders"]})):
+            raise Rejected("the text gives away an id")
+        if self.guard.overlap(task):
+            raise Rejected("it shares something with the test tasks")
+        proof = self._prover.prove(made, task)
+        return Made(composed=made, text=text, task=task, proof=proof, split=split_of(made.user_id))
+
+    def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> dict[str, Any]:
+        """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
+        calls = [*map(call_of, made.looked_up), *made.writes]
+        named = [(f"{id}_{i}", call) for i, call in enumerate(calls)]
+        writes, burden = made.cell
+        broken = [rule for rule in self._book.all() if any(rule.id == request.breaks for request in made.requests)]
+        purpose = f"{writes} writes, burden {burden}" if writes else f"must be refused: {broken[0].id}"
+        return {
+            "id": id,
+            "description": {"purpose": purpose, "relevant_policies": broken[0].policy if broken else None, "notes": None},
+            "user_scenario": text.scenario("retail"),
+            "ticket": None,
+            "initial_state": None,
+            "evaluation_criteria": {
+                "actions": [{"action_id": name, **asdict(call)} for name, call in named],
+                "communicate_info": [made.question.value] if made.question else [],
+                "nl_assertions": None,
+                "reward_basis": ["DB", "COMMUNICATE"],
+            },
+            "demonstration": demonstrate(made, text, named, rows=self._rows, book=self._book, rng=rng),
+        }
+
+
+def split_of(user_id: str) -> str:
+    """The split of a customer, the same for every seed and size.
+
+    >>> split_of("mei_li_1") in ("train-learn", "train-select", "test")
+    True
+    """
+    place = int.from_bytes(hashlib.sha256(f"synth/{user_id}".encode()).digest()[:8]) / 2**64
+    if place < SHARES["test"]:
+        return "test"
+    return "train-select" if place < SHARES["test"] + SHARES["train-select"] else "train-learn"
+
+
+def _same(made: Composed) -> tuple[str, str]:
+    calls = sorted(str(asdict(request.call)) for request in made.requests)
+    return made.user_id, "\n".join(calls)
+
+
+def synthesise(
+    config: SynthConfig, folder: Path, on_task: Callable[[int, int], object] = lambda done, total: None
+) -> dict[str, Any]:
+    """Make the tasks and write them to `folder`; the card's numbers, JSON-ready. Raises UserError."""
+    _refuse_taken(folder, resume=config.resume)
+    replayer = Replayer(config.domain)
+    identity = {**replayer.identity(), "synth": source_hash()}
+    with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
+        maker = Maker(config, replayer)
+        made = maker.make(earlier, keep, on_task)
+        facts = write_folder(folder, config, made, rejected=maker.rejected, guard=maker.guard, identity=identity)
+    (folder / JOURNAL).unlink()
+    return facts
+
+
+def source_hash() -> str:
+    """What decides which tasks a seed gives, beside tau2's data: a hash of this package."""
+    files = sorted((file for file in resources.files("tau2rl.synth").iterdir() if file.is_file()), key=lambda file: file.name)
+    named = (file for file in files if file.name.endswith((".py", ".yaml")))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in named)).hexdigest()[:16]
+
+
+def _refuse_taken(folder: Path, *, resume: bool) -> None:
+    """Raise UserError where the folder has anything but the progress of an interrupted run, and that only with `resume`."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"`{folder}` is a file", hint="name a folder with `--output`")
+    inside = {file.name for file in folder.iterdir()} if folder.exists() else set[str]()
+    if FILES[0] in inside and JOURNAL not in inside:
+        raise UserError(f"`{folder}` has made tasks already", hint="name another folder with `--output`")
+    if JOURNAL in inside and not resume:
+        raise UserError(f"`{folder}` has the progress of an interrupted run", hint="go on with `--resume`, or remove it")
+    if strange := inside - {JOURNAL, *FILES}:
+        raise UserError(f"`{folder}` has other files, among them `{min(strange)}`", hint="name another folder with `--output`")
+
+
+@contextmanager
+def _journal(folder: Path, head: dict[str, Any]) -> Iterator[tuple[list[Entry], Callable[[Entry], object]]]:
+    """What an interrupted run of the same command kept, and what keeps a further entry. Raises UserError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / JOURNAL
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if path.exists() else []
+    known = [json.loads(line) for line in whole]
+    if known and known[0] != head:
+        other = next(key for key in head if known[0].get(key) != head[key])
+        raise UserError(
+            f"`{path}` is the progress of another command or version (`{other}` differs)",
+            hint=f"it was `{known[0].get('command')}`; remove the folder to begin anew",
+        )
+    path.write_bytes(b"".join(whole))  # without a line that a kill has torn
+    with path.open("a", encoding="utf-8") as file:
+
+        def keep(entry: Entry) -> None:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.flush()
+
+        if not known:
+            keep(head)
+        yield known[1:], keep

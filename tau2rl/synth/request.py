@@ -1,0 +1,100 @@
+"""A request: one legal write, the words that ask for it, and what has to be read before its arguments are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tau2rl.types import CallTool
+
+Read = tuple[str, tuple[tuple[str, str], ...]]  # ("get_order_details", (("order_id", "#W1"),))
+MARGIN = 1.0  # dollars, or the unit of what is compared, by which a selector's optimum must beat the next candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a selector chose, and from what: `Choice(what="new item", by="lowest price", chosen="1", margin=3.5, ...)`."""
+
+    what: str
+    by: str  # "lowest ..." or "highest ..."
+    candidates: Mapping[str, float]  # every candidate with its value
+    chosen: str
+    margin: float  # to the next candidate; infinite where there is one only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Something that the agent must say: `Question(say="how much I get back", value="487.32")`."""
+
+    say: str
+    value: str
+    reads: frozenset[Read] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing that a customer wants; where `breaks` is a rule, the agent must refuse it."""
+
+    call: CallTool
+    say: str  # a clause for "I'd like to ...": "cancel order #W123 because I ordered it by mistake"
+    facts: tuple[str, ...]  # what the clause must hold, word for word
+    reads: frozenset[Read]
+    entity: str  # the order, reservation or profile that is written
+    choices: tuple[Choice, ...] = ()
+    depends: frozenset[str] = field(default=frozenset())  # what the selectors look at: other writes must leave it alone
+    slip: tuple[str, str] | None = None  # (a wrong fact, the right one), for a customer who corrects themselves
+    question: Question | None = None
+    breaks: str = ""  # the id of the one rule that is broken
+
+
+def read(tool: str, **arguments: str) -> Read:
+    """A read call as a value: `read("get_order_details", order_id="#W1")`."""
+    return tool, tuple(sorted(arguments.items()))
+
+
+def call_of(read: Read) -> CallTool:
+    """The call that carries out a read."""
+    return CallTool(name=read[0], arguments=dict(read[1]))
+
+
+def choose(what: str, by: str, values: Mapping[str, float]) -> Choice | None:
+    """The unique optimum of a selector over all its candidates, or None on a tie or too small a margin.
+
+    >>> choose("order", "lowest total", {"#W1": 10.0, "#W2": 12.5}).chosen
+    '#W1'
+    >>> choose("order", "lowest total", {"#W1": 10.0, "#W2": 10.5}) is None
+    True
+    """
+    sign = -1.0 if by.startswith("highest") else 1.0
+    ranked = sorted(values, key=lambda id: (sign * values[id], id))
+    if not ranked:
+        return None
+    margin = abs(values[ranked[1]] - values[ranked[0]]) if len(ranked) > 1 else float("inf")
+    if margin < MARGIN:
+        return None
+    return Choice(what=what, by=by, candidates=dict(values), chosen=ranked[0], margin=round(margin, 2))
+
+
+def burden(needs: Iterable[Iterable[Read]]) -> list[Read]:
+    """The planner: the least set of reads that meets every need, in the order of reading."""
+    rank = {"get_user_details": 0, "get_order_details": 1, "get_reservation_details": 1}
+    return sorted({read for need in needs for read in need}, key=lambda read: (rank.get(read[0], 2), read))
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Words in a row.
+
+    >>> joined(["a", "b", "c"]), joined(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def row_values(row: Any) -> list[str]:
+    """Every leaf of a row as text."""
+    if isinstance(row, Mapping):
+        return [text for value in row.values() for text in row_values(value)]
+    if isinstance(row, list):
+        return [text for value in row for text in row_values(value)]
+    return [str(row)]

@@ -1,0 +1,68 @@
+"""A domain's policy as data: which rules a call breaks. Rules: `DOMAIN_rules.yaml`; what they check: `DOMAIN_checks.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, cast
+
+import yaml
+
+from tau2rl.errors import UserError
+from tau2rl.types import CallTool
+
+Rows = Mapping[str, Mapping[str, Any]]  # table -> id -> row
+Check = Callable[..., bool]  # (rows, user_id, call, **options) -> whether the call keeps the rule
+TaskCheck = Callable[[Sequence[CallTool]], bool]  # whether the calls of a conversation, in order, keep the rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule of a tool: `Rule(id="cancel.pending", check="order_status", options={"status": "pending"}, policy="An ...")`."""
+
+    id: str
+    check: str
+    options: Mapping[str, Any]
+    policy: str  # the sentence of the policy that it stands for, word for word
+    refusal: str = ""  # what an agent says to a customer who asks for what it forbids; "" where no made task does
+
+
+class RuleBook:
+    """The rules of one domain."""
+
+    def __init__(self, name: str, policy: str, checks: Mapping[str, Check], task_checks: Mapping[str, TaskCheck]) -> None:
+        """Raises UserError when a rule's sentence is not in `policy`: then these rules belong to another version of it."""
+        text = resources.files("tau2rl.synth").joinpath(f"{name}_rules.yaml").read_text("utf-8")
+        data = cast("dict[str, list[dict[str, Any]]]", yaml.safe_load(text))
+        self.by_tool = {tool: tuple(_rule(entry) for entry in entries) for tool, entries in data.items() if tool != "task"}
+        self.of_task = tuple(_rule(entry) for entry in data.get("task", ()))
+        self._checks, self._task_checks = checks, task_checks
+        known = " ".join(policy.split())
+        for rule in self.all():
+            if " ".join(rule.policy.split()) not in known:
+                raise UserError(
+                    f"rule `{rule.id}` of `{name}` quotes a sentence that is not in the policy of the installed tau2",
+                    hint=f"the sentence: {rule.policy}",
+                )
+
+    def all(self) -> list[Rule]:
+        """Every rule, in the order of the file."""
+        return [rule for rules in self.by_tool.values() for rule in rules] + list(self.of_task)
+
+    def refusal(self, id: str) -> str:
+        """What an agent says to a request that breaks this rule: a clause, with `{order}` for the order's id."""
+        return next(rule.refusal for rule in self.all() if rule.id == id)
+
+    def broken(self, rows: Rows, user_id: str, call: CallTool) -> list[Rule]:
+        """The rules that a call of this user's conversation breaks in the initial state; none: it is legal."""
+        return [r for r in self.by_tool[call.name] if not self._checks[r.check](rows, user_id, call, **r.options)]
+
+    def broken_together(self, calls: Sequence[CallTool]) -> list[Rule]:
+        """The rules about a whole conversation that these calls, in this order, break."""
+        return [rule for rule in self.of_task if not self._task_checks[rule.check](calls)]
+
+
+def _rule(entry: Mapping[str, Any]) -> Rule:
+    options = {key: value for key, value in entry.items() if key not in ("id", "check", "policy", "refusal")}
+    return Rule(id=entry["id"], check=entry["check"], options=options, policy=entry["policy"], refusal=entry.get("refusal", ""))

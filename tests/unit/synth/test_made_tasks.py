@@ -1,0 +1,232 @@
+"""Tasks that `tau2rl synth` made, on tau2's own database and grader:
+
+- the same command gives the same bytes, also when it was interrupted and went on;
+- cells of the grid get equal parts, refusals at most their share, and no two splits share a customer;
+- a reference path scores 1 and does not without any one of its writes; doing nothing and always transferring score 0;
+- every write is legal under an independent reading of the policy, and is what the customer's words come to;
+- a task that shares a customer, an order, a call or a run of words with a test task is found;
+- the gold teacher plays them: it asks line by line for what the customer knows, and confirms before each write;
+- a folder that holds something else is refused, and so is the progress of another command.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tau2rl.cli import app
+from tau2rl.config import SynthConfig
+from tau2rl.env.task_replay import Replayer
+from tau2rl.errors import UserError
+from tau2rl.synth.guard import Guard
+from tau2rl.synth.make import synthesise
+from tau2rl.types import CallTool
+from tests.unit.synth.retail_oracle import (
+    best_saving,
+    best_variants,
+    customer,
+    database,
+    orders_named,
+    payment_named,
+    violations,
+    words,
+    writes,
+)
+
+runner = CliRunner()
+Json = dict[str, Any]
+NUMBER = 24
+
+
+def command(*arguments: str, code: int = 0) -> Any:
+    result = runner.invoke(app, [*arguments, "--json"])
+    assert result.exit_code == code, result.stderr
+    return json.loads(result.stdout) if result.stdout else result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "tasks"
+    card = command("synth", "--num-tasks", str(NUMBER), "--seed", "5", "--output", str(path))
+    assert card["tasks"] == NUMBER
+    return path
+
+
+@pytest.fixture(scope="module")
+def tasks(folder: Path) -> list[Json]:
+    return json.loads((folder / "tasks.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def proofs(folder: Path) -> list[Json]:
+    return [json.loads(line) for line in (folder / "proofs.jsonl").read_text("utf-8").splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def test_an_interrupted_command_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    config = SynthConfig(num_tasks=8, seed=3)
+    synthesise(config, tmp_path / "whole")
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesise(config, tmp_path / "parts", stop)
+    with (tmp_path / "parts" / "progress.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"number": 5, "ce')  # as a kill leaves it
+    with pytest.raises(UserError, match="progress of an interrupted run"):
+        synthesise(config, tmp_path / "parts")
+    with pytest.raises(UserError, match=r"another command or version \(`command` differs\)"):
+        synthesise(config.model_copy(update={"seed": 4, "resume": True}), tmp_path / "parts")
+    synthesise(config.model_copy(update={"resume": True}), tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert set(contents(tmp_path / "whole")) == {"tasks.json", "split_tasks.json", "proofs.jsonl", "card.json", "README.md"}
+
+
+def test_a_folder_with_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert "has made tasks already" in command("synth", "--output", str(folder), code=2)
+    (tmp_path / "notes.txt").touch()
+    assert "has other files, among them `notes.txt`" in command("synth", "--output", str(tmp_path), code=2)
+
+
+def test_cells_get_equal_parts_and_splits_share_no_customer(folder: Path, tasks: list[Json], proofs: list[Json]) -> None:
+    cells = Counter((proof["writes"], proof["burden_bin"]) for proof in proofs)
+    assert cells.pop((0, "0-2")) == 2  # a tenth of 24
+    assert len(cells) == 20
+    assert set(cells.values()) <= {1, 2}
+    assert [len(writes(task)) for task in tasks] == [proof["writes"] for proof in proofs]
+    assert [len(proof["reads"]) for proof in proofs] == [proof["burden"] for proof in proofs]
+    splits = json.loads((folder / "split_tasks.json").read_text("utf-8"))
+    users = {proof["task_id"]: proof["user_id"] for proof in proofs}
+    apart = [{users[id] for id in splits[name]} for name in ("train-learn", "train-select", "test")]
+    assert sum(map(len, apart)) == len(set(users.values()))
+    assert sorted(splits["base"]) == sorted(id for name in ("train-learn", "train-select", "test") for id in splits[name])
+
+
+def test_reference_paths_score_1_and_constant_policies_nothing(folder: Path) -> None:
+    named = ["--task-source", str(folder / "tasks.json"), "--domains", "retail", "--task-split", "base"]
+    assert command("tasks", "validate", *named)["solved"] == NUMBER
+    found = command("tasks", "audit", *named)["domains"]["retail"]
+    assert {policy: floor["solved"] for policy, floor in found["floor"].items()} == {"do_nothing": 0, "always_transfer": 0}
+    assert found["train_test_overlap"] == {}
+
+
+def test_without_any_one_of_its_writes_a_reference_path_scores_0(tasks: list[Json]) -> None:
+    replayer = Replayer("retail")
+    for task in tasks[:8]:
+        done = [CallTool(name=call["name"], arguments=call["arguments"]) for call in writes(task)]
+        said = [f"It is {value}." for value in task["evaluation_criteria"]["communicate_info"]]
+        assert replayer.reward(task, done, said) == 1
+        for index in range(len(done)):
+            assert replayer.reward(task, done[:index] + done[index + 1 :], said) == 0
+
+
+def check_by_oracle(tasks: list[Json], proofs: list[Json]) -> None:
+    for task, proof in zip(tasks, proofs, strict=True):
+        assert customer(task) == proof["user_id"]
+        assert violations(task) == [], task["id"]
+        calls = [call["arguments"] for call in writes(task)]
+        pairs = [(given["order_id"], given["item_ids"], given["new_item_ids"]) for given in calls if "new_item_ids" in given]
+        swaps = {(order, old, new) for order, *items in pairs for old, new in zip(*items, strict=True)}
+        saving = best_saving(task)
+        told = {*orders_named(task), *([saving[0]] if saving else [])}
+        for given in calls:
+            assert given.get("order_id") in (None, *told), task["id"]
+            assert "payment_method_id" not in given or payment_named(task, given["payment_method_id"]), task["id"]
+            if "the address on my profile" not in words(task):
+                assert all(given[key] in words(task) for key in ("address1", "address2", "zip") if key in given), task["id"]
+        if calls:
+            assert {*best_variants(task), *([saving] if saving else [])} <= swaps, task["id"]
+        for perturbed in proof["perturbed"]:
+            assert proof["gold_hash"] not in {perturbed["left_out"], *(each["hash"] for each in perturbed["altered"])}
+
+
+def test_every_write_is_legal_and_what_the_words_come_to(tasks: list[Json], proofs: list[Json]) -> None:
+    check_by_oracle(tasks, proofs)
+
+
+@pytest.mark.slow
+def test_200_tasks_of_another_seed_are_legal_too(tmp_path: Path) -> None:
+    synthesise(SynthConfig(num_tasks=200, seed=11), tmp_path)
+    rows = (tmp_path / "proofs.jsonl").read_text("utf-8").splitlines()
+    check_by_oracle(json.loads((tmp_path / "tasks.json").read_text("utf-8")), [json.loads(row) for row in rows])
+
+
+def test_the_oracle_finds_what_is_against_the_policy(tasks: list[Json]) -> None:
+    """A test of the test: every status, owner, reason and stock that is turned wrong is found."""
+    found: set[str] = set()
+    for task in tasks:
+        for place, call in enumerate(writes(task)):
+            for key, value in call["arguments"].items():
+                wrong = copy.deepcopy(task)
+                given = writes(wrong)[place]["arguments"]
+                if key == "reason":
+                    given[key] = "found it cheaper"
+                elif key == "order_id" and "item_ids" not in given:
+                    given[key] = next(id for id, order in database()["orders"].items() if order["status"] == "processed")
+                elif key == "new_item_ids":
+                    given[key] = ["1008292230", *value[1:]]  # no variant of most products
+                else:
+                    continue
+                found.update(violations(wrong))
+    assert {
+        "cancel_pending_order: not an acceptable reason",
+        "cancel_pending_order: another user's order",
+        "cancel_pending_order: the order is processed",
+        "modify_pending_order_items: another product",
+    } <= found
+
+
+def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json]) -> None:
+    replayer = Replayer("retail")
+    tests = replayer.test_tasks()
+    guard = Guard(rows=replayer.rows(), tests=tests, writes=replayer.writes)
+    assert not any(guard.overlap(task) for task in tasks)
+    target = next(task for task in tests if guard.overlap(task).orders and guard.overlap(task).arguments)
+    there = guard.overlap(target)
+
+    def planted(text: str = "", actions: list[Json] | None = None) -> Json:
+        task = copy.deepcopy(tasks[0])
+        task["user_scenario"]["instructions"]["known_info"] += text
+        task["evaluation_criteria"]["actions"] += actions or []
+        return task
+
+    assert guard.overlap(planted(there.orders[0])).orders == there.orders[:1]
+    assert guard.overlap(planted(there.users[0])).users == there.users[:1]
+    assert guard.overlap(planted(database()["users"][there.users[0]]["email"])).users == there.users[:1]
+    run = " ".join(target["user_scenario"]["instructions"]["reason_for_call"].split()[:9])
+    assert guard.overlap(planted(run)).words
+    gold = [action for action in target["evaluation_criteria"]["actions"] if action["name"] in replayer.writes]
+    assert guard.overlap(planted(actions=gold)).arguments == tuple(
+        sorted(json.dumps([call["name"], call["arguments"]], sort_keys=True) for call in gold)
+    )
+
+
+def test_the_gold_teacher_asks_and_confirms(folder: Path, tasks: list[Json], tmp_path: Path) -> None:
+    source = ["--domains", "retail", "--task-source", str(folder / "tasks.json"), "--task-split", "base"]
+    report = command("seed", *source, "--output", str(tmp_path), "--set", "allow_held_out=true", "--inline")
+    assert (report["solved"], report["tried"], report["floor"]["retail"]["do_nothing"]) == (NUMBER, NUMBER, 0.0)
+    by_id = {task["id"]: task for task in tasks}
+    paces = set()
+    for line in (tmp_path / "rows.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        task, messages = by_id[row["metadata"]["task_id"]], row["messages"]
+        said = [m["content"] for m in messages if m["role"] == "user"]
+        assert words(task) == "\n".join(text for text in said if not text.startswith(("Yes, ", "No, ", "Thank you, "))), task[
+            "id"
+        ]
+        paces.add("once" if len(said[0].splitlines()) > 1 else "bits")
+        for place, message in enumerate(messages):
+            if any(call["function"]["name"] in Replayer("retail").writes for call in message.get("tool_calls") or ()):
+                assert messages[place - 1]["content"] == "Yes, please go ahead.", task["id"]
+    assert paces == {"once", "bits"}
