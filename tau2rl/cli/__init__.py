@@ -14,7 +14,7 @@ from tau2rl.cli.lazy import Late, LateGroup, examples
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.settings import begin_in_utf8, collect_rarely
 
-DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
+DATA, TRAIN, EVALUATE, SHARE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Share", "Look at the benchmark", "Set up"
 COMMANDS = {
     "seed": Late(
         where="tau2rl.cli.stages:seed",
@@ -125,6 +125,15 @@ COMMANDS = {
         panel=EVALUATE,
         summary="Look at runs in a browser: results, conversations, tokens and curves, live while a run goes on.",
         examples=("tau2rl view", "tau2rl view outputs/eval/after outputs/eval/before"),
+    ),
+    "regrade": Late(
+        where="tau2rl.cli.share:regrade",
+        panel=EVALUATE,
+        summary="Grade the kept conversations of an evaluation again, by other reward settings, into a new run folder.",
+        examples=(
+            "tau2rl regrade outputs/eval/default --exclude-quarantined",
+            "tau2rl regrade outputs/eval/default --reward outcome --name default-outcome",
+        ),
     ),
     "bench": Late(
         where="tau2rl.cli.bench:bench",
