@@ -135,6 +135,21 @@ COMMANDS = {
             "tau2rl regrade outputs/eval/default --reward outcome --name default-outcome",
         ),
     ),
+    "export": Late(
+        where="tau2rl.cli.share:export",
+        panel=SHARE,
+        summary="Write the conversations of a run in the layout of another tool: tau2, trl, hf, inspect, atif.",
+        examples=(
+            "tau2rl export outputs/eval/default --to tau2",
+            "tau2rl export outputs/seed/default --to hf --license apache-2.0 --output my-dataset",
+        ),
+    ),
+    "import": Late(
+        where="tau2rl.cli.share:import_",
+        panel=SHARE,
+        summary="Make a run folder of another program's results: tau2's `results.json`, a pass@k JSON.",
+        examples=("tau2rl import data/simulations/retail.json", "tau2rl compare outputs/eval/mine outputs/eval/retail --force"),
+    ),
     "bench": Late(
         where="tau2rl.cli.bench:bench",
         panel=SETUP,
