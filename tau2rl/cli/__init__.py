@@ -103,7 +103,10 @@ COMMANDS = {
         where="tau2rl.cli.results:report",
         panel=EVALUATE,
         summary="Print the result of a run again, of whatever stage; of a pipeline, the table of its evaluations.",
-        examples=("tau2rl report outputs/eval/default",),
+        examples=(
+            "tau2rl report outputs/eval/default",
+            "tau2rl report outputs/pipeline/default --html report.html --md report.md",
+        ),
     ),
     "compare": Late(
         where="tau2rl.cli.results:compare",

@@ -14,13 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tau2rl.report.tables import printable
+from tau2rl.view.conversation import visible
 
 LONGEST = 300  # characters of a name or a value in Markdown
 _MARKUP = re.compile(r"[\\`*_\[\]<>|#~]")
 
 
 def html(template: str, **values: Any) -> str:
-    """A page: `html("report.html.jinja", title="...")`. Values must be `visible` where they are long texts."""
+    """A page: `html("report.html.jinja", title="...")`."""
     return _environment(markdown_page=False).get_template(template).render(**values)
 
 
@@ -60,7 +61,12 @@ def _environment(*, markdown_page: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=markdown if markdown_page else None,
+        finalize=markdown if markdown_page else _visible,
     )
-    made.filters["code"] = code
+    made.filters.update(code=code, raw=Markup, shown=visible)
     return made
+
+
+def _visible(value: Any) -> Any:
+    """A value of a page; its text is whole, so who prints long ones has cut them."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value, len(value))
