@@ -141,7 +141,7 @@ COMMANDS = {
     "export": Late(
         where="tau2rl.cli.share:export",
         panel=SHARE,
-        summary="Write the conversations of a run in the layout of another tool: tau2, trl, hf, inspect, atif.",
+        summary="Write the conversations of a run in the layout of another tool: tau2, trl, hf, inspect or atif.",
         examples=(
             "tau2rl export outputs/eval/default --to tau2",
             "tau2rl export outputs/seed/default --to hf --license apache-2.0 --output my-dataset",
@@ -150,8 +150,24 @@ COMMANDS = {
     "import": Late(
         where="tau2rl.cli.share:import_",
         panel=SHARE,
-        summary="Make a run folder of another program's results: tau2's `results.json`, a pass@k JSON.",
+        summary="Make a run folder of another program's results, so that `report`, `compare`, `show` and `view` open them.",
         examples=("tau2rl import data/simulations/retail.json", "tau2rl compare outputs/eval/mine outputs/eval/retail --force"),
+    ),
+    "card": Late(
+        where="tau2rl.cli.publish:card",
+        panel=SHARE,
+        summary="Write a Hugging Face model card from what the runs recorded, and name what no run shows.",
+        examples=(
+            "tau2rl card outputs/pipeline/default --repo ORG/NAME",
+            "tau2rl card outputs/grpo/default --eval outputs/eval/final --license apache-2.0",
+        ),
+    ),
+    "push": Late(
+        where="tau2rl.cli.publish:push",
+        panel=SHARE,
+        summary="Upload a checkpoint with its card to the Hugging Face hub. "
+        "By default it uploads nothing and says what it would.",
+        examples=("tau2rl push outputs/pipeline/default --repo ORG/NAME",),
     ),
     "bench": Late(
         where="tau2rl.cli.bench:bench",

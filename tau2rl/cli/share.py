@@ -128,7 +128,7 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the conversations of a run in the layout of another tool.
+    """Write the conversations of a run in the layout of another tool: tau2, trl, hf, inspect or atif.
 
     `tau2`: a `results.json` a domain, which tau2's own viewer, grader and submission check read. `trl`: `messages` and `tools`,
     a JSONL file a split. `hf`: the same as a dataset folder with a card, for the Hugging Face hub. `inspect`: a log that
