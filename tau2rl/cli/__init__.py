@@ -14,7 +14,7 @@ from tau2rl.cli.lazy import Late, LateGroup, examples
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.settings import begin_in_utf8, collect_rarely
 
-DATA, TRAIN, EVALUATE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Look at the benchmark", "Set up"
+DATA, TRAIN, EVALUATE, SHARE, LOOK, SETUP = "Make data", "Train", "Evaluate", "Share", "Look at the benchmark", "Set up"
 COMMANDS = {
     "seed": Late(
         where="tau2rl.cli.stages:seed",
@@ -114,7 +114,10 @@ COMMANDS = {
         where="tau2rl.cli.results:report",
         panel=EVALUATE,
         summary="Print the result of a run again, of whatever stage; of a pipeline, the table of its evaluations.",
-        examples=("tau2rl report outputs/eval/default",),
+        examples=(
+            "tau2rl report outputs/eval/default",
+            "tau2rl report outputs/pipeline/default --html report.html --md report.md",
+        ),
     ),
     "compare": Late(
         where="tau2rl.cli.results:compare",
@@ -138,6 +141,46 @@ COMMANDS = {
         examples=("tau2rl view", "tau2rl view outputs/eval/after outputs/eval/before"),
     ),
     "runs": Late(where="tau2rl.cli.runs:app", panel=EVALUATE, summary="List runs, and remove checkpoints that nothing needs."),
+    "regrade": Late(
+        where="tau2rl.cli.share:regrade",
+        panel=EVALUATE,
+        summary="Grade the kept conversations of an evaluation again, by other reward settings, into a new run folder.",
+        examples=(
+            "tau2rl regrade outputs/eval/default --exclude-quarantined",
+            "tau2rl regrade outputs/eval/default --reward outcome --name default-outcome",
+        ),
+    ),
+    "export": Late(
+        where="tau2rl.cli.share:export",
+        panel=SHARE,
+        summary="Write the conversations of a run in the layout of another tool: tau2, trl, hf, inspect or atif.",
+        examples=(
+            "tau2rl export outputs/eval/default --to tau2",
+            "tau2rl export outputs/seed/default --to hf --license apache-2.0 --output my-dataset",
+        ),
+    ),
+    "import": Late(
+        where="tau2rl.cli.share:import_",
+        panel=SHARE,
+        summary="Make a run folder of another program's results, so that `report`, `compare`, `show` and `view` open them.",
+        examples=("tau2rl import data/simulations/retail.json", "tau2rl compare outputs/eval/mine outputs/eval/retail --force"),
+    ),
+    "card": Late(
+        where="tau2rl.cli.publish:card",
+        panel=SHARE,
+        summary="Write a Hugging Face model card from what the runs recorded, and name what no run shows.",
+        examples=(
+            "tau2rl card outputs/pipeline/default --repo ORG/NAME",
+            "tau2rl card outputs/grpo/default --eval outputs/eval/final --license apache-2.0",
+        ),
+    ),
+    "push": Late(
+        where="tau2rl.cli.publish:push",
+        panel=SHARE,
+        summary="Upload a checkpoint with its card to the Hugging Face hub. "
+        "By default it uploads nothing and says what it would.",
+        examples=("tau2rl push outputs/pipeline/default --repo ORG/NAME",),
+    ),
     "bench": Late(
         where="tau2rl.cli.bench:bench",
         panel=SETUP,

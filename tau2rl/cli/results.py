@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from tau2rl import console
-from tau2rl.cli.options import Json
+from tau2rl.cli.options import OUTPUT, Json
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.cli.stages import resume_command
 from tau2rl.errors import UserError
@@ -31,17 +31,56 @@ RunDirs = Annotated[
 ]
 
 
-def report(run: RunDir, as_json: Json = False) -> None:
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR...", show_default=False)],
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Write one page to send to somebody.", metavar="FILE", rich_help_panel=OUTPUT, show_default=False
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option("--md", help="Write the tables as Markdown.", metavar="FILE", rich_help_panel=OUTPUT, show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Print the result of a run again, of whatever stage; of a pipeline, the table of its evaluations.
 
-    Exits with 1 when the run is incomplete.
+    `--html` writes one file that loads nothing and runs nothing: results with intervals and floors, charts, what others have
+    published on the same tasks, curves, faults, costs, the chain of hashes, the commands, and twenty conversations drawn by a
+    hash. Of a pipeline it has the pipeline's runs too. `--md` writes the tables.
+
+    Exits with 1 when a run is incomplete.
     """
-    values = read_report(run)
+    if html or markdown:
+        _write_pages(runs, html, markdown)
+        return
+    reports = [read_report(run) for run in runs]
     if as_json:
-        console.emit_json(values)
+        console.emit_json(reports[0] if len(reports) == 1 else reports)
     else:
-        print_report(values, run if run.is_dir() else run.parent)
-    raise typer.Exit(1 if values["incomplete"] else 0)
+        for run, values in zip(runs, reports, strict=True):
+            if len(runs) > 1:
+                console.emit(f"\n{shown(run)}")
+            print_report(values, run if run.is_dir() else run.parent)
+    raise typer.Exit(1 if any(values["incomplete"] for values in reports) else 0)
+
+
+def _write_pages(runs: list[Path], html: Path | None, markdown: Path | None) -> None:
+    """The page and its Markdown; where they are, on stdout."""
+    from tau2rl.runs.files import replacing, writing
+    from tau2rl.share import report_page
+
+    for file, write in ((html, report_page.page), (markdown, report_page.text)):
+        if file is None:
+            continue
+        if file.is_dir():
+            raise UserError(f"`{file}` is a folder", hint="name a file, such as `report.html`")
+        text = write(runs, file=file)
+        with writing(file), replacing(file) as out:
+            out.write(text.encode("utf-8", "replace"))
+        console.emit(f"{shown(file)}: {file.stat().st_size:,} bytes")
 
 
 def compare(

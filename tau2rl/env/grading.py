@@ -1,4 +1,4 @@
-"""tau2's verdict: on a conversation that was played, and on a fixed sequence of actions without one.
+"""tau2's verdict: on a conversation that was played, on one that was kept, and on a fixed sequence of actions without one.
 
 tau2 grades by doing everything again in fresh environments: the conversation in one, the reference path in another. Where that is
 certain to come to what is known already, it is handed a stand-in that knows.
@@ -12,13 +12,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from tau2rl.env.domain import Domain, Hashes, domain
 from tau2rl.env.factory import OWN
 from tau2rl.env.package import NVIDIA, installed
 from tau2rl.errors import EnvironmentFailure
-from tau2rl.types import TaskRef
+from tau2rl.types import Episode, StopReason, TaskRef
 
-from tau2.data_model.message import AssistantMessage, ToolCall, ToolMessage, UserMessage
+from tau2.data_model.message import AssistantMessage, Message, ToolCall, ToolMessage, UserMessage
 from tau2.data_model.simulation import SimulationRun, TerminationReason
 from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
@@ -88,6 +90,36 @@ class _Gold:
         return self._hashes
 
 
+def grade_again(episode: Episode) -> dict[str, Any]:
+    """tau2's RewardInfo (JSON values) of a kept conversation: its calls are carried out again in a fresh environment.
+
+    By the rule of a live one: what nobody stopped has its checks and a reward of 0. Raises EnvironmentFailure where the tools
+    answer otherwise than they did, or tau2's grader raised.
+    """
+    loaded = domain(episode.task.domain)
+    task = loaded.task(episode.task)
+    stopped = episode.stop_reason in (StopReason.USER_STOP, StopReason.AGENT_STOP)
+    try:
+        messages = _messages().validate_python(list(episode.trajectory))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise EnvironmentFailure(f"the kept trajectory is not of tau2's layout: {first['loc']}: {first['msg']}") from None
+    simulation = _simulation(
+        task,
+        sorted(messages, key=lambda message: message.timestamp or ""),
+        StopReason.USER_STOP if not stopped else episode.stop_reason,
+    )
+    stand_ins = (loaded.environment(), _Gold(loaded, task)) if _known_evaluator() and loaded.name in OWN else ()
+    with loaded.handing_out(*stand_ins):
+        info = _evaluated(simulation, task, loaded)
+    return info if stopped else {**info, "reward": 0.0}
+
+
+@functools.cache
+def _messages() -> TypeAdapter[list[Any]]:
+    return TypeAdapter(list[Message])
+
+
 def reference(domain: Domain, task: Task) -> str:
     """What decides the end of a reference path: the databases, the task's initial state, the actions."""
     actions = task.evaluation_criteria.actions if task.evaluation_criteria else None
@@ -141,15 +173,23 @@ def replay_task(loaded: Domain, task: Task, actions: Sequence[Any], said: Sequen
         messages += [user if said_by_user else agent, environment.get_response(call)]
     messages += [AssistantMessage(role="assistant", content=text) for text in said]
     messages.append(UserMessage(role="user", content="###STOP###"))
-    simulation = SimulationRun(
+    return _evaluated(_simulation(task, messages, StopReason.USER_STOP), task, loaded)
+
+
+def _simulation(task: Task, messages: list[Any], ended_by: StopReason) -> SimulationRun:
+    return SimulationRun(
         id="replay",
         task_id=task.id,
         start_time="",
         end_time="",
         duration=0.0,
-        termination_reason=TerminationReason.USER_STOP,
+        termination_reason=TerminationReason(ended_by.value),
         messages=messages,
     )
+
+
+def _evaluated(simulation: SimulationRun, task: Task, loaded: Domain) -> dict[str, Any]:
+    """tau2's grader over a whole conversation. Raises EnvironmentFailure when it raised."""
     try:
         info = evaluate_simulation(
             simulation=simulation, task=task, evaluation_type=EvaluationType.ALL, solo_mode=False, domain=loaded.registered

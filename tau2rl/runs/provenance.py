@@ -75,6 +75,7 @@ SUBJECT = (
     "settings.chat.tokenizer",
     "chat",
     "agent",
+    "regraded",  # whose conversations were graded again
 )
 
 

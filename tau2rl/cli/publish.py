@@ -1,0 +1,159 @@
+"""`tau2rl card` and `tau2rl push`: a model with what its runs show of it, for the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tau2rl import console
+from tau2rl.cli.options import OUTPUT, RUN, Json
+from tau2rl.cli.printing import shown
+from tau2rl.errors import RunIncomplete, UserError
+
+RunDir = Annotated[Path, typer.Argument(help="A training run or a pipeline.", metavar="RUN_DIR", show_default=False)]
+Evaluations = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--eval",
+        help="An evaluation of this checkpoint; repeat for more. A pipeline has its own.",
+        metavar="RUN_DIR",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+Step = Annotated[
+    str | None,
+    typer.Option(
+        "--step", help="Of a pipeline. (default: the last that trains)", metavar="NAME", rich_help_panel=RUN, show_default=False
+    ),
+]
+License = Annotated[
+    str | None,
+    typer.Option(
+        "--license", help="Yours to say, such as `apache-2.0`.", metavar="NAME", rich_help_panel=RUN, show_default=False
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model", help="Yours to say: its name on the hub.", metavar="ORG/NAME", rich_help_panel=RUN, show_default=False
+    ),
+]
+
+
+def card(
+    run: RunDir,
+    evaluations: Evaluations = None,
+    step: Step = None,
+    license: License = None,
+    base_model: BaseModel = None,
+    repo: Annotated[
+        str | None,
+        typer.Option(
+            "--repo",
+            help="The model's name on the hub, for its commands.",
+            metavar="ORG/NAME",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="The folder. (default: `card` in the run folder)",
+            metavar="DIR",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a Hugging Face model card from what the runs recorded, and name what no run shows.
+
+    It has results, the chain from data to checkpoint, limits and commands. Results are those of evaluations whose agent had this
+    very checkpoint, by sha256; another one is refused. Test tasks that were looked at more than once are marked.
+    `README.md` has a `model-index`; `.eval_results/tau2-bench.yaml` is written for results that the hub's leaderboard takes.
+
+    Exits with 0 when it is written, 2 for a wrong request.
+    """
+    from tau2rl.share import card as cards
+
+    made = cards.make(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
+    folder = (output or run.expanduser().absolute() / "card").expanduser().absolute()
+    files = cards.write(made, folder)
+    if as_json:
+        told = {"checkpoint": str(made.checkpoint), "sha256": made.sha256, "not_shown": list(made.unknown)}
+        console.emit_json({"files": [str(file) for file in files], **told})
+        return
+    console.emit("\n".join(shown(file) for file in files))
+    for line in made.unknown:
+        console.say(f"no run shows {line}")
+
+
+def push(
+    run: RunDir,
+    repo: Annotated[
+        str,
+        typer.Option("--repo", help="The model's name on the hub.", metavar="ORG/NAME", rich_help_panel=RUN, show_default=False),
+    ],
+    evaluations: Evaluations = None,
+    step: Step = None,
+    license: License = None,
+    base_model: BaseModel = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public; else it is private.", rich_help_panel=RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run/--upload", help="Say what would be uploaded; upload nothing.", rich_help_panel=OUTPUT)
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Upload a checkpoint with its card to the Hugging Face hub. By default it uploads nothing and says what it would.
+
+    The model's files, `README.md` and `.eval_results/` go up as one commit, by huggingface_hub with the login that it has.
+    The checkpoint must still have the hash that its run recorded.
+
+    Exits with 0 when it is done or shown, 1 when the hub refused, 2 for a wrong request.
+    """
+    from tau2rl.runs.provenance import MODEL_FILES, checkpoint_hash
+    from tau2rl.share import card as cards
+
+    made = cards.make(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
+    found = checkpoint_hash(made.checkpoint)
+    if found != made.sha256:
+        raise UserError(
+            f"`{made.checkpoint}` has the sha256 {found[:16]}, and its run recorded {made.sha256[:16]}",
+            hint="it was changed since: the card would be of another model",
+        )
+    files = sorted({file for pattern in MODEL_FILES for file in made.checkpoint.glob(pattern) if file.is_file()})
+    texts = {"README.md": made.text, **({".eval_results/tau2-bench.yaml": made.eval_results} if made.eval_results else {})}
+    sizes = {file.name: file.stat().st_size for file in files} | {name: len(text.encode()) for name, text in texts.items()}
+    if not dry_run:
+        _upload(repo, files, texts, private=not public)
+    if as_json:
+        console.emit_json(
+            {"repo": repo, "uploaded": not dry_run, "private": not public, "files": sizes, "not_shown": list(made.unknown)}
+        )
+        return
+    console.emit_table([["file", "bytes"], *([name, f"{size:,}"] for name, size in sizes.items())])
+    words = "would go" if dry_run else "went"
+    console.emit(f"{sum(sizes.values()):,} bytes {words} to {repo}" + ("; `--upload` uploads them" if dry_run else ""))
+    for line in made.unknown:
+        console.say(f"no run shows {line}")
+
+
+def _upload(repo: str, files: list[Path], texts: dict[str, str], *, private: bool) -> None:
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    operations: list[Any] = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(file)) for file in files]
+    operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode()) for name, text in texts.items()]
+    api = HfApi(library_name="tau2rl")
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_commit(repo, operations, commit_message="Model, card and results by tau2rl")
+    except (HfHubHTTPError, OSError) as error:
+        raise RunIncomplete(f"the hub did not take it: {console.clean(str(error)).strip().splitlines()[0]}") from None

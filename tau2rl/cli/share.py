@@ -1,0 +1,227 @@
+"""`tau2rl regrade`, `export` and `import`: a finished run graded again, in the layouts of other tools, and theirs as a run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tau2rl import console
+from tau2rl.cli.options import OUTPUT, RUN, Json, Sets
+from tau2rl.cli.printing import print_report, shown
+from tau2rl.errors import UserError
+from tau2rl.runs.files import write_json
+from tau2rl.runs.folder import RunFolder, run_path
+
+RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
+
+
+def regrade(
+    run: RunDir,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward", help="The preset of the score. (`reward.preset`)", metavar="NAME", rich_help_panel=RUN, show_default=False
+        ),
+    ] = None,
+    exclude_quarantined: Annotated[
+        bool | None,
+        typer.Option(
+            "--exclude-quarantined/--include-quarantined",
+            help="Leave out tasks with known defects. (`tasks.exclude_quarantined`)",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
+    sets: Sets = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="The new run folder is `outputs/eval/NAME`. (default: the run's, with `-regraded`)",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="The new run folder.", metavar="PATH", rich_help_panel=OUTPUT, show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Grade the kept conversations of an evaluation again, by other reward settings, into a new run folder.
+
+    tau2 carries out each conversation's tool calls again and grades it; no model and no server is asked. `reward.*` and
+    `tasks.exclude_quarantined` may change, everything else was decided when the conversations were played. The run itself is
+    not touched; the new folder is an evaluation whose `environment.json` names it. A conversation that cannot be graded any
+    more (its tools answer otherwise than they did) is FAILED, and no number.
+
+    Exits with 0 when every attempt was graded, 1 when the result is incomplete, 2 for a wrong request.
+    """
+    from tau2rl.launch.entry import load_plugins
+    from tau2rl.recipes import regrade as recipe
+    from tau2rl.runs.folder import read_config
+
+    source = run.expanduser().absolute()
+    before = read_config(source)
+    load_plugins(before.plugins)
+    options = {"reward.preset": reward, "tasks.exclude_quarantined": exclude_quarantined, "output": output}
+    config = recipe.config_of(source, sets or (), {**options, "name": name or f"{before.name}-regraded"})
+    target = run_path(config)
+    if target.resolve() == source.resolve():
+        raise UserError("a run is not graded again in its own folder", hint="choose another `--name` or `--output`")
+    RunFolder.create(target, config, resume=False)
+    with RunFolder.open(target) as folder, console.Follower() as follower:
+        began, cpu = time.monotonic(), time.process_time()
+        done = recipe.regrade(source, config, folder, follower.on_progress)
+        write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
+    if as_json:
+        console.emit_json({**done.report, "run": str(target), "other_data": list(done.data)})
+    else:
+        print_report(done.report, target)
+        console.emit(f"graded again: {done.changed} rewards differ from those of `{shown(source)}`; {shown(target)}")
+    if done.data:
+        console.say(f"warning: the benchmark's data are not those of the run: {', '.join(done.data)}")
+    raise typer.Exit(1 if done.report["incomplete"] else 0)
+
+
+OTHERS = ("tau2", "trl", "hf", "inspect", "atif")
+
+
+def export(
+    run: RunDir,
+    to: Annotated[str, typer.Option("--to", help="tau2, trl, hf, inspect or atif.", metavar="LAYOUT", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="The folder to write to. (default: `export/LAYOUT` in the run folder)",
+            metavar="DIR",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep", help="trl, hf: `solved`, what tau2 graded 1, or `all` that it graded.", metavar="NAME", rich_help_panel=RUN
+        ),
+    ] = "solved",
+    allow_held_out: Annotated[
+        bool,
+        typer.Option(
+            "--allow-held-out", help="trl, hf: rows on tasks that are kept for tests too; the card says so.", rich_help_panel=RUN
+        ),
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="hf: what the dataset's card says, such as `apache-2.0`.",
+            metavar="NAME",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the conversations of a run in the layout of another tool: tau2, trl, hf, inspect or atif.
+
+    `tau2`: a `results.json` a domain, which tau2's own viewer, grader and submission check read. `trl`: `messages` and `tools`,
+    a JSONL file a split. `hf`: the same as a dataset folder with a card, for the Hugging Face hub. `inspect`: a log that
+    `inspect view` opens. `atif`: harbor's trajectories. What has no place there is left out and counted; the run stays as it is.
+
+    Exits with 0 when it is written, 2 for a wrong request.
+    """
+    from tau2rl.launch.entry import load_plugins
+    from tau2rl.share.kept import kept_run
+
+    if to not in OTHERS:
+        raise UserError(f"no such layout `{to}`", hint=f"`--to` one of: {', '.join(OTHERS)}")
+    if keep not in ("solved", "all"):
+        raise UserError(f"no such choice `{keep}`", hint="`--keep solved` or `--keep all`")
+    source = kept_run(run)
+    load_plugins(source.config.plugins)
+    folder = (output or source.path / "export" / to).expanduser().absolute()
+    left_out: dict[str, int] = {}
+    files: dict[Path, int]
+    match to:
+        case "tau2":
+            from tau2rl.share import tau2_results
+
+            done = tau2_results.export(source, folder)
+            files, left_out = done.files, dict(done.left_out)
+        case "trl" | "hf":
+            from tau2rl.share import dataset
+
+            written = dataset.export(source, folder, layout=to, keep=keep, allow_held_out=allow_held_out, license=license)
+            files, left_out = {file: written.counts[split].rows for split, file in written.files.items()}, dict(written.left_out)
+        case "inspect":
+            from tau2rl.share import inspect_log
+
+            files = inspect_log.export(source, folder)
+        case _:
+            from tau2rl.share import atif
+
+            files = atif.export(source, folder)
+    if as_json:
+        console.emit_json({"files": {str(file): count for file, count in files.items()}, "left_out": left_out})
+        return
+    for file, count in files.items():
+        console.emit(f"{shown(file)}: {count} episodes")
+    if left_out:
+        console.say("left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
+
+
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(help="tau2's `results.json`, or the pass@k JSON of Tau2-RL-Pipeline.", metavar="FILE", show_default=False),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="The run folder is `outputs/eval/NAME`. (default: the file's name)",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The run folder.", metavar="PATH", rich_help_panel=OUTPUT, show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--task-split",
+            help="The split of its tasks. (default: the smallest that has them all)",
+            metavar="NAME",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run folder of another program's results, so that `report`, `compare`, `show` and `view` open them.
+
+    What the file does not say stays unsaid: no tokens, and no floors where its tasks are not those of the installed tau2. Samples
+    that were skipped, aborted or never graded are FAILED, and no zeros.
+
+    Exits with 0 when every attempt has a grade, 1 when the result is incomplete, 2 for a file that cannot be read.
+    """
+    from tau2rl.share import imported
+
+    foreign = imported.read(file.expanduser(), split=split)
+    target, report = imported.into_run(file.expanduser().absolute(), foreign, name=name or file.stem, output=output)
+    if as_json:
+        console.emit_json({**report, "run": str(target)})
+    else:
+        print_report(report, target)
+        console.emit(f"{foreign.layout}, {len(foreign.episodes)} episodes: {shown(target)}")
+    if foreign.other_tasks:
+        console.say(f"warning: {len(foreign.other_tasks)} tasks are not those of the installed tau2; no floors are given")
+    raise typer.Exit(1 if report["incomplete"] else 0)

@@ -1,0 +1,195 @@
+"""Conversations as a dataset of `messages` and `tools`: files for TRL, and a folder with a card for the Hugging Face hub.
+
+`trl`: `SPLIT.jsonl`, arguments of calls as objects, as chat templates take them. `hf`: `data/SPLIT.jsonl` and `README.md`,
+arguments as JSON text, because Arrow gives every object of a column the keys of all of them. `tools` is JSON text in both, which
+TRL reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import yaml
+from markupsafe import Markup
+
+from tau2rl.env.tasks import held_out, is_test
+from tau2rl.errors import UserError
+from tau2rl.recipes.dataset import Source, row_of
+from tau2rl.recipes.rft import source_of
+from tau2rl.report.tables import printable
+from tau2rl.runs.files import replacing, writing
+from tau2rl.share.kept import KeptRun
+from tau2rl.share.render import markdown_page
+from tau2rl.types import EpisodeRecord, Status
+
+Layout = Literal["trl", "hf"]
+
+
+@dataclass(slots=True, kw_only=True)
+class SplitCount:
+    """What a file of rows has: `SplitCount(rows=40, solved=40, tasks={"retail/3"}, test_tasks=set())`."""
+
+    rows: int = 0
+    solved: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    domains: Counter[str] = field(default_factory=Counter[str])
+    tasks: set[str] = field(default_factory=set[str])
+    test_tasks: set[str] = field(default_factory=set[str])  # of tau2-bench's test splits
+    held_out: set[str] = field(default_factory=set[str])  # those, and those that checkpoints are chosen by
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written, and what was not."""
+
+    files: dict[str, Path]  # by split
+    counts: dict[str, SplitCount]
+    left_out: Counter[str]
+
+
+def export(run: KeptRun, folder: Path, *, layout: Layout, keep: str, allow_held_out: bool, license: str | None) -> Written:
+    """Write the files. Raises UserError, as for test tasks that were not asked for."""
+    if license and not re.fullmatch(r"[A-Za-z0-9.+-]{1,60}", license):
+        raise UserError("a licence is one word of the hub's list", hint="such as `--license apache-2.0`")
+    source, left_out = source_of(run.path), Counter[str]()
+    refs = {record.attempt.task for record in run.records() if not _left_out(record, keep)}
+    if not allow_held_out and (kept_apart := sorted(ref.key for ref in refs if held_out(ref))):
+        raise UserError(
+            f"{len(kept_apart)} of the tasks are kept for tests, among them `{kept_apart[0]}`; a dataset is trained on",
+            hint="export a run on a training split, or accept it with `--allow-held-out`: the card will say so",
+        )
+    place = folder if layout == "trl" else folder / "data"
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+    files, counts = dict[str, Path](), dict[str, SplitCount]()
+    for split in sorted({ref.split for ref in refs}):
+        file = files[split] = place / f"{split}.jsonl"
+        with writing(file), replacing(file) as out:
+            counts[split] = _write(out, _records(run, split, keep), source, layout)
+    for record in run.records():
+        if reason := _left_out(record, keep):
+            left_out[reason] += 1
+    written = Written(files=files, counts=counts, left_out=left_out)
+    if layout == "hf":
+        card = folder / "README.md"
+        with writing(card), replacing(card) as out:
+            out.write(dataset_card(run, written, keep=keep, license=license).encode("utf-8", "replace"))
+    return written
+
+
+def _records(run: KeptRun, split: str, keep: str) -> Iterator[EpisodeRecord]:
+    return (r for r in run.records() if r.attempt.task.split == split and not _left_out(r, keep))
+
+
+def _left_out(record: EpisodeRecord, keep: str) -> str:
+    episode = record.episode
+    if episode.status is Status.FAILED or episode.grade is None:
+        return "failed"
+    if not episode.messages:
+        return "no conversation"
+    return "" if keep == "all" or episode.grade.success else "not solved"
+
+
+def _write(out: BinaryIO, kept: Iterator[EpisodeRecord], source: Source, layout: Layout) -> SplitCount:
+    count, digest = SplitCount(), hashlib.sha256()
+    for record in kept:
+        row = _row(record, source, layout)
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        out.write(line)
+        digest.update(line)
+        task, grade = record.attempt.task, record.episode.grade
+        count.rows += 1
+        count.bytes += len(line)
+        count.solved += grade is not None and grade.success
+        count.domains[task.domain] += 1
+        count.tasks.add(task.key)
+        if is_test(task):
+            count.test_tasks.add(task.key)
+        if held_out(task):
+            count.held_out.add(task.key)
+    count.sha256 = digest.hexdigest()
+    return count
+
+
+def _row(record: EpisodeRecord, source: Source, layout: Layout) -> dict[str, Any]:
+    row = row_of(record, source)
+    meta = {
+        key: row["metadata"][key]
+        for key in ("id", "domain", "task_id", "split", "kind", "reward", "partial", "policy", "protocol")
+    }
+    meta = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in meta.items()}
+    ended = {"status": record.episode.status.value, "stop_reason": record.episode.stop_reason.value}
+    messages = [_message(message, as_text=layout == "hf") for message in row["messages"]]
+    return {**meta, **ended, "messages": messages, "tools": json.dumps(row["tools"], ensure_ascii=False)}
+
+
+def _message(message: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
+    """An OpenAI message; its calls' arguments as an object, or as JSON text."""
+    plain = {key: value for key, value in message.items() if key != "step_loss_mask"}
+    if not message.get("tool_calls") or as_text:
+        return plain
+    calls = [
+        {**c, "function": {**c["function"], "arguments": json.loads(c["function"]["arguments"])}} for c in message["tool_calls"]
+    ]
+    return {**plain, "tool_calls": calls}
+
+
+def dataset_card(run: KeptRun, written: Written, *, keep: str, license: str | None) -> str:
+    """`README.md` of the dataset: the hub's metadata, and what the rows are, from counts and provenance alone."""
+    counts = written.counts
+    metadata: dict[str, Any] = {
+        **({"license": printable(license)} if license else {}),
+        "language": ["en"],
+        "pretty_name": printable(f"tau2-bench conversations of {run.model}"),
+        "size_categories": [_size(sum(count.rows for count in counts.values()))],
+        "tags": ["tau2-bench", "tool-use", "conversational", "agents", "tau2rl"],
+        "task_categories": ["text-generation"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split.replace("-", "_"), "path": f"data/{split}.jsonl"} for split in counts],
+            }
+        ],
+    }
+    bench = run.identity.get("bench", {})
+    tested = set[str]().union(*(count.test_tasks for count in counts.values()))
+    apart = set[str]().union(*(count.held_out for count in counts.values())) - tested
+    return markdown_page(
+        "dataset.md.jinja",
+        metadata=Markup(str(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)).strip()),  # noqa: S704 - YAML, not a page
+        run=run,
+        keep=keep,
+        counts=counts,
+        left_out=written.left_out,
+        tested=sorted(tested),
+        apart=sorted(apart),
+        tau2=bench.get("tau2") or {},
+        data=bench.get("data") or {},
+        license=license,
+    )
+
+
+def _size(rows: int) -> str:
+    """The hub's word for it.
+
+    >>> _size(40), _size(2500), _size(10**9)
+    ('n<1K', '1K<n<10K', '100M<n<1B')
+    """
+    bounds = [
+        (10**3, "n<1K"),
+        (10**4, "1K<n<10K"),
+        (10**5, "10K<n<100K"),
+        (10**6, "100K<n<1M"),
+        (10**7, "1M<n<10M"),
+        (10**8, "10M<n<100M"),
+    ]
+    return next((word for bound, word in bounds if rows < bound), "100M<n<1B")

@@ -1,0 +1,81 @@
+"""The records of a run that count, one at a time, and what every way out of a run folder needs of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tau2rl.config import PlayConfig, StageConfig, dump
+from tau2rl.errors import UserError
+from tau2rl.report.aggregate import replaces
+from tau2rl.runs import records
+from tau2rl.runs.folder import read_config, stage_of
+from tau2rl.runs.provenance import read_environment
+from tau2rl.types import EpisodeRecord, Status
+
+FILES = ("episodes.jsonl", "failures.jsonl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRun:
+    """A run folder with episodes: `KeptRun(path=..., config=..., digest="754f...", identity={...}, model="...")`."""
+
+    path: Path
+    config: PlayConfig
+    digest: str
+    identity: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """Who played, in a word or two: a model's name, the folder of a checkpoint, else the kind of policy."""
+        policy: Mapping[str, Any] = dump(self.config).get("policy", {})
+        checkpoint = policy.get("checkpoint")
+        return str(
+            policy.get("model") or (Path(str(checkpoint)).name if checkpoint else policy.get("kind", stage_of(self.config)))
+        )
+
+    @property
+    def user(self) -> str:
+        """The user simulator's model, or `scripted`."""
+        return self.config.user.model if self.config.user.kind == "llm" else self.config.user.kind
+
+    def id_of(self, record: EpisodeRecord) -> str:
+        """A name of the episode that is the same in every export: 32 hex digits."""
+        return hashlib.sha256(f"{self.digest}/{record.attempt.key}/{record.attempt.task.split}".encode()).hexdigest()[:32]
+
+    def records(self) -> Iterator[EpisodeRecord]:
+        """The record that counts of each attempt, in the order of the files; one record in memory. Raises UserError."""
+        counting: dict[str, tuple[int, bool]] = {}
+        for number, record in enumerate(self._all()):
+            failed = record.episode.status is Status.FAILED
+            before = counting.get(record.attempt.key)
+            if before is None or replaces(earlier_failed=before[1]):
+                counting[record.attempt.key] = (number, failed)
+        numbers = {number for number, _ in counting.values()}
+        yield from (record for number, record in enumerate(self._all()) if number in numbers)
+
+    def _all(self) -> Iterator[EpisodeRecord]:
+        return chain.from_iterable(records.read(self.path / name) for name in FILES)
+
+
+def kept_run(path: Path) -> KeptRun:
+    """The run in a folder. Raises UserError for one without episodes."""
+    path = path.expanduser().absolute()
+    config: StageConfig = read_config(path)
+    if not isinstance(config, PlayConfig) or not any((path / name).exists() for name in FILES):
+        raise UserError(
+            f"`{path}` holds no episodes",
+            hint="name the folder of an eval, seed or rft-filter run; of a pipeline, one below `runs/`",
+        )
+    stood_on = read_environment(path, config)
+    return KeptRun(path=path, config=config, digest=str(stood_on["digest"]), identity=stood_on["identity"])
+
+
+def write_text(file: BinaryIO, value: Any) -> None:
+    """A value as JSON in UTF-8; half of a surrogate pair becomes `?`."""
+    file.write(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
