@@ -111,6 +111,15 @@ COMMANDS = {
         summary="Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.",
         examples=("tau2rl compare outputs/eval/after outputs/eval/before",),
     ),
+    "cost": Late(
+        where="tau2rl.cli.cost:cost",
+        panel=EVALUATE,
+        summary="Say from how many tasks on training is cheaper than sampling more, and how that depends on the verifier.",
+        examples=(
+            "tau2rl cost --training-cost 16 --episode-cost 0.01 -k 4 --sampled-passes 0.29,0.60,4 --trained-success 0.36",
+            "tau2rl cost --sampled outputs/eval/before --trained outputs/eval/after --training outputs/grpo/default",
+        ),
+    ),
     "show": Late(
         where="tau2rl.cli.show:show",
         panel=EVALUATE,
