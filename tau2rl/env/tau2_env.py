@@ -99,7 +99,8 @@ class Tau2Env:
     def time(self) -> EnvTime:
         """What it has taken so far. CPU time is known up to the last answer: that of a thread which hangs is not."""
         played = self._simulation
-        return EnvTime(seconds=self._seconds, user_seconds=played.user_seconds, cpu_seconds=played.cpu_seconds)
+        user = min(self._seconds, played.user_seconds)  # a user that hangs goes on after nobody waits for it
+        return EnvTime(seconds=self._seconds, user_seconds=user, cpu_seconds=played.cpu_seconds)
 
     @property
     def db_hashes(self) -> tuple[str | None, str | None]:

@@ -89,6 +89,23 @@ def test_a_user_that_hangs_is_where_the_time_went() -> None:
     assert 0 < episode.env_time.user_seconds <= episode.env_time.seconds
 
 
+def test_a_user_counts_for_as_long_as_it_was_waited_for() -> None:
+    release = threading.Event()
+
+    class Hangs(ScriptedUser):
+        def generate_next_message(self, message: Any, state: Any) -> Any:
+            release.wait(30)
+            return super().generate_next_message(message, state)
+
+    env = mock_env(make=lambda simulation: Hangs(simulation, max_stalled_turns=3), step_timeout_seconds=0.2)
+    try:
+        play(SOLVED, env=env)
+        time.sleep(0.3)  # it still hangs
+        assert 0 < env.time.user_seconds <= env.time.seconds
+    finally:
+        release.set()
+
+
 def test_an_environment_that_never_began_took_nothing() -> None:
     assert mock_env().time == EnvTime(seconds=0.0, user_seconds=0.0, cpu_seconds=0.0)
 
