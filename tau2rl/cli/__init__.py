@@ -106,10 +106,23 @@ COMMANDS = {
         examples=("tau2rl report outputs/eval/default",),
     ),
     "compare": Late(
-        where="tau2rl.cli.results:compare",
+        where="tau2rl.cli.compare:compare",
         panel=EVALUATE,
-        summary="Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.",
-        examples=("tau2rl compare outputs/eval/after outputs/eval/before",),
+        summary="Compare evaluations on the same tasks, task by task: each minus each behind it, with Holm's p-values.",
+        examples=(
+            "tau2rl compare outputs/eval/after outputs/eval/before",
+            "tau2rl compare outputs/eval/grpo outputs/eval/rft outputs/eval/sft",
+        ),
+    ),
+    "plan": Late(
+        where="tau2rl.cli.compare:plan",
+        panel=EVALUATE,
+        summary="Say how many tasks, attempts and repetitions it takes to find a difference.",
+        examples=(
+            "tau2rl plan --effect 3",
+            "tau2rl plan --effect 5 --tasks 40 --like outputs/eval/before --like outputs/eval/after",
+            "tau2rl plan --effect 3 --run-sd 2 --repetitions 1,3,5",
+        ),
     ),
     "cost": Late(
         where="tau2rl.cli.cost:cost",
