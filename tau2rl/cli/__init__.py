@@ -124,6 +124,15 @@ COMMANDS = {
             "tau2rl plan --effect 3 --run-sd 2 --repetitions 1,3,5",
         ),
     ),
+    "select": Late(
+        where="tau2rl.cli.select:select",
+        panel=EVALUATE,
+        summary="Choose one of k kept attempts by a verifier, without an oracle, and say what that is worth.",
+        examples=(
+            "tau2rl select outputs/eval/default",
+            "tau2rl select outputs/eval/default -k 4 --verifier rules --verifier my_pkg.judge:Judge",
+        ),
+    ),
     "cost": Late(
         where="tau2rl.cli.cost:cost",
         panel=EVALUATE,
