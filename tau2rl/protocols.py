@@ -118,8 +118,7 @@ class RewardFn(Protocol):
 class Verifier(Protocol):
     """Grades what a deployment would see: a `Transcript`, and never a task's criteria or tau2's grade.
 
-    Nothing here calls one yet: it is what a choice among several answers without an oracle (best of n) will be made by, and it is
-    fixed now so that a verifier written today fits then. Several calls may be in flight at once.
+    `tau2rl select --verifier "my_pkg:MyVerifier"` chooses one of several attempts by it. Several calls may be in flight at once.
     """
 
     async def score(self, transcript: Transcript) -> float:

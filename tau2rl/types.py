@@ -105,7 +105,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """A conversation as a deployment has it, for a `Verifier`.
+    """A conversation as a deployment has it, for a `Verifier`: without its task, its criteria and its grade.
 
     `Transcript(domain="retail", domain_policy="...", tools=(), messages=())`
     """
@@ -114,6 +114,10 @@ class Transcript:
     domain_policy: str
     tools: tuple[ToolSchema, ...]
     messages: tuple[Message, ...]  # those that the agent saw or wrote
+    tool_kinds: dict[str, str] = field(default_factory=dict[str, str])  # tool -> read, write or generic
+    status: Status = Status.COMPLETED  # whether it came to its end
+    end_state: str | None = None  # hash of the agent's database at the end; None: not known
+    mean_logprob: float | None = None  # of the tokens that were sampled; None: the server gave none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

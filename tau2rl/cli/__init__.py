@@ -120,10 +120,41 @@ COMMANDS = {
         ),
     ),
     "compare": Late(
-        where="tau2rl.cli.results:compare",
+        where="tau2rl.cli.compare:compare",
         panel=EVALUATE,
-        summary="Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.",
-        examples=("tau2rl compare outputs/eval/after outputs/eval/before",),
+        summary="Compare evaluations on the same tasks, task by task: each minus each behind it, with Holm's p-values.",
+        examples=(
+            "tau2rl compare outputs/eval/after outputs/eval/before",
+            "tau2rl compare outputs/eval/grpo outputs/eval/rft outputs/eval/sft",
+        ),
+    ),
+    "plan": Late(
+        where="tau2rl.cli.compare:plan",
+        panel=EVALUATE,
+        summary="Say how many tasks, attempts and repetitions it takes to find a difference.",
+        examples=(
+            "tau2rl plan --effect 3",
+            "tau2rl plan --effect 5 --tasks 40 --like outputs/eval/before --like outputs/eval/after",
+            "tau2rl plan --effect 3 --run-sd 2 --repetitions 1,3,5",
+        ),
+    ),
+    "select": Late(
+        where="tau2rl.cli.select:select",
+        panel=EVALUATE,
+        summary="Choose one of k kept attempts by a verifier, without an oracle, and say what that is worth.",
+        examples=(
+            "tau2rl select outputs/eval/default",
+            "tau2rl select outputs/eval/default -k 4 --verifier rules --verifier my_pkg.judge:Judge",
+        ),
+    ),
+    "cost": Late(
+        where="tau2rl.cli.cost:cost",
+        panel=EVALUATE,
+        summary="Say from how many tasks on training is cheaper than sampling more, and how that depends on the verifier.",
+        examples=(
+            "tau2rl cost --training-cost 16 --episode-cost 0.01 -k 4 --sampled-passes 0.29,0.60,4 --trained-success 0.36",
+            "tau2rl cost --sampled outputs/eval/before --trained outputs/eval/after --training outputs/grpo/default",
+        ),
     ),
     "show": Late(
         where="tau2rl.cli.show:show",

@@ -1,9 +1,8 @@
-"""`tau2rl report`, `compare` and `select-checkpoint`: what finished runs say, read from their folders."""
+"""`tau2rl report` and `select-checkpoint`: what finished runs say, read from their folders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -14,10 +13,8 @@ from tau2rl.cli.options import OUTPUT, Json
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.cli.stages import resume_command
 from tau2rl.errors import UserError
-from tau2rl.report.compare import Comparison, compare as compare_values
 from tau2rl.report.tables import number
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import differences, is_subject, read_environment
 from tau2rl.runs.reports import REPORT, read_report as read_stored_report
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
@@ -83,31 +80,6 @@ def _write_pages(runs: list[Path], html: Path | None, markdown: Path | None) -> 
         console.emit(f"{shown(file)}: {file.stat().st_size:,} bytes")
 
 
-def compare(
-    a: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_A", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Another run folder.", metavar="RUN_B", show_default=False)],
-    force: Annotated[bool, typer.Option("--force", help="Compare runs that measured different things, with a warning.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Compare two runs on the same tasks, task by task: RUN_A minus RUN_B.
-
-    Refused when they differ in more than the agent: another user model, split or tool schema makes another measurement of it.
-    """
-    unequal = [d for d in differences(_identity(a), _identity(b)) if not is_subject(d[0])]
-    if unequal:
-        lines = "\n".join(f"  {key}: {left!r} and {right!r}" for key, left, right in unequal)
-        message = f"the runs did not measure the same thing; these differ\n{lines}"
-        if not force:
-            raise UserError(message, hint="run one of them again with the other's settings, or look anyway with `--force`")
-        console.say(f"warning: {message}\n")
-    result = compare_values(_solved_share(a), _solved_share(b))
-    if as_json:
-        shown = {**asdict(result), "difference": result.difference.to_json()}
-        console.emit_json({"a": str(a), "b": str(b), "differing": [key for key, _, _ in unequal], "pass@1": shown})
-    else:
-        _print_comparison(a, b, result)
-
-
 def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
     """Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.
 
@@ -149,16 +121,15 @@ def read_report(run: Path) -> dict[str, Any]:
     return read_stored_report(file)
 
 
-def _print_comparison(a: Path, b: Path, result: Comparison) -> None:
-    ci95 = result.difference.ci95
-    interval = f" [{ci95[0]:+.3f}, {ci95[1]:+.3f}]" if ci95 else f" ({result.difference.reason})"
-    rows = [["pass@1", "value"], [str(a), f"{result.a:.3f}"], [str(b), f"{result.b:.3f}"]]
-    console.emit_table([*rows, ["difference [95%]", f"{result.difference.value:+.3f}{interval}"]])
-    low, high = result.bootstrap
-    console.emit(f"{result.tasks} tasks, paired; bootstrap [{low:+.3f}, {high:+.3f}], sign-flip p = {result.p:.4f}")
-    if result.mcnemar:
-        m = result.mcnemar
-        console.emit(f"only the first solved {m.only_a}, only the second {m.only_b}, McNemar p = {m.p:.4f}")
+def evaluated(run: Path) -> dict[str, tuple[int, int]]:
+    """Task -> (attempts, solved) of a finished evaluation. Raises UserError."""
+    values = read_report(run)
+    if "by_task" not in values:
+        raise UserError(f"`{run}` is no evaluation but a run of `{values['stage']}`", hint="`tau2rl report` shows it")
+    if values["incomplete"]:
+        raise UserError(f"`{run}` is incomplete: {values['reason']}", hint=f"finish it: `{_go_on(run)}`")
+    counts = cast("dict[str, dict[str, int]]", values["by_task"])
+    return {key: (count["valid"], count["solved"]) for key, count in counts.items()}
 
 
 def _print_selection(selection: Mapping[str, Any]) -> None:
@@ -178,20 +149,6 @@ def _print_selection(selection: Mapping[str, Any]) -> None:
     console.say("its success here is a little too good, because it was chosen by it; what counts is one test of it")
 
 
-def _solved_share(run: Path) -> dict[str, float]:
-    values = read_report(run)
-    if "by_task" not in values:
-        raise UserError(f"`{run}` is no evaluation but a run of `{values['stage']}`", hint="`tau2rl report` shows it")
-    if values["incomplete"]:
-        raise UserError(f"`{run}` is incomplete: {values['reason']}", hint=f"finish it: `{_go_on(run)}`")
-    counts = cast("dict[str, dict[str, int]]", values["by_task"])
-    return {key: count["solved"] / count["valid"] for key, count in counts.items()}
-
-
 def _go_on(run: Path) -> str:
     """What to type to finish the run in a folder."""
     return resume_command(read_config(run).model_copy(update={"output": run}))
-
-
-def _identity(run: Path) -> dict[str, Any]:
-    return cast("dict[str, Any]", read_environment(run, read_config(run))["identity"])

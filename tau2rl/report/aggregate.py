@@ -11,8 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Status
+
+Value = TypeVar("Value")
 
 MAX_REASONS = 1000  # different messages that are counted; an outage has few
 
@@ -139,9 +142,9 @@ def domain_of(task_key: str) -> str:
     return task_key.partition("/")[0]
 
 
-def by_domain(counts: Mapping[str, TaskCount]) -> dict[str, dict[str, TaskCount]]:
-    """The counts of each domain, in the order in which the plan names the domains."""
-    out: dict[str, dict[str, TaskCount]] = {}
+def by_domain(counts: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """What each domain has of task keys with their values, in the order in which they name the domains."""
+    out: dict[str, dict[str, Value]] = {}
     for key, count in counts.items():
         out.setdefault(domain_of(key), {})[key] = count
     return out

@@ -1,6 +1,7 @@
-"""Two runs on the same tasks: is the difference more than luck?
+"""Runs on the same tasks: is a difference more than luck?
 
 Per-task differences remove what makes tasks hard or easy, so far smaller effects show than by comparing two intervals.
+With more than one difference to look at, p-values are Holm's.
 """
 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -16,6 +17,7 @@ from typing import Any
 
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import Estimate, bootstrap_mean, standard_error
+from tau2rl.report.power import smallest_effect
 
 EXACT_FLIPS = 14  # up to so many differing tasks, every pattern of signs is tried
 
@@ -40,6 +42,7 @@ class Comparison:
     bootstrap: tuple[float, float]  # paired, tasks drawn within domains
     p: float  # two-sided sign-flip permutation test
     mcnemar: McNemar | None  # None when a task can be partly solved
+    detects: float | None  # the true difference that as many tasks and attempts find with power 0.8; None: it cannot be told
 
 
 def compare(values_a: Mapping[str, float], values_b: Mapping[str, float], *, draws: int = 10_000, seed: int = 300) -> Comparison:
@@ -55,18 +58,53 @@ def compare(values_a: Mapping[str, float], values_b: Mapping[str, float], *, dra
     keys = sorted(values_a)
     a, b = [values_a[key] for key in keys], [values_b[key] for key in keys]
     differences = [x - y for x, y in zip(a, b, strict=True)]
+    difference = _paired(differences)
     strata: dict[str, list[float]] = {}
-    for key, difference in zip(keys, differences, strict=True):
-        strata.setdefault(key.partition("/")[0], []).append(difference)
+    for key, value in zip(keys, differences, strict=True):
+        strata.setdefault(key.partition("/")[0], []).append(value)
     return Comparison(
         tasks=len(keys),
         a=math.fsum(a) / len(a),
         b=math.fsum(b) / len(b),
-        difference=_paired(differences),
+        difference=difference,
         bootstrap=bootstrap_mean(strata, draws=draws, seed=seed),
         p=sign_flip_p(differences, draws=draws, seed=seed),
         mcnemar=_mcnemar(a, b) if all(v in (0.0, 1.0) for v in (*a, *b)) else None,
+        detects=smallest_effect(standard_error(differences), len(keys)) if difference.ci95 else None,
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that the chance of any false finding among them is as low (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03]), holm([0.5])
+    ([0.03, 0.06, 0.06], [0.5])
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, before = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        before = adjusted[i] = max(before, min(1.0, (len(p_values) - rank) * p_values[i]))
+    return adjusted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """A task that most attempts of one run solved, and not those of the other: `Flip(task="retail/17", a=0.75, b=0.25)`."""
+
+    task: str
+    a: float
+    b: float
+
+
+def flips(values_a: Mapping[str, float], values_b: Mapping[str, float]) -> list[Flip]:
+    """The tasks whose majority differs, the largest difference first.
+
+    >>> [flip.task for flip in flips({"r/1": 1.0, "r/2": 0.5, "r/3": 0.75}, {"r/1": 1.0, "r/2": 0.75, "r/3": 0.0})]
+    ['r/3', 'r/2']
+    """
+    _same_tasks(values_a, values_b)
+    found = [Flip(task=key, a=a, b=values_b[key]) for key, a in values_a.items() if (a > 0.5) != (values_b[key] > 0.5)]
+    return sorted(found, key=lambda flip: (-abs(flip.a - flip.b), flip.task))
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 10_000, seed: int = 300) -> float:

@@ -54,7 +54,7 @@ def test_both_ways_to_ask_for_the_version_agree() -> None:
     assert json.loads(runner.invoke(app, ["version", "--json"]).stdout)["tau2rl"] == tau2rl.__version__
 
 
-@pytest.mark.parametrize("arguments", [["evl"], ["tasks", "list", "--limit", "two"], ["compare", "only-one"], ["tasks", "lst"]])
+@pytest.mark.parametrize("arguments", [["evl"], ["tasks", "list", "--limit", "two"], ["compare"], ["tasks", "lst"]])
 def test_a_command_line_that_cannot_be_read_exits_2(arguments: list[str]) -> None:
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2

@@ -1,9 +1,6 @@
-"""`tau2rl report` and `tau2rl compare`, pinned here on run folders that hold real reports of made-up episodes:
+"""`tau2rl report`, pinned here on run folders that hold real reports of made-up episodes:
 
 - `report` prints the table and what became of every attempt; exit 1 for an incomplete run, whose headline is empty;
-- `compare` pairs by task: numbers that can be worked out on paper;
-- `compare` refuses runs that differ in more than the agent, naming the keys; `--force` shows them all the same, with a warning;
-- `compare` never compares an incomplete run;
 - a folder without a result is refused with what to do next, which for a run that is not finished is the command to go on with.
 """
 
@@ -40,7 +37,7 @@ def record(task: str, *, solved: bool) -> EpisodeRecord:
     return EpisodeRecord(schema=1, run="r", attempt=Attempt(task=ref, index=0, seed=1), tries=1, episode=episode, score=None)
 
 
-def run_folder(path: Path, solved: str, *, identity: dict[str, Any] | None = None, missing: int = 0) -> Path:
+def run_folder(path: Path, solved: str, *, missing: int = 0) -> Path:
     """A run of one attempt a task: `solved` is `1` or `0` a task, and `missing` tasks more were planned."""
     path.mkdir()
     records = [record(f"t{i}", solved=mark == "1") for i, mark in enumerate(solved)]
@@ -48,7 +45,7 @@ def run_folder(path: Path, solved: str, *, identity: dict[str, Any] | None = Non
     floors = {"mock": {"do_nothing": 0.25, "always_transfer": 0.0}}
     report = build_report(records, planned=planned, floors=floors, digest="d")
     (path / "report.json").write_text(json.dumps(report), "utf-8")
-    (path / "environment.json").write_text(json.dumps({"schema": 2, "identity": identity or SETTINGS}), "utf-8")
+    (path / "environment.json").write_text(json.dumps({"schema": 2, "identity": SETTINGS}), "utf-8")
     (path / "config.json").write_text('{"stage": "eval", "chat": {"tokenizer": "bytes"}}', "utf-8")
     return path
 
@@ -79,70 +76,10 @@ def test_an_incomplete_run_exits_1_and_says_what_is_missing(tmp_path: Path) -> N
     assert "not done: mock/m0#0\n" in result.stdout
 
 
-def test_two_runs_are_compared_task_by_task(tmp_path: Path) -> None:
-    a, b = run_folder(tmp_path / "a", "1110"), run_folder(tmp_path / "b", "1000")
-    result = runner.invoke(app, ["compare", str(a), str(b), "--json"])
-    assert result.exit_code == 0, result.stderr
-    shown = json.loads(result.stdout)
-    assert shown["differing"] == []
-    numbers = shown["pass@1"]
-    assert (numbers["tasks"], numbers["a"], numbers["b"], numbers["difference"]["value"]) == (4, 0.75, 0.25, 0.5)
-    assert numbers["p"] == 0.5  # two tasks differ, both in favour: 2 of the 4 sign patterns are as extreme
-    assert numbers["mcnemar"] == {"only_a": 2, "only_b": 0, "p": 0.5}
-    table = runner.invoke(app, ["compare", str(a), str(b)])
-    assert "+0.500" in table.stdout
-    assert "4 tasks, paired; " in table.stdout
-
-
-def test_two_agents_may_be_compared(tmp_path: Path) -> None:
-    other = {
-        **SETTINGS,
-        "settings": {**SETTINGS["settings"], "policy.kind": "local", "policy.checkpoint": "c", "chat.tokenizer": "d"},
-        "chat": "another template",
-        "agent": "checkpoint 12ab",
-    }
-    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11", identity=other)
-    assert runner.invoke(app, ["compare", str(a), str(b)]).exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("identity", "key"),
-    [
-        ({**SETTINGS, "settings": {**SETTINGS["settings"], "user.model": "v"}}, "settings.user.model: 'u' and 'v'"),
-        ({**SETTINGS, "bench": {"tasks": "xyz"}}, "bench.tasks: 'abc' and 'xyz'"),
-        ({**SETTINGS, "judge": "j"}, "judge: None and 'j'"),
-    ],
-)
-def test_runs_of_different_benchmarks_are_refused_by_key(identity: dict[str, Any], key: str, tmp_path: Path) -> None:
-    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11", identity=identity)
-    refused = runner.invoke(app, ["compare", str(a), str(b)])
-    assert (refused.exit_code, refused.stdout) == (2, "")
-    assert key in refused.stderr
-    forced = runner.invoke(app, ["compare", str(a), str(b), "--force", "--json"])
-    assert forced.exit_code == 0
-    assert forced.stderr.startswith("warning: ")
-    assert json.loads(forced.stdout)["differing"] == [key.partition(":")[0]]
-
-
-def test_runs_on_different_tasks_are_refused_even_by_force(tmp_path: Path) -> None:
-    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "110")
-    result = runner.invoke(app, ["compare", str(a), str(b), "--force"])
-    assert result.exit_code == 2
-    assert "`mock/t2`" in result.stderr
-
-
-def test_an_incomplete_run_is_not_compared(tmp_path: Path) -> None:
-    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11", missing=1)
-    result = runner.invoke(app, ["compare", str(a), str(b)])
-    assert result.exit_code == 2
-    assert f"--output {b} --resume" in result.stderr
-
-
-@pytest.mark.parametrize("command", [["report"], ["compare", "--force"]])
-def test_a_folder_without_a_result_is_refused(command: list[str], tmp_path: Path) -> None:
+def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    result = runner.invoke(app, [*command, *[str(empty)] * (2 if command[0] == "compare" else 1)])
+    result = runner.invoke(app, ["report", str(empty)])
     assert result.exit_code == 2
     assert "\n\nhint: " in result.stderr
 
@@ -168,11 +105,3 @@ def test_a_run_without_a_report_yet_says_how_to_finish_it(config: dict[str, Any]
     assert result.exit_code == 2
     assert "has no report yet" in result.stderr
     assert words.format(tmp_path) in result.stderr
-
-
-def test_what_is_no_evaluation_is_not_compared(tmp_path: Path) -> None:
-    a, b = run_folder(tmp_path / "a", "10"), run_folder(tmp_path / "b", "11")
-    (b / "report.json").write_text('{"stage": "sft", "incomplete": false}', "utf-8")
-    result = runner.invoke(app, ["compare", str(a), str(b), "--force"])
-    assert result.exit_code == 2
-    assert "is no evaluation but a run of `sft`" in result.stderr

@@ -79,12 +79,15 @@ def test_the_config_has_the_names_of_today(old: Path) -> None:
 
 
 def test_old_runs_are_compared_with_each_other_and_with_one_of_today(old: Path, tmp_path: Path) -> None:
-    numbers = json.loads(invoke("compare", old / "eval-gold", old / "eval-transfer", "--json").stdout)["pass@1"]
+    numbers = json.loads(invoke("compare", old / "eval-gold", old / "eval-transfer", "--json").stdout)["pairs"][0]["measures"][
+        "pass@1"
+    ]
     assert (numbers["a"], numbers["b"], numbers["tasks"]) == (1.0, 0.0, 1)
     config = old / "eval-gold" / "config.json"
     invoke("eval", "-c", config, "--output", tmp_path / "new", "--inline", "--set", "policy.kind=always-transfer")
     again = json.loads(invoke("compare", old / "eval-gold", tmp_path / "new", "--json").stdout)
-    assert (again["differing"], again["pass@1"]["difference"]["value"]) == ([], 1.0)
+    assert again["differing"] == []
+    assert again["pairs"][0]["measures"]["pass@1"]["difference"]["value"] == 1.0
 
 
 def test_old_episodes_become_rows(old: Path, tmp_path: Path) -> None:

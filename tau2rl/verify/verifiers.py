@@ -1,0 +1,139 @@
+"""Verifiers: a score from 0 to 1 for each of several attempts at one task, from what a deployment would see of them.
+
+    rules         1 where no rule of `rules.py` is broken, 1/3, 1/5, ... with one, two, ... of them
+    consistency   the share of the attempts whose database ended alike: the majority of k sandboxed attempts wins
+    logprob       the geometric mean of the probabilities of the tokens that were sampled
+    pkg.mod:name  a `Verifier` of your own, or a function of a `Transcript`
+
+A verifier gets a `Transcript`, in which neither the task's id nor its criteria nor tau2's grade are. Code of the user's runs in a
+process of its own, which was given transcripts and nothing else, and in which tau2 and the tasks cannot be imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import multiprocessing
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from tau2rl import plugins
+from tau2rl.errors import UserError
+from tau2rl.types import Episode, Message, Transcript
+from tau2rl.verify.rules import violations
+
+STOP_WORDS = re.compile(r"###[A-Z-]+###")  # what tau2's simulated user ends with; a real one hangs up
+AT_ONCE = 16  # calls of a verifier in flight
+KEPT_AWAY = ("tau2", "tau2rl.env", "tau2rl.verify.blame")  # where tasks with their criteria are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """A verifier by its name: `Scorer(name="rules", score=..., together=False)`."""
+
+    name: str
+    score: Callable[[Sequence[Transcript]], list[float]]  # [num_transcripts] -> [num_transcripts]
+    together: bool = False  # a score depends on the other attempts, so it takes all k of them
+
+
+def transcript_of(episode: Episode) -> Transcript:
+    """What a deployment would see of an episode."""
+    from tau2rl.env.domain import domain  # not in the process of a verifier of the user's, which imports this module
+
+    loaded = domain(episode.task.domain)
+    logprobs = [turn.logprobs for turn in episode.turns]
+    known = [value for values in logprobs if values is not None for value in values]
+    return Transcript(
+        domain=episode.task.domain,
+        domain_policy=loaded.policy,
+        tools=loaded.tools,
+        messages=tuple(shown for message in episode.messages if (shown := _seen(message))),
+        tool_kinds=dict(loaded.tool_types),
+        status=episode.status,
+        end_state=episode.db_hashes[0],
+        mean_logprob=None if None in logprobs or not known else math.fsum(known) / len(known),
+    )
+
+
+def scorers(names: Sequence[str]) -> list[Scorer]:
+    """The verifiers of these names. Raises UserError for one that is not known."""
+    return [_scorer(name) for name in dict.fromkeys(names)]
+
+
+def _scorer(name: str) -> Scorer:
+    match name:
+        case "rules":
+            return Scorer(name=name, score=lambda transcripts: [1 / (1 + 2 * len(violations(one))) for one in transcripts])
+        case "consistency":
+            return Scorer(name=name, score=_consistency, together=True)
+        case "logprob":
+            return Scorer(name=name, score=_logprob)
+        case _ if plugins.is_reference(name):
+            return Scorer(name=name, score=lambda transcripts: _apart(name, transcripts))
+        case _:
+            raise UserError(f"no verifier `{name}`", hint="rules, consistency, logprob, or one of yours as `package.module:name`")
+
+
+def _seen(message: Message) -> Message | None:
+    if message.role != "user":
+        return message
+    text = STOP_WORDS.sub("", message.content).strip()
+    return replace(message, content=text) if text else None
+
+
+def _consistency(transcripts: Sequence[Transcript]) -> list[float]:
+    ends = Counter(one.end_state for one in transcripts if one.end_state is not None)
+    if not ends:
+        raise UserError(
+            "no attempt says how its database ended, which consistency goes by",
+            hint="runs of an older version do not; play it again",
+        )
+    return [0.0 if one.end_state is None else ends[one.end_state] / len(transcripts) for one in transcripts]
+
+
+def _logprob(transcripts: Sequence[Transcript]) -> list[float]:
+    if all(one.mean_logprob is None for one in transcripts):
+        raise UserError("no attempt has log-probabilities", hint="this policy's server gives none; choose other verifiers")
+    return [0.0 if one.mean_logprob is None else math.exp(min(0.0, one.mean_logprob)) for one in transcripts]
+
+
+def _apart(reference: str, transcripts: Sequence[Transcript]) -> list[float]:
+    """The scores of the user's verifier, from a process of its own. Raises UserError: no such code, or no score."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_keep_away, initargs=(list(sys.path),)) as pool:
+        found = pool.submit(_run_verifier, reference, list(transcripts)).result()
+    for value in found:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise UserError(f"verifier `{reference}` gave {value!r}, and a score is a number from 0 to 1")
+    return [float(value) for value in cast("list[float]", found)]
+
+
+def _keep_away(path: list[str]) -> None:
+    sys.path[:] = path
+    for name in KEPT_AWAY:
+        sys.modules[name] = cast(Any, None)  # importing it raises ModuleNotFoundError
+
+
+def _run_verifier(reference: str, transcripts: list[Transcript]) -> list[Any]:
+    """In the other process: the raw scores."""
+    found = plugins.load(reference, kind="verifier")
+    made: Any = found() if inspect.isclass(found) else found
+    score: Callable[[Transcript], Any] = getattr(made, "score", made)
+
+    async def all_of_them() -> list[Any]:
+        free = asyncio.Semaphore(AT_ONCE)
+
+        async def one(transcript: Transcript) -> Any:
+            async with free:
+                value = score(transcript)
+                return await value if inspect.isawaitable(value) else value
+
+        return list(await asyncio.gather(*map(one, transcripts)))
+
+    return asyncio.run(all_of_them())
