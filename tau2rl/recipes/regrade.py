@@ -82,7 +82,7 @@ def regrade(source: Path, config: EvalConfig, folder: RunFolder, progress: Progr
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
     tasks = select(config.tasks)
     stood_on = read_environment(source, read_config(source))
-    bench = env_identity(config.tasks.domains, config.user)
+    bench = env_identity(config.tasks, config.user)
     named = {key: value for key, value in stood_on["identity"].items() if key not in ("settings", "bench")}
     parent = {"digest": stood_on["digest"], "episodes": [file_hash(source / name) for name in FILES if (source / name).exists()]}
     stands_on = environment(config, bench, {**named, "regraded": parent}, recorded={"regraded_from": str(source)})
