@@ -47,7 +47,7 @@ class ScriptedUser(DummyUser):
         self._user_actions_done = 0
         criteria = simulation.task.evaluation_criteria
         gold = list((criteria.actions if criteria else None) or ())
-        self._pace, self._lines = pace(simulation.task)
+        self._pace, self._lines = "", list[str]()  # from when it opens
         self._mine = [a for a in gold if a.requestor == "user"]
         self._heard = _Heard(
             actions=[a for a in gold if a.requestor == "assistant"],
@@ -66,6 +66,7 @@ class ScriptedUser(DummyUser):
         heard = self._heard
         heard.read(self._simulation.trajectory)
         if not heard.user:
+            self._pace, self._lines = pace(self._simulation.task)
             return _user(opening_words(self._simulation.task, reason_alone=bool(self._lines)))
         text = message.content or ""
         if asked := self._asked_for(text):

@@ -107,7 +107,7 @@ def kind_of(ref: TaskRef) -> str:
     A synthesised task: its first request, and how many follow (`create_ask+1`). Telecom: the intent that its id begins with.
     Others: the tools on the reference path that change something, "read only" where there is none.
     """
-    if synth.is_synth(ref.split):
+    if _is_synthesised(ref):
         first, *more = synth.kinds_of(ref.task_id)
         return f"{first}+{len(more)}" if more else first
     if family := re.match(r"\[([a-z_]+)\]", ref.task_id):
@@ -115,6 +115,11 @@ def kind_of(ref: TaskRef) -> str:
     loaded = domain(ref.domain)
     names = {a.name for a in gold_actions(loaded.task(ref)) if loaded.tool_types.get(a.name) == "write" or a.requestor == "user"}
     return "+".join(sorted(names)) or "read only"
+
+
+def _is_synthesised(ref: TaskRef) -> bool:
+    """Whether it is one of mock's own made tasks (`env/synth.py`), which are named by their splits."""
+    return not ref.source and synth.is_synth(ref.split)
 
 
 def quarantined(ref: TaskRef) -> str:
@@ -129,7 +134,7 @@ def held_out(ref: TaskRef) -> bool:
 
 def is_test(ref: TaskRef) -> bool:
     """Whether it is a test task, by whatever split it was named (`base` has test tasks too)."""
-    if synth.is_synth(ref.split):
+    if _is_synthesised(ref):
         return ref.split == "synth-test"
     loaded = domain(ref.domain)
     if ref.source and _is_copied(ref):
@@ -281,7 +286,7 @@ def gold_script(ref: TaskRef, *, noise_prob: float = 0.0, seed: int = 0) -> tupl
     everything that must be communicated. A task of a file may bring its demonstration, a synthesised task has one of its own,
     with the questions that a user has to be asked; `noise_prob` is how often its teacher gets a change wrong, decided by `seed`.
     """
-    if synth.is_synth(ref.split):
+    if _is_synthesised(ref):
         made = synth.of(ref)
         return tuple((step,) for step in (synth.slipped(made, share=noise_prob, seed=seed) if noise_prob else made.demo))
     if ref.source and (shown := task_file(ref.source).demonstrations.get(ref.task_id)):

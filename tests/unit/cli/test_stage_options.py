@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.cli.options import COMMON, SHORT, Asked, stage_command
-from tau2rl.config import STAGES, Setting, StageConfig, dump, every_setting, flatten, known_names, words_of
+from tau2rl.config import STAGES, Setting, StageConfig, SynthConfig, dump, every_setting, flatten, known_names, words_of
 from tau2rl.config.fields import arms_of, items_of, section_of, value_of, values_of
 
 runner = CliRunner()
@@ -251,7 +251,7 @@ def test_a_short_help_has_the_common_settings_under_their_short_names(stage: str
 
 
 def test_a_short_name_belongs_to_a_setting_that_exists() -> None:
-    every = {name for model in STAGES.values() for name in known_names(model)}
+    every = {name for model in (*STAGES.values(), SynthConfig) for name in known_names(model)}
     assert SHORT.keys() | COMMON <= every
 
 

@@ -1,6 +1,7 @@
 """What `tau2rl grpo` does around the training loop, on the real `mock` domain with a model that knows nothing; pinned here:
 
 - every step has the same number of groups, also where an epoch ends in the middle of one;
+- tasks of a file (`tasks.source`) are trained and validated on, each in their split of it;
 - validation episodes are kept in `val/` and nowhere else, whatever `rollout.keep` says;
 - tasks that no training should see, and validation tasks that are trained on, are refused before anything is written;
 - both recipes of training write a report of one shape, and it names the backend;
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 
 from tau2rl.backend import Issue, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, ShapeConfig, build
+from tau2rl.env.domain import domain
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.recipes import grpo, sft
 from tau2rl.recipes.training import max_positions
@@ -72,6 +75,22 @@ def test_every_step_has_the_same_number_of_groups(checkpoint: Path, tmp_path: Pa
     assert (report["tasks"], report["training"]["tried_groups"]) == (3, 8)
     kept = [LocalBackend().checkpoint(tmp_path / "run", step) for step in (1, 2, 4)]
     assert [None if path is None else path.name for path in kept] == [None, "step_00002", "step_00004"]
+
+
+def test_tasks_of_a_file_are_trained_and_validated_on(checkpoint: Path, tmp_path: Path) -> None:
+    tasks = [task.model_dump(mode="json") for task in islice(domain("mock").tasks("synth-train").values(), 5)]
+    ids = [f"mine_{number}" for number in range(5)]
+    (tmp_path / "tasks.json").write_text(json.dumps([{**task, "id": id} for task, id in zip(tasks, ids, strict=True)]), "utf-8")
+    (tmp_path / "split_tasks.json").write_text(json.dumps({"train-learn": ids[:3], "train-select": ids[3:]}), "utf-8")
+    named = {"source": str(tmp_path / "tasks.json"), "domains": ["mock"], "split": "train-learn"}
+    values = settings(
+        checkpoint, tasks=named, val={"split": "train-select"}, train={"steps": 2, "tasks_per_step": 2, "val_every": 2}
+    )
+    values["rollout"]["keep"] = True
+    carry_out(tmp_path / "run", values)
+    assert {record.attempt.task.task_id for record in read(tmp_path / "run" / "episodes.jsonl")} == set(ids[:3])
+    assert {record.attempt.task.task_id for record in read(tmp_path / "run" / "val" / "step_00002.jsonl")} == set(ids[3:])
+    assert set(read_json(tmp_path / "run" / "environment.json")["identity"]["bench"]["sources"]) == {"tasks", "val"}
 
 
 @pytest.mark.parametrize("keep", [True, False])
