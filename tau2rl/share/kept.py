@@ -14,6 +14,7 @@ from tau2rl.config import PlayConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import replaces
 from tau2rl.runs import records
+from tau2rl.runs.checkpoints import training_run
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import read_environment
 from tau2rl.types import EpisodeRecord, Status
@@ -32,12 +33,15 @@ class KeptRun:
 
     @property
     def model(self) -> str:
-        """Who played, in a word or two: a model's name, the folder of a checkpoint, else the kind of policy."""
+        """Who played, in a word or two: a model's name, a checkpoint by its run and its own name, else the kind of policy."""
         policy: Mapping[str, Any] = dump(self.config).get("policy", {})
-        checkpoint = policy.get("checkpoint")
-        return str(
-            policy.get("model") or (Path(str(checkpoint)).name if checkpoint else policy.get("kind", stage_of(self.config)))
-        )
+        if policy.get("model"):
+            return str(policy["model"])
+        if policy.get("checkpoint"):
+            folder = Path(str(policy["checkpoint"]))
+            run = training_run(folder)
+            return f"{run.name}/{folder.name}" if run else folder.name
+        return str(policy.get("kind", stage_of(self.config)))
 
     @property
     def user(self) -> str:

@@ -4,7 +4,7 @@
   report has the same numbers, and exported again the file has the same verdicts
 - a pass@k JSON of Tau2-RL-Pipeline: an aborted attempt is FAILED and no zero
 - `trl`, `hf`: rows of what was solved; test tasks only when asked for, and then the card says so; no name of a run breaks its
-  YAML or Markdown
+  YAML or Markdown, and 10 MB in a message are a row
 - `atif`: every step and call as harbor's schema has it; `inspect`: what inspect-ai wrote it reads (where it is installed)
 - hostile text leaves as text: every file is UTF-8 without control characters of its own; nothing a terminal obeys reaches stdout
 """
@@ -40,7 +40,7 @@ def tau2rl(*words: object, code: int = 0) -> Any:
     return result
 
 
-def played(folder: Path, split: str) -> Path:
+def played(folder: Path, split: str, says: str = HOSTILE) -> Path:
     words = [
         *GOLD,
         "--task-split",
@@ -62,8 +62,8 @@ def played(folder: Path, split: str) -> Path:
     (folder / "failures.jsonl").write_bytes(records.encode(replace(last, episode=failed, score=None)))
     solved = next(i for i, line in enumerate(lines) if (e := records.decode(line).episode).grade and e.grade.success)
     one = records.decode(lines[solved])
-    said = replace(one.episode, messages=(*one.episode.messages, Message(role="assistant", content=HOSTILE)),
-                   trajectory=(*one.episode.trajectory, {"role": "assistant", "content": HOSTILE}))  # fmt: skip
+    said = replace(one.episode, messages=(*one.episode.messages, Message(role="assistant", content=says)),
+                   trajectory=(*one.episode.trajectory, {"role": "assistant", "content": says}))  # fmt: skip
     lines[solved] = records.encode(replace(one, episode=said))
     (folder / "episodes.jsonl").write_bytes(b"".join(lines[:-1]))
     return folder
@@ -75,8 +75,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def results(run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """tau2's file of the run."""
+    out = tmp_path_factory.mktemp("out")
+    tau2rl("export", run, "--to", "tau2", "--output", out)
+    return (out / "mock.json").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
 def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return played(tmp_path_factory.mktemp("runs") / "train", "synth-train")
+    return played(tmp_path_factory.mktemp("runs") / "train", "synth-train", HOSTILE + "x" * 10_000_000)
 
 
 def test_tau2_reads_what_is_exported_and_grades_it_the_same(run: Path, tmp_path: Path) -> None:
@@ -169,9 +177,8 @@ def test_an_aborted_attempt_of_a_pass_at_k_file_is_no_zero(tmp_path: Path) -> No
         lambda v: {"something": "else"},
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_in_words(run: Path, tmp_path: Path, spoil: Callable[[Any], Any]) -> None:
-    tau2rl("export", run, "--to", "tau2", "--output", tmp_path / "out")
-    values = spoil(json.loads((tmp_path / "out" / "mock.json").read_text()))
+def test_a_file_that_cannot_be_read_is_refused_in_words(results: str, tmp_path: Path, spoil: Callable[[Any], Any]) -> None:
+    values = spoil(json.loads(results))
     (tmp_path / "spoilt.json").write_text(json.dumps(values))
     told = tau2rl("import", tmp_path / "spoilt.json", "--output", tmp_path / "x", code=2)
     assert told.stderr.startswith("error: ")
