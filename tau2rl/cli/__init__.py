@@ -156,6 +156,12 @@ COMMANDS = {
             "tau2rl cost --sampled outputs/eval/before --trained outputs/eval/after --training outputs/grpo/default",
         ),
     ),
+    "blame": Late(
+        where="tau2rl.cli.blame:blame",
+        panel=EVALUATE,
+        summary="Say who is to blame for every episode without success: agent, user, task or infra.",
+        examples=("tau2rl blame outputs/eval/default",),
+    ),
     "show": Late(
         where="tau2rl.cli.show:show",
         panel=EVALUATE,

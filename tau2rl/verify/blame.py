@@ -1,0 +1,238 @@
+"""Who is to blame for an episode: infrastructure, task, user simulator or agent, by rules that anybody can check.
+
+Asked in this order, the first that answers has it: did our world break; is the task on the quarantine list; did the simulated
+user break its own rules; else it was the agent, whose failure gets a name from what it did against the reference actions.
+A user's mistake is looked for in successes too: a score that leaves out only the failures behind it would be too good.
+
+The gates see identifiers, words and order. A user that makes up a story without an identifier in it passes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from tau2rl.reward.tiers import canonical
+from tau2rl.types import CallTool, Episode, Fault, Message, Status, TaskRef
+from tau2rl.verify.rules import ASKS_CONFIRMATION, TRANSFER, Call, calls_of, consents, unconfirmed
+
+STOP = re.compile(r"###(?:STOP|TRANSFER|OUT-OF-SCOPE)###")
+IDENTIFIER = re.compile(  # an e-mail address; letters and digits together; a number of five digits or more
+    r"[\w.+-]+@[\w-]+(?:\.\w+)+|#?\b(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}\b|\b\d{5,}\b"
+)
+ASKED = re.compile(r"\?|\b(?:provide|tell me|give me|share|confirm|verify|send me|need your|let me know)\b", re.IGNORECASE)
+AGENTS_WORDS = re.compile(
+    r"<tool_call>|\"arguments\"\s*:|\bhow (?:can|may) i (?:help|assist)\b|\banything else i can (?:help|assist|do)\b"
+    r"|\bi can (?:help|assist) you\b|\bi(?:'ll| will| can)? (?:look up|pull up|check|locate) your\b"
+    r"|\b(?:could|can|may|would) (?:you|i) (?:please )?(?:provide|have|verify|confirm|get) your\b"
+    r"|\bi(?:'ve| have) (?:successfully |now |just )?(?:cancel+ed|processed|updated|refunded|exchanged|booked|modified) your\b"
+    r"|\byour (?:order|reservation|flight|request|refund|line) has been (?:successfully )?(?:cancel+ed|processed|updated|booked)",
+    re.IGNORECASE,
+)
+PROPOSES = re.compile(
+    r"\b(?:confirm|proceed|go ahead|shall i|should i|would you like (?:me )?to|do you want (?:me )?to"
+    r"|is (?:this|that) (?:ok|correct|right))\b",
+    re.IGNORECASE,
+)
+MEASURE = re.compile(r"\d{1,4}[a-z]{1,6}|\d+(?:-[a-z]+)+", re.IGNORECASE)  # 10am, 32GB, 2-hour: no identifiers
+LOOP, SAID_AGAIN = 3, 3  # the same call, the same words so often
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """What the gates know of a task: `TaskFacts(instructions="...", gold=(CallTool(...),), ...)`."""
+
+    instructions: str  # everything that its user was told
+    reason: str  # of it, why the user calls, which the first message may say
+    gold: tuple[CallTool, ...]  # the agent's side of the reference actions
+    user_gold: tuple[str, ...] = ()  # the user's side, by name
+    quarantined: str = ""
+    domain_policy: str = ""
+    tool_kinds: Mapping[str, str] | None = None
+    user_tools: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """Who is to blame, and for what: `Blame(fault=Fault.AGENT, name="wrong_argument", detail="item_ids")`."""
+
+    fault: Fault
+    name: str
+    detail: str = ""
+
+
+def blame(episode: Episode, facts: TaskFacts) -> Blame | None:
+    """Of an episode without success always something; of a success only what the user or the task did to it."""
+    if episode.failure is not None:
+        return Blame(fault=episode.failure.fault, name=episode.failure.kind, detail=episode.failure.message[:200])
+    if facts.quarantined:
+        return Blame(fault=Fault.TASK, name="quarantined", detail=facts.quarantined)
+    if (found := next(user_faults(episode, facts), None)) is not None:
+        return found
+    return None if episode.grade is not None and episode.grade.success else _of_the_agent(episode, facts)
+
+
+def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
+    """What the simulated user did against its own rules, in order."""
+    known, asked, opening = f"{facts.instructions}\n{facts.domain_policy}".lower(), False, True
+    said: Counter[str] = Counter()
+    last = ""
+    for who, text, acts in _lines(episode):
+        if who == "user":
+            spoken = STOP.sub("", text).strip()
+            if not text.strip() and not acts:
+                yield _user("empty_turn")
+            if AGENTS_WORDS.search(spoken):
+                yield _user("role_flip", spoken[:100])
+            identifiers = [one for one in IDENTIFIER.findall(spoken) if not MEASURE.fullmatch(one)]
+            if strange := [one for one in identifiers if not _stands_in(one, known)]:
+                yield _user("invented_fact", strange[0])
+            if early := [one for one in identifiers if not asked and not _stands_in(one, f"{facts.reason}\n{last}".lower())]:
+                yield _user("told_before_asked", early[0])
+            said[spoken.lower()] += 1
+            if len(spoken) > 15 and said[spoken.lower()] == SAID_AGAIN:
+                yield _user("repetition", spoken[:100])
+            if STOP.search(text) and "###STOP###" in text and _pending(episode, facts) and _cut_short(last, spoken):
+                yield _user("stopped_too_early", spoken[:100])
+            opening = False
+        elif who == "agent":
+            asked = asked or (not opening and bool(ASKED.search(text)))
+            last = text
+        known += "\n" + text.lower()
+
+
+def facts_of(ref: TaskRef) -> TaskFacts:
+    """The facts of a task of the benchmark."""
+    from tau2rl.env.domain import domain
+    from tau2rl.env.tasks import QUARANTINE, gold_actions
+
+    loaded = domain(ref.domain)
+    task: Any = loaded.task(ref)
+    actions = gold_actions(task)
+    instructions = task.user_scenario.instructions
+    return TaskFacts(
+        instructions=f"{task.user_scenario} {task.initial_state}",
+        reason=str(getattr(instructions, "reason_for_call", instructions)),
+        gold=tuple(CallTool(name=a.name, arguments=dict(a.arguments)) for a in actions if a.requestor == "assistant"),
+        user_gold=tuple(a.name for a in actions if a.requestor == "user"),
+        quarantined=QUARANTINE.get(ref.domain, {}).get(ref.task_id, ""),
+        domain_policy=loaded.policy,
+        tool_kinds=loaded.tool_types,
+        user_tools=frozenset(schema["function"]["name"] for schema in loaded.user_tool_schemas),
+    )
+
+
+def _of_the_agent(episode: Episode, facts: TaskFacts) -> Blame:
+    calls = list(calls_of(episode.messages))
+    kinds = facts.tool_kinds or {}
+    writes = [call for call in calls if not call.error and kinds.get(call.call.name) == "write"]
+    extra, missing = _unmatched(writes, [call for call in facts.gold if kinds.get(call.name) == "write"])
+    if episode.status is Status.MALFORMED:
+        return _agent("malformed", next((str(turn.malformed) for turn in episode.turns[::-1] if turn.malformed), ""))
+    if looped := _looped(episode.messages, calls):
+        return _agent("loop", looped)
+    if episode.status is Status.TRUNCATED:
+        return _agent("truncated", episode.stop_reason.value)
+    if foreign := [call.call.name for call in calls if call.call.name in facts.user_tools and call.call.name not in kinds]:
+        return _agent("tool_ownership", foreign[0])
+    if any(c.call.name == TRANSFER for c in calls) and not any(c.name == TRANSFER for c in facts.gold):
+        return _agent("premature_transfer", ", ".join(c.name for c in missing))
+    if ASKS_CONFIRMATION in facts.domain_policy.lower() and (hasty := unconfirmed(episode.messages, extra)):
+        return _agent("write_without_confirmation", hasty[0].call.name)
+    return _by_writes([call.call for call in extra], missing) or _by_what_is_missing(episode, calls, missing, facts)
+
+
+def _by_writes(extra: Sequence[CallTool], missing: Sequence[CallTool]) -> Blame | None:
+    for made in extra:
+        for wanted in missing:
+            if made.name == wanted.name:
+                a, b = canonical(made.arguments), canonical(wanted.arguments)
+                return _agent("wrong_argument", f"{made.name}: " + ", ".join(k for k in sorted({*a, *b}) if a.get(k) != b.get(k)))
+    if extra and missing:
+        return _agent("wrong_tool", f"{extra[0].name} for {missing[0].name}")
+    return _agent("extra_write", extra[0].name) if extra else None
+
+
+def _by_what_is_missing(episode: Episode, calls: Sequence[Call], missing: Sequence[CallTool], facts: TaskFacts) -> Blame:
+    """No write is wrong: one was not made, the user was left alone with what it found, or something was not said."""
+    made = [
+        str(call.get("name")) for message in episode.trajectory if message.get("role") == "user" for call in _tool_calls(message)
+    ]
+    undone = [name for name in facts.user_gold if name not in made]
+    if made and (missing or undone):
+        return _agent("missing_follow_up", ", ".join([*(c.name for c in missing), *undone]))
+    if (missing or undone) and not calls:
+        return _agent("gave_up", ", ".join([*(c.name for c in missing), *undone]))
+    if missing:
+        return _agent("missing_write", missing[0].name)
+    checks = episode.grade.checks if episode.grade is not None else None
+    if checks is not None and not all(checks.communicate):
+        return _agent("missing_information")
+    return _agent("other")
+
+
+def _unmatched(made: Sequence[Call], gold: Sequence[CallTool]) -> tuple[list[Call], list[CallTool]]:
+    """The writes that no reference write explains, and the reference writes that were not made."""
+    left = list(gold)
+    extra: list[Call] = []
+    for call in made:
+        same = next(
+            (g for g in left if g.name == call.call.name and canonical(g.arguments) == canonical(call.call.arguments)), None
+        )
+        if same is None:
+            extra.append(call)
+        else:
+            left.remove(same)
+    return extra, left
+
+
+def _looped(messages: Sequence[Message], calls: Sequence[Call]) -> str:
+    keys = Counter((c.call.name, json.dumps(c.call.arguments, sort_keys=True, default=str)) for c in calls)
+    again = next((name for (name, _), count in keys.items() if count >= LOOP), "")
+    words = Counter(m.content.strip().lower() for m in messages if m.role == "assistant" and len(m.content.strip()) > 15)
+    return again or next((text[:100] for text, count in words.items() if count >= LOOP), "")
+
+
+def _stands_in(identifier: str, text: str) -> bool:
+    """Whether a lower-case text has it; of a number the digits count, however they are grouped."""
+    plain = identifier.lower().lstrip("#")
+    return plain in text or (plain.isdigit() and plain in re.sub(r"[\s().-]", "", text))
+
+
+def _pending(episode: Episode, facts: TaskFacts) -> bool:
+    """Whether a reference write was not made by the end."""
+    kinds = facts.tool_kinds or {}
+    writes = [call for call in calls_of(episode.messages) if not call.error and kinds.get(call.call.name) == "write"]
+    return bool(_unmatched(writes, [call for call in facts.gold if kinds.get(call.name) == "write"])[1])
+
+
+def _cut_short(last: str, spoken: str) -> bool:
+    """The agent had proposed something, and the user went without waiting for it to be done."""
+    proposal = re.sub(r"[^.?!]*\banything else\b[^.?!]*[.?!]?", "", last, flags=re.IGNORECASE)
+    return bool(PROPOSES.search(proposal)) and (not spoken or consents(spoken))
+
+
+def _lines(episode: Episode) -> Iterator[tuple[str, str, bool]]:
+    """(who, text, whether there are calls) of both sides in order; who is agent, user or tool."""
+    if not episode.trajectory:
+        for message in episode.messages:
+            yield {"assistant": "agent"}.get(message.role, message.role), message.content, bool(message.tool_calls)
+    for message in episode.trajectory:
+        role = str(message.get("role"))
+        yield {"assistant": "agent"}.get(role, role), str(message.get("content") or ""), bool(_tool_calls(message))
+
+
+def _tool_calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", message.get("tool_calls") or [])
+
+
+def _user(name: str, detail: str = "") -> Blame:
+    return Blame(fault=Fault.USER, name=name, detail=detail)
+
+
+def _agent(name: str, detail: str = "") -> Blame:
+    return Blame(fault=Fault.AGENT, name=name, detail=detail)
