@@ -183,9 +183,8 @@ def test_a_user_model_that_refuses_a_field_is_told_before_the_first_episode(tmp_
         assert caught.value.hint == f"leave out what the server does not take: `user.omit: [{field}]`"
         _, records = played(asked_by_gold(server, omit=[field]), tmp_path)
     assert len(records) == 16
-    assert read_json(tmp_path / "run" / "environment.json")["identity"]["bench"]["user"]["temperature"] == (
-        None if field == "temperature" else 0.7
-    )
+    identity = read_json(tmp_path / "run" / "environment.json")["identity"]
+    assert identity["bench"]["user"]["temperature"] == (None if field == "temperature" else 0.7)
 
 
 class Full(OpenAIStub):
