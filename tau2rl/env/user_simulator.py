@@ -104,7 +104,8 @@ class UserModel:
         """What `read` makes of the first answer in which it finds nothing wrong (UnusableAnswer). Raises UserSimulatorFailure."""
         config, problem, tries = self._config, "", 0
         seconds = config.timeout_seconds * (1 + config.retries)
-        deadline = time.monotonic() + seconds
+        sent_at = time.monotonic()
+        deadline = sent_at + seconds
         while tries <= config.retries:
             try:
                 self._throttle.wait(deadline)
