@@ -116,7 +116,7 @@ IDLE: tuple[Idle, ...] = (
     # who plays the user
     *(
         Idle(f"user.{key}", {"user.kind": ("scripted",)})
-        for key in ("model", "api_base", "api_key_env", "temperature", "timeout_seconds", "retries")
+        for key in ("model", "api_base", "api_key_env", "temperature", "omit", "timeout_seconds", "retries")
     ),
     Idle("user.max_stalled_turns", {"user.kind": ("llm",)}),
     # how messages become tokens

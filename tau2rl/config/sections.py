@@ -80,10 +80,13 @@ class UserConfig(Section):
     """Name of the environment variable that holds the key; default: what litellm looks for."""
     temperature: float = Field(default=0.7, ge=0)
     """Of the user model; the published numbers used 0.7."""
+    omit: tuple[Literal["temperature", "seed"], ...] = ()
+    """Fields of a request that the user model's server refuses, and that are left out: `[seed]`."""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """Deadline of one call to the user model."""
     retries: int = Field(default=2, ge=0)
-    """Calls tried again after an error or an empty answer, each with the same deadline."""
+    """Calls tried again after an error or an empty answer, each with the same deadline. A server that limits its rate is asked
+    until as much time is over as all of them may take."""
     max_stalled_turns: int = Field(default=3, ge=1)
     """`scripted` only: agent messages in a row without progress before the user hangs up."""
 

@@ -23,21 +23,29 @@ from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 from tau2rl.config import UserConfig
+from tau2rl.rate_limit import ThreadThrottle, limits_rate, retry_after
 from tau2rl.settings import NO_KEY, api_key, litellm_options, uses_proxy
 
-BUSY = (408, 409, 425, 429)  # beside 5xx: the same request may go better in a moment
+BUSY = (408, 409, 425)  # beside 5xx: the same request may go better in a moment
 OPENAI = "openai/"
 T = TypeVar("T")
 PRICED = "api.openai.com"  # litellm knows what its models cost
 
 
 class ChatError(Exception):
-    """There is no answer. `retry` says whether the same request may get one, `wait_seconds` how long the server wants peace."""
+    """There is no answer. `retry` says whether the same request may get one."""
 
-    def __init__(self, message: str, *, retry: bool = True, wait_seconds: float | None = None) -> None:
+    def __init__(self, message: str, *, retry: bool = True) -> None:
         super().__init__(message)
         self.retry = retry
-        self.wait_seconds = wait_seconds
+
+
+class RateLimited(ChatError):
+    """The server takes no more requests for now. `retry_after`: seconds that it asks us to wait; None where it does not say."""
+
+    def __init__(self, message: str, *, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +82,12 @@ def is_direct(config: UserConfig) -> bool:
     return urlsplit(config.api_base).hostname != PRICED and not uses_proxy(config.api_base)
 
 
+@functools.cache
+def throttle_of(model: str, api_base: str | None) -> ThreadThrottle:
+    """One for all simulations of this process that ask this server."""
+    return ThreadThrottle(f"{model} at {api_base}" if api_base else model)
+
+
 class OpenAIClient:
     """Asks a server that speaks OpenAI's chat completions, on connections that are kept."""
 
@@ -92,11 +106,11 @@ class OpenAIClient:
         except NoAnswer as error:
             raise ChatError(one_line(str(error), self._key)) from None
         if response.status != 200:
-            busy = response.status in BUSY or response.status >= 500
-            raise ChatError(
+            raise _refusal(
                 f"HTTP {response.status}: {one_line(_reason(response), self._key)}",
-                retry=busy,
-                wait_seconds=response.wait_seconds,
+                status=response.status,
+                said=response.text[:4096],
+                asks=response.retry_after,
             )
         try:
             answer: Any = json.loads(response.body)
@@ -130,9 +144,13 @@ class LitellmClient:
             return _within(seconds, lambda: self._aside(lambda: self._ask({**body, "timeout": seconds})))
         # litellm fronts a hundred providers, and their exceptions leak through it; none of them is the agent's doing.
         except Exception as error:  # noqa: BLE001
-            status = getattr(error, "status_code", None)
-            refused = isinstance(status, int) and 400 <= status < 500 and status not in BUSY
-            raise ChatError(f"{type(error).__name__}: {one_line(str(error), self._key)}", retry=not refused) from None
+            headers: Any = getattr(error, "litellm_response_headers", None)
+            raise _refusal(
+                f"{type(error).__name__}: {one_line(str(error), self._key)}",
+                status=getattr(error, "status_code", None),
+                said=str(error),
+                asks=retry_after(headers.get("retry-after") if headers else None),
+            ) from None
 
     def _ask(self, body: dict[str, Any]) -> ChatAnswer:
         import litellm
@@ -149,6 +167,14 @@ def _cost(response: Any) -> float:
         return float(litellm.completion_cost(completion_response=response))
     except Exception:  # noqa: BLE001 - litellm raises plain Exceptions for models without a price
         return 0.0
+
+
+def _refusal(message: str, *, status: int | None, said: str, asks: float | None) -> ChatError:
+    """What a status that is not 200 means; without one there was no answer, which may come in a moment."""
+    busy = status is None or status in BUSY or status >= 500
+    if limits_rate(status, said, busy=busy, retry_after=asks):
+        return RateLimited(message, retry_after=asks)
+    return ChatError(message, retry=busy)
 
 
 def _reason(response: Response) -> str:
@@ -203,11 +229,11 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """A whole answer: `Response(status=429, body=b"{}", wait_seconds=2.0)`."""
+    """A whole answer: `Response(status=429, body=b"{}", retry_after=2.0)`."""
 
     status: int
     body: bytes
-    wait_seconds: float | None = None  # of its Retry-After
+    retry_after: float | None = None  # seconds
 
     @property
     def text(self) -> str:
@@ -279,7 +305,7 @@ class Connections:
             connection.close()
         if len(data) > MAX_BYTES:
             raise NoAnswer(f"the answer has more than {MAX_BYTES} bytes")
-        return Response(status=response.status, body=data, wait_seconds=_seconds(response.headers.get("Retry-After")))
+        return Response(status=response.status, body=data, retry_after=retry_after(response.headers.get("Retry-After")))
 
 
 # One list a server, for all simulations of the process: an episode has its connection from the one before it.
@@ -315,11 +341,3 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
-
-
-def _seconds(text: str | None) -> float | None:
-    """Retry-After in seconds; a date is rare, and a moment of our own will do for it."""
-    try:
-        return max(0.0, float(text or ""))
-    except ValueError:
-        return None

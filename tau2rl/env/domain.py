@@ -251,6 +251,6 @@ def user_identity(config: UserConfig) -> dict[str, Any]:
     return {
         "kind": "llm",
         "model": config.model,
-        "temperature": config.temperature,
+        "temperature": None if "temperature" in config.omit else config.temperature,  # None: what its server takes by default
         "prompt": hashlib.sha256(prompts.encode()).hexdigest()[:16],
     }

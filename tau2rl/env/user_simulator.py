@@ -7,26 +7,32 @@ conversation, because the agent would be graded for what our user model did.
 from __future__ import annotations
 
 import json
-import random
 import re
 import time
-from collections.abc import Callable, Collection
-from typing import Any, cast
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar, cast
 
 from tau2rl.config import UserConfig
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
-from tau2rl.env.chat_client import ChatError, chat_client, is_direct
+from tau2rl.env.chat_client import ChatAnswer, ChatError, RateLimited, chat_client, is_direct, throttle_of
+from tau2rl.env.domain import domain
 from tau2rl.env.scripted_user import LineUser, ScriptedUser, has_lines
 from tau2rl.env.simulation import Simulation
 from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.hashing import derive_seed
+from tau2rl.rate_limit import pause_seconds
 from tau2rl.settings import api_key
 from tau2rl.types import Usage
 
 from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, UserMessage
 from tau2.user.user_simulator import UserSimulator
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
+T = TypeVar("T")
+SAMPLING_FIELDS = ("temperature", "seed")
+FIRST_QUESTION = (
+    {"role": "system", "content": "You are a customer who calls a help desk."},
+    {"role": "user", "content": "Hi! How can I help you today?"},
+)
 
 
 def make_user(config: UserConfig, *, seed: int) -> Callable[[Simulation], UserSimulator]:
@@ -61,6 +67,77 @@ def check_key(config: UserConfig) -> None:
         )
 
 
+def check_answers(config: UserConfig, domains: Sequence[str]) -> None:
+    """Ask the user model one short question, with the tools that users of these domains have.
+
+    Raises UserError when no answer comes: a wrong key or name, or a field that it refuses, would otherwise fail every episode.
+    What it says does not matter here.
+    """
+    tools = next((list(schemas) for name in domains if (schemas := domain(name).user_tool_schemas)), [])
+    model = UserModel(config, tools, seed=0, aside=lambda call: call())
+    try:
+        model.ask(list(FIRST_QUESTION), read=lambda answer: answer)
+    except UserSimulatorFailure as failure:
+        refused = [name for name in SAMPLING_FIELDS if name in str(failure)]
+        hint = "look at `user.model`, `user.api_base` and `user.api_key_env`"
+        if refused:
+            hint = f"leave out what the server does not take: `user.omit: [{', '.join(refused)}]`"
+        raise UserError(str(failure), hint=hint) from None
+
+
+class UserModel:
+    """The model behind a user: one question, asked until there is an answer that can be used.
+
+    Each try has its deadline, and its own seed. A server that limits its rate uses up no tries: it is asked until as much time is
+    over as all of them may take.
+    """
+
+    def __init__(self, config: UserConfig, tools: Sequence[Any], *, seed: int, aside: Callable[[Callable[[], Any]], Any]) -> None:
+        """`tools`: their schemas; `aside`: see `chat_client`. Raises UserError for a key that is not set."""
+        self._config = config
+        self._client = chat_client(config, aside=aside)
+        self._throttle = throttle_of(config.model, config.api_base)
+        self._fields: dict[str, Any] = {"tools": list(tools), "tool_choice": "auto"} if tools else {}
+        self._seed = seed
+
+    def ask(self, messages: list[dict[str, Any]], *, read: Callable[[ChatAnswer], T]) -> T:
+        """What `read` makes of the first answer in which it finds nothing wrong (UnusableAnswer). Raises UserSimulatorFailure."""
+        config, problem, tries = self._config, "", 0
+        seconds = config.timeout_seconds * (1 + config.retries)
+        sent_at = time.monotonic()
+        deadline = sent_at + seconds
+        while tries <= config.retries:
+            try:
+                self._throttle.wait(deadline)
+                sent_at = time.monotonic()
+                answer = self._client.complete(self._request(messages), seconds=config.timeout_seconds)
+                self._throttle.answered()
+                return read(answer)
+            except TimeoutError:
+                why = f": {problem}" if problem else ", because it limits its rate"
+                raise UserSimulatorFailure(f"the user model `{config.model}` took no call within {seconds:g} s{why}") from None
+            except UnusableAnswer as error:
+                problem = str(error)
+            except RateLimited as error:
+                problem = str(error)
+                self._throttle.refused(sent_at, error.retry_after)
+                continue
+            except ChatError as error:
+                problem = str(error)
+                if not error.retry:
+                    raise UserSimulatorFailure(f"the user model `{config.model}` refused the request: {problem}") from None
+                if tries < config.retries:
+                    time.sleep(pause_seconds(tries))
+            self._seed += 1  # the same seed would get the same answer
+            tries += 1
+        raise UserSimulatorFailure(f"the user model `{config.model}` gave no usable answer in {tries} tries: {problem}")
+
+    def _request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        sampling = {"temperature": self._config.temperature, "seed": self._seed}
+        kept = {name: value for name, value in sampling.items() if name not in self._config.omit}
+        return {"messages": messages, **self._fields, **kept}
+
+
 class LlmUser(UserSimulator):
     """tau2's user simulator: its prompt, its tools, its roles, and the same requests on the wire.
 
@@ -72,11 +149,8 @@ class LlmUser(UserSimulator):
         loaded = simulation.loaded
         super().__init__(tools=loaded.user_tools, instructions=simulation.task.user_scenario, llm=config.model)  # pyright: ignore[reportArgumentType]
         self.usage = Usage()
-        self._config = config
-        self._client = chat_client(config, aside=simulation.aside)
-        self._seed = seed
-        self._tools = list(loaded.user_tool_schemas)
-        self._tool_names = frozenset(tool["function"]["name"] for tool in self._tools)
+        self._model = UserModel(config, loaded.user_tool_schemas, seed=seed, aside=simulation.aside)
+        self._tool_names = frozenset(tool["function"]["name"] for tool in loaded.user_tool_schemas)
         self._sent: list[dict[str, Any]] = []  # the messages of a state as the model sees them, each made once
         self._heard = ""  # what the agent said last
 
@@ -85,40 +159,15 @@ class LlmUser(UserSimulator):
         state.messages.extend(message.tool_messages if isinstance(message, MultiToolMessage) else [message])
         if isinstance(message, AssistantMessage):
             self._heard = message.content or ""
-        answer = self._ask(self._request(state))
+        self._sent += map(as_sent, state.messages[len(self._sent) :])
+        system = [{"role": "system", "content": message.content} for message in state.system_messages]
+        answer = self._model.ask([*system, *self._sent], read=self._read)
         state.messages.append(answer)
         return answer, state
 
-    def _request(self, state: Any) -> dict[str, Any]:
-        self._sent += map(as_sent, state.messages[len(self._sent) :])
-        system = [{"role": "system", "content": message.content} for message in state.system_messages]
-        tools = {"tools": self._tools, "tool_choice": "auto"} if self._tools else {}
-        return {"messages": [*system, *self._sent], "temperature": self._config.temperature, **tools}
-
-    def _ask(self, request: dict[str, Any]) -> UserMessage:
-        problem = ""
-        for tries in range(1 + self._config.retries):
-            try:
-                answer = self._client.complete({**request, "seed": self._seed}, seconds=self._config.timeout_seconds)
-                self.usage += usage_of(answer.body) + Usage(cost_usd=answer.cost_usd)
-                return read_answer(answer.body, tools=self._tool_names, heard=self._heard, cost_usd=answer.cost_usd)
-            except UnusableAnswer as error:
-                problem = str(error)
-            except ChatError as error:
-                problem = str(error)
-                if not error.retry:
-                    raise UserSimulatorFailure(f"the user model `{self._config.model}` refused the request: {problem}") from None
-                if tries < self._config.retries:
-                    time.sleep(self._pause_seconds(tries, error.wait_seconds))
-            self._seed += 1  # the same seed would get the same answer
-        tried = 1 + self._config.retries
-        raise UserSimulatorFailure(f"the user model `{self._config.model}` gave no usable answer in {tried} tries: {problem}")
-
-    def _pause_seconds(self, tries: int, wanted: float | None) -> float:
-        """What the server asked for, no longer than a call may take; else a pause that doubles, half of it at random."""
-        if wanted is not None:
-            return min(wanted, self._config.timeout_seconds)
-        return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**tries) * random.uniform(0.5, 1.0)
+    def _read(self, answer: ChatAnswer) -> UserMessage:
+        self.usage += usage_of(answer.body) + Usage(cost_usd=answer.cost_usd)
+        return read_answer(answer.body, tools=self._tool_names, heard=self._heard, cost_usd=answer.cost_usd)
 
 
 def as_sent(message: Any) -> dict[str, Any]:

@@ -15,19 +15,10 @@ from tau2rl import settings
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
-from tau2rl.policy.http import Connections, Unreachable, read_json, retry_after
+from tau2rl.policy.http import Connections, Unreachable, read_json
 from tau2rl.policy.openai_format import OwnMessages, read_answer, to_openai
-from tau2rl.policy.retry import (
-    FOR_GOOD,
-    OVERLOADED,
-    RateLimited,
-    Throttle,
-    Unavailable,
-    complete_with_retries,
-    failure_of,
-    says_context_exceeded,
-    shorten,
-)
+from tau2rl.policy.retry import RateLimited, Unavailable, complete_with_retries, failure_of, says_context_exceeded, shorten
+from tau2rl.rate_limit import Throttle, limits_rate, retry_after
 from tau2rl.types import Completion, Message, Opening
 
 if TYPE_CHECKING:
@@ -198,7 +189,7 @@ class LiteLLM:
         status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
         if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):
             return ContextExceeded(said)
-        if status in (429, OVERLOADED) and not any(words in str(error) for words in FOR_GOOD):
+        if limits_rate(status, str(error)):
             headers: Any = getattr(error, "litellm_response_headers", None)
             return RateLimited(said, retry_after=retry_after(headers.get("retry-after") if headers else None))
         return Unavailable(said) if status in BUSY else PolicyFailure(said)

@@ -5,17 +5,15 @@ The one client of the package is aiohttp: 0.1 ms a call, where litellm's takes 6
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.retry import shorten
+from tau2rl.rate_limit import retry_after
 
 if TYPE_CHECKING:
     import aiohttp
@@ -109,24 +107,6 @@ async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
             response.close()
             raise PolicyFailure(f"the server sent an answer of more than {most / 2**20:.0f} MiB")
     return b"".join(parts)
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header, which has a number or a date; None where it has neither.
-
-    >>> retry_after("2"), retry_after("Thu, 01 Jan 1970 00:00:00 GMT"), retry_after("soon")
-    (2.0, 0.0, None)
-    """
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def read_json(body: bytes) -> Any:

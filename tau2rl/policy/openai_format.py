@@ -19,6 +19,7 @@ from tau2rl.policy.retry import shorten
 from tau2rl.types import CallTool, Completion, FinishReason, Message, Opening, Usage
 
 RawMessage = dict[str, Any]  # as a server sent it
+THOUGHT, THOUGHT_ENDS = "<think>", "</think>"
 MOST_TOKENS = 2**40  # a larger count is none
 
 
@@ -124,10 +125,12 @@ def read_answer(payload: Any, *, max_tokens: int) -> Answer:
 def line_of(message: RawMessage) -> list[int]:
     """The transcript line, as bytes, of an API's assistant message (`content`, `tool_calls`).
 
-    Arguments that are no JSON object stay the text that they are: `TranscriptCodec.parse` names what is wrong with them.
+    Arguments that are no JSON object stay the text that they are: `TranscriptCodec.parse` names what is wrong with them. A
+    thought that the server left in the text is set apart: neither the user nor a check may read it.
     Raises PolicyFailure for content that is no text.
     """
-    fields: dict[str, Any] = {"role": "assistant", "content": _text(message.get("content"))}
+    thought, said = _thought_apart(_text(message.get("content")))
+    fields: dict[str, Any] = {"role": "assistant", "content": said} | ({"reasoning_content": thought} if thought else {})
     calls: object = message.get("tool_calls")
     functions = [_object(_object(call).get("function")) for call in _list(calls)]
     if not all(functions) or (calls and not functions):
@@ -188,6 +191,19 @@ def _text(content: Any) -> str:
     if not parts or not all(parts) or not all(isinstance(text, str) for text in texts):
         raise PolicyFailure(f"the API sent content as {type(content).__name__}, not as text")
     return "".join(map(str, texts))
+
+
+def _thought_apart(text: str) -> tuple[str, str]:
+    """The thought before a text, and the text; a chat template may have written the mark that opens it.
+
+    >>> _thought_apart("<think>Who is it?</think>\\n\\nHello."), _thought_apart("Hello.")
+    (('Who is it?', 'Hello.'), ('', 'Hello.'))
+    """
+    before, closed, after = text.partition(THOUGHT_ENDS)
+    opened = before.lstrip().startswith(THOUGHT)
+    if opened or (closed and THOUGHT not in before):
+        return before.lstrip().removeprefix(THOUGHT).strip(), after.lstrip("\n")
+    return "", text
 
 
 def _object(value: Any) -> dict[str, Any]:

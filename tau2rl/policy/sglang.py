@@ -19,9 +19,10 @@ import orjson
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
 from tau2rl.policy.http import Connections, Unreachable, read_json
-from tau2rl.policy.retry import Throttle, Unavailable, complete_with_retries, failure_of
+from tau2rl.policy.retry import Unavailable, complete_with_retries, failure_of
 from tau2rl.policy.sglang_format import build_request, read_completion
 from tau2rl.policy.sglang_load import OLD_WORKERS, WORKERS, worker_urls
+from tau2rl.rate_limit import Throttle
 from tau2rl.types import Completion
 
 if TYPE_CHECKING:

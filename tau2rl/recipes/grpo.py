@@ -10,7 +10,7 @@ from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import GrpoConfig
 from tau2rl.env.domain import env_identity
 from tau2rl.env.tasks import refuse_held_out, refuse_leak, select
-from tau2rl.env.user_simulator import check_key
+from tau2rl.env.user_simulator import check_answers, check_key
 from tau2rl.recipes.training import backend_for, conclude, planned, refuse_long_episodes
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
@@ -32,6 +32,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     plan = planned(backend, config)
     if plan.user is None and config.user.kind == "llm":
         check_key(config.user)
+        check_answers(config.user, config.tasks.domains)
 
     start = backend.start(config, folder)
     refuse_long_episodes(config.limits.context_tokens, start)

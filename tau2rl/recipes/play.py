@@ -14,7 +14,7 @@ from tau2rl.env.audit import POLICIES, solved_by
 from tau2rl.env.domain import domain, env_identity
 from tau2rl.env.tasks import gold_actions, select
 from tau2rl.env.tau2_env import warm_up
-from tau2rl.env.user_simulator import check_key
+from tau2rl.env.user_simulator import check_answers, check_key
 from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
@@ -53,6 +53,8 @@ def prepare(config: SamplingStage, progress: Progress, *, codec: ChatCodec | Non
         check_key(config.user)
     codec = codec or make_codec(config.chat)
     warm_up(config.tasks.domains, codec)
+    if config.user.kind == "llm":
+        check_answers(config.user, config.tasks.domains)
     return Prepared(
         tasks=tasks,
         planned=plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed, greedy=config.rollout.greedy),

@@ -84,6 +84,7 @@ IDENTITY = {
     "user.kind": "who the user simulator is",
     "user.model": "who the user simulator is",
     "user.temperature": "how the user simulator samples",
+    "user.omit": "how the user simulator samples",
     "user.max_stalled_turns": "when the scripted user hangs up",
     "chat": "what the model reads and writes",
     "limits": "where a conversation is cut",

@@ -4,7 +4,8 @@
 - every way in which it can break, over our client and over litellm: the episode is FAILED, the fault is the user's, nothing is
   a reward of 0. `BREAKS` lists them: no connection, no whole answer, no chat answer, an answer that no user can give
 - one bad answer among good ones is asked for again, and the conversation goes on; so is a call that was refused twice
-- a request that the server refuses (a sampling field, a key) is not made again
+- a server that limits its rate is waited for, and uses up no tries
+- a request that the server refuses (a sampling field, a key) is not made again; a field can be left out
 - no arguments are no arguments, however a server spells them; its tool calls in telecom reach its own phone
 """
 
@@ -139,7 +140,7 @@ def check_failed(episode: Episode) -> None:
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_user_fails_the_episode_and_is_never_a_zero(name: str) -> None:
     with Breaks(**BREAKS[name]) as server:
-        episode = talk(server, timeout_seconds=0.5 if name in ("hang", "drip") else 20.0)
+        episode = talk(server, timeout_seconds=0.5 if name in ("hang", "drip", "429") else 20.0)
     check_failed(episode)
 
 
@@ -174,13 +175,21 @@ def test_one_bad_answer_is_asked_for_again(mode: str) -> None:
 
 
 def test_a_busy_server_is_asked_as_often_as_the_settings_say() -> None:
-    with OpenAIStub(answer=says, mode=["429", "429", "ok"]) as server:
+    with OpenAIStub(answer=says, mode=["503", "503", "ok"]) as server:
         episode = play(SOLVED, env=mock_env(user=user(server, retries=2)))
     assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.success
     assert len(server.requests) == 4  # three for the first answer, one for the second
-    with OpenAIStub(answer=says, mode=["429", "429", "ok"]) as server:
+    with OpenAIStub(answer=says, mode=["503", "503", "ok"]) as server:
         episode = play(SOLVED, env=mock_env(user=user(server, retries=1)))
     assert episode.status is Status.FAILED and len(server.requests) == 2
+
+
+def test_a_server_that_limits_its_rate_uses_up_no_tries() -> None:
+    with OpenAIStub(answer=says, mode=["429", "429", "429", "ok"]) as server:
+        episode = play(SOLVED, env=mock_env(user=user(server, retries=0)))
+        seeds = [body["seed"] for body in server.bodies]
+    assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.success
+    assert seeds == seeds[:1] * 5  # what was refused was not answered: the same question again
 
 
 class Seedless(OpenAIStub):
@@ -200,6 +209,9 @@ def test_a_request_that_is_refused_is_not_made_again() -> None:
         assert len(server.requests) == 1
     check_failed(episode)
     assert episode.failure is not None and "HTTP 400: Unknown parameter: 'seed'." in episode.failure.message
+    with Seedless(answer=says) as server:
+        episode = play(SOLVED, env=mock_env(user=user(server, omit=("seed",))))
+    assert episode.grade is not None and episode.grade.success
 
 
 # --- tool calls ---

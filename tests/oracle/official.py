@@ -17,6 +17,7 @@ from tau2rl.types import Actions, CallTool, Say, TaskRef
 
 from tau2.domains.telecom.user_tools import TelecomUserTools  # isort: skip
 from tau2.gym.gym_agent import AgentGymEnv
+from tau2.registry import registry
 
 VPN = TelecomUserTools.default_vpn_details.model_copy(deep=True)
 MakeUser = Callable[[Any], Any]
@@ -50,10 +51,17 @@ class OfficialEnv(AgentGymEnv):
         return self.make(View())
 
 
-def play_official(ref: TaskRef, script: Sequence[Actions], make: MakeUser | None = None) -> SimpleNamespace:
-    """(messages of both sides, reward info, hashes) of tau2's own run of the script. Raises what tau2's grader raises."""
+def play_official(
+    ref: TaskRef, script: Sequence[Actions], make: MakeUser | None = None, *, broken_before: bool = False
+) -> SimpleNamespace:
+    """(messages of both sides, reward info, hashes) of tau2's own run of the script. Raises what tau2's grader raises.
+
+    `broken_before`: an earlier episode of this process had a broken VPN.
+    """
     # What an earlier episode did to tau2's class is the one thing in which we want to differ.
     TelecomUserTools.default_vpn_details = VPN.model_copy(deep=True)
+    if broken_before:
+        registry.get_env_constructor("telecom")().user_tools.break_vpn()
     env = OfficialEnv(ref, make or (lambda view: ScriptedUser(view, max_stalled_turns=3)))
     env.reset()
     calls, terminated, info = 0, False, {}

@@ -4,7 +4,8 @@
 - the same for seeded random conversations: calls of both sides, right and wrong, with arguments from the databases
 - gold scores 1.0 on the graded tasks through the real grader
 - environments made from a snapshot are equal to those that tau2 loads from its files
-- the telecom user's VPN does not leak from one episode into the next
+- the telecom user's VPN does not leak from one episode into the next, as it does in the untouched package: there a user who
+  connects it out of turn ends with another hash of the user database, behind any task with a broken VPN, and the same reward
 
 The whole test split runs with `-m slow`.
 """
@@ -12,17 +13,23 @@ The whole test split runs with `-m slow`.
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tau2rl.config import TasksConfig
 from tau2rl.env.domain import domain
 from tau2rl.env.tasks import gold_script, select
-from tau2rl.types import TaskRef
+from tau2rl.types import Say, TaskRef
 from tests.oracle.official import outcome, perturbed, play_official, play_ours
 from tests.oracle.random_play import RandomUser, random_script
 
-from tau2.registry import registry  # isort: skip
+from tau2.data_model.message import ToolCall, UserMessage  # isort: skip
+from tau2.registry import registry
+from tau2.user.user_simulator import DummyUser
+
+TALK = (Say(text="Please do."),)
 
 PINNED = {
     "airline": ("124e39a664b56402", None),
@@ -125,3 +132,31 @@ def test_a_broken_vpn_stays_in_its_own_episode() -> None:
     second = domain("telecom").environment()
     second.user_tools.connect_vpn()
     assert "excellent" in str(second.user_tools.db.device.vpn_details.server_performance.value).lower()
+
+
+class Connects(DummyUser):
+    """A user who connects the VPN, for which no task asks, and leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        call = ToolCall(id="user_1", name="connect_vpn", arguments={}, requestor="user")
+        self._says = iter(({"content": "Hello."}, {"content": None, "tool_calls": [call]}, {"content": "Bye. ###STOP###"}))
+
+    def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
+        return UserMessage(role="user", cost=0.0, **next(self._says)), state
+
+
+@pytest.mark.oracle
+def test_the_untouched_package_remembers_a_vpn_that_broke_in_an_earlier_episode() -> None:
+    tasks = domain("telecom").tasks("test")
+    ref = TaskRef(domain="telecom", task_id=next(name for name in tasks if "vpn" not in name), split="test")
+
+    def play(*, broken_before: bool) -> SimpleNamespace:
+        return play_official(ref, (TALK,), lambda _: Connects(), broken_before=broken_before)
+
+    ours = asyncio.run(play_ours(ref, (TALK,), lambda _: Connects()))
+    fresh, later = play(broken_before=False), play(broken_before=True)
+    assert ours.hashes == fresh.hashes != later.hashes
+    assert ours.hashes[0] == later.hashes[0]
+    assert ours.messages == fresh.messages == later.messages
+    assert ours.reward_info == fresh.reward_info == later.reward_info

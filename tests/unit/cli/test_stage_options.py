@@ -130,6 +130,7 @@ VALUES = {
     "plugins": ("a,b.c", ["a", "b.c"]),
     "tracking.sinks": ("a:B,c.d:E", ["a:B", "c.d:E"]),
     "policy.omit": ("seed,top_p", ["seed", "top_p"]),
+    "user.omit": ("seed,temperature", ["seed", "temperature"]),
     "reward.terms": ('[{"fn": "a:b", "weight": 0.1}]', [{"fn": "a:b", "weight": 0.1, "low": 0.0, "high": 1.0}]),
     "model.init": ("other", "other"),
     "val.split": ("base", None),

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -160,8 +161,8 @@ def test_both_clients_hold_tau2s_own_conversation() -> None:
         with OpenAIStub(answer=in_turn(ANSWERS)) as server:
             user = LlmUser(simulation(), config(server), seed=5)
             if client is LitellmClient:
-                user._client = LitellmClient(config(server), lambda call: call())
-            assert isinstance(user._client, client)
+                user._model._client = LitellmClient(config(server), lambda call: call())
+            assert isinstance(user._model._client, client)
             ours = talk(user)
         assert server.bodies == bodies
         assert [essence(message) for message in ours] == [essence(message) for message in theirs]
@@ -243,21 +244,47 @@ def test_a_connection_that_the_server_closed_is_replaced_without_a_try() -> None
         assert (len(server.requests), server.connections) == (4, 4)
 
 
-def test_a_busy_server_gets_the_peace_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("behind_litellm", [False, True])
+def test_a_server_that_limits_its_rate_gets_the_peace_that_it_asks_for(
+    monkeypatch: pytest.MonkeyPatch, behind_litellm: bool
+) -> None:
     class Busy(OpenAIStub):
-        async def _write(self, writer: Any, response: Response, mode: str) -> bool:
-            body = response.encode()
-            wait = f"Retry-After: {next(waits)}\r\n" if response.status == 429 else ""
-            writer.write(f"HTTP/1.1 {response.status} X\r\n{wait}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            await writer.drain()
-            return True
+        async def reply(self, request: Request, mode: str) -> Response:
+            asked_at.append(time.monotonic())
+            if mode == "ok":
+                return await super().reply(request, mode)
+            return Response(status=429, payload={"error": {"message": "Rate limit reached"}}, headers={"Retry-After": "1"})
 
-    waits, slept = iter(["7", "3000", "soon"]), list[float]()
-    monkeypatch.setattr(user_simulator, "time", SimpleNamespace(sleep=slept.append))
-    with Busy(answer=in_turn(["Hello."]), mode=["429", "429", "429", "ok"]) as server:
-        talk(LlmUser(simulation(), config(server, retries=3), seed=5), HEARD[:1])
-    assert slept[:2] == [7.0, 20.0]  # no longer than a call may take
-    assert 0.5 <= slept[2] <= 1.0  # the third pause of our own, half of it at random
+    asked_at = list[float]()
+    if behind_litellm:
+        monkeypatch.setattr(user_simulator, "chat_client", LitellmClient)
+    with Busy(answer=in_turn(["Hello."]), mode=["429", "429", "ok"]) as server:
+        talk(LlmUser(simulation(), config(server, retries=0), seed=5), HEARD[:1])
+        assert [body["seed"] for body in server.bodies] == [5, 5, 5]
+    assert all(later - earlier >= 1.0 for earlier, later in itertools.pairwise(asked_at))
+
+
+def test_a_server_that_asks_for_longer_than_a_call_may_take_is_a_failure_of_the_user() -> None:
+    class Closed(OpenAIStub):
+        async def reply(self, request: Request, mode: str) -> Response:
+            return Response(status=503, payload={"error": "come back tomorrow"}, headers={"Retry-After": "86400"})
+
+    with (
+        Closed() as server,
+        pytest.raises(UserSimulatorFailure, match=r"took no call within 0\.6 s: HTTP 503: come back tomorrow"),
+    ):
+        talk(LlmUser(simulation(), config(server, retries=1, timeout_seconds=0.3), seed=5), HEARD[:1])
+
+
+def test_an_account_without_money_is_not_waited_for() -> None:
+    class Poor(OpenAIStub):
+        async def reply(self, request: Request, mode: str) -> Response:
+            error = {"message": "You exceeded your current quota, please check your plan and billing details."}
+            return Response(status=429, payload={"error": error})
+
+    with Poor() as server, pytest.raises(UserSimulatorFailure, match="refused the request: HTTP 429: You exceeded"):
+        talk(LlmUser(simulation(), config(server), seed=5), HEARD[:1])
+    assert len(server.requests) == 1
 
 
 def test_a_server_that_drips_is_not_waited_for_beyond_the_deadline() -> None:

@@ -267,3 +267,19 @@ def test_a_filter_is_not_the_models_doing() -> None:
     assert finish_of("length") is FinishReason.LENGTH
     with pytest.raises(PolicyFailure, match="content filter"):
         finish_of("content_filter")
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "thought"),
+    [
+        ("<think>Not theirs. ###STOP###</think>\n\nDone.", "Done.", "Not theirs. ###STOP###"),
+        ("\n<think>\na\n</think>b", "b", "a"),
+        ("the template opened it</think>\nDone.", "Done.", "the template opened it"),
+        ("<think>without an end", "", "without an end"),
+        ("<think></think>Done.", "Done.", ""),
+        ("Write <think>x</think> to me.", "Write <think>x</think> to me.", ""),
+    ],
+)
+def test_a_thought_in_the_text_is_set_apart(content: str, said: str, thought: str) -> None:
+    line = json.loads(bytes(line_of({"role": "assistant", "content": content})))
+    assert (line["content"], line.get("reasoning_content", "")) == (said, thought)

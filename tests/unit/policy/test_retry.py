@@ -4,22 +4,27 @@
 - a refusal makes all wait as long as the server asks, and a pause besides that grows while nothing is taken;
 - the interval grows by half once for all calls that were in flight together, and shrinks with answers until it is none;
 - refusals of a server that limits its rate do not use up retries; its deadline ends them, and says why;
+- from threads it is the same, each until its own deadline;
 - a server that takes few requests a second, or none for a while, loses no completion, and learns to be asked no more often.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given, strategies as st
 
+from tau2rl import rate_limit
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy import retry
-from tau2rl.policy.retry import RateLimited, Throttle, Unavailable, complete_with_retries
+from tau2rl.policy.retry import RateLimited, Unavailable, complete_with_retries
+from tau2rl.rate_limit import ThreadThrottle, Throttle
 from tau2rl.types import Completion, FinishReason
 
 DONE = Completion(token_ids=(1,), logprobs=None, finish_reason=FinishReason.STOP)
@@ -30,7 +35,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(retry.asyncio, "sleep", self.sleep)
+        monkeypatch.setattr(rate_limit.asyncio, "sleep", self.sleep)
 
     def __call__(self) -> float:
         return self.now
@@ -41,7 +46,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    monkeypatch.setattr(retry, "pause_seconds", lambda tries: 0.25 * 2**tries)  # without chance
+    monkeypatch.setattr(rate_limit, "pause_seconds", lambda tries: 0.25 * 2**tries)  # without chance
     return Clock(monkeypatch)
 
 
@@ -117,7 +122,7 @@ def test_whatever_a_server_says_a_call_waits_a_bounded_time(said: list[object]) 
             throttle.answered()
         else:
             throttle.refused(now[0], word if isinstance(word, float) else None)
-    assert throttle._next - now[0] <= 100 + retry.LONGEST_PAUSE_SECONDS
+    assert throttle._next - now[0] <= 100 + rate_limit.LONGEST_PAUSE_SECONDS
 
 
 def asked(call: Callable[[], Awaitable[Completion]], throttle: Throttle | None = None, **config: float) -> Completion:
@@ -126,7 +131,8 @@ def asked(call: Callable[[], Awaitable[Completion]], throttle: Throttle | None =
 
 
 def test_refusals_of_a_limited_server_use_up_no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "pause_seconds", lambda tries: 0.0)
+    for module in (retry, rate_limit):
+        monkeypatch.setattr(module, "pause_seconds", lambda tries: 0.0)
     answers: list[Exception | None] = [RateLimited("HTTP 429")] * 5 + [Unavailable("HTTP 503"), None]
 
     async def call() -> Completion:
@@ -181,3 +187,37 @@ def test_thirty_two_at_once_all_come_through_a_narrow_server(asks: float | None)
 
     assert len(asyncio.run(asyncio.wait_for(everybody(), 60))) == 64
     assert server.refused < 100  # the first burst, and a few while it learns
+
+
+def test_from_threads_calls_wait_for_each_other_too() -> None:
+    throttle = ThreadThrottle("s")
+    throttle.wait(time.monotonic() - 1)  # nothing limits it: no deadline counts
+    throttle.refused(time.monotonic(), 0.2)
+    starts = list[float]()
+
+    def call() -> None:
+        throttle.wait(time.monotonic() + 60)
+        starts.append(time.monotonic())
+
+    began = time.monotonic()
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert starts[0] - began >= 0.2
+    assert all(later - earlier >= 0.04 for earlier, later in itertools.pairwise(sorted(starts)))  # the interval is 0.05
+
+
+@pytest.mark.parametrize("line", ["free", "taken"])
+def test_a_thread_waits_no_longer_than_its_deadline(line: str) -> None:
+    def wait(seconds: float) -> None:
+        with pytest.raises(TimeoutError):
+            throttle.wait(time.monotonic() + seconds)
+
+    throttle = ThreadThrottle("s")
+    throttle.refused(time.monotonic(), 3600.0)
+    other = threading.Thread(target=wait, args=(0.5 if line == "taken" else 0.0,))
+    other.start()
+    wait(0.1)
+    other.join()

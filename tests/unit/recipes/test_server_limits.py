@@ -3,6 +3,7 @@
 - a server that takes few requests a second loses no episode, with 32 in flight and no retries: behind `/generate`, behind an API,
   and through litellm; Retry-After is heeded; fewer are in flight while it lasts
 - a server that refuses everything for a while, as one that restarts does, loses none either
+- a user model with such limits loses none either; one that refuses a field is told before the first episode, with the way out
 - an agent whose context is full ends its episode as truncated, and the report is complete
 - who sends answers without an end costs its episodes and not the run
 """
@@ -19,7 +20,9 @@ import pytest
 
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig, EvalConfig, build
+from tau2rl.errors import UserError
 from tau2rl.recipes.eval import run as evaluate
+from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import EpisodeRecord, Fault, Say, Status, StopReason
 from tests.stubs.http import Request, Response, StubServer
@@ -131,6 +134,57 @@ def test_a_server_that_refuses_everything_for_a_while_loses_none(tmp_path: Path,
     with LimitedSGLang(limit) if kind == "sglang" else LimitedAPI(limit) as server:
         _, records = played(evaluation(server, num_samples=11), tmp_path)
     assert len(records) == 33 and all(record.episode.status is not Status.FAILED for record in records)
+
+
+def says(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    return "Thank you. ###STOP###" if len(messages) > 2 else "Please create the task."
+
+
+class LimitedUser(OpenAIStub):
+    """A user model behind a limit, which refuses a request with the field `refuses`."""
+
+    def __init__(self, limit: Limit, *, refuses: str = "") -> None:
+        super().__init__(answer=says)
+        self.limit, self.refuses = limit, refuses
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        if self.refuses and self.refuses in request.body:
+            error = {"message": f"Unsupported parameter: '{self.refuses}'.", "type": "invalid_request_error"}
+            return Response(status=400, payload={"error": error})
+        return self.limit.refusal(request) or await super().reply(request, mode)
+
+
+def asked_by_gold(server: LimitedUser, model: str = "openai/user", **user: Any) -> EvalConfig:
+    values = {
+        "tasks": {"domains": ["mock"], "split": "base", "ids": list(TASKS[:2])},
+        "policy": {"kind": "gold"},
+        "chat": {"protocol": "transcript"},
+        "user": {"model": model, "api_base": server.api_base, "retries": 0, **user},
+        "rollout": {"num_samples": 8, "retries": 0, "concurrency": 32},
+    }
+    return build(EvalConfig, values)
+
+
+@pytest.mark.parametrize("model", ["openai/user", "deepseek/user"])  # asked directly, and through litellm
+@pytest.mark.parametrize("limit", [{"period": 0.02, "asks": "0.05"}, {"period": 0.02}, {"closed_for": 1.0}], ids=str)
+def test_a_user_model_with_limits_loses_no_episode(tmp_path: Path, model: str, limit: dict[str, Any]) -> None:
+    with LimitedUser(limited := Limit(**limit)) as server:
+        _, records = played(asked_by_gold(server, model), tmp_path)
+    assert len(records) == 16 and all(record.episode.status is Status.COMPLETED for record in records)
+    assert all(record.tries == 1 for record in records) and limited.refused > 0
+
+
+@pytest.mark.parametrize("field", ["temperature", "seed"])
+def test_a_user_model_that_refuses_a_field_is_told_before_the_first_episode(tmp_path: Path, field: str) -> None:
+    with LimitedUser(Limit(), refuses=field) as server:
+        with pytest.raises(UserError, match=f"refused the request: HTTP 400: Unsupported parameter: '{field}'") as caught:
+            played(asked_by_gold(server), tmp_path / "refused")
+        assert len(server.requests) == 1
+        assert caught.value.hint == f"leave out what the server does not take: `user.omit: [{field}]`"
+        _, records = played(asked_by_gold(server, omit=[field]), tmp_path)
+    assert len(records) == 16
+    identity = read_json(tmp_path / "run" / "environment.json")["identity"]
+    assert identity["bench"]["user"]["temperature"] == (None if field == "temperature" else 0.7)
 
 
 class Full(OpenAIStub):
