@@ -11,10 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tau2rl.chat.tokenizers import Tokenizer
-from tau2rl.config import AlgoConfig
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
-from tau2rl.reward.advantages import TRAJECTORY_ESTIMATORS, trajectory_advantages
 from tau2rl.types import Episode, EpisodeRecord, Message, TaskRef, Think, Turn
 
 Json = dict[str, Any]
@@ -146,10 +144,11 @@ def call_words(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items())})"
 
 
-def tokens(episode: Episode, tokenizer: Tokenizer | None, advantage: float | None) -> Json:
+def tokens(episode: Episode, tokenizer: Tokenizer | None, advantages: Sequence[float] | None) -> Json:
     """The tokens as runs of one mask: `{"spans": [{"turn", "mask", "ids", "texts", "logprobs", "advantage"}], "reason"}`.
 
-    Without a tokenizer `texts` is None. `reason`: why some turns are missing (the protocol rewrote what was sampled).
+    advantages: one value, or [num_turns]. Without a tokenizer `texts` is None. `reason`: why some turns are missing (the protocol
+    rewrote what was sampled).
     """
     ids, spans, at, lost = episode.token_ids, list[Json](), 0, 0
     for number, turn in enumerate(episode.turns):
@@ -157,7 +156,7 @@ def tokens(episode: Episode, tokenizer: Tokenizer | None, advantage: float | Non
             lost += 1
             continue
         spans.append(_span(ids[at : turn.start], tokenizer, None, None, None))
-        spans.append(_span(ids[turn.start : turn.end], tokenizer, number, turn.logprobs, advantage))
+        spans.append(_span(ids[turn.start : turn.end], tokenizer, number, turn.logprobs, _of_turn_advantage(advantages, number)))
         at = turn.end
     spans.append(_span(ids[at:], tokenizer, None, None, None))
     reason = ""
@@ -166,17 +165,6 @@ def tokens(episode: Episode, tokenizer: Tokenizer | None, advantage: float | Non
     elif lost:
         reason = f"{lost} turns were sampled behind another prompt than the last one, whose tokens are shown"
     return {"spans": [span for span in spans if span["ids"]], "reason": reason, "decoded": tokenizer is not None}
-
-
-def advantages(rows: Sequence[Mapping[str, Any]], algo: AlgoConfig, *, drop_truncated: bool) -> list[float | None]:
-    """Of the attempts of one group, by the trainer's own rule from the scores that were kept; None: no evidence.
-
-    The estimators that give each turn its own are not made again: None.
-    """
-    if algo.estimator not in TRAJECTORY_ESTIMATORS:
-        return [None] * len(rows)
-    left_out = {"failed", "truncated"} if drop_truncated else {"failed"}
-    return trajectory_advantages([None if row["status"] in left_out or not row["turns"] else row["score"] for row in rows], algo)
 
 
 def first_difference(a: Sequence[Json], b: Sequence[Json]) -> int | None:
@@ -234,6 +222,12 @@ def _of_turn(number: int, turn: Turn) -> Json:
 def _malformed(number: int, turn: Turn) -> Json:
     kind = "" if turn.malformed is None else turn.malformed.value
     return {"who": "malformed", "side": "agent", "text": kind, "calls": [], "error": True} | _of_turn(number, turn)
+
+
+def _of_turn_advantage(advantages: Sequence[float] | None, number: int) -> float | None:
+    if advantages is None:
+        return None
+    return advantages[0] if len(advantages) == 1 else advantages[number] if number < len(advantages) else None
 
 
 def _span(

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.chat.tokenizers import Tokenizer, load_tokenizer
-from tau2rl.config import AlgoConfig, GrpoConfig
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import mean_over_tasks
 from tau2rl.runs.files import read_json
-from tau2rl.runs.folder import read_config
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.types import EpisodeRecord
-from tau2rl.view import conversation
+from tau2rl.view import conversation, group
+from tau2rl.view.conversation import visible
 from tau2rl.view.index import Index, record_files
 
 Json = dict[str, Any]
@@ -31,7 +30,12 @@ _PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "state"}
 def find_runs(places: Iterable[Path]) -> dict[str, Path]:
     """Id -> folder of every run at or below the places, pipelines before their runs. An id is of the path, so links stay."""
     found = [run.resolve() for place in places for run in _below(place, DEEPEST)]
-    return {hashlib.sha256(str(run).encode()).hexdigest()[:10]: run for run in found}
+    return {run_id(run): run for run in found}
+
+
+def run_id(run: Path) -> str:
+    """The name of a run in addresses."""
+    return hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:10]
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
@@ -49,16 +53,34 @@ def summary(run: Path) -> Json:
         config = read_json(run / "config.json")
     except UserError:
         config = {}
-    report = _report(run)
-    measured = sorted(file for file in (*record_files(run), run / "metrics.jsonl", run / REPORT) if file.is_file())
-    changed = max((file.stat().st_mtime for file in measured), default=(run / "config.json").stat().st_mtime)
-    incomplete = report is None or bool(report["incomplete"])
-    state = "done" if not incomplete else "live" if time.time() - changed < LIVE_SECONDS else "incomplete"
+    measured = [file for file in (*record_files(run), run / "metrics.jsonl", run / REPORT) if file.is_file()]
+    changed = max((_stamp(file)[0] for file in measured), default=_stamp(run / "config.json")[0]) / 1e9
+    said = _of_report(run / REPORT, *_stamp(run / REPORT))
+    state = "done" if said["whole"] else "live" if time.time() - changed < LIVE_SECONDS else "incomplete"
+    above = run.parent.parent if run.parent.name == "runs" else None  # a pipeline keeps its runs so
     return {
-        "name": str(config.get("name") or run.name), "folder": run.name, "path": str(run), "stage": str(config.get("stage", "?")),
-        "state": state, "changed": changed, "episodes": any(file.stat().st_size for file in record_files(run)),
-        "curves": (run / "metrics.jsonl").is_file(), "headline": _headline(report),
+        "name": visible(str(config.get("name") or run.name), 200), "folder": run.name, "path": visible(str(run)),
+        "stage": str(config.get("stage", "?")), "state": state, "changed": changed,
+        "episodes": any(_stamp(file)[1] for file in record_files(run)), "curves": (run / "metrics.jsonl").is_file(),
+        "headline": said["headline"], "says": said["says"],
+        "above": run_id(above) if above is not None and (above / "config.json").is_file() else None,
     }  # fmt: skip
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """(nanoseconds of its last change, bytes); zeros for a file that is not there, or no longer."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4096)
+def _of_report(file: Path, changed: int, size: int) -> Json:
+    """What the list shows of a report, by the file's state: of 1,000 runs most do not change between two looks."""
+    report = _report(file.parent) if size else None
+    return {"whole": report is not None and not report["incomplete"], "headline": _headline(report), "says": _says(report or {})}
 
 
 def _report(run: Path) -> Json | None:
@@ -75,16 +97,31 @@ def _headline(report: Json | None) -> Json | None:
     return {"pass@1": report["overall"].get("pass@1"), "floor": max(floors, default=None), "attempts": report.get("attempts")}
 
 
-def overview(run: Path, index: Index) -> Json:
-    """The head of a run's page: what the report says, and what the records say so far."""
-    done, size = index.progress()
-    counts = index.task_counts()
+def _says(report: Json) -> str:
+    """The result of a stage that is no evaluation, in words."""
+    stage, training = report.get("stage"), report.get("training") or {}
+    if stage == "pipeline":
+        return f"{len(report['steps'])} stages, {len(report['evaluations'])} evaluations"
+    if stage in ("seed", "rft-filter") and report.get("kept") is not None:
+        return f"{report['kept']:,} of {report['tried']:,} episodes kept, {report['solved']:,} solved"
+    if stage == "sft" and training.get("val_loss_after") is not None:
+        return f"validation loss {training['val_loss_before']:.3f} → {training['val_loss_after']:.3f}, {training['steps']} steps"
+    if stage == "grpo" and training.get("reward_first") is not None:
+        useful = f"{training['useful_groups']:,} of {training['tried_groups']:,} groups useful"
+        return f"reward {training['reward_first']:.3f} → {training['reward_last']:.3f}, {training['steps']} steps, {useful}"
+    return ""
+
+
+def overview(run: Path, index: Index | None) -> Json:
+    """The head of a run's page: what the report says, and what the records say so far. No index: it has no records."""
+    done, size = (0, 0) if index is None else index.progress()
+    counts = [] if index is None else index.task_counts()
     shares = [row["solved"] / row["valid"] for row in counts]
     attempts = sum(row["valid"] for row in counts)
     so_far = mean_over_tasks(shares, trials=max(1.0, attempts / max(1, len(counts)))).to_json()
     return {
-        **summary(run), "report": _report(run), "choices": index.choices(), "unreadable": index.unreadable(),
-        "indexed": done, "size": size,
+        **summary(run), "report": _report(run), "choices": index.choices() if index else {},
+        "unreadable": index.unreadable() if index else 0, "indexed": done, "size": size,
         "so_far": {"pass@1": so_far, "tasks": len(counts), "attempts": attempts, "solved": sum(row["solved"] for row in counts)},
     }  # fmt: skip
 
@@ -109,37 +146,37 @@ def curves(run: Path) -> dict[str, list[list[float]]]:
 
 
 def version(run: Path) -> str:
-    """Another string whenever the run has written something."""
-    files = [*record_files(run), run / "metrics.jsonl", run / REPORT]
-    sizes = [f"{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files if file.is_file()]
-    return hashlib.sha256("|".join(sizes).encode()).hexdigest()[:12]
+    """Another string whenever the run has written something, or a run of the pipeline that it is."""
+    stamps = [
+        _stamp(file)
+        for folder in (run, *stages(run))
+        for file in (*record_files(folder), folder / "metrics.jsonl", folder / REPORT)
+    ]
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()[:12]
+
+
+def stages(run: Path) -> list[Path]:
+    """The run folders of a pipeline, in the order in which they were begun; [] where it is none."""
+    below = run / "runs"
+    return [folder for folder in sorted(below.iterdir()) if (folder / "config.json").is_file()] if below.is_dir() else []
 
 
 def episode(run: Path, index: Index, number: int) -> Json:
     """A conversation with the other attempts of its group, their scores and advantages."""
     row = index.find(number)
-    record = index.record(row)
-    attempts = index.attempts(row)
-    algo, size, drop = _algo(run)
-    if size and row["place"] == "run":
-        attempts = [each for each in attempts if each["attempt"] // size == row["attempt"] // size]
-    values = conversation.advantages(attempts, algo or AlgoConfig(), drop_truncated=drop)
-    group = [
-        {key: each[key] for key in ("id", "attempt", "greedy", "status", "score", "reward", "turns")} | {"advantage": value}
-        for each, value in zip(attempts, values, strict=True)
-    ]
-    estimator = algo.estimator if algo else ""
-    return {**conversation.conversation(record), "id": number, "place": row["place"], "group": group, "estimator": estimator}
+    rows, values, estimator = group.members(run, index, row)
+    found = conversation.conversation(index.record(row))
+    return {**found, "id": number, "place": row["place"], "group": group.lines(rows, values), "estimator": estimator}
 
 
 def episode_tokens(run: Path, index: Index, number: int) -> Json:
-    """The tokens of an episode, coloured by what the trainer knows of them."""
-    found = episode(run, index, number)
-    advantage = next((each["advantage"] for each in found["group"] if each["id"] == number), None)
-    record: EpisodeRecord = index.record(index.find(number))
+    """The tokens of an episode with what the trainer knows of them."""
+    row = index.find(number)
+    rows, values, _ = group.members(run, index, row)
+    mine = next((value for each, value in zip(rows, values, strict=True) if each["id"] == number), None)
+    record: EpisodeRecord = index.record(row)
     tokenizer, reason = tokenizer_of_run(run) if record.episode.token_ids else (None, "")
-    values = conversation.tokens(record.episode, tokenizer, advantage)
-    return {**values, "tokenizer": reason}
+    return {**conversation.tokens(record.episode, tokenizer, mine), "tokenizer": reason}
 
 
 def tokenizer_of_run(run: Path) -> tuple[Tokenizer | None, str]:
@@ -166,14 +203,3 @@ def tokenizer_of_run(run: Path) -> tuple[Tokenizer | None, str]:
 @lru_cache(maxsize=4)
 def _loaded(name: str) -> Tokenizer:
     return load_tokenizer(name)
-
-
-def _algo(run: Path) -> tuple[AlgoConfig | None, int, bool]:
-    """The policy gradient of a training, the size of its groups, and whether it left out what was cut off."""
-    try:
-        config = read_config(run)
-    except UserError:
-        return None, 0, False
-    if isinstance(config, GrpoConfig):
-        return config.algo, config.rollout.num_samples, config.algo.truncated == "drop"
-    return None, 0, False

@@ -8,6 +8,7 @@ index. The pages come from `static/`; their policy allows no script, style or co
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import socket
 import threading
@@ -23,13 +24,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tau2rl.errors import UserError
-from tau2rl.view import runs
+from tau2rl.view import group, runs
 from tau2rl.view.conversation import first_difference
-from tau2rl.view.index import Index, Query
+from tau2rl.view.index import Index, Query, record_files
+from tau2rl.view.pipeline import pipeline, tasks
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MOST_ROWS = 500  # of a page
+MOST_RUNS = 20  # over one another
 FIRST_SECONDS = 0.4  # that a request reads new records for; what is left is read behind it
 HEADERS = {
     "Content-Security-Policy": (
@@ -115,11 +118,11 @@ def make_app(viewer: Viewer, token: str) -> Guard:
 
     below = "/api/runs/{run}"
     routes = [
-        Route("/", page), Route("/static/{name}", page), Route("/api/runs", api(_list)), Route(below, api(_overview)),
-        Route(f"{below}/version", api(_version)), Route(f"{below}/episodes", api(_episodes)),
+        Route("/", page), Route("/static/{name}", page), Route("/api/runs", api(_list)), Route("/api/version", api(_version)),
+        Route(below, api(_overview)), Route(f"{below}/episodes", api(_episodes)), Route(f"{below}/attempts", api(_attempts)),
         Route(f"{below}/episodes/{{number:int}}", api(_episode)), Route(f"{below}/episodes/{{number:int}}/tokens", api(_tokens)),
-        Route(f"{below}/episodes/{{number:int}}/raw", api(_raw)), Route("/api/compare", api(_compare)),
-        Route("/api/curves", api(_curves)),
+        Route(f"{below}/episodes/{{number:int}}/group", api(_group)), Route(f"{below}/episodes/{{number:int}}/raw", api(_raw)),
+        Route("/api/compare", api(_compare)), Route("/api/curves", api(_curves)), Route("/api/tasks", api(_tasks)),
     ]  # fmt: skip
     return Guard(Starlette(routes=routes), token)
 
@@ -130,13 +133,17 @@ def _list(viewer: Viewer, request: Request) -> Any:
 
 def _overview(viewer: Viewer, request: Request) -> Any:
     run = viewer.run(request.path_params["run"])
-    return {"id": request.path_params["run"], "version": runs.version(run), **runs.overview(run, viewer.index(run))}
+    index = viewer.index(run) if record_files(run) else None
+    return {"id": request.path_params["run"], "pipeline": pipeline(run), **runs.overview(run, index)}
 
 
 def _version(viewer: Viewer, request: Request) -> Any:
-    run = viewer.run(request.path_params["run"])
-    done, size = viewer.index(run).progress()
-    return {"version": runs.version(run), "indexed": done, "size": size}
+    """`runs=A,B`, or none for all that there are: a string that changes with what they write, and how far they are read."""
+    names = _names(request)
+    looked = [viewer.run(name) for name in names] if names else list(viewer.runs().values())
+    progress = [viewer.index(run).progress() for run in looked if names and record_files(run)]
+    version = hashlib.sha256("".join(f"{run}{runs.version(run)}" for run in looked).encode()).hexdigest()[:12]
+    return {"version": version, "indexed": sum(done for done, _ in progress), "size": sum(size for _, size in progress)}
 
 
 def _episodes(viewer: Viewer, request: Request) -> Any:
@@ -148,6 +155,19 @@ def _episodes(viewer: Viewer, request: Request) -> Any:
 def _episode(viewer: Viewer, request: Request) -> Any:
     run = viewer.run(request.path_params["run"])
     return runs.episode(run, viewer.index(run), request.path_params["number"])
+
+
+def _attempts(viewer: Viewer, request: Request) -> Any:
+    """`task=DOMAIN/ID`: the attempts of the run at one task, a validation by `place`."""
+    domain, _, task = request.query_params.get("task", "").partition("/")
+    place = request.query_params.get("place") or "run"
+    found = viewer.index(viewer.run(request.path_params["run"])).attempts({"place": place, "domain": domain, "task": task})
+    return [{key: row[key] for key in ("id", "attempt", "greedy", "status", "reward", "score")} for row in found]
+
+
+def _group(viewer: Viewer, request: Request) -> Any:
+    run = viewer.run(request.path_params["run"])
+    return group.attempts(run, viewer.index(run), request.path_params["number"])
 
 
 def _tokens(viewer: Viewer, request: Request) -> Any:
@@ -173,8 +193,17 @@ def _compare(viewer: Viewer, request: Request) -> Any:
 
 
 def _curves(viewer: Viewer, request: Request) -> Any:
-    names = [name for name in request.query_params.get("runs", "").split(",") if name]
-    return [{"id": name, **runs.summary(viewer.run(name)), "metrics": runs.curves(viewer.run(name))} for name in names[:20]]
+    found = [(name, viewer.run(name)) for name in _names(request)]
+    return [{"id": name, **runs.summary(run), "metrics": runs.curves(run)} for name, run in found]
+
+
+def _tasks(viewer: Viewer, request: Request) -> Any:
+    found = [(name, viewer.run(name)) for name in _names(request)]
+    return tasks([(name, run, viewer.index(run)) for name, run in found])
+
+
+def _names(request: Request) -> list[str]:
+    return [name for name in request.query_params.get("runs", "").split(",") if name][:MOST_RUNS]
 
 
 def query_of(asked: dict[str, str]) -> Query:

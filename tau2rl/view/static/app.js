@@ -1,19 +1,25 @@
 // The router (addresses behind # are deep links), the keyboard, the colors, and what is live.
 import { h, get } from "./dom.js";
 import { runList, runPage } from "./runs.js";
-import { episodePage, comparePage } from "./conversation.js";
+import { episodePage } from "./conversation.js";
+import { comparePage, taskPage } from "./compare.js";
+import { groupPage } from "./group.js";
+import { tasksPage } from "./tasks.js";
 import { curvesPage } from "./curves.js";
 
 const POLL_MS = 2000;
 const page = document.getElementById("page");
 const live = document.getElementById("live");
-let current = null; // {keys, run, refresh}
+let current = null; // {title, body, crumbs, up, keys, watch: ids of runs ([]: all), refresh}
 let turn = 0;
 
 const routes = [
   [/^\/$/, runList],
   [/^\/run\/(\w+)$/, runPage],
   [/^\/run\/(\w+)\/(\d+)$/, episodePage],
+  [/^\/run\/(\w+)\/(\d+)\/group$/, groupPage],
+  [/^\/tasks\/([\w,]+)$/, tasksPage],
+  [/^\/task\/(\w+),(\w+)$/, taskPage],
   [/^\/compare\/(\w+:\d+)\/(\w+:\d+)$/, comparePage],
   [/^\/curves\/([\w,]+)$/, curvesPage],
 ];
@@ -31,29 +37,42 @@ async function show() {
     document.getElementById("crumbs").replaceChildren(...(view.crumbs || []).flatMap((crumb) => [" / ", crumb]));
     document.title = view.title ? `${view.title} · tau2rl` : "tau2rl";
     live.textContent = "";
+    helping = false;
   } catch (error) {
-    if (mine === turn) page.replaceChildren(h("p", { class: "error" }, error.message));
+    if (mine !== turn) return;
+    current = null;
+    page.replaceChildren(h("p", { class: "error" }, error.message));
   }
 }
 
 async function poll() {
   const view = current;
-  if (view?.run && view.refresh && !document.hidden) {
+  if (view?.watch && view.refresh && !document.hidden) {
     try {
-      const { version, indexed, size } = await get(`runs/${view.run}/version`);
+      const { version, indexed, size } = await get("version", { runs: view.watch.join(",") });
       if (view !== current) return;
       const reading = indexed < size;
-      live.textContent = reading ? `reading ${Math.floor((100 * indexed) / size)} %` : "";
+      if (!helping) live.textContent = reading ? `reading ${Math.floor((100 * indexed) / size)} %` : "";
+      if (view.version === undefined) view.version = version;
       if (reading || version !== view.version || view.reading) {
         view.version = version;
         view.reading = reading;
-        await view.refresh();
+        await keepingPlace(view.refresh);
       }
     } catch {
       live.textContent = "the server has ended";
     }
   }
+  setTimeout(poll, POLL_MS);
 }
+
+async function keepingPlace(refresh) {
+  const at = rowLinks().indexOf(document.activeElement);
+  await refresh();
+  if (at >= 0) rowLinks()[at]?.focus({ preventScroll: true });
+}
+
+const rowLinks = () => [...document.querySelectorAll("tbody a.row")];
 
 function setTheme(name) {
   document.documentElement.dataset.theme = name;
@@ -65,7 +84,8 @@ function switchTheme() {
   setTheme((document.documentElement.dataset.theme || (dark ? "dark" : "light")) === "dark" ? "light" : "dark");
 }
 
-const HELP = "j k: next, previous row · Enter: open · / search · n p: next, previous episode · t: tokens · c: compare · u: up · d: colors";
+const HELP = "j k rows · Enter open · / search · n p next, previous episode · t tokens · c compare · g group · u up · d colors";
+let helping = false;
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -74,7 +94,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.key === "d") switchTheme();
-  else if (event.key === "?") live.textContent = live.textContent ? "" : HELP;
+  else if (event.key === "?") live.textContent = (helping = !helping) ? HELP : "";
   else if (event.key === "/") document.querySelector("input[type=search]")?.focus();
   else if (event.key === "u") location.hash = current?.up || "#/";
   else if (event.key === "j" || event.key === "k") step(event.key === "j" ? 1 : -1);
@@ -84,7 +104,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 function step(by) {
-  const links = [...document.querySelectorAll("tbody a.row")];
+  const links = rowLinks();
   if (!links.length) return scrollBy(0, 120 * by);
   const at = links.indexOf(document.activeElement);
   links[Math.max(0, Math.min(links.length - 1, at < 0 ? 0 : at + by))].focus();
@@ -94,5 +114,4 @@ document.getElementById("theme").addEventListener("click", switchTheme);
 const kept = localStorage.getItem("tau2rl-theme");
 if (kept) setTheme(kept);
 addEventListener("hashchange", show);
-setInterval(poll, POLL_MS);
-show();
+show().then(poll);

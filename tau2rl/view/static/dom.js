@@ -34,9 +34,22 @@ export const number = (value, digits = 3) => (value == null ? "–" : Number(val
 
 export const count = (value) => (value == null ? "–" : Number(value).toLocaleString("en"));
 
+export const signed = (value, digits = 3) => (value == null ? "–" : `${value > 0 ? "+" : ""}${Number(value).toFixed(digits)}`);
+
 export const interval = (estimate) => (estimate?.ci95 ? `[${number(estimate.ci95[0])}, ${number(estimate.ci95[1])}]` : "");
 
 export function badge(status, solved) {
   const kind = status === "completed" ? (solved ? "good" : "bad") : status === "failed" ? "none" : "warn";
   return h("span", { class: `badge ${kind}` }, status === "completed" ? (solved ? "solved" : "unsolved") : status);
 }
+
+/** A table whose rows are walked with j and k: each has a link of class `row`. `numeric`: the numbers of right-aligned columns. */
+export function table(heads, rows, numeric = [], name = "") {
+  const head = heads.map((each, i) => h("th", { class: numeric.includes(i) ? "num" : "" }, each));
+  return h("div", { class: "scroll" }, h("table", { class: name }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
+}
+
+export const line = (name, value) => h("div", { class: "line" }, h("span", {}, name), h("b", {}, String(value)));
+
+export const duration = (seconds) =>
+  seconds == null ? "–" : seconds < 90 ? `${number(seconds, 1)} s` : seconds < 5400 ? `${number(seconds / 60, 1)} min` : `${number(seconds / 3600, 1)} h`;

@@ -1,28 +1,43 @@
 // The list of runs; a run with its headline and the table of its episodes.
-import { h, get, number, count, interval, badge } from "./dom.js";
+import { h, get, number, count, interval, badge, table, line } from "./dom.js";
+import { pipelineBody } from "./pipeline.js";
 
 const PAGE = 50;
 
 export async function runList() {
-  const runs = await get("runs");
   const chosen = new Set();
-  const link = h("a", { class: "button", hidden: true }, "overlay curves");
-  const choose = (id, on) => {
-    on ? chosen.add(id) : chosen.delete(id);
-    link.hidden = !chosen.size;
-    link.href = `#/curves/${[...chosen].join(",")}`;
-  };
-  const rows = runs.map((run) =>
-    h("tr", {},
-      h("td", {}, run.curves && h("input", { type: "checkbox", "aria-label": `curves of ${run.name}`, onchange: (e) => choose(run.id, e.target.checked) })),
+  const body = h("section");
+  const refresh = async () => {
+    const runs = await get("runs");
+    const here = new Set(runs.map((run) => run.id));
+    const curves = h("a", { class: "button" }, "curves over one another");
+    const tasks = h("a", { class: "button" }, "task by task");
+    const choose = () => {
+      const ids = (kind) => runs.filter((run) => chosen.has(run.id) && run[kind]).map((run) => run.id);
+      const shown = [ids("curves"), ids("episodes")];
+      [curves.hidden, tasks.hidden] = [shown[0].length === 0, shown[1].length < 2];
+      [curves.href, tasks.href] = [`#/curves/${shown[0]}`, `#/tasks/${shown[1]}`];
+    };
+    const row = (run) => h("tr", { class: here.has(run.above) ? "inner" : run.stage === "pipeline" ? "outer" : "" },
+      h("td", { class: "tick" }, (run.curves || run.episodes) && h("input", { type: "checkbox", "aria-label": `choose ${run.name}`, checked: chosen.has(run.id),
+        onchange: (e) => { e.target.checked ? chosen.add(run.id) : chosen.delete(run.id); choose(); } })),
       h("td", {}, h("a", { class: "row", href: run.episodes || !run.curves ? `#/run/${run.id}` : `#/curves/${run.id}` }, run.name)),
-      h("td", {}, run.stage), h("td", {}, h("span", { class: `state ${run.state}` }, run.state)),
-      h("td", { class: "num" }, run.headline ? [h("b", {}, number(run.headline["pass@1"]?.value)), " ", h("small", {}, interval(run.headline["pass@1"]))] : ""),
-      h("td", { class: "num" }, run.headline?.floor == null ? "" : number(run.headline.floor)),
-      h("td", { class: "dim wide" }, run.path)));
-  const body = h("section", {}, h("div", { class: "bar" }, h("h1", {}, "Runs"), link),
-    runs.length ? table(["", "run", "stage", "state", "pass@1 [95%]", "floor", "folder"], rows, [4, 5]) : h("p", {}, "No run is in this folder."));
-  return { body, title: "runs" };
+      h("td", { class: "wide" }, run.stage), h("td", { class: "wide" }, h("span", { class: `state ${run.state}` }, run.state)),
+      h("td", { class: "result" }, run.headline ? result(run.headline) : h("span", { class: "dim" }, run.state === "done" ? run.says : run.state)),
+      h("td", { class: "dim path", title: run.path }, here.has(run.above) ? run.folder : run.path));
+    choose();
+    body.replaceChildren(h("div", { class: "bar" }, h("h1", {}, "Runs"), h("span", { class: "dim" }, count(runs.length)), curves, tasks),
+      runs.length ? table(["", "run", h("span", { class: "wide" }, "stage"), h("span", { class: "wide" }, "state"), "result: pass@1 [95%], floor", "folder"], runs.map(row), [], "runs")
+        : h("p", {}, "No run is in this folder."));
+  };
+  await refresh();
+  return { body, title: "runs", watch: [], refresh };
+}
+
+function result(headline) {
+  const floors = headline.floor == null ? [] : [["floor", headline.floor]];
+  return h("div", { class: "result" }, h("b", {}, number(headline["pass@1"]?.value)), gauge(headline["pass@1"], floors),
+    h("small", {}, interval(headline["pass@1"]), headline.floor == null ? "" : `  floor ${number(headline.floor)}`));
 }
 
 export async function runPage([id], query) {
@@ -32,10 +47,12 @@ export async function runPage([id], query) {
     const next = Object.entries({ ...state, offset: 0, ...change }).filter(([, value]) => value && value !== "order");
     location.hash = `#/run/${id}${next.length ? `?${new URLSearchParams(next)}` : ""}`;
   };
-  const view = { title: "", run: id, up: "#/", keys: {} };
+  const view = { watch: [id] };
   let run;
   const refresh = async () => {
     run = await get(`runs/${id}`);
+    if (run.pipeline) return head.replaceChildren(await pipelineBody(run));
+    if (!run.episodes && run.size === 0) return head.replaceChildren(headline(run), h("p", { class: "dim" }, run.says || "This run has no episodes."));
     const found = await get(`runs/${id}/episodes`, { ...state, limit: PAGE });
     head.replaceChildren(headline(run));
     list.replaceChildren(episodes(id, found, state, go));
@@ -43,8 +60,8 @@ export async function runPage([id], query) {
   };
   await refresh();
   filters.addEventListener("submit", (event) => event.preventDefault());
-  return Object.assign(view, { body: h("section", {}, head, filters, list), title: run.name, version: run.version, refresh,
-    reading: run.indexed < run.size, crumbs: [h("a", { href: `#/run/${id}` }, run.name)] });
+  return Object.assign(view, { body: h("section", {}, head, filters, list), title: run.name, refresh,
+    reading: run.indexed < run.size, crumbs: [h("a", { href: `#/run/${id}` }, run.name)], up: run.above ? `#/run/${run.above}` : "#/" });
 }
 
 function headline(run) {
@@ -55,6 +72,7 @@ function headline(run) {
   const domains = whole && report.by_domain ? Object.entries(report.by_domain) : [];
   return h("div", {},
     h("div", { class: "bar" }, h("h1", {}, run.name), h("span", { class: `state ${run.state}` }, run.state), h("span", { class: "dim" }, run.stage),
+      run.above && h("a", { class: "button", href: `#/run/${run.above}` }, "its pipeline"),
       run.curves && h("a", { class: "button", href: `#/curves/${run.id}` }, "curves")),
     best?.value != null && h("div", { class: "cards" },
       h("div", { class: "card" }, h("small", {}, whole ? "pass@1" : "pass@1 so far"), h("div", { class: "big" }, number(best.value)), h("small", {}, interval(best)),
@@ -67,8 +85,6 @@ function headline(run) {
     run.unreadable > 0 && h("p", { class: "notice" }, `${run.unreadable} lines are no records of this version and are not shown`));
 }
 
-const line = (name, value) => h("div", { class: "line" }, h("span", {}, name), h("b", {}, value));
-
 function gauge(estimate, floors) {
   const track = h("div", { class: "gauge", title: "value, 95% interval, floors" });
   const part = (name, left, width) => {
@@ -77,6 +93,7 @@ function gauge(estimate, floors) {
     if (width) mark.style.width = `${100 * width}%`;
     track.append(mark);
   };
+  if (estimate?.value == null) return null;
   if (estimate.ci95) part("range", estimate.ci95[0], estimate.ci95[1] - estimate.ci95[0]);
   part("value", estimate.value);
   for (const [, value] of floors) part("floor", value);
@@ -84,7 +101,7 @@ function gauge(estimate, floors) {
 }
 
 function filterFields(choices, state, go) {
-  const select = (name, label) => Object.keys(choices[name]).length > 1 || state[name]
+  const select = (name, label) => Object.keys(choices[name] || {}).length > 1 || state[name]
     ? h("select", { "aria-label": label, name, onchange: (e) => go({ [name]: e.target.value }) }, h("option", { value: "" }, `any ${label}`),
         Object.entries(choices[name]).map(([value, n]) => h("option", { value, selected: state[name] === value }, `${value} (${count(n)})`))) : null;
   const field = (name, label, type = "text") => h("input", { type, name, placeholder: label, "aria-label": label, value: state[name] || "",
@@ -110,8 +127,4 @@ function episodes(id, found, state, go) {
     h("div", { class: "pages" }, h("span", { id: "total" }, found.total ? `${count(offset + 1)}–${count(to)} of ${count(found.total)}` : ""),
       h("button", { disabled: offset === 0, onclick: () => go({ offset: Math.max(0, offset - PAGE) }) }, "‹ earlier"),
       h("button", { disabled: to >= found.total, onclick: () => go({ offset: offset + PAGE }) }, "later ›")));
-}
-
-export function table(heads, rows, numeric = []) {
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((head, i) => h("th", { class: numeric.includes(i) ? "num" : "" }, head)))), h("tbody", {}, rows)));
 }

@@ -246,11 +246,11 @@ def test_conversations_pages_and_comparison_as_data(served: str) -> None:
 
 def test_what_is_written_while_it_serves_is_there_at_the_next_request(served: str, run: Path) -> None:
     name = data(served, "runs")[0]["id"]
-    before = data(served, f"runs/{name}")
+    before, version = data(served, f"runs/{name}"), data(served, f"version?runs={name}")["version"]
     assert (before["so_far"]["solved"], before["so_far"]["attempts"]) == (1, 3)  # FAILED ones are no evidence
     append(run, encode(record(6)))
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "lo', "utf-8")
-    assert data(served, f"runs/{name}/version")["version"] != before["version"]
+    assert data(served, f"version?runs={name}")["version"] != version
     assert data(served, f"runs/{name}")["so_far"]["solved"] == 2
     assert data(served, f"curves?runs={name}")[0]["metrics"] == {"loss": [[1.0, 2.0]]}
 
