@@ -97,11 +97,12 @@ def _runs(places: list[Path] | None) -> list[Path]:
 
 def _line(row: dict[str, Any]) -> list[str]:
     headline: dict[str, Any] = row["headline"] or {}
-    value, floor = headline.get("pass@1"), headline.get("floor")
-    interval = "" if not value or not value.get("ci95") else " [{:.3f}, {:.3f}]".format(*value["ci95"])
+    value, floor = headline.get("pass@1") or {}, headline.get("floor")
+    solved = value.get("value")
+    interval = "" if not value.get("ci95") else " [{:.3f}, {:.3f}]".format(*value["ci95"])
     return [
         shown(Path(row["path"])), row["stage"], row["state"],
-        f"{value['value']:.3f}{interval}" if value else "", "" if floor is None else f"{floor:.3f}",
+        "" if solved is None else f"{solved:.3f}{interval}", "" if floor is None else f"{floor:.3f}",
         time.strftime("%Y-%m-%d %H:%M", time.localtime(row["changed"])), _megabytes(row["size"]),
     ]  # fmt: skip
 
@@ -109,7 +110,7 @@ def _line(row: dict[str, Any]) -> list[str]:
 def _score(row: dict[str, Any]) -> float:
     headline: dict[str, Any] = row["headline"] or {}
     value = headline.get("pass@1")
-    return -1.0 if not value else float(value["value"])
+    return -1.0 if not value or value["value"] is None else float(value["value"])
 
 
 def _megabytes(size: int) -> str:

@@ -6,9 +6,11 @@ import contextlib
 import importlib
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from http import HTTPStatus
@@ -135,7 +137,7 @@ class LocalHead:
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
         # ray.scripts.scripts is what the `ray` command calls; as a module it needs no `ray` on PATH.
         flags = ["--head", "--block", "--disable-usage-stats", "--no-monitor"]  # the monitor adds nodes to a cluster
-        return [settings.python(), "-m", "ray.scripts.scripts", "start", *flags, *given]
+        return [_python_for_shells(folder), "-m", "ray.scripts.scripts", "start", *flags, *given]
 
     def _wait_until_ready(self, ports: tuple[int, ...]) -> None:
         assert self._supervisor is not None
@@ -149,6 +151,20 @@ class LocalHead:
             if time.monotonic() > deadline:
                 raise UserError(f"the local Ray head did not answer within {START_TIMEOUT_SECONDS:.0f} seconds", hint=_HINT)
             time.sleep(0.1)
+
+
+def _python_for_shells(folder: Path) -> str:
+    """The interpreter by a path that a shell reads as one word: where it is not one, by a link to its environment in `folder`.
+
+    Ray writes the paths of its interpreter and of its own package into lines of shell without quotes (`exec {python} ...`,
+    `_private/runtime_env/context.py`), so from a folder with a space no process of a job would start.
+    """
+    python = Path(settings.python())
+    if shlex.quote(str(python)) == str(python):
+        return str(python)
+    link = folder / "python"
+    link.symlink_to(sys.prefix)
+    return str(link / python.relative_to(sys.prefix)) if python.is_relative_to(sys.prefix) else str(python)
 
 
 def _environment(token: str, metrics_port: int) -> dict[str, str]:

@@ -7,6 +7,7 @@
 - `--detach` submits and returns, with `--json` the run, the job and its server; it needs a cluster that stays
 - wrong requests are refused before anything is started
 - no secret gets into the run folder
+- from an environment, a folder and a config file whose paths have a space, a run is a job like any other
 - whatever the locale, the command, its job and the job's workers read tau2's policies as UTF-8
 """
 
@@ -86,6 +87,22 @@ def test_a_job_leaves_the_same_report_as_a_run_in_this_process(tmp_path: Path, m
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(files) > 8
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
+def test_paths_with_a_space(tmp_path: Path) -> None:
+    place = tmp_path / "a folder, with $pace"
+    place.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", place / "venv"], check=True)
+    packages = next((place / "venv").glob("lib/*/site-packages"))
+    (packages / "base.pth").write_text(
+        "".join(f"import site; site.addsitedir({path!r})\n" for path in sys.path if path.endswith("site-packages"))
+    )
+    values = dump(config(place / "run", rollout={"num_samples": 1, "workers": 2}))
+    (place / "eval.yaml").write_text(json.dumps(values))
+    command = [place / "venv" / "bin" / "python", "-m", "tau2rl", "eval", "-c", "eval.yaml", "--json"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=child_environment(), timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["overall"]["pass@1"]["value"] == 1.0
 
 
 def on_cluster(head: LocalHead, asked: EvalConfig, directory: Path) -> subprocess.CompletedProcess[str]:

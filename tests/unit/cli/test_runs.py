@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, GrpoConfig, build
+from tau2rl.report.report import build_report
 from tau2rl.report.schema import SCHEMA
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder
@@ -80,7 +81,10 @@ def test_the_list_says_what_there_is(tmp_path: Path) -> None:
     assert rows[0]["size"] > 6000
     assert [row["folder"] for row in told("list", tmp_path, "--stage", "grpo", "--sort", "path", "--descending")] == ["b", "a"]
     assert [row["folder"] for row in told("list", tmp_path, "--state", "done")] == ["a"]
-    assert "3 runs" in runner.invoke(app, ["runs", "list", str(tmp_path)]).stderr
+    write_json(tmp_path / "e" / "report.json", build_report((), planned=[], floors={}, digest="d"))  # without a number
+    for sort in ("path", "pass@1"):
+        shown = runner.invoke(app, ["runs", "list", str(tmp_path), "--sort", sort])
+        assert shown.exit_code == 0 and "3 runs" in shown.stderr
 
 
 def test_what_nothing_needs_may_go(tmp_path: Path) -> None:
