@@ -104,13 +104,25 @@ class JobServer:
         return self.client.get_address()
 
     def submit(self, command: str, job: str) -> None:
-        """Submit a shell command as a job of this name. Raises UserError."""
+        """Submit a shell command as a job of this name. Raises UserError.
+
+        A server with much to do may drop the connection without an answer: it is asked whether it has the job, and again.
+        """
         # Nothing secret in the environment of the job: the dashboard shows it to everybody. Its actors inherit it.
         environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), UTF8_MODE: "1"}}
-        try:
-            self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"the cluster at `{self.address}` did not take the job: {error}", hint=_ADDRESS_HINT) from None
+        for patience in (1.0, 5.0, None):
+            try:
+                if patience == 1.0 or not self._has(job):
+                    self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
+                return
+            except (OSError, RuntimeError) as error:
+                if patience is None or isinstance(error, RuntimeError | TimeoutError) or not self.alive():
+                    words = f"the cluster at `{self.address}` did not take the job: {error}"
+                    raise UserError(words, hint=_ADDRESS_HINT) from None
+                time.sleep(patience)
+
+    def _has(self, job: str) -> bool:
+        return any(details.submission_id == job for details in self._ask(self.client.list_jobs, CONNECT_SECONDS))
 
     def has_ended(self, job: str) -> bool:
         """Whether a job is over, or unknown to its server, which remembers all of its own. Raises OSError, RuntimeError."""

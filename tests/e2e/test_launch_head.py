@@ -6,6 +6,7 @@
 - two heads live side by side, and one that ends takes all its processes and its folder along, and nothing else's;
   also when its owner is killed
 - a dead, a silent and a wrong address are told at once
+- a server that drops the connection is asked again, and has the job once
 - a secret reaches the job by its environment and is nowhere to be seen
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import glob
 import http.server
+import json
 import os
 import shlex
 import signal
@@ -26,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from tau2rl.doctor.services import answers
 from tau2rl.errors import UserError
@@ -290,3 +293,41 @@ def test_rays_own_variables_do_not_send_the_run_elsewhere(head: LocalHead, monke
 def test_the_wrong_token_is_a_clear_error(head: LocalHead) -> None:
     with pytest.raises(UserError, match="cannot use the Ray cluster"):
         jobs.connect(head.address, {"Authorization": "Bearer wrong"})
+
+
+def test_a_server_that_drops_the_connection_has_the_job_once() -> None:
+    taken: list[str] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        """Ray's job server, which drops the first two requests: one before it has taken the job, one behind that."""
+
+        dropped = 0
+
+        def do_GET(self) -> None:
+            known = [{"type": "SUBMISSION", "submission_id": job, "status": "PENDING"} for job in taken]
+            self._answer(known if "jobs" in self.path else {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"})
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            Server.dropped += 1
+            if Server.dropped > 1:
+                taken.append(asked["submission_id"])
+            self.close_connection = True  # and no answer
+
+        def _answer(self, values: object) -> None:
+            body = json.dumps(values).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            jobs.connect(f"http://127.0.0.1:{server.server_port}").submit("true", "one")
+        finally:
+            server.shutdown()
+    assert taken == ["one"]
