@@ -304,7 +304,7 @@ def test_a_server_that_drops_the_connection_has_the_job_once() -> None:
         dropped = 0
 
         def do_GET(self) -> None:
-            known = [{"type": "SUBMISSION", "submission_id": job, "status": "PENDING"} for job in taken]
+            known = [{"type": "SUBMISSION", "submission_id": job, "status": "PENDING", "entrypoint": "true"} for job in taken]
             self._answer(known if "jobs" in self.path else {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"})
 
         def do_POST(self) -> None:
