@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from tau2rl.cli.printing import print_report, shown
 from tau2rl.errors import UserError
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, run_path
+
+if TYPE_CHECKING:
+    from tau2rl.share.kept import KeptRun
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 
@@ -146,27 +149,7 @@ def export(
     source = kept_run(run)
     load_plugins(source.config.plugins)
     folder = (output or source.path / "export" / to).expanduser().absolute()
-    left_out: dict[str, int] = {}
-    files: dict[Path, int]
-    match to:
-        case "tau2":
-            from tau2rl.share import tau2_results
-
-            done = tau2_results.export(source, folder)
-            files, left_out = done.files, dict(done.left_out)
-        case "trl" | "hf":
-            from tau2rl.share import dataset
-
-            written = dataset.export(source, folder, layout=to, keep=keep, allow_held_out=allow_held_out, license=license)
-            files, left_out = {file: written.counts[split].rows for split, file in written.files.items()}, dict(written.left_out)
-        case "inspect":
-            from tau2rl.share import inspect_log
-
-            files = inspect_log.export(source, folder)
-        case _:
-            from tau2rl.share import atif
-
-            files = atif.export(source, folder)
+    files, left_out = _write(source, to, folder, keep=keep, allow_held_out=allow_held_out, license=license)
     if as_json:
         console.emit_json({"files": {str(file): count for file, count in files.items()}, "left_out": left_out})
         return
@@ -174,6 +157,31 @@ def export(
         console.emit(f"{shown(file)}: {count} episodes")
     if left_out:
         console.say("left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
+
+
+def _write(
+    source: KeptRun, to: str, folder: Path, *, keep: str, allow_held_out: bool, license: str | None
+) -> tuple[dict[Path, int], dict[str, int]]:
+    """Write one layout: each file with its number of episodes, and what was left out by its reason. Raises UserError."""
+    match to:
+        case "tau2":
+            from tau2rl.share import tau2_results
+
+            done = tau2_results.export(source, folder)
+            return done.files, dict(done.left_out)
+        case "trl" | "hf":
+            from tau2rl.share import dataset
+
+            written = dataset.export(source, folder, layout=to, keep=keep, allow_held_out=allow_held_out, license=license)
+            return {file: written.counts[split].rows for split, file in written.files.items()}, dict(written.left_out)
+        case "inspect":
+            from tau2rl.share import inspect_log
+
+            return inspect_log.export(source, folder), {}
+        case _:
+            from tau2rl.share import atif
+
+            return atif.export(source, folder), {}
 
 
 def import_(
