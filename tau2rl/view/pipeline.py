@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ DRAWS = 200  # of the permutation test, whose p is not shown here
 
 
 def pipeline(run: Path) -> Json | None:
-    """Of a pipeline's folder: `stages`, `evaluations`, `chain`, what is not done, totals; None where the folder is no pipeline's."""
+    """A pipeline's `stages`, `evaluations`, `chain`, what is not done, and totals; None where the folder is no pipeline's."""
     folders = stages(run)
     try:
         config = read_json(run / "config.json")
@@ -47,15 +48,15 @@ def pipeline(run: Path) -> Json | None:
 def tasks(runs: Sequence[tuple[str, Path, Index]]) -> Json:
     """Runs task by task: `{"runs": [{"id", "name", "rise"}], "tasks": [{"task": "retail/17", "counts": [[1, 4], None]}]}`.
 
-    counts: [solved, valid] of each run, None where it has no valid attempt. rise: over the run before, paired by the tasks that both
-    have; None where they have none.
+    counts: [solved, valid] of each run, None where it has no valid attempt. rise: over the run before, paired by the tasks that
+    both have; None where they have none.
     """
     counts = [
         {f"{row['domain']}/{row['task']}": (row["solved"], row["valid"]) for row in index.task_counts()} for _, _, index in runs
     ]
     names = sorted({task for each in counts for task in each})
     shares = [{task: solved / valid for task, (solved, valid) in each.items()} for each in counts]
-    rises = [None, *(_rise(before, after) for before, after in zip(shares, shares[1:], strict=False))]
+    rises = [None, *(_rise(before, after) for before, after in pairwise(shares))]
     return {
         "runs": [{"id": name, "rise": rise, **summary(run)} for (name, run, _), rise in zip(runs, rises, strict=True)],
         "tasks": [{"task": visible(task, 300), "counts": [each.get(task) for each in counts]} for task in names],
