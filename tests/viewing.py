@@ -10,13 +10,27 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tau2rl.runs.records import encode
-from tau2rl.types import Attempt, CallTool, Episode, EpisodeRecord, Failure, Fault, Message, Say, Score, Status, StopReason
+from tau2rl.types import (
+    Attempt,
+    CallTool,
+    Episode,
+    EpisodeRecord,
+    Failure,
+    Fault,
+    Message,
+    Say,
+    Score,
+    Status,
+    StopReason,
+    TaskRef,
+)
 from tests.play import CREATE, UPDATE, play
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b]0;owned\x07\x1b[2J \u202egnp.exe \x00 =cmd()"
@@ -24,7 +38,7 @@ SOLVE = ((CallTool(name="create_task", arguments={"user_id": "user_1", "title": 
 
 
 def record(number: int, *, solved: bool = True, ref: Any = CREATE, says: str = "") -> EpisodeRecord:
-    episode = _play(SOLVE if solved else ((Say(text="No."),),), ref=ref)
+    episode = _play(solved, ref)
     if says:
         message = {"role": "assistant", "content": says}
         episode = replace(episode, trajectory=(*episode.trajectory, message), messages=(Message(role="assistant", content=says),))
@@ -41,9 +55,10 @@ def failed(number: int) -> EpisodeRecord:
     return replace(one, episode=episode, score=None)
 
 
-def _play(*arguments: Any, **options: Any) -> Episode:
+@cache
+def _play(solved: bool, ref: TaskRef) -> Episode:
     with ThreadPoolExecutor(1) as pool:  # playwright's own event loop runs in the thread of the test
-        return pool.submit(play, *arguments, **options).result()
+        return pool.submit(play, SOLVE if solved else ((Say(text="No."),),), ref=ref).result()
 
 
 def make_run(folder: Path) -> Path:

