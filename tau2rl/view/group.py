@@ -52,7 +52,7 @@ def advantages(rows: Sequence[Json], algo: AlgoConfig, *, load: Callable[[Json],
 
 
 def attempts(run: Path, index: Index, number: int) -> Json:
-    """The group of a record, each attempt with its turns: `{"task", "estimator", "attempts": [{"id", "score", "steps"}]}`."""
+    """The group of a record with the turns of each: `{"task", "estimator", "attempts": [{"id", "score", "steps", ...}]}`."""
     row = index.find(number)
     rows, values, estimator = members(run, index, row)
     return {

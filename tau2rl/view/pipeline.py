@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tau2rl.errors import UserError
-from tau2rl.report.compare import compare
 from tau2rl.runs.files import read_json
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.view.conversation import visible
@@ -16,11 +14,10 @@ from tau2rl.view.index import Index
 from tau2rl.view.runs import run_id, stages, summary
 
 Json = dict[str, Any]
-DRAWS = 200  # of the permutation test, whose p is not shown here
 
 
 def pipeline(run: Path) -> Json | None:
-    """Of a pipeline's folder: `stages`, `evaluations`, `chain`, what is not done, totals; None for another folder."""
+    """A pipeline's `stages`, `evaluations`, `chain`, what is not done, and totals; None where the folder is no pipeline's."""
     folders = stages(run)
     try:
         config = read_json(run / "config.json")
@@ -46,29 +43,20 @@ def pipeline(run: Path) -> Json | None:
 
 
 def tasks(runs: Sequence[tuple[str, Path, Index]]) -> Json:
-    """Runs task by task: `{"runs": [{"id", "name", "rise"}], "tasks": [{"task": "retail/17", "counts": [[1, 4], None]}]}`.
+    """Runs task by task: `{"runs": [{"id", "name"}], "tasks": [{"task": "retail/17", "counts": [[1, 4], None]}]}`.
 
-    counts: [solved, valid] of each run, None where it has no valid attempt. rise: over the run before, paired by the tasks that
-    both have; None where they have none.
+    counts: [solved, valid] of each run, None where it has no valid attempt.
     """
     counts = [
         {f"{row['domain']}/{row['task']}": (row["solved"], row["valid"]) for row in index.task_counts()} for _, _, index in runs
     ]
-    names = sorted({task for each in counts for task in each})
-    shares = [{task: solved / valid for task, (solved, valid) in each.items()} for each in counts]
-    rises = [None, *(_rise(before, after) for before, after in pairwise(shares))]
     return {
-        "runs": [{"id": name, "rise": rise, **summary(run)} for (name, run, _), rise in zip(runs, rises, strict=True)],
-        "tasks": [{"task": visible(task, 300), "counts": [each.get(task) for each in counts]} for task in names],
+        "runs": [{"id": name, **summary(run)} for name, run, _ in runs],
+        "tasks": [
+            {"task": visible(task, 300), "counts": [each.get(task) for each in counts]}
+            for task in sorted({task for each in counts for task in each})
+        ],
     }
-
-
-def _rise(before: dict[str, float], after: dict[str, float]) -> Json | None:
-    shared = before.keys() & after.keys()
-    if not shared:
-        return None
-    found = compare({task: after[task] for task in shared}, {task: before[task] for task in shared}, draws=DRAWS)
-    return {**found.difference.to_json(), "tasks": len(shared)}
 
 
 def _stage(folder: Path, account: Json) -> Json:

@@ -33,6 +33,7 @@ async function show() {
     if (mine !== turn) return;
     current = view;
     page.replaceChildren(view.body);
+    lastRow = -1;
     scrollTo(0, 0);
     document.getElementById("crumbs").replaceChildren(...(view.crumbs || []).flatMap((crumb) => [" / ", crumb]));
     document.title = view.title ? `${view.title} · tau2rl` : "tau2rl";
@@ -53,7 +54,6 @@ async function poll() {
       if (view !== current) return;
       const reading = indexed < size;
       if (!helping) live.textContent = reading ? `reading ${Math.floor((100 * indexed) / size)} %` : "";
-      if (view.version === undefined) view.version = version;
       if (reading || version !== view.version || view.reading) {
         view.version = version;
         view.reading = reading;
@@ -66,10 +66,12 @@ async function poll() {
   setTimeout(poll, POLL_MS);
 }
 
+let lastRow = -1; // the place in the table of what was focused last
+document.addEventListener("focusin", (event) => (lastRow = rowLinks().indexOf(event.target)));
+
 async function keepingPlace(refresh) {
-  const at = rowLinks().indexOf(document.activeElement);
   await refresh();
-  if (at >= 0) rowLinks()[at]?.focus({ preventScroll: true });
+  if (document.activeElement === document.body && lastRow >= 0) rowLinks()[lastRow]?.focus({ preventScroll: true });
 }
 
 const rowLinks = () => [...document.querySelectorAll("tbody a.row")];

@@ -5,7 +5,8 @@
 - filters, sorting, pages and full-text search; what a person types in a search is never an operator;
 - `show`: the list, one conversation with failed checks beside the reference, tokens; no control character reaches stdout;
 - the server: without the token, for another host or from another origin an empty 404; the policy on every answer; hostile text in
-  JSON only, escaped; pages; what is appended while it serves is there at the next request.
+  JSON only, escaped; pages; what is appended while it serves is there at the next request;
+- a pipeline with its stages, runs task by task, a group with the advantage of each turn.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
-import threading
+import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,53 +24,21 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.runs.records import encode
-from tau2rl.types import Attempt, CallTool, EpisodeRecord, Failure, Fault, Message, Say, Score, Status, StopReason
 from tau2rl.view.index import NAME, Index, Query
-from tests.play import CREATE, UPDATE, play
+from tests.viewing import append, make_pipeline, make_run, record, serving
 
 runner = CliRunner()
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b]0;owned\x07\x1b[2J \u202egnp.exe \x00 =cmd()"
-SOLVE = ((CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),), (Say(text="Done."),))
-
-
-def record(number: int, *, solved: bool = True, ref: Any = CREATE, says: str = "") -> EpisodeRecord:
-    episode = play(SOLVE if solved else ((Say(text="No."),),), ref=ref)
-    if says:
-        message = {"role": "assistant", "content": says}
-        episode = replace(episode, trajectory=(*episode.trajectory, message), messages=(Message(role="assistant", content=says),))
-    score = Score(task=float(solved), partial=None, shaped=float(solved), components={"outcome": float(solved)})
-    return EpisodeRecord(
-        schema=1, run="r", attempt=Attempt(task=ref, index=number, seed=1), tries=1, episode=episode, score=score
-    )
-
-
-def failed(number: int) -> EpisodeRecord:
-    one = record(number, solved=False)
-    failure = Failure(fault=Fault.USER, kind="UserSimulatorFailure", message=f"HTTP 500 {HOSTILE}")
-    episode = replace(one.episode, status=Status.FAILED, stop_reason=StopReason.FAILED, grade=None, failure=failure)
-    return replace(one, episode=episode, score=None)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Attempts 0 (solved), 1 (not), 2 (FAILED) at one task, and 0 at another with hostile text."""
-    folder = tmp_path / "outputs" / "eval" / "a"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"stage": "eval", "name": "a<b>", "chat": {"tokenizer": "bytes"}}', "utf-8")
-    lines = [record(0), record(1, solved=False), record(0, solved=False, ref=UPDATE, says=HOSTILE)]
-    (folder / "episodes.jsonl").write_bytes(b"".join(map(encode, lines)))
-    (folder / "failures.jsonl").write_bytes(encode(failed(2)))
-    return folder
+    return make_run(tmp_path / "outputs" / "eval" / "a")
 
 
 def keys(index: Index, **query: Any) -> list[str]:
     assert index.update(seconds=60)
     return [row["key"] for row in index.page(Query(**query)).rows]
-
-
-def append(run: Path, data: bytes) -> None:
-    with (run / "episodes.jsonl").open("ab") as file:
-        file.write(data)
 
 
 def test_a_cut_last_line_is_no_episode_until_it_is_whole(run: Path) -> None:
@@ -164,29 +131,13 @@ def test_hostile_text_never_reaches_the_terminal_raw(run: Path, arguments: list[
 
 @pytest.fixture
 def served(run: Path) -> Iterator[str]:
-    """The address of a real server over the run's outputs folder."""
-    pytest.importorskip("uvicorn", reason="the extra `view` is not installed")
-    import asyncio
-    import socket
-
-    import uvicorn
-
-    from tau2rl.view.server import Viewer, make_app
-
-    viewer = Viewer([run.parents[1]])
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(viewer, "secret"), log_level="warning"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    yield f"127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
-    listener.close()
-    viewer.close()
+    """HOST:PORT of a real server over the run's outputs folder."""
+    with serving(run.parents[1]) as address:
+        yield address
 
 
 def ask(host: str, path: str, *, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection(host, timeout=20)
+    connection = http.client.HTTPConnection(host, timeout=120)
     connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
     body = answer.read()
@@ -255,42 +206,81 @@ def test_what_is_written_while_it_serves_is_there_at_the_next_request(served: st
     assert data(served, f"curves?runs={name}")[0]["metrics"] == {"loss": [[1.0, 2.0]]}
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
-def test_in_a_real_browser(served: str, run: Path) -> None:
-    pytest.importorskip("playwright", reason="needs playwright")
-    from playwright.sync_api import sync_playwright
-
-    problems: list[str] = []
-    later = encode(record(8, solved=False, says="alert once more"))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.goto(f"http://{served}/secret/")
-        page.click("text=a<b>")
-        page.fill("input[type=search]", "alert")
-        page.press("input[type=search]", "Enter")
-        page.wait_for_selector("#total >> text=of 2")
-        append(run, later)
-        page.wait_for_selector("#total >> text=of 3")  # live
-        page.click("tbody a.row >> nth=0")
-        page.wait_for_selector("article >> text=<script>alert(1)</script>")
-        page.keyboard.press("t")
-        page.wait_for_selector(".ids, .tokens .notice")
-        page.keyboard.press("d")
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        page.keyboard.press("u")
-        page.wait_for_selector("tbody a.row")
-        browser.close()
-    assert problems == []
-
-
 def test_a_run_folder_that_cannot_be_written_is_read_all_the_same(run: Path) -> None:
     (run / NAME).mkdir()  # SQLite cannot open it, whoever asks; root may write anywhere else
     with Index(run) as index:
         assert len(keys(index)) == 4
     shown = runner.invoke(app, ["show", str(run), "--json"])
     assert json.loads(shown.stdout)["total"] == 4
+
+
+def test_a_pipeline_as_data(tmp_path: Path) -> None:
+    make_pipeline(tmp_path / "p")
+    with serving(tmp_path) as served:
+        found = {run["folder"]: run for run in data(served, "runs")}
+        assert found["01-before-eval"]["above"] == found["p"]["id"]
+        shown = data(served, f"runs/{found['p']['id']}")["pipeline"]
+        assert [stage["folder"] for stage in shown["stages"]] == ["01-before-eval", "02-grpo", "03-after-eval"]
+        assert shown["stages"][1]["says"] == "reward 0.250 → 0.750, 3 steps, 4 of 8 groups useful"
+        assert [(each["model"], each["id"]) for each in shown["evaluations"]] == [
+            ("before", found["01-before-eval"]["id"]),
+            ("after", found["03-after-eval"]["id"]),
+        ]
+        assert not (tmp_path / "p" / NAME).exists()  # there is nothing to index
+        ids = [found[name]["id"] for name in ("01-before-eval", "03-after-eval")]
+        tasks = data(served, f"tasks?runs={','.join(ids)}")
+        assert tasks["tasks"] == [
+            {"task": "mock/create_task_1", "counts": [[0, 2], [2, 2]]},
+            {"task": "mock/update_task_1", "counts": [[0, 1], None]},
+        ]
+        before = data(served, f"version?runs={found['p']['id']}")
+        append(tmp_path / "p" / "runs" / "03-after-eval", encode(record(9)))
+        assert data(served, f"version?runs={found['p']['id']}") != before  # a pipeline changes with its runs
+        assert [row["attempt"] for row in data(served, f"runs/{ids[1]}/attempts?task=mock/create_task_1")] == [0, 1, 9]
+
+
+def test_a_group_turn_by_turn_with_the_advantage_of_each_turn(tmp_path: Path) -> None:
+    """By `mt_gtpo`: groups are of two attempts, numbered through; one did the reference's write, one did nothing."""
+    run = make_run(tmp_path / "g")
+    config = {"stage": "grpo", "algo": {"estimator": "mt_gtpo"}, "rollout": {"num_samples": 2}, "model": {"init": "m"}}
+    (run / "config.json").write_text(json.dumps(config), "utf-8")
+    (run / "failures.jsonl").unlink()
+    (run / "episodes.jsonl").write_bytes(b"".join(encode(record(n, solved=n != 3)) for n in range(4)))
+    with serving(tmp_path) as served:
+        (name,) = [each["id"] for each in data(served, "runs")]
+        found = data(served, f"runs/{name}/episodes/4/group")
+        assert (found["estimator"], [each["attempt"] for each in found["attempts"]]) == ("mt_gtpo", [2, 3])
+        good, bad = found["attempts"]
+        assert [(step["kind"], step["label"]) for step in good["steps"]] == [("call", "create_task"), ("say", "Done.")]
+        assert (len(good["advantages"]), len(bad["advantages"])) == (2, 3)
+        # Two members at the first position, normalized +1 and -1, and with them 0.3 of the normalized outcomes. One at the third.
+        assert (round(good["advantages"][0], 3), round(bad["advantages"][0], 3)) == (1.3, -1.3)
+        assert round(bad["advantages"][2], 3) == -0.3
+        spans = [span for span in data(served, f"runs/{name}/episodes/3/tokens")["spans"] if span["mask"]]
+        assert [span["advantage"] for span in spans] == good["advantages"]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_episodes_have_pages_long_before_they_are_all_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "large")
+    lines = [encode(record(n, solved=n % 3 == 0)) for n in range(4)]
+    (run / "failures.jsonl").unlink()
+    with (run / "episodes.jsonl").open("wb") as file:
+        for n in range(100_000):
+            file.write(lines[n % 4].replace(b'"task_id":"create_task_1"', b'"task_id":"t%d"' % (n // 4)))
+        file.write(lines[0][:50])  # a cut last line
+    with serving(tmp_path) as served:
+        (name,) = [each["id"] for each in data(served, "runs")]
+        seconds, left = list[float](), 51
+        while left > 50:  # bytes: the cut line stays
+            began = time.monotonic()
+            found = data(served, f"runs/{name}/episodes?limit=50")
+            seconds.append(time.monotonic() - began)
+            assert len(found["rows"]) == 50
+            assert seconds[1:] or found["total"] < 50_000
+            read = data(served, f"version?runs={name}")
+            left = read["size"] - read["indexed"]
+            time.sleep(0.2)
+        found = data(served, f"runs/{name}/episodes?limit=50&sort=turns&offset=90000")
+    assert (len(found["rows"]), found["total"]) == (50, 100_000), seconds
+    (tmp_path / "seconds.json").write_text(json.dumps(seconds), "utf-8")
