@@ -65,6 +65,15 @@ COMMANDS = {
             "tau2rl grpo --model outputs/sft/default/checkpoints/final --domains retail --user-model scripted --device cuda",
         ),
     ),
+    "calibrate": Late(
+        where="tau2rl.cli.calibrate:calibrate",
+        panel=TRAIN,
+        summary="Give each kind of turn the reward that success goes with, check it on other tasks, and freeze it for grpo.",
+        examples=(
+            "tau2rl calibrate outputs/rft-filter/default --output recipe.json",
+            "tau2rl grpo -c configs/laptop/grpo.yaml --estimator mt_gtpo --set reward.recipe=recipe.json",
+        ),
+    ),
     "run": Late(
         where="tau2rl.cli.stages:pipeline",
         panel=TRAIN,

@@ -128,6 +128,8 @@ IDLE: tuple[Idle, ...] = (
     Idle("rollout.worker_memory_gb", {"rollout.workers": UNSET}),
     Idle("reward.normalise", {"reward.alpha": (0,)}),
     Idle("reward.normalise", {"reward.preset": ("outcome", "guarded"), "reward.alpha": (None,)}, "it weighs no partial score"),
+    Idle("reward.recipe", {}, "it is for training by turns", ("eval", "seed", "rft-filter")),
+    Idle("reward.recipe", {"algo.estimator": TRAJECTORY}),
     # seed
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),
     Idle("noise_prob", {"tasks.split": Apart(start="synth-")}, "it is the gold teacher's, on synthesized tasks"),
@@ -145,6 +147,7 @@ IDLE: tuple[Idle, ...] = (
     Idle("algo.gamma", {"algo.estimator": (*TRAJECTORY, "mt_grpo")}),
     Idle("algo.outcome_weight", {"algo.estimator": Other(than=("mt_gtpo",))}),
     Idle("algo.turn_rewards", {"algo.estimator": TRAJECTORY}),
+    Idle("algo.turn_rewards", {"reward.recipe": SET}),
     *(
         Idle(f"algo.{key}", {"train.num_minibatches": (1,)}, "the ratio is 1 in the only update on a batch")
         for key in ("eps_low", "eps_high", "dual_clip")

@@ -239,6 +239,8 @@ class RewardConfig(Section):
     """Taken off for each refused call and malformed turn, up to the preset's cap; default: the preset's."""
     terms: tuple[RewardTermConfig, ...] = ()
     """Terms of your own: `[{fn: "my_pkg:brevity", weight: 0.1}]`."""
+    recipe: Path | None = None
+    """A file of `tau2rl calibrate`: what a turn is worth to the estimators of turns, instead of `algo.turn_rewards`."""
     allow_dominated: bool = False
     """Accept settings under which a failure can outscore a success."""
 

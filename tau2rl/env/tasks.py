@@ -17,7 +17,7 @@ from tau2rl.env.domain import SELECT, domain
 from tau2rl.env.scripted_user import opening_words
 from tau2rl.env.task_files import source_path, task_file
 from tau2rl.errors import UserError
-from tau2rl.reward.tiers import CallResult, TierTable, ToolKind, TurnCalls, turn_rewards
+from tau2rl.reward.tiers import CallResult, Tier, TierTable, ToolKind, TurnCalls, score_calls, turn_rewards
 from tau2rl.types import Actions, CallTool, Episode, Message, Say, TaskRef
 
 ENTITY_PATTERNS = {
@@ -334,14 +334,21 @@ KINDS: dict[str, ToolKind] = {"read": "read", "write": "write"}
 
 def episode_turn_rewards(episode: Episode, table: TierTable) -> list[float]:
     """One reward a turn, [num_turns]."""
-    loaded = domain(episode.task.domain)
-    gold = [
-        CallTool(name=action.name, arguments=dict(action.arguments))
-        for action in gold_actions(loaded.task(episode.task))
-        if action.requestor == "assistant"
-    ]
-    kinds: dict[str, ToolKind] = {name: KINDS.get(kind, "other") for name, kind in loaded.tool_types.items()}
-    return turn_rewards(turn_calls(episode), gold, kinds, table)
+    return turn_rewards(turn_calls(episode), *_reference(episode.task), table)
+
+
+def tiers_of(episode: Episode, table: TierTable) -> tuple[tuple[Tier, ...], ...]:
+    """The tier of every call, [num_turns][calls of that turn]; a turn without calls has one."""
+    scored = score_calls(turn_calls(episode), *_reference(episode.task), table)
+    return tuple(tuple(call.tier for call in turn) for turn in scored)
+
+
+def _reference(task: TaskRef) -> tuple[list[CallTool], dict[str, ToolKind]]:
+    """The agent's side of the reference actions, and what each tool does."""
+    loaded = domain(task.domain)
+    actions = (action for action in gold_actions(loaded.task(task)) if action.requestor == "assistant")
+    gold = [CallTool(name=action.name, arguments=dict(action.arguments)) for action in actions]
+    return gold, {name: KINDS.get(kind, "other") for name, kind in loaded.tool_types.items()}
 
 
 def turn_calls(episode: Episode) -> list[TurnCalls]:

@@ -5,6 +5,8 @@ What may be trained on is decided here, for every backend; the loop itself is `t
 
 from __future__ import annotations
 
+import logging
+
 from tau2rl.backend import Backend
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import GrpoConfig
@@ -13,10 +15,13 @@ from tau2rl.env.tasks import refuse_held_out, refuse_leak, select
 from tau2rl.env.user_simulator import check_answers, check_key
 from tau2rl.recipes.training import backend_for, conclude, planned, refuse_long_episodes
 from tau2rl.reward.presets import spec_from
+from tau2rl.reward.recipe import read_recipe
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import described_checkpoint, environment
 from tau2rl.runs.reports import Result
+
+log = logging.getLogger(__name__)
 
 
 def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Backend | None = None) -> Result:
@@ -28,6 +33,10 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     val_tasks = select(config.val) if config.train.val_every else []
     refuse_leak(tasks, val_tasks)
     spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)  # refuses a dominated reward
+    if config.reward.recipe is not None:
+        read_recipe(config.reward.recipe)  # refuses one that was changed or failed
+    elif config.algo.estimator == "mt_gtpo":
+        log.warning("`mt_gtpo` without a calibrated recipe (`tau2rl calibrate`, then `reward.recipe`): turn rewards are a guess")
     backend = backend or backend_for(config)
     plan = planned(backend, config)
     if plan.user is None and config.user.kind == "llm":
@@ -39,6 +48,8 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     parent = described_checkpoint(start)
     bench = env_identity(config.tasks, plan.user or config.user, val=config.val if config.train.val_every else None)
     identity = {"chat": fingerprint(make_codec(config.chat)), "parent": parent["sha256"]}
+    if config.reward.recipe is not None:
+        identity["recipe"] = read_recipe(config.reward.recipe)["digest"]
     stands_on = environment(config, bench, identity, recorded=plan.recorded)
     folder.write_environment(stands_on)
 

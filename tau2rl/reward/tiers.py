@@ -41,6 +41,7 @@ class TierTable:
 
     values: Mapping[Tier, float]
     writes_only: bool = False  # only reference writes can match; reference reads are like any other read
+    flat_soft: bool = False  # a soft match has its whole value, however many arguments are met
     share_gold: bool = False  # GOLD is divided by the number of reference calls that can match: at most values[GOLD] in all
     per_turn: Literal["sum", "mean"] = "sum"  # how the calls of one turn are put together
     coerce_numbers: bool = False  # "123" equals 123; off, because ids and zip codes are text that looks like numbers
@@ -157,7 +158,8 @@ class _Matcher:
         index, overlap = self._nearest(name, arguments)
         if overlap > 0:
             self.soft_open.discard(index)
-            return ScoredCall(tier=Tier.SOFT, value=self.table.value(Tier.SOFT) * (1 + overlap) / 2)
+            part = 1.0 if self.table.flat_soft else (1 + overlap) / 2
+            return ScoredCall(tier=Tier.SOFT, value=self.table.value(Tier.SOFT) * part)
         kind = self.kinds.get(name, "other")
         return self._of({"read": Tier.READ, "write": Tier.WRITE, "other": Tier.OTHER}[kind])
 

@@ -30,7 +30,7 @@ from tau2rl.hashing import derive_seed
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
-from tau2rl.reward.tiers import TABLES
+from tau2rl.reward.recipe import turn_table
 from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
 from tau2rl.rollouts.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
@@ -258,7 +258,7 @@ class Rollout:
         episode, algo = outcome.episode, self.config.algo
         alive = episode.status is not Status.FAILED and bool(episode.turns)
         per_turn = alive and algo.estimator in TURN_ESTIMATORS
-        turn_rewards = episode_turn_rewards(episode, TABLES[algo.turn_rewards]) if per_turn else ()
+        turn_rewards = episode_turn_rewards(episode, turn_table(self.config.reward, algo)) if per_turn else ()
         record = record_of(outcome, self.config, self._spec)
         metadata = SampleMetadata.of(outcome, record.score, turn_rewards, drop_truncated=algo.truncated == "drop")
         return Played(metadata=metadata, episode=episode, packed=pack(episode) if alive else ()), record

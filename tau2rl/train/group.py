@@ -10,8 +10,8 @@ from tau2rl.data.encoding import pack
 from tau2rl.env.tasks import episode_turn_rewards
 from tau2rl.reward.advantages import TURN_ESTIMATORS, group_advantages
 from tau2rl.reward.presets import RewardSpec
+from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.score import score_episode
-from tau2rl.reward.tiers import TABLES
 from tau2rl.train.trainer import ScoredTrajectory
 from tau2rl.types import Episode, Status, TaskRef
 
@@ -42,7 +42,7 @@ def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, 
     scores_G = [_score(episode, spec) if _is_evidence(episode, config) else None for episode in episodes]
     turn_rewards_G = [()] * len(episodes)
     if algo.estimator in TURN_ESTIMATORS:
-        turn_rewards_G = [episode_turn_rewards(episode, TABLES[algo.turn_rewards]) for episode in episodes]
+        turn_rewards_G = [episode_turn_rewards(episode, turn_table(config.reward, algo)) for episode in episodes]
     advantages_G = group_advantages(scores_G, turn_rewards_G, algo)
     return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G))
 

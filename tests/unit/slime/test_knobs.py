@@ -158,6 +158,7 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "reward.step_penalty": 0.001,
         "reward.tool_penalty": 0.001,
         "reward.allow_dominated": True,
+        "reward.recipe": ({"algo.estimator": "gtpo"}, "recipe.json"),
         "reward.terms": [{"fn": "my_pkg:f", "weight": 0.1}],
         "plugins": ["my_pkg.domain"],
         "tracking.sinks": ["my_pkg:Sink"],
