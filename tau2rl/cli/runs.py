@@ -13,6 +13,7 @@ from tau2rl.cli.lazy import examples
 from tau2rl.cli.options import Json
 from tau2rl.cli.printing import shown
 from tau2rl.errors import UserError
+from tau2rl.runs.files import section
 
 app = typer.Typer(help="List runs, and remove checkpoints that nothing needs.", no_args_is_help=True)
 
@@ -96,8 +97,7 @@ def _runs(places: list[Path] | None) -> list[Path]:
 
 
 def _line(row: dict[str, Any]) -> list[str]:
-    headline: dict[str, Any] = row["headline"] or {}
-    value, floor = headline.get("pass@1") or {}, headline.get("floor")
+    value, floor = section(row, "headline", "pass@1"), section(row, "headline").get("floor")
     solved = value.get("value")
     interval = "" if not value.get("ci95") else " [{:.3f}, {:.3f}]".format(*value["ci95"])
     return [
@@ -108,9 +108,8 @@ def _line(row: dict[str, Any]) -> list[str]:
 
 
 def _score(row: dict[str, Any]) -> float:
-    headline: dict[str, Any] = row["headline"] or {}
-    value = headline.get("pass@1")
-    return -1.0 if not value or value["value"] is None else float(value["value"])
+    value = section(row, "headline", "pass@1").get("value")
+    return -1.0 if value is None else float(value)
 
 
 def _megabytes(size: int) -> str:

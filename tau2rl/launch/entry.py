@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from tau2rl import plugins, settings
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.runs.files import write_json
+from tau2rl.runs.files import WAYS_OUT, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.progress import JsonProgress, Progress
 from tau2rl.runs.secrets import Redactor, key_variables
@@ -77,7 +77,10 @@ def run_stage(folder: RunFolder, progress: Progress) -> Result:
     try:
         return importlib.import_module(f"tau2rl.recipes.{_RECIPES[type(config)]}").run(config, folder, progress)
     finally:
-        write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
+        try:
+            write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
+        except OSError as error:  # a full disk has been told already
+            _log.warning("cannot write `%s`: %s", folder.usage, error.strerror)
 
 
 _log = logging.getLogger("tau2rl.launch")  # as a job this module is `__main__`
@@ -150,18 +153,31 @@ def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]
         _log.info("interrupted")
         say("interrupted; what is done is kept\n\nhint: continue it with `--resume`")
         return EXIT_INTERRUPTED
+    except OSError as error:
+        _log.exception("the run failed")
+        if error.filename is None and error.errno not in WAYS_OUT:  # of a connection, say
+            say(_in_a_line(error, folder))
+        else:
+            file = error.filename if error.filename is not None else folder.path
+            hint = WAYS_OUT.get(error.errno or 0, "look at that file: something else than the run has put it there")
+            say(f"error: cannot read or write `{file}`: {error.strerror}; what was written before is kept\n\nhint: {hint}")
+        return EXIT_INCOMPLETE
     except Exception as error:  # noqa: BLE001 - the end of the job: a bug is told in one line, and in full in the log
         _log.exception("the run failed")
-        first = next(iter(str(error).splitlines()), "")
-        say(f"error: {type(error).__name__}: {first}\n\nhint: see {folder.job_log}")
+        say(_in_a_line(error, folder))
         return EXIT_INCOMPLETE
     return EXIT_DONE if result.complete else EXIT_INCOMPLETE
+
+
+def _in_a_line(error: Exception, folder: RunFolder) -> str:
+    first = next(iter(str(error).splitlines()), "")
+    return f"error: {type(error).__name__}: {first}\n\nhint: see {folder.job_log}"
 
 
 @contextmanager
 def _logging(folder: RunFolder, redactor: Redactor) -> Generator[None]:
     """Our messages and other libraries' warnings go to the log of this start."""
-    handler = logging.FileHandler(folder.job_log, encoding="utf-8")
+    handler = _LogFile(folder.job_log, encoding="utf-8")
     handler.setFormatter(_Formatter(redactor))
     ours, level = logging.getLogger("tau2rl"), logging.getLogger("tau2rl").level
     ours.setLevel(logging.INFO)
@@ -172,6 +188,18 @@ def _logging(folder: RunFolder, redactor: Redactor) -> Generator[None]:
         logging.getLogger().removeHandler(handler)
         ours.setLevel(level)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short: what cannot be written is no reason to end the run, nor to show how logging works."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the run itself says that the disk is full."""
+
+    def close(self) -> None:
+        """Close, whatever is still in memory."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Formatter(logging.Formatter):

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tau2rl.types import CallTool, Episode
 
 POLICY_BROKE = ("PolicyFailure", "Unavailable")  # the kinds of failure of an episode that ended in a wait for its policy
@@ -82,10 +84,8 @@ class Session:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Session:
-        """The inverse of `to_json`."""
-        known: dict[str, Any] = {**values}
-        played = known.pop("played", None)
-        return Session(**known, played=None if played is None else Costs(**played))
+        """The inverse of `to_json`. Raises ValueError for anything else."""
+        return TypeAdapter(Session).validate_python(dict(values))
 
 
 def account(

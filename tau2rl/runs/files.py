@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from tau2rl.errors import UserError
 
 T = TypeVar("T")
+DAMAGED = "it is damaged: restore it from a copy"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -102,10 +103,37 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read `{path}`: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"`{path}` is not JSON: {error}", hint="it is damaged: restore it from a copy") from None
+        raise UserError(f"`{path}` is not JSON: {error}", hint=DAMAGED) from None
     if not isinstance(values, dict):
-        raise UserError(f"`{path}` is not a JSON object", hint="it is damaged: restore it from a copy")
+        raise UserError(f"`{path}` is not a JSON object", hint=DAMAGED)
     return cast("dict[str, Any]", values)
+
+
+def json_lines(path: Path) -> Generator[tuple[bytes, dict[str, Any]]]:
+    """Each line of a file of JSON objects, as it stands and as values; empty ones are left out. Raises UserError."""
+    with path.open("rb") as lines:  # a line at a time: episodes are gigabytes
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                values: object = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"`{path}` line {number} is not JSON: {error}", hint=DAMAGED) from None
+            if not isinstance(values, dict):
+                raise UserError(f"`{path}` line {number} is not a JSON object", hint=DAMAGED)
+            yield line, cast("dict[str, Any]", values)
+
+
+def section(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A mapping inside of mappings; empty where one of the names is not there, or holds something else.
+
+    >>> section({"policy": {"sampling": {"top_k": 5}}}, "policy", "sampling"), section({"policy": None}, "policy", "sampling")
+    ({'top_k': 5}, {})
+    """
+    inner: Any = values
+    for name in names:
+        inner = cast("Mapping[str, Any]", inner).get(name) if isinstance(inner, Mapping) else None
+    return dict(cast("Mapping[str, Any]", inner)) if isinstance(inner, Mapping) else {}
 
 
 def point(link: Path, target: str) -> None:

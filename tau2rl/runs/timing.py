@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig, StageConfig
+from tau2rl.errors import UserError
 from tau2rl.report.cost import Costs, Session
-from tau2rl.runs.files import read_json, write_json
+from tau2rl.runs.files import DAMAGED, read_json, write_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.sessions import session_folders
 from tau2rl.settings import available_cores
@@ -71,14 +72,24 @@ def sessions(run: Path, name: str = FILE) -> list[Session]:
     """What the sessions of a run left in files of this name. One that found nothing left to do is none."""
     names = (name, FIRST_FORMAT) if name == FILE else (name,)
     files = [folder / each for folder in session_folders(run).values() for each in names]
-    return [Session.from_json(_present_names(read_json(file))) for file in files if file.exists()]
+    return [_session(file) for file in files if file.exists()]
 
 
 def usage(run: Path) -> tuple[float, float]:
     """Wall and CPU seconds of all jobs of a run, those that were killed not among them."""
     files = [folder / USAGE for folder in session_folders(run).values()]
     found = [read_json(file) for file in files if file.exists()]
-    return sum(float(each["seconds"]) for each in found), sum(float(each["cpu_seconds"]) for each in found)
+    try:
+        return sum(float(each["seconds"]) for each in found), sum(float(each["cpu_seconds"]) for each in found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"a `{USAGE}` below `{run / 'logs'}` is not the account of a session: {error}", hint=DAMAGED) from None
+
+
+def _session(file: Path) -> Session:
+    try:
+        return Session.from_json(_present_names(read_json(file)))
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"`{file}` is not the account of a session", hint=DAMAGED) from None
 
 
 def _present_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from tau2rl import plugins
 from tau2rl.config import StageConfig, TrackingConfig, dump
+from tau2rl.errors import UserError
 from tau2rl.protocols import Sink
-from tau2rl.runs.files import read_json, write_json
+from tau2rl.runs.files import DAMAGED, json_lines, read_json, replacing, write_json
 from tau2rl.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ class Curves:
 
 def rewind(path: Path, *, before: int) -> None:
     """Take out the lines of step `before` and of those behind it."""
-    _keep(path, lambda line: int(line["step"]) < before)
+    _keep(path, lambda line: line["step"] < before)
 
 
 def rewind_episodes(path: Path, *, before: int) -> None:
@@ -214,13 +215,16 @@ def rewind_episodes(path: Path, *, before: int) -> None:
 
     Validation attempts are numbered apart, from 0, and the same in every validation: they stay.
     """
-    _keep(path, lambda line: int(line["attempt"]["index"]) < before)
+    _keep(path, lambda line: line["attempt"]["index"] < before)
 
 
 def _keep(path: Path, kept: Callable[[Any], bool]) -> None:
     if not path.exists():
         return
-    draft = path.with_suffix(".tmp")
-    with path.open("rb") as lines, draft.open("wb") as file:  # a line at a time: episodes are gigabytes
-        file.writelines(line for line in lines if line.strip() and kept(json.loads(line)))
-    draft.replace(path)
+    with replacing(path) as file:
+        for number, (line, values) in enumerate(json_lines(path), start=1):
+            try:
+                if kept(values):
+                    file.write(line)
+            except (KeyError, TypeError):
+                raise UserError(f"`{path}` record {number} does not say of which step it is", hint=DAMAGED) from None

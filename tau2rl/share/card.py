@@ -24,7 +24,7 @@ from tau2rl.config import EvalConfig, PipelineConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.recipes.test_access import evaluated_checkpoint
 from tau2rl.report.tables import printable
-from tau2rl.runs.files import read_json, replacing, writing
+from tau2rl.runs.files import read_json, replacing, section, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, checkpoint_hash
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
@@ -125,7 +125,7 @@ def trained(run: Path, step: str | None) -> tuple[Path, list[Path]]:
     if not report:
         raise UserError(f"`{run}` has no report yet", hint="finish the run with `--resume`")
     if not isinstance(config, PipelineConfig):
-        if not (report.get("outputs") or {}).get("checkpoint"):
+        if not section(report, "outputs", "checkpoint"):
             raise UserError(
                 f"`{run}` is a run of `{config.stage}`, which trains nothing", hint="name an sft or grpo run, or a pipeline"
             )
@@ -182,16 +182,16 @@ def _metadata(made: Link, mine: Sequence[Evidence], *, license: str | None, base
             dataset_type="tau2-bench", dataset_name=printable(f"tau2-bench {domain} ({each.split})"),
             dataset_config=printable(domain), dataset_split=printable(each.split),
             dataset_args=_measured(each, domain),
-            metric_type=measure, metric_name=measure, metric_value=round(section[measure]["value"], 4),
+            metric_type=measure, metric_name=measure, metric_value=round(part[measure]["value"], 4),
             metric_args={
-                "attempts": int(each.report["attempts"]), "ci95": [round(x, 4) for x in section[measure].get("ci95") or ()],
+                "attempts": int(each.report["attempts"]), "ci95": [round(x, 4) for x in part[measure].get("ci95") or ()],
                 "floor": _floor(each, domain),
             },
         )
         for each in mine if not each.report["incomplete"]
-        for domain, section in each.report["by_domain"].items()
+        for domain, part in each.report["by_domain"].items()
         for measure in dict.fromkeys(("pass@1", f"pass@{each.report['attempts']}", f"pass^{each.report['attempts']}"))
-        if section.get(measure, {}).get("value") is not None
+        if part.get(measure, {}).get("value") is not None
     ]  # fmt: skip
     data = ModelCardData(
         model_name=printable(repo.split("/")[-1] if repo else made.name),
@@ -232,15 +232,15 @@ def _eval_results(mine: Sequence[Evidence]) -> str:
     for each in mine:
         if each.report["incomplete"] or each.config.user.kind != "llm" or each.split != "base":
             continue
-        for domain, section in each.report["by_domain"].items():
+        for domain, part in each.report["by_domain"].items():
             if WHOLE.get(domain) == each.report["tasks_by_domain"][domain]:
-                low, high = section["pass^1"]["ci95"]
+                low, high = part["pass^1"]["ci95"]
                 notes = (
                     f"pass^1 in percent, 95% interval {100 * low:.1f} to {100 * high:.1f}, {each.report['attempts']} attempts a "
                     f"task, user simulator {each.user}, protocol {each.config.chat.protocol}, "
                     f"thinking {each.config.chat.thinking}, {_tau2(each)}"
                 )
-                value = round(100 * section["pass^1"]["value"], 2)
+                value = round(100 * part["pass^1"]["value"], 2)
                 entries.append(Entry(dataset_id=BENCHMARK, task_id=f"tau2_bench_{domain}", value=value, notes=printable(notes)))
     return str(yaml.safe_dump(to_yaml(entries), sort_keys=False, allow_unicode=True)) if entries else ""
 
@@ -264,8 +264,8 @@ def _shown(each: Evidence) -> Json:
 
 
 def _tau2(each: Evidence) -> str:
-    bench = each.environment.get("identity", {}).get("bench", {})
-    return printable(" ".join(str(value) for value in (bench.get("tau2") or {}).values()) or "not recorded")
+    tau2 = section(each.environment, "identity", "bench", "tau2")
+    return printable(" ".join(map(str, tau2.values())) or "not recorded")
 
 
 def _floor(each: Evidence, domain: str) -> float | None:

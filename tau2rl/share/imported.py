@@ -24,7 +24,7 @@ from tau2rl.report.report import build_report
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import grade_from_tau2, score_episode
 from tau2rl.rollouts.runner import plan
-from tau2rl.runs.files import read_json
+from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.provenance import environment, file_hash
 from tau2rl.runs.records import SCHEMA
@@ -298,7 +298,7 @@ def _criteria(loaded: Domain, split: str, id: str) -> Any:
 def _episode(ref: TaskRef, simulation: _Simulation) -> Episode:
     """An episode of tau2's simulation; what ended it is read back where an export of ours kept it."""
     info = simulation.reward_info or {}
-    ours: Mapping[str, Any] = (info.get("info") or {}).get("tau2rl") or {}
+    ours = section(info, "info", "tau2rl")
     status = ENDS.get(simulation.termination_reason, Status.FAILED)
     if simulation.skipped or (simulation.reward_info is None and status is not Status.FAILED):
         status = Status.FAILED
@@ -385,7 +385,7 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterable[Turn]:
             continue
         text = str(message.get("content") or "")
         actions: Actions = (*((Say(text=text),) if text else ()), *_calls(message))
-        used = {key: int((message.get("usage") or {}).get(key) or 0) for key in ("prompt_tokens", "completion_tokens")}
+        used = {key: int(section(message, "usage").get(key) or 0) for key in ("prompt_tokens", "completion_tokens")}
         yield Turn(
             start=0, end=0, prompt_hash="", logprobs=None, finish_reason=FinishReason.STOP, actions=actions,
             usage=Usage(**used, cost_usd=float(message.get("cost") or 0.0)),

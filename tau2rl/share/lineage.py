@@ -9,7 +9,7 @@ from typing import Any
 
 from tau2rl.config import StageConfig, dump, flatten
 from tau2rl.runs.checkpoints import training_run
-from tau2rl.runs.files import read_json
+from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
@@ -104,7 +104,7 @@ def _says_something(key: str, values: Mapping[str, Any]) -> bool:
 
 def _outputs(report: Mapping[str, Any]) -> tuple[str, ...]:
     """sha256 of the checkpoint, or of the files of rows and the episodes behind them."""
-    if checkpoint := (report.get("outputs") or {}).get("checkpoint"):
+    if checkpoint := section(report, "outputs", "checkpoint"):
         return (str(checkpoint["sha256"]),)
     files = [str(file["sha256"]) for file in report.get("files", {}).values()]
     return tuple(files + [str(source["episodes_sha256"]) for source in report.get("sources", ())])
@@ -115,13 +115,13 @@ def _inputs(folder: Path, config: StageConfig, report: Mapping[str, Any], enviro
     for each in given.get("data", ()):
         yield _input("data", each, Path(each["path"]).parent, folder)
     if parent := given.get("parent"):
-        tiny = (dump(config).get("model") or {}).get("init") == "tiny"
+        tiny = section(dump(config), "model").get("init") == "tiny"
         yield _input("random weights" if tiny else "model", parent, training_run(Path(parent["path"])), folder)
     for source in report.get("sources", ()):
         if Path(source["path"]).name != folder.name:
             yield _input("episodes", {"path": source["path"], "sha256": source["episodes_sha256"]}, Path(source["path"]), folder)
-    agent = str(environment.get("identity", {}).get("agent", ""))
-    checkpoint = (dump(config).get("policy") or {}).get("checkpoint")
+    agent = str(section(environment, "identity").get("agent", ""))
+    checkpoint = section(dump(config), "policy").get("checkpoint")
     if agent.startswith("checkpoint ") and checkpoint:
         found = {"path": str(checkpoint), "sha256": agent.removeprefix("checkpoint ")}
         yield _input("model", found, training_run(Path(str(checkpoint))), folder)

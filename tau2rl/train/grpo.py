@@ -35,7 +35,7 @@ from tau2rl.train.group import Group, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint
 from tau2rl.train.policy import LocalPolicy, local_policy
-from tau2rl.train.state import rng_state
+from tau2rl.train.state import rng_state, understood
 from tau2rl.train.trainer import GRPOTrainer
 from tau2rl.types import Attempt, Episode, Status, TaskRef
 
@@ -151,10 +151,12 @@ class GRPO:
 
     def _restore(self) -> int:
         """The steps that are done."""
-        state, done = self.trainer.restore(self.folder.checkpoints / STATE), 0
+        place, done = self.folder.checkpoints / STATE, 0
+        state = self.trainer.restore(place)
         if state is not None:
-            self.rollouts.sampler.restore(state["tasks"])
-            done = int(state["step"])
+            with understood(place):
+                self.rollouts.sampler.restore(state["tasks"])
+                done = int(state["step"])
             log.info("goes on behind step %d", done)
         rewind_episodes(self.folder.episodes, before=first_index(self.config, done + 1))
         return done

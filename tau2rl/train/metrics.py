@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.data.task_sampling import outcome
+from tau2rl.errors import UserError
+from tau2rl.runs.files import DAMAGED, json_lines
 from tau2rl.train.group import Group
 from tau2rl.train.losses import Mismatch
 from tau2rl.train.trainer import Update
@@ -63,9 +64,16 @@ def speed_metrics(
 
 
 def summary(metrics: Path) -> dict[str, Any]:
-    """The whole run, however often it was interrupted, from its `metrics.jsonl`."""
-    lines: list[dict[str, Any]] = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    """The whole run, however often it was interrupted, from its `metrics.jsonl`. Raises UserError where that is damaged."""
+    try:
+        return _summary([values for _, values in json_lines(metrics)])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"a line of `{metrics}` is not one of this training: {type(error).__name__}: {error}", hint=DAMAGED
+        ) from None
 
+
+def _summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def mean_of(part: Sequence[dict[str, Any]], name: str) -> float | None:
         return mean([float(line[name]) for line in part if line.get(name) is not None])
 

@@ -20,7 +20,7 @@ from tau2rl.data.task_sampling import ShuffledEpochs
 from tau2rl.errors import UserError
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
 from tau2rl.train.optim import Optimizer
-from tau2rl.train.state import load_state, rng_state, save_state, set_weights, trained_weights
+from tau2rl.train.state import load_state, rng_state, save_state, set_weights, trained_weights, understood
 from tau2rl.types import TrainingSample
 
 Conversation = Sequence[TrainingSample]  # its samples: several where thoughts are taken out of it
@@ -130,11 +130,12 @@ class _State:
     def restore(self) -> None:
         """Go on from what was saved, if anything was. Raises UserError."""
         if self.folder and (saved := load_state(self.folder, model=self.model)):
-            self.optimizer.restore(saved["optimizer"])
-            self.order.restore(saved["order"])
-            for name, value in saved["stopper"].items():
-                if name != "patience":  # the settings' own
-                    setattr(self.stopper, name, value)
+            with understood(self.folder):
+                self.optimizer.restore(saved["optimizer"])
+                self.order.restore(saved["order"])
+                for name, value in saved["stopper"].items():
+                    if name != "patience":  # the settings' own
+                        setattr(self.stopper, name, value)
         self.mark()
 
     def mark(self) -> None:

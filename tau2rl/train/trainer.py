@@ -18,7 +18,7 @@ from torch import nn
 from tau2rl.train.engine.forward import Batch, Work, collate, cut, score_tokens
 from tau2rl.train.losses import Mismatch, Totals, mismatch, policy_loss
 from tau2rl.train.optim import Optimizer
-from tau2rl.train.state import load_state, save_state
+from tau2rl.train.state import load_state, save_state, understood
 from tau2rl.types import TrainingSample
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class GRPOTrainer:
         parts = load_state(folder, model=self.model)
         if parts is None:
             return None
-        self.optimizer.restore(parts.pop("optimizer"))
+        with understood(folder):
+            self.optimizer.restore(parts.pop("optimizer"))
         return parts
 
     def _micro_batches(self, minibatch: Sequence[ScoredTrajectory]) -> list[_MicroBatch]:

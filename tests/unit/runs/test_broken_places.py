@@ -4,12 +4,14 @@
 - a folder with files that are not of a run is left alone; one where another process is making a run is that process's
 - a folder behind a symbolic link is used, and given back without the link
 - a disk that is full at the start, or later: what was written before is kept, and the run goes on when there is room
+- a damaged training state (one bit is enough), curves, account of a session: each refuses to go on, and stays as it is
 - a damaged `config.json`, `environment.json`, `report.json`, `selection.json` or file of a session
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,7 +196,94 @@ def test_a_damaged_report(content: bytes, done: Path) -> None:
     invoke("report", done)
 
 
-def test_a_damaged_account_of_a_session(done: Path) -> None:
+@pytest.mark.parametrize(("content", "says"), [(b"{", "is not JSON"), (b"{}", "is not the account of a session")])
+def test_a_damaged_account_of_a_session(content: bytes, says: str, done: Path) -> None:
     file = done / "logs" / "session_1" / "timing.json"
-    file.write_bytes(b"{")
-    told(gold("--output", done, "--resume", code=2), f"`{file}` is not JSON", "restore it from a copy")
+    file.write_bytes(content)
+    told(gold("--output", done, "--resume", code=2), f"`{file}` {says}", "restore it from a copy")
+
+
+SHAPE = {"hidden": 16, "layers": 1, "heads": 1, "head_dim": 16, "intermediate": 32}
+
+
+def sft(run: Path, steps: int, *more: object, beside: Path | None = None) -> list[str]:
+    """The command; its rows lie beside the run, or beside the one that it is a copy of."""
+    rows = (beside or run).with_name("rows.jsonl")
+    rows.write_text('{"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]}\n', "utf-8")
+    settings = [f"data.files=[{rows}]", "data.val_fraction=0", f"train.steps={steps}", "train.batch_size=1"]
+    settings += [f"local.shape.{name}={value}" for name, value in SHAPE.items()]
+    words = [word for setting in settings for word in ("--set", setting)]
+    return ["sft", "--inline", "--output", str(run), *words, *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training of two steps."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    invoke(*sft(run, 2))
+    return run
+
+
+DAMAGES: dict[str, Any] = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "one bit": lambda whole: whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
+    "zeros": lambda whole: bytes(len(whole)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_training_state(damage: str, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    file = tmp_path / "run" / "checkpoints" / "state" / "training_state.pt"
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    told(
+        invoke(*sft(tmp_path / "run", 3, "--resume", beside=trained), code=2),
+        f"the training state `{file}`",
+        "start again without it",
+    )
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\n", b"5\n", b"{}\n", b"[" * 100_000 + b"\n"], ids=["bytes", "a number", "no step", "deep"]
+)
+def test_damaged_curves(line: bytes, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.write_bytes(line + file.read_bytes())
+    told(invoke(*sft(tmp_path / "run", 3, "--resume", beside=trained), code=2), f"`{file}` ", " 1 ", "restore it from a copy")
+    assert file.read_bytes().startswith(line)
+
+
+def test_something_else_in_the_place_of_a_file(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.unlink()
+    file.symlink_to(file)
+    told(
+        invoke(*sft(tmp_path / "run", 3, "--resume", beside=trained), code=1),
+        f"cannot read or write `{file}`",
+        "leads back to itself",
+    )
+
+
+def test_a_disk_that_has_no_room_for_the_state(tmp_path: Path) -> None:
+    full = on_a_disk_of(40_000, *sft(tmp_path / "run", 1))
+    assert full.returncode == 1, full.stderr
+    assert (
+        "cannot write `" in full.stderr
+        and "training_state.pt`" in full.stderr
+        and "what was written before is kept" in full.stderr
+    )
+    assert "this is a bug" not in full.stderr and "Traceback" not in full.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_log_that_cannot_be_written_shows_no_traceback(tmp_path: Path) -> None:
+    script = (
+        "import tau2rl.launch.entry as entry; from tau2rl.cli import main; begin = entry._LogFile.__init__\n"
+        "entry._LogFile.__init__ = lambda self, path, **more: begin(self, '/dev/full', **more); main()"
+    )
+    command = [sys.executable, "-c", script, *GOLD, "--limit", "1", "--output", str(tmp_path / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+    assert ended.returncode == 0 and "Logging error" not in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
