@@ -68,7 +68,8 @@ COMMANDS = {
     "calibrate": Late(
         where="tau2rl.cli.calibrate:calibrate",
         panel=TRAIN,
-        summary="Give each kind of turn the reward that success goes with, check it on other tasks, and freeze it for grpo.",
+        summary="Give each tier of turns the reward that success goes with, check it on a fifth of the tasks, "
+        "and freeze it for `grpo`.",
         examples=(
             "tau2rl calibrate outputs/rft-filter/default --output recipe.json",
             "tau2rl grpo -c configs/laptop/grpo.yaml --estimator mt_gtpo --set reward.recipe=recipe.json",
@@ -131,7 +132,7 @@ COMMANDS = {
     "compare": Late(
         where="tau2rl.cli.compare:compare",
         panel=EVALUATE,
-        summary="Compare evaluations on the same tasks, task by task: each minus each behind it, with Holm's p-values.",
+        summary="Compare evaluations on the same tasks, task by task: each run minus each run behind it, with Holm's p-values.",
         examples=(
             "tau2rl compare outputs/eval/after outputs/eval/before",
             "tau2rl compare outputs/eval/grpo outputs/eval/rft outputs/eval/sft",
@@ -140,7 +141,8 @@ COMMANDS = {
     "plan": Late(
         where="tau2rl.cli.compare:plan",
         panel=EVALUATE,
-        summary="Say how many tasks, attempts and repetitions it takes to find a difference.",
+        summary="Say how many tasks, attempts and repetitions it takes to find a difference, "
+        "compared task by task on the same tasks.",
         examples=(
             "tau2rl plan --effect 3",
             "tau2rl plan --effect 5 --tasks 40 --like outputs/eval/before --like outputs/eval/after",
@@ -150,7 +152,7 @@ COMMANDS = {
     "select": Late(
         where="tau2rl.cli.select:select",
         panel=EVALUATE,
-        summary="Choose one of k kept attempts by a verifier, without an oracle, and say what that is worth.",
+        summary="Choose one of k kept attempts at each task by a verifier, and say what that is worth: pass@1 < selected@k < pass@k.",
         examples=(
             "tau2rl select outputs/eval/default",
             "tau2rl select outputs/eval/default -k 4 --verifier rules --verifier my_pkg.judge:Judge",
@@ -168,7 +170,7 @@ COMMANDS = {
     "blame": Late(
         where="tau2rl.cli.blame:blame",
         panel=EVALUATE,
-        summary="Say who is to blame for every episode without success: agent, user, task or infra.",
+        summary="Say who is to blame for every episode without success, agent, user, task or infra, and name the agent's own failures.",
         examples=("tau2rl blame outputs/eval/default",),
     ),
     "show": Late(

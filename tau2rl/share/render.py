@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -63,8 +63,7 @@ def _environment(*, markdown_page: bool) -> Environment:
         keep_trailing_newline=True,
         finalize=markdown if markdown_page else _visible,
     )
-    filters: dict[str, Any] = made.filters  # pyright: ignore[reportUnknownMemberType]
-    filters.update(code=code, raw=Markup, shown=visible)
+    cast("dict[str, Any]", made.filters).update(code=code, raw=Markup, shown=visible)
     return made
 
 
