@@ -152,7 +152,8 @@ COMMANDS = {
     "select": Late(
         where="tau2rl.cli.select:select",
         panel=EVALUATE,
-        summary="Choose one of k kept attempts at each task by a verifier, and say what that is worth: pass@1 < selected@k < pass@k.",
+        summary="Choose one of k kept attempts at each task by a verifier, and say what that is worth: "
+        "pass@1 < selected@k < pass@k.",
         examples=(
             "tau2rl select outputs/eval/default",
             "tau2rl select outputs/eval/default -k 4 --verifier rules --verifier my_pkg.judge:Judge",
@@ -170,7 +171,8 @@ COMMANDS = {
     "blame": Late(
         where="tau2rl.cli.blame:blame",
         panel=EVALUATE,
-        summary="Say who is to blame for every episode without success, agent, user, task or infra, and name the agent's own failures.",
+        summary="Say who is to blame for every episode without success, agent, user, task or infra, "
+        "and name the agent's own failures.",
         examples=("tau2rl blame outputs/eval/default",),
     ),
     "show": Late(

@@ -63,7 +63,7 @@ def _environment(*, markdown_page: bool) -> Environment:
         keep_trailing_newline=True,
         finalize=markdown if markdown_page else _visible,
     )
-    cast("dict[str, Any]", made.filters).update(code=code, raw=Markup, shown=visible)
+    cast("Any", made).filters.update(code=code, raw=Markup, shown=visible)  # its type is that of every filter there is
     return made
 
 

@@ -87,20 +87,9 @@ LEFT = {"seed": [ROWS["seed"], "dropped.jsonl"], "rft-filter": [ROWS["rft-filter
 OF_A_RUN = r"config\.json|report\.json|episodes\.jsonl|failures\.jsonl|val/step_\d{5}\.jsonl"
 OF_A_TRAINING = r"checkpoints(/(final|initial|selected|state|step_\d{5}|hf(/\d+)?|megatron(/iter_\d{7})?))?"
 FREE = {
-    "default",
-    "a",
-    "b",
-    "x",
-    "first",
-    "before",
-    "after",
-    "NAME",
-    "my-checkpoint",
-    "train-1",
-    "train-2",
-    "at-20",
-    "at-40",
-}  # names that stand for the reader's own
+    "default", "a", "b", "x", "first", "before", "after", "NAME", "my-checkpoint",
+    "train-1", "train-2", "at-20", "at-40", "sft", "rft", "grpo", "final", "mine", "retail",
+}  # names that stand for the reader's own  # fmt: skip
 
 
 def named_outputs() -> Iterator[tuple[str, str, str, str]]:

@@ -79,6 +79,7 @@ GRPO: dict[str, list[str]] = {
     "algo.gamma": ["--estimator", "gtpo"],
     "algo.outcome_weight": ["--estimator", "mt_gtpo"],
     "algo.turn_rewards": ["--estimator", "gtpo"],
+    "reward.recipe": ["--estimator", "gtpo"],
     "algo.loss_scale": ["--algo.loss_aggregation", "constant"],
     "algo.kl": ["--algo.kl_coef", "0.1"],
     "algo.correction_": ["--algo.correction", "mis"],
@@ -97,6 +98,7 @@ SFT: dict[str, list[str]] = {
     "tracking.project": ["--tracking.wandb", "offline"],
 }
 REFUSED = {  # whatever the others are
+    *((stage, "reward.recipe") for stage in ("seed", "rft-filter", "eval")),
     ("grpo", "rollout.greedy"),
     ("grpo", "rollout.adaptive"),
     ("grpo", "sampling.top_p"),
