@@ -51,7 +51,7 @@ def nowhere(key: str, output: Path, said: str) -> None:
     ],
 )
 def test_a_key_of_any_provider_is_nowhere(tmp_path: Path, model: str, variable: str) -> None:
-    with EchoStub() as server:
+    with EchoStub(well=1) as server:  # what is asked before the first episode
         user = [
             "--policy",
             "gold",

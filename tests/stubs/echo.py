@@ -18,10 +18,11 @@ class EchoStub(StubServer):
 
     main_paths = ("/v1/chat/completions", "/chat/completions")
 
-    def __init__(self, *, status: int = 500, **options: Any) -> None:
-        """`options`: see StubServer."""
+    def __init__(self, *, status: int = 500, well: int = 0, **options: Any) -> None:
+        """`well`: so many calls are answered first. `options`: see StubServer."""
         super().__init__(**options)
         self.status = status
+        self.well = well
 
     @property
     def api_base(self) -> str:
@@ -29,6 +30,13 @@ class EchoStub(StubServer):
         return f"{self.url}/v1"
 
     async def reply(self, request: Request, mode: str) -> Response:
+        if self.well:
+            self.well -= 1
+            choice = {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            return Response(
+                payload={"id": "1", "object": "chat.completion", "model": "stub", "choices": [choice], "usage": usage}
+            )
         header = request.headers.get("authorization") or request.headers.get("x-api-key", "")
         key = header.removeprefix("Bearer ")
         spellings = [
