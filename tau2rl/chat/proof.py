@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from datetime import date as Date
@@ -38,10 +39,10 @@ TOOLS: tuple[ToolSchema, ...] = tuple(
             "parameters": {"type": "object", "properties": _PROPERTIES, "required": ["order_id"]},
         },
     }
-    for name in ("find_order", "act")
+    for name in ("find_order", "act_on_it")
 )
-MARKS = {"a tool's name": "find_order", "the name of an argument": "order_id"}
-RESULT = "sent on 7 May"
+MARKS = {"a tool's name": "find_order", "the last of several tools": "act_on_it", "the name of an argument": "order_id"}
+RESULT = f"sent on 7 May{' with care' * 30}, and signed for"
 OWN_CODEC = "docs/models.md lists the formats that are read; a codec of your own (docs/library.md) takes any other"
 
 
@@ -72,7 +73,7 @@ def _find(**arguments: Any) -> CallTool:
 
 _FIND = _find(order_id="#W1")
 _FIND_TWO = _find(order_id="#Ж 2", limit=2)
-_ACT = CallTool(name="act", arguments={"order_id": "7"})
+_ACT = CallTool(name="act_on_it", arguments={"order_id": "7"})
 _THINKING = Probe(
     name="thinking in an earlier turn",
     messages=(_user("Hi."), _says("Good day.", reasoning=THOUGHT), _user("I need help."), _says("With what?"), _user("This.")),
@@ -125,11 +126,12 @@ TOOL_USE: tuple[Probe, ...] = (
     ),
 )
 _TYPES: tuple[tuple[str, CallTool], ...] = (
-    ("no arguments", CallTool(name="act", arguments={})),
+    ("no arguments", CallTool(name="act_on_it", arguments={})),
     ("text arguments", _find(order_id='#W1 "Ж" </parameter> {x}\n\nsecond line', zip="00123")),
     ("a text argument that reads as another type", _find(order_id="null", zip="true")),
-    ("numbers", _find(order_id="", limit=123, price=-2.5)),
-    ("true, false and null", _find(order_id="a", urgent=True, note=None)),
+    ("numbers", _find(order_id="it's", limit=123, price=-1234.56789)),
+    ("true and null", _find(order_id="a", urgent=True, note=None)),
+    ("false, zero and an empty list", _find(order_id="", urgent=False, limit=0, items=[])),
     ("a list and an object", _find(order_id="a", items=["x", "1"], address={"city": "Zürich", "units": [1, {"deep": None}]})),
 )
 
@@ -138,6 +140,9 @@ def family_chat(tokenizer: Tokenizer, thinking: Thinking, date: Date | None) -> 
     """The template with the family that reads the calls that it writes. Raises UserError: it shows no tools, or nobody does."""
     plain = TemplateChat(tokenizer, thinking=thinking, date=date)
     shown = plain.render(BASE, TOOLS, generation=True)
+    for what, message in zip(("the policy", "what the user says"), BASE, strict=True):
+        if message["content"] not in shown:
+            raise plain.refusal(f"it does not show {what} to the model where there are tools")
     if missing := [what for what, mark in MARKS.items() if mark not in shown]:
         hint = "choose a checkpoint made for tool use, or chat.protocol=cookbook, which shows them in its own system prompt"
         raise plain.refusal(f"it does not show the tools to the model: {missing[0]} is not in the prompt", hint)
@@ -166,7 +171,7 @@ def _speaks(tokenizer: Tokenizer, family: Hermes, thinking: Thinking, date: Date
     chat = TemplateChat(tokenizer, family, thinking=thinking, date=date)
     chat.learn_calls()
     ids = tokenizer.encode(chat.written(call))
-    return chat if _read(chat, ids) == (_find(order_id=ANSWER, limit=3),) else None
+    return chat if _is(_read(chat, ids), (_find(order_id=ANSWER, limit=3),)) else None
 
 
 def prove(chat: TemplateChat, probes: tuple[Probe, ...]) -> None:
@@ -174,6 +179,8 @@ def prove(chat: TemplateChat, probes: tuple[Probe, ...]) -> None:
     _prove_thinking(chat)
     if probes is TOOL_USE:
         _prove_calls(chat)
+    else:
+        _prove_text(chat)
     for probe in probes:
         if not (chat.one_call and any(len(m.tool_calls) > 1 for m in probe.messages)):
             _prove(chat, probe)
@@ -187,7 +194,9 @@ def _prove_thinking(chat: TemplateChat) -> None:
         return
     turns = ((_says(ANSWER, reasoning=THOUGHT), Say(text=ANSWER)), (_says("", _FIND, reasoning=THOUGHT), _FIND))
     # Gemma 4 writes thoughts before calls alone.
-    found = [_read(chat, chat.tokenizer.encode(chat.written(chat_dicts([m])[0]))) == (Think(text=THOUGHT), a) for m, a in turns]
+    found = [
+        _is(_read(chat, chat.tokenizer.encode(chat.written(chat_dicts([m])[0]))), (Think(text=THOUGHT), a)) for m, a in turns
+    ]
     if not any(found):
         raise chat.refusal("it does not write thoughts", "chat.thinking=off, the default, is for a model that has none")
     if chat.thinking == "per-turn" and THOUGHT in chat.hole():
@@ -201,7 +210,8 @@ def _prove_thinking(chat: TemplateChat) -> None:
 
 
 def _prove_calls(chat: TemplateChat) -> None:
-    cases: list[tuple[str, Message, Actions]] = [(name, _says("", call), (call,)) for name, call in _TYPES]
+    cases: list[tuple[str, Message, Actions]] = [("plain text", _says(ANSWER), (Say(text=ANSWER),))]
+    cases += [(name, _says("", call), (call,)) for name, call in _TYPES]
     if chat.family.text_beside:
         cases.append(("text beside a call", _says("One moment.", _FIND), (Say(text="One moment."), _FIND)))
     if not chat.one_call:
@@ -211,7 +221,7 @@ def _prove_calls(chat: TemplateChat) -> None:
     for name, message, actions in cases:
         ids = chat.tokenizer.encode(chat.written(chat_dicts([message])[0]))
         found = _read(chat, ids)
-        if found != actions:
+        if not _is(found, actions):
             was = found if isinstance(found, str) else ", ".join(map(repr, found))
             raise chat.refusal(f"a turn with {name} does not come back as it was written: {was[:200]}", OWN_CODEC)
     begun = chat.suffix([{"role": "tool", "content": RESULT}], ("act",))[1]
@@ -220,6 +230,23 @@ def _prove_calls(chat: TemplateChat) -> None:
     opens = begun.rstrip().endswith(chat.family.thought[0])
     if chat.thinking != "off" and opens != chat.opens_thinking:
         raise chat.refusal("it begins a thought behind some messages and not behind others", "chat.thinking=off")
+
+
+def _prove_text(chat: TemplateChat) -> None:
+    """Where a protocol writes its calls as text, the template adds nothing to a turn but an empty thought."""
+    start, close = map(re.escape, chat.family.thought)
+    added = chat.written({"role": "assistant", "content": ANSWER}).partition(ANSWER)[0]
+    if re.sub(rf"{start}\s*{close}", "", added).strip():
+        raise chat.refusal(f"it writes {_short(added)} before what the assistant says", OWN_CODEC)
+
+
+def _is(found: Actions | str, actions: Actions) -> bool:
+    """Whether these are the actions, types included: 3 is not 3.0, and true is not 1."""
+    return not isinstance(found, str) and found == actions and _arguments(found) == _arguments(actions)
+
+
+def _arguments(actions: Actions) -> list[str]:
+    return [json.dumps(action.arguments, sort_keys=True) for action in actions if isinstance(action, CallTool)]
 
 
 def _read(chat: TemplateChat, ids: list[int]) -> Actions | str:
@@ -247,6 +274,17 @@ def _prove(chat: TemplateChat, probe: Probe) -> None:
         ours = decode(ids)
         if _comparable(chat, ours) != _comparable(chat, decode(encode(whole))):
             raise chat.refusal(f"it writes an earlier turn or a new message otherwise later on {where}")
+        for message in messages[:following]:
+            if not _shows(whole, str(message.get("content") or "")):
+                said = f"{message['role']}: {_short(str(message['content']))}"
+                raise chat.refusal(f"it does not write every message {where}: of {said} not all is there")
+
+
+def _shows(text: str, content: str) -> bool:
+    """Whether a content stands in a text, as it is or as JSON; that of an object may stand there in another notation."""
+    said = content.strip()
+    forms = (said, json.dumps(said)[1:-1], json.dumps(said, ensure_ascii=False)[1:-1])
+    return said.startswith("{") or any(form in text for form in forms)
 
 
 def _without_text_beside(message: Message) -> Message:

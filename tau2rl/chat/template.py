@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date as Date
+from datetime import UTC, date as Date, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -243,9 +243,13 @@ class TemplateChat:
         return End(before=before, text=self.tokenizer.decode([ids[at]]), id=ids[at], closing=rest)
 
     def _refuse_date(self, date: Date | None) -> None:
-        dates = () if date else (Date(2001, 1, 2), Date(2002, 1, 2))
-        texts = {self.render(BASE, None, generation=True, date=one) for one in dates}
-        if len(texts) > 1:
+        times = () if date else (datetime(2001, 1, 2, 3, 4, 5, 6, UTC), datetime(2012, 11, 23, 14, 25, 36, 7, UTC))
+        texts = {self.render(BASE, None, generation=True, date=one) for one in times}
+        used: set[str] = set()  # with tools, where the template takes them
+        done: ChatDict = {"role": "tool", "content": "Done.", "tool_call_id": "call00000"}
+        with suppress(UserError):
+            used = {self.render([*BASE, _calling(("act",)), done], [_TOOL], generation=True, date=one) for one in times}
+        if len(texts) > 1 or len(used) > 1:
             raise UserError(
                 f"the chat template of `{self.tokenizer.name}` writes today's date, so that the prompts of one run would differ",
                 hint="chat.date=2026-01-31 tells it the date once and for all, as a part of the run's identity",
@@ -298,6 +302,16 @@ def _calling(names: Sequence[str]) -> ChatDict:
     last = len(names) - 1
     calls = [call_dict(i, name, {"mark": ANSWER} if i == last else {}) for i, name in enumerate(names)]
     return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "act",
+        "description": "Act.",
+        "parameters": {"type": "object", "properties": {"mark": {"type": "string", "description": "A mark."}}, "required": []},
+    },
+}
 
 
 def _numbered(new: Sequence[ChatDict]) -> list[ChatDict]:

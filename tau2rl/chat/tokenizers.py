@@ -149,18 +149,22 @@ class HFTokenizer:
 
 @lru_cache(maxsize=8)
 def with_date(template: str, today: date) -> str:
-    """A chat template whose calls of `strftime_now` are replaced by what they say on a day. Raises ValueError for other calls.
+    """A chat template whose calls of `strftime_now` are replaced by what they say on a day. Raises UserError for other uses.
 
     >>> with_date('{{ strftime_now("%Y-%m-%d") }}', date(2026, 1, 31))
     '{{ "2026-01-31" }}'
     """
     pinned = _NOW.sub(lambda found: json.dumps(today.strftime(found[2])), template)
-    if "strftime_now(" in pinned:
-        raise ValueError("it writes the date in a way that cannot be pinned")
+    if "strftime_now" in _ASKED.sub("", pinned):
+        raise UserError(
+            "the chat template of this checkpoint asks for the date in a way that cannot be pinned",
+            hint='a `chat_template.jinja` beside tokenizer.json replaces it: write `strftime_now("%Y-%m-%d")` there, or no date',
+        )
     return pinned
 
 
-_NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_NOW = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
+_ASKED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
 
 
 def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:

@@ -14,12 +14,13 @@ from typing import Any
 
 from tau2rl.chat import fingerprint
 from tau2rl.chat.cookbook import CookbookCodec
+from tau2rl.chat.families import schemas_of
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer, date_of
 from tau2rl.config import TemplateConfig
 from tau2rl.data.rows import BadRow, Row, exact_sample, read_row
-from tau2rl.errors import UserError
+from tau2rl.errors import MalformedTurn, UserError
 from tau2rl.hashing import prefix_hash
 from tau2rl.types import Episode, Message, Say, Think, ToolSchema, TrainingSample, Turn
 
@@ -231,9 +232,15 @@ class RowEncoder:
         return tuple(samples)
 
     def _write(self, message: Message, tools: Sequence[ToolSchema]) -> list[int]:
-        if not message.tool_calls:  # as it stands: older data write their calls into the text
-            return self._chat.write(message.content + self._chat.end_text, message.reasoning)
         thought = (Think(text=message.reasoning),) if message.reasoning.strip() else ()
+        if not message.tool_calls:  # as it stands: older data write their calls into the text
+            ids = self._chat.write(message.content + self._chat.end_text, message.reasoning)
+            try:
+                self._chat.actions(ids, schemas_of(tools))
+            except MalformedTurn:  # it was malformed, or its family writes more than the text: gpt-oss its channel
+                with suppress(ValueError):
+                    return self._codec.write((*thought, Say(text=message.content)), tools)
+            return ids
         said = (Say(text=message.content),) if message.content.strip() else ()
         try:
             return self._codec.write((*thought, *said, *message.tool_calls), tools)
