@@ -26,6 +26,7 @@ from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
 from tau2rl.synth.guard import Guard
 from tau2rl.synth.make import synthesise
+from tau2rl.synth.retail import Retail
 from tau2rl.types import CallTool
 from tests.unit.synth.retail_oracle import (
     best_saving,
@@ -190,9 +191,9 @@ def test_the_oracle_finds_what_is_against_the_policy(tasks: list[Json]) -> None:
 def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json]) -> None:
     replayer = Replayer("retail")
     tests = replayer.test_tasks()
-    guard = Guard(rows=replayer.rows(), tests=tests, writes=replayer.writes)
+    guard = Guard(domain=Retail(replayer.rows()), tests=tests, writes=replayer.writes)
     assert not any(guard.overlap(task) for task in tasks)
-    target = next(task for task in tests if guard.overlap(task).orders and guard.overlap(task).arguments)
+    target = next(task for task in tests if guard.overlap(task).entities and guard.overlap(task).arguments)
     there = guard.overlap(target)
 
     def planted(text: str = "", actions: list[Json] | None = None) -> Json:
@@ -201,7 +202,7 @@ def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json]) -> None:
         task["evaluation_criteria"]["actions"] += actions or []
         return task
 
-    assert guard.overlap(planted(there.orders[0])).orders == there.orders[:1]
+    assert guard.overlap(planted(there.entities[0])).entities == there.entities[:1]
     assert guard.overlap(planted(there.users[0])).users == there.users[:1]
     assert guard.overlap(planted(database()["users"][there.users[0]]["email"])).users == there.users[:1]
     run = " ".join(target["user_scenario"]["instructions"]["reason_for_call"].split()[:9])
