@@ -168,8 +168,8 @@ Thrown away: {_listed(facts["thrown_away"]) or "nothing"}.
 
 ## Overlap with the test tasks
 
-{guard["tasks_that_share_something"]} tasks share a customer, one of the {guard["table"]}, a gold call with its arguments, or a run of
-{guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose
+{guard["tasks_that_share_something"]} tasks share a customer, one of the {guard["table"]}, a gold call with its arguments, or
+a run of {guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose
 {guard["customers_of_test_tasks"]} customers and {guard["entities_of_test_tasks"]} {guard["table"]} are left out.
 {guard["shared"]}
 """

@@ -19,7 +19,7 @@ DRAWS = 30  # of requests for one composition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
-    """What one conversation is about: `Composed(user_id="mei_li_1", requests=(...,), question=None, identity=..., unknown="...")`."""
+    """What one conversation is about: `Composed(user_id="mei_li_1", requests=(...,), identity=..., ...)`."""
 
     user_id: str
     identity: Identity

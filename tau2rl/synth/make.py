@@ -21,6 +21,7 @@ from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
 from tau2rl.synth.affordances import Affordances
+from tau2rl.synth.airline import Airline
 from tau2rl.synth.card import FILES, Made, command, write_folder
 from tau2rl.synth.compose import REFUSAL, Composed, Composer
 from tau2rl.synth.demonstration import demonstrate
@@ -31,7 +32,7 @@ from tau2rl.synth.retail import Retail
 from tau2rl.synth.rules import Rows, RuleBook
 from tau2rl.synth.texts import Text, leaked, missing, write
 
-DOMAINS: Mapping[str, Callable[[Rows], Affordances]] = {"retail": Retail}
+DOMAINS: Mapping[str, Callable[[Rows], Affordances]] = {"airline": Airline, "retail": Retail}
 SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers; the others are `train-learn`
 TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others

@@ -158,6 +158,15 @@ def joined(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
+def count_words(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> count_words(1, "checked bag"), count_words(3, "checked bag")
+    ('1 checked bag', '3 checked bags')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def row_values(row: Any) -> list[str]:
     """Every leaf of a row as text."""
     if isinstance(row, Mapping):

@@ -102,7 +102,8 @@ def in_words(rows: Rows, user_id: str, call: CallTool) -> str:
         case _:
             pairs = zip(given["item_ids"], given["new_item_ids"], strict=True)
             swaps = [f"the {_product(rows, given['order_id'], old)} for {_variant(rows, new)}" for old, new in pairs]
-            return f"exchange, in {order}, {joined(swaps)}, and settle the price difference with {payment_in_words(rows, user_id, given['payment_method_id'])}"
+            payment = payment_in_words(rows, user_id, given["payment_method_id"])
+            return f"exchange, in {order}, {joined(swaps)}, and settle the price difference with {payment}"
 
 
 def _product(rows: Rows, order_id: str, item_id: str) -> str:
