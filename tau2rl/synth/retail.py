@@ -26,8 +26,10 @@ STREETS = ("Maple Street", "Cedar Avenue", "Hillcrest Drive", "Willow Lane", "Su
 
 MANNERS = Manners(
     identify=(
-        "I'd be happy to help with that. "
-        + "To find your account, could you tell me your email address, or your full name and zip code?",
+        (
+            "I'd be happy to help with that. To find your account, could you tell me your email address, "
+            "or your full name and zip code?"
+        ),
         "Certainly. May I have your email address first, or your first and last name with your zip code?",
         "I can help you with that. Which email address is on your account, or what are your full name and zip code?",
     ),

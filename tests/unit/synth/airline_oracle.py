@@ -20,7 +20,7 @@ WRITES = {
     "book_reservation", "cancel_reservation", "send_certificate", "update_reservation_baggages", "update_reservation_flights",
     "update_reservation_passengers",
 }  # fmt: skip
-NOW = datetime(2024, 5, 15, 15)
+NOW = datetime.fromisoformat("2024-05-15T15:00:00")
 FREE = {
     "regular": {"basic_economy": 0, "economy": 1, "business": 2},
     "silver": {"basic_economy": 1, "economy": 2, "business": 3},
@@ -104,7 +104,9 @@ def _clauses(task: Json) -> list[str]:
 
 
 def _question(line: str) -> re.Match[str] | None:
-    return re.search(r"(how much money I get back for|what the change of|how much the new booking|what I paid in total for) ", line)
+    return re.search(
+        r"(how much money I get back for|what the change of|how much the new booking|what I paid in total for) ", line
+    )
 
 
 def _answers(task: Json, calls: list[tuple[str, Json]]) -> list[str]:
@@ -127,7 +129,8 @@ def _read(user_id: str, clause: str) -> tuple[str, Json, list[str]]:
     if "book " in clause and ", one way, " in clause:
         return _book(user_id, clause)
     id = _meant(user_id, re.findall(RESERVATION, clause)[0])
-    reservation, given = db["reservations"][id], {"reservation_id": id}
+    reservation = db["reservations"][id]
+    given: Json = {"reservation_id": id}
     states = [db["flights"][flight["flight_number"]]["dates"][flight["date"]]["status"] for flight in reservation["flights"]]
     wrong = ["flown"] if {"landed", "flying"} & set(states) else []
     premium = reservation["cabin"] == "business" or reservation["insurance"] == "yes"
