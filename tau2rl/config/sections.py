@@ -39,7 +39,7 @@ class TasksConfig(Section):
 class SynthConfig(Section):
     """`tau2rl synth`: how many tasks are made, and where on the grid of writes x reads."""
 
-    domain: Literal["retail"] = "retail"
+    domain: Literal["airline", "retail"] = "retail"
     """The domain from whose database they are made."""
     output: Path | None = None
     """Folder of the tasks, new or empty; default: `outputs/synth/DOMAIN-SEED`."""

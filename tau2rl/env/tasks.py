@@ -23,7 +23,7 @@ from tau2rl.types import Actions, CallTool, Episode, Message, Say, TaskRef
 ENTITY_PATTERNS = {
     "user": r"\b[a-z]+_[a-z]+_\d{3,5}\b",
     "order": r"#W\d{7}\b",
-    "reservation": r"\b(?=[A-Z0-9]*\d)(?=[A-Z0-9]*[A-Z])[A-Z0-9]{6}\b",
+    "reservation": r"\b(?!HAT\d{3}\b)(?=[A-Z0-9]*\d)(?=[A-Z0-9]*[A-Z])[A-Z0-9]{6}\b",
     "customer": r"\bC\d{4}\b",
     "line": r"\bL\d{4}\b",
     "task": r"\btask_\d+\b",

@@ -104,8 +104,10 @@ def card(
         "contamination": {
             "test_tasks": len(guard.tests),
             "customers_of_test_tasks": len(guard.users),
-            "orders_of_test_tasks": len(guard.orders),
+            "table": guard.domain.table,
+            "entities_of_test_tasks": len(guard.entities),
             "run_of_words": WORDS,
+            "shared": guard.domain.shared,
             "tasks_that_share_something": len(overlaps),
         },
     }
@@ -131,7 +133,7 @@ def in_words(facts: Mapping[str, Any]) -> str:
     head = " | ".join(("writes", *(f"{name} reads" for name in BURDENS)))
     grid = "\n".join(f"| {writes} | {' | '.join(map(str, row.values()))} |" for writes, row in facts["grid"].items())
     data = ", ".join(f"{key} `{value}`" for key, value in made_from["data"].items())
-    return f"""# {facts["tasks"]} made tasks of retail
+    return f"""# {facts["tasks"]} made tasks of {facts["domain"]}
 
     {facts["command"]}
 
@@ -140,7 +142,7 @@ Hash of what makes the tasks: `{made_from["synth"]}`.
 The same command on the same data gives the same bytes. {facts["licence"]}
 
 `tasks.json` has the tasks in tau2's layout, `split_tasks.json` their splits, `proofs.jsonl` a proof a task, `card.json` these
-numbers. Play them with `--domains retail --task-source tasks.json`.
+numbers. Play them with `--domains {facts["domain"]} --task-source tasks.json`.
 
 ## The grid
 
@@ -166,10 +168,10 @@ Thrown away: {_listed(facts["thrown_away"]) or "nothing"}.
 
 ## Overlap with the test tasks
 
-{guard["tasks_that_share_something"]} tasks share a customer, an order, a gold call with its arguments, or a run of
-{guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose
-{guard["customers_of_test_tasks"]} customers and {guard["orders_of_test_tasks"]} orders are left out.
-The products are the same ones: it is the same shop.
+{guard["tasks_that_share_something"]} tasks share a customer, one of the {guard["table"]}, a gold call with its arguments, or
+a run of {guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose
+{guard["customers_of_test_tasks"]} customers and {guard["entities_of_test_tasks"]} {guard["table"]} are left out.
+{guard["shared"]}
 """
 
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tau2rl.synth.request import Question, Read, Request, burden, read
-from tau2rl.synth.retail import Retail
+from tau2rl.synth.affordances import Affordances
+from tau2rl.synth.request import Identity, Question, Read, Request, burden, joined
 from tau2rl.synth.rules import RuleBook
 from tau2rl.types import CallTool
 
@@ -19,15 +19,13 @@ DRAWS = 30  # of requests for one composition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
-    """What one conversation is about: `Composed(user_id="mei_li_1", requests=(...,), question=None, auth=..., pinned=...)`."""
+    """What one conversation is about: `Composed(user_id="mei_li_1", requests=(...,), identity=..., ...)`."""
 
     user_id: str
-    identity: str  # how the customer says who they are
-    identity_facts: tuple[str, ...]
-    auth: Read  # the read that authenticates them
-    by_email: bool
+    identity: Identity
     requests: tuple[Request, ...]  # in the order in which they are carried out
     question: Question | None
+    unknown: str  # what the customer does not know, as a sentence
     pinned: tuple[int, ...] = ()  # requests that must come after an earlier one on the same entity
 
     @property
@@ -43,9 +41,9 @@ class Composed:
 
     @property
     def looked_up(self) -> list[Read]:
-        """What an agent reads that keeps to the policy: who it is, `reads`, and every order before it is changed or refused."""
-        orders = [read("get_order_details", order_id=r.entity) for r in self.requests if r.entity != self.user_id]
-        return [self.auth, *burden([self.reads, orders])]
+        """What an agent reads that keeps to the policy: who it is, `reads`, and what shows whether a request is legal."""
+        known = self.identity.known
+        return [known, *(r for r in burden([self.reads, *(r.looked_at for r in self.requests)]) if r != known)]
 
     @property
     def cell(self) -> tuple[int, str]:
@@ -63,10 +61,10 @@ def burden_bin(reads: int) -> str:
 
 
 class Composer:
-    """Draws composed tasks of retail."""
+    """Draws composed tasks of a domain."""
 
-    def __init__(self, retail: Retail, book: RuleBook) -> None:
-        self._retail, self._book = retail, book
+    def __init__(self, domain: Affordances, book: RuleBook) -> None:
+        self._domain, self._book = domain, book
 
     def compose(self, user_id: str, cell: tuple[int, str], rng: random.Random) -> Composed | None:
         """A task of this customer in this cell, or None where the draw came to nothing."""
@@ -74,42 +72,45 @@ class Composer:
         requests = self._requests(user_id, cell, rng) if writes else self._refusal(user_id, rng)
         if requests is None:
             return None
-        asked = [r.question for r in requests if r.question and self._retail.is_clear(user_id, r.question.value)]
+        asked = [r.question for r in requests if r.question and self._domain.is_clear(user_id, r.question.value)]
         question = rng.choice(asked) if asked and (not writes or rng.random() < ASKS) else None
         if not writes and question is None:
             return None  # else doing nothing would solve it
-        by_email = rng.random() < 0.5
-        identity, facts, auth = self._retail.identity(user_id, by_email)
+        identity = self._domain.identity(user_id, rng)
         ordered, pinned = self._ordered(requests, rng)
         made = Composed(
             user_id=user_id,
             identity=identity,
-            identity_facts=facts,
-            auth=auth,
-            by_email=by_email,
-            requests=ordered,
+            requests=tuple(replace(r, looked_at=tuple(self._domain.looked_at(r))) for r in ordered),
             question=question,
+            unknown=self._unknown(identity, ordered),
             pinned=pinned,
         )
         return made if made.cell == cell else None
 
+    def _unknown(self, identity: Identity, requests: Sequence[Request]) -> str:
+        entities, ids = self._domain.unknown(" ".join(fact for request in requests for fact in request.facts))
+        return (
+            f"You do not know {joined([*identity.unknown, *entities])}, and no {ids}. What the agent can look up, let it look up."
+        )
+
     def _refusal(self, user_id: str, rng: random.Random) -> list[Request] | None:
-        made = self._retail.draw_refusal(user_id, rng)
-        broken = self._book.broken(self._retail.rows, user_id, made.call) if made else []
-        return [replace(made, breaks=broken[0].id)] if made and len(broken) == 1 else None
+        made = self._domain.draw_refusal(user_id, rng)
+        broken = self._book.broken(self._domain.rows, user_id, made.call, made.told) if made else []
+        return [replace(made, breaks=broken[0].id)] if made and len(broken) == 1 and broken[0].refusal else None
 
     def _requests(self, user_id: str, cell: tuple[int, str], rng: random.Random) -> list[Request] | None:
         """Legal requests that leave each other alone; one that would lead out of the cell is drawn again."""
         writes, (least, most) = cell[0], BURDENS[cell[1]]
         found: list[Request] = []
         for _ in range(DRAWS):
-            made = self._retail.draw(user_id, rng)
-            if made is None or self._book.broken(self._retail.rows, user_id, made.call):
+            made = self._domain.draw(user_id, rng)
+            if made is None or self._book.broken(self._domain.rows, user_id, made.call, made.told):
                 continue
             reads = len(burden([*(other.reads for other in found), made.reads]))
             if reads > most or (len(found) == writes - 1 and reads < least):
                 continue
-            if all(_apart(made, other) for other in found) and self._some_order(found, made):
+            if all(self._apart(made, other) for other in found) and self._some_order(found, made):
                 found.append(made)
             if len(found) == writes:
                 return found
@@ -129,11 +130,8 @@ class Composer:
         ordered = [r for r in mixed if all(r is not other for other in late)] + late
         return tuple(ordered), tuple(range(len(ordered) - len(late), len(ordered)))
 
-
-def _apart(left: Request, right: Request) -> bool:
-    """Neither writes what the other's selectors look at, no order is cancelled that is changed too, no call comes twice."""
-    if left.entity in right.depends or right.entity in left.depends:
-        return False
-    if left.entity != right.entity:
-        return True
-    return left.call.name != right.call.name and "cancel_pending_order" not in (left.call.name, right.call.name)
+    def _apart(self, left: Request, right: Request) -> bool:
+        """Neither writes what the other's selectors look at, no call comes twice, and the domain allows both on one entity."""
+        if left.entity in right.depends or right.entity in left.depends:
+            return False
+        return left.entity != right.entity or (left.call.name != right.call.name and self._domain.apart(left, right))

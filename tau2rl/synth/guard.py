@@ -8,34 +8,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.synth.rules import Rows
+from tau2rl.synth.affordances import Affordances
 
 WORDS = 8  # a run of so many words that a test task has too is an overlap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """What a task shares with the test tasks: `Overlap(users=("mei_li_1",), orders=(), arguments=(), words=())`."""
+    """What a task shares with the test tasks: `Overlap(users=("mei_li_1",), entities=(), arguments=(), words=())`."""
 
     users: tuple[str, ...]
-    orders: tuple[str, ...]
+    entities: tuple[str, ...]  # orders, reservations
     arguments: tuple[str, ...]  # gold calls that change the database, with all their arguments
     words: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.users or self.orders or self.arguments or self.words)
+        return bool(self.users or self.entities or self.arguments or self.words)
 
 
 class Guard:
-    """Knows what the test tasks of retail are about."""
+    """Knows what the test tasks of a domain are about."""
 
-    def __init__(self, *, rows: Rows, tests: Sequence[Mapping[str, Any]], writes: frozenset[str]) -> None:
+    def __init__(self, *, domain: Affordances, tests: Sequence[Mapping[str, Any]], writes: frozenset[str]) -> None:
         """`tests`: tau2 tasks as JSON values; `writes`: the tools that change the database."""
-        self.rows, self.tests, self.writes = rows, tests, writes
+        self.domain, self.tests, self.writes = domain, tests, writes
         texts = [json.dumps(task) for task in self.tests]
-        self.users = frozenset(id for text in texts for id in self._users_of(text, self.rows["users"]))
-        mentioned = {order for text in texts for order in re.findall(r"#W\d+", text)}
-        self.orders = frozenset(mentioned.union(*(self.rows["users"][id]["orders"] for id in self.users)))
+        self.users = frozenset(id for text in texts for id in self._users_of(text, domain.rows["users"]))
+        self.entities = frozenset[str]().union(
+            *map(self._entities, texts), *(domain.rows["users"][id][domain.table] for id in self.users)
+        )
         self._arguments = frozenset(call for task in self.tests for call in self._writes(task))
         self._words = frozenset(run for task in self.tests for run in runs(spoken(task)))
 
@@ -44,22 +45,25 @@ class Guard:
         text = json.dumps(task)
         return Overlap(
             users=tuple(sorted(self._users_of(text, self.users))),
-            orders=tuple(sorted(set(re.findall(r"#W\d+", text)) & self.orders)),
+            entities=tuple(sorted(self._entities(text) & self.entities)),
             arguments=tuple(sorted(set(self._writes(task)) & self._arguments)),
             words=tuple(sorted(runs(spoken(task)) & self._words)),
         )
 
     def _users_of(self, text: str, among: Iterable[str]) -> set[str]:
-        """Whom a task is about: named by id, by email, by an order of theirs, or by name and zip code."""
+        """Whom a task is about: named by id, by email, by an order or reservation of theirs, or by name and zip code."""
         found: set[str] = set()
-        orders = set(re.findall(r"#W\d+", text))
+        entities = self._entities(text)
         for id in among:
-            user = self.rows["users"][id]
+            user = self.domain.rows["users"][id]
             name = user["name"]
             by_name = name["last_name"] in text and name["first_name"] in text and user["address"]["zip"] in text
-            if id in text or user["email"] in text or by_name or orders & set(user["orders"]):
+            if id in text or user["email"] in text or by_name or entities & set(user[self.domain.table]):
                 found.add(id)
         return found
+
+    def _entities(self, text: str) -> set[str]:
+        return set(re.findall(self.domain.entity_pattern, text)) & self.domain.rows[self.domain.table].keys()
 
     def _writes(self, task: Mapping[str, Any]) -> list[str]:
         actions = (task.get("evaluation_criteria") or {}).get("actions") or []

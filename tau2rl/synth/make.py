@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
@@ -20,6 +20,8 @@ from typing import Any
 from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
+from tau2rl.synth.affordances import Affordances
+from tau2rl.synth.airline import Airline
 from tau2rl.synth.card import FILES, Made, command, write_folder
 from tau2rl.synth.compose import REFUSAL, Composed, Composer
 from tau2rl.synth.demonstration import demonstrate
@@ -27,10 +29,10 @@ from tau2rl.synth.guard import Guard
 from tau2rl.synth.proof import Proof, Prover, Rejected
 from tau2rl.synth.request import call_of
 from tau2rl.synth.retail import Retail
-from tau2rl.synth.retail_checks import CHECKS, TASK_CHECKS
-from tau2rl.synth.rules import RuleBook
+from tau2rl.synth.rules import Rows, RuleBook
 from tau2rl.synth.texts import Text, leaked, missing, write
 
+DOMAINS: Mapping[str, Callable[[Rows], Affordances]] = {"airline": Airline, "retail": Retail}
 SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers; the others are `train-learn`
 TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
@@ -40,18 +42,17 @@ Entry = dict[str, Any]  # {"number", "cell", "again", "found": the try that gave
 
 
 class Maker:
-    """Makes the tasks of retail that a config asks for."""
+    """Makes the tasks that a config asks for."""
 
     def __init__(self, config: SynthConfig, replayer: Replayer) -> None:
         self.config, self.replayer = config, replayer
         self.rejected: Counter[str] = Counter()
-        self._rows = self.replayer.rows()
-        self._book = RuleBook("retail", self.replayer.policy, CHECKS, TASK_CHECKS)
-        self._retail = Retail(self._rows)
-        self._composer = Composer(self._retail, self._book)
-        self._prover = Prover(self.replayer, self._rows, self._book)
-        self.guard = Guard(rows=self._rows, tests=self.replayer.test_tasks(), writes=self.replayer.writes)
-        self._users = [id for id in self._retail.users() if id not in self.guard.users]
+        self._domain = DOMAINS[config.domain](self.replayer.rows())
+        self._book = RuleBook(config.domain, self.replayer.policy, self._domain.checks, self._domain.task_checks)
+        self._composer = Composer(self._domain, self._book)
+        self._prover = Prover(self.replayer, self._domain, self._book)
+        self.guard = Guard(domain=self._domain, tests=self.replayer.test_tasks(), writes=self.replayer.writes)
+        self._users = [id for id in self._domain.users() if id not in self.guard.users]
         self._used: Counter[str] = Counter()
         self._seen: set[tuple[str, str]] = set()
 
@@ -130,18 +131,13 @@ class Maker:
         number, cell, again = entry["number"], entry["cell"], entry["again"]
         rng = random.Random(f"{self.config.seed}/{number}/{cell}/{again}/{place}")
         user = rng.choice(self._users)
-        if self._used[user] >= self.config.per_user or self._room(user) < cell[0]:
+        if self._used[user] >= self.config.per_user or self._domain.room(user) < cell[0]:
             return None
         made = self._composer.compose(user, (cell[0], cell[1]), rng)
         if made is None:
             return None
-        text = write(made, rng)
-        return made, text, self._as_task(f"synth-retail-{self.config.seed}-{number:05}", made, text, rng)
-
-    def _room(self, user_id: str) -> int:
-        """The most writes that a customer's orders could take."""
-        status = Counter(self._rows["orders"][id]["status"] for id in self._rows["users"][user_id]["orders"])
-        return 1 + 3 * status["pending"] + status["delivered"]
+        text = write(made, self._domain.table, rng)
+        return made, text, self._as_task(f"synth-{self.config.domain}-{self.config.seed}-{number:05}", made, text, rng)
 
     def _proved(self, made: Composed, text: Text, task: dict[str, Any]) -> Made:
         """The task with its proof. Raises Rejected."""
@@ -149,7 +145,7 @@ class Maker:
             raise Rejected("the same calls of the same customer as an earlier task")
         if missing(made, text):
             raise Rejected("a fact is missing from the text")
-        if leaked(made, text, frozenset({made.user_id, *self._rows["users"][made.user_id]["orders"]})):
+        if leaked(made, text, frozenset({made.user_id, *self._domain.rows["users"][made.user_id][self._domain.table]})):
             raise Rejected("the text gives away an id")
         if self.guard.overlap(task):
             raise Rejected("it shares something with the test tasks")
@@ -166,7 +162,7 @@ class Maker:
         return {
             "id": id,
             "description": {"purpose": purpose, "relevant_policies": broken[0].policy if broken else None, "notes": None},
-            "user_scenario": text.scenario("retail"),
+            "user_scenario": text.scenario(self.config.domain),
             "ticket": None,
             "initial_state": None,
             "evaluation_criteria": {
@@ -175,7 +171,7 @@ class Maker:
                 "nl_assertions": None,
                 "reward_basis": ["DB", "COMMUNICATE"],
             },
-            "demonstration": demonstrate(made, text, named, rows=self._rows, book=self._book, rng=rng),
+            "demonstration": demonstrate(made, text, named, domain=self._domain, book=self._book, rng=rng),
         }
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from tau2rl.env.audit import POLICIES
 from tau2rl.env.task_replay import Outcome, Replayer
 from tau2rl.env.tasks import closing_words
+from tau2rl.synth.affordances import Affordances
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.request import MARGIN, call_of
-from tau2rl.synth.rules import Rows, RuleBook
+from tau2rl.synth.rules import RuleBook
 from tau2rl.types import CallTool
 
 SOLVED = 1.0 - 1e-6
@@ -63,10 +64,10 @@ class Proof:
 
 
 class Prover:
-    """Proves composed tasks of retail."""
+    """Proves composed tasks of a domain."""
 
-    def __init__(self, replayer: Replayer, rows: Rows, book: RuleBook) -> None:
-        self._replayer, self._rows, self._book = replayer, rows, book
+    def __init__(self, replayer: Replayer, domain: Affordances, book: RuleBook) -> None:
+        self._replayer, self._domain, self._book = replayer, domain, book
 
     def prove(self, made: Composed, task: dict[str, Any]) -> Proof:
         """Try everything. Raises Rejected."""
@@ -91,15 +92,20 @@ class Prover:
         twice = self._replayer.run([*before, call, call, *after])
         doubled = "refused" if any(twice.errors) else "changed" if twice.hash != gold else "without effect"
         altered: list[dict[str, Any]] = []
-        for argument, other in alterations(self._rows, made.user_id, call):
+        for argument, other in alterations(self._domain, made.user_id, call):
             end = self._replayer.run([*before, other, *after])
             if end.hash == gold:
                 raise Rejected(f"altering `{argument}` of `{call.name}` changes nothing")
             value, refused = other.arguments[argument], any(end.errors)
             altered.append({"argument": argument, "value": value, "hash": end.hash, "refused": refused})
-        if self._replayer.run([*before, _turned(call), *after]).hash != gold:
+        if self._replayer.run([*before, self._turned(call), *after]).hash != gold:
             raise Rejected("the order of a call's items matters")
         return {"call": asdict(call), "left_out": without, "doubled": doubled, "altered": altered}
+
+    def _turned(self, call: CallTool) -> CallTool:
+        """The same call with its items named in the other order, where that has no meaning."""
+        lists = {key: value[::-1] for key, value in call.arguments.items() if key in self._domain.unordered}
+        return CallTool(name=call.name, arguments={**call.arguments, **lists})
 
     def _orders(self, made: Composed, gold: Outcome) -> dict[str, int]:
         """Every other order ends the same, unless the policy forbids it and the customer's words say so."""
@@ -140,37 +146,8 @@ def _check_choices(made: Composed) -> None:
             raise Rejected("a selector's optimum is not unique by its margin")
 
 
-def alterations(rows: Rows, user_id: str, call: CallTool) -> Iterator[tuple[str, CallTool]]:
+def alterations(domain: Affordances, user_id: str, call: CallTool) -> Iterator[tuple[str, CallTool]]:
     """(argument, the call with another value of it), once or twice for every argument of a call that writes."""
-    for argument, value in call.arguments.items():
-        for other in _other_values(rows, user_id, call, argument, value):
+    for argument in call.arguments:
+        for other in domain.other_values(user_id, call, argument):
             yield argument, CallTool(name=call.name, arguments={**call.arguments, argument: other})
-
-
-def _other_values(rows: Rows, user_id: str, call: CallTool, argument: str, value: Any) -> list[Any]:
-    user = rows["users"][user_id]
-    match argument:
-        case "reason":
-            return ["no longer needed" if value == "ordered by mistake" else "ordered by mistake"]
-        case "order_id":
-            return [next(id for id in [*user["orders"], *rows["orders"]] if id != value)]
-        case "user_id":
-            return [next(id for id in rows["users"] if id != value)]
-        case "payment_method_id":
-            return [next((id for id in user["payment_methods"] if id != value), "gift_card_0000000")]
-        case "item_ids":
-            items = rows["orders"][call.arguments["order_id"]]["items"]
-            spare = next((item["item_id"] for item in items if item["item_id"] not in value), None)
-            return [*([value[:-1]] if len(value) > 1 else []), [*value[:-1], spare or "0"]]
-        case "new_item_ids":
-            product = next(p for p in rows["products"].values() if value[-1] in p["variants"])
-            others = [id for id, v in product["variants"].items() if v["available"] and id != value[-1]]
-            return [[*value[:-1], next((id for id in others if id not in call.arguments["item_ids"]), "0")]]
-        case _:
-            return [f"{value}0"]
-
-
-def _turned(call: CallTool) -> CallTool:
-    """The same call with its items named in the other order."""
-    lists = {key: value[::-1] for key, value in call.arguments.items() if isinstance(value, list)}
-    return CallTool(name=call.name, arguments={**call.arguments, **lists})

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tau2rl.synth.request import Question, Read, Request, joined, read
-from tau2rl.synth.retail_checks import price_difference
-from tau2rl.synth.retail_selectors import (
-    Said,
-    clear_items,
-    describe_order,
-    describe_variant,
-    greatest_saving,
-    order_read,
-    total,
-    user_read,
-)
-from tau2rl.synth.retail_words import address_words, payment_words, product_words
+from tau2rl.synth.affordances import Affordances, Manners
+from tau2rl.synth.request import Identity, Question, Read, Request, Said, Slip, joined, named_payments, read, user_read
+from tau2rl.synth.retail_checks import CHECKS, TASK_CHECKS, price_difference
+from tau2rl.synth.retail_selectors import clear_items, describe_order, describe_variant, greatest_saving, order_read, total
+from tau2rl.synth.retail_words import address_words, in_words, product_words
 from tau2rl.synth.rules import Rows
 from tau2rl.types import CallTool
 
@@ -31,12 +24,35 @@ OTHER_REASONS = ("I found it cheaper elsewhere", "the delivery takes too long", 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 STREETS = ("Maple Street", "Cedar Avenue", "Hillcrest Drive", "Willow Lane", "Sunset Boulevard", "Birch Road", "Lakeview Drive")
 
+MANNERS = Manners(
+    identify=(
+        (
+            "I'd be happy to help with that. To find your account, could you tell me your email address, "
+            "or your full name and zip code?"
+        ),
+        "Certainly. May I have your email address first, or your first and last name with your zip code?",
+        "I can help you with that. Which email address is on your account, or what are your full name and zip code?",
+    ),
+    identify_again="Thank you, I have noted that. And what is your email address, or your full name and zip code?",
+    cautions=dict.fromkeys(
+        ("modify_pending_order_items", "exchange_delivered_order_items"),
+        "Only one such change of an order is possible, so please make sure that nothing is missing. ",
+    ),
+)
 
-class Retail:
+
+class Retail(Affordances):
     """Draws requests of one customer."""
 
+    table = "orders"
+    entity_pattern = r"#W\d+"
+    unordered = frozenset({"item_ids", "new_item_ids"})
+    checks, task_checks = CHECKS, TASK_CHECKS
+    manners = MANNERS
+    shared = "The products are the same ones: it is the same shop."
+
     def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+        super().__init__(rows)
         self._places = sorted(
             {(u["address"]["city"], u["address"]["state"], u["address"]["zip"]) for u in rows["users"].values()}
         )
@@ -45,9 +61,22 @@ class Retail:
         """The customers who have orders, in the order of their ids."""
         return sorted(id for id, user in self.rows["users"].items() if user["orders"])
 
-    def entities(self, user_id: str) -> set[str]:
-        """What belongs to a customer."""
-        return {user_id, *self.rows["users"][user_id]["orders"]}
+    def room(self, user_id: str) -> int:
+        """The most writes that a customer's profile and orders could take."""
+        status = Counter(self.rows["orders"][id]["status"] for id in self.rows["users"][user_id]["orders"])
+        return 1 + 3 * status["pending"] + status["delivered"]
+
+    def apart(self, left: Request, right: Request) -> bool:
+        """No order is cancelled that is changed too."""
+        return "cancel_pending_order" not in (left.call.name, right.call.name)
+
+    def looked_at(self, request: Request) -> list[Read]:
+        """The order that is changed or refused."""
+        return [order_read(request.entity)] if request.entity in self.rows["orders"] else []
+
+    def unknown(self, spoken: str) -> tuple[list[str], str]:
+        """Order numbers that are not said, and item ids."""
+        return ["any order number" + (" other than those in the known info" if "#W" in spoken else "")], "item ids"
 
     def is_clear(self, user_id: str, value: str) -> bool:
         """Whether an amount, found as a part of what is said, can only be this answer.
@@ -101,16 +130,53 @@ class Retail:
             return made and replace(made, question=self._own_question(user_id, rng))
         return replace(made, question=question if len(order["items"]) > 1 else self._own_question(user_id, rng))
 
-    def identity(self, user_id: str, by_email: bool) -> tuple[str, tuple[str, ...], Read]:
-        """(what the customer says, its facts, the read that authenticates them)."""
+    def identity(self, user_id: str, rng: random.Random) -> Identity:
+        """By email, or by name and zip code."""
         user = self.rows["users"][user_id]
         name, zip = user["name"], user["address"]["zip"]
         whole = f"{name['first_name']} {name['last_name']}"
-        if by_email:
-            known = read("find_user_id_by_email", email=user["email"])
-            return f"My name is {whole} and my email is {user['email']}.", (whole, user["email"]), known
-        known = read("find_user_id_by_name_zip", first_name=name["first_name"], last_name=name["last_name"], zip=zip)
-        return f"My name is {whole} and my zip code is {zip}.", (whole, zip), known
+        if rng.random() < 0.5:
+            return Identity(
+                kind="email",
+                say=f"My name is {whole} and my email is {user['email']}.",
+                facts=(whole, user["email"]),
+                known=read("find_user_id_by_email", email=user["email"]),
+                unknown=("your user id",),
+            )
+        return Identity(
+            kind="name_zip",
+            say=f"My name is {whole} and my zip code is {zip}.",
+            facts=(whole, zip),
+            known=read("find_user_id_by_name_zip", first_name=name["first_name"], last_name=name["last_name"], zip=zip),
+            unknown=("your user id", "the email address of your account"),
+        )
+
+    def in_words(self, user_id: str, call: CallTool) -> str:
+        """What a call does, as the agent says it."""
+        return in_words(self.rows, user_id, call)
+
+    def other_values(self, user_id: str, call: CallTool, argument: str) -> list[Any]:
+        """Another reason, order, customer, payment method or item; anything else with a digit more."""
+        user, value = self.rows["users"][user_id], call.arguments[argument]
+        match argument:
+            case "reason":
+                return [next(reason for reason in reversed(REASONS) if reason != value)]
+            case "order_id":
+                return [next(id for id in [*user["orders"], *self.rows["orders"]] if id != value)]
+            case "user_id":
+                return [next(id for id in self.rows["users"] if id != value)]
+            case "payment_method_id":
+                return [next((id for id in user["payment_methods"] if id != value), "gift_card_0000000")]
+            case "item_ids":
+                items = self.rows["orders"][call.arguments["order_id"]]["items"]
+                spare = next((item["item_id"] for item in items if item["item_id"] not in value), None)
+                return [*([value[:-1]] if len(value) > 1 else []), [*value[:-1], spare or "0"]]
+            case "new_item_ids":
+                product = next(p for p in self.rows["products"].values() if value[-1] in p["variants"])
+                others = [id for id, v in product["variants"].items() if v["available"] and id != value[-1]]
+                return [[*value[:-1], next((id for id in others if id not in call.arguments["item_ids"]), "0")]]
+            case _:
+                return [f"{value}0"]
 
     def _own_question(self, user_id: str, rng: random.Random) -> Question | None:
         orders = [id for id in self.rows["users"][user_id]["orders"] if len(self.rows["orders"][id]["items"]) > 1]
@@ -133,7 +199,11 @@ class Retail:
             entity=order_id,
             choices=said.choices,
             depends=said.depends,
-            slip=(other, words),
+            slip=Slip(
+                wrong=other,
+                right=words,
+                correction=f"Sorry, I gave you the wrong reason for the cancellation. The truth is that {words}.",
+            ),
             question=Question(
                 say="how much money I get back for the cancelled order", value=value, reads=frozenset({order_read(order_id)})
             ),
@@ -164,7 +234,8 @@ class Retail:
             new, reads, depends = self._new_address(rng), frozenset[Read](), frozenset[str]()
             words = address_words(new)
             wrong = {**new, "address1": f"{rng.randint(100, 999)} {new['address1'].split(' ', 1)[1]}"}
-            slip = (address_words(wrong), words) if wrong != new else None
+            correction = f"Sorry, I got that address wrong. The right one is {words}."
+            slip = Slip(wrong=address_words(wrong), right=words, correction=correction) if wrong != new else None
         return Request(
             call=CallTool(name="modify_pending_order_address", arguments={"order_id": order_id, **new}),
             say=f"change the shipping address of {said.words} to {words}",
@@ -291,9 +362,7 @@ class Retail:
 
     def _method(self, user_id: str, rng: random.Random, but: str = "") -> tuple[str, str] | None:
         """(id, words) of a payment method that its owner can name."""
-        methods = self.rows["users"][user_id]["payment_methods"]
-        named = {id: payment_words(method, methods) for id, method in methods.items() if id != but}
-        clear = [(id, words) for id, words in named.items() if words]
+        clear = [(id, words) for id, words in named_payments(self.rows, user_id).items() if id != but]
         return rng.choice(clear) if clear else None
 
     def _new_address(self, rng: random.Random) -> dict[str, str]:

@@ -5,29 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.synth.request import Choice, Read, choose, read
+from tau2rl.synth.request import Choice, Read, Said, choose, read, user_read
 from tau2rl.synth.retail_words import option_words, product_words
 from tau2rl.synth.rules import Rows
 
 NOT_NOUNS = {"waterproof", "bagged/bagless", "water resistance"}  # options that "with the same ..." cannot name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """A description of a row: `Said(words="order #W123", reads=frozenset())`."""
-
-    words: str
-    reads: frozenset[Read]
-    choices: tuple[Choice, ...] = ()
-    depends: frozenset[str] = frozenset()  # orders that are compared
-
-
-def user_read(user_id: str) -> Read:
-    """The customer's profile."""
-    return read("get_user_details", user_id=user_id)
 
 
 def order_read(order_id: str) -> Read:

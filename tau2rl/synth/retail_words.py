@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tau2rl.synth.request import joined, payment_in_words
+from tau2rl.synth.rules import Rows
+from tau2rl.types import CallTool
+
 KEEPS_CAPITALS = ("LED", "Bluetooth", "E-Reader", "T-Shirt")
 # An option of a variant -> how it follows "the one" or "one"; `{}` is its value, `{a}` its value with an article.
 OPTIONS = {
@@ -74,22 +78,39 @@ def _with_article(words: str) -> str:
     return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
 
 
-def payment_words(method: Mapping[str, Any], methods: Mapping[str, Any]) -> str | None:
-    """A payment method as its owner would name it; None where that would not be clear.
-
-    >>> card = {"id": "c", "source": "credit_card", "brand": "visa", "last_four": "1234"}
-    >>> payment_words(card, {"c": card})
-    'my Visa ending in 1234'
-    """
-    same = [other for other in methods.values() if other["source"] == method["source"]]
-    if method["source"] == "credit_card":
-        twins = [other for other in same if other["last_four"] == method["last_four"]]
-        return f"my {str(method['brand']).capitalize()} ending in {method['last_four']}" if len(twins) == 1 else None
-    if len(same) > 1:
-        return None
-    return "my gift card" if method["source"] == "gift_card" else "my PayPal account"
-
-
 def address_words(address: Mapping[str, str]) -> str:
     """An address on one line."""
     return "{address1}, {address2}, {city}, {state} {zip}, {country}".format(**address)
+
+
+def in_words(rows: Rows, user_id: str, call: CallTool) -> str:
+    """What a call does, as the agent says it: "cancel order #W123 (no longer needed)"."""
+    given: dict[str, Any] = dict(call.arguments)
+    order = f"order {given.get('order_id')}"
+    match call.name:
+        case "cancel_pending_order":
+            return f"cancel {order} ({given['reason']}), and the refund goes back to the way it was paid"
+        case "modify_pending_order_payment":
+            return f"change the payment of {order} to {payment_in_words(rows, user_id, given['payment_method_id'])}"
+        case "modify_pending_order_address":
+            return f"change the shipping address of {order} to {address_words(given)}"
+        case "modify_user_address":
+            return f"change the default address of your profile to {address_words(given)}"
+        case "return_delivered_order_items":
+            names = joined([f"the {_product(rows, given['order_id'], id)}" for id in given["item_ids"]])
+            return f"return {names} of {order}, with the refund to {payment_in_words(rows, user_id, given['payment_method_id'])}"
+        case _:
+            pairs = zip(given["item_ids"], given["new_item_ids"], strict=True)
+            swaps = [f"the {_product(rows, given['order_id'], old)} for {_variant(rows, new)}" for old, new in pairs]
+            payment = payment_in_words(rows, user_id, given["payment_method_id"])
+            return f"exchange, in {order}, {joined(swaps)}, and settle the price difference with {payment}"
+
+
+def _product(rows: Rows, order_id: str, item_id: str) -> str:
+    return product_words(next(item["name"] for item in rows["orders"][order_id]["items"] if item["item_id"] == item_id))
+
+
+def _variant(rows: Rows, item_id: str) -> str:
+    variant = next(product["variants"][item_id] for product in rows["products"].values() if item_id in product["variants"])
+    options = ", ".join(f"{key} {value}" for key, value in variant["options"].items())
+    return f"item {item_id} ({options})"

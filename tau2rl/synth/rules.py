@@ -51,12 +51,16 @@ class RuleBook:
         return [rule for rules in self.by_tool.values() for rule in rules] + list(self.of_task)
 
     def refusal(self, id: str) -> str:
-        """What an agent says to a request that breaks this rule: a clause, with `{order}` for the order's id."""
+        """What an agent says to a request that breaks this rule: a clause, with `{entity}` for the id of what it is about."""
         return next(rule.refusal for rule in self.all() if rule.id == id)
 
-    def broken(self, rows: Rows, user_id: str, call: CallTool) -> list[Rule]:
-        """The rules that a call of this user's conversation breaks in the initial state; none: it is legal."""
-        return [r for r in self.by_tool[call.name] if not self._checks[r.check](rows, user_id, call, **r.options)]
+    def broken(self, rows: Rows, user_id: str, call: CallTool, told: Mapping[str, str] | None = None) -> list[Rule]:
+        """The rules that a call of this user's conversation breaks in the initial state; none: it is legal.
+
+        `told`: what the customer said that a rule asks for and the call has no argument for; checks find it beside the arguments.
+        """
+        seen = CallTool(name=call.name, arguments={**(told or {}), **call.arguments})
+        return [r for r in self.by_tool[call.name] if not self._checks[r.check](rows, user_id, seen, **r.options)]
 
     def broken_together(self, calls: Sequence[CallTool]) -> list[Rule]:
         """The rules about a whole conversation that these calls, in this order, break."""

@@ -11,13 +11,13 @@ from typing import Any
 
 from tau2rl.env.scripted_user import ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION
 from tau2rl.synth.compose import Composed
-from tau2rl.synth.request import Request, joined
+from tau2rl.synth.request import Request
 
 PACES = {"all_at_once": ALL_AT_ONCE, "bit_by_bit": ONE_LINE_A_MESSAGE, "when_asked": ONE_LINE_A_QUESTION}
 STYLES = {
     "plain": "You are polite and to the point.",
     "terse": "You write short messages, without pleasantries.",
-    "chatty": "You are friendly and talkative, but you make up no facts about yourself, your orders or your wishes.",
+    "chatty": "You are friendly and talkative, but you make up no facts about yourself, your {table} or your wishes.",
     "impatient": "You are in a hurry and let it show, without being rude.",
 }
 OPENINGS = {
@@ -33,8 +33,8 @@ OPENINGS = {
 }  # fmt: skip
 MORE = ("I'd also like to", "I also want to", "Another thing: I need to", "Besides that, I'd like to", "And I want to")
 LATER = (
-    "Only after the other {change} to that order, I'd like to",
-    "When the other {change} to that order {done} done, I want to",
+    "Only after the other {change} to that {entity}, I'd like to",
+    "When the other {change} to that {entity} {done} done, I want to",
 )
 ASK = ("Please also tell me", "I'd also like to know", "And could you tell me")
 OWN = "If the agent says that something cannot be done, accept that, and take no alternative that is offered instead."
@@ -73,8 +73,8 @@ class Text:
         return "\n".join((self.reason, *self.known))
 
 
-def write(made: Composed, rng: random.Random) -> Text:
-    """One of the ways in which this customer could talk."""
+def write(made: Composed, table: str, rng: random.Random) -> Text:
+    """One of the ways in which this customer could talk; `table`: what customers have, "orders"."""
     pace, style = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES))
     slips = [i for i, request in enumerate(made.requests) if request.slip]
     slip = rng.choice(slips) if slips and pace == "bit_by_bit" and rng.random() < 0.5 else None
@@ -82,53 +82,38 @@ def write(made: Composed, rng: random.Random) -> Text:
     for index, request in enumerate(made.requests):
         first = rng.choice(LATER if index in made.pinned else OPENINGS[style] if index == 0 else MORE)
         several = sum(other.entity == request.entity for other in made.requests[:index]) > 1
-        first = first.format(change="changes" if several else "change", done="are" if several else "is")
+        first = first.format(
+            change="changes" if several else "change", done="are" if several else "is", entity=table.removesuffix("s")
+        )
         lines.append(f"{first} {_clause(request, wrong=index == slip)}.")
         if index == slip and request.slip:
-            lines.append(_correction(request))
-    lines.insert(2 if slip == 0 else 1, made.identity)  # a correction follows its mistake at once
+            lines.append(request.slip.correction)
+    lines.insert(2 if slip == 0 else 1, made.identity.say)  # a correction follows its mistake at once
     question = [f"{rng.choice(ASK)} {made.question.say}."] if made.question else []
-    behaviour = {
-        "pace": pace,
-        "style": style,
-        "twist": "none" if slip is None else "corrected",
-        "identity": "email" if made.by_email else "name_zip",
-    }
+    behaviour = {"pace": pace, "style": style, "twist": "none" if slip is None else "corrected", "identity": made.identity.kind}
     return Text(
         reason=lines[0],
         known=(*lines[1:], *question),
-        unknown=_unknown(made),
-        instructions=" ".join([PACES[pace], STYLES[style], *([CORRECT] if slip is not None else []), CONFIRM, OWN, STOP]),
+        unknown=made.unknown,
+        instructions=" ".join(
+            [PACES[pace], STYLES[style].format(table=table), *([CORRECT] if slip is not None else []), CONFIRM, OWN, STOP]
+        ),
         behaviour=behaviour,
     )
 
 
 def missing(made: Composed, text: Text) -> list[str]:
     """The facts that the customer needs and the text lacks."""
-    facts = [*made.identity_facts, *(fact for request in made.requests for fact in request.facts)]
+    facts = [*made.identity.facts, *(fact for request in made.requests for fact in request.facts)]
     return [fact for fact in (*facts, *([made.question.say] if made.question else [])) if fact not in text.spoken]
 
 
 def leaked(made: Composed, text: Text, ids: frozenset[str]) -> list[str]:
-    """The ids among `ids` that the text gives away although no request names them."""
-    named = " ".join(fact for request in made.requests for fact in request.facts) + (made.question.say if made.question else "")
+    """The ids among `ids` that the text gives away although no fact of it has them."""
+    facts = [*made.identity.facts, *(fact for request in made.requests for fact in request.facts)]
+    named = " ".join([*facts, *([made.question.say] if made.question else [])])
     return sorted(id for id in ids if id in text.spoken and id not in named)
 
 
 def _clause(request: Request, *, wrong: bool) -> str:
-    return request.say.replace(request.slip[1], request.slip[0]) if wrong and request.slip else request.say
-
-
-def _correction(request: Request) -> str:
-    assert request.slip
-    right = request.slip[1]
-    if request.call.name == "cancel_pending_order":
-        return f"Sorry, I gave you the wrong reason for the cancellation. The truth is that {right}."
-    return f"Sorry, I got that address wrong. The right one is {right}."
-
-
-def _unknown(made: Composed) -> str:
-    spoken = " ".join(fact for request in made.requests for fact in request.facts)
-    unknown = ["your user id", *([] if made.by_email else ["the email address of your account"])]
-    orders = "any order number" if "#W" not in spoken else "any order number other than those in the known info"
-    return f"You do not know {joined([*unknown, orders])}, and no item ids. What the agent can look up, let it look up."
+    return request.say.replace(request.slip.right, request.slip.wrong) if wrong and request.slip else request.say

@@ -200,3 +200,21 @@ def payment_named(task: Json, method_id: str) -> bool:
     if method["source"] == "credit_card":
         return f"my {method['brand'].capitalize()} ending in {method['last_four']}" in words(task)
     return len(same) == 1 and {"paypal": "my PayPal account", "gift_card": "my gift card"}[method["source"]] in words(task)
+
+
+def check(task: Json, proof: Json) -> None:
+    """The writes are within the policy, and about what the words name."""
+    assert customer(task) == proof["user_id"]
+    assert violations(task) == [], task["id"]
+    calls = [call["arguments"] for call in writes(task)]
+    pairs = [(given["order_id"], given["item_ids"], given["new_item_ids"]) for given in calls if "new_item_ids" in given]
+    swaps = {(order, old, new) for order, *items in pairs for old, new in zip(*items, strict=True)}
+    saving = best_saving(task)
+    told = {*orders_named(task), *([saving[0]] if saving else [])}
+    for given in calls:
+        assert given.get("order_id") in (None, *told), task["id"]
+        assert "payment_method_id" not in given or payment_named(task, given["payment_method_id"]), task["id"]
+        if "the address on my profile" not in words(task):
+            assert all(given[key] in words(task) for key in ("address1", "address2", "zip") if key in given), task["id"]
+    if calls:
+        assert {*best_variants(task), *([saving] if saving else [])} <= swaps, task["id"]

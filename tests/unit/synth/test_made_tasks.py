@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,24 +25,18 @@ from tau2rl.cli import app
 from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
+from tau2rl.synth.airline import Airline
 from tau2rl.synth.guard import Guard
 from tau2rl.synth.make import synthesise
+from tau2rl.synth.retail import Retail
 from tau2rl.types import CallTool
-from tests.unit.synth.retail_oracle import (
-    best_saving,
-    best_variants,
-    customer,
-    database,
-    orders_named,
-    payment_named,
-    violations,
-    words,
-    writes,
-)
+from tests.unit.synth import airline_oracle, retail_oracle
 
 runner = CliRunner()
 Json = dict[str, Any]
 NUMBER = 24
+ORACLES: dict[str, Any] = {"airline": airline_oracle, "retail": retail_oracle}
+DOMAINS = {"airline": Airline, "retail": Retail}
 
 
 def command(*arguments: str, code: int = 0) -> Any:
@@ -50,12 +45,21 @@ def command(*arguments: str, code: int = 0) -> Any:
     return json.loads(result.stdout) if result.stdout else result.stderr
 
 
+@pytest.fixture(scope="module", params=ORACLES)
+def domain(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(domain: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("made") / "tasks"
-    card = command("synth", "--num-tasks", str(NUMBER), "--seed", "5", "--output", str(path))
+    card = command("synth", "--domain", domain, "--num-tasks", str(NUMBER), "--seed", "5", "--output", str(path))
     assert card["tasks"] == NUMBER
     return path
+
+
+def writes(domain: str, task: Json) -> list[Json]:
+    return ORACLES[domain].writes(task)
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +103,14 @@ def test_a_folder_with_something_else_is_refused(folder: Path, tmp_path: Path) -
     assert "has other files, among them `notes.txt`" in command("synth", "--output", str(tmp_path), code=2)
 
 
-def test_cells_get_equal_parts_and_splits_share_no_customer(folder: Path, tasks: list[Json], proofs: list[Json]) -> None:
+def test_cells_get_equal_parts_and_splits_share_no_customer(
+    folder: Path, domain: str, tasks: list[Json], proofs: list[Json]
+) -> None:
     cells = Counter((proof["writes"], proof["burden_bin"]) for proof in proofs)
     assert cells.pop((0, "0-2")) == 2  # a tenth of 24
     assert len(cells) == 20
     assert set(cells.values()) <= {1, 2}
-    assert [len(writes(task)) for task in tasks] == [proof["writes"] for proof in proofs]
+    assert [len(writes(domain, task)) for task in tasks] == [proof["writes"] for proof in proofs]
     assert [len(proof["reads"]) for proof in proofs] == [proof["burden"] for proof in proofs]
     splits = json.loads((folder / "split_tasks.json").read_text("utf-8"))
     users = {proof["task_id"]: proof["user_id"] for proof in proofs}
@@ -113,86 +119,103 @@ def test_cells_get_equal_parts_and_splits_share_no_customer(folder: Path, tasks:
     assert sorted(splits["base"]) == sorted(id for name in ("train-learn", "train-select", "test") for id in splits[name])
 
 
-def test_reference_paths_score_1_and_constant_policies_nothing(folder: Path) -> None:
-    named = ["--task-source", str(folder / "tasks.json"), "--domains", "retail", "--task-split", "base"]
+def test_reference_paths_score_1_and_constant_policies_nothing(folder: Path, domain: str) -> None:
+    named = ["--task-source", str(folder / "tasks.json"), "--domains", domain, "--task-split", "base"]
     assert command("tasks", "validate", *named)["solved"] == NUMBER
-    found = command("tasks", "audit", *named)["domains"]["retail"]
+    found = command("tasks", "audit", *named)["domains"][domain]
     assert {policy: floor["solved"] for policy, floor in found["floor"].items()} == {"do_nothing": 0, "always_transfer": 0}
     assert found["train_test_overlap"] == {}
 
 
-def test_without_any_one_of_its_writes_a_reference_path_scores_0(tasks: list[Json]) -> None:
-    replayer = Replayer("retail")
+def test_without_any_one_of_its_writes_a_reference_path_scores_0(domain: str, tasks: list[Json]) -> None:
+    replayer = Replayer(domain)
     for task in tasks[:8]:
-        done = [CallTool(name=call["name"], arguments=call["arguments"]) for call in writes(task)]
+        done = [CallTool(name=call["name"], arguments=call["arguments"]) for call in writes(domain, task)]
         said = [f"It is {value}." for value in task["evaluation_criteria"]["communicate_info"]]
         assert replayer.reward(task, done, said) == 1
         for index in range(len(done)):
             assert replayer.reward(task, done[:index] + done[index + 1 :], said) == 0
 
 
-def check_by_oracle(tasks: list[Json], proofs: list[Json]) -> None:
+def check_by_oracle(folder: Path, domain: str) -> None:
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    proofs = [json.loads(line) for line in (folder / "proofs.jsonl").read_text("utf-8").splitlines()]
     for task, proof in zip(tasks, proofs, strict=True):
-        assert customer(task) == proof["user_id"]
-        assert violations(task) == [], task["id"]
-        calls = [call["arguments"] for call in writes(task)]
-        pairs = [(given["order_id"], given["item_ids"], given["new_item_ids"]) for given in calls if "new_item_ids" in given]
-        swaps = {(order, old, new) for order, *items in pairs for old, new in zip(*items, strict=True)}
-        saving = best_saving(task)
-        told = {*orders_named(task), *([saving[0]] if saving else [])}
-        for given in calls:
-            assert given.get("order_id") in (None, *told), task["id"]
-            assert "payment_method_id" not in given or payment_named(task, given["payment_method_id"]), task["id"]
-            if "the address on my profile" not in words(task):
-                assert all(given[key] in words(task) for key in ("address1", "address2", "zip") if key in given), task["id"]
-        if calls:
-            assert {*best_variants(task), *([saving] if saving else [])} <= swaps, task["id"]
+        ORACLES[domain].check(task, proof)
         for perturbed in proof["perturbed"]:
             assert proof["gold_hash"] not in {perturbed["left_out"], *(each["hash"] for each in perturbed["altered"])}
 
 
-def test_every_write_is_legal_and_what_the_words_come_to(tasks: list[Json], proofs: list[Json]) -> None:
-    check_by_oracle(tasks, proofs)
+def test_every_write_is_legal_and_what_the_words_come_to(folder: Path, domain: str) -> None:
+    check_by_oracle(folder, domain)
 
 
 @pytest.mark.slow
-def test_200_tasks_of_another_seed_are_legal_too(tmp_path: Path) -> None:
-    synthesise(SynthConfig(num_tasks=200, seed=11), tmp_path)
-    rows = (tmp_path / "proofs.jsonl").read_text("utf-8").splitlines()
-    check_by_oracle(json.loads((tmp_path / "tasks.json").read_text("utf-8")), [json.loads(row) for row in rows])
+@pytest.mark.parametrize("domain", ORACLES)
+def test_200_tasks_of_another_seed_are_legal_too(tmp_path: Path, domain: Any) -> None:
+    synthesise(SynthConfig(domain=domain, num_tasks=200, seed=11), tmp_path)
+    check_by_oracle(tmp_path, domain)
 
 
-def test_the_oracle_finds_what_is_against_the_policy(tasks: list[Json]) -> None:
-    """A test of the test: every status, owner, reason and stock that is turned wrong is found."""
+def retail_mistakes(tasks: list[Json]) -> set[str]:
+    """What the oracle says of tasks whose status, owner, reason or stock is turned wrong."""
     found: set[str] = set()
     for task in tasks:
-        for place, call in enumerate(writes(task)):
+        for place, call in enumerate(writes("retail", task)):
             for key, value in call["arguments"].items():
                 wrong = copy.deepcopy(task)
-                given = writes(wrong)[place]["arguments"]
+                given = writes("retail", wrong)[place]["arguments"]
                 if key == "reason":
                     given[key] = "found it cheaper"
                 elif key == "order_id" and "item_ids" not in given:
-                    given[key] = next(id for id, order in database()["orders"].items() if order["status"] == "processed")
+                    given[key] = next(
+                        id for id, order in retail_oracle.database()["orders"].items() if order["status"] == "processed"
+                    )
                 elif key == "new_item_ids":
                     given[key] = ["1008292230", *value[1:]]  # no variant of most products
                 else:
                     continue
-                found.update(violations(wrong))
+                found.update(retail_oracle.violations(wrong))
+    return found
+
+
+def airline_mistakes(tasks: list[Json], proofs: list[Json]) -> set[str]:
+    """What the oracle says of cancellations for another reason; every argument that a proof altered must be found."""
+    found: set[str] = set()
+    for task, proof in zip(tasks, proofs, strict=True):
+        for place, perturbed in enumerate(proof["perturbed"]):
+            for altered in perturbed["altered"]:
+                wrong = copy.deepcopy(task)
+                writes("airline", wrong)[place]["arguments"][altered["argument"]] = altered["value"]
+                with pytest.raises(AssertionError):
+                    airline_oracle.check(wrong, proof)
+        wrong = copy.deepcopy(task)
+        told = wrong["user_scenario"]["instructions"]
+        for key in ("reason_for_call", "known_info"):
+            told[key] = re.sub("because [^.]*", "because my plans have changed", told[key])
+        found.update(airline_oracle.asked_for(wrong)[1])
+    return found
+
+
+def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Json], proofs: list[Json]) -> None:
+    """A test of the test."""
+    if domain == "airline":
+        assert "cancel_reservation: no ground to cancel" in airline_mistakes(tasks, proofs)
+        return
     assert {
         "cancel_pending_order: not an acceptable reason",
         "cancel_pending_order: another user's order",
         "cancel_pending_order: the order is processed",
         "modify_pending_order_items: another product",
-    } <= found
+    } <= retail_mistakes(tasks)
 
 
-def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json]) -> None:
-    replayer = Replayer("retail")
+def test_planted_overlaps_with_test_tasks_are_found(domain: str, tasks: list[Json]) -> None:
+    replayer = Replayer(domain)
     tests = replayer.test_tasks()
-    guard = Guard(rows=replayer.rows(), tests=tests, writes=replayer.writes)
+    guard = Guard(domain=DOMAINS[domain](replayer.rows()), tests=tests, writes=replayer.writes)
     assert not any(guard.overlap(task) for task in tasks)
-    target = next(task for task in tests if guard.overlap(task).orders and guard.overlap(task).arguments)
+    target = next(task for task in tests if guard.overlap(task).entities and guard.overlap(task).arguments)
     there = guard.overlap(target)
 
     def planted(text: str = "", actions: list[Json] | None = None) -> Json:
@@ -201,9 +224,9 @@ def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json]) -> None:
         task["evaluation_criteria"]["actions"] += actions or []
         return task
 
-    assert guard.overlap(planted(there.orders[0])).orders == there.orders[:1]
+    assert guard.overlap(planted(there.entities[0])).entities == there.entities[:1]
     assert guard.overlap(planted(there.users[0])).users == there.users[:1]
-    assert guard.overlap(planted(database()["users"][there.users[0]]["email"])).users == there.users[:1]
+    assert guard.overlap(planted(replayer.rows()["users"][there.users[0]]["email"])).users == there.users[:1]
     run = " ".join(target["user_scenario"]["instructions"]["reason_for_call"].split()[:9])
     assert guard.overlap(planted(run)).words
     gold = [action for action in target["evaluation_criteria"]["actions"] if action["name"] in replayer.writes]
@@ -212,21 +235,20 @@ def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json]) -> None:
     )
 
 
-def test_the_gold_teacher_asks_and_confirms(folder: Path, tasks: list[Json], tmp_path: Path) -> None:
-    source = ["--domains", "retail", "--task-source", str(folder / "tasks.json"), "--task-split", "base"]
+def test_the_gold_teacher_asks_and_confirms(folder: Path, domain: str, tasks: list[Json], tmp_path: Path) -> None:
+    source = ["--domains", domain, "--task-source", str(folder / "tasks.json"), "--task-split", "base"]
     report = command("seed", *source, "--output", str(tmp_path), "--set", "allow_held_out=true", "--inline")
-    assert (report["solved"], report["tried"], report["floor"]["retail"]["do_nothing"]) == (NUMBER, NUMBER, 0.0)
+    assert (report["solved"], report["tried"], report["floor"][domain]["do_nothing"]) == (NUMBER, NUMBER, 0.0)
     by_id = {task["id"]: task for task in tasks}
     paces = set()
     for line in (tmp_path / "rows.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
         task, messages = by_id[row["metadata"]["task_id"]], row["messages"]
         said = [m["content"] for m in messages if m["role"] == "user"]
-        assert words(task) == "\n".join(text for text in said if not text.startswith(("Yes, ", "No, ", "Thank you, "))), task[
-            "id"
-        ]
+        lines = [text for text in said if not text.startswith(("Yes, ", "No, ", "Thank you, "))]
+        assert ORACLES[domain].words(task) == "\n".join(lines), task["id"]
         paces.add("once" if len(said[0].splitlines()) > 1 else "bits")
         for place, message in enumerate(messages):
-            if any(call["function"]["name"] in Replayer("retail").writes for call in message.get("tool_calls") or ()):
+            if any(call["function"]["name"] in Replayer(domain).writes for call in message.get("tool_calls") or ()):
                 assert messages[place - 1]["content"] == "Yes, please go ahead.", task["id"]
     assert paces == {"once", "bits"}
