@@ -248,6 +248,11 @@ class Episode:
     trajectory: tuple[dict[str, Any], ...] = ()  # both sides' messages in tau2's own layout, so that tau2 can grade it again
 
     @property
+    def solved(self) -> bool:
+        """Whether tau2 gave it 1; one that was never graded is not solved."""
+        return self.grade is not None and self.grade.success
+
+    @property
     def fault(self) -> Fault | None:
         """Who is to blame; None for a success.
 
@@ -255,7 +260,7 @@ class Episode:
         """
         if self.failure is not None:
             return self.failure.fault
-        return None if self.grade is not None and self.grade.success else Fault.AGENT
+        return None if self.solved else Fault.AGENT
 
     @property
     def sampled_tokens(self) -> int:

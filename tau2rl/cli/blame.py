@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """An episode with who is to blame: `Judged(record=..., solved=False, blame=Blame(...))`."""
+class Attributed:
+    """An episode with who is to blame: `Attributed(record=..., blame=Blame(...))`."""
 
     record: EpisodeRecord
-    solved: bool
     blame: Blame | None
+
+    @property
+    def solved(self) -> bool:
+        """Whether tau2 gave it 1."""
+        return self.record.episode.solved
 
     @property
     def counts(self) -> bool:
@@ -46,16 +50,18 @@ def blame(
     By rules, not by a model. Raw and adjusted success stand side by side: the adjusted one leaves out every episode, solved or
     not, in which the user simulator broke its own rules, or whose task is defective.
     """
-    judged = _judged(run)
-    if not judged:
+    attributed = _attributed(run)
+    if not attributed:
         raise UserError(f"`{run}` has no episodes")
-    tasks: dict[str, list[Judged]] = {}
-    for one in judged:
+    tasks: dict[str, list[Attributed]] = {}
+    for one in attributed:
         tasks.setdefault(one.record.attempt.task.key, []).append(one)
     domains = {name: [one for part in parts.values() for one in part] for name, parts in by_domain(tasks).items()}
-    rows = {name: _scores(part) for name, part in {**domains, "overall": judged}.items()}
+    rows = {name: _scores(part) for name, part in {**domains, "overall": attributed}.items()}
     if as_json:
-        console.emit_json({"run": str(run), "scores": rows, "episodes": [_json(one) for one in judged if one.blame is not None]})
+        console.emit_json(
+            {"run": str(run), "scores": rows, "episodes": [_json(one) for one in attributed if one.blame is not None]}
+        )
         return
     table = [["domain", "raw [95%]", "adjusted [95%]", "left out", *(fault.value for fault in Fault)]]
     for name, row in rows.items():
@@ -71,23 +77,19 @@ def blame(
         console.emit(f"{solved} of the episodes that were left out were solved, with the user's mistake or on a defective task")
 
 
-def _judged(run: Path) -> list[Judged]:
-    from tau2rl.verify.blame import blame as judge, facts_of
+def _attributed(run: Path) -> list[Attributed]:
+    from tau2rl.verify.blame import blame as blame_of, facts_of
 
-    kept = counted([*records.read(run / "episodes.jsonl"), *records.read(run / "failures.jsonl")])
+    kept = counted(records.read_run(run))
     facts = {record.attempt.task: facts_of(record.attempt.task) for record in kept}
     return [
-        Judged(
-            record=record,
-            solved=record.episode.grade is not None and record.episode.grade.success,
-            blame=judge(record.episode, facts[record.attempt.task]),
-        )
+        Attributed(record=record, blame=blame_of(record.episode, facts[record.attempt.task]))
         for record in kept
         if not record.attempt.greedy
     ]
 
 
-def _scores(part: Sequence[Judged]) -> dict[str, Any]:
+def _scores(part: Sequence[Attributed]) -> dict[str, Any]:
     out = [one for one in part if not one.counts]
     failed = [one for one in part if not one.solved and one.blame is not None]
     names = {fault: Counter(one.blame.name for one in failed if one.blame and one.blame.fault is fault) for fault in Fault}
@@ -102,7 +104,7 @@ def _scores(part: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def _success(part: Sequence[Judged]) -> Estimate:
+def _success(part: Sequence[Attributed]) -> Estimate:
     """Mean over tasks of the share solved; a task of which nothing is left does not count."""
     tasks: dict[str, list[bool]] = {}
     for one in part:
@@ -113,7 +115,7 @@ def _success(part: Sequence[Judged]) -> Estimate:
     return mean_over_tasks([sum(marks) / len(marks) for marks in tasks.values()], trials=attempts)
 
 
-def _json(one: Judged) -> dict[str, Any]:
+def _json(one: Attributed) -> dict[str, Any]:
     assert one.blame is not None
     found = {"fault": one.blame.fault.value, "name": one.blame.name, "detail": one.blame.detail}
     return {"episode": one.record.attempt.key, "solved": one.solved, **found}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,15 @@ import typer
 from tau2rl import console
 from tau2rl.cli.options import Json
 from tau2rl.cli.printing import shown
+from tau2rl.cli.results import sampled
 from tau2rl.config import AlgoConfig
 from tau2rl.errors import UserError
-from tau2rl.report.aggregate import counted
 from tau2rl.report.tables import NONE, number
 from tau2rl.reward.calibration import INTENDED, CalibrationReport, CalibrationSpec, TierRow, calibrate as fit
 from tau2rl.reward.recipe import recipe_table, write_recipe
 from tau2rl.reward.tiers import TABLES
-from tau2rl.runs import records
 from tau2rl.runs.folder import read_config, stage_of
+from tau2rl.runs.provenance import file_hash
 
 PLAYED = ("eval", "seed", "rft-filter")
 NEVER = 10**9  # a support that nothing has: every value stays, and is only checked
@@ -79,7 +78,7 @@ def calibrate(
         "start": start,
         "constants": {"alpha": alpha, "delta": delta, "min_support": min_support, "holdout": spec.holdout, "seed": spec.seed},
         "algo": {"estimator": estimator, "gamma": gamma, "outcome_weight": outcome_weight},
-        "sources": [{"run": str(run), "episodes_sha256": _sha256(run / "episodes.jsonl")} for run in runs],
+        "sources": [{"run": str(run), "episodes_sha256": file_hash(run / "episodes.jsonl")} for run in runs],
         "rollouts": len(rows),
         "check": _json(after),
         "problems": problems,
@@ -106,13 +105,12 @@ def _rows(runs: Sequence[Path], table: str, *, allow_held_out: bool) -> list[Tie
     for group, run in enumerate(runs):
         if (stage := stage_of(read_config(run))) not in PLAYED:
             raise UserError(f"`{run}` is a run of `{stage}`", hint=f"attempts at tasks are in runs of {', '.join(PLAYED)}")
-        kept = [one for one in counted(records.read(run / "episodes.jsonl")) if not one.attempt.greedy and one.episode.turns]
+        kept = [one for part in sampled(run).values() for one in part if one.episode.turns]
         if not allow_held_out:
             refuse_held_out({one.attempt.task for one in kept})
         for one in kept:
-            grade = one.episode.grade
-            success = grade is not None and grade.success
-            out.append(TierRow(task=one.attempt.task.key, group=group, success=success, turns=tiers_of(one.episode, rules)))
+            turns = tiers_of(one.episode, rules)
+            out.append(TierRow(task=one.attempt.task.key, group=group, success=one.episode.solved, turns=turns))
     if not out:
         raise UserError("the runs have no episodes to calibrate on")
     return out
@@ -151,7 +149,3 @@ def _print(after: CalibrationReport, plain: Mapping[str, CalibrationReport], sta
 
 def _signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+.3f}"
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -11,9 +11,10 @@ from typing import Annotated, Any, cast
 import typer
 
 from tau2rl import console
+from tau2rl.cli.cost import passes_of
 from tau2rl.cli.options import Json
 from tau2rl.cli.printing import shown
-from tau2rl.cli.results import evaluated
+from tau2rl.cli.results import evaluated, sampled
 from tau2rl.errors import UserError
 from tau2rl.report import power
 from tau2rl.report.break_even import beta_tasks
@@ -21,7 +22,6 @@ from tau2rl.report.compare import Flip, compare as compare_values, flips, holm
 from tau2rl.report.estimators import measures
 from tau2rl.report.power import Design, Spread
 from tau2rl.report.tables import number
-from tau2rl.runs import records
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import differences, is_subject, read_environment
 
@@ -34,6 +34,7 @@ NEVER = {
     "settings.user": "the user simulator",
     "bench.user": "the user simulator",
     "bench.data": "the tasks and their data",
+    "bench.sources": "the tasks and their data",
 }
 SHOWN = 5  # flips of a pair that are printed; `--json` has all
 PUBLISHED = "0.29,0.60,4"  # pass@1, pass@4 of a published 4B model, see docs/cost.md
@@ -155,14 +156,7 @@ def _pair(a: Path, b: Path, counts: Mapping[Path, Counts]) -> dict[str, Any]:
 
 
 def _attempts(run: Path) -> Solved:
-    """What became of every sampled attempt; of several records of one the first counts, as in the report."""
-    out: dict[str, dict[int, bool]] = {}
-    for record in records.read(run / "episodes.jsonl"):
-        if not record.attempt.greedy:
-            grade = record.episode.grade
-            solved = grade is not None and grade.success
-            out.setdefault(record.attempt.task.key, {}).setdefault(record.attempt.index, solved)
-    return out
+    return {task: {record.attempt.index: record.episode.solved for record in part} for task, part in sampled(run).items()}
 
 
 def _flip(flip: Flip, a: Solved, b: Solved) -> dict[str, Any]:
@@ -234,7 +228,7 @@ def _spread(like: Sequence[Path], passes: str, effect_sd: float | None, run_sd: 
     if len(sides) == 2 and sides[0].keys() != sides[1].keys():
         raise UserError("the two runs are not on the same tasks")
     per_task = [[side[key] for key in sorted(side)] for side in sides]
-    lucks = [power.luck_of(counts) for counts in per_task] if like else [power.luck_of(beta_tasks(*_passes(passes)))]
+    lucks = [power.luck_of(counts) for counts in per_task] if like else [power.luck_of(beta_tasks(*passes_of(passes)))]
     if any(luck is None for luck in lucks):
         raise UserError("luck cannot be told from a single attempt a task", hint="name a run with `--num-samples` 2 or more")
     measured = power.effect_sd_of(*per_task) if len(per_task) == 2 else None
@@ -244,14 +238,6 @@ def _spread(like: Sequence[Path], passes: str, effect_sd: float | None, run_sd: 
         effect_sd=given if given is not None else measured or 0.0,
         run_sd=run_sd / 100,
     )
-
-
-def _passes(text: str) -> tuple[float, float, int]:
-    words = text.split(",")
-    try:
-        return float(words[0]), float(words[1]), int(words[2])
-    except (ValueError, IndexError):
-        raise UserError(f"`{text}` is not pass@1, pass@K and K", hint=f"such as `{PUBLISHED}`") from None
 
 
 def _design(

@@ -11,7 +11,7 @@ import typer
 
 from tau2rl import console
 from tau2rl.cli.options import Json
-from tau2rl.cli.results import read_report
+from tau2rl.cli.results import evaluated, read_report
 from tau2rl.errors import UserError
 from tau2rl.report import break_even
 from tau2rl.report.break_even import BreakEven, MeasuredTasks, Option, Tasks
@@ -64,15 +64,17 @@ def cost(
 
     Costs of measured runs are seconds of the machine that they ran on; given ones are in any one unit.
     """
-    runs = {name: read_report(run) for name, run in (("sampled", sampled), ("trained", trained)) if run is not None}
-    _same_tasks(runs)
+    runs = {name: run for name, run in (("sampled", sampled), ("trained", trained)) if run is not None}
+    counts = {name: evaluated(run) for name, run in runs.items()}
+    if len(counts) == 2 and counts["sampled"].keys() != counts["trained"].keys():
+        raise UserError("the two runs are not on the same tasks", hint="evaluate both policies on the same tasks")
     paid = training_cost if training_cost is not None else _seconds_of_all(training)
     attempt = {name: _attempt_cost(episode_cost, runs.get(name), name) + verifier_cost for name in ("sampled", "trained")}
     if (training_cost is None) != (episode_cost is None):
         console.say("warning: a measured cost is in seconds of the machine, so the given one must be too")
     sides = (
-        Side(k=k, tasks=_tasks(runs.get("sampled"), sampled_passes), success=sampled_success, attempts=attempts),
-        Side(k=trained_k, tasks=_tasks(runs.get("trained"), trained_passes), success=trained_success, attempts=None),
+        Side(k=k, tasks=_tasks(counts.get("sampled"), sampled_passes), success=sampled_success, attempts=attempts),
+        Side(k=trained_k, tasks=_tasks(counts.get("trained"), trained_passes), success=trained_success, attempts=None),
     )
     question = Question(
         paid=paid, sampling=sides[0], trained=sides[1], attempt_costs=(attempt["sampled"], attempt["trained"]), value=value,
@@ -161,31 +163,21 @@ class Question:
         return {"by_cost_per_success": [low, high], "method": "bootstrap over tasks, 500 draws"}
 
 
-def _tasks(report: Mapping[str, Any] | None, passes: str | None) -> Tasks | None:
-    if report is not None and passes is not None:
+def _tasks(counts: Mapping[str, tuple[int, int]] | None, passes: str | None) -> Tasks | None:
+    if counts is not None and passes is not None:
         raise UserError("a run and pass@1 with pass@k say the same thing twice", hint="give one of them")
     if passes is not None:
-        words = passes.split(",")
-        try:
-            first, last, k = float(words[0]), float(words[1]), int(words[2])
-        except (ValueError, IndexError):
-            raise UserError(f"`{passes}` is not pass@1, pass@K and K", hint="such as `0.29,0.60,4`") from None
-        return break_even.beta_tasks(first, last, k)
-    return None if report is None else MeasuredTasks([(count["valid"], count["solved"]) for _, count in _counts(report)])
+        return break_even.beta_tasks(*passes_of(passes))
+    return None if counts is None else MeasuredTasks([counts[task] for task in sorted(counts)])
 
 
-def _counts(report: Mapping[str, Any]) -> list[tuple[str, dict[str, int]]]:
-    return sorted(cast("dict[str, dict[str, int]]", report["by_task"]).items())
-
-
-def _same_tasks(runs: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, report in runs.items():
-        if "by_task" not in report:
-            raise UserError(f"the {name} run is no evaluation but a run of `{report['stage']}`")
-        if report["incomplete"]:
-            raise UserError(f"the {name} run is incomplete: {report['reason']}")
-    if len(runs) == 2 and runs["sampled"]["by_task"].keys() != runs["trained"]["by_task"].keys():
-        raise UserError("the two runs are not on the same tasks", hint="evaluate both policies on the same tasks")
+def passes_of(text: str) -> tuple[float, float, int]:
+    """pass@1, pass@K and K of `0.29,0.60,4`. Raises UserError."""
+    words = text.split(",")
+    try:
+        return float(words[0]), float(words[1]), int(words[2])
+    except (ValueError, IndexError):
+        raise UserError(f"`{text}` is not pass@1, pass@K and K", hint="such as `0.29,0.60,4`") from None
 
 
 def _seconds_of_all(runs: Sequence[Path] | None) -> float:
@@ -194,14 +186,15 @@ def _seconds_of_all(runs: Sequence[Path] | None) -> float:
     return sum(_seconds(read_report(run), f"`{run}`") for run in runs)
 
 
-def _attempt_cost(given: float | None, report: Mapping[str, Any] | None, name: str) -> float:
+def _attempt_cost(given: float | None, run: Path | None, name: str) -> float:
     """Seconds of the machine for an episode, FAILED and repeated ones among them, unless it is given."""
     if given is not None:
         return given
-    if report is None:
+    if run is None:
         raise UserError(
             f"the cost of an attempt of the {name} policy is not known", hint=f"`--{name} RUN_DIR`, or `--episode-cost`"
         )
+    report = read_report(run)
     return _seconds(report, f"the {name} run") / report["cost"]["episodes"]
 
 

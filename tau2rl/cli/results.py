@@ -13,9 +13,12 @@ from tau2rl.cli.options import OUTPUT, Json
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.cli.stages import resume_command
 from tau2rl.errors import UserError
+from tau2rl.report.aggregate import counted
 from tau2rl.report.tables import number
+from tau2rl.runs import records
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.reports import REPORT, read_report as read_stored_report
+from tau2rl.types import EpisodeRecord
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 RunDirs = Annotated[
@@ -130,6 +133,15 @@ def evaluated(run: Path) -> dict[str, tuple[int, int]]:
         raise UserError(f"`{run}` is incomplete: {values['reason']}", hint=f"finish it: `{_go_on(run)}`")
     counts = cast("dict[str, dict[str, int]]", values["by_task"])
     return {key: (count["valid"], count["solved"]) for key, count in counts.items()}
+
+
+def sampled(run: Path) -> dict[str, list[EpisodeRecord]]:
+    """Task -> the record that counts of each of its sampled attempts, in the order of the attempts; FAILED ones are none."""
+    out: dict[str, list[EpisodeRecord]] = {}
+    for record in sorted(counted(records.read(run / "episodes.jsonl")), key=lambda one: one.attempt.index):
+        if not record.attempt.greedy:
+            out.setdefault(record.attempt.task.key, []).append(record)
+    return dict(sorted(out.items()))
 
 
 def _print_selection(selection: Mapping[str, Any]) -> None:

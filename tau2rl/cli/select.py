@@ -11,14 +11,13 @@ import typer
 
 from tau2rl import console, plugins
 from tau2rl.cli.options import Json
-from tau2rl.cli.results import evaluated
+from tau2rl.cli.results import evaluated, sampled
 from tau2rl.errors import UserError
 from tau2rl.report import best_of_k
-from tau2rl.report.aggregate import by_domain, counted
+from tau2rl.report.aggregate import by_domain
 from tau2rl.report.best_of_k import Scored
 from tau2rl.report.compare import holm
 from tau2rl.report.tables import number
-from tau2rl.runs import records
 from tau2rl.types import EpisodeRecord
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def select(
 
     plugins.search([Path.cwd()])
     counts = evaluated(run)
-    attempts = _attempts(run)
+    attempts = sampled(run)
     if {key: len(part) for key, part in attempts.items()} != {key: n for key, (n, _) in counts.items()}:
         raise UserError(f"`{run}` has other episodes than its report counts", hint="play it again")
     fewest = min(map(len, attempts.values()))
@@ -67,15 +66,6 @@ def select(
         console.emit_json({**values, "verifiers": found})
     else:
         _print(found, chosen, tasks=len(attempts), attempts=fewest)
-
-
-def _attempts(run: Path) -> dict[str, list[EpisodeRecord]]:
-    """Task -> the records of its sampled attempts, in the order of the attempts."""
-    out: dict[str, list[EpisodeRecord]] = {}
-    for record in sorted(counted(records.read(run / "episodes.jsonl")), key=lambda one: one.attempt.index):
-        if not record.attempt.greedy:
-            out.setdefault(record.attempt.task.key, []).append(record)
-    return dict(sorted(out.items()))
 
 
 def _worth(
@@ -114,7 +104,7 @@ def _transcripts(attempts: Mapping[str, list[EpisodeRecord]]) -> dict[str, list[
 
 def _scored(scorer: Scorer, attempts: Mapping[str, list[EpisodeRecord]], transcripts: Mapping[str, Any]) -> dict[str, Scored]:
     """The attempts of each task with their scores: of all k together, or each by itself and worked out once."""
-    solved = {key: tuple(r.episode.grade is not None and r.episode.grade.success for r in part) for key, part in attempts.items()}
+    solved = {key: tuple(record.episode.solved for record in part) for key, part in attempts.items()}
     if scorer.together:
         return {
             key: Scored(solved=solved[key], scores=lambda played, ts=transcripts[key]: scorer.score([ts[i] for i in played]))

@@ -149,7 +149,7 @@ class Counter:
         """Take over an episode of an earlier start of the run."""
         self.keys.add(record.attempt.key)
         self.tasks.add(record.attempt.task)
-        solved = record.episode.grade is not None and record.episode.grade.success
+        solved = record.episode.solved
         event, done = self.event, self.event.done + 1
         self.event = replace(event, done=done, before=done, valid=event.valid + 1, successes=event.successes + solved)
 
@@ -166,7 +166,7 @@ class Counter:
             done=event.done + 1,
             valid=event.valid + (not failed),
             failed=event.failed + failed,
-            successes=event.successes + (episode.grade is not None and episode.grade.success),
+            successes=event.successes + episode.solved,
             tokens=event.tokens + sum(turn.usage.completion_tokens for turn in episode.turns),
             seconds=time.monotonic() - self._started,
         )

@@ -7,7 +7,7 @@ evaluation of its own, in a folder of its own, whose `environment.json` names th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from tau2rl.config import EvalConfig, dump, flatten, load
 from tau2rl.env.domain import env_identity
 from tau2rl.env.grading import grade_again
-from tau2rl.env.tasks import QUARANTINE, describe, select
+from tau2rl.env.tasks import describe, quarantined, select
 from tau2rl.errors import EnvironmentFailure, UserError
 from tau2rl.recipes.play import floors
 from tau2rl.report.report import build_report
@@ -28,9 +28,8 @@ from tau2rl.runs.folder import RunFolder, read_config
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import differences, environment, file_hash, read_environment
 from tau2rl.runs.reports import REPORT, read_report
-from tau2rl.types import Episode, EpisodeRecord, Failure, Status, StopReason
+from tau2rl.types import Episode, Failure, Status, StopReason
 
-FILES = ("episodes.jsonl", "failures.jsonl")
 MAY_CHANGE = ("reward.", "tasks.exclude_quarantined", "name", "output", "resume")
 
 
@@ -68,7 +67,7 @@ def with_same_tasks(before: EvalConfig, config: EvalConfig) -> EvalConfig:
     if config.tasks.exclude_quarantined == before.tasks.exclude_quarantined:
         return config
     played = select(before.tasks)
-    left = [ref for ref in played if ref.task_id not in QUARANTINE.get(ref.domain, {})]
+    left = [ref for ref in played if not quarantined(ref)]
     if not left:
         raise UserError("every task of the run is quarantined", hint="`tau2rl tasks list` has the reasons")
     if {ref.key for ref in select(config.tasks)} == {ref.key for ref in left}:
@@ -84,7 +83,7 @@ def regrade(source: Path, config: EvalConfig, folder: RunFolder, progress: Progr
     stood_on = read_environment(source, read_config(source))
     bench = env_identity(config.tasks, config.user)
     named = {key: value for key, value in stood_on["identity"].items() if key not in ("settings", "bench")}
-    parent = {"digest": stood_on["digest"], "episodes": [file_hash(source / name) for name in FILES if (source / name).exists()]}
+    parent = {"digest": stood_on["digest"], "episodes": [file_hash(file) for file in records.files_of(source)]}
     stands_on = environment(config, bench, {**named, "regraded": parent}, recorded={"regraded_from": str(source)})
     folder.write_environment(stands_on)
     changed = _grade_all(source, folder, {task.key for task in tasks}, spec, progress)
@@ -109,7 +108,7 @@ def _grade_all(source: Path, folder: RunFolder, wanted: set[str], spec: RewardSp
     """Write a record of each; how many have another reward than before."""
     changed = done = solved = valid = 0
     began = time.monotonic()
-    for before in _records(source):
+    for before in records.read_run(source):
         if before.attempt.task.key not in wanted:
             continue
         episode = before.episode if before.episode.status is Status.FAILED else again(before.episode)
@@ -135,8 +134,3 @@ def again(episode: Episode) -> Episode:
     except EnvironmentFailure as error:
         failure = Failure(fault=error.fault, kind=type(error).__name__, message=str(error))
         return replace(episode, status=Status.FAILED, stop_reason=StopReason.FAILED, grade=None, failure=failure)
-
-
-def _records(source: Path) -> Iterator[EpisodeRecord]:
-    """Every record of the run, those that FAILED behind the others."""
-    return chain.from_iterable(records.read(source / name) for name in FILES)

@@ -95,7 +95,7 @@ class Aggregate:
 
     def _add_valid(self, record: EpisodeRecord) -> None:
         episode = record.episode
-        solved = episode.grade is not None and episode.grade.success
+        solved = episode.solved
         count = (self.greedy if record.attempt.greedy else self.sampled)[record.attempt.task.key]
         count.valid += 1
         count.solved += solved

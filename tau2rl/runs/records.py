@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,7 @@ from tau2rl.types import EpisodeRecord
 # The layout of a line; raised when a reader of the old one would misread the new one. 2: turns may have `kept` and `forced`.
 SCHEMA = 2
 READ = (1, SCHEMA)
+FILES = ("episodes.jsonl", "failures.jsonl")  # of a run: what is evidence, and what FAILED
 
 
 def encode(record: EpisodeRecord) -> bytes:
@@ -66,6 +68,16 @@ def read(path: Path) -> Iterator[EpisodeRecord]:
                 yield decode(line)
             except UserError as error:
                 raise UserError(f"`{path}` line {number}: {error.message}", hint=error.hint) from None
+
+
+def files_of(run: Path) -> list[Path]:
+    """The files of a run folder that hold its episodes, as far as they are there; those that FAILED last."""
+    return [file for name in FILES if (file := run / name).is_file()]
+
+
+def read_run(run: Path) -> Iterator[EpisodeRecord]:
+    """Every record of a run folder, one at a time, those that FAILED behind the others. Raises UserError."""
+    return chain.from_iterable(map(read, files_of(run)))
 
 
 @cache

@@ -106,10 +106,10 @@ def _write(out: BinaryIO, kept: Iterator[EpisodeRecord], source: Source, layout:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
         out.write(line)
         digest.update(line)
-        task, grade = record.attempt.task, record.episode.grade
+        task = record.attempt.task
         count.rows += 1
         count.bytes += len(line)
-        count.solved += grade is not None and grade.success
+        count.solved += record.episode.solved
         count.domains[task.domain] += 1
         count.tasks.add(task.key)
         if is_test(task):

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,8 +17,6 @@ from tau2rl.runs.checkpoints import training_run
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import read_environment
 from tau2rl.types import EpisodeRecord, Status
-
-FILES = ("episodes.jsonl", "failures.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +52,20 @@ class KeptRun:
     def records(self) -> Iterator[EpisodeRecord]:
         """The record that counts of each attempt, in the order of the files; one record in memory. Raises UserError."""
         counting: dict[str, tuple[int, bool]] = {}
-        for number, record in enumerate(self._all()):
+        for number, record in enumerate(records.read_run(self.path)):
             failed = record.episode.status is Status.FAILED
             before = counting.get(record.attempt.key)
             if before is None or replaces(earlier_failed=before[1]):
                 counting[record.attempt.key] = (number, failed)
         numbers = {number for number, _ in counting.values()}
-        yield from (record for number, record in enumerate(self._all()) if number in numbers)
-
-    def _all(self) -> Iterator[EpisodeRecord]:
-        return chain.from_iterable(records.read(self.path / name) for name in FILES)
+        yield from (record for number, record in enumerate(records.read_run(self.path)) if number in numbers)
 
 
 def kept_run(path: Path) -> KeptRun:
     """The run in a folder. Raises UserError for one without episodes."""
     path = path.expanduser().absolute()
     config: StageConfig = read_config(path)
-    if not isinstance(config, PlayConfig) or not any((path / name).exists() for name in FILES):
+    if not isinstance(config, PlayConfig) or not records.files_of(path):
         raise UserError(
             f"`{path}` holds no episodes",
             hint="name the folder of an eval, seed or rft-filter run; of a pipeline, one below `runs/`",

@@ -24,12 +24,13 @@ from tau2rl.config import EvalConfig, PipelineConfig, PlayConfig, StageConfig, d
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_report import comparison_rows, rows as pipeline_rows, step_rows
 from tau2rl.report.tables import cost_words, number, total_words
+from tau2rl.runs import records
 from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.share import charts
-from tau2rl.share.kept import FILES, kept_run
+from tau2rl.share.kept import kept_run
 from tau2rl.share.published import Published, beside
 from tau2rl.share.render import html, markdown_page
 from tau2rl.types import EpisodeRecord
@@ -274,13 +275,13 @@ def _bars(each: Mapping[str, Any]) -> list[charts.Bar]:
 
 def _talks(parts: Sequence[Part]) -> list[Json]:
     """Twenty conversations of the evaluations, or of what else there is; half of them solved where there are so many."""
-    have = [part for part in parts if isinstance(part.config, PlayConfig) and any((part.path / name).exists() for name in FILES)]
+    have = [part for part in parts if isinstance(part.config, PlayConfig) and records.files_of(part.path)]
     played = [part for part in have if isinstance(part.config, EvalConfig)] or have
     ranked: dict[bool, list[tuple[str, int, str]]] = {True: [], False: []}
     for number_, part in enumerate(played):
         run = kept_run(part.path)
         for record in run.records():
-            solved = record.episode.grade is not None and record.episode.grade.success
+            solved = record.episode.solved
             heap = ranked[solved]  # the lowest ranks, which a hash gives: kept as the highest of their negations
             heapq.heappush(heap, (_rank(run.id_of(record)), number_, record.attempt.key))
             if len(heap) > SAMPLED:

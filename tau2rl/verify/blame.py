@@ -73,7 +73,7 @@ def blame(episode: Episode, facts: TaskFacts) -> Blame | None:
         return Blame(fault=Fault.TASK, name="quarantined", detail=facts.quarantined)
     if (found := next(user_faults(episode, facts), None)) is not None:
         return found
-    return None if episode.grade is not None and episode.grade.success else _of_the_agent(episode, facts)
+    return None if episode.solved else _of_the_agent(episode, facts)
 
 
 def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
@@ -108,7 +108,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
 def facts_of(ref: TaskRef) -> TaskFacts:
     """The facts of a task of the benchmark."""
     from tau2rl.env.domain import domain
-    from tau2rl.env.tasks import QUARANTINE, gold_actions
+    from tau2rl.env.tasks import gold_actions, quarantined
 
     loaded = domain(ref.domain)
     task: Any = loaded.task(ref)
@@ -119,7 +119,7 @@ def facts_of(ref: TaskRef) -> TaskFacts:
         reason=str(getattr(instructions, "reason_for_call", instructions)),
         gold=tuple(CallTool(name=a.name, arguments=dict(a.arguments)) for a in actions if a.requestor == "assistant"),
         user_gold=tuple(a.name for a in actions if a.requestor == "user"),
-        quarantined=QUARANTINE.get(ref.domain, {}).get(ref.task_id, ""),
+        quarantined=quarantined(ref),
         domain_policy=loaded.policy,
         tool_kinds=loaded.tool_types,
         user_tools=frozenset(schema["function"]["name"] for schema in loaded.user_tool_schemas),

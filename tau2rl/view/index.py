@@ -23,7 +23,8 @@ from pydantic_core import from_json
 
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import replaces
-from tau2rl.runs.records import READ, SCHEMA, decode
+from tau2rl.runs.records import READ, SCHEMA, decode, files_of
+from tau2rl.runs.validation import validations
 from tau2rl.types import EpisodeRecord
 from tau2rl.view.rows import COLUMNS, Json, row_of, words_of
 
@@ -284,9 +285,7 @@ class Index:
 
 def record_files(run: Path) -> list[Path]:
     """The files of a run that hold records, in the order in which they are read."""
-    own = [run / "episodes.jsonl", run / "failures.jsonl"]
-    validations = [file for file in sorted((run / "val").glob("step_*.jsonl")) if file.stem.rpartition("_")[2].isdigit()]
-    return [file for file in (*own, *validations) if file.is_file()]
+    return [*files_of(run), *validations(run).values()]
 
 
 def _prepared(name: str) -> sqlite3.Connection:
