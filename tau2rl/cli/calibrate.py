@@ -98,7 +98,8 @@ def calibrate(
 
 def _rows(runs: Sequence[Path], table: str, *, allow_held_out: bool) -> list[TierRow]:
     """A row a rollout; the attempts at a task in one run are a group. Raises UserError."""
-    from tau2rl.env.tasks import refuse_held_out, tiers_of
+    from tau2rl.env.tasks import refuse_held_out
+    from tau2rl.env.turn_rewards import tiers_of
 
     rules = recipe_table(TABLES[table].values, writes_only=TABLES[table].writes_only)
     out: list[TierRow] = []

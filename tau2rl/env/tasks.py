@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from tau2rl.env.domain import SELECT, domain
 from tau2rl.env.scripted_user import opening_words
 from tau2rl.env.task_files import source_path, task_file
 from tau2rl.errors import UserError
-from tau2rl.reward.tiers import CallResult, Tier, TierTable, ToolKind, TurnCalls, score_calls, turn_rewards
-from tau2rl.types import Actions, CallTool, Episode, Message, Say, TaskRef
+from tau2rl.types import Actions, CallTool, Episode, Say, TaskRef
 
 ENTITY_PATTERNS = {
     "user": r"\b[a-z]+_[a-z]+_\d{3,5}\b",
@@ -327,46 +326,6 @@ def closing_words(information: Sequence[str]) -> str:
     """
     told = f" For your information: {'; '.join(information)}." if information else ""
     return f"That is done.{told} Is there anything else?"
-
-
-KINDS: dict[str, ToolKind] = {"read": "read", "write": "write"}
-
-
-def episode_turn_rewards(episode: Episode, table: TierTable) -> list[float]:
-    """One reward a turn, [num_turns]."""
-    return turn_rewards(turn_calls(episode), *_reference(episode.task), table)
-
-
-def tiers_of(episode: Episode, table: TierTable) -> tuple[tuple[Tier, ...], ...]:
-    """The tier of every call, [num_turns][calls of that turn]; a turn without calls has one."""
-    scored = score_calls(turn_calls(episode), *_reference(episode.task), table)
-    return tuple(tuple(call.tier for call in turn) for turn in scored)
-
-
-def _reference(task: TaskRef) -> tuple[list[CallTool], dict[str, ToolKind]]:
-    """The agent's side of the reference actions, and what each tool does."""
-    loaded = domain(task.domain)
-    actions = (action for action in gold_actions(loaded.task(task)) if action.requestor == "assistant")
-    gold = [CallTool(name=action.name, arguments=dict(action.arguments)) for action in actions]
-    return gold, {name: KINDS.get(kind, "other") for name, kind in loaded.tool_types.items()}
-
-
-def turn_calls(episode: Episode) -> list[TurnCalls]:
-    """The calls of each turn with what became of them; results stand in the messages in the order of the calls."""
-    results = _results(episode.messages)
-    return [
-        TurnCalls(
-            calls=tuple(
-                CallResult(call=action, error=next(results, False)) for action in turn.actions if isinstance(action, CallTool)
-            ),
-            malformed=turn.malformed is not None,
-        )
-        for turn in episode.turns
-    ]
-
-
-def _results(messages: tuple[Message, ...]) -> Iterator[bool]:
-    return (message.error for message in messages if message.role == "tool")
 
 
 _GOLD = "wrong reference actions; corrected in tau2-bench v1.0.0"

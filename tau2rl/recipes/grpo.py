@@ -33,9 +33,8 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     val_tasks = select(config.val) if config.train.val_every else []
     refuse_leak(tasks, val_tasks)
     spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)  # refuses a dominated reward
-    if config.reward.recipe is not None:
-        read_recipe(config.reward.recipe)  # refuses one that was changed or failed
-    elif config.algo.estimator == "mt_gtpo":
+    recipe = None if config.reward.recipe is None else read_recipe(config.reward.recipe)  # refuses one that was changed or failed
+    if recipe is None and config.algo.estimator == "mt_gtpo":
         log.warning("`mt_gtpo` without a calibrated recipe (`tau2rl calibrate`, then `reward.recipe`): turn rewards are a guess")
     backend = backend or backend_for(config)
     plan = planned(backend, config)
@@ -48,8 +47,8 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     parent = described_checkpoint(start)
     bench = env_identity(config.tasks, plan.user or config.user, val=config.val if config.train.val_every else None)
     identity = {"chat": fingerprint(make_codec(config.chat)), "parent": parent["sha256"]}
-    if config.reward.recipe is not None:
-        identity["recipe"] = read_recipe(config.reward.recipe)["digest"]
+    if recipe is not None:
+        identity["recipe"] = recipe["digest"]
     stands_on = environment(config, bench, identity, recorded=plan.recorded)
     folder.write_environment(stands_on)
 

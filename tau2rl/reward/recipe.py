@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -49,9 +50,12 @@ def read_recipe(file: Path) -> dict[str, Any]:
 
 def turn_table(reward: RewardConfig, algo: AlgoConfig) -> TierTable:
     """What a turn is worth: the recipe's table, else that of `algo.turn_rewards`. Raises UserError."""
-    if reward.recipe is None:
-        return TABLES[algo.turn_rewards]
-    content = read_recipe(reward.recipe)
+    return TABLES[algo.turn_rewards] if reward.recipe is None else _table(reward.recipe)
+
+
+@functools.cache  # an episode asks for it, and a run stands on the file as it was
+def _table(file: Path) -> TierTable:
+    content = read_recipe(file)
     values = cast("dict[str, float]", content["values"])
     return recipe_table({Tier(name): value for name, value in values.items()}, writes_only=bool(content["writes_only"]))
 

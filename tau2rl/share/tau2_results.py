@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tau2rl.env.domain import Domain, domain
+from tau2rl.env.task_files import source_path
 from tau2rl.env.tasks import gold_actions
 from tau2rl.runs.files import replacing, writing
 from tau2rl.share.kept import KeptRun, write_text
@@ -59,8 +60,9 @@ def _left_out(record: EpisodeRecord) -> str:
 
 
 def _write(out: BinaryIO, run: KeptRun, loaded: Domain, ids: Container[str]) -> int:
-    split = run.config.tasks.split
-    tasks = {id: task for id, task in loaded.tasks(split).items() if id in ids}  # in tau2's order
+    named = run.config.tasks
+    every = loaded.tasks(named.split, source_path(named.source) if named.source else "")
+    tasks = {id: task for id, task in every.items() if id in ids}  # in tau2's order
     out.write(b'{"timestamp": null, "info": ')
     write_text(out, _info(run, loaded))
     out.write(b', "tasks": ')

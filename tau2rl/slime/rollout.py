@@ -22,8 +22,8 @@ from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
 from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig
 from tau2rl.data.encoding import pack
-from tau2rl.env.tasks import episode_turn_rewards
 from tau2rl.env.tau2_env import warm_up
+from tau2rl.env.turn_rewards import episode_turn_rewards
 from tau2rl.env.user_simulator import check_key
 from tau2rl.errors import EpisodeFailure, RunIncomplete, UserError
 from tau2rl.hashing import derive_seed

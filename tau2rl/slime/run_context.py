@@ -159,6 +159,9 @@ def absolute(config: TrainingConfig) -> TrainingConfig:
     values["model"]["init"] = _absolute(values["model"]["init"])
     if values["slime"]["user"]["checkpoint"]:
         values["slime"]["user"]["checkpoint"] = _absolute(values["slime"]["user"]["checkpoint"])
+    for section, key in (("reward", "recipe"), ("tasks", "source"), ("val", "source")):
+        if values.get(section, {}).get(key):
+            values[section][key] = _absolute(values[section][key])
     chat = values.get("chat")
     if chat:
         for key in ("tokenizer", "cookbook_prompt"):

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import AlgoConfig, GrpoConfig
+from tau2rl.config import AlgoConfig, GrpoConfig, RewardConfig
 from tau2rl.errors import UserError
 from tau2rl.reward.advantages import TURN_ESTIMATORS, group_advantages
-from tau2rl.reward.tiers import TABLES
+from tau2rl.reward.recipe import turn_table
+from tau2rl.reward.tiers import TierTable
 from tau2rl.runs.folder import read_config
 from tau2rl.types import Episode, EpisodeRecord
 from tau2rl.view.conversation import items
@@ -31,20 +32,24 @@ def members(run: Path, index: Index, row: Json) -> tuple[list[Json], Advantages,
     if config is not None and row["place"] == "run":
         size = config.rollout.num_samples
         rows = [each for each in rows if each["attempt"] // size == row["attempt"] // size]
-    algo = AlgoConfig() if config is None else config.algo
-    found = advantages(rows, algo, load=index.record)
+    algo, reward = (AlgoConfig(), RewardConfig()) if config is None else (config.algo, config.reward)
+    found = advantages(rows, algo, reward, load=index.record)
     return rows, found, "" if config is None else algo.estimator
 
 
-def advantages(rows: Sequence[Json], algo: AlgoConfig, *, load: Callable[[Json], EpisodeRecord]) -> Advantages:
+def advantages(
+    rows: Sequence[Json], algo: AlgoConfig, reward: RewardConfig, *, load: Callable[[Json], EpisodeRecord]
+) -> Advantages:
     """Of the attempts of one group, from the scores that were kept. The estimators of turns need their records, and tau2."""
     left_out = {"failed", "truncated"} if algo.truncated == "drop" else {"failed"}
     scores_G = [None if row["status"] in left_out or not row["turns"] else row["score"] for row in rows]
     turn_rewards_G: list[Sequence[float]] = [()] * len(rows)
     if algo.estimator in TURN_ESTIMATORS:
         try:
+            table = turn_table(reward, algo)
             turn_rewards_G = [
-                () if score is None else _turn_rewards(load(row).episode, algo) for row, score in zip(rows, scores_G, strict=True)
+                () if score is None else _turn_rewards(load(row).episode, table)
+                for row, score in zip(rows, scores_G, strict=True)
             ]
         except (UserError, ImportError, KeyError, ValueError):
             return [None] * len(rows)
@@ -96,10 +101,10 @@ def _label(item: Json) -> str:
     return words if len(words) <= LONGEST_LABEL else f"{words[:LONGEST_LABEL]} ..."
 
 
-def _turn_rewards(episode: Episode, algo: AlgoConfig) -> list[float]:
-    from tau2rl.env.tasks import episode_turn_rewards
+def _turn_rewards(episode: Episode, table: TierTable) -> list[float]:
+    from tau2rl.env.turn_rewards import episode_turn_rewards
 
-    return episode_turn_rewards(episode, TABLES[algo.turn_rewards])
+    return episode_turn_rewards(episode, table)
 
 
 def _training(run: Path) -> GrpoConfig | None:

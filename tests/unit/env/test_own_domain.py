@@ -14,7 +14,8 @@ from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import TasksConfig
 from tau2rl.env import audit
 from tau2rl.env.domain import domain, known_domains
-from tau2rl.env.tasks import changed_something, describe, episode_turn_rewards, gold_script, held_out, is_test, kind_of, select
+from tau2rl.env.tasks import changed_something, describe, gold_script, held_out, is_test, kind_of, select
+from tau2rl.env.turn_rewards import episode_turn_rewards
 from tau2rl.errors import UserError
 from tau2rl.reward.tiers import DENSE
 from tau2rl.types import Actions, CallTool, Episode, Say, Status, TaskRef

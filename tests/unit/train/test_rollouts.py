@@ -22,7 +22,7 @@ import pytest
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import GrpoConfig, build
-from tau2rl.env.tasks import turn_calls
+from tau2rl.env.turn_rewards import turn_calls
 from tau2rl.errors import PolicyFailure, RunIncomplete
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.protocols import Policy
