@@ -84,6 +84,15 @@ async def together(made: Rollout, count: int) -> list[Played]:
     return await asyncio.gather(*(play(made, index) for index in range(count)))
 
 
+async def until(true: Callable[[], bool], attempts: asyncio.Future[Any]) -> None:
+    """Wait for something that comes true while the attempts are played. Raises what has ended them before, and TimeoutError."""
+    async with asyncio.timeout(60):
+        while not true():
+            if attempts.done():
+                raise AssertionError(f"the attempts have ended before: {attempts.result()}")
+            await asyncio.sleep(0.01)
+
+
 def codec_of(checkpoint: Path) -> NativeCodec:
     """The codec of a checkpoint's own template."""
     return NativeCodec(HFTokenizer(str(checkpoint)))

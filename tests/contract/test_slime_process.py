@@ -34,7 +34,7 @@ from tau2rl.slime.rollout import Rollout
 from tau2rl.slime.samples import Played
 from tau2rl.train.grpo import Rollouts
 from tau2rl.types import Attempt, Status, TaskRef
-from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, using
+from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, agent, play, rollout, settings, together, until, using
 from tests.play import CREATE
 from tests.stubs.http import Request, Response, StubServer
 from tests.stubs.openai import OpenAIStub
@@ -166,8 +166,7 @@ def test_a_user_that_is_gone_pauses_all_and_costs_nothing_once_it_is_back(tmp_pa
 
         async def story(made: Rollout) -> list[Played]:
             attempts = asyncio.create_task(together(made, 6))
-            while len(user.requests) < 8:  # six that began, and probes
-                await asyncio.sleep(0.05)
+            await until(lambda: len(user.requests) >= 8, attempts)  # six that began, and probes
             assert not attempts.done() and len(server.requests) == 0 and made.breaker.open
             user.set_mode("ok")
             return await attempts
@@ -204,7 +203,7 @@ class TwoEngines(StubServer):
 
     def _forward(self, asked: urllib.request.Request) -> Response:
         try:
-            with urllib.request.urlopen(asked) as answered:
+            with urllib.request.urlopen(asked, timeout=60) as answered:
                 return Response(raw=answered.read())
         except urllib.error.HTTPError as error:  # the engine's own word
             return Response(status=error.code, raw=error.read())
@@ -224,14 +223,9 @@ def test_a_dead_engine_costs_no_attempt(tmp_path: Path, says: int) -> None:
 
         async def story(made: Rollout) -> list[Played]:
             attempts = asyncio.create_task(together(made, 64))
-            while len(router.requests) < 8:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(router.requests) >= 8, attempts)
             other.die()
-            while (
-                router.refused < 30 and not attempts.done()
-            ):  # at 500, which nothing tries again, so many attempts FAILED once at least
-                await asyncio.sleep(0.01)
-            assert not attempts.done()
+            await until(lambda: router.refused >= 30, attempts)  # at 500, which nothing tries again, so many FAILED once at least
             router.engines = [one]  # what slime does when the engine has not answered for a while
             return await attempts
 

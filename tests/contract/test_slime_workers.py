@@ -25,7 +25,7 @@ from tau2rl.runs.records import read
 from tau2rl.slime import rollout as rollout_module
 from tau2rl.slime.rollout import Rollout, rollout_of, run_until_aborted
 from tau2rl.slime.samples import Played, SampleMetadata, metadata_of
-from tests.contract.slime_episodes import agent, codec_of, play, rollout, settings, together, using
+from tests.contract.slime_episodes import agent, codec_of, play, rollout, settings, together, until, using
 from tests.contract.slime_job import RouterStub, SlimeJob, write_checkpoint
 from tests.play import CREATE
 from tests.stubs.sglang import SGLangStub
@@ -78,8 +78,7 @@ def test_a_killed_worker_costs_a_try_and_what_is_aborted_ends_there(cluster: Non
 
     async def story(made: Rollout, server: SGLangStub) -> list[Played]:
         playing = asyncio.create_task(together(made, 8))
-        while server.traffic.in_flight < 8:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.traffic.in_flight >= 8, playing)
         ray.kill(workers_of(made)._actors[0], no_restart=False)
         server.latency = 0.0
         played = await playing
@@ -87,8 +86,9 @@ def test_a_killed_worker_costs_a_try_and_what_is_aborted_ends_there(cluster: Non
         before = len(server.requests)
         in_vain = run_until_aborted(lambda: len(server.requests) > before + 1, together(made, 2))
         assert await in_vain is None
-        while len(server.aborted) < 2:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while len(server.aborted) < 2:
+                await asyncio.sleep(0.01)
         assert {request.body["rid"] for request in server.requests[before:]} <= set(server.aborted)
         server.latency = 0.0
         return [*played, await play(made, 8)]
@@ -107,8 +107,7 @@ def test_an_open_breaker_closes_with_a_probe_and_loses_nothing(cluster: None, tm
 
     async def story(made: Rollout, server: SGLangStub) -> list[Played]:
         playing = asyncio.create_task(together(made, 4))
-        while not made.breaker.open:
-            await asyncio.sleep(0.01)
+        await until(lambda: made.breaker.open, playing)
         server.set_mode("ok")
         return await playing
 

@@ -132,7 +132,7 @@ class StubServer:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20))
+        server = self._loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0, limit=2**20))
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         self._loop.run_forever()
@@ -141,6 +141,17 @@ class StubServer:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            # A task that is cancelled before its first step has closed nothing, and its client would wait for ever.
+            error = None if task.cancelled() else task.exception()
+            if task.cancelled() or error is not None:
+                writer.transport.abort()
+            if error is not None:
+                self._loop.call_exception_handler({"message": f"a bug of {type(self).__name__}", "exception": error})
+
+        self._loop.create_task(self._serve(reader, writer)).add_done_callback(ended)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, kept alive over its requests."""

@@ -2,13 +2,15 @@
 
 - a step, a validation, a save, a resume, another step and an export take place, and what must hold is said to hold;
 - the run itself is not started, its folder not touched; the next rehearsal replaces the last one;
-- one that breaks ends with the exit code of the run and says where; one whose checks do not hold ends with 1;
+- one that breaks ends with the exit code of the run and says where; one that loses any of what must hold ends with 1 and says what;
 - every config for a cluster has a size that its layout takes.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tau2rl.backend import Trained, TrainingConfig
 from tau2rl.cli import app
 from tau2rl.config import GrpoConfig, SftConfig, ShapeConfig
-from tau2rl.recipes import rehearsal
 from tau2rl.recipes.rehearsal import rehearsed
 from tau2rl.recipes.training import backend_for
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import Progress
+from tau2rl.runs.validation import validation_file
+from tau2rl.train.backend import LocalBackend
 from tau2rl.train.tiny import create_tiny
 from tests.slime_configs import CONFIGS, load_slime
 
@@ -73,7 +79,8 @@ def test_grpo_in_small(file: Path, tmp_path: Path) -> None:
     assert "the run was resumed" in table.stdout and "tau2rl show" in table.stderr
 
 
-def test_sft_in_small(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--train.early_stopping_patience", "1", "--train.lr", "1", "--train.schedule", "constant")], ids=["", "early stopping"])
+def test_sft_in_small(file: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"messages": HELLO, "id": n}) + "\n" for n in range(30)), "utf-8")
     values = {
@@ -81,23 +88,69 @@ def test_sft_in_small(file: Path, tmp_path: Path) -> None:
         "train": {"steps": 100, "batch_size": 16}, "launch": {"inline": True},
     }  # fmt: skip
     file.write_text(yaml.safe_dump(values), "utf-8")
-    told = rehearse("sft", file)
+    told = rehearse("sft", file, *more)
     assert told["holds"] and {"loss", "val_loss"} <= told["numbers"].keys()
 
 
-def test_what_breaks_is_said(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_is_said(file: Path) -> None:
     refused = rehearse("grpo", file, "--limits.context_tokens", "3000000", code=2)
     assert "positions" in refused
-    monkeypatch.setattr(rehearsal, "STEPS", 3)  # the checks then ask for more than was done, as where a step is lost
-    monkeypatch.setattr(rehearsal, "rehearsed", lambda config: two_steps(config))
-    told = rehearse("grpo", file, code=1)
-    assert next(check["what"] for check in told["checks"] if not check["holds"]) == "each step left its numbers"
 
 
-def two_steps(config: GrpoConfig) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal, "STEPS", 2)
-        return rehearsed(config)
+class Loses(LocalBackend):
+    """A backend of the user's: the local one, which then loses something of what the second step left."""
+
+    def train(self, config: TrainingConfig, folder: RunFolder, progress: Progress) -> Trained:
+        trained = super().train(config, folder, progress)
+        return self.lose(folder.path, trained) if config.train.steps == 2 else trained
+
+    def lose(self, run: Path, trained: Trained) -> Trained:
+        raise NotImplementedError
+
+
+class LosesItsReport(Loses):
+    def lose(self, run: Path, trained: Trained) -> Trained:
+        return replace(trained, checkpoint=None)  # as slime does when it left none: then there is nothing to report
+
+
+class LosesNumbers(Loses):
+    def lose(self, run: Path, trained: Trained) -> Trained:
+        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] != 2), "utf-8")
+        return trained
+
+
+class LosesItsFirstStart(Loses):
+    def lose(self, run: Path, trained: Trained) -> Trained:
+        shutil.rmtree(run / "logs" / "session_1")
+        return trained
+
+
+class LosesAValidation(Loses):
+    def lose(self, run: Path, trained: Trained) -> Trained:
+        validation_file(run, 1).unlink()
+        return trained
+
+
+class LosesItsExport(Loses):
+    def lose(self, run: Path, trained: Trained) -> Trained:
+        assert trained.checkpoint is not None
+        return replace(trained, checkpoint=trained.checkpoint.rename(run / "checkpoints" / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "lost"),
+    [
+        (LosesItsReport, ["the report is whole", "the last step can be loaded elsewhere"]),  # `final` is of step 1, it says
+        (LosesNumbers, ["each step left its numbers"]),
+        (LosesItsFirstStart, ["the run was resumed"]),
+        (LosesAValidation, ["each step was validated"]),
+        (LosesItsExport, ["the last step can be loaded elsewhere"]),
+    ],
+)
+def test_what_is_lost_is_said(file: Path, backend: type[Loses], lost: list[str]) -> None:
+    told = rehearse("grpo", file, "--backend", f"{__name__}:{backend.__name__}", code=1)
+    assert (told["holds"], [check["what"] for check in told["checks"] if not check["holds"]]) == (False, lost)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
