@@ -7,7 +7,7 @@ were called before. Unknown keys are errors with the nearest name as a hint.
 
 from __future__ import annotations
 
-from tau2rl.config.base import DOMAINS, Section
+from tau2rl.config.base import DOMAINS, TEST_SPLITS, Section
 from tau2rl.config.fields import Setting, every_setting, known_names, words_of
 from tau2rl.config.loading import build, dump, flatten, load, put, read_file, type_of
 from tau2rl.config.sections import (
@@ -63,6 +63,7 @@ __all__ = [
     "DOMAINS",
     "PRESETS",
     "STAGES",
+    "TEST_SPLITS",
     "AgentConfig",
     "AlgoConfig",
     "ChatConfig",

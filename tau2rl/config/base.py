@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from tau2rl import plugins
 
+TEST_SPLITS = ("test", "synth-test", "base", "small", "full")  # those that have test tasks
 DOMAINS = ("airline", "retail", "telecom", "mock")  # tau2's own; a run may name any that is registered with tau2
 
 

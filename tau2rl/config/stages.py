@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tau2rl.config.base import Module, Section, WordOrReference
+from tau2rl.config.base import TEST_SPLITS, Module, Section, WordOrReference
 from tau2rl.config.sections import (
     ChatConfig,
     DataConfig,
@@ -272,7 +272,7 @@ class GrpoConfig(LearnConfig):
 
     def _validation_is_apart(self) -> None:
         """Refuse validation tasks that are tested on or trained on."""
-        if self.val.split in ("test", "synth-test", "base", "small", "full"):
+        if self.val.split in TEST_SPLITS:
             raise ValueError(f"val.split `{self.val.split}` holds test tasks: use `train-select`, for mock `synth-select`")
         if (self.tasks.split, self.val.split) == ("train", "train-select"):
             raise ValueError("tasks.split `train` holds the tasks of val.split `train-select`: train on `train-learn`")

@@ -64,7 +64,8 @@ def checks(config: TrainingConfig) -> Iterator[Check]:
     file = folder / REPORT
     report: dict[str, Any] = read_report(file) if file.is_file() else {}
     done = last_step(folder) if report else 0  # 1: it is the first run's, and the second left none
-    yield Check(what="the report is whole", holds=done == STEPS and not report["incomplete"], detail=f"of {done} steps, in {file}")
+    whole = done == STEPS and not report["incomplete"]
+    yield Check(what="the report is whole", holds=whole, detail=f"of {done} steps, in {file}")
     lines = _metrics(folder / "metrics.jsonl")
     steps = sorted({line["step"] for line in lines} - {0})  # 0: a validation before training
     yield Check(what="each step left its numbers", holds=steps == list(range(1, STEPS + 1)), detail=f"of steps {steps}")
@@ -95,7 +96,8 @@ def _small(config: TrainingConfig, size: int) -> TrainingConfig:
         values["rollout"] |= {"num_samples": ATTEMPTS, "keep": True}
         values["val"] |= {"limit": 1, "num_samples": 1} if train["val_every"] else {}
     else:
-        train |= {"batch_size": size, "early_stopping_patience": 0, **({"val_every": 1} if values["data"]["val_fraction"] else {})}
+        train |= {"batch_size": size, "early_stopping_patience": 0}
+        train |= {"val_every": 1} if values["data"]["val_fraction"] else {}
     return build(type(config), values)
 
 

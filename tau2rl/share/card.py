@@ -20,7 +20,8 @@ import yaml
 from markupsafe import Markup
 
 import tau2rl
-from tau2rl.config import EvalConfig, PipelineConfig, dump
+from tau2rl.config import DOMAINS, TEST_SPLITS, EvalConfig, PipelineConfig
+from tau2rl.env.domain import domain
 from tau2rl.errors import UserError
 from tau2rl.recipes.test_access import evaluated_checkpoint
 from tau2rl.report.tables import printable
@@ -28,14 +29,13 @@ from tau2rl.runs.files import read_json, replacing, section, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, checkpoint_hash
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
+from tau2rl.share.kept import benchmark_of, sampling_of, split_of, user_of
 from tau2rl.share.lineage import Link, lineage
 from tau2rl.share.render import markdown_page
 
 Json = dict[str, Any]
-TESTED_ON = ("test", "synth-test", "base", "small", "full")  # splits that have test tasks
-REAL = ("airline", "retail", "telecom")
+REAL = tuple(name for name in DOMAINS if name != "mock")
 BENCHMARK = "HuggingFaceH4/tau2-bench-data"  # the hub's dataset of the benchmark; its tasks are `tau2_bench_DOMAIN`
-WHOLE = {"airline": 50, "retail": 114, "telecom": 114}  # tasks of `base`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,18 @@ class Evidence:
     @property
     def split(self) -> str:
         """Of its tasks."""
-        return self.config.tasks.split
+        return split_of(self.config.tasks)
 
     @property
     def user(self) -> str:
         """The user simulator."""
-        user = self.config.user
-        return f"{user.model} at temperature {user.temperature:g}" if user.kind == "llm" else user.kind
+        return user_of(self.config.user)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether it played all of tau2's own tasks of a real domain."""
+        return (
+            name in REAL and self.split == "base" and self.report["tasks_by_domain"][name] == len(domain(name).tasks(self.split))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +235,10 @@ def _eval_results(mine: Sequence[Evidence]) -> str:
     Entry, to_yaml = _hub("EvalResultEntry"), _hub("eval_result_entries_to_yaml")
     entries: list[Any] = []
     for each in mine:
-        if each.report["incomplete"] or each.config.user.kind != "llm" or each.split != "base":
+        if each.report["incomplete"] or each.config.user.kind != "llm":
             continue
-        for domain, part in each.report["by_domain"].items():
-            if WHOLE.get(domain) == each.report["tasks_by_domain"][domain]:
+        for name, part in each.report["by_domain"].items():
+            if each.is_whole(name):
                 low, high = part["pass^1"]["ci95"]
                 notes = (
                     f"pass^1 in percent, 95% interval {100 * low:.1f} to {100 * high:.1f}, {each.report['attempts']} attempts a "
@@ -241,13 +246,12 @@ def _eval_results(mine: Sequence[Evidence]) -> str:
                     f"thinking {each.config.chat.thinking}, {_tau2(each)}"
                 )
                 value = round(100 * part["pass^1"]["value"], 2)
-                entries.append(Entry(dataset_id=BENCHMARK, task_id=f"tau2_bench_{domain}", value=value, notes=printable(notes)))
+                entries.append(Entry(dataset_id=BENCHMARK, task_id=f"tau2_bench_{name}", value=value, notes=printable(notes)))
     return str(yaml.safe_dump(to_yaml(entries), sort_keys=False, allow_unicode=True)) if entries else ""
 
 
 def _shown(each: Evidence) -> Json:
     """What the card's tables say of an evaluation."""
-    sampling: Mapping[str, Any] = dump(each.config)["policy"]["sampling"]
     return {
         "name": each.config.name,
         "report": each.report,
@@ -257,15 +261,14 @@ def _shown(each: Evidence) -> Json:
         "thinking": each.config.chat.thinking,
         "tau2": _tau2(each),
         "attempts": int(each.report["attempts"]),
-        "sampling": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in sampling.items()),
+        "sampling": sampling_of(each.config),
         "floors": {domain: _floor(each, domain) for domain in each.report["by_domain"]},
         "model": each.sha256[:16] or "not known",
     }
 
 
 def _tau2(each: Evidence) -> str:
-    tau2 = section(each.environment, "identity", "bench", "tau2")
-    return printable(" ".join(map(str, tau2.values())) or "not recorded")
+    return printable(benchmark_of(each.environment) or "not recorded")
 
 
 def _floor(each: Evidence, domain: str) -> float | None:
@@ -275,7 +278,11 @@ def _floor(each: Evidence, domain: str) -> float | None:
 
 def _accesses(every: Sequence[Evidence], folder: Path) -> list[str]:
     """Each evaluation that looked at test tasks, of this model or of those on the way to it: more than one is a warning."""
-    seen = [f"{each.config.name} ({each.split}), digest {each.report['digest']}" for each in every if each.split in TESTED_ON]
+    seen = [
+        f"{each.config.name} ({each.split}), digest {each.report['digest']}"
+        for each in every
+        if each.config.tasks.split in TEST_SPLITS
+    ]
     if (folder / SELECTION).is_file():
         for entry in read_selection(folder / SELECTION)["test_access_log"]:
             if not any(str(entry["digest"]) in each for each in seen):

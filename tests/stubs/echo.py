@@ -34,7 +34,8 @@ class EchoStub(StubServer):
             self.well -= 1
             choice = {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
             usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-            head = {"id": "1", "object": "chat.completion", "model": "stub", "service_tier": "default"}  # Groq's always has a tier
+            # A tier, since litellm's client for Groq asks for one
+            head = {"id": "1", "object": "chat.completion", "model": "stub", "service_tier": "default"}
             return Response(payload={**head, "choices": [choice], "usage": usage})
         header = request.headers.get("authorization") or request.headers.get("x-api-key", "")
         key = header.removeprefix("Bearer ")

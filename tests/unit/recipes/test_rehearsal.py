@@ -2,7 +2,7 @@
 
 - a step, a validation, a save, a resume, another step and an export take place, and what must hold is said to hold;
 - the run itself is not started, its folder not touched; the next rehearsal replaces the last one;
-- one that breaks ends with the exit code of the run and says where; one that loses any of what must hold ends with 1 and says what;
+- one that breaks ends with the exit code of the run and says where; one that loses what must hold ends with 1 and says what;
 - every config for a cluster has a size that its layout takes.
 """
 
@@ -79,7 +79,11 @@ def test_grpo_in_small(file: Path, tmp_path: Path) -> None:
     assert "the run was resumed" in table.stdout and "tau2rl show" in table.stderr
 
 
-@pytest.mark.parametrize("more", [(), ("--train.early_stopping_patience", "1", "--train.lr", "1", "--train.schedule", "constant")], ids=["", "early stopping"])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--train.early_stopping_patience", "1", "--train.lr", "1", "--train.schedule", "constant")],
+    ids=["", "early stopping"],
+)
 def test_sft_in_small(file: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"messages": HELLO, "id": n}) + "\n" for n in range(30)), "utf-8")
