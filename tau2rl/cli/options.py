@@ -53,6 +53,13 @@ COMMON = {
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
 }  # fmt: skip
 
+
+def option(*names: str, help: str, metavar: str | None = None, panel: str = RUN) -> Any:
+    """An option whose help says its default, if it says one at all."""
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
