@@ -32,7 +32,7 @@ class Source:
     @property
     def name(self) -> str:
         """What rows without a source of their own are said to be from."""
-        return self.file.name
+        return "/".join(self.file.expanduser().absolute().parts[-2:])
 
 
 @dataclass(slots=True, kw_only=True)
