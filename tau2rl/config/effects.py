@@ -143,6 +143,8 @@ IDLE: tuple[Idle, ...] = (
         )
     ),
     Idle("keep.partial_backoff", {"keep.attempts": ("all",)}, "failures are kept anyway"),
+    Idle("keep.form", {"keep.attempts": Other(than=("solved+form",))}),
+    Idle("balance.form", {"keep": Other(than=("solved+form",))}),
     # the policy gradient
     Idle("algo.gamma", {"algo.estimator": (*TRAJECTORY, "mt_grpo")}),
     Idle("algo.outcome_weight", {"algo.estimator": Other(than=("mt_gtpo",))}),

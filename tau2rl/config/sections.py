@@ -324,12 +324,32 @@ class RftPolicyConfig(PolicyConfig):
     sampling: RftSamplingConfig = RftSamplingConfig()
 
 
-class KeepConfig(Section):
+FormRule = Literal["several_calls", "unconfirmed_write", "unauthenticated_write", "failed_write"]
+
+
+class BalanceConfig(Section):
+    """How what is kept is spread: over users, and over cells of domain x writes x reads x behaviour of the user."""
+
+    form: tuple[FormRule, ...] = ("several_calls", "unconfirmed_write", "unauthenticated_write", "failed_write")
+    """`solved+form`: what a conversation must not have. `several_calls` in a turn, or text beside a call; a write that the user
+    did not confirm; one before the user was looked up: each where the domain's policy asks for it. A write that failed."""
+    dedupe: bool = False
+    """Keep one of several attempts at a task with the same tool calls in the same order."""
+    per_user: int | None = Field(default=None, ge=1)
+    """At most so many about one user of the database, those of different tasks first."""
+    per_cell: int | None = Field(default=None, ge=1)
+    """At most so many of a cell, those of different tasks first."""
+    total: int | None = Field(default=None, ge=1)
+    """At most so many in all, drawn evenly over the cells."""
+
+
+class KeepConfig(BalanceConfig):
     """Which attempts are kept; the limits hold in this order."""
 
-    attempts: Literal["solved", "all", "subset"] = "solved"
-    """`solved`: those that tau2 graded 1. `all`: every graded one. `subset`: as many as `solved` would leave, drawn by a hash
-    from all graded ones, so that `solved` and it differ in what they show and not in how much."""
+    attempts: Literal["solved", "solved+form", "all", "subset"] = "solved"
+    """`solved`: those that tau2 graded 1. `solved+form`: of those the ones without a fault of `form`. `all`: every graded one.
+    `subset`: as many as `solved` would leave, drawn by a hash from all graded ones, so that `solved` and it differ in what they
+    show and not in how much. Published (docs/data.md): all 64.1, subset 61.0, solved 56.2 at 4B, single runs."""
     partial_backoff: float | None = Field(default=None, gt=0, le=1)
     """For a task without a success: its best attempt, if its partial score is at least this (published recipes: 0.6). It
     trains on failures, so it is off by default."""
