@@ -27,6 +27,7 @@ from tau2rl.config.sections import (
     TasksConfig,
     TemplateConfig,
     UserConfig,
+    WriterConfig,
 )
 from tau2rl.config.stages import (
     STAGES,
@@ -106,6 +107,7 @@ __all__ = [
     "TrainConfig",
     "UserConfig",
     "ValConfig",
+    "WriterConfig",
     "build",
     "dump",
     "every_setting",
