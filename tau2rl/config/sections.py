@@ -75,7 +75,7 @@ class SynthConfig(Section):
     """So many tasks; fewer where the database has no more of these cells."""
     seed: int = 0
     """Everything is drawn from it: the same command makes the same bytes."""
-    writes: tuple[Literal[1, 2, 3, 4, 5], ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
+    writes: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
     """Numbers of writes; each in equal parts with each of `burdens`."""
     burdens: tuple[Literal["0-2", "3-5", "6-9", "10+"], ...] = Field(default=("0-2", "3-5", "6-9", "10+"), min_length=1)
     """Numbers of reads after which the writes' arguments are known."""
