@@ -10,6 +10,7 @@ from __future__ import annotations
 from tau2rl.config.base import DOMAINS, TEST_SPLITS, Section
 from tau2rl.config.fields import Setting, every_setting, known_names, words_of
 from tau2rl.config.loading import build, dump, flatten, load, put, read_file, type_of
+from tau2rl.config.making import SynthConfig, WriterConfig
 from tau2rl.config.sections import (
     PRESETS,
     ChatConfig,
@@ -23,11 +24,9 @@ from tau2rl.config.sections import (
     RewardConfig,
     RolloutConfig,
     SamplingConfig,
-    SynthConfig,
     TasksConfig,
     TemplateConfig,
     UserConfig,
-    WriterConfig,
 )
 from tau2rl.config.stages import (
     STAGES,
