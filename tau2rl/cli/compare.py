@@ -192,12 +192,14 @@ def _lines(pair: Mapping[str, Any], label: str, *, shows: int) -> list[str]:
     """What the table of a pair cannot say: how sure, what it could have found, which tasks flipped and where to look."""
     one = pair["measures"]["pass@1"]
     low, high = one["bootstrap"]
-    out = [f"{label}: {one['tasks']} tasks, paired; pass@1 bootstrap [{low:+.3f}, {high:+.3f}], p by sign flips"]
+    out = [f"{label}: {one['tasks']} tasks, paired; pass@1 bootstrap [{low:+.3f}, {high:+.3f}], p by sign flips (mid-p)"]
     if one["detects"] is not None:
         out.append(f"  such a comparison finds a true difference of {one['detects']:.3f} in pass@1 with power 0.8")
     for name, found in pair["measures"].items():
         if m := found["mcnemar"]:
-            out.append(f"  {name}: only the first solved {m['only_a']}, only the second {m['only_b']}, McNemar p {_p(m['p'])}")
+            out.append(
+                f"  {name}: only the first solved {m['only_a']}, only the second {m['only_b']}, McNemar mid-p {_p(m['mid_p'])}"
+            )
     if pair["flips"]:
         out.append(f"  {len(pair['flips'])} tasks are solved by most attempts of one run alone, such as")
     for flip in pair["flips"][:shows]:

@@ -97,8 +97,8 @@ def test_numbers_worked_out_by_hand():
     assert value(r["macro"], "pass@1") == pytest.approx((5 / 8 + 2 / 8) / 2)
     assert r["overall"]["pass@4"]["method"] == "wilson"
     assert r["overall"]["pass@1"]["method"] == "wilson, clustered"
-    # With two solved and two unsolved tasks the shares are 1, 1/4, 1/2, 0, 1, 1, 0, 0: sum 15/4, sum of squares 53/16.
-    mean, square = 15 / 32, 53 / 128
+    # With half a solved and half an unsolved task: 1, 1/4, 1/2, 0 and half a 1, sum 9/4, sum of squares 29/16, of 5 tasks.
+    mean, square = 9 / 20, 29 / 80
     trials = 4 * mean * (1 - mean) / (square - mean**2)
     assert r["overall"]["pass@1"]["ci95"] == pytest.approx(wilson(7 / 16 * trials, trials))
     assert r["overall"]["pass^2"]["method"] == "wilson, clustered"
