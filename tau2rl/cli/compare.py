@@ -23,7 +23,7 @@ from tau2rl.report.estimators import measures
 from tau2rl.report.power import Design, Spread
 from tau2rl.report.tables import number
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import differences, is_subject, read_environment
+from tau2rl.runs.provenance import differences, is_subject, read_environment, settings_of
 
 Counts = Mapping[str, tuple[int, int]]  # task -> (attempts, solved)
 Solved = Mapping[str, Mapping[int, bool]]  # task -> attempt -> whether it was solved
@@ -134,7 +134,10 @@ def _refuse_other_measurements(a: Path, b: Path, *, force: bool) -> list[str]:
 
 
 def _identity(run: Path) -> dict[str, Any]:
-    return cast("dict[str, Any]", read_environment(run, read_config(run))["identity"])
+    """What a run stands on; a setting that its version did not have yet has the default, under which it was played."""
+    config = read_config(run)
+    identity = cast("dict[str, Any]", read_environment(run, config)["identity"])
+    return {**identity, "settings": {**settings_of(config), **identity.get("settings", {})}}
 
 
 def _measures(counts: Mapping[Path, Counts]) -> list[Any]:
