@@ -98,6 +98,11 @@ class AgentConfig(PlayConfig):
         return True
 
     @property
+    def attempts_per_task(self) -> int:
+        """Sampled attempts at each task."""
+        return self.rollout.num_samples
+
+    @property
     def adaptive(self) -> bool:
         """Whether the number of episodes in flight follows a server."""
         return self.rollout.adaptive is not False and self.policy.kind in SERVED
@@ -285,6 +290,21 @@ class EvalConfig(AgentConfig):
     """`tau2rl eval`."""
 
     stage: Literal["eval"] = "eval"
+    repetitions: int = Field(default=1, ge=1)
+    """Whole repetitions of the run, each with a seed of its own: how much they differ stands beside the interval."""
+
+    @property
+    def attempts_per_task(self) -> int:
+        """Sampled attempts at each task, in all repetitions."""
+        return self.rollout.num_samples * self.repetitions
+
+    @model_validator(mode="after")
+    def _only_samples_are_repeated(self) -> EvalConfig:
+        if self.repetitions > 1 and self.rollout.greedy:
+            raise ValueError(
+                "repetitions: rollout.greedy plays its one attempt a task once: leave one of them out, or sample at temperature 0"
+            )
+        return self
 
 
 class StepConfig(Section):
