@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -139,7 +139,8 @@ def inspect(
         console.emit(f"{row['at']}: {row['layout']}; columns {', '.join(row['columns'])}")
         for name, value in row.items():
             if name not in ("at", "layout", "columns") and value not in ("", None, []):
-                console.emit(f"  {name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+                words = ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else value
+                console.emit(f"  {name}: {words}")
 
 
 def _seen(at: str, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,8 +267,9 @@ def stats(
         return
     console.emit(data_writing.in_short(report))
     for name, counts in report.items():
-        if isinstance(counts, dict) and name.startswith("by_"):
-            console.emit_table([[name.removeprefix("by_"), "rows"], *([key, str(value)] for key, value in counts.items())])
+        if name.startswith("by_"):
+            rows = [[key, str(value)] for key, value in cast("dict[str, int]", counts).items()]
+            console.emit_table([[name.removeprefix("by_"), "rows"], *rows])
     sizes = [name for name in ("turns", "calls", "writes", "tokens") if report.get(name)]
     if sizes:
         columns = list(report[sizes[0]])

@@ -105,13 +105,8 @@ def mix(
     named = [_source(text, licence or "") for text in sources]
     target = output.expanduser()
     written, drawn = mixing.mix(named, target, seed=seed, rows=rows, skip_bad=skip_bad)
-    report = {
-        "file": written.file,
-        "rows": written.rows,
-        "sha256": written.sha256,
-        "seed": seed,
-        "sources": [_drawn(source, one) for source, one in zip(named, drawn, strict=True)],
-    }
+    sources_drawn = [_drawn(source, one) for source, one in zip(named, drawn, strict=True)]
+    report = {"file": written.file, "rows": written.rows, "sha256": written.sha256, "seed": seed, "sources": sources_drawn}
     write_json(target.with_name(f"{target.name}.mix.json"), report)
     for name in [name for one in drawn for name in one.bad]:
         console.say(f"left out: {name}")
@@ -126,7 +121,7 @@ def mix(
             *(str(one[key]) for key in ("read", "bad", "duplicates", "kept")),
             one["licence"],
         ]
-        for one in report["sources"]
+        for one in sources_drawn
     ]
     console.emit_table([head, *body])
     console.emit(f"{shown(target)}: {written.rows} rows, sha256 {written.sha256[:16]}")

@@ -80,6 +80,11 @@ class PlayConfig(StageConfig):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
 
+    @property
+    def attempts_per_task(self) -> int:
+        """Sampled attempts at each task."""
+        return self.rollout.num_samples
+
     @model_validator(mode="before")
     @classmethod
     def _own_tokenizer(cls, values: Any) -> Any:
@@ -96,11 +101,6 @@ class AgentConfig(PlayConfig):
     def plays(self) -> bool:
         """Whether the stage plays at all: it may have conversations already."""
         return True
-
-    @property
-    def attempts_per_task(self) -> int:
-        """Sampled attempts at each task."""
-        return self.rollout.num_samples
 
     @property
     def adaptive(self) -> bool:

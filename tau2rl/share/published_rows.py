@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,11 +118,12 @@ def _tasks(file: Path, output: Path, *, bad: list[str] | None) -> dict[str, Any]
         domains[name] = {"base": base, "database": source.name, "tasks": f"{name}.json", "sha256": _sha256(source)}
     output.mkdir(parents=True, exist_ok=True)
     for parts, key in zip(domains.values(), sorted(groups), strict=True):
-        write_json(output / parts["tasks"], groups[key])
+        (output / parts["tasks"]).write_text(json.dumps(groups[key], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(file.parent / key[1], output / parts["database"])
     write_json(output / DOMAINS, domains)
     (output / f"{PLUGIN}.py").write_text(MODULE, encoding="utf-8")
-    play = f"PYTHONPATH={output} tau2rl rft-filter --plugins {PLUGIN} --domains {','.join(domains)} --task-split train"
+    options = f"--plugins {PLUGIN} --domains {','.join(domains)} --task-split train"
+    play = f"PYTHONPATH={shlex.quote(str(output))} tau2rl rft-filter {options}"
     return {
         "layout": Layout.AREAL_TASK.value,
         "what": "tasks",
