@@ -78,6 +78,7 @@ IDENTITY = {
     "stage": "what the run is",
     "plugins": "what domains, policies and rewards there are",
     "seed": "every attempt and every shuffle is drawn from it",
+    "balance": "which conversations become rows",
     "backend": "another trainer",
     "tasks": "what is measured or learned from",
     "allow_held_out": "what is learned from",
