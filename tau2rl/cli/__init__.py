@@ -250,7 +250,7 @@ COMMANDS = {
     ),
     "tasks": Late(where="tau2rl.cli.tasks:app", panel=LOOK, summary="Look at the benchmark's tasks."),
     "chat": Late(where="tau2rl.cli.chat:app", panel=LOOK, summary="Look at what a chat template writes."),
-    "data": Late(where="tau2rl.cli.data:app", panel=LOOK, summary="Look at what is trained on of a dataset's rows."),
+    "data": Late(where="tau2rl.cli.data:app", panel=LOOK, summary="Look at, check, count, mix and convert rows of datasets."),
     "config": Late(where="tau2rl.cli.config:app", panel=SETUP, summary="Look at settings."),
 }
 

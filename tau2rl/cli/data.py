@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from tau2rl.data.inspection import Fault, Further
     from tau2rl.types import TrainingSample
 
-app = typer.Typer(
-    help="Rows of datasets: look at them, check, count, mix and describe them, make them of published data sets.",
-    no_args_is_help=True,
-)
+app = typer.Typer(help="Look at, check, count, mix and convert rows of datasets.", no_args_is_help=True)
 SHOWN = 100  # faults that are printed; `--json` has all
 Files = Annotated[
     list[Path],
