@@ -6,6 +6,7 @@ a template that does so in every conversation: the proof (`proof.py`) compares.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class TemplateChat:
         self._variables = variables(thinking, date)
         tags = {ids[0] for tag in family.tags if len(ids := tokenizer.encode(tag)) == 1}
         self._control = tokenizer.control_ids - (tags - set(tokenizer.end_of_turn_ids))
+        self._refuse_endless_thought()
         self._refuse_date(date)
         before = self.render(BASE, None, generation=False)
         prompt = self.render(BASE, None, generation=True)
@@ -244,6 +246,20 @@ class TemplateChat:
             raise self.refusal("it does not end an assistant turn with a control token right behind what was said", OWN_CODEC)
         return End(before=before, text=self.tokenizer.decode([ids[at]]), id=ids[at], closing=rest)
 
+    def _refuse_endless_thought(self) -> None:
+        """Raises UserError for a template that complains of nothing but that thinking is off."""
+
+        def complaint(thinking: Thinking) -> str:
+            told = {**self._variables, **variables(thinking, None)}
+            try:
+                self.tokenizer.render(BASE, None, add_generation_prompt=True, variables=told)
+            except _faults() as error:
+                return str(error) or type(error).__name__
+            return ""
+
+        if self.thinking == "off" and (why := complaint("off")) and not complaint("keep"):
+            raise self.refusal(f"its model always thinks: {why}", "chat.thinking=keep lets it")
+
     def _refuse_date(self, date: Date | None) -> None:
         times = () if date else (datetime(2001, 1, 2, 3, 4, 5, 6, UTC), datetime(2012, 11, 23, 14, 25, 36, 7, UTC))
         texts = {self.render(BASE, None, generation=True, date=one) for one in times}
@@ -270,17 +286,8 @@ class TemplateChat:
         try:
             return self.tokenizer.render(messages, tools, add_generation_prompt=generation, variables=told)
         except _faults() as error:
-            if self.thinking == "off" and messages is BASE and self._writes_thinking(tools):
-                raise self.refusal(f"its model always thinks: {error}", "chat.thinking=keep lets it") from None
             roles = ", ".join(str(message["role"]) for message in messages)
             raise self.refusal(f"it cannot write a conversation of the roles {roles}: {error}", OWN_CODEC) from None
-
-    def _writes_thinking(self, tools: Sequence[Mapping[str, Any]] | None) -> bool:
-        """Whether the template writes a conversation where thinking is not off."""
-        told = {**self._variables, **variables("keep", None)}
-        with suppress(*_faults()):
-            return bool(self.tokenizer.render(BASE, tools, add_generation_prompt=True, variables=told))
-        return False
 
     def refusal(self, reason: str, hint: str = "") -> UserError:
         """The error that says why this template cannot be used."""
@@ -360,6 +367,14 @@ def chat_dicts(messages: Sequence[Message]) -> list[ChatDict]:
             results += 1
         dicts.append(one)
     return dicts
+
+
+def openai_message(message: ChatDict) -> ChatDict:
+    """One of them as OpenAI has it: the arguments of a call are JSON in a string, a thought is `reasoning_content`."""
+    message = {key: value for key, value in message.items() if key != "thinking"}
+    calls: list[dict[str, Any]] = message.get("tool_calls") or []
+    written = [{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in calls]
+    return {**message, **({"tool_calls": written} if written else {})}
 
 
 def said(actions: Actions) -> tuple[tuple[Action, ...], str]:

@@ -11,7 +11,7 @@ import typer
 from tau2rl import console
 from tau2rl.cli import data_writing
 from tau2rl.cli.lazy import examples
-from tau2rl.cli.options import RUN, ConfigFile, Json, Sets
+from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, option
 from tau2rl.config import SftConfig, load
 from tau2rl.errors import UserError
 
@@ -31,12 +31,10 @@ Files = Annotated[
 ]
 TokenizerDir = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--tokenizer",
         help="A checkpoint's directory, or `bytes`: how long the rows are, and which `sft` leaves out.",
         metavar="DIR",
-        rich_help_panel=RUN,
-        show_default=False,
     ),
 ]
 
@@ -49,9 +47,7 @@ TokenizerDir = Annotated[
 )
 def show(
     rows: Annotated[Path, typer.Argument(help="A file of rows.", metavar="ROWS")],
-    tokenizer: Annotated[
-        str, typer.Option("--tokenizer", help="A checkpoint's directory, or `bytes`.", metavar="DIR", rich_help_panel=RUN)
-    ],
+    tokenizer: Annotated[str, option("--tokenizer", help="A checkpoint's directory, or `bytes`.", metavar="DIR")],
     row: Annotated[int, typer.Option("--row", help="Which one, counted from 1.", min=1, metavar="N", rich_help_panel=RUN)] = 1,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -173,11 +169,10 @@ def validate(
     files: Files,
     against_test: Annotated[
         bool,
-        typer.Option(
+        option(
             "--against-test",
             help="Name the rows that share a user, an order or reservation, a write with its arguments or a run of eight words "
             "with one of tau2's test tasks.",
-            rich_help_panel=RUN,
         ),
     ] = False,
     tokenizer: TokenizerDir = None,
@@ -252,9 +247,9 @@ def stats(
     """
     chosen = load(SftConfig, config, sets or ())
     from tau2rl.data.inspection import spread
+    from tau2rl.share import row_card
 
-    bad: list[Fault] = []
-    report = data_writing.counted(files, bad)
+    report = row_card.count(files)
     if tokenizer:
         encoded = _encoded(files, tokenizer, chosen)
         report["tokens"] = spread([len(sample.token_ids) for sample in encoded.samples]) if encoded.samples else None
@@ -273,5 +268,19 @@ def stats(
         console.emit_table([["", *columns], *([name, *(str(report[name][key]) for key in columns)] for name in sizes)])
 
 
-for _command, _examples in data_writing.COMMANDS:
-    app.command(epilog=examples(*_examples), name=_command.__name__.strip("_"))(_command)
+app.command(
+    epilog=examples(
+        "tau2rl data mix --from a/rows.jsonl --from b/rows.jsonl --output both.jsonl",
+        "tau2rl data mix --from mine.jsonl=3 --from WRIT-2K.parquet=1 --rows 2000 --seed 1 --output mix.parquet",
+    )
+)(data_writing.mix)
+app.command(
+    epilog=examples("tau2rl data card data/mix.jsonl --license apache-2.0", "tau2rl data card train.parquet val.parquet --json")
+)(data_writing.card)
+app.command(
+    "import",
+    epilog=examples(
+        "tau2rl data import WRIT-2K.parquet --output writ.jsonl",
+        "tau2rl data import AReaL-tau2-data/tau2_rl_train.jsonl --output data/areal-tasks",
+    ),
+)(data_writing.import_)

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tau2rl import console
-from tau2rl.cli.options import OUTPUT, RUN, Json
+from tau2rl.cli.options import OUTPUT, RUN, Json, option
 from tau2rl.cli.printing import shown
 from tau2rl.errors import UserError
 from tau2rl.runs.files import write_json
 
 if TYPE_CHECKING:
-    from tau2rl.data.inspection import Fault
     from tau2rl.data.mixing import Drawn, Source
 
 Licence = Annotated[
     str | None,
-    typer.Option(
-        "--license",
-        help="Of rows that name none and whose layout has none, such as `apache-2.0`.",
-        metavar="NAME",
-        rich_help_panel=RUN,
-        show_default=False,
-    ),
+    option("--license", help="Of rows that name none and whose layout has none, such as `apache-2.0`.", metavar="NAME"),
 ]
-
-
-def counted(files: Sequence[Path], bad: list[Fault], *, licence: str = "") -> dict[str, Any]:
-    """The counts of the files' conversations, JSON-ready; `bad` gets what is none. Raises UserError."""
-    from tau2rl.data.inspection import Stats, facts
-    from tau2rl.env.domain import domain, known_domains
-
-    names = [name for name in known_domains() if name in ("airline", "retail", "telecom", "mock")]
-    kinds = {tool: kind for name in names for tool, kind in domain(name).tool_types.items()}
-    counts = Stats({tool for tool, kind in kinds.items() if kind == "write"})
-    for _, _, said in facts(files, bad=bad.append, licence=licence):
-        counts.add(said)
-    return {"bad": len({fault.at for fault in bad}), **counts.report()}
 
 
 def in_short(report: Mapping[str, Any]) -> str:
@@ -54,23 +34,14 @@ def in_short(report: Mapping[str, Any]) -> str:
 def mix(
     sources: Annotated[
         list[str],
-        typer.Option(
+        option(
             "--from",
             help="A file of rows and its weight in the mix; repeat for more. Without weights all rows are taken.",
             metavar="FILE[=WEIGHT]",
-            rich_help_panel=RUN,
-            show_default=False,
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            help="The file to write: `.jsonl`, `.jsonl.gz` or `.parquet`.",
-            metavar="FILE",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
+        Path, option("--output", help="The file to write: `.jsonl`, `.jsonl.gz` or `.parquet`.", metavar="FILE", panel=OUTPUT)
     ],
     rows: Annotated[
         int | None,
@@ -83,13 +54,9 @@ def mix(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Decides which rows, and their order.", metavar="N", rich_help_panel=RUN)
-    ] = 0,
+    seed: Annotated[int, option("--seed", help="Decides which rows, and their order. (default: 0)", metavar="N")] = 0,
     licence: Licence = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and name them.", rich_help_panel=RUN)
-    ] = False,
+    skip_bad: Annotated[bool, option("--skip-bad", help="Leave out rows that cannot be read, and name them.")] = False,
     as_json: Json = False,
 ) -> None:
     """Mix files of rows by weight, each conversation once, into one file.
@@ -163,18 +130,9 @@ def card(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            help="The card to write. (default: `README.md` beside the first file)",
-            metavar="FILE",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
+        option("--output", help="The card to write. (default: `README.md` beside the first file)", metavar="FILE", panel=OUTPUT),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="What the dataset is called.", metavar="TEXT", rich_help_panel=RUN, show_default=False),
-    ] = None,
+    name: Annotated[str | None, option("--name", help="What the dataset is called.", metavar="TEXT")] = None,
     licence: Licence = None,
     as_json: Json = False,
 ) -> None:
@@ -188,8 +146,7 @@ def card(
     from tau2rl.share import row_card
 
     target = (output or files[0].parent / "README.md").expanduser()
-    bad: list[Fault] = []
-    facts = row_card.facts_of_files(files, lambda some: counted(some, bad, licence=licence or ""), licence=licence or "")
+    facts = row_card.describe(files, licence=licence or "")
     row_card.write(target, facts, name=name or target.parent.resolve().name)
     if as_json:
         console.emit_json({"card": str(target), **facts})
@@ -209,24 +166,18 @@ def import_(
     ],
     output: Annotated[
         Path,
-        typer.Option(
+        option(
             "--output",
             help="The file of rows to write (`.jsonl`, `.jsonl.gz`, `.parquet`); of tasks a new folder.",
             metavar="PATH",
-            rich_help_panel=OUTPUT,
-            show_default=False,
+            panel=OUTPUT,
         ),
     ],
     licence: Licence = None,
     thoughts: Annotated[
-        bool,
-        typer.Option(
-            "--thoughts/--no-thoughts", help="Keep what was thought before a turn (`reasoning_content`).", rich_help_panel=RUN
-        ),
+        bool, option("--thoughts/--no-thoughts", help="Keep what was thought before a turn (`reasoning_content`); the default.")
     ] = True,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.", rich_help_panel=RUN)
-    ] = False,
+    skip_bad: Annotated[bool, option("--skip-bad", help="Leave out what cannot be read, and name it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a published data set as rows of tau2rl, or its tasks as files that every stage plays.
@@ -249,23 +200,3 @@ def import_(
     console.emit(f"{report['layout']}: {report['rows']} {report['what']}, {len(bad)} left out; {shown(target)}")
     for command in report.get("play", ()):
         console.say(f"play them:\n  {command}")
-
-
-Examples = tuple[str, ...]
-COMMANDS: tuple[tuple[Callable[..., None], Examples], ...] = (
-    (
-        mix,
-        (
-            "tau2rl data mix --from a/rows.jsonl --from b/rows.jsonl --output both.jsonl",
-            "tau2rl data mix --from mine.jsonl=3 --from WRIT-2K.parquet=1 --rows 2000 --seed 1 --output mix.parquet",
-        ),
-    ),
-    (card, ("tau2rl data card data/mix.jsonl --license apache-2.0", "tau2rl data card train.parquet val.parquet --json")),
-    (
-        import_,
-        (
-            "tau2rl data import WRIT-2K.parquet --output writ.jsonl",
-            "tau2rl data import AReaL-tau2-data/tau2_rl_train.jsonl --output data/areal-tasks",
-        ),
-    ),
-)

@@ -24,8 +24,6 @@ class WriterConfig(Section):
     """Name of the environment variable that holds the key; default: what litellm looks for."""
     temperature: float = Field(default=0.7, ge=0)
     """0 = greedy."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """Of an answer."""
     attempts: int = Field(default=3, ge=1)
     """Tries of a text; each is told what was wrong with the one before."""
     timeout_seconds: float = Field(default=60.0, gt=0)
@@ -56,7 +54,7 @@ class SynthConfig(Section):
     refusals: float = Field(default=0.1, ge=0, le=0.15)
     """Share of the tasks in which the agent must refuse, and answer a question."""
     per_user: int = Field(default=12, ge=1)
-    """At most so many tasks about one customer."""
+    """At most so many tasks about one user of the database."""
     writer: WriterConfig = WriterConfig()
 
     @model_validator(mode="after")

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, cast
 
+from tau2rl.data.encoding import learned_turns
 from tau2rl.data.jsonl import read_file
-from tau2rl.data.layouts import Facts, facts_of, learned
+from tau2rl.data.layouts import Facts, facts_of
 from tau2rl.data.rows import BadRow, Row, exact_sample
 from tau2rl.types import ToolSchema
 
@@ -70,8 +71,10 @@ def validate(files: Sequence[Path], further: Sequence[Further] = ()) -> tuple[in
 
 def faults_of(row: Row) -> Iterator[str]:
     """What is wrong with a conversation that can be read: its order, its calls, what of it is learned."""
-    if not learned(row):
-        yield "no turn of the assistant is learned"
+    try:
+        learned_turns(row)
+    except BadRow as error:
+        yield str(error)
     if late := [i for i, message in enumerate(row.messages) if message.role == "system" and i]:
         yield f"message {late[0]} is a system message behind others"
     yield from _results(row)
@@ -118,12 +121,12 @@ class Stats:
         """`writes`: names of tools that change a database."""
         self._writes = writes
         self._counts = {name: Counter[str]() for name in COUNTED}
-        self._sizes = {name: list[int]() for name in ("turns", "calls", "writes", "tokens")}
+        self._sizes = {name: list[int]() for name in ("turns", "calls", "writes")}
         self._tools, self._distinct = Counter[str](), {name: set[str]() for name in ("tasks", "users")}
         self._seen, self._rows, self._solved, self._graded = set[bytes](), 0, 0, 0
 
-    def add(self, said: Facts, tokens: int | None = None) -> None:
-        """Take a row in; `tokens`: its length, where a tokenizer was named."""
+    def add(self, said: Facts) -> None:
+        """Take a row in."""
         self._rows += 1
         self._seen.add(said.fingerprint)
         self._graded += said.reward is not None
@@ -131,10 +134,8 @@ class Stats:
         for name, counts in self._counts.items():
             counts[str(getattr(said, name) or "not said")] += 1
         written = sum(call.name in self._writes for call in said.calls)
-        sizes = {"turns": said.turns, "calls": len(said.calls), "writes": written, "tokens": tokens}
-        for name, size in sizes.items():
-            if size is not None:
-                self._sizes[name].append(size)
+        for name, size in (("turns", said.turns), ("calls", len(said.calls)), ("writes", written)):
+            self._sizes[name].append(size)
         self._tools.update(call.name for call in said.calls)
         for name, value in (("tasks", said.task), ("users", said.user)):
             if value:

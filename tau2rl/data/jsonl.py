@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from tau2rl.data.parquet import Rows, is_parquet, read_parquet, write_parquet
 from tau2rl.errors import UserError
 from tau2rl.runs.files import replacing
+from tau2rl.runs.provenance import file_hash
 
 OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32 begins with the first, too
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -48,15 +49,27 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
 def save_rows(path: Path, rows: Rows) -> Written:
     """Write rows as the file's name asks: `.parquet`, `.gz`, else plain JSON lines. The same rows give the same bytes."""
     if path.suffix == ".parquet":
-        count, sha256 = write_parquet(path, rows)
-        return Written(file=path.name, rows=count, sha256=sha256)
+        count = write_parquet(path, rows)
+        return Written(file=path.name, rows=count, sha256=file_hash(path))
     if path.suffix != ".gz":
         return write_rows(path, rows())
     count = 0
     with replacing(path) as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as out:
-        for count, row in enumerate(rows(), start=1):  # noqa: B007 - the last one is the number of rows
+        for row in rows():
             out.write(line_of(row))
-    return Written(file=path.name, rows=count, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+            count += 1
+    return Written(file=path.name, rows=count, sha256=file_hash(path))
+
+
+def naming(bad: list[str] | None) -> Callable[[str, str], None]:
+    """What is told the name and the fault of a bad row: it goes into the list; without one it is refused, with a UserError."""
+
+    def tell(at: str, why: str) -> None:
+        if bad is None:
+            raise UserError(f"{at}: {why}", hint="`tau2rl data validate` names every bad row; `--skip-bad` leaves them out")
+        bad.append(f"{at}: {why}")
+
+    return tell
 
 
 def line_of(row: Mapping[str, Any]) -> bytes:
@@ -133,7 +146,7 @@ def _zstd_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
     except ImportError:
         raise UserError(
             f"`{path}` is compressed with zstd, and the package `zstandard` is not here",
-            hint="`pip install zstandard`, or `zstd -d FILE`",
+            hint="pip install 'tau2rl[data]', or `zstd -d FILE`",
         ) from None
     frame: Any = None
     while block := file.read(ZSTD_BLOCK):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
+from tau2rl.data.encoding import unmasked_turns
 from tau2rl.data.rows import BadRow, Row, read_row
 from tau2rl.types import CallTool
 
@@ -116,7 +117,7 @@ def facts_of(data: Mapping[str, Any], *, name: str, licence: str = "", source: s
         behaviour=_in_words(given.get("behaviour")),
         cell=str(given.get("cell") or given.get("trajectory_type") or ""),
         reward=float(reward) if isinstance(reward, (int, float)) else None,
-        turns=len(learned(row)),
+        turns=len(unmasked_turns(row)),
         calls=calls,
         said="\n".join(message.content for message in row.messages if message.role == "user"),
         fingerprint=_fingerprint(row),
@@ -127,13 +128,6 @@ def licence_of(given: Mapping[str, Any], layout: Layout) -> str:
     """The licence that a row names, or that the card of its data set has; "" where neither says one."""
     named = given.get("licence") or given.get("license")
     return str(named) if isinstance(named, str) and named != NOT_SAID else LICENCES.get(layout, "")
-
-
-def learned(row: Row) -> list[int]:
-    """The messages of a row that are trained on, by their places."""
-    mine = [i for i, message in enumerate(row.messages) if message.role == "assistant" and i not in row.masked]
-    heard = next((i for i, message in enumerate(row.messages) if message.role == "user"), len(row.messages))
-    return mine[-1:] if row.last_only else [i for i in mine if i > heard]
 
 
 def calls_of(row: Row) -> tuple[CallTool, ...]:
@@ -194,7 +188,7 @@ def _in_words(behaviour: Any) -> str:
 
 def _fingerprint(row: Row) -> bytes:
     said = [[m.role, m.content, m.reasoning, [[call.name, call.arguments] for call in m.tool_calls]] for m in row.messages]
-    text = json.dumps([said, learned(row)], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([said, unmasked_turns(row)], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
 
 

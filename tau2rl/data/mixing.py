@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tau2rl.data.jsonl import Written, line_of, read_file, save_rows
+from tau2rl.data.jsonl import Written, line_of, naming, read_file, save_rows
 from tau2rl.data.layouts import NOT_SAID, facts_of
 from tau2rl.data.rows import BadRow
 from tau2rl.errors import UserError
+from tau2rl.runs.provenance import file_hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +110,7 @@ def shares(sources: Sequence[Source], available: Sequence[int], rows: int | None
 def _read(source: Source, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_bad: bool) -> Drawn:
     """Put a source's rows down, those that are new. Raises UserError."""
     found = Drawn()
-
-    def bad(at: str, why: str) -> None:
-        if not skip_bad:
-            raise UserError(f"{at}: {why}", hint="`tau2rl data validate` names every bad row; `--skip-bad` leaves them out")
-        found.bad.append(f"{at}: {why}")
-
+    bad = naming(found.bad if skip_bad else None)
     path = source.file.expanduser()
     for at, data in read_file(path, on_bad=bad):
         found.read += 1
@@ -132,7 +128,7 @@ def _read(source: Source, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_
         line = line_of(row)
         found.places.append((_hash(f"draw/{seed}", said.fingerprint), spool.seek(0, 2), len(line)))
         spool.write(line)
-    found.sha256 = _sha256(path)
+    found.sha256 = file_hash(path)
     return found
 
 
@@ -147,8 +143,3 @@ def _with_origin(data: Mapping[str, Any], at: str, **origin: str) -> dict[str, A
 
 def _hash(salt: str, key: bytes) -> bytes:
     return hashlib.sha256(salt.encode() + key).digest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

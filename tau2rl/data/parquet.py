@@ -6,7 +6,6 @@ their types; whatever has no one type (`metadata`, `tools`) is JSON text, and th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -45,8 +44,8 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"cannot read `{path}`: {why}", hint="it is damaged, or no Parquet") from None
 
 
-def write_parquet(path: Path, rows: Rows) -> tuple[int, str]:
-    """Write the rows, which are gone through twice; their number and the file's sha256. Raises UserError."""
+def write_parquet(path: Path, rows: Rows) -> int:
+    """Write the rows, which are gone through twice; their number. Raises UserError."""
     arrow = _library(path)
     kinds, members, count = _kinds(rows())
     if not kinds:
@@ -61,7 +60,7 @@ def write_parquet(path: Path, rows: Rows) -> tuple[int, str]:
             if len(batch) == BATCH or number == count:
                 writer.write_table(arrow.Table.from_pylist(batch, schema=schema))
                 batch = []
-    return count, hashlib.sha256(path.read_bytes()).hexdigest()
+    return count
 
 
 def _library(path: Path) -> Any:
@@ -96,7 +95,8 @@ def _kinds(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str,
     kinds: dict[str, str] = {}
     members: dict[str, dict[str, str]] = {}
     count = 0
-    for count, row in enumerate(rows, start=1):  # noqa: B007 - the last one is the number of rows
+    for row in rows:
+        count += 1
         for name, value in row.items():
             kind = _kind_of_conversation(value, members.setdefault(name, {})) if name in CONVERSATIONS else _kind(value)
             kinds[name] = _joined(kinds.get(name), kind)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tau2rl.env.domain import domain
 from tau2rl.env.tasks import describe, entities, gold_actions
+from tau2rl.runs.files import json_lines
 from tau2rl.types import TaskRef
 
 PROOFS = "proofs.jsonl"  # beside a file of tasks that `tau2rl synth` made
@@ -49,7 +49,4 @@ def _user(ref: TaskRef) -> str:
 def _proofs(file: str) -> Mapping[str, Any]:
     """Task id -> its line; nothing where there is no such file."""
     path = Path(file)
-    if not path.exists():
-        return {}
-    rows = (cast("dict[str, Any]", json.loads(line)) for line in path.read_text("utf-8").splitlines())
-    return {str(row["task_id"]): row for row in rows}
+    return {str(row["task_id"]): row for _, row in json_lines(path)} if path.exists() else {}

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from tau2rl.chat import make_codec
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import conversation
+from tau2rl.chat.template import openai_message
 from tau2rl.chat.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from tau2rl.config import ChatConfig, PolicyConfig
 from tau2rl.data import encoding
@@ -272,7 +273,7 @@ def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
     opening = Opening(domain_policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
     dicts = source.cookbook.conversation(opening) if source.cookbook else conversation(opening)
     return {
-        "messages": [_openai(message) for message in _with_lost_turns(dicts, episode, source)],
+        "messages": [openai_message(message) for message in _with_lost_turns(dicts, episode, source)],
         "tools": [] if source.cookbook else list(loaded.tools),  # the cookbook has them in its system message
         "metadata": metadata,
         **_tokens(episode),
@@ -326,11 +327,3 @@ def _tokens(episode: Episode) -> dict[str, Any]:
         if not _was_carried_out(turn):
             mask[turn.start : turn.end] = [0] * (turn.end - turn.start)
     return {"token_ids": list(sample.token_ids), "loss_mask": mask}
-
-
-def _openai(message: Mapping[str, Any]) -> Chat:
-    """A chat message as OpenAI has it: the arguments of a call are JSON in a string, a thought is `reasoning_content`."""
-    message = {key: value for key, value in message.items() if key != "thinking"}
-    calls: list[dict[str, Any]] = message.get("tool_calls") or []
-    written = [{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in calls]
-    return {**message, **({"tool_calls": written} if written else {})}

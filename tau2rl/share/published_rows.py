@@ -5,19 +5,22 @@ Of a row nothing is lost: what is neither messages nor tools stands in its `meta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from tau2rl.data.jsonl import read_file, save_rows
-from tau2rl.data.layouts import NOT_SAID, Layout, facts_of, layout_of, learned
+from tau2rl.chat.template import chat_dicts, openai_message
+from tau2rl.data.encoding import sampled_turns, unmasked_turns
+from tau2rl.data.jsonl import naming, read_file, save_rows
+from tau2rl.data.layouts import NOT_SAID, Layout, facts_of, layout_of
 from tau2rl.data.rows import BadRow, Row
 from tau2rl.errors import UserError
 from tau2rl.runs.files import write_json
+from tau2rl.runs.provenance import file_hash
 
 PLUGIN = "areal_tau2"
 MODULE = '''"""Domains of AReaL-tau2-data, for `plugins`. Written by `tau2rl data import`."""
@@ -57,11 +60,7 @@ def _anew(found: list[str], asked: list[str] | None) -> list[str] | None:
 
 
 def _rows(file: Path, *, licence: str, thoughts: bool, bad: list[str] | None) -> Iterator[dict[str, Any]]:
-    def refuse(at: str, why: str) -> None:
-        if bad is None:
-            raise UserError(f"{at}: {why}", hint="`tau2rl data validate` names every bad row; `--skip-bad` leaves them out")
-        bad.append(f"{at}: {why}")
-
+    refuse = naming(bad)
     for at, data in read_file(file, on_bad=refuse):
         try:
             row, said = facts_of(data, name=at, licence=licence, source=file.name)
@@ -78,27 +77,13 @@ def _rows(file: Path, *, licence: str, thoughts: bool, bad: list[str] | None) ->
 
 
 def openai_messages(row: Row, *, thoughts: bool = True) -> list[dict[str, Any]]:
-    """A conversation as OpenAI has it: ids for calls and their results, arguments as JSON text, what is not learned marked."""
-    taught, waiting = set(learned(row)), list[str]()
-    heard = next((i for i, message in enumerate(row.messages) if message.role == "user"), len(row.messages))
-    out: list[dict[str, Any]] = []
-    for number, message in enumerate(row.messages):
-        made: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.role == "tool":
-            made["tool_call_id"] = waiting.pop(0) if waiting else ""
-        if message.reasoning and thoughts:
-            made["reasoning_content"] = message.reasoning
-        if message.tool_calls:
-            waiting = [f"call_{number}_{place}" for place in range(len(message.tool_calls))]
-            made["tool_calls"] = [
-                {"id": id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
-                for id, call in zip(waiting, message.tool_calls, strict=True)
-            ]
-            waiting = list(waiting)
-        if message.role == "assistant" and number > heard and number not in taught:
-            made["step_loss_mask"] = 0
-        out.append(made)
-    return out
+    """A conversation as OpenAI has it, with what is not learned marked; without `thoughts` without them."""
+    messages = [openai_message(message) for message in chat_dicts(row.messages)]
+    for turn in {*sampled_turns(replace(row, last_only=False))} - {*unmasked_turns(row)}:
+        messages[turn]["step_loss_mask"] = 0
+    if not thoughts:
+        messages = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+    return messages
 
 
 def _tasks(file: Path, output: Path, *, bad: list[str] | None) -> dict[str, Any]:
@@ -115,7 +100,7 @@ def _tasks(file: Path, output: Path, *, bad: list[str] | None) -> dict[str, Any]
             raise UserError(f"`{file}` names a database outside of its folder: `{database}`")
         load_database(source, base)
         name = f"areal-{base}-{sum(parts['base'] == base for parts in domains.values())}"
-        domains[name] = {"base": base, "database": source.name, "tasks": f"{name}.json", "sha256": _sha256(source)}
+        domains[name] = {"base": base, "database": source.name, "tasks": f"{name}.json", "sha256": file_hash(source)}
     output.mkdir(parents=True, exist_ok=True)
     for parts, key in zip(domains.values(), sorted(groups), strict=True):
         (output / parts["tasks"]).write_text(json.dumps(groups[key], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -140,12 +125,7 @@ def _grouped(file: Path, bad: list[str] | None) -> dict[tuple[str, str], list[di
     """(domain, database) -> its tasks, each checked against tau2's own model. Raises UserError."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     ids: dict[tuple[str, str], int] = {}
-
-    def refuse(at: str, why: str) -> None:
-        if bad is None:
-            raise UserError(f"{at}: {why}", hint="`--skip-bad` leaves such rows out")
-        bad.append(f"{at}: {why}")
-
+    refuse = naming(bad)
     for at, data in read_file(file, on_bad=refuse):
         try:
             task, base = read_task(data)
@@ -181,8 +161,3 @@ def read_task(data: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if base not in DATABASES:
         raise BadRow(f"its instructions are of the domain `{base}`")
     return task, base
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import SynthConfig, dump
+from tau2rl.config import SynthConfig, dump, flatten
+from tau2rl.env.task_cells import PROOFS
 from tau2rl.synth.compose import BURDENS, Composed
 from tau2rl.synth.guard import WORDS, Guard
 from tau2rl.synth.proof import SOLVED, Proof
@@ -19,8 +21,8 @@ LICENCE = (
     "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0)."
 )
 WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hold for the words."
-NO_MATTER = ("cache", "timeout_seconds", "retries", "api_key_env")  # settings of the writer that decide nothing
-FILES = ("tasks.json", "split_tasks.json", "proofs.jsonl", "card.json", "README.md")
+NO_MATTER = tuple(f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "api_key_env"))  # they decide nothing
+FILES = ("tasks.json", "split_tasks.json", PROOFS, "card.json", "README.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ def write_folder(
     _json(folder / "tasks.json", [m.task for m in made])
     _json(folder / "split_tasks.json", splits(made))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in proofs)
-    (folder / "proofs.jsonl").write_text(lines, encoding="utf-8")
+    (folder / PROOFS).write_text(lines, encoding="utf-8")
     _json(folder / "card.json", facts)
     (folder / "README.md").write_text(in_words(facts), encoding="utf-8")
     return facts
@@ -125,11 +127,10 @@ def command(config: SynthConfig) -> str:
         "burdens": ",".join(config.burdens),
         "refusals": config.refusals,
         "per_user": config.per_user,
-        **{f"writer.{key}": value for key, value in dump(config.writer).items() if key not in NO_MATTER},
+        **{name: value for name, value in flatten({"writer": dump(config.writer)}).items() if name not in NO_MATTER},
     }
-    default = {**dump(SynthConfig()), **{f"writer.{key}": value for key, value in dump(SynthConfig().writer).items()}}
-    given = {**dump(config), **{f"writer.{key}": value for key, value in dump(config.writer).items()}}
-    changed = [f"--{n.replace('_', '-')} {v}" for n, v in values.items() if given[n] != default[n]]
+    given, default = flatten(dump(config)), flatten(dump(SynthConfig()))
+    changed = [f"--{n.replace('_', '-')} {shlex.quote(str(v))}" for n, v in values.items() if given[n] != default[n]]
     named = [f"--domain {config.domain}", f"--num-tasks {config.num_tasks}", f"--seed {config.seed}"]
     return f"tau2rl synth {' '.join([*named, *changed])} --output FOLDER"
 

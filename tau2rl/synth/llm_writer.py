@@ -1,4 +1,4 @@
-"""A model that puts a made task into a customer's words, line by line, and is believed only after a round trip of the facts.
+"""A model that puts a made task into a user's words, line by line, and is believed only after a round trip of the facts.
 
 The templates' lines go in, each with the words that must stay; as many lines come back. They are checked twice: the words that
 must stay do, each in its own line, and nothing that looks like a fact is added; then the model, shown the new lines alone, says
@@ -11,34 +11,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from tau2rl.config import UserConfig, WriterConfig
-from tau2rl.env.chat_client import ChatError, RateLimited, chat_client
-from tau2rl.errors import UserError
-from tau2rl.runs.files import write_json
+from tau2rl.env.chat_client import ChatAnswer
+from tau2rl.env.user_simulator import UserModel, first_choice, usage_of
+from tau2rl.errors import UserError, UserSimulatorFailure
+from tau2rl.runs.files import make_folder, read_json, write_json, writing
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.proof import Rejected
 from tau2rl.synth.texts import STYLES, Text
 
 REWRITE = (
-    "You write what a customer types to a customer service agent. You get lines that a program made, and how this customer "
-    "talks. Say each line anew, as this customer would. Keep the order and the number of the lines: each becomes one line, "
+    "You write what a user types to a service agent. You get lines that a program made, and the manner in which this user "
+    "talks. Say each line anew, as this user would. Keep the order and the number of the lines: each becomes one line, "
     "without a line break. The strings in `keep` must stand in their line exactly as they are, letter for letter. Add no fact, "
     'no name, no number, no reason and no wish, and leave none out. Answer with JSON alone: {"lines": ["...", ...]}'
 )
 READ = (
-    "You read what a customer types to a customer service agent, line by line. Say of each line which of `kinds` it is, and list "
+    "You read what a user types to a service agent, line by line. Say of each line which of `kinds` it is, and list "
     "its facts: every stretch of words that says who, which, what, how many, how much, where to, when, why or how, copied from "
     'the line as it stands. Answer with JSON alone: {"lines": [{"kind": "...", "facts": ["...", ...]}, ...]}'
 )
 IDENTIFY, CORRECT, ASK = "says_who_they_are", "corrects_a_mistake", "asks_for_information"
 GIVE_UP = 10  # texts in a row that the model cannot write
-PAUSES = (1.0, 4.0, 16.0)  # seconds before a call is tried again
 FILLERS = frozenset(
     (
         *("a", "an", "the", "my", "your", "me", "i", "to", "for", "of", "in", "on", "at", "and", "or", "with", "it", "is", "be"),
@@ -79,11 +78,12 @@ class LlmWriter:
     """Puts texts into other words; `spent` says what that took."""
 
     def __init__(self, config: WriterConfig, *, cache: Path, kinds: Sequence[str]) -> None:
-        """`kinds`: the tools that a customer may ask for. Raises UserError for a key that is not set."""
+        """`kinds`: the tools that a user may ask for. Raises UserError for a key that is not set."""
         self._config, self._cache = config, cache
         self._kinds = [*sorted(kinds), IDENTIFY, CORRECT, ASK]
         shared = config.model_dump(include={"model", "api_base", "api_key_env", "temperature", "timeout_seconds", "retries"})
-        self._client = chat_client(UserConfig(kind="llm", **shared), aside=lambda call: call())
+        asked = UserConfig(kind="llm", omit=("seed",), **shared)
+        self._model = UserModel(asked, (), seed=0, aside=lambda call: call(), who="writer")
         self.spent = Spent()
         self._lost = 0  # texts in a row
 
@@ -91,7 +91,7 @@ class LlmWriter:
         """The text in other words. Raises Rejected where no try kept the facts, UserError where the model does not answer."""
         lines = lines_of(made, text)
         manner = STYLES[text.behaviour["style"]].format(table=table)
-        asked = {"customer": manner, "lines": [{"say": line.say, "keep": list(line.keep)} for line in lines]}
+        asked = {"manner": manner, "lines": [{"say": line.say, "keep": list(line.keep)} for line in lines]}
         messages = [{"role": "system", "content": REWRITE}, {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
         self.spent.texts += 1
         faults: list[str] = []
@@ -128,38 +128,29 @@ class LlmWriter:
     def _ask(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The model's answer, from the cache where it has been asked that before. Raises UserError."""
         config = self._config
-        body = {"messages": list(messages), "temperature": config.temperature, "max_tokens": config.max_tokens}
-        key = hashlib.sha256(json.dumps([config.model, config.api_base, body], sort_keys=True).encode()).hexdigest()
-        file = self._cache / f"{key}.json"
+        question = json.dumps([config.model, config.api_base, config.temperature, list(messages)])
+        file = self._cache / f"{hashlib.sha256(question.encode()).hexdigest()}.json"
         if file.exists():
             self.spent.from_cache += 1
-            return str(json.loads(file.read_text("utf-8"))["answer"])
-        answer = self._complete(body)
-        self._cache.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"model": config.model, "answer": answer})
+            return str(read_json(file)["answer"])
+        try:
+            answer = self._model.ask([dict(message) for message in messages], read=self._read)
+        except UserSimulatorFailure as failure:
+            raise UserError(str(failure), hint="go on with `--resume` when it answers; what it has answered is kept") from None
+        make_folder(self._cache)
+        with writing(self._cache):
+            write_json(file, {"model": config.model, "answer": answer})
         return answer
 
-    def _complete(self, body: Mapping[str, Any]) -> str:
-        for attempt in range(self._config.retries + 1):
-            try:
-                got = self._client.complete(dict(body), seconds=self._config.timeout_seconds)
-            except ChatError as error:
-                if attempt == self._config.retries or not error.retry:
-                    raise UserError(
-                        f"the writer `{self._config.model}` does not answer: {error}",
-                        hint="go on with `--resume` when it does; what it has answered is kept",
-                    ) from None
-                asks = error.retry_after if isinstance(error, RateLimited) else None
-                time.sleep(asks if asks is not None else PAUSES[min(attempt, len(PAUSES) - 1)])
-                continue
-            usage = cast("Mapping[str, Any]", got.body.get("usage") or {})
-            self.spent.calls += 1
-            self.spent.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-            self.spent.completion_tokens += int(usage.get("completion_tokens") or 0)
-            self.spent.cost_usd += got.cost_usd
-            choices = cast("list[Any]", got.body.get("choices") or [{}])
-            return str((choices[0].get("message") or {}).get("content") or "")
-        raise AssertionError("a loop over at least one try")
+    def _read(self, answer: ChatAnswer) -> str:
+        """What it says, counted. Raises UnusableAnswer."""
+        usage, spent = usage_of(answer.body), self.spent
+        spent.calls += 1
+        spent.prompt_tokens += usage.prompt_tokens
+        spent.completion_tokens += usage.completion_tokens
+        spent.cost_usd += answer.cost_usd
+        message: Any = first_choice(answer.body).get("message")
+        return str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
 
 
 def lines_of(made: Composed, text: Text) -> list[Line]:

@@ -5,7 +5,7 @@
 - stats count what can be counted by hand;
 - Parquet reads back as it was written, and `sft`'s reader and a mix take it as they take JSON lines;
 - a mix has its shares, no conversation twice, the origin and licence of every row, and the same bytes for the same seed;
-- a row that was made from a test task is found, one of another customer is not, and the card says so;
+- a row that was made from a test task is found, one about another user is not, and the card says so;
 - WRIT-2K, AReaL and seed rows become OpenAI messages of which the same turns are learned;
 - AReaL's tasks are played on the databases that they name.
 """
@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import DataConfig
+from tau2rl.data.encoding import learned_turns
 from tau2rl.data.jsonl import read_file, save_rows
-from tau2rl.data.layouts import learned
 from tau2rl.data.rows import read_row, read_rows
 
 runner = CliRunner()
@@ -109,9 +109,10 @@ def test_bad_rows_are_named_and_the_others_are_read(tmp_path: Path) -> None:
         {"messages": [*messages[:2], messages[3], messages[4]]},
         {"messages": messages[:2]},
         {**writ("#W1"), "domain": "airline"},
+        {"messages": [*messages[:2], {"role": "assistant", "content": " "}]},
     )
     found = run("validate", file, code=2)
-    assert (found["rows"], found["bad"]) == (9, 8)
+    assert (found["rows"], found["bad"]) == (10, 9)
     why = {fault["at"]: fault["why"] for fault in found["faults"]}
     assert why["rows.jsonl:2"].startswith("is not JSON")
     assert why["rows.jsonl:3"] == "a message with the role 'robot'"
@@ -119,8 +120,9 @@ def test_bad_rows_are_named_and_the_others_are_read(tmp_path: Path) -> None:
     assert why["rows.jsonl:5"] == "message 2 calls `cancel_pending_order` with `until`, which its schema does not have"
     assert why["rows.jsonl:6"] == "message 3 comes before 1 results of the calls before it"
     assert why["rows.jsonl:7"] == "message 2 is the result of no call"
-    assert why["rows.jsonl:8"] == "no turn of the assistant is learned"
+    assert why["rows.jsonl:8"] == "no assistant turn to learn"
     assert why["rows.jsonl:9"] == "it is the same conversation as rows.jsonl:1"
+    assert why["rows.jsonl:10"] == "message 2 is an empty assistant turn"
     assert run("validate", lines(tmp_path / "good.jsonl", writ("#W1"), areal("#W2"))) == {"rows": 2, "bad": 0, "faults": []}
 
 
@@ -142,8 +144,6 @@ def test_stats_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz"])
 def test_other_files_are_read_as_json_lines_are(tmp_path: Path, name: str) -> None:
-    if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
     rows = [
         {**writ("#W1"), "metadata": {"reward": 1.0, "tags": ["a"]}, "token_ids": [1, 2], "loss_mask": [0, 1]},
         {**areal("#W2"), "note": None},
@@ -159,7 +159,6 @@ def test_other_files_are_read_as_json_lines_are(tmp_path: Path, name: str) -> No
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
     assert "a.parquet" in run("stats", tmp_path / "a.parquet", code=2)["error"]
 
@@ -232,7 +231,7 @@ def test_published_rows_become_openai_messages(tmp_path: Path) -> None:
     rows = [row for _, row in read_file(tmp_path / "rows.jsonl")]
     after = [read_row(row, name="a") for row in rows]
     assert [row.messages for row in after] == [row.messages for row in before]
-    assert [learned(row) for row in after] == [learned(row) for row in before] == [[4], [2, 4], [2]]
+    assert [learned_turns(row) for row in after] == [learned_turns(row) for row in before] == [[4], [2, 4], [2]]
     assert rows[0]["messages"][2]["tool_calls"][0]["id"] == rows[0]["messages"][3]["tool_call_id"]
     assert rows[0]["metadata"]["scenario_id"] == "scenario_7" and rows[1]["metadata"]["trajectory_type"] == "normal"
     assert [row["metadata"].get("licence") for row in rows] == ["apache-2.0", "mit", None]

@@ -44,7 +44,7 @@ class Model:
 
     def __call__(self, messages: list[dict[str, Any]], tools: Any) -> str:
         asked = json.loads(messages[1]["content"])
-        if "customer" in asked:
+        if "manner" in asked:
             said = [f"So: {line['say']}" for line in asked["lines"]]
             self.kept |= {new: line["keep"] for new, line in zip(said, asked["lines"], strict=True)}
             self.texts += 1
