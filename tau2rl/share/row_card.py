@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from markupsafe import Markup
-
 from tau2rl.config import DOMAINS
 from tau2rl.data.inspection import Stats, facts
 from tau2rl.data.layouts import NOT_SAID, Facts
 from tau2rl.env.domain import domain
 from tau2rl.errors import UserError
-from tau2rl.report.tables import printable
 from tau2rl.runs.files import replacing, writing
 from tau2rl.runs.provenance import file_hash
-from tau2rl.share.dataset import size_category
+from tau2rl.share.dataset import hub_metadata
 from tau2rl.share.render import markdown_page
 from tau2rl.synth.contamination import RowGuard
 
@@ -92,25 +88,14 @@ def write(card: Path, found: dict[str, Any], *, name: str) -> None:
     if card.exists() and MADE_BY not in card.read_text("utf-8", "replace"):
         raise UserError(f"`{card}` is there already, and was not made here", hint="name another file with `--output`")
     licences = [one for one in found["all"]["by_licence"] if one != NOT_SAID]
-    metadata: dict[str, Any] = {
-        **({"license": printable(licences[0])} if len(licences) == 1 else {"license": "other"} if licences else {}),
-        "language": ["en"],
-        "pretty_name": printable(name),
-        "size_categories": [size_category(found["all"]["rows"])],
-        "tags": ["tau2-bench", "tool-use", "conversational", "agents", "tau2rl"],
-        "task_categories": ["text-generation"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [
-                    {"split": split.replace("-", "_"), "path": part["file"]} for split, part in found["splits"].items()
-                ],
-            }
-        ],
-    }
     page = markdown_page(
         "rows.md.jinja",
-        metadata=Markup(str(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)).strip()),  # noqa: S704 - YAML, not a page
+        metadata=hub_metadata(
+            name,
+            licence=licences[0] if len(licences) == 1 else "other" if licences else None,
+            rows=found["all"]["rows"],
+            files={split: part["file"] for split, part in found["splits"].items()},
+        ),
         name=name,
         all=found["all"],
         splits=found["splits"],
