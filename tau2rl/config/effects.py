@@ -168,6 +168,8 @@ IDLE: tuple[Idle, ...] = (
     Idle("algo.correction_low", {"algo.correction": ("tis",)}),
     *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay")),
     Idle("val", {"train.val_every": UNSET}, stages=("grpo",)),
+    Idle("monitors", {"monitors.action": ("off",)}),
+    Idle("monitors.entropy_left", {"backend": ("slime",)}, "slime's trainer has its entropy, and its rollouts have the monitors"),
     Idle("rollout.adaptive", {}, "a training step has a fixed number of episodes", ("grpo",)),
     Idle("rollout.workers", {"backend": ("local",)}, "it plays in the process that samples"),
     # the training

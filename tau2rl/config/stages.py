@@ -39,6 +39,7 @@ from tau2rl.config.training import (
     GrpoTrainConfig,
     LocalTrainConfig,
     ModelConfig,
+    MonitorsConfig,
     RolloutSamplingConfig,
     SftLocalConfig,
     SftTrainConfig,
@@ -262,6 +263,7 @@ class GrpoConfig(LearnConfig):
     rollout: GrpoRolloutConfig = GrpoRolloutConfig()
     algo: AlgoConfig = AlgoConfig()
     train: GrpoTrainConfig = GrpoTrainConfig()
+    monitors: MonitorsConfig = MonitorsConfig()
     tracking: TrackingConfig = TrackingConfig()
     local: LocalTrainConfig = LocalTrainConfig()
     slime: SlimeConfig = SlimeConfig()
@@ -274,6 +276,8 @@ class GrpoConfig(LearnConfig):
             raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
         if self.rollout.greedy:
             raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
+        if self.monitors.action == "stop" and self.backend == "slime":
+            raise ValueError("monitors.action `stop` is of the `local` backend: on `slime` an alarm warns and marks the curve")
         if self.train.val_every:
             self._validation_is_apart()
         return self

@@ -206,6 +206,24 @@ class AlgoConfig(Section):
         return self
 
 
+class MonitorsConfig(Section):
+    """Alarms of a training that finds another way to be paid than the one that is wanted; see docs/decide.md."""
+
+    action: Literal["warn", "stop", "off"] = "warn"
+    """What an alarm does, once in a run: `warn` says so and marks the curve; `stop` (backend `local`) ends the run behind the
+    step, and `--resume` goes on with it; `off`: nothing is watched."""
+    window: int = Field(default=5, ge=1)
+    """Steps at the beginning of the run, and the last ones, whose means are compared."""
+    rise: float = Field(default=0.25, gt=0, le=1)
+    """By how much the share of episodes grows that loop, read without writes, transfer, spam numbers, or succeed by nothing."""
+    turns_growth: float = Field(default=1.5, gt=1)
+    """How many times as many turns a conversation has."""
+    success_fall: float = Field(default=0.1, gt=0, le=1)
+    """By how much success falls while the score rises."""
+    entropy_left: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the entropy of a token below which it has collapsed."""
+
+
 class GrpoRolloutConfig(RolloutConfig):
     """The episodes of a group, and how many at once."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
+from tau2rl.rollouts.monitors import habits_of
 from tau2rl.rollouts.runner import Outcome
 from tau2rl.types import CallTool, Episode, Message, Score, Status, TaskRef, TrainingSample, Turn
 
@@ -47,6 +48,7 @@ class SampleMetadata:
     refused: int = 0  # calls that the environment refused, and turns that could not be read
     sampled_tokens: int = 0
     thought_tokens: int = 0  # of them
+    habits: tuple[str, ...] = ()  # of `rollouts.monitors.HABITS`
     fault: str | None = None  # a `types.Fault`
     failure: str = ""
     tries: int = 1
@@ -86,6 +88,7 @@ class SampleMetadata:
             refused=episode.invalid_calls,
             sampled_tokens=episode.sampled_tokens,
             thought_tokens=episode.thought_tokens,
+            habits=habits_of(episode),
             fault=None if episode.fault is None else episode.fault.value,
             failure="" if episode.failure is None else f"{episode.failure.kind}: {episode.failure.message}"[:SHOWN],
             tries=played.tries,
@@ -102,7 +105,12 @@ class SampleMetadata:
         >>> SampleMetadata.from_json(one.to_json()) == one
         True
         """
-        return {**asdict(self), "spans": [list(span) for span in self.spans], "turn_rewards": list(self.turn_rewards)}
+        lists = {
+            "spans": [list(span) for span in self.spans],
+            "turn_rewards": list(self.turn_rewards),
+            "habits": list(self.habits),
+        }
+        return {**asdict(self), **lists}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> SampleMetadata:
@@ -110,7 +118,7 @@ class SampleMetadata:
         known = {f.name: values[f.name] for f in fields(SampleMetadata) if f.name in values}
         spans: Sequence[Sequence[int]] = known.get("spans", ())
         known["spans"] = tuple((turn, start, end) for turn, start, end in spans)
-        known["turn_rewards"] = tuple(known.get("turn_rewards", ()))
+        known |= {name: tuple(known.get(name, ())) for name in ("turn_rewards", "habits")}
         return SampleMetadata(**known)
 
 

@@ -95,6 +95,8 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("grpo", "user.model=m", [*SLIME, "slime.user.gpus=1", "slime.user.checkpoint=c"], SLIME),
     ("grpo", "slime.policy_gpus=4", [*SLIME, "slime.layout=colocate"], SLIME),
     ("grpo", "slime.health_seconds=5", [*SLIME, "slime.fault_tolerance=false"], SLIME),
+    ("grpo", "monitors.window=2", [*GRPO, "monitors.action=off"], GRPO),
+    ("grpo", "monitors.entropy_left=0.1", SLIME, GRPO),
     ("synth", "writer.attempts=2", [], ["writer.kind=llm"]),
     ("rft-filter", "keep.form=[failed_write]", ["sources=[a]"], ["sources=[a]", "keep.attempts=solved+form"]),
     ("seed", "balance.form=[failed_write]", [], ["keep=solved+form"]),
