@@ -6,7 +6,6 @@ Whatever is written here passes `clean`: what servers, models and files say neve
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tau2rl.errors import UserError
 from tau2rl.runs.progress import ProgressEvent
+from tau2rl.terminal import clean, escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ def emit(text: str) -> None:
 def emit_json(value: Any) -> None:
     """Data: indented JSON on stdout. A NaN is a bug of ours and raises."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)  # which escapes the control characters of ASCII
-    emit(_UNESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
+    emit(escape(text))
 
 
 def emit_table(rows: Sequence[Sequence[str]], *, title: str = "") -> None:
@@ -238,27 +238,6 @@ class Follower:
         self._said_at = time.monotonic()
         self._shown = event
         _write(self._stream, progress_words(event, self._first))
-
-
-# What a terminal would obey: escape sequences (CSI; OSC, DCS and their kind up to their end or that of the line; the short
-# ones), and what is left of control characters, C1 too, of marks that turn the direction of text, and of separators of lines.
-_SEQUENCES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
-    r"|\x1b[ -/]*[0-~]?"
-)
-_CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-_CONTROL = re.compile(f"[{_CONTROLS}]")
-_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def clean(text: str) -> str:
-    """Text of a server, a model or a file without what a terminal would obey; lines and tabs stay.
-
-    >>> clean("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07a\\rb\\u202ec")
-    'red a b c'
-    """
-    return _CONTROL.sub(lambda found: "" if found.group() < " " and found.group() != "\r" else " ", _SEQUENCES.sub("", text))
 
 
 def _first_line(text: str) -> str:

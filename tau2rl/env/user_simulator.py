@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from tau2rl.config import UserConfig
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
-from tau2rl.env.chat_client import ChatAnswer, ChatError, RateLimited, chat_client, is_direct, throttle_of
+from tau2rl.env.chat_client import ChatAnswer, ChatError, RateLimited, chat_client, is_direct, one_line, throttle_of
 from tau2rl.env.domain import domain
 from tau2rl.env.scripted_user import LineUser, ScriptedUser, has_lines
 from tau2rl.env.simulation import Simulation
@@ -204,6 +204,10 @@ ECHO_CHARACTERS = 40  # both sides may say "Goodbye."
 SPEAKS_AS_AGENT = re.compile(r"\bhow (can|may) i (help|assist) you\b", re.IGNORECASE)
 
 
+# The finish_reasons of an answer that is whole: OpenAI's, those that servers of open models have for the same, and none.
+FINISHED = ("stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn", "", None)
+
+
 class UnusableAnswer(Exception):
     """No user can have said this; the message says why."""
 
@@ -222,8 +226,10 @@ def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = ""
     match choice.get("finish_reason"):
         case "content_filter":
             raise UnusableAnswer("a content filter ended its answer")
-        case "length":
+        case "length" | "model_length":
             raise UnusableAnswer("its answer was cut at the limit of its tokens")
+        case reason if reason not in FINISHED:  # `abort`, `error`, `network_error`: what there is may be half a sentence
+            raise UnusableAnswer(f"its answer ended with finish_reason `{one_line(str(reason))}`")
         case _:
             pass
     if message.get("role") not in ("assistant", None):

@@ -27,6 +27,7 @@ from tau2rl.runs.files import WAYS_OUT, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.progress import JsonProgress, Progress
 from tau2rl.runs.secrets import Redactor, key_variables
+from tau2rl.terminal import clean
 
 if TYPE_CHECKING:
     from tau2rl.runs.reports import Result
@@ -203,7 +204,7 @@ class _LogFile(logging.FileHandler):
 
 
 class _Formatter(logging.Formatter):
-    """UTC times, and no secret in a message or a traceback."""
+    """UTC times; no secret in a message or a traceback, and nothing that a terminal would obey."""
 
     converter = time.gmtime
 
@@ -213,11 +214,11 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback below it."""
-        return self._redactor.text(super().format(record))
+        return clean(self._redactor.text(super().format(record)))
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(f"{clean(text)}\n")  # a cluster's own `ray job logs` shows it as it is
     sys.stderr.flush()
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from tau2rl import settings
+from tau2rl.answer_size import limit_httpx, too_large
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
@@ -186,6 +187,8 @@ class LiteLLM:
         return payload
 
     def _failure(self, error: Exception) -> PolicyFailure:
+        if large := too_large(error):
+            return PolicyFailure(str(large))
         status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
         if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):
             return ContextExceeded(said)
@@ -237,5 +240,6 @@ def _litellm() -> Any:
         import litellm
     except ImportError:
         raise UserError("policy.kind `api` needs litellm", hint="pip install 'tau2rl[tau2]'") from None
+    limit_httpx()
     litellm.suppress_debug_info = True  # it prints advertisements on stdout, where our data goes
     return litellm
