@@ -324,7 +324,15 @@ class RftPolicyConfig(PolicyConfig):
     sampling: RftSamplingConfig = RftSamplingConfig()
 
 
-class KeepConfig(Section):
+class FaultsConfig(Section):
+    """Whose faults take an episode out of training."""
+
+    exclude_faults: tuple[Literal["user", "task"], ...] = ()
+    """Leave out episodes, solved ones too, in which the simulated user broke its own rules (`user`) or whose task is defective
+    (`task`), by the gates of `tau2rl blame`."""
+
+
+class KeepConfig(FaultsConfig):
     """Which attempts are kept; the limits hold in this order."""
 
     attempts: Literal["solved", "all", "subset"] = "solved"

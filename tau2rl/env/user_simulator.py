@@ -92,8 +92,17 @@ class UserModel:
     over as all of them may take.
     """
 
-    def __init__(self, config: UserConfig, tools: Sequence[Any], *, seed: int, aside: Callable[[Callable[[], Any]], Any]) -> None:
-        """`tools`: their schemas; `aside`: see `chat_client`. Raises UserError for a key that is not set."""
+    def __init__(
+        self,
+        config: UserConfig,
+        tools: Sequence[Any],
+        *,
+        seed: int,
+        aside: Callable[[Callable[[], Any]], Any],
+        who: str = "user model",
+    ) -> None:
+        """`tools`: their schemas; `aside`: see `chat_client`; `who`: in messages. Raises UserError for a key that is not set."""
+        self._who = f"the {who} `{config.model}`"
         self._config = config
         self._client = chat_client(config, aside=aside)
         self._throttle = throttle_of(config.model, config.api_base)
@@ -115,7 +124,7 @@ class UserModel:
                 return read(answer)
             except TimeoutError:
                 why = f": {problem}" if problem else ", because it limits its rate"
-                raise UserSimulatorFailure(f"the user model `{config.model}` took no call within {seconds:g} s{why}") from None
+                raise UserSimulatorFailure(f"{self._who} took no call within {seconds:g} s{why}") from None
             except UnusableAnswer as error:
                 problem = str(error)
             except RateLimited as error:
@@ -125,12 +134,12 @@ class UserModel:
             except ChatError as error:
                 problem = str(error)
                 if not error.retry:
-                    raise UserSimulatorFailure(f"the user model `{config.model}` refused the request: {problem}") from None
+                    raise UserSimulatorFailure(f"{self._who} refused the request: {problem}") from None
                 if tries < config.retries:
                     time.sleep(pause_seconds(tries))
             self._seed += 1  # the same seed would get the same answer
             tries += 1
-        raise UserSimulatorFailure(f"the user model `{config.model}` gave no usable answer in {tries} tries: {problem}")
+        raise UserSimulatorFailure(f"{self._who} gave no usable answer in {tries} tries: {problem}")
 
     def _request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         sampling = {"temperature": self._config.temperature, "seed": self._seed}
@@ -208,7 +217,7 @@ def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = ""
     >>> read_answer(body, tools=()).content
     'My phone is dead.'
     """
-    choice = _first_choice(body)
+    choice = first_choice(body)
     message = _object(choice.get("message"), "its message is not an object")
     match choice.get("finish_reason"):
         case "content_filter":
@@ -244,7 +253,8 @@ def usage_of(body: dict[str, Any]) -> Usage:
     return Usage(prompt_tokens=_count(usage.get("prompt_tokens")), completion_tokens=_count(usage.get("completion_tokens")))
 
 
-def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
+def first_choice(body: dict[str, Any]) -> dict[str, Any]:
+    """The choice of a chat answer. Raises UnusableAnswer."""
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         raise UnusableAnswer("its answer has no choices")

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +35,7 @@ from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
+from tau2rl.verify.evidence import excluded
 
 FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
 PROGRESS_EVERY = 1000
@@ -50,7 +51,15 @@ class Seen:
     floor_tasks: dict[str, dict[str, TaskRef]] = field(default_factory=dict[str, dict[str, TaskRef]])
 
 
-def scan(sources: Sequence[Source], rollouts: RolloutFilter, *, spec: RewardSpec, seed: int, progress: Progress) -> Seen:
+def scan(
+    sources: Sequence[Source],
+    rollouts: RolloutFilter,
+    *,
+    spec: RewardSpec,
+    seed: int,
+    progress: Progress,
+    exclude_faults: Sequence[str] = (),
+) -> Seen:
     """Add every episode of the sources to the filter, those that FAILED too. Raises UserError for a line that is no episode."""
     seen, count = Seen(), 0
     kind, forbidden = functools.lru_cache(maxsize=65536)(kind_of), functools.lru_cache(maxsize=65536)(held_out)
@@ -59,7 +68,9 @@ def scan(sources: Sequence[Source], rollouts: RolloutFilter, *, spec: RewardSpec
         for file, evidence in (("episodes.jsonl", True), ("failures.jsonl", False)):
             for position, record in read_episodes(source.path / file, digest.update if evidence else None):
                 task = record.episode.task
-                rollouts.add(_entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed))
+                spoiled = excluded(record.episode, exclude_faults)
+                entry = _entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed)
+                rollouts.add(entry if spoiled is None else replace(entry, excluded=f"{spoiled.fault.value}: {spoiled.name}"))
                 seen.held_out += forbidden(task)
                 seen.costs.add(record.episode)
                 of_domain = seen.floor_tasks.setdefault(task.domain, {})
@@ -157,6 +168,7 @@ def _entry(record: EpisodeRecord, *, kind: str, source: int, position: int, spec
         partial=(score.partial if score else None) or 0.0,
         no_op=not changed_something(episode),
         fault=(episode.fault or Fault.INFRA).value if episode.status is Status.FAILED else "",
+        excluded="",
         signature=signature(episode),
         pick=derive_seed(seed, source, attempt.key),
     )

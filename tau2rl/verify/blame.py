@@ -81,7 +81,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
     known, asked, opening = f"{facts.instructions}\n{facts.domain_policy}".lower(), False, True
     said: Counter[str] = Counter()
     last = ""
-    for who, text, acts in _lines(episode):
+    for who, text, acts in lines_of(episode):
         if who == "user":
             spoken = SIGNAL.sub("", text).strip()
             if not text.strip() and not acts:
@@ -206,7 +206,7 @@ def _cut_short(last: str, spoken: str) -> bool:
     return bool(PROPOSES.search(proposal)) and (not spoken or consents(spoken))
 
 
-def _lines(episode: Episode) -> Iterator[tuple[str, str, bool]]:
+def lines_of(episode: Episode) -> Iterator[tuple[str, str, bool]]:
     """(who, text, whether there are calls) of both sides in order; who is agent, user or tool."""
     if not episode.trajectory:
         for message in episode.messages:

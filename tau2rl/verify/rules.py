@@ -33,6 +33,10 @@ DEED = re.compile(
     re.IGNORECASE,
 )
 FACT = re.compile(r"#?\b(?=[\w-]*\d)[A-Za-z]*[\w-]{4,}\b|\b[\w.+-]+@[\w-]+\.\w+\b")  # an id, a code, an e-mail address
+RULES = (
+    "unfinished", "refused_call", "repeated_call", "several_calls", "unauthenticated_write", "unconfirmed_write",
+    "promised_not_done", "transfer_untried", "transfer_unsaid", "invented_fact",
+)  # fmt: skip
 REPEATS = 3  # the same call with the same arguments, or the same words, so often is a loop
 
 
@@ -62,7 +66,7 @@ def violations(transcript: Transcript) -> list[str]:
         "transfer_unsaid": TRANSFERRED.lower() in policy and _unsaid_transfer(calls, transcript.messages),
         "invented_fact": any(True for _ in invented(transcript.messages, transcript.domain_policy)),
     }
-    return [name for name, broken in found.items() if broken]
+    return [name for name in RULES if found[name]]
 
 
 def calls_of(messages: Iterable[Message]) -> Iterator[Call]:
