@@ -157,6 +157,9 @@ COMMANDS = {
         examples=(
             "tau2rl select outputs/eval/default",
             "tau2rl select outputs/eval/default -k 4 --verifier rules --verifier my_pkg.judge:Judge",
+            "tau2rl select outputs/eval/default --verifier judge --judge-model gpt-4.1",
+            "tau2rl select outputs/rft-filter/default --fit verifier.json --verifier rules --verifier logprob",
+            "tau2rl select outputs/eval/default --verifier rules --verifier verifier.json",
         ),
     ),
     "cost": Late(
@@ -173,7 +176,7 @@ COMMANDS = {
         panel=EVALUATE,
         summary="Say who is to blame for every episode without success, agent, user, task or infra, "
         "and name the agent's own failures.",
-        examples=("tau2rl blame outputs/eval/default",),
+        examples=("tau2rl blame outputs/eval/default", "tau2rl blame outputs/eval/default --judge-model gpt-4.1"),
     ),
     "show": Late(
         where="tau2rl.cli.show:show",

@@ -312,7 +312,15 @@ class BalanceConfig(Section):
     """At most so many in all, drawn evenly over the cells."""
 
 
-class KeepConfig(BalanceConfig):
+class FaultsConfig(Section):
+    """Whose faults take an episode out of training."""
+
+    exclude_faults: tuple[Literal["user", "task"], ...] = ()
+    """Leave out episodes, solved ones too, in which the simulated user broke its own rules (`user`) or whose task is defective
+    (`task`), by the gates of `tau2rl blame`."""
+
+
+class KeepConfig(BalanceConfig, FaultsConfig):
     """Which attempts are kept; the limits hold in this order."""
 
     attempts: Literal["solved", "solved+form", "all", "subset"] = "solved"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tau2rl.config.base import Reference, Section
-from tau2rl.config.sections import LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
+from tau2rl.config.sections import FaultsConfig, LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
 
 
 class ModelConfig(Section):
@@ -152,7 +152,7 @@ class CurriculumConfig(Section):
     """What each step leaves of older evidence."""
 
 
-class AlgoConfig(Section):
+class AlgoConfig(FaultsConfig):
     """The policy gradient, on any backend."""
 
     estimator: Literal["grpo", "dr_grpo", "rloo", "mt_grpo", "gtpo", "mt_gtpo"] = "grpo"

@@ -36,6 +36,7 @@ class Entry:
     partial: float
     no_op: bool
     fault: str  # "user", "task" or "infra" when it FAILED, else ""
+    excluded: str  # what user or task did to it, where the settings leave that out: "user: role_flip", else ""
     signature: str  # names its tool calls in their order
     user: str = ""  # of the database, whom the task is about; "" where that is not known
     cell: str = ""  # writes x reads x behaviour
@@ -56,8 +57,8 @@ class Dropped:
 
 
 COLUMNS = (
-    "source", "position", "domain", "task", "kind", "key", "number", "reward", "partial", "no_op", "fault", "signature", "user",
-    "cell", "form", "pick",
+    "source", "position", "domain", "task", "kind", "key", "number", "reward", "partial", "no_op", "fault", "excluded",
+    "signature", "user", "cell", "form", "pick",
 )  # fmt: skip
 CELL = "domain, cell"
 KEPT, SOLVED, ORDER = "reason IS NULL", "reward >= 1 - 1e-6", "pick, source, key"
@@ -89,11 +90,11 @@ class RolloutFilter:
         if keep.attempts == "subset":
             (size,) = self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {KEPT}").fetchone()
             self._db.execute("UPDATE attempt SET reason = NULL")
-            self._drop("'fault: ' || fault", "fault <> ''")
+            self._drop_faults()
             self._drop_beyond(size, "'all'", ORDER, "not drawn")
 
     def _apply(self, keep: KeepConfig, *, solved_only: bool) -> None:
-        self._drop("'fault: ' || fault", "fault <> ''")
+        self._drop_faults()
         if solved_only:
             self._drop("'not solved'", f"NOT ({SOLVED})")
         if keep.attempts == "solved+form":
@@ -159,6 +160,11 @@ class RolloutFilter:
         ranked = f"SELECT id AS i, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {order}) AS n FROM attempt WHERE {KEPT}"
         self._db.execute(f"UPDATE attempt SET {column} = n FROM ({ranked}) WHERE id = i")
 
+    def _drop_faults(self) -> None:
+        """What FAILED, and what user or task spoiled."""
+        self._drop("'fault: ' || fault", "fault <> ''")
+        self._drop("'left out, ' || excluded", "excluded <> ''")
+
     def _drop(self, reason: str, where: str) -> None:
         self._db.execute(f"UPDATE attempt SET reason = {reason} WHERE {KEPT} AND ({where})")
 
@@ -169,9 +175,12 @@ class RolloutFilter:
     def _keep_best_failures(self, least: float) -> None:
         best = (
             f"SELECT id, ROW_NUMBER() OVER (PARTITION BY task ORDER BY partial DESC, {ORDER}) AS n FROM attempt AS a "
-            f"WHERE fault = '' AND partial >= ? AND NOT EXISTS (SELECT 1 FROM solved WHERE solved.task = a.task)"
+            f"WHERE fault = '' AND excluded = '' AND partial >= ? "
+            "AND NOT EXISTS (SELECT 1 FROM solved WHERE solved.task = a.task)"
         )
-        self._db.execute(f"CREATE TEMP TABLE solved AS SELECT DISTINCT task FROM attempt WHERE {SOLVED} AND fault = ''")
+        self._db.execute(
+            f"CREATE TEMP TABLE solved AS SELECT DISTINCT task FROM attempt WHERE {SOLVED} AND fault = '' AND excluded = ''"
+        )
         self._db.execute("CREATE UNIQUE INDEX temp.solved_task ON solved (task)")
         self._db.execute(f"UPDATE attempt SET reason = NULL WHERE id IN (SELECT id FROM ({best}) WHERE n = 1)", (least,))
 

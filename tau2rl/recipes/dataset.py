@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +37,7 @@ from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
+from tau2rl.verify.evidence import excluded
 from tau2rl.verify.rules import calls_of, violations
 from tau2rl.verify.verifiers import transcript_of
 
@@ -62,6 +63,7 @@ def scan(
     seed: int,
     progress: Progress,
     form: Collection[str] = (),
+    exclude_faults: Collection[str] = (),
 ) -> Seen:
     """Add every episode of the sources to the filter, those that FAILED too; `form`: the rules of form to look for.
 
@@ -74,7 +76,9 @@ def scan(
         for file, evidence in (("episodes.jsonl", True), ("failures.jsonl", False)):
             for position, record in read_episodes(source.path / file, digest.update if evidence else None):
                 task = record.episode.task
-                rollouts.add(_entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed, form=form))
+                entry = _entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed, form=form)
+                spoiled = excluded(record.episode, exclude_faults)
+                rollouts.add(entry if spoiled is None else replace(entry, excluded=f"{spoiled.fault.value}: {spoiled.name}"))
                 seen.held_out += forbidden(task)
                 seen.costs.add(record.episode)
                 of_domain = seen.floor_tasks.setdefault(task.domain, {})
@@ -184,6 +188,7 @@ def _entry(
         partial=(score.partial if score else None) or 0.0,
         no_op=not changed_something(episode),
         fault=(episode.fault or Fault.INFRA).value if episode.status is Status.FAILED else "",
+        excluded="",
         signature=signature(episode),
         user=place.user,
         cell=", ".join(filter(None, (place.cell, place.behaviour.partition("/")[0]))),  # of the behaviour its pace

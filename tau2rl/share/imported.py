@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tau2rl.config import EvalConfig, build
+from tau2rl.enums import UserSignal
 from tau2rl.env.domain import Domain, domain, known_domains
 from tau2rl.env.tasks import describe
 from tau2rl.errors import EnvironmentFailure, UserError
@@ -48,7 +49,7 @@ from tau2rl.types import (
     Usage,
 )  # fmt: skip
 
-STOPPED = "###STOP###"  # what tau2's gym writes for an agent whose conversation was closed: nobody said it
+STOPPED = UserSignal.STOP.value  # what tau2's gym writes for an agent whose conversation was closed: nobody said it
 ENDS = {  # of tau2, by how much they say about the agent
     "user_stop": Status.COMPLETED, "agent_stop": Status.COMPLETED, "too_many_errors": Status.COMPLETED,
     "max_steps": Status.TRUNCATED, "timeout": Status.TRUNCATED, "judge_stop": Status.TRUNCATED, "agent_error": Status.MALFORMED,

@@ -186,6 +186,7 @@ def rollout_numbers(played: Sequence[SampleMetadata], batch: Sequence[Member], c
         "groups/useful": sum(any(trained) for trained in groups.values()),
         "episodes/played": len(ended),
         "episodes/failed": statuses["failed"],
+        "episodes/excluded": sum(not m.evidence for m in evidence),
         "episodes/aborted": statuses[ABORTED],
         "episodes/tried_again": sum(m.tries > 1 for m in ended),
         "episodes/truncated": statuses["truncated"] / max(1, len(evidence)),

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from tau2rl.config import AlgoConfig
 from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
 from tau2rl.rollouts.monitors import habits_of
 from tau2rl.rollouts.runner import Outcome
-from tau2rl.types import CallTool, Episode, Message, Score, Status, TaskRef, TrainingSample, Turn
+from tau2rl.types import CallTool, Episode, Message, Score, TaskRef, TrainingSample, Turn
+from tau2rl.verify.evidence import is_evidence
 
 if TYPE_CHECKING:
     from slime.utils.types import Sample
@@ -59,16 +61,15 @@ class SampleMetadata:
 
     @staticmethod
     def of(
-        played: Outcome, score: Score | None, turn_rewards: Sequence[float] = (), *, drop_truncated: bool = False
+        played: Outcome, score: Score | None, turn_rewards: Sequence[float] = (), algo: AlgoConfig | None = None
     ) -> SampleMetadata:
         """What an attempt was. `turn_rewards` is [turns], or empty where no estimator asks for it.
 
-        No evidence: what FAILED, what holds no sampled token, what tau2 did not grade, and with `drop_truncated` what was cut.
+        No evidence: what tau2 did not grade, and what `verify.evidence` says of the settings of `algo`.
         """
         episode, task = played.episode, played.attempt.task
         shaped = None if score is None else score.shaped
-        cut = episode.status is Status.TRUNCATED and drop_truncated
-        evidence = episode.status is not Status.FAILED and bool(episode.turns) and shaped is not None and not cut
+        evidence = shaped is not None and is_evidence(episode, algo or AlgoConfig())
         to_user = [turn for turn in episode.turns if turn.actions and not any(isinstance(a, CallTool) for a in turn.actions)]
         return SampleMetadata(
             task=task.key,

@@ -32,6 +32,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
         "groups/tried": len(groups),
         "groups/useful": sum(group.has_signal for group in groups),
         "episodes/failed": statuses[Status.FAILED],
+        "episodes/excluded": sum(s is None for group in groups for s in group.scores) - statuses[Status.FAILED],
         "episodes/truncated": statuses[Status.TRUNCATED] / max(1, len(evidence)),
         "episodes/malformed": statuses[Status.MALFORMED] / max(1, len(evidence)),
         "turns/mean": mean([float(len(e.turns)) for e in evidence]),
