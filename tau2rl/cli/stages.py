@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tau2rl import console, plugins
 from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
+from tau2rl.errors import UserError
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
 
@@ -92,7 +94,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
-    from tau2rl.launch.submit import job_argv, run_chain
+    from tau2rl.launch.submit import job_argv, look, run_chain
     from tau2rl.recipes.pipeline_plan import plan, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())
@@ -104,6 +106,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_json({"config": dump(config), "runs": plans})
         else:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
+        look([planned.config for planned in runs], made=folder)
         return
     with console.Follower() as follower:
         code = run_chain(config, watch=follower.next_run, say=follower.on_line)
@@ -184,11 +187,13 @@ pipeline = stage_command(
 
 
 def print_plan(config: StageConfig, *, as_json: bool) -> None:
-    """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
-    from tau2rl.launch.submit import job_argv, refuse_unknown_domains
+    """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file.
+
+    Raises UserError behind it, with everything that the run would be refused for.
+    """
+    from tau2rl.launch.submit import job_argv, look
     from tau2rl.recipes.training import backend_for, trains_on_actors
 
-    refuse_unknown_domains(config)
     job = job_argv(run_path(config))
     plan: dict[str, Any] = {"argv": job}
     if isinstance(config, SftConfig | GrpoConfig) and trains_on_actors(config):
@@ -199,7 +204,14 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         plan = {"argv": list(of_backend.argv) or job, "layout": list(of_backend.layout), "issues": issues, "job": job}
     if as_json:
         console.emit_json({"config": dump(config), **plan})
-        return
+    else:
+        _print_plan(config, plan)
+    look([config])
+    if errors := [issue for issue in plan.get("issues", ()) if issue["kind"] == "error"]:
+        raise UserError("\n".join(issue["message"] for issue in errors), hint="; ".join(issue["hint"] for issue in errors))
+
+
+def _print_plan(config: StageConfig, plan: Mapping[str, Any]) -> None:
     remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
     remarks += [f"{issue['kind']}: {issue['message']} ({issue['hint']})" for issue in plan.get("issues", ())]
     text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)

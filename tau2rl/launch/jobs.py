@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import queue
 import secrets
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tau2rl.config.extras import importable, part_of
 from tau2rl.doctor.services import answers, connects
 from tau2rl.errors import UserError
 from tau2rl.launch.entry import EXIT_INTERRUPTED
@@ -37,10 +37,9 @@ _ADDRESS_HINT = "`--address http://HOST:8265` is the cluster's dashboard; withou
 
 def require_ray() -> None:
     """Raise UserError where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(
-            "Ray is not installed", hint="pip install -e '.[ray]' in the clone of tau2rl, or run in this process with `--inline`"
-        )
+    if not importable("ray"):
+        refusal = part_of("ray").refusal("a job")
+        raise UserError(refusal.message, hint=f"{refusal.hint}, or run in this process with `--inline`")
 
 
 def connect(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from tau2rl import settings
-from tau2rl.config import DOMAINS, LaunchConfig, PipelineConfig, PlayConfig, StageConfig, dump
+from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig, dump
 from tau2rl.errors import UserError
-from tau2rl.launch import entry, jobs
+from tau2rl.launch import checks, entry, jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.recipes.pipeline_plan import Planned, plan
 from tau2rl.recipes.pipeline_report import build_report, finished
@@ -49,7 +49,7 @@ def submit(
     its own that is gone when this returns. Ctrl-C stops the run and gives 130.
     """
     launch = config.launch
-    refuse_unknown_domains(config)
+    look([config])
     if launch.detach and (launch.inline or _address(launch) is None):
         raise UserError("`--detach` needs a cluster that stays", hint="give its job server with `--address http://HOST:8265`")
 
@@ -68,14 +68,14 @@ def submit(
             return entry.EXIT_INTERRUPTED
 
 
-def refuse_unknown_domains(config: StageConfig) -> None:
-    """Raise UserError for a domain that tau2 does not have before a head is started; tau2's own four cost nothing."""
-    strange = set(config.tasks.domains) - set(DOMAINS) if isinstance(config, PlayConfig) and not config.plugins else ()
-    if strange:
-        from tau2rl.env.domain import domain  # tau2 with it, seconds
+def look(configs: Sequence[StageConfig], *, made: Path | None = None) -> None:
+    """Raise UserError with what runs name and this machine has not; `made`: a folder in which earlier ones of them leave it.
 
-        for name in sorted(strange):
-            domain(name)
+    What runs on a cluster that is named finds its files, packages and keys there, and is left to the job.
+    """
+    if any(_address(config.launch) and not config.launch.inline for config in configs):
+        return
+    checks.refuse(configs, made=made)
 
 
 def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextManager[Watcher]], say: Callable[[str], None]) -> int:
@@ -88,6 +88,7 @@ def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextMana
         raise UserError("a pipeline is followed to its end: it cannot be detached", hint="leave out `--detach`")
     runs = plan(config, run_path(config))  # first: a wrong step need not wait for the ones before it
     waiting = [planned for planned in runs if not finished(planned)]
+    look([planned.config for planned in waiting], made=run_path(config))
 
     def one(planned: Planned, run: CarryOut) -> int:
         say(f"{runs.index(planned) + 1} of {len(runs)}: {_words(planned)}")
