@@ -215,7 +215,7 @@ def _refuse_what_is_nowhere(name: str) -> bool:
     hub: Any = import_module("huggingface_hub")  # which transformers brings
     if isinstance(hub.try_to_load_from_cache(name, "tokenizer_config.json"), str):
         return True
-    endpoint = urlsplit(hub.constants.ENDPOINT)
+    endpoint = urlsplit(str(hub.constants.ENDPOINT))
     if hub.constants.is_offline_mode() or not _listens(endpoint):
         why = "is not to be asked" if hub.constants.is_offline_mode() else "does not answer"
         raise UserError(f"no folder `{name}`, nor is it in the hub's cache, and {endpoint.hostname} {why}", hint=hint)

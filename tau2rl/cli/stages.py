@@ -14,7 +14,7 @@ import yaml
 
 from tau2rl import console, plugins
 from tau2rl.cli.options import Asked, stage_command
-from tau2rl.cli.printing import print_report, shown
+from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.runs.files import read_json
@@ -51,7 +51,9 @@ def run(asked: Asked[StageConfig]) -> None:
         follower.ended_well = code == DONE
     if not config.launch.detach and _written(folder / "report.json") != before:  # a run that broke early leaves an older one
         _show(config, folder, as_json=asked.as_json)
-    if code in (INCOMPLETE, INTERRUPTED) and (folder / "config.json").exists():
+    if code == DONE:
+        say_next(config, folder)
+    elif (folder / "config.json").exists():  # what was refused before it had anything is gone
         word = "interrupted" if code == INTERRUPTED else "not complete"
         console.say(f"{word}; continue with\n  {resume_command(config)}")
     raise typer.Exit(code)
@@ -109,12 +111,20 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
         look([planned.config for planned in runs], made=folder)
         return
     with console.Follower() as follower:
-        code = run_chain(config, watch=follower.next_run, say=follower.on_line)
+        try:
+            code = run_chain(config, watch=follower.next_run, say=follower.on_line)
+        except UserError as error:
+            if not has_results(folder):
+                raise
+            more = f"then go on with `{resume_command(config)}`"
+            raise UserError(error.message, hint=f"{error.hint}; {more}" if error.hint else more) from None
         follower.ended_well = code == DONE
     if (folder / "report.json").exists():
         _show(config, folder, as_json=asked.as_json)
     if code:
         console.say(f"not complete; continue with\n  {resume_command(config)}")
+    else:
+        say_next(config, folder)
     raise typer.Exit(code)
 
 
@@ -242,11 +252,28 @@ def not_played(report: Any) -> int:
     return int(planned) - int(report["tried"]) if planned is not None else 0
 
 
+def say_next(config: StageConfig, folder: Path) -> None:
+    """Where the run is, and what can be done with it."""
+    from tau2rl.recipes.pipeline_plan import ROWS
+
+    run, command = shown(folder), program()
+    match config:
+        case PipelineConfig():
+            more = [f"{command} view {run}", f"{command} report {run} --cost", f"{command} card {run}"]
+        case SftConfig() | GrpoConfig():
+            more = [f"{command} report {run} --cost", f"{command} view {run}"]
+        case EvalConfig():
+            more = [f"{command} show {run}", f"{command} compare {run} ANOTHER_RUN"]
+        case _:
+            more = [f"{command} show {run}", f"{command} sft --data {shlex.quote(str(folder / ROWS[stage_of(config)]))}"]
+    console.say(f"run folder: {run}\nnext, if you like\n" + "\n".join(f"  {line}" for line in more))
+
+
 def resume_command(config: StageConfig) -> str:
     """What to type to go on with a run, as a line that a shell takes."""
     folder = shown(run_path(config))
     command = "run" if isinstance(config, PipelineConfig) else stage_of(config)
-    words = f"tau2rl {command} -c {shown(run_path(config) / 'config.json')} --output {folder}"
+    words = f"{program()} {command} -c {shown(run_path(config) / 'config.json')} --output {folder}"
     return words if isinstance(config, PipelineConfig) else f"{words} --resume"  # a pipeline goes on by itself
 
 

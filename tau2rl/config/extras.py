@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from tau2rl.config.base import Section
 from tau2rl.config.effects import SET, Apart, Other, Values, matches
@@ -92,7 +93,7 @@ def refuse_lacking(config: Section) -> None:
     lines: dict[str, str] = {}  # what is said -> its hint
     for name, part in lacking(config):
         value = value_of(config, name)
-        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        shown = ", ".join(map(str, cast("tuple[object, ...]", value))) if isinstance(value, tuple) else value
         error = part.refusal(f"`{name}` = `{shown}`")
         lines[error.message] = error.hint
     if lines:

@@ -48,10 +48,12 @@ def connect(
     *,
     lost_seconds: float = LOST_SECONDS,
     alive: Callable[[], bool] = lambda: True,
+    last_words: Callable[[], str] = lambda: "",
 ) -> JobServer:
     """The job server at `http://HOST:8265`, or of the cluster at `HOST:PORT`, `ray://HOST:PORT` or `auto`.
 
-    `lost_seconds`, `alive`: after how long a silence, and by whose word, the cluster counts as gone. Raises UserError within
+    `lost_seconds`, `alive`: after how long a silence, and by whose word, the cluster counts as gone; `last_words`: what it said
+    before. Raises UserError within
     seconds when nobody answers there.
     """
     _reach(address, headers or {})
@@ -68,7 +70,7 @@ def connect(
             f"Ray would use `{client.get_address()}` instead of `{address}`: its own environment variables win",
             hint="unset RAY_ADDRESS and RAY_API_SERVER_ADDRESS",
         )
-    return JobServer(client, lost_seconds, alive)
+    return JobServer(client, lost_seconds, alive, last_words)
 
 
 def _reach(address: str, headers: dict[str, str]) -> None:
@@ -96,6 +98,7 @@ class JobServer:
     client: JobSubmissionClient
     lost_seconds: float
     alive: Callable[[], bool]
+    last_words: Callable[[], str]
 
     @property
     def address(self) -> str:
@@ -140,6 +143,9 @@ class JobServer:
             return EXIT_INTERRUPTED
         if details is None:
             on_line(f"error: lost the Ray cluster at `{self.address}`, and job `{job}` with it")
+            if words := self.last_words():
+                on_line(f"the last that it said\n{words}")
+            on_line("\nhint: `--inline` (`launch.inline`) runs in this process without Ray")
             return 1
         return _exit_code(details, on_line)
 

@@ -25,7 +25,7 @@ from tau2rl.config.renamed import RENAMED, SettingRenamed, old_names
 from tau2rl.errors import UserError
 from tau2rl.runs.folder import read_config
 
-runner = CliRunner()
+runner = CliRunner(env={"RAY_ADDRESS": "http://cluster:8265"})  # what settings name is looked for there, and not here
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )

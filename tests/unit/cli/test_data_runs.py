@@ -192,7 +192,7 @@ def test_the_table_says_what_was_kept(tmp_path: Path) -> None:
 def test_an_option_sets_its_own_setting(arguments: list[str], path: tuple[str, ...], value: object) -> None:
     command, *options = arguments
     chat = () if "--from" in options else NATIVE  # what was played already needs none
-    result = runner.invoke(app, [command, *chat, *options, "--dry-run", "--json"])
+    result = runner.invoke(app, [command, *chat, *options, "--dry-run", "--json"], env={"RAY_ADDRESS": "http://cluster"})
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)["config"]
     for name in path:
