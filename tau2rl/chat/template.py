@@ -25,6 +25,7 @@ KEPT_HEADS = 64  # encoded policies and tools, some hundred kB each
 KEPT_SUFFIXES = 1024  # encoded messages between two turns, some kB each
 BASE: tuple[ChatDict, ...] = ({"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."})
 NEXT: ChatDict = {"role": "user", "content": "Thanks."}
+OWN_CODEC = "docs/models.md lists the formats that are read; a codec of your own (docs/library.md) takes any other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,8 @@ class TemplateChat:
         if behind:
             _, found, rest = rest.rpartition(behind)
         if not found:
-            raise self.refusal("it does not write a tool call" if behind else "it does not write what the assistant says")
+            what = "a tool call" if behind else "what the assistant says"
+            raise self.refusal(f"it does not write {what}", OWN_CODEC)
         return self._end_of(rest)
 
     def _end_of(self, rest: str) -> End:
@@ -239,7 +241,7 @@ class TemplateChat:
         at = next((i for i, token in enumerate(ids) if token in self.tokenizer.control_ids), None)
         before = self.tokenizer.decode(ids[:at]) if at is not None else ""
         if at is None or before.strip():
-            raise self.refusal("it does not end an assistant turn with a control token right behind what was said")
+            raise self.refusal("it does not end an assistant turn with a control token right behind what was said", OWN_CODEC)
         return End(before=before, text=self.tokenizer.decode([ids[at]]), id=ids[at], closing=rest)
 
     def _refuse_date(self, date: Date | None) -> None:
@@ -264,15 +266,21 @@ class TemplateChat:
         date: Date | None = None,
     ) -> str:
         """The template's text. Raises UserError with the template's own complaint."""
-        from jinja2 import TemplateError
-
         told = variables(self.thinking, date) if date else self._variables
         try:
             return self.tokenizer.render(messages, tools, add_generation_prompt=generation, variables=told)
-        # What a checkpoint's template code may raise: its own complaint, or a plain fault in it.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except _faults() as error:
+            if self.thinking == "off" and messages is BASE and self._writes_thinking(tools):
+                raise self.refusal(f"its model always thinks: {error}", "chat.thinking=keep lets it") from None
             roles = ", ".join(str(message["role"]) for message in messages)
-            raise self.refusal(f"it cannot write a conversation of the roles {roles}: {error}") from None
+            raise self.refusal(f"it cannot write a conversation of the roles {roles}: {error}", OWN_CODEC) from None
+
+    def _writes_thinking(self, tools: Sequence[Mapping[str, Any]] | None) -> bool:
+        """Whether the template writes a conversation where thinking is not off."""
+        told = {**self._variables, **variables("keep", None)}
+        with suppress(*_faults()):
+            return bool(self.tokenizer.render(BASE, tools, add_generation_prompt=True, variables=told))
+        return False
 
     def refusal(self, reason: str, hint: str = "") -> UserError:
         """The error that says why this template cannot be used."""
@@ -282,6 +290,13 @@ class TemplateChat:
             or "it must leave earlier turns as they were; the template of Qwen3-*-Instruct-2507 does, "
             "and a `chat_template.jinja` beside tokenizer.json replaces the checkpoint's own",
         )
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What a checkpoint's template code may raise: its own complaint, or a plain fault in it."""
+    from jinja2 import TemplateError
+
+    return TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
 
 
 def variables(thinking: Thinking, date: Date | None) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
 def print_evaluation(report: Mapping[str, Any]) -> None:
     """The table, and below it what became of every attempt."""
     console.emit_table(report_rows(report))
+    if repeated := report.get("repetitions"):
+        console.emit(_of_repetitions(repeated))
     ended = ", ".join(f"{count} {status}" for status, count in report["episodes"].items())
     console.emit(f"episodes: {ended}" + (f", {report['missing']} missing" if report["missing"] else ""))
     for name in ("faults", "terminations"):
@@ -132,6 +134,15 @@ def print_cost(report: Mapping[str, Any]) -> None:
                 console.emit_words(f"cost of {name}: {cost_words(cost)}")
     if cost := report.get("cost"):
         console.emit_words(f"cost in detail: {total_words(cost) if 'runs' in cost else cost_words(cost)}")
+
+
+def _of_repetitions(repeated: Mapping[str, Any]) -> str:
+    """pass@1 of each whole run, and whether they differ by more than the luck of their attempts."""
+    overall = repeated["overall"]
+    values = ", ".join(f"{value:.3f}" for value in overall["pass@1"])
+    luck = overall["sd_by_attempts"]
+    beside = "" if luck is None else f"; the luck of the attempts alone would make it {luck:.3f}"
+    return f"repetitions: pass@1 {values}; sd between them {overall['sd']:.3f}{beside}"
 
 
 def _of_the_test(test_access: Mapping[str, Any]) -> str:

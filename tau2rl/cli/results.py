@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from tau2rl import console
-from tau2rl.cli.options import OUTPUT, Json
+from tau2rl.cli.options import OUTPUT, Json, option
 from tau2rl.cli.printing import print_cost, print_report, shown
 from tau2rl.cli.stages import resume_command
 from tau2rl.errors import UserError
@@ -20,7 +20,6 @@ from tau2rl.runs.folder import read_config
 from tau2rl.runs.reports import REPORT, read_report as read_stored_report
 from tau2rl.types import EpisodeRecord
 
-RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 RunDirs = Annotated[
     list[Path],
     typer.Argument(
@@ -34,17 +33,11 @@ RunDirs = Annotated[
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR...", show_default=False)],
     html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Write one page to send to somebody.", metavar="FILE", rich_help_panel=OUTPUT, show_default=False
-        ),
+        Path | None, option("--html", help="Write one page to send to somebody.", metavar="FILE", panel=OUTPUT)
     ] = None,
-    markdown: Annotated[
-        Path | None,
-        typer.Option("--md", help="Write the tables as Markdown.", metavar="FILE", rich_help_panel=OUTPUT, show_default=False),
-    ] = None,
+    markdown: Annotated[Path | None, option("--md", help="Write the tables as Markdown.", metavar="FILE", panel=OUTPUT)] = None,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Also say what it took in detail, of a pipeline each run.", rich_help_panel=OUTPUT)
+        bool, option("--cost", help="Also say what it took in detail, of a pipeline each run.", panel=OUTPUT)
     ] = False,
     as_json: Json = False,
 ) -> None:

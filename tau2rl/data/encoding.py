@@ -155,7 +155,7 @@ def encode_rows(
             dropped.append(Dropped(id=name, at=name, reason=str(error)))
             continue
         if (longest := max(len(sample.token_ids) for sample in samples)) > max_tokens:
-            dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=longest))
+            dropped.append(Dropped(id=row.id, at=name, reason=TOO_LONG, tokens=longest))
             continue
         found.append(samples)
         ids.append(row.id)

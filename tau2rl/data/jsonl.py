@@ -1,4 +1,4 @@
-"""Files of rows: JSON lines in UTF-8, plain or compressed (`.gz`, `.zst`); every error names file and line."""
+"""Files of rows: JSON lines in UTF-8, plain or compressed (`.gz`, `.zst`), or Parquet; every error names file and line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tau2rl.config.extras import part_of
+from tau2rl.data.parquet import Rows, is_parquet, read_parquet, write_parquet
 from tau2rl.errors import UserError
 from tau2rl.runs.files import replacing
 
@@ -38,18 +39,53 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
     digest, count = hashlib.sha256(), 0
     with replacing(path) as file:
         for row in rows:
-            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+            line = line_of(row)
             digest.update(line)
             file.write(line)
             count += 1
     return Written(file=path.name, rows=count, sha256=digest.hexdigest())
 
 
-def read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name (`rows.jsonl:17`) and content of each line of a file, one at a time. Raises UserError, naming the line."""
+def save_rows(path: Path, rows: Rows) -> Written:
+    """Write rows as the file's name asks: `.parquet`, `.gz`, else plain JSON lines. The same rows give the same bytes."""
+    if path.suffix == ".parquet":
+        count, sha256 = write_parquet(path, rows)
+        return Written(file=path.name, rows=count, sha256=sha256)
+    if path.suffix != ".gz":
+        return write_rows(path, rows())
+    count = 0
+    with replacing(path) as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as out:
+        for count, row in enumerate(rows(), start=1):  # noqa: B007 - the last one is the number of rows
+            out.write(line_of(row))
+    return Written(file=path.name, rows=count, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of JSON; half of a surrogate pair becomes `?`."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+
+
+def read_file(path: Path, *, on_bad: Callable[[str, str], object] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name (`rows.jsonl:17`) and content of each row of a file, one at a time. Raises UserError, naming the line.
+
+    `on_bad` is told the name and the fault of a line that is no row, which is then passed over.
+    """
+    if is_parquet(path):
+        for number, row in enumerate(read_parquet(path), start=1):
+            yield f"{path.name}:{number}", row
+        return
     for number, line in _lines(path):
-        if text := _text(line, path, number).strip():
-            yield f"{path.name}:{number}", _object(text, path, number)
+        name = f"{path.name}:{number}"
+        try:
+            text = _text(line, path, number).strip()
+            row = _object(text, path, number) if text else None
+        except UserError as error:
+            if on_bad is None:
+                raise
+            on_bad(name, error.message.removeprefix(f"`{path}` line {number} "))
+            continue
+        if row is not None:
+            yield name, row
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -53,6 +53,11 @@ def environment_factory(name: str) -> tuple[Callable[[], Environment], str]:
     return _Factory(constructor(), large=name in LARGE), content.hexdigest()
 
 
+def copies_of(environment: Environment, base: str) -> Callable[[], Environment]:
+    """What makes fresh environments that equal this one of tau2's own domain `base`, which may have another database."""
+    return _Factory(environment, large=base in LARGE)
+
+
 class _Factory:
     """Makes environments that equal one that tau2's constructor gave."""
 

@@ -112,9 +112,9 @@ class JobServer:
         """
         # Nothing secret in the environment of the job: the dashboard shows it to everybody. Its actors inherit it.
         environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), UTF8_MODE: "1"}}
-        for patience in (1.0, 5.0, None):
+        for attempt, patience in enumerate((1.0, 5.0, None)):
             try:
-                if patience == 1.0 or not self._has(job):
+                if not attempt or not self._has(job):
                     self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
                 return
             except (OSError, RuntimeError) as error:

@@ -30,7 +30,8 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
     sources, digest, planned = sampled or _from_runs(config, folder)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns)
     with RolloutFilter() as rollouts:
-        seen = scan(sources, rollouts, spec=spec, seed=config.seed, progress=progress)
+        form = config.keep.form if config.keep.attempts == "solved+form" else ()
+        seen = scan(sources, rollouts, spec=spec, seed=config.seed, progress=progress, form=form)
         if seen.held_out and not config.allow_held_out:
             raise UserError(
                 f"{seen.held_out} episodes of the sources are on tasks that are kept for tests",

@@ -21,10 +21,16 @@ def report_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """A header and one row per domain, then `macro` (with several domains) and `overall`; greedy rows after them.
 
     An incomplete run shows `-` in its headline rows and then rows marked `so far`. Columns: domain, tasks, pass@1 with its
-    interval, pass@n and pass^n for the largest n (when there is more than one attempt), the higher floor.
+    interval, sd of whole runs where the evaluation was repeated, pass@n and pass^n for the largest n (when there is more than one
+    attempt), the higher floor.
     """
     largest = max(1, int(report["attempts"]))
     rows = [_header(largest), *_block(report, report, report, largest, "")]
+    if repeated := report.get("repetitions"):
+        of = {**repeated["by_domain"], "overall": repeated["overall"]}
+        for row in rows:
+            sd = f"sd of {repeated['count']} runs" if row is rows[0] else number(of[row[0]]["sd"]) if row[0] in of else NONE
+            row.insert(3, sd)
     if report["greedy"]:
         rows += _block(report["greedy"], report, report, largest, "greedy: ")
     so_far = report["so_far"]

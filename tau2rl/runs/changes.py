@@ -89,6 +89,7 @@ IDENTITY = {
     "chat": "what the model reads and writes",
     "limits": "where a conversation is cut",
     "rollout.num_samples": "how many attempts a task has",
+    "repetitions": "how many attempts a task has",
     "rollout.greedy": "how many attempts a task has",
     "reward": "what is learned from",
     "policy.kind": "who the agent is",

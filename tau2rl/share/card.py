@@ -343,6 +343,7 @@ def _commands(mine: Sequence[Evidence], repo: str | None) -> list[str]:
             f"tau2rl eval --policy sglang --url http://127.0.0.1:30000 --tokenizer {where} --protocol {protocol}",
             f"--domains {domains} --task-split {split}", *([f"--limit {tasks.limit}"] if tasks.limit else []),
             f"--user-model {user} --num-samples {config.rollout.num_samples} --seed {config.seed}",
+            *([f"--repetitions {config.repetitions}"] if config.repetitions > 1 else []),
             f"--temperature {config.policy.sampling.temperature:g} --top-p {config.policy.sampling.top_p:g}",
             f"--set chat.thinking={config.chat.thinking} --set policy.sampling.max_tokens={config.policy.sampling.max_tokens}",
             f"--set limits.max_turns={config.limits.max_turns} --set limits.context_tokens={config.limits.context_tokens}",

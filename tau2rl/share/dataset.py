@@ -150,7 +150,7 @@ def dataset_card(run: KeptRun, written: Written, *, keep: str, license: str | No
         **({"license": printable(license)} if license else {}),
         "language": ["en"],
         "pretty_name": printable(f"tau2-bench conversations of {run.model}"),
-        "size_categories": [_size(sum(count.rows for count in counts.values()))],
+        "size_categories": [size_category(sum(count.rows for count in counts.values()))],
         "tags": ["tau2-bench", "tool-use", "conversational", "agents", "tau2rl"],
         "task_categories": ["text-generation"],
         "configs": [
@@ -178,10 +178,10 @@ def dataset_card(run: KeptRun, written: Written, *, keep: str, license: str | No
     )
 
 
-def _size(rows: int) -> str:
+def size_category(rows: int) -> str:
     """The hub's word for it.
 
-    >>> _size(40), _size(2500), _size(10**9)
+    >>> size_category(40), size_category(2500), size_category(10**9)
     ('n<1K', '1K<n<10K', '100M<n<1B')
     """
     bounds = [

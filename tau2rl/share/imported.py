@@ -24,6 +24,7 @@ from tau2rl.report.report import build_report
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import grade_from_tau2, score_episode
 from tau2rl.rollouts.runner import plan
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.provenance import environment, file_hash
@@ -172,8 +173,7 @@ def into_run(file: Path, foreign: Foreign, *, name: str, output: Path | None) ->
     recorded = {"imported_from": str(file), "other_tasks": len(foreign.other_tasks)}
     stands_on = environment(config, bench, {"agent": foreign.agent, "imported": origin}, recorded=recorded)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
-    RunFolder.create(target, config, resume=False)
-    with RunFolder.open(target) as folder:
+    with claimed(target, config, resume=False) as claim, RunFolder.open(claim.path) as folder:
         folder.write_environment(stands_on)
         for attempt, episode in foreign.episodes:
             folder.append(

@@ -59,7 +59,7 @@ def export(run: KeptRun, folder: Path) -> dict[Path, int]:
                 name=f"tau2-bench {config.tasks.split}", samples=len({sample.id for sample in samples}),
                 sample_ids=list(dict.fromkeys(str(sample.id) for sample in samples)),
             ),
-            model=run.model, model_roles=None, config=EvalConfig(epochs=config.rollout.num_samples),
+            model=run.model, model_roles=None, config=EvalConfig(epochs=config.attempts_per_task),
             metadata={
                 "run": config.name, "digest": run.digest, "user_simulator": run.user, "protocol": config.chat.protocol,
                 "benchmark": run.identity.get("bench"), "report_schema": SCHEMA,
@@ -102,7 +102,7 @@ def _sample(record: EpisodeRecord, run: KeptRun) -> Any:
     error = episode.failure
     used = [turn.usage for turn in episode.turns]
     tokens_in, tokens_out = sum(u.prompt_tokens for u in used), sum(u.completion_tokens for u in used)
-    number = run.config.rollout.num_samples if record.attempt.greedy else record.attempt.index
+    number = run.config.attempts_per_task if record.attempt.greedy else record.attempt.index
     return EvalSample(
         id=_text(record.attempt.task.key), epoch=1 + number,
         input=messages[:opened] or "", target="", messages=messages, scores=scores,

@@ -166,3 +166,32 @@ def test_nothing_added_is_nothing_kept() -> None:
         rollouts.apply(KeepConfig())
         assert list(rollouts.kept()) == [] and rollouts.counts() == {}
         assert rollouts.diversity("kind") == {"bits": 0.0, "effective": 0.0, "distinct": 0}
+
+
+def test_form_users_and_cells_are_limited_and_the_total_is_even() -> None:
+    made = [("a", "u1", ""), ("a", "u1", ""), ("a", "u2", ""), ("a", "u3", ""), ("b", "u4", ""), ("b", "u5", "failed_write")]
+    with RolloutFilter() as rollouts:
+        for number, (cell, user, form) in enumerate(made):
+            rollouts.add(
+                Entry(
+                    source=0,
+                    position=number,
+                    domain="mock",
+                    task=f"mock/{number}",
+                    kind="k",
+                    key=f"mock/{number}#0",
+                    index=0,
+                    reward=1.0,
+                    partial=1.0,
+                    no_op=False,
+                    fault="",
+                    signature=str(number),
+                    user=user,
+                    cell=cell,
+                    form=form,
+                    pick=number,
+                )
+            )
+        rollouts.apply(KeepConfig(attempts="solved+form", per_user=1, total=2))
+        assert [position for _, position in rollouts.kept()] == [0, 4]  # one of each cell
+        assert rollouts.reasons() == {"over the total": 2, "form: failed_write": 1, "over the limit of its user": 1}
