@@ -82,8 +82,8 @@ class HFTokenizer:
             transformers: Any = import_module("transformers")  # untyped, and seconds to import
         except ImportError:
             raise part_of("transformers").refusal("a checkpoint's tokenizer") from None
+        here = _refuse_what_is_nowhere(path)  # as it was typed: `./a/b` is a folder, `a/b` may be on the hub
         path = str(Path(path).expanduser())
-        here = _refuse_what_is_nowhere(path)
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 path, trust_remote_code=False, local_files_only=here
@@ -210,7 +210,7 @@ def _refuse_what_is_nowhere(name: str) -> bool:
     if Path(name).expanduser().is_dir():
         return True
     hint = "give the checkpoint's directory (the one with tokenizer.json), or `bytes` for the built-in tokenizer"
-    if not HUB_NAME.fullmatch(name) or Path(name).parts[0] in (".", "..") or Path(Path(name).parts[0]).is_dir():
+    if not HUB_NAME.fullmatch(name) or Path(Path(name).parts[0]).is_dir():
         raise UserError(f"no folder `{name}` to load a tokenizer from", hint=hint)
     hub: Any = import_module("huggingface_hub")  # which transformers brings
     if isinstance(hub.try_to_load_from_cache(name, "tokenizer_config.json"), str):

@@ -108,7 +108,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_json({"config": dump(config), "runs": plans})
         else:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
-        look([planned.config for planned in runs], made=folder)
+        look([planned.config for planned in runs], made=folder, dry=True)
         return
     with console.Follower() as follower:
         try:
@@ -216,7 +216,7 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         console.emit_json({"config": dump(config), **plan})
     else:
         _print_plan(config, plan)
-    look([config])
+    look([config], dry=True)
     if errors := [issue for issue in plan.get("issues", ()) if issue["kind"] == "error"]:
         raise UserError("\n".join(issue["message"] for issue in errors), hint="; ".join(issue["hint"] for issue in errors))
 

@@ -99,6 +99,7 @@ def test_what_is_not_a_file_of_settings_ends_at_once(tmp_path: Path) -> None:
 
 def test_a_pipe_of_the_shell_is_read(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tau2rl", "eval", "-c", "/dev/stdin", "--dry-run", "--json"]
+    command += ["--address", "http://cluster:8265"]  # where the tokenizer is looked for, not here
     done = subprocess.run(command, input="chat: {tokenizer: 010}\n", capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["config"]["chat"]["tokenizer"] == "010"
 

@@ -148,7 +148,7 @@ def test_the_filter_refuses_what_it_cannot_mix(tmp_path: Path) -> None:
     both = ["--from", str(tmp_path / "a"), "--from", str(tmp_path / "b")]
     assert "different chat protocols" in run("rft-filter", *both, "--output", str(tmp_path / "d"), code=2)["error"]
     nothing = run("rft-filter", "--from", str(tmp_path / "none"), "--output", str(tmp_path / "e"), code=2)
-    assert "not a run folder" in nothing["error"]
+    assert f"there is no `{tmp_path / 'none'}`" in nothing["error"]
 
 
 @pytest.mark.oracle

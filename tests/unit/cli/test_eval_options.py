@@ -25,7 +25,8 @@ from tau2rl.config import EvalConfig, build, dump, flatten
 from tau2rl.launch.submit import job_command
 from tau2rl.runs.folder import RunFolder
 
-runner = CliRunner(env={"RAY_ADDRESS": "http://cluster:8265"})  # what settings name is looked for there, and not here
+# What settings name is looked for on the cluster, and not here; `--inline` wants its user's key here.
+runner = CliRunner(env={"RAY_ADDRESS": "http://cluster:8265", "OPENAI_API_KEY": "a-key"})
 BASE = {"chat": {"tokenizer": "bytes"}}
 ROOT = Path(__file__).parents[3]
 

@@ -48,7 +48,12 @@ class Screen:
 
     def feed(self, text: str) -> None:
         for found in re.finditer(r"\x1b\[([?\d;]*)([A-Za-z])|\x1b.|[\r\n]|[^\x1b\r\n]+", text):
+            if found.group() == "\r":  # before bars are drawn anew: however much is read at once, no state of them is missed
+                self._keep()
             self._one(found.group(), found.group(1) or "", found.group(2))
+        self._keep()
+
+    def _keep(self) -> None:
         self.frames.append([line for line in self.lines if line.strip()])
 
     def _one(self, text: str, numbers: str, command: str | None) -> None:
