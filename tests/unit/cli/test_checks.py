@@ -88,7 +88,7 @@ def test_a_package_that_a_command_asks_for_is_refused_with_its_extra(
     part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    made = runner.invoke(app, shlex.split(f"eval -c {ROOT}/configs/eval/gold.yaml --inline --domains mock --output {run}"))
+    made = runner.invoke(app, shlex.split(f"eval -c {ROOT}/configs/eval/gold.yaml --inline {PLAY} --limit 1 --output {run}"))
     assert made.exit_code == 0, made.output
     monkeypatch.setitem(sys.modules, part.module, None)
     words = {
@@ -109,8 +109,9 @@ def test_a_file_that_needs_a_package_says_so(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "zstandard", None)
     rows = tmp_path / "rows.jsonl.zst"
     rows.write_bytes(b"\x28\xb5\x2f\xfd\x00")
-    said = refused("sft --inline --data", str(rows), "--output", str(tmp_path / "run"))
-    assert "needs `zstandard`, which is not installed" in said and "pip install zstandard" in said
+    result = runner.invoke(app, ["sft", "--inline", "--data", str(rows), "--output", str(tmp_path / "run")])
+    assert result.exit_code == 2  # behind a line of progress: it is the first bytes of the file that ask
+    assert "needs `zstandard`, which is not installed" in result.stderr and "pip install zstandard" in result.stderr
 
 
 def test_every_extra_of_the_table_is_one_of_the_project_and_brings_the_package() -> None:
@@ -161,6 +162,14 @@ def test_what_is_not_there_is_refused_before_anything_begins(
 def test_all_that_is_wrong_is_said_at_once() -> None:
     said = refused("eval --domains mock --task-split tset --tokenizer DIR --dry-run")
     assert all(words in said for words in ("no key for user.model", "no such split `tset`", "no folder `DIR`"))
+
+
+@pytest.mark.parametrize("file", ["8xh100/grpo", "8xh100/sft", "2node/grpo", "4gpu/grpo"])
+def test_a_dry_run_of_a_training_for_a_cluster_leaves_its_files_to_the_cluster(file: str) -> None:
+    stage = file.partition("/")[2]
+    planned = runner.invoke(app, [stage, "-c", str(ROOT / "configs" / f"{file}.yaml"), "--dry-run"])
+    assert planned.exit_code == 0, planned.stderr
+    assert "# would run: " in planned.stdout
 
 
 def test_what_steps_of_a_pipeline_make_is_not_looked_for(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_run_prints_its_report_and_can_be_asked_again(gold: list[str], tmp_pat
     assert json.loads(first.stdout)["overall"]["pass@1"]["value"] == 1.0
     said = first.stderr.splitlines()
     ended = next(number for number, line in enumerate(said) if line.startswith("2/2 episodes, success 1.000 (2/2)"))
-    assert said[ended + 1].startswith("next")
+    assert said[ended + 1 : ended + 3] == [f"run folder: {tmp_path / 'run'}", "next, if you like"]
 
     again = runner.invoke(app, [*gold, "--limit", "2", "--json"])
     assert (again.exit_code, again.stdout) == (2, "")
