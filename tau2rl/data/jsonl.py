@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from tau2rl.config.extras import part_of
 from tau2rl.data.parquet import Rows, is_parquet, read_parquet, write_parquet
 from tau2rl.errors import UserError
 from tau2rl.runs.files import replacing
@@ -144,10 +145,8 @@ def _zstd_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
     try:
         zstandard: Any = import_module("zstandard")
     except ImportError:
-        raise UserError(
-            f"`{path}` is compressed with zstd, and the package `zstandard` is not here",
-            hint="pip install 'tau2rl[data]', or `zstd -d FILE`",
-        ) from None
+        refusal = part_of("zstandard").refusal(f"`{path}` is compressed with zstd: it")
+        raise UserError(refusal.message, hint=f"{refusal.hint}, or `zstd -d FILE`") from None
     frame: Any = None
     while block := file.read(ZSTD_BLOCK):
         while block:

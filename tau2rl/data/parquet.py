@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from tau2rl.config.extras import part_of
 from tau2rl.errors import UserError
 from tau2rl.runs.files import replacing
 
@@ -67,9 +68,7 @@ def _library(path: Path) -> Any:
     try:
         import_module("pyarrow.parquet")
     except ImportError:
-        raise UserError(
-            f"`{path}` is Parquet, and the package `pyarrow` is not here", hint="pip install 'tau2rl[data]'"
-        ) from None
+        raise part_of("pyarrow").refusal(f"`{path}` is Parquet: it") from None
     return import_module("pyarrow")
 
 

@@ -71,6 +71,39 @@ def total_words(total: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
+def short_words(cost: Mapping[str, Any]) -> str:
+    """The `cost` of a run or of a pipeline as one line for everybody; `cost_words` and `total_words` have the details.
+
+    >>> tokens = {"policy_in": 1_200_000, "policy_out": 45_000, "policy_cached": 0, "trained": 4500}
+    >>> short_words({"seconds": 69.4, "tokens": tokens})
+    '1:09; the agent read 1,200,000 tokens and wrote 45,000; 4,500 tokens trained on'
+    """
+    if "seconds" in cost:
+        seconds = cost["seconds"]
+    else:
+        wall = cost.get("wall")
+        seconds = sum(wall["seconds"].values()) if wall else cost["process"]["wall_seconds"]
+    words, tokens = ["time unknown" if seconds is None else clock(seconds)], cost["tokens"]
+    if tokens.get("policy_in"):
+        words.append(f"the agent read {tokens['policy_in']:,} tokens and wrote {tokens['policy_out']:,}")
+    if tokens.get("user_in"):
+        words.append(f"the user model read {tokens['user_in']:,} tokens and wrote {tokens['user_out']:,}")
+    if tokens.get("trained"):
+        words.append(f"{tokens['trained']:,} tokens trained on")
+    return "; ".join(words)
+
+
+def clock(seconds: float) -> str:
+    """A duration as people write it.
+
+    >>> clock(59.6), clock(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def _time(cost: Mapping[str, Any]) -> str:
     """Wall time with its phases, and the time of episodes."""
     seconds, wall = cost["process"]["wall_seconds"], cost.get("wall")

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 import tau2rl
 from tau2rl.config import DOMAINS, TEST_SPLITS, EvalConfig, PipelineConfig
+from tau2rl.config.extras import refuse_command
 from tau2rl.env.domain import domain
 from tau2rl.errors import UserError
 from tau2rl.recipes.test_access import evaluated_checkpoint
@@ -223,10 +224,9 @@ def _measured(each: Evidence, domain: str) -> Json:
 
 
 def _hub(name: str) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError("a model card needs `huggingface_hub`", hint="pip install -e '.[hub]' in the clone of tau2rl") from None
+    refuse_command("tau2rl card")
+    import huggingface_hub
+
     return getattr(huggingface_hub, name)
 
 

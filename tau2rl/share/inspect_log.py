@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 from tau2rl.report.schema import SCHEMA
 from tau2rl.runs.files import writing
@@ -24,22 +25,19 @@ from tau2rl.types import EpisodeRecord, Message, Status
 
 def export(run: KeptRun, folder: Path) -> dict[Path, int]:
     """Write `NAME.eval`; the file with the number of its samples. Raises UserError where inspect-ai is not installed."""
-    try:
-        from inspect_ai.log import (
-            EvalConfig,
-            EvalDataset,
-            EvalLog,
-            EvalResults,
-            EvalScore,
-            EvalSpec,
-            EvalStats,
-            write_eval_log,
-        )  # fmt: skip
-        from inspect_ai.log._log import EvalMetric
-    except ImportError as error:
-        raise UserError(
-            f"`--to inspect` needs `{error.name}`", hint="pip install -e '.[inspect]' in the clone of tau2rl"
-        ) from None
+    refuse_command("tau2rl export --to inspect")
+    from inspect_ai.log import (
+        EvalConfig,
+        EvalDataset,
+        EvalLog,
+        EvalResults,
+        EvalScore,
+        EvalSpec,
+        EvalStats,
+        write_eval_log,
+    )  # fmt: skip
+    from inspect_ai.log._log import EvalMetric
+
     samples = [_sample(record, run) for record in run.records()]
     if not samples:
         raise UserError(f"`{run.path}` has no episodes to export")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from tau2rl.config.extras import part_of
 from tau2rl.errors import UserError
 from tau2rl.runs.files import read_json, write_json, writing
 from tau2rl.types import Transcript
@@ -66,7 +67,7 @@ def fit(
     try:
         from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
-        raise UserError("a verifier is fitted by scikit-learn", hint="pip install 'tau2rl[select]'") from None
+        raise part_of("sklearn").refusal("`tau2rl select --fit`") from None
     if len(set(solved)) < 2:
         raise UserError(
             "every attempt ended alike, so there is nothing to learn", hint="fit on a run with successes and failures"

@@ -52,7 +52,9 @@ def test_a_run_prints_its_report_and_can_be_asked_again(gold: list[str], tmp_pat
     assert first.exit_code == 0, first.stderr
     assert json.loads(first.stdout) == report_in(tmp_path / "run")
     assert json.loads(first.stdout)["overall"]["pass@1"]["value"] == 1.0
-    assert first.stderr.splitlines()[-1].startswith("2/2 episodes, success 1.000 (2/2)")
+    said = first.stderr.splitlines()
+    ended = next(number for number, line in enumerate(said) if line.startswith("2/2 episodes, success 1.000 (2/2)"))
+    assert said[ended + 1 : ended + 3] == [f"run folder: {tmp_path / 'run'}", "next, if you like"]
 
     again = runner.invoke(app, [*gold, "--limit", "2", "--json"])
     assert (again.exit_code, again.stdout) == (2, "")
