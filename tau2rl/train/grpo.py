@@ -2,7 +2,7 @@
 
 `GRPO.train` is the algorithm; what it calls follows in that order. Beside it: scores and advantages are `group.py`, the gradient
 step `trainer.py`, its loss `losses.py`, the sampler `policy.py`, the numbers of a step `metrics.py`. Episodes are played by the
-one loop, `rollout/`.
+one loop, `rollouts/`.
 """
 
 from __future__ import annotations
