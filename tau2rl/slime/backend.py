@@ -21,7 +21,7 @@ from tau2rl.data.rows import read_rows
 from tau2rl.env.tasks import select, write_prompts
 from tau2rl.errors import UserError
 from tau2rl.report.cost import account
-from tau2rl.runs.checkpoints import refuse_code
+from tau2rl.runs.checkpoints import begins_anew, refuse_code
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -82,6 +82,8 @@ class SlimeBackend:
         config = absolute(config)
         run = _run_of(config, folder.path, needs_shape=True)
         done = steps_done(read_saves(run.save), draws_tasks=isinstance(config, GrpoConfig))
+        if not done:
+            begins_anew(folder, save_every=config.train.save_every)
         rows = None
         if isinstance(config, SftConfig):
             rows = _write_rows(config, run)
