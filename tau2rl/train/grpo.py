@@ -25,7 +25,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
-from tau2rl.runs.checkpoints import STATE, exports
+from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -182,6 +182,8 @@ class GRPO:
                 self.rollouts.sampler.restore(state["tasks"])
                 done = int(state["step"])
             log.info("goes on behind step %d", done)
+        else:
+            begins_anew(self.folder, save_every=self.config.train.save_every)
         rewind_episodes(self.folder.episodes, before=first_index(self.config, done + 1))
         return done
 

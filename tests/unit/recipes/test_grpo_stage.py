@@ -77,6 +77,16 @@ def test_every_step_has_the_same_number_of_groups(checkpoint: Path, tmp_path: Pa
     assert [None if path is None else path.name for path in kept] == [None, "step_00002", "step_00004"]
 
 
+def test_a_run_whose_state_is_gone_is_not_begun_again(checkpoint: Path, tmp_path: Path) -> None:
+    run, values = tmp_path / "run", settings(checkpoint, train={"steps": 1, "tasks_per_step": 2})
+    carry_out(run, values)
+    curves = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run / "checkpoints" / "state")
+    with pytest.raises(UserError, match="no training state, and the run was at step 1"):
+        carry_out(run, values | {"train": {"steps": 2, "tasks_per_step": 2}})
+    assert (run / "metrics.jsonl").read_bytes() == curves
+
+
 def test_tasks_of_a_file_are_trained_and_validated_on(checkpoint: Path, tmp_path: Path) -> None:
     tasks = [task.model_dump(mode="json") for task in islice(domain("mock").tasks("synth-train").values(), 5)]
     ids = [f"mine_{number}" for number in range(5)]
