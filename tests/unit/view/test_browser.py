@@ -123,6 +123,21 @@ def test_keyboard_tokens_legend_and_dark_mode(page: Any) -> None:
     page.wait_for_selector("#total")
 
 
+def test_tokens_have_the_color_of_the_mismatch_between_sampler_and_trainer(page: Any) -> None:
+    page.click("text=02-grpo >> nth=0")
+    page.click("tbody a.row >> text=mock/create_task_1#3")
+    page.wait_for_selector("article")
+    page.keyboard.press("t")
+    page.select_option("select[aria-label='colored by']", "sampler-trainer mismatch")
+    legend = page.wait_for_selector(".tokens .legendline >> text=+0.250").inner_text()
+    assert "mean size 0.25, largest 0.25" in legend
+    colored = page.locator(".sampled .token")
+    assert "trainer +0.2500" in colored.first.get_attribute("title")
+    assert "40, 170, 90" in colored.first.evaluate("each => each.style.backgroundColor")  # likelier: green
+    assert page.locator(".given .token[style]").count() == 0
+    assert width(page) <= 390
+
+
 def test_from_a_pipeline_to_a_task_before_and_after(page: Any) -> None:
     page.click("text=laptop")
     page.wait_for_selector("svg text.rise >> text=+1.00")
@@ -140,6 +155,7 @@ def test_from_a_pipeline_to_a_task_before_and_after(page: Any) -> None:
 
 def test_curves_over_one_another_while_a_training_goes_on(page: Any, place: Path) -> None:
     page.click("text=02-grpo >> nth=0")
+    page.click("a.button >> text=curves")
     page.wait_for_selector("figure >> text=success")
     assert page.locator("figure").count() == 1
     with (place / "pipeline" / "laptop" / "runs" / "02-grpo" / "metrics.jsonl").open("a", encoding="utf-8") as file:
