@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -130,6 +131,19 @@ def append(run: Path, data: bytes) -> None:
     """Write to a run's records as a run that goes on does."""
     with (run / "episodes.jsonl").open("ab") as file:
         file.write(data)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser, Debian's chromium through playwright. Skips, with the reason, where either is missing."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Debian's chromium: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @contextmanager

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,17 @@ from typing import Any
 import pytest
 
 from tau2rl.runs.records import encode
-from tests.viewing import append, make_pipeline, make_run, record, serving
+from tests.viewing import append, chromium, make_pipeline, make_run, record, serving
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LONG = "x" * 10_000_000
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     """One browser for all tests."""
-    if CHROMIUM is None:
-        pytest.skip("needs Debian's chromium: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
@@ -44,11 +37,11 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def page(chromium: Any, place: Path) -> Iterator[Any]:
+def page(browser: Any, place: Path) -> Iterator[Any]:
     """The list of runs, at a phone's width; fails the test for an error, a dialog or a request to elsewhere."""
     problems: list[str] = []
     with serving(place) as address:
-        context = chromium.new_context(viewport={"width": 390, "height": 800})
+        context = browser.new_context(viewport={"width": 390, "height": 800})
         page = context.new_page()
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
