@@ -103,7 +103,9 @@ def make_pipeline(folder: Path) -> Path:
         if stage == "eval":
             report |= {"overall": {"pass@1": estimate}, "floor": {"do_nothing": 0.0}, "attempts": 2}
         else:
-            (run / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "success": {n / 4}}}\n' for n in (1, 2, 3)), "utf-8")
+            (run / "metrics.jsonl").write_text(
+                "".join(f'{{"step": {n}, "success": {n / 4}, "lr": 0.5}}\n' for n in (1, 2, 3)), "utf-8"
+            )
             report |= {"training": numbers}
             config |= {"model": {"init": "m"}, "rollout": {"num_samples": 2}, "train": {"tasks_per_step": 1}}
             trained = {one.attempt.key: [[SAMPLED + 0.25] * (t.end - t.start) for t in one.episode.turns] for one in records}

@@ -1,22 +1,21 @@
 // Curves of trainings as small charts, several runs over one another. Plain SVG: lines and two axes need no library.
 import { h, svg, get } from "./dom.js";
 
-const W = 360,
-  H = 170,
-  LEFT = 52,
-  RIGHT = 10,
-  TOP = 8,
-  BOTTOM = 22;
+const [W, H] = [360, 170];
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 10, 8, 22];
 const SECTIONS = [
   ["Outcome", ["success", "val/pass@1", "reward/mean", "score/mean", "reward/", "score/", "val/", "loss", "val_loss"]],
   ["Groups and episodes", ["groups/", "episodes/", "calls/", "turns/"]],
   ["Policy", ["train/kl", "train/entropy", "mismatch/", "train/train_rollout_logprob_abs_diff", "train/"]],
+  ["Habits and alarms", ["habit/", "alarm/"]],
   ["Tokens and time", ["tokens/", "tokens_per_second/", "seconds/", "seconds"]],
 ];
+const KEY = ["val/pass@1", "success", "reward/mean", "val_loss", "loss", "train/entropy"]; // what a training is first asked for
+const MOST_KEY = 3;
 
 export async function curvesPage([ids]) {
-  const body = h("section"),
-    hidden = new Set();
+  const body = h("section");
+  const hidden = new Set();
   let found = [];
   const draw = () => {
     const legend = found.map((run, i) =>
@@ -41,14 +40,7 @@ export async function curvesPage([ids]) {
     const parts = sections([...new Set(shown.flatMap((run) => Object.keys(run.metrics)))]);
     body.replaceChildren(
       h("div", { class: "bar" }, h("h1", {}, "Curves"), legend),
-      ...parts.flatMap(([title, names]) => [
-        h("h2", { class: "above" }, title),
-        h(
-          "div",
-          { class: "charts" },
-          names.map((name) => chart(name, shown)),
-        ),
-      ]),
+      ...parts.flatMap(([title, names]) => section(title, names, shown)),
       parts.length ? "" : h("p", {}, "Nothing is written yet."),
     );
   };
@@ -59,6 +51,32 @@ export async function curvesPage([ids]) {
   await refresh();
   const above = found.length && found.every((run) => run.above === found[0].above) && found[0].above;
   return { body, title: "curves", watch: ids.split(","), refresh, crumbs: ["curves"], up: above ? `#/run/${above}` : "#/" };
+}
+
+/** The first charts of one training, for the head of its page. */
+export async function keyCharts(id) {
+  const found = await get("curves", { runs: id });
+  const names = KEY.filter((name) => found[0].metrics[name]).slice(0, MOST_KEY);
+  return h("div", { class: "charts key" }, ...names.map((name) => chart(name, found)));
+}
+
+/** A heading, a chart for each number that moves, and a line for those that never do. */
+function section(title, names, runs) {
+  const flat = names.filter((name) => isFlat(name, runs));
+  const charts = names.filter((name) => !flat.includes(name)).map((name) => chart(name, runs));
+  const words = flat.map((name) => `${name} ${short(valuesOf(name, runs)[0])}`);
+  return [
+    h("h2", { class: "above" }, title),
+    h("div", { class: "charts" }, charts),
+    words.length ? h("p", { class: "dim flat" }, `the same all the time: ${words.join(" · ")}`) : "",
+  ];
+}
+
+const valuesOf = (name, runs) => runs.flatMap((run) => (run.metrics[name] || []).map(([, value]) => value));
+
+function isFlat(name, runs) {
+  const values = valuesOf(name, runs);
+  return values.length > 1 && values.every((value) => value === values[0]);
 }
 
 /** The names that are there by section, in the order of SECTIONS; the others last. */
@@ -76,12 +94,12 @@ function sections(names) {
 function chart(name, runs) {
   const lines = runs.map((run) => run.metrics[name] || []);
   const points = lines.flat();
-  let [x0, x1] = extent(points.map((p) => p[0])),
-    [y0, y1] = extent(points.map((p) => p[1]));
+  let [x0, x1] = extent(points.map((p) => p[0]));
+  let [y0, y1] = extent(points.map((p) => p[1]));
   if (y0 === y1) [y0, y1] = [y0 - (Math.abs(y0) || 1) / 2, y1 + (Math.abs(y1) || 1) / 2];
   if (x0 === x1) x1 = x0 + 1;
-  const x = (v) => LEFT + ((v - x0) / (x1 - x0)) * (W - LEFT - RIGHT),
-    y = (v) => H - BOTTOM - ((v - y0) / (y1 - y0)) * (H - TOP - BOTTOM);
+  const x = (v) => LEFT + ((v - x0) / (x1 - x0)) * (W - LEFT - RIGHT);
+  const y = (v) => H - BOTTOM - ((v - y0) / (y1 - y0)) * (H - TOP - BOTTOM);
   const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": name });
   for (const part of [0, 0.5, 1]) {
     const value = y0 + part * (y1 - y0);
@@ -106,19 +124,14 @@ function chart(name, runs) {
             }),
       ),
   );
-  const says = h("span", { class: "dim" }),
-    cross = svg("line", { class: "cross", y1: TOP, y2: H - BOTTOM, visibility: "hidden" });
+  const says = h("span", { class: "dim" });
+  const cross = svg("line", { class: "cross", y1: TOP, y2: H - BOTTOM, visibility: "hidden" });
   drawing.append(cross);
   drawing.addEventListener("pointermove", (event) => {
-    const box = drawing.getBoundingClientRect(),
-      at = x0 + ((((event.clientX - box.left) / box.width) * W - LEFT) / (W - LEFT - RIGHT)) * (x1 - x0);
+    const box = drawing.getBoundingClientRect();
+    const at = x0 + ((((event.clientX - box.left) / box.width) * W - LEFT) / (W - LEFT - RIGHT)) * (x1 - x0);
     const here = x(Math.max(x0, Math.min(x1, Math.round(at))));
-    for (const [name, value] of [
-      ["x1", here],
-      ["x2", here],
-      ["visibility", "visible"],
-    ])
-      cross.setAttribute(name, value);
+    for (const [key, value] of Object.entries({ x1: here, x2: here, visibility: "visible" })) cross.setAttribute(key, value);
     says.textContent = lines
       .filter((line) => line.length)
       .map((line) => nearest(line, at))

@@ -2,12 +2,9 @@
 import { h, svg, get, number, count, interval, signed, table, line, duration } from "./dom.js";
 import { taskGrid } from "./tasks.js";
 
-const W = 680,
-  H = 270,
-  LEFT = 44,
-  RIGHT = 20,
-  TOP = 26,
-  BOTTOM = 34;
+const [WIDE, NARROW, PHONE] = [680, 400, 760]; // the drawing on a desk and on a phone, which is a page below so many pixels
+const H = 270;
+const [LEFT, RIGHT, TOP, BOTTOM] = [44, 20, 26, 34];
 
 export async function pipelineBody(run) {
   const { evaluations, stages, chain, not_done: missing } = run.pipeline;
@@ -19,8 +16,8 @@ export async function pipelineBody(run) {
       )
     : "";
   const trainings = stages.filter((stage) => stage.curves).map((stage) => stage.id);
-  const last = evaluations.at(-1),
-    holds = chain.holds ? `holds, ${chain.links} links` : chain.holds === false ? `broken: ${chain.broken.join(", ")}` : "–";
+  const last = evaluations.at(-1);
+  const holds = chain.holds ? `holds, ${chain.links} links` : chain.holds === false ? `broken: ${chain.broken.join(", ")}` : "–";
   return h(
     "div",
     {},
@@ -69,8 +66,8 @@ export async function pipelineBody(run) {
 }
 
 function stageRow(stage, evaluations) {
-  const found = evaluations.find((each) => each.id === stage.id),
-    rise = found?.rise;
+  const found = evaluations.find((each) => each.id === stage.id);
+  const rise = found?.rise;
   const where = stage.curves && !stage.episodes ? `#/curves/${stage.id}` : `#/run/${stage.id}`;
   return h(
     "tr",
@@ -107,9 +104,10 @@ function stageRow(stage, evaluations) {
 }
 
 function chart(evaluations) {
+  const W = innerWidth < PHONE ? NARROW : WIDE;
   const step = (W - LEFT - RIGHT) / evaluations.length;
-  const x = (i) => LEFT + step * (i + 0.5),
-    y = (value) => H - BOTTOM - value * (H - TOP - BOTTOM);
+  const x = (i) => LEFT + step * (i + 0.5);
+  const y = (value) => H - BOTTOM - value * (H - TOP - BOTTOM);
   const words = evaluations.map((each) => `${each.model} ${number(each["pass@1"]?.value)}`).join(", ");
   const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `pass@1: ${words}` });
   for (const value of [0, 0.25, 0.5, 0.75, 1]) {

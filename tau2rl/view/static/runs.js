@@ -1,5 +1,6 @@
 // The list of runs; a run with its headline and the table of its episodes.
 import { h, get, number, count, interval, badge, table, line } from "./dom.js";
+import { keyCharts } from "./curves.js";
 import { pipelineBody } from "./pipeline.js";
 
 const PAGE = 50;
@@ -100,9 +101,13 @@ export async function runPage([id], query) {
     run = await get(`runs/${id}`);
     if (run.pipeline) return head.replaceChildren(await pipelineBody(run));
     if (!run.episodes && run.size === 0)
-      return head.replaceChildren(headline(run), h("p", { class: "dim" }, run.says || "This run has no episodes."));
+      return head.replaceChildren(
+        headline(run),
+        run.curves ? await keyCharts(id) : "",
+        run.says || run.curves ? "" : h("p", { class: "dim" }, "This run has no episodes."),
+      );
     const found = await get(`runs/${id}/episodes`, { ...state, limit: PAGE });
-    head.replaceChildren(headline(run));
+    head.replaceChildren(headline(run), run.curves ? await keyCharts(id) : "");
     list.replaceChildren(episodes(id, found, state, go));
     if (!filters.contains(document.activeElement)) filters.replaceChildren(...filterFields(run.choices, state, go));
   };
@@ -119,8 +124,8 @@ export async function runPage([id], query) {
 }
 
 function headline(run) {
-  const report = run.report,
-    whole = report?.overall && Object.keys(report.overall).length && !report.incomplete;
+  const report = run.report;
+  const whole = report?.overall && Object.keys(report.overall).length && !report.incomplete;
   const best = whole ? report.overall["pass@1"] : run.so_far["pass@1"];
   const floors = Object.entries(report?.floor || {}).filter(([, value]) => value != null);
   const ks = whole ? Object.entries(report.overall).filter(([name]) => name !== "pass@1" && name !== "pass^1") : [];
@@ -137,7 +142,9 @@ function headline(run) {
       run.above && h("a", { class: "button", href: `#/run/${run.above}` }, "its pipeline"),
       run.curves && h("a", { class: "button", href: `#/curves/${run.id}` }, "curves"),
     ),
+    run.says && h("p", { class: "says" }, run.says),
     best?.value != null &&
+      !run.curves && // of a training, whose attempts are of many models, no one share says anything
       h(
         "div",
         { class: "cards" },
@@ -271,7 +278,7 @@ function episodes(id, found, state, go) {
         {},
         badge(row.status, row.reward >= 0.999999),
         row.fault && row.fault !== "agent" ? h("small", {}, ` ${row.fault}`) : "",
-        row.status === "completed" ? "" : h("small", { class: "dim" }, ` ${row.reason}`),
+        ["completed", row.reason].includes(row.status) ? "" : h("small", { class: "dim" }, ` ${row.reason}`),
       ),
       h("td", { class: "num" }, number(row.reward, 2)),
       h("td", { class: "num" }, number(row.score, 2)),
@@ -284,7 +291,7 @@ function episodes(id, found, state, go) {
   return h(
     "div",
     {},
-    found.rows.length ? table([...heads], rows, [2, 3, 4, 5, 6]) : h("p", { class: "dim" }, "No episode fits."),
+    found.rows.length ? table([...heads], rows, [2, 3, 4, 5, 6], "episodes") : h("p", { class: "dim" }, "No episode fits."),
     h(
       "div",
       { class: "pages" },

@@ -47,7 +47,7 @@ export function taskGrid({ runs, tasks }, models = {}) {
     found.tasks.length > MOST_CELLS && h("p", { class: "dim" }, `the first ${MOST_CELLS} are drawn`),
     shown.length > 0 &&
       table(
-        ["task", ...found.runs.map((run) => run.model || run.name), "change", ""],
+        ["task", ...shortNames(found.runs.map((run) => run.model || run.name)), "change", ""],
         shown.map((task) => taskRow(found.runs, task, share)),
         [],
         "changed",
@@ -55,6 +55,18 @@ export function taskGrid({ runs, tasks }, models = {}) {
     shown.length < moved.length &&
       h("p", { class: "dim" }, `${count(moved.length)} tasks changed; here those that changed most, either way`),
   );
+}
+
+/** Names without what all begin and end with: `a-base-eval`, `a-sft-eval` are `base`, `sft`. */
+function shortNames(names) {
+  const parts = names.map((name) => name.split("-"));
+  const least = Math.min(...parts.map((each) => each.length)) - 1;
+  if (names.length < 2) return names;
+  const shared = (at) => new Set(parts.map((each) => each.at(at))).size === 1;
+  let [start, end] = [0, 0];
+  while (start < least && shared(start)) start += 1;
+  while (start + end < least && shared(-1 - end)) end += 1;
+  return parts.map((each) => each.slice(start, each.length - end).join("-"));
 }
 
 function compareShares(a, b, share) {
@@ -93,8 +105,8 @@ function changes(tasks, i, share) {
 }
 
 function taskRow(runs, task, share) {
-  const [before, after] = [runs[0], runs.at(-1)],
-    rise = change(task, share);
+  const [before, after] = [runs[0], runs.at(-1)];
+  const rise = change(task, share);
   return h(
     "tr",
     {},

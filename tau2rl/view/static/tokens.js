@@ -39,8 +39,12 @@ export function tokenView(found) {
   return h(
     "div",
     {},
-    h("div", { class: "bar" }, h("h2", {}, "Tokens"), h("label", {}, "colored by ", choose)),
-    key,
+    h(
+      "div",
+      { class: "tokenhead" },
+      h("div", { class: "bar" }, h("h2", {}, "Tokens"), h("label", {}, "colored by ", choose)),
+      key,
+    ),
     found.reason && h("p", { class: "notice" }, found.reason),
     found.tokenizer && h("p", { class: "notice" }, `ids, not text: ${found.tokenizer}`),
     box,

@@ -105,6 +105,7 @@ def test_keyboard_tokens_legend_and_dark_mode(page: Any) -> None:
     assert page.locator(".sampled .token[style*='background-color']").count() > 0
     page.keyboard.press("g")
     page.wait_for_selector("table.lanes .chip.call")
+    assert page.locator(".chip.call").first.bounding_box()["width"] > 80  # a turn is read on a phone, too
     assert width(page) <= 390
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.keyboard.press("d")
@@ -148,8 +149,10 @@ def test_from_a_pipeline_to_a_task_before_and_after(page: Any) -> None:
 
 def test_curves_over_one_another_while_a_training_goes_on(page: Any, place: Path) -> None:
     page.click("text=02-grpo >> nth=0")
+    page.wait_for_selector(".charts.key figure >> text=success")  # at the head of the training's own page
+    assert page.locator("text=pass@1").count() == 0  # its attempts are of several models
     page.click("a.button >> text=curves")
-    page.wait_for_selector("figure >> text=success")
+    page.wait_for_selector(".flat >> text=the same all the time: lr 0.5")
     assert page.locator("figure").count() == 1
     with (place / "pipeline" / "laptop" / "runs" / "02-grpo" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 4, "success": 1.0, "train/kl": 0.1}\n{"step": 5, "succ')
