@@ -3,7 +3,8 @@
 - the hub's own loader reads the card: its model-index has the numbers of the report, with tasks, protocol and user simulator
 - results are those of the checkpoint's own hash; an evaluation of another model is refused, an incomplete one has no number
 - the chain goes from the data to the checkpoint by hash, and says where it ends; what no run shows is named, and not stated
-- test tasks that were looked at more than once are marked, also where only the access log knows
+- test tasks that were looked at more than once are marked, also where only the access log knows; grading again is no look
+- versions are those that the runs recorded, and nothing is said to be served that no server played
 - `.eval_results/`: whole base splits against an LLM user simulator, as huggingface_hub reads them, and nothing else
 - no name of a run breaks the card's YAML or Markdown
 - `push` uploads nothing by default, and refuses a checkpoint that was changed since; with `--upload` the hub, a stand-in asked by
@@ -24,6 +25,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tau2rl import __version__ as tau2rl_version
 from tau2rl.cli import app
 from tau2rl.runs.provenance import checkpoint_hash, file_hash
 from tests.stubs.hub import Hub, hub as stand_in
@@ -167,6 +169,32 @@ def test_a_second_look_at_test_tasks_is_marked(runs: Path, played: Path) -> None
     _, logged = card(runs, "--eval", runs / "eval")
     assert "**Test tasks were looked at 2 times**" in logged
     assert "in the test-set access log" in logged
+    (runs / "grpo" / "selection.json").unlink()
+    played_from = {"run": str(runs / "eval"), "digest": "digest-of-eval", "changed": 0}
+    regraded = evaluated(played, runs / "regraded", own, regraded_from=played_from)
+    data, once_more = card(runs, "--eval", runs / "eval", "--eval", regraded)
+    assert "Test tasks were looked at" not in once_more
+    assert "Looks at test tasks that these runs know of: 1;" in once_more
+    assert {result.metric_args["looks_at_test_tasks"] for result in data.eval_results} == {1}
+
+
+def test_versions_and_servers_are_those_that_the_runs_recorded(runs: Path) -> None:
+    _, text = card(runs)
+    assert "trained with tau2rl.\n" in text  # the training recorded no version
+    assert "evaluated with" not in text
+    (runs / "grpo" / "environment.json").write_text(
+        json.dumps({"schema": 2, "identity": {}, "recorded": {"libraries": {"tau2rl": "0.0.7"}}})
+    )
+    _, text = card(runs, "--eval", runs / "eval")
+    assert f"trained with tau2rl 0.0.7, evaluated with tau2rl {tau2rl_version}." in text
+    assert "that a server serves it" in text
+    config = json.loads((runs / "eval" / "config.json").read_text())
+    config["policy"] |= {"kind": "sglang", "url": "http://127.0.0.1:1"}
+    config["chat"] |= {"protocol": "native", "tokenizer": "bytes"}
+    (runs / "eval" / "config.json").write_text(json.dumps(config))
+    _, text = card(runs, "--eval", runs / "eval")
+    assert "that a server serves it" not in text
+    assert "| sglang |" in text
 
 
 def test_the_leaderboard_gets_whole_base_splits_against_a_model(runs: Path) -> None:
