@@ -32,6 +32,7 @@ from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.tracking import Curves, rewind_episodes
+from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_logprobs
 from tau2rl.runs.validation import write_validation
 from tau2rl.train.group import Group, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
@@ -107,6 +108,8 @@ class GRPO:
             self.trainer.model.eval()  # sampling is without dropout
             await policy.sync_weights()
         self.timer.trained += update.tokens if update else 0
+        if self.config.rollout.keep and update:
+            write_logprobs(self.folder.path, step, update.old_logprobs)
 
         metrics = {**rollout_metrics(groups), "groups/trained": len(batch), **update_metrics(update)}
         metrics |= speed_metrics(metrics, update, rollout=rolled - began, train=time.monotonic() - rolled)
@@ -185,6 +188,7 @@ class GRPO:
         else:
             begins_anew(self.folder, save_every=self.config.train.save_every)
         rewind_episodes(self.folder.episodes, before=first_index(self.config, done + 1))
+        rewind_logprobs(self.folder.path, before=done + 1)
         return done
 
 
@@ -245,7 +249,10 @@ class Rollouts:
                 if one.episode.status is Status.FAILED or self.config.rollout.keep:
                     self.folder.append(record_of(one, self.config, self.spec))
         episodes = [found[attempt.index] for attempt in attempts]
-        return [score_group(task, episodes[i * size : (i + 1) * size], self.config, self.spec) for i, task in enumerate(tasks)]
+        return [
+            score_group(task, episodes[i : i + size], self.config, self.spec, first=first + i)
+            for task, i in zip(tasks, range(0, len(episodes), size), strict=True)
+        ]
 
     async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
         """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
@@ -258,9 +265,3 @@ class Rollouts:
                 yield one
                 if self.circuit_breaker.opens_at(one):
                     raise RunIncomplete(f"{self.circuit_breaker.failures} episodes in a row failed: {one.episode.failure}")
-
-
-def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:
-    """The number of the first attempt of a step, or of one of its resample rounds; those of earlier steps are smaller."""
-    batches = step * (config.algo.max_resample_rounds + 1) + resample
-    return batches * config.train.tasks_per_step * config.rollout.num_samples
