@@ -1,0 +1,310 @@
+"""What a run has spent and will spend, and the cap before which it stops. Dollars: `prices.py`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from tau2rl.config import (
+    BudgetConfig,
+    EvalConfig,
+    GrpoConfig,
+    PipelineConfig,
+    RftConfig,
+    SeedConfig,
+    SftConfig,
+    StageConfig,
+    TrainBudgetConfig,
+)
+from tau2rl.errors import UserError
+from tau2rl.report.cost import Costs
+from tau2rl.report.tables import clock
+from tau2rl.runs import records
+from tau2rl.runs.folder import stage_of
+from tau2rl.runs.prices import HOUR, Prices, prices_of
+from tau2rl.runs.reports import REPORT, read_report
+from tau2rl.runs.timing import sessions, usage
+from tau2rl.types import Episode
+
+log = logging.getLogger(__name__)  # what it says people are told, see `launch/entry.py`
+
+PILOT = 4  # episodes that begin before the first has ended, where a cap must hold and nobody knows yet what one takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """`Spent(tokens=900, usd=0.01, seconds=3.0)`; `usd` None: something has no price."""
+
+    tokens: int = 0
+    usd: float | None = 0.0
+    seconds: float = 0.0
+
+    def of(self, cap: str) -> float | None:
+        """In the unit of a cap."""
+        return {"max_tokens": self.tokens, "max_usd": self.usd, "max_hours": self.seconds / HOUR}[cap]
+
+    def words(self) -> str:
+        """For people.
+
+        >>> Spent(tokens=1200, usd=0.5, seconds=90).words()
+        '1,200 tokens, $0.50, 1:30'
+        """
+        usd = "dollars unknown" if self.usd is None else f"${self.usd:,.2f}" if self.usd >= 0.01 else f"${self.usd:.4f}"
+        return f"{self.tokens:,} tokens, {usd}, {clock(self.seconds)}"
+
+
+def tokens_of(costs: Costs) -> int:
+    """Read and written by both models."""
+    return costs.policy_in + costs.policy_out + costs.user_in + costs.user_out
+
+
+def spent(run: Path, config: StageConfig, prices: Prices) -> Spent:
+    """What all sessions of a run have spent: tokens from its episodes, or from what its sessions have summed."""
+    costs, plays = Costs(), isinstance(config, EvalConfig | SeedConfig | RftConfig)
+    if plays and getattr(config, "plays", True):
+        for file in ("episodes.jsonl", "failures.jsonl"):
+            for record in records.read(run / file):
+                costs.add(record.episode)
+    for session in sessions(run):
+        costs += session.played or Costs()
+    seconds, _ = usage(run)
+    return Spent(tokens=tokens_of(costs), usd=prices.usd(costs, seconds), seconds=seconds)
+
+
+def caps_of(budget: TrainBudgetConfig) -> dict[str, float]:
+    """The caps that are set, by name."""
+    found = {name: getattr(budget, name, None) for name in ("max_usd", "max_tokens", "max_hours")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def option(cap: str) -> str:
+    """What is typed for a cap."""
+    return f"--{cap.replace('_', '-')}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Meter:
+    """What a run spends, in `unit`s that are alike: episodes, or steps. It says how many more may begin under its caps."""
+
+    config: StageConfig
+    unit: str  # "episodes" or "steps"
+    total: int  # units of the whole run
+    at_once: int = 1  # units that go on side by side
+    before: Costs = field(default_factory=Costs)  # of earlier sessions
+    now: Costs = field(default_factory=Costs)  # of this one
+    seconds_before: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    began: float = -1.0  # by the clock; default: now
+    stopped: str = ""  # the cap that ended the run
+    estimate: dict[str, Any] | None = None
+    prices: Prices = field(init=False)
+    units: int = 0
+    _sum: Spent = Spent()
+    _most: Spent = Spent()
+
+    def __post_init__(self) -> None:
+        self.prices = prices_of(self.config)
+        self.began = self.clock() if self.began < 0 else self.began
+
+    @property
+    def budget(self) -> TrainBudgetConfig:
+        """The settings."""
+        return cast("TrainBudgetConfig", getattr(self.config, "budget"))  # noqa: B009 - every stage with a meter has one
+
+    @property
+    def spent(self) -> Spent:
+        """So far, in all sessions."""
+        costs = replace(self.before)
+        costs += self.now
+        seconds = self.seconds_before + self.clock() - self.began
+        return Spent(tokens=tokens_of(costs), usd=self.prices.usd(costs, seconds), seconds=seconds)
+
+    def had(self, episode: Episode) -> None:
+        """Take over an episode of an earlier session."""
+        self._episode(self.before, episode)
+
+    def ended(self, episode: Episode) -> None:
+        """Count a try of an episode that ended now."""
+        self._episode(self.now, episode)
+
+    def _episode(self, costs: Costs, episode: Episode) -> None:
+        one = Costs()
+        one.add(episode)
+        costs += one
+        self.count(Spent(tokens=tokens_of(one), usd=self.prices.usd(one, 0.0), seconds=episode.seconds))
+
+    def count(self, unit: Spent, number: int = 1) -> None:
+        """Take in what a unit took; `number`: so many, in the mean."""
+        one, total, most = unit, self._sum, self._most
+        self.units += number
+        self._sum = Spent(
+            tokens=total.tokens + one.tokens * number,
+            usd=(total.usd or 0.0) + (one.usd or 0.0) * number,
+            seconds=total.seconds + one.seconds * number,
+        )
+        self._most = Spent(
+            tokens=max(most.tokens, one.tokens), usd=max(most.usd or 0.0, one.usd or 0.0), seconds=max(most.seconds, one.seconds)
+        )
+
+    def room(self, in_flight: int = 0) -> float:
+        """How many more may begin, where each may take as much as the dearest did; `inf` without a cap."""
+        caps = caps_of(self.budget)
+        if not caps:
+            return math.inf
+        spent, most = self.spent, self._most
+        of_the_hour = most.seconds / HOUR * (self.prices.hour or 0.0)  # side by side they share it
+        if not self.units:
+            return max(0, PILOT - in_flight) if all((spent.of(cap) or 0.0) < value for cap, value in caps.items()) else 0
+        rooms: dict[str, float] = {}
+        for cap, value in caps.items():
+            left = value - (spent.of(cap) or 0.0)
+            match cap:
+                case "max_tokens":
+                    rooms[cap] = _fit(left, most.tokens) - in_flight
+                case "max_usd":
+                    rooms[cap] = _fit(left - of_the_hour, most.usd or 0.0) - in_flight
+                case _:
+                    rooms[cap] = math.inf if left >= most.seconds / HOUR else 0
+        tightest = min(rooms, key=rooms.__getitem__)
+        if rooms[tightest] <= 0 and not in_flight:
+            self.stopped = tightest
+        return max(0, rooms[tightest])
+
+    def words(self) -> str:
+        """Why the run stopped, and how it goes on."""
+        cap = self.stopped
+        return (
+            f"stopped before the cap budget.{cap} = {_number(caps_of(self.budget)[cap])} is passed: spent are "
+            f"{self.spent.words()}, and one of its {self.unit} took up to {self._most.words()}; to go on, give a higher "
+            f"`{option(cap)}`"
+        )
+
+    def begin(self) -> None:
+        """Say what it will cost, where `budget.like` names a run. Raises UserError."""
+        if self.budget.like is not None:
+            self._say(estimate_from(self.budget.like, self.config, self.total, self.prices))
+
+    def look(self) -> None:
+        """Say what it will cost once the first units have ended, where somebody would want to know."""
+        enough = min(PILOT, self.total) if self.unit == "episodes" else 1
+        if self.estimate is None and self.units >= enough and (self.prices.any or caps_of(self.budget)):
+            share, side_by_side = self.total / self.units, max(1, min(self.at_once, self.total))
+            seconds, total = self._sum.seconds * share / side_by_side, self._sum
+            of_tokens = None if self.spent.usd is None else (total.usd or 0.0) * share
+            usd = None if of_tokens is None else of_tokens + seconds / HOUR * (self.prices.hour or 0.0)
+            basis = f"the first {self.units:,} {self.unit}" if self.units > 1 else f"the first of the {self.unit}"
+            self._say({"tokens": round(total.tokens * share), "usd": usd, "hours": seconds / HOUR, "basis": basis})
+
+    def _say(self, estimate: Mapping[str, Any]) -> None:
+        self.estimate = {**estimate, "unit": self.unit, "total": self.total}
+        log.info(estimate_words(self.estimate, self.budget, self.prices))
+
+    def account(self) -> dict[str, Any] | None:
+        """The `budget` of a report; None where nothing has a price, a cap or an estimate."""
+        caps, spent = caps_of(self.budget), self.spent
+        if not caps and not self.prices.any and self.estimate is None:
+            return None
+        return {
+            "caps": caps,
+            "spent": {"tokens": spent.tokens, "usd": spent.usd, "hours": spent.seconds / HOUR},
+            "prices": self.prices.to_json(),
+            "estimate": self.estimate,
+            "stopped": self.stopped or None,
+        }
+
+
+def step_meter(config: StageConfig, run: Path, *, total: int, done: int, now: Costs | None = None) -> Meter:
+    """The meter of a training: what its earlier sessions took stands for the steps that are done, each alike."""
+    before, (seconds, _), stepping = Costs(), usage(run), 0.0
+    for session in sessions(run):
+        before += session.played or Costs()
+        stepping += sum(value for phase, value in session.wall.items() if phase != "loading")
+    meter = Meter(config=config, unit="steps", total=total, before=before, now=now or Costs(), seconds_before=seconds)
+    if done:
+        usd = meter.prices.usd(before, 0.0)
+        each = Spent(tokens=tokens_of(before) // done, usd=None if usd is None else usd / done, seconds=stepping / done)
+        meter.count(each, done)
+    return meter
+
+
+def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices) -> dict[str, Any]:
+    """What so many episodes or steps take when each takes what one did in an earlier run. Raises UserError."""
+    run = like.expanduser()
+    if not (run / REPORT).exists():
+        raise UserError(f"budget.like: `{like}` has no report", hint="name the folder of a finished run of the kind")
+    report, trains = read_report(run / REPORT), isinstance(config, SftConfig | GrpoConfig)
+    if (trains or isinstance(config, PipelineConfig)) and report["stage"] != stage_of(config):
+        raise UserError(f"budget.like: `{like}` is a run of `{report['stage']}`, and this is one of `{stage_of(config)}`")
+    cost: Mapping[str, Any] = report.get("cost") or {}
+    if isinstance(config, PipelineConfig):
+        units, seconds, unit = total, cost.get("seconds"), "runs"
+    else:
+        units = int((report["training"].get("steps") if trains else cost.get("episodes")) or 0)
+        seconds, unit = (cost.get("process") or {}).get("wall_seconds"), "steps" if trains else "episodes"
+    if not units:
+        raise UserError(f"budget.like: `{like}` has no {unit} that it was charged for", hint="name another run")
+    counted = cast("Mapping[str, int | None]", cost.get("tokens") or {})
+    names = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out")
+    costs, share = Costs(**{name: counted.get(name) or 0 for name in names}), total / units
+    usd = None if seconds is None and prices.hour else prices.usd(costs, seconds or 0.0)
+    return {
+        "tokens": round(tokens_of(costs) * share),
+        "usd": None if usd is None else usd * share,
+        "hours": None if seconds is None else seconds / HOUR * share,
+        "basis": f"{units:,} {unit} of `{like}`",
+    }
+
+
+def estimate_words(estimate: Mapping[str, Any], budget: TrainBudgetConfig, prices: Prices) -> str:
+    """An estimate in a line: what, from what, at which prices, and where a cap ends it."""
+    hours, usd = estimate["hours"], estimate["usd"]
+    amounts = [
+        f"{estimate['tokens']:,} tokens",
+        "dollars unknown (no price)" if usd is None else f"${usd:,.2f}",
+        "hours unknown" if hours is None else f"{hours:.2f} hours",
+    ]
+    sources = {price.source for price in (prices.policy, prices.user) if price is not None and (price.read or price.write)}
+    if prices.hour:
+        sources.add(f"an hour at ${prices.hour:g}")
+    words = f"estimate for {estimate['total']:,} {estimate['unit']}: {', '.join(amounts)}, from {estimate['basis']}"
+    words += f"; prices: {'; '.join(sorted(sources))}" if sources else ""
+    for cap, value in caps_of(budget).items():
+        expected = estimate[{"max_usd": "usd", "max_tokens": "tokens", "max_hours": "hours"}[cap]]
+        if expected is not None and expected > value:
+            at = math.floor(estimate["total"] * value / expected)
+            words += f"; more than budget.{cap} = {_number(value)}, which is reached after about {at:,}"
+    return words
+
+
+def capped(config: StageConfig, budget: BudgetConfig, others: Spent) -> StageConfig:
+    """A run of a pipeline under the pipeline's budget, of which the other runs have spent a part; its own caps hold too."""
+    own = cast("TrainBudgetConfig", getattr(config, "budget", BudgetConfig()))
+    left = {cap: value - (others.of(cap) or 0.0) for cap, value in caps_of(budget).items()}
+    merged = {cap: min(value, caps_of(own).get(cap, math.inf)) for cap, value in left.items()}
+    return with_prices(config, budget, merged)
+
+
+def with_prices(config: StageConfig, budget: BudgetConfig, caps: Mapping[str, float] | None = None) -> StageConfig:
+    """A run of a pipeline at the pipeline's prices, where it has none of its own."""
+    own = cast("TrainBudgetConfig", getattr(config, "budget", BudgetConfig()))
+    fields = type(own).model_fields
+    names = [name for name in ("usd_per_hour", "policy_price", "user_price") if name in fields]
+    prices = {name: getattr(budget, name) for name in names if getattr(own, name) is None}
+    update = {**prices, **{name: value for name, value in (caps or {}).items() if name in fields}}
+    return config.model_copy(update={"budget": own.model_copy(update=update)})
+
+
+def _fit(left: float, each: float) -> float:
+    """How many fit into what is left."""
+    if left <= 0:
+        return 0
+    return math.floor(left / each) if each else math.inf
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
