@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,18 +22,19 @@ from tau2rl.config import (
     StageConfig,
     TrainBudgetConfig,
 )
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.report.cost import Costs
 from tau2rl.report.tables import clock
 from tau2rl.runs import records
-from tau2rl.runs.folder import stage_of
-from tau2rl.runs.prices import HOUR, Prices, prices_of
+from tau2rl.runs.folder import RunFolder, stage_of
+from tau2rl.runs.prices import HOUR, NO_MODEL, OF_THE_MACHINE, Prices, prices_of
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.runs.timing import sessions, usage
 from tau2rl.types import Episode
 
 log = logging.getLogger(__name__)  # what it says people are told, see `launch/entry.py`
 
+TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out")
 PILOT = 4  # episodes that begin before the first has ended, where a cap must hold and nobody knows yet what one takes
 
 
@@ -76,6 +78,11 @@ def spent(run: Path, config: StageConfig, prices: Prices) -> Spent:
     return Spent(tokens=tokens_of(costs), usd=prices.usd(costs, seconds), seconds=seconds)
 
 
+def budget_of(config: StageConfig) -> TrainBudgetConfig:
+    """The budget of a stage."""
+    return cast("TrainBudgetConfig", getattr(config, "budget", TrainBudgetConfig()))
+
+
 def caps_of(budget: TrainBudgetConfig) -> dict[str, float]:
     """The caps that are set, by name."""
     found = {name: getattr(budget, name, None) for name in ("max_usd", "max_tokens", "max_hours")}
@@ -98,6 +105,7 @@ class Meter:
     before: Costs = field(default_factory=Costs)  # of earlier sessions
     now: Costs = field(default_factory=Costs)  # of this one
     seconds_before: float = 0.0
+    stepping: float = 0.0  # of them, in steps of a training
     clock: Callable[[], float] = time.monotonic
     began: float = -1.0  # by the clock; default: now
     stopped: str = ""  # the cap that ended the run
@@ -114,7 +122,7 @@ class Meter:
     @property
     def budget(self) -> TrainBudgetConfig:
         """The settings."""
-        return cast("TrainBudgetConfig", getattr(self.config, "budget"))  # noqa: B009 - every stage with a meter has one
+        return budget_of(self.config)
 
     @property
     def spent(self) -> Spent:
@@ -135,8 +143,15 @@ class Meter:
     def _episode(self, costs: Costs, episode: Episode) -> None:
         one = Costs()
         one.add(episode)
+        self._refuse_uncounted(one, episode)
         costs += one
         self.count(Spent(tokens=tokens_of(one), usd=self.prices.usd(one, 0.0), seconds=episode.seconds))
+
+    def _refuse_uncounted(self, one: Costs, episode: Episode) -> None:
+        price, caps = self.prices.policy, caps_of(self.budget)
+        counts = price is not NO_MODEL and ("max_tokens" in caps or ("max_usd" in caps and price is not OF_THE_MACHINE))
+        if counts and episode.turns and not one.policy_in:
+            raise RunIncomplete(f"budget.{next(iter(caps))} cannot be held: the policy's server counts no tokens")
 
     def count(self, unit: Spent, number: int = 1) -> None:
         """Take in what a unit took; `number`: so many, in the mean."""
@@ -151,29 +166,60 @@ class Meter:
             tokens=max(most.tokens, one.tokens), usd=max(most.usd or 0.0, one.usd or 0.0), seconds=max(most.seconds, one.seconds)
         )
 
+    @contextmanager
+    def step(self) -> Generator[None]:
+        """Count what runs inside as one step."""
+        before, began = replace(self.now), self.clock()
+        yield
+        tokens, usd = tokens_of(self.now) - tokens_of(before), self.prices.usd(self.now, 0.0)
+        dollars = None if usd is None else usd - (self.prices.usd(before, 0.0) or 0.0)
+        self.count(Spent(tokens=tokens, usd=dollars, seconds=self.clock() - began))
+
+    def count_done(self, steps: int) -> None:
+        """Let what earlier sessions took stand for the steps that are done, each alike."""
+        if steps:
+            usd = self.prices.usd(self.before, 0.0)
+            tokens, dollars = tokens_of(self.before) // steps, None if usd is None else usd / steps
+            self.count(Spent(tokens=tokens, usd=dollars, seconds=self.stepping / steps), steps)
+
+    def begin_in(self, folder: RunFolder) -> None:
+        """Take over what earlier sessions took in time, and say what it will cost, where `budget.like` names a run.
+
+        Raises UserError.
+        """
+        self.seconds_before, self.began = usage(folder.path, but=folder.logs)[0], folder.opened
+        if self.budget.like is not None:
+            self._say(estimate_from(self.budget.like, self.config, self.total))
+
     def room(self, in_flight: int = 0) -> float:
         """How many more may begin, where each may take as much as the dearest did; `inf` without a cap."""
         caps = caps_of(self.budget)
         if not caps:
             return math.inf
-        spent, most = self.spent, self._most
-        of_the_hour = most.seconds / HOUR * (self.prices.hour or 0.0)  # side by side they share it
-        if not self.units:
-            return max(0, PILOT - in_flight) if all((spent.of(cap) or 0.0) < value for cap, value in caps.items()) else 0
-        rooms: dict[str, float] = {}
-        for cap, value in caps.items():
-            left = value - (spent.of(cap) or 0.0)
-            match cap:
-                case "max_tokens":
-                    rooms[cap] = _fit(left, most.tokens) - in_flight
-                case "max_usd":
-                    rooms[cap] = _fit(left - of_the_hour, most.usd or 0.0) - in_flight
-                case _:
-                    rooms[cap] = math.inf if left >= most.seconds / HOUR else 0
+        spent = self.spent
+        rooms = {cap: self._room_under(cap, value - (spent.of(cap) or 0.0)) - in_flight for cap, value in caps.items()}
         tightest = min(rooms, key=rooms.__getitem__)
-        if rooms[tightest] <= 0 and not in_flight:
-            self.stopped = tightest
-        return max(0, rooms[tightest])
+        self.stopped = tightest if rooms[tightest] <= 0 and not in_flight else ""
+        return max(0, min(rooms[tightest], math.inf if self.units else PILOT - in_flight))
+
+    def _room_under(self, cap: str, left: float) -> float:
+        """How many may go on at once with so much left under a cap."""
+        most, hours = self._most, self._most.seconds / HOUR
+        match cap:
+            case "max_tokens":
+                return _fit(left, most.tokens)
+            case "max_usd":  # side by side they share the hour
+                return _fit(left - hours * (self.prices.hour or 0.0), most.usd or 0.0)
+            case _:
+                return math.inf if left > 0 and left >= hours else 0
+
+    def over(self, done: int) -> bool:
+        """Whether a cap ends the run here, behind so many units; people are told."""
+        if done >= self.total:
+            self.stopped = ""
+        elif self.room() <= 0 and self.stopped:
+            log.info(self.words())
+        return bool(self.stopped)
 
     def words(self) -> str:
         """Why the run stopped, and how it goes on."""
@@ -183,11 +229,6 @@ class Meter:
             f"{self.spent.words()}, and one of its {self.unit} took up to {self._most.words()}; to go on, give a higher "
             f"`{option(cap)}`"
         )
-
-    def begin(self) -> None:
-        """Say what it will cost, where `budget.like` names a run. Raises UserError."""
-        if self.budget.like is not None:
-            self._say(estimate_from(self.budget.like, self.config, self.total, self.prices))
 
     def look(self) -> None:
         """Say what it will cost once the first units have ended, where somebody would want to know."""
@@ -202,7 +243,7 @@ class Meter:
 
     def _say(self, estimate: Mapping[str, Any]) -> None:
         self.estimate = {**estimate, "unit": self.unit, "total": self.total}
-        log.info(estimate_words(self.estimate, self.budget, self.prices))
+        log.info(estimate_words(self.estimate, self.config))
 
     def account(self) -> dict[str, Any] | None:
         """The `budget` of a report; None where nothing has a price, a cap or an estimate."""
@@ -218,62 +259,78 @@ class Meter:
         }
 
 
-def step_meter(config: StageConfig, run: Path, *, total: int, done: int, now: Costs | None = None) -> Meter:
-    """The meter of a training: what its earlier sessions took stands for the steps that are done, each alike."""
-    before, (seconds, _), stepping = Costs(), usage(run), 0.0
-    for session in sessions(run):
-        before += session.played or Costs()
-        stepping += sum(value for phase, value in session.wall.items() if phase != "loading")
-    meter = Meter(config=config, unit="steps", total=total, before=before, now=now or Costs(), seconds_before=seconds)
-    if done:
-        usd = meter.prices.usd(before, 0.0)
-        each = Spent(tokens=tokens_of(before) // done, usd=None if usd is None else usd / done, seconds=stepping / done)
-        meter.count(each, done)
+def step_meter(config: StageConfig, folder: RunFolder, *, total: int, now: Costs | None = None) -> Meter:
+    """The meter of a training, with what its earlier sessions took; `now`: where the tokens of this one are summed."""
+    meter = Meter(config=config, unit="steps", total=total, now=now or Costs())
+    for session in sessions(folder.path):
+        meter.before += session.played or Costs()
+        meter.stepping += sum(value for phase, value in session.wall.items() if phase != "loading")
+    meter.begin_in(folder)
     return meter
 
 
-def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices) -> dict[str, Any]:
-    """What so many episodes or steps take when each takes what one did in an earlier run. Raises UserError."""
-    run = like.expanduser()
-    if not (run / REPORT).exists():
+def stop_over(meter: Meter, step: int) -> None:
+    """Raise RunIncomplete where a cap ends a training behind a step, which is saved or will be."""
+    meter.look()
+    if meter.over(step):
+        raise RunIncomplete(f"step {step} of {meter.total} is the last that the budget allows, and it is kept")
+
+
+def estimate_from(like: Path, config: StageConfig, total: int) -> dict[str, Any]:
+    """What so many episodes, steps or (of a pipeline) runs take when each takes what one did in an earlier run.
+
+    Raises UserError.
+    """
+    file, kind, trains = like.expanduser() / REPORT, stage_of(config), isinstance(config, SftConfig | GrpoConfig)
+    if not file.exists():
         raise UserError(f"budget.like: `{like}` has no report", hint="name the folder of a finished run of the kind")
-    report, trains = read_report(run / REPORT), isinstance(config, SftConfig | GrpoConfig)
-    if (trains or isinstance(config, PipelineConfig)) and report["stage"] != stage_of(config):
-        raise UserError(f"budget.like: `{like}` is a run of `{report['stage']}`, and this is one of `{stage_of(config)}`")
+    report = read_report(file)
+    if (trains or isinstance(config, PipelineConfig)) and report["stage"] != kind:
+        raise UserError(f"budget.like: `{like}` is a run of `{report['stage']}`, and this is one of `{kind}`")
     cost: Mapping[str, Any] = report.get("cost") or {}
+    process: Mapping[str, Any] = cost.get("process") or {}
+    seconds: float | None = cost.get("seconds", process.get("wall_seconds"))
     if isinstance(config, PipelineConfig):
-        units, seconds, unit = total, cost.get("seconds"), "runs"
+        units, unit = len(cost.get("runs") or ()), "runs"
+    elif trains:
+        units, unit = int(report["training"].get("steps") or 0), "steps"
     else:
-        units = int((report["training"].get("steps") if trains else cost.get("episodes")) or 0)
-        seconds, unit = (cost.get("process") or {}).get("wall_seconds"), "steps" if trains else "episodes"
+        units, unit = int(cost.get("episodes") or 0), "episodes"
     if not units:
-        raise UserError(f"budget.like: `{like}` has no {unit} that it was charged for", hint="name another run")
+        raise UserError(f"budget.like: `{like}` does not say what its {unit} took", hint="name another run")
     counted = cast("Mapping[str, int | None]", cost.get("tokens") or {})
-    names = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out")
-    costs, share = Costs(**{name: counted.get(name) or 0 for name in names}), total / units
-    usd = None if seconds is None and prices.hour else prices.usd(costs, seconds or 0.0)
+    costs, prices = Costs(**{name: counted.get(name) or 0 for name in TOKENS}), prices_of(config)
+    usd, share = None if seconds is None and prices.hour else prices.usd(costs, seconds or 0.0), total / units
     return {
         "tokens": round(tokens_of(costs) * share),
         "usd": None if usd is None else usd * share,
         "hours": None if seconds is None else seconds / HOUR * share,
         "basis": f"{units:,} {unit} of `{like}`",
+        "unit": unit,
+        "total": total,
     }
 
 
-def estimate_words(estimate: Mapping[str, Any], budget: TrainBudgetConfig, prices: Prices) -> str:
+def tell_estimate(config: StageConfig, total: int) -> None:
+    """Tell people what `budget.like` makes of the run. Raises UserError."""
+    like = budget_of(config).like
+    if like is not None:
+        log.info(estimate_words(estimate_from(like, config, total), config))
+
+
+def estimate_words(estimate: Mapping[str, Any], config: StageConfig) -> str:
     """An estimate in a line: what, from what, at which prices, and where a cap ends it."""
-    hours, usd = estimate["hours"], estimate["usd"]
+    hours, usd, prices = estimate["hours"], estimate["usd"], prices_of(config)
     amounts = [
         f"{estimate['tokens']:,} tokens",
         "dollars unknown (no price)" if usd is None else f"${usd:,.2f}",
         "hours unknown" if hours is None else f"{hours:.2f} hours",
     ]
     sources = {price.source for price in (prices.policy, prices.user) if price is not None and (price.read or price.write)}
-    if prices.hour:
-        sources.add(f"an hour at ${prices.hour:g}")
+    sources |= {f"${prices.hour:g} an hour"} if prices.hour else set()
     words = f"estimate for {estimate['total']:,} {estimate['unit']}: {', '.join(amounts)}, from {estimate['basis']}"
     words += f"; prices: {'; '.join(sorted(sources))}" if sources else ""
-    for cap, value in caps_of(budget).items():
+    for cap, value in caps_of(budget_of(config)).items():
         expected = estimate[{"max_usd": "usd", "max_tokens": "tokens", "max_hours": "hours"}[cap]]
         if expected is not None and expected > value:
             at = math.floor(estimate["total"] * value / expected)
@@ -283,7 +340,7 @@ def estimate_words(estimate: Mapping[str, Any], budget: TrainBudgetConfig, price
 
 def capped(config: StageConfig, budget: BudgetConfig, others: Spent) -> StageConfig:
     """A run of a pipeline under the pipeline's budget, of which the other runs have spent a part; its own caps hold too."""
-    own = cast("TrainBudgetConfig", getattr(config, "budget", BudgetConfig()))
+    own = budget_of(config)
     left = {cap: value - (others.of(cap) or 0.0) for cap, value in caps_of(budget).items()}
     merged = {cap: min(value, caps_of(own).get(cap, math.inf)) for cap, value in left.items()}
     return with_prices(config, budget, merged)
@@ -291,7 +348,7 @@ def capped(config: StageConfig, budget: BudgetConfig, others: Spent) -> StageCon
 
 def with_prices(config: StageConfig, budget: BudgetConfig, caps: Mapping[str, float] | None = None) -> StageConfig:
     """A run of a pipeline at the pipeline's prices, where it has none of its own."""
-    own = cast("TrainBudgetConfig", getattr(config, "budget", BudgetConfig()))
+    own = budget_of(config)
     fields = type(own).model_fields
     names = [name for name in ("usd_per_hour", "policy_price", "user_price") if name in fields]
     prices = {name: getattr(budget, name) for name in names if getattr(own, name) is None}

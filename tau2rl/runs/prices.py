@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, StageConfig, TrainBudgetConfig
+from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SeedConfig, StageConfig, TrainBudgetConfig
 from tau2rl.config.effects import SCRIPTED
 from tau2rl.errors import UserError
 from tau2rl.report.cost import Costs
@@ -85,20 +85,23 @@ def listed(model: str) -> Price | None:
     """The price of a litellm model, with or without its provider's prefix; None for one that is not on the list."""
     values, words = price_list()
     provider, _, name = model.partition("/")
-    entry = values.get(model)
-    if entry is None and values.get(name, {}).get("litellm_provider") == provider:
+    entry: Mapping[str, Any] = values.get(model) or {}
+    if not entry and values.get(name, {}).get("litellm_provider") == provider:
         entry = values[name]
-    read, write = (entry or {}).get("input_cost_per_token"), (entry or {}).get("output_cost_per_token")
+    read, write = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
     if read is None or write is None:
         return None
-    cached = entry.get("cache_read_input_token_cost")
-    return Price(read=read, write=write, cached=read if cached is None else cached, source=f"{model}, {words}")
+    return Price(read=read, write=write, cached=entry.get("cache_read_input_token_cost", read), source=f"{model}, {words}")
 
 
 def prices_of(config: StageConfig) -> Prices:
     """What the settings of a stage say, and litellm's list."""
     budget: TrainBudgetConfig = getattr(config, "budget", TrainBudgetConfig())
     hour = budget.usd_per_hour
+    if isinstance(config, PipelineConfig):
+        given = (config.budget.policy_price, config.budget.user_price)
+        policy, user = (_given(price) or OF_THE_MACHINE for price in given)
+        return Prices(policy=policy, user=user, hour=hour)
     if not isinstance(config, EvalConfig | SeedConfig | RftConfig | GrpoConfig) or not getattr(config, "plays", True):
         return Prices(policy=NO_MODEL, user=NO_MODEL, hour=hour)
     own = None if hour is None else OF_THE_MACHINE

@@ -75,9 +75,12 @@ def sessions(run: Path, name: str = FILE) -> list[Session]:
     return [_session(file) for file in files if file.exists()]
 
 
-def usage(run: Path) -> tuple[float, float]:
-    """Wall and CPU seconds of all jobs of a run, those that were killed not among them."""
-    files = [folder / USAGE for folder in session_folders(run).values()]
+def usage(run: Path, *, but: Path | None = None) -> tuple[float, float]:
+    """Wall and CPU seconds of all jobs of a run; of one that was killed, up to the last that it wrote down.
+
+    `but`: the log folder of a session that does not count, which goes on.
+    """
+    files = [folder / USAGE for folder in session_folders(run).values() if folder != but]
     found = [read_json(file) for file in files if file.exists()]
     try:
         return sum(float(each["seconds"]) for each in found), sum(float(each["cpu_seconds"]) for each in found)
