@@ -11,21 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tau2rl.config import (
-    BudgetConfig,
-    EvalConfig,
-    GrpoConfig,
-    PipelineConfig,
-    RftConfig,
-    SeedConfig,
-    SftConfig,
-    StageConfig,
-    TrainBudgetConfig,
-)
+from tau2rl.config import GrpoConfig, PipelineConfig, SftConfig, StageConfig, TrainBudgetConfig
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.report.cost import Costs
 from tau2rl.report.tables import clock
-from tau2rl.runs import records
 from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.prices import HOUR, NO_MODEL, OF_THE_MACHINE, Prices, prices_of
 from tau2rl.runs.reports import REPORT, read_report
@@ -56,26 +45,21 @@ class Spent:
         >>> Spent(tokens=1200, usd=0.5, seconds=90).words()
         '1,200 tokens, $0.50, 1:30'
         """
-        usd = "dollars unknown" if self.usd is None else f"${self.usd:,.2f}" if self.usd >= 0.01 else f"${self.usd:.4f}"
-        return f"{self.tokens:,} tokens, {usd}, {clock(self.seconds)}"
+        return f"{self.tokens:,} tokens, {dollars(self.usd)}, {clock(self.seconds)}"
+
+
+def dollars(usd: float | None) -> str:
+    """For people.
+
+    >>> dollars(1234.5), dollars(0.00123), dollars(None)
+    ('$1,234.50', '$0.0012', 'dollars unknown')
+    """
+    return "dollars unknown" if usd is None else f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.2g}"
 
 
 def tokens_of(costs: Costs) -> int:
     """Read and written by both models."""
     return costs.policy_in + costs.policy_out + costs.user_in + costs.user_out
-
-
-def spent(run: Path, config: StageConfig, prices: Prices) -> Spent:
-    """What all sessions of a run have spent: tokens from its episodes, or from what its sessions have summed."""
-    costs, plays = Costs(), isinstance(config, EvalConfig | SeedConfig | RftConfig)
-    if plays and getattr(config, "plays", True):
-        for file in ("episodes.jsonl", "failures.jsonl"):
-            for record in records.read(run / file):
-                costs.add(record.episode)
-    for session in sessions(run):
-        costs += session.played or Costs()
-    seconds, _ = usage(run)
-    return Spent(tokens=tokens_of(costs), usd=prices.usd(costs, seconds), seconds=seconds)
 
 
 def budget_of(config: StageConfig) -> TrainBudgetConfig:
@@ -225,15 +209,14 @@ class Meter:
         """Why the run stopped, and how it goes on."""
         cap = self.stopped
         return (
-            f"stopped before the cap budget.{cap} = {_number(caps_of(self.budget)[cap])} is passed: spent are "
-            f"{self.spent.words()}, and one of its {self.unit} took up to {self._most.words()}; to go on, give a higher "
-            f"`{option(cap)}`"
+            f"stopped at the cap budget.{cap} = {number(caps_of(self.budget)[cap])}: {self.spent.words()} are spent, and one of "
+            f"its {self.unit} took up to {self._most.words()}; to go on, resume with a higher `{option(cap)}`"
         )
 
     def look(self) -> None:
         """Say what it will cost once the first units have ended, where somebody would want to know."""
         enough = min(PILOT, self.total) if self.unit == "episodes" else 1
-        if self.estimate is None and self.units >= enough and (self.prices.any or caps_of(self.budget)):
+        if self.estimate is None and enough <= self.units < self.total and (self.prices.any or caps_of(self.budget)):
             share, side_by_side = self.total / self.units, max(1, min(self.at_once, self.total))
             seconds, total = self._sum.seconds * share / side_by_side, self._sum
             of_tokens = None if self.spent.usd is None else (total.usd or 0.0) * share
@@ -321,11 +304,7 @@ def tell_estimate(config: StageConfig, total: int) -> None:
 def estimate_words(estimate: Mapping[str, Any], config: StageConfig) -> str:
     """An estimate in a line: what, from what, at which prices, and where a cap ends it."""
     hours, usd, prices = estimate["hours"], estimate["usd"], prices_of(config)
-    amounts = [
-        f"{estimate['tokens']:,} tokens",
-        "dollars unknown (no price)" if usd is None else f"${usd:,.2f}",
-        "hours unknown" if hours is None else f"{hours:.2f} hours",
-    ]
+    amounts = [f"{estimate['tokens']:,} tokens", dollars(usd), "hours unknown" if hours is None else f"{hours:.2f} hours"]
     sources = {price.source for price in (prices.policy, prices.user) if price is not None and (price.read or price.write)}
     sources |= {f"${prices.hour:g} an hour"} if prices.hour else set()
     words = f"estimate for {estimate['total']:,} {estimate['unit']}: {', '.join(amounts)}, from {estimate['basis']}"
@@ -334,26 +313,8 @@ def estimate_words(estimate: Mapping[str, Any], config: StageConfig) -> str:
         expected = estimate[{"max_usd": "usd", "max_tokens": "tokens", "max_hours": "hours"}[cap]]
         if expected is not None and expected > value:
             at = math.floor(estimate["total"] * value / expected)
-            words += f"; more than budget.{cap} = {_number(value)}, which is reached after about {at:,}"
+            words += f"; more than budget.{cap} = {number(value)}, which is reached after about {at:,}"
     return words
-
-
-def capped(config: StageConfig, budget: BudgetConfig, others: Spent) -> StageConfig:
-    """A run of a pipeline under the pipeline's budget, of which the other runs have spent a part; its own caps hold too."""
-    own = budget_of(config)
-    left = {cap: value - (others.of(cap) or 0.0) for cap, value in caps_of(budget).items()}
-    merged = {cap: min(value, caps_of(own).get(cap, math.inf)) for cap, value in left.items()}
-    return with_prices(config, budget, merged)
-
-
-def with_prices(config: StageConfig, budget: BudgetConfig, caps: Mapping[str, float] | None = None) -> StageConfig:
-    """A run of a pipeline at the pipeline's prices, where it has none of its own."""
-    own = budget_of(config)
-    fields = type(own).model_fields
-    names = [name for name in ("usd_per_hour", "policy_price", "user_price") if name in fields]
-    prices = {name: getattr(budget, name) for name in names if getattr(own, name) is None}
-    update = {**prices, **{name: value for name, value in (caps or {}).items() if name in fields}}
-    return config.model_copy(update={"budget": own.model_copy(update=update)})
 
 
 def _fit(left: float, each: float) -> float:
@@ -363,5 +324,6 @@ def _fit(left: float, each: float) -> float:
     return math.floor(left / each) if each else math.inf
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A cap, for people."""
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -136,6 +136,12 @@ def refuse_unpriced(config: StageConfig) -> str:
                 "budget.max_usd: nothing here costs dollars", hint="`budget.usd_per_hour` is the price of the machine"
             )
     return "; ".join(f"{name}: {price.source}" for name, price in (("agent", prices.policy), ("user", prices.user)) if price)
+
+
+def refuse_free(prices: Iterable[Prices]) -> None:
+    """Raise UserError where nothing costs dollars, and a cap of them would never be reached."""
+    if not any(each.any for each in prices):
+        raise UserError("budget.max_usd: nothing here costs dollars", hint="say what the machine does: `budget.usd_per_hour`")
 
 
 def refuse_unknown(prices: Prices) -> None:
