@@ -53,7 +53,7 @@ def capped(planned: Planned, config: PipelineConfig, runs: Sequence[Planned]) ->
     """The config of a run under what the other runs have left of the pipeline's budget; its own caps hold too."""
     own = caps_of(budget_of(planned.config))
     others = spent_by(config, [each for each in runs if each is not planned])
-    left = {cap: value - (others.of(cap) or 0.0) for cap, value in caps_of(config.budget).items()}
+    left = {cap: value - (others.of(cap) or 0) for cap, value in caps_of(config.budget).items()}
     return _with_prices(planned.config, config.budget, {cap: min(value, own.get(cap, math.inf)) for cap, value in left.items()})
 
 

@@ -90,6 +90,7 @@ class Meter:
     now: Costs = field(default_factory=Costs)  # of this one
     seconds_before: float = 0.0
     stepping: float = 0.0  # of them, in steps of a training
+    largest_before: dict[str, float] = field(default_factory=dict[str, float])  # of the steps of earlier sessions
     clock: Callable[[], float] = time.monotonic
     began: float = -1.0  # by the clock; default: now
     stopped: str = ""  # the cap that ended the run
@@ -165,6 +166,15 @@ class Meter:
             usd = self.prices.usd(self.before, 0.0)
             tokens, dollars = tokens_of(self.before) // steps, None if usd is None else usd / steps
             self.count(Spent(tokens=tokens, usd=dollars, seconds=self.stepping / steps), steps)
+            most, known = self._most, self.largest_before
+            more = max(most.tokens, int(known.get("tokens", 0)))
+            usd = (most.usd or 0.0) * (more / most.tokens if most.tokens else 1.0)
+            self._most = Spent(tokens=more, usd=usd, seconds=max(most.seconds, known.get("seconds", 0.0)))
+
+    @property
+    def largest(self) -> dict[str, float]:
+        """What the dearest unit took, for the sessions behind this one."""
+        return {"tokens": self._most.tokens, "seconds": self._most.seconds}
 
     def begin_in(self, folder: RunFolder) -> None:
         """Take over what earlier sessions took in time, and say what it will cost, where `budget.like` names a run.
@@ -247,6 +257,8 @@ def step_meter(config: StageConfig, folder: RunFolder, *, total: int, now: Costs
     meter = Meter(config=config, unit="steps", total=total, now=now or Costs())
     for session in sessions(folder.path):
         meter.before += session.played or Costs()
+        for name, value in session.largest_step.items():
+            meter.largest_before[name] = max(value, meter.largest_before.get(name, 0.0))
         meter.stepping += sum(value for phase, value in session.wall.items() if phase != "loading")
     meter.begin_in(folder)
     return meter

@@ -31,6 +31,7 @@ class PhaseTimer:
         self._began, self._cpu = time.monotonic(), time.process_time()
         self.wall: dict[str, float] = {}  # seconds of each phase of a training
         self.trained = 0  # tokens
+        self.largest_step: dict[str, float] = {}  # most tokens played, most seconds
         self.played: Costs | None = None  # for a run that does not keep its episodes
 
     @contextmanager
@@ -48,7 +49,8 @@ class PhaseTimer:
 
     def write(self, *, ended: bool = False) -> None:
         """Write down what there is. How long it took is known when it has ended: whoever is killed leaves nulls for that."""
-        session = replace(self._session, wall=self.wall, trained=self.trained, played=self.played)
+        known = {"wall": self.wall, "trained": self.trained, "largest_step": self.largest_step, "played": self.played}
+        session = replace(self._session, **known)
         if ended:
             session = replace(session, seconds=time.monotonic() - self._began, cpu_seconds=time.process_time() - self._cpu)
         write_json(self._file, session.to_json())

@@ -127,6 +127,7 @@ class _SFTRun:
 
             def on_step(step: SFTStep) -> None:
                 meter.count(Spent(seconds=step.seconds))
+                self._timer.largest_step = meter.largest
                 self._log(step, curves)
                 if exports(step.step, config.train.export_every):
                     with self._timer.phase("saving"):

@@ -96,6 +96,7 @@ class GRPO:
                     with timer.phase("saving"):
                         alarmed = bool(alarms) and config.monitors.action == "stop"
                         self._save(step, stops=alarmed or (step < total and meter.room() <= 0))
+                    timer.largest_step = meter.largest
                     timer.write()
                     self._raise_alarms(step, alarms)
                     stop_over(meter, step)
