@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from tau2rl.config.base import TEST_SPLITS, Module, Section, WordOrReference
 from tau2rl.config.sections import (
     BalanceConfig,
+    BudgetConfig,
     ChatConfig,
     DataConfig,
     KeepConfig,
@@ -30,6 +31,7 @@ from tau2rl.config.sections import (
     TeacherRolloutConfig,
     TeacherUserConfig,
     TemplateConfig,
+    TrainBudgetConfig,
     TrainTasksConfig,
     UserConfig,
 )
@@ -80,6 +82,7 @@ class PlayConfig(StageConfig):
     limits: LimitsConfig = LimitsConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    budget: BudgetConfig = BudgetConfig()
 
     @property
     def attempts_per_task(self) -> int:
@@ -217,6 +220,7 @@ class SftConfig(StageConfig):
     data: DataConfig = DataConfig()
     chat: TemplateConfig = TemplateConfig()
     train: SftTrainConfig = SftTrainConfig()
+    budget: TrainBudgetConfig = TrainBudgetConfig()
     tracking: TrackingConfig = TrackingConfig()
     local: SftLocalConfig = SftLocalConfig()
     slime: SlimeConfig = SlimeConfig()
@@ -336,6 +340,7 @@ class PipelineConfig(StageConfig):
     """None: no step is evaluated."""
     compare: tuple[str, ...] = ()
     """Steps that train, or `base`: their evaluations are compared, each with each, task by task."""
+    budget: BudgetConfig = BudgetConfig()
     limit: int | None = Field(default=None, ge=1)
     """A smoke run of the whole chain: so many tasks in each step, and a few optimizer steps. It shows that the chain holds."""
 

@@ -25,6 +25,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
+from tau2rl.runs.budget import step_meter, stop_over
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
@@ -77,21 +78,29 @@ class GRPO:
             done = self._restore()
         self._mark(done)
         monitor = self._monitor(done)
+        total = config.train.steps
+        meter = step_meter(config, self.folder, total=total, now=self.rollouts.costs)
+        meter.count_done(done)
+        stop_over(meter, done)
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
         with Curves(config, config.tracking, self.folder) as curves:
             async with local_policy(
                 self.trainer.model, config.sampling, config.local, config.chat, self.rollouts.codec
             ) as policy:
                 for step in range(done + 1, config.train.steps + 1):
-                    metrics = await self._step(step, policy)
+                    with meter.step():
+                        metrics = await self._step(step, policy)
                     marks, alarms = monitor.look(metrics) if monitor else ({}, {})
                     curves.write(step, {**metrics, **marks})
                     self._mark(step)
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
-                        self._save(step, stops=bool(alarms) and config.monitors.action == "stop")
+                        alarmed = bool(alarms) and config.monitors.action == "stop"
+                        self._save(step, stops=alarmed or (step < total and meter.room() <= 0))
+                    timer.largest_step = meter.largest
                     timer.write()
                     self._raise_alarms(step, alarms)
+                    stop_over(meter, step)
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""
