@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl import console
-from tau2rl.report.tables import cost_words, report_rows, short_words, total_words
+from tau2rl.report.tables import blame_words, cost_words, report_rows, short_words, total_words
 from tau2rl.runs.budget import dollars
 
 
@@ -53,6 +53,8 @@ def print_evaluation(report: Mapping[str, Any]) -> None:
     for name in ("faults", "terminations"):
         if report[name]:
             console.emit(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
+    if (blamed := report.get("blame")) and blamed["overall"]["names"]:
+        console.emit_words(f"blame: {blame_words(blamed['overall'])}")
     floor = ", ".join(
         f"{name.replace('_', ' ')} {'unknown' if value is None else f'{value:.3f}'}" for name, value in report["floor"].items()
     )

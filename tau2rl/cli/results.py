@@ -52,7 +52,7 @@ def report(
     if html or markdown:
         _write_pages(runs, html, markdown)
         return
-    reports = [read_report(run) for run in runs]
+    reports = [_with_blame(run, read_report(run)) for run in runs]
     if as_json:
         console.emit_json(reports[0] if len(reports) == 1 else reports)
     else:
@@ -122,6 +122,14 @@ def read_report(run: Path) -> dict[str, Any]:
             raise UserError(f"`{run}` has no report yet", hint=f"it is running, or finish it: `{_go_on(run)}`")
         raise UserError(f"`{run}` has no report", hint="name a run folder, such as `outputs/eval/default`")
     return read_stored_report(file)
+
+
+def _with_blame(run: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """A report with what `tau2rl blame` has found since, where it is of an evaluation."""
+    from tau2rl.verify.attribution import kept
+
+    found = kept(run) if "by_task" in values and run.is_dir() else None
+    return {**values, "blame": found["scores"]} if found else values
 
 
 def evaluated(run: Path) -> dict[str, tuple[int, int]]:

@@ -17,6 +17,7 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.reports import Result
 from tau2rl.runs.timing import sessions
+from tau2rl.verify.attribution import account as blame_account, attribute, keep as keep_blame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,10 @@ def conclude(config: EvalConfig, folder: RunFolder, begun: Begun) -> dict[str, A
     )
     if budget := prepared.meter.account():
         report["budget"] = budget
+    if attributed := attribute(chain(folder.records(), folder.failed_records())):
+        found = blame_account(attributed)
+        report["blame"] = found["scores"]
+        keep_blame(folder.path, found)
     if begun.test_access:
         report["test_access"] = begun.test_access
     folder.write_report(report)
