@@ -43,7 +43,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "train.steps": ("--steps",), "train.lr": ("--lr",), "train.batch_size": ("--batch-size",),
     "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
-    "repetitions": ("--repetitions",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
+    "repetitions": ("--repetitions",), "card": ("--card",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
     "writer.kind": ("--writer",), "writer.model": ("--writer-model",),
     "budget.max_usd": ("--max-usd",), "budget.max_tokens": ("--max-tokens",), "budget.max_hours": ("--max-hours",),
     "budget.like": ("--like",),

@@ -121,6 +121,7 @@ IDLE: tuple[Idle, ...] = (
         for key in ("model", "api_base", "api_key_env", "temperature", "omit", "timeout_seconds", "retries")
     ),
     Idle("user.max_stalled_turns", {"user.kind": ("llm",)}),
+    Idle("card", {"policy.kind": SCRIPTED}, "it is no model"),
     # what may be spent
     Idle("budget.policy_price", {"policy.kind": SCRIPTED}, "no model is asked"),
     Idle("budget.user_price", {"user.kind": ("scripted",)}, "no model is asked"),

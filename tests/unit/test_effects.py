@@ -60,6 +60,7 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("eval", "rollout.worker_memory_gb=2", EVAL, [*EVAL, "rollout.workers=2"]),
     ("eval", "reward.normalise=false", [*EVAL, "reward.preset=outcome"], EVAL),
     ("eval", "reward.normalise=false", [*EVAL, "reward.alpha=0"], [*EVAL, "reward.preset=outcome", "reward.alpha=0.1"]),
+    ("eval", "card=Qwen3-4B", GOLD, EVAL),
     ("eval", "budget.policy_price=[1,2]", GOLD, EVAL),
     ("eval", "budget.user_price=[1,2]", [*EVAL, "user.kind=scripted"], EVAL),
     ("eval", "budget.max_tokens=9", [*GOLD, "user.kind=scripted"], GOLD),
