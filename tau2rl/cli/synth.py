@@ -42,8 +42,7 @@ def run(asked: Asked[SynthConfig]) -> None:
 
 
 def _show(facts: Mapping[str, Any], folder: Path) -> None:
-    head = ["writes", *(f"{name} reads" for name in next(iter(facts["grid"].values())))]
-    console.emit_table([head, *([writes, *map(str, row.values())] for writes, row in facts["grid"].items())])
+    console.emit_table([facts["grid_head"], *([name, *map(str, row.values())] for name, row in facts["grid"].items())])
     if facts["tasks"] < facts["asked_for"]:
         console.say(f"{facts['tasks']} of the {facts['asked_for']} tasks: the database has no more of these cells")
     console.say(f"{facts['tasks']} tasks and their data card are in {shown(folder)}")

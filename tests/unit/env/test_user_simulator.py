@@ -81,7 +81,9 @@ def test_what_is_known_is_counted_on_paper() -> None:
 
 def test_a_scripted_user_does_not_look_at_a_message_again() -> None:
     criteria = SimpleNamespace(actions=GOLD, communicate_info=["blue"])
-    simulation: Any = SimpleNamespace(task=SimpleNamespace(evaluation_criteria=criteria), trajectory=[])
+    simulation: Any = SimpleNamespace(
+        task=SimpleNamespace(evaluation_criteria=criteria), trajectory=[], loaded=SimpleNamespace(user_reads={})
+    )
     simulation.trajectory.append(UserMessage(role="user", content="Hello."))
     user, answers = ScriptedUser(simulation, max_stalled_turns=9), list[str]()
     for message in (said("blue"), *(said("Booked.", call("book", {"seat": i})) for i in range(3))):
