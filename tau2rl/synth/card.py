@@ -13,9 +13,6 @@ from tau2rl.config import SynthConfig, dump, flatten
 from tau2rl.env.task_cells import PROOFS
 from tau2rl.synth.generator import Generator, Made
 
-LICENCE = (
-    "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0)."
-)
 WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hold for the words."
 NO_MATTER = tuple(f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "api_key_env"))  # they decide nothing
 FILES = ("tasks.json", "split_tasks.json", PROOFS, "card.json", "README.md")
@@ -63,7 +60,7 @@ def card(
         "command": command(config),
         "domain": config.domain,
         "made_from": identity,
-        "licence": f"{LICENCE} {WRITTEN.format(model=config.writer.model)}" if spent else LICENCE,
+        "licence": f"{generator.licence} {WRITTEN.format(model=config.writer.model)}" if spent else generator.licence,
         "tasks": len(made),
         "asked_for": config.num_tasks,
         "splits": {name: len(ids) for name, ids in splits(made).items()},

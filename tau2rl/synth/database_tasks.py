@@ -41,6 +41,9 @@ class DatabaseTasks(Generator[Worded]):
     """Composed tasks of airline or retail."""
 
     declined = REFUSAL
+    licence = (
+        "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0)."
+    )
 
     def __init__(self, config: SynthConfig) -> None:
         self._config, self._replayer = config, Replayer(config.domain)

@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 Json = dict[str, Any]
 Cell = tuple[Any, ...]  # a place on the grid, JSON values: (3, "6-9"), (4, "mms", "hard")
@@ -41,7 +41,8 @@ D = TypeVar("D", bound=Draft)
 class Generator(ABC, Generic[D]):
     """One domain; every draw is from `rng`, so that the same seed gives the same task."""
 
-    declined: Cell  # of the tasks in which the agent must not do what it is asked for; no part of `grid`
+    licence: ClassVar[str]
+    declined: ClassVar[Cell]  # of the tasks in which the agent must not do what it is asked for; no part of `grid`
     spent: Json | None = None  # what a model took that wrote the texts
 
     @abstractmethod

@@ -36,6 +36,7 @@ class TelecomTasks(Generator[Told]):
     """Composed tasks of telecom."""
 
     declined = ("to a human",)
+    licence = "The plans, the phone and the policy are tau2-bench's (MIT). Customers and texts are made by tau2rl (Apache-2.0)."
 
     def __init__(self, config: SynthConfig) -> None:
         self._config, self._replayer = config, Replayer(config.domain)
@@ -111,7 +112,8 @@ class TelecomTasks(Generator[Told]):
         who = {"env_type": "user", "func_name": "set_user_info", "arguments": {"name": name, "phone_number": phone}}
         actions = [{"action_id": f"{id}_{i}", **as_action(step, case.values)} for i, step in enumerate(case.fixes)]
         if case.beyond:
-            summary = {"summary": f"The customer's problem cannot be solved here: {case.beyond.because}."}
+            because = case.beyond.because.replace("your ", "the customer's ")
+            summary = {"summary": f"This cannot be solved here: {because}."}
             hand_over = {"action_id": f"{id}_0", "requestor": "assistant", "name": TRANSFER_TOOL, "arguments": summary}
             actions = [{**hand_over, "compare_args": []}]
         asserts = [*self._book.asserts(case.intent, solved=not case.beyond), *(s for p in case.problems for s in p.asserts)]
@@ -182,7 +184,7 @@ class TelecomTasks(Generator[Told]):
             },
             "contamination": {
                 "test_tasks": len(self._guard.tests),
-                "people_of_test_tasks": len(self._guard.people),
+                "customers_of_tau2": len(self._guard.people),
                 "compositions_of_test_tasks": len(self._guard.compositions),
                 "run_of_words": WORDS,
                 "shared": "The plans are the same ones, and so is what can be wrong with a phone, one thing at a time.",
@@ -208,7 +210,7 @@ another hash. {proofs["orders_tried"]} orders of the problems were tried, and {p
 
 ## Overlap with the test tasks
 
-{guard["tasks_that_share_something"]} tasks share a person, all their problems, or a run of {guard["run_of_words"]} words with one
-of the {guard["test_tasks"]} test tasks, whose {guard["people_of_test_tasks"]} people and
-{guard["compositions_of_test_tasks"]} compositions are left out. {guard["shared"]}
+{guard["tasks_that_share_something"]} tasks share one of the {guard["customers_of_tau2"]} customers of tau2's database, all their
+problems, or a run of {guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks. The customers, and the
+{guard["compositions_of_test_tasks"]} compositions of the test tasks, are left out. {guard["shared"]}
 """

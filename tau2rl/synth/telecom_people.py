@@ -45,11 +45,6 @@ class Person:
     overdue_bill_id: str  # of a bill that a task may add
     tables: dict[str, list[dict[str, Any]]]  # tau2's `agent_data`
 
-    @property
-    def ids(self) -> set[str]:
-        """All that only this customer's rows are called by."""
-        return {self.customer_id, *(line["line_id"] for line in self.lines), *(line["phone_number"] for line in self.lines)}
-
 
 @functools.lru_cache(maxsize=NUM_PEOPLE)
 def person(number: int) -> Person:

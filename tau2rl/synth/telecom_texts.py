@@ -33,7 +33,7 @@ REASONS = {
 }  # fmt: skip
 OPENINGS = {
     "plain": ("Hello, I'm calling because {reason}.", "Hi, I need help: {reason}.", "Good morning. The trouble: {reason}."),
-    "terse": ("Problem: {reason}.", "I need help, {reason}.", "It's about my phone: {reason}."),
+    "terse": ("Problem: {reason}.", "I need help, {reason}.", "Please help: {reason}."),
     "chatty": (
         "Hi! I hope you are having a good day. Mine would be better if it weren't for this: {reason}.",
         "Hello there, thanks for picking up! You won't believe it, but {reason}.",
@@ -170,13 +170,13 @@ def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Ra
             continue
         for step in group.looks:
             if step.by == "assistant":
+                yield from _flush(asked, rng)
                 yield _call(step.call, **filled(step, case.values))
             elif step.call not in seen:
                 asked.append(step)
             seen.add(step.call)
-        if asked and (group in left or len(asked) == AT_ONCE):
-            yield _ask(asked, rng)
-            asked = []
+        if group in left or len(asked) == AT_ONCE:
+            yield from _flush(asked, rng)
         if group in left:
             left.remove(group)
             problem = next(problem for problem in case.problems if problem.group is group)
@@ -187,6 +187,13 @@ def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Ra
     yield _ask([GOALS[case.intent]], rng)
     if case.question:
         yield _call(BILLS, customer_id=case.person.customer_id)
+
+
+def _flush(asked: list[Step], rng: random.Random) -> Iterator[Json]:
+    """Ask for the looks that wait, if there are any, and keep none."""
+    if asked:
+        yield _ask(asked, rng)
+    asked.clear()
 
 
 def _ask(looks: Sequence[Step], rng: random.Random) -> Json:
