@@ -3,7 +3,8 @@
 - the same command gives the same bytes, also when it was interrupted and went on;
 - cells of problems x intents x personas get equal parts, tasks for a human their share, and no two splits share a customer;
 - a reference path scores 1 and does not without any one of its actions; doing nothing and always transferring score 0;
-- what is done, and by whom, is what an independent diagnosis of the phone and the line comes to;
+- what is done, and by whom, is what an independent diagnosis of the phone and the line comes to, and tau2's own check of a
+  telecom task passes;
 - a task that shares a person, all its problems or a run of words with a test task is found;
 - an action that is not needed, and a deed against the policy that goes unseen, are found when a task is proved;
 - the gold teacher plays them, and so do eval and rft-filter: the phone is the user's, who does what the agent asks for, and the
@@ -35,10 +36,17 @@ from tau2rl.synth.telecom import TelecomTasks
 from tau2rl.synth.telecom_proof import prove
 from tests.unit.synth import telecom_oracle
 
+from tau2.data_model.tasks import Task
+from tau2.domains.telecom.tasks.mms_issues import mms_issue_task_manager
+from tau2.domains.telecom.tasks.mobile_data_issues import mobile_data_task_manager
+from tau2.domains.telecom.tasks.service_issues import service_issues_task_manager
+from tau2.domains.telecom.user_tools import TelecomUserTools
+
 runner = CliRunner()
 Json = dict[str, Any]
 NUMBER = 54
 TELECOM = ["--domain", "telecom"]
+MANAGERS = {each.name: each for each in (mms_issue_task_manager, mobile_data_task_manager, service_issues_task_manager)}
 TRANSFER = "transfer_to_human_agents"
 
 
@@ -149,6 +157,18 @@ def test_what_is_done_is_what_an_independent_diagnosis_comes_to(folder: Path) ->
     check_by_oracle(folder)
 
 
+def check_by_tau2(tasks: list[Json], monkeypatch: pytest.MonkeyPatch) -> None:
+    """tau2's own check of a task: not fixed before each reference action, fixed after the last, and its assertions hold."""
+    # `break_vpn` writes into what tau2 keeps on the class.
+    monkeypatch.setattr(TelecomUserTools, "default_vpn_details", copy.deepcopy(TelecomUserTools.default_vpn_details))
+    for task in tasks:
+        MANAGERS[task["id"][1:].partition("]")[0]].verify_task(Task.model_validate(task))
+
+
+def test_tau2s_own_task_managers_verify_them(tasks: list[Json], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_by_tau2(tasks, monkeypatch)
+
+
 def test_the_oracle_finds_what_is_missing_or_wrong(tasks: list[Json]) -> None:
     """A test of the test."""
     for task in tasks:
@@ -257,10 +277,11 @@ def test_eval_and_rft_filter_play_the_file(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_300_tasks_of_another_seed_hold_too(tmp_path: Path) -> None:
+def test_300_tasks_of_another_seed_hold_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = synthesise(SynthConfig(domain="telecom", num_tasks=300, seed=11), tmp_path / "made")
     assert (card["tasks"], card["proofs"]["reference_path_rewarded_1"]) == (300, 300)
     check_by_oracle(tmp_path / "made")
+    check_by_tau2(json.loads((tmp_path / "made" / "tasks.json").read_text("utf-8")), monkeypatch)
     output = ["--output", str(tmp_path / "seed"), "--set", "allow_held_out=true", "--inline"]
     report = command("seed", *named(tmp_path / "made"), *output)
     assert (report["solved"], report["tried"]) == (300, 300)
