@@ -15,6 +15,7 @@ from tau2rl.synth.card import counted, listed
 from tau2rl.synth.generator import Cell, Draft, Generator, Json, Made, Rejected
 from tau2rl.synth.guard import WORDS, TelecomGuard
 from tau2rl.synth.proof import SOLVED
+from tau2rl.synth.request import count_words
 from tau2rl.synth.telecom_people import NUM_PEOPLE
 from tau2rl.synth.telecom_problems import Case, ProblemBook, Step, draw_case, filled
 from tau2rl.synth.telecom_proof import as_action, prove
@@ -90,11 +91,11 @@ class TelecomTasks(Generator[Told]):
     def finish(self, draft: Told, proof: Json, split: str) -> Made:
         """The task with its proof."""
         case, behaviour = draft.case, draft.text.behaviour
-        number, persona = len(case.problems), behaviour["persona"]
+        place = f"{count_words(len(case.problems), 'problem')}, {case.intent}, {behaviour['persona']}"
         row = {
             "task_id": draft.task["id"],
             "user_id": draft.user_id,
-            "cell": f"{number} problems, {case.intent}, {persona}" if case.beyond is None else f"to a human, {case.intent}",
+            "cell": place if case.beyond is None else f"to a human, {case.intent}",
             "intent": case.intent,
             "problems": [problem.name for problem in case.problems],
             "to_a_human": case.beyond.name if case.beyond else None,

@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from tau2rl.errors import UserError
 from tau2rl.synth.generator import Json
 from tau2rl.synth.request import Question
+from tau2rl.synth.rules import check_quotes
 from tau2rl.synth.telecom_people import NUM_PEOPLE, Person, person
 
 ASKS = 0.35  # share of the tasks that can be solved in which the customer also asks something
@@ -72,13 +72,7 @@ class ProblemBook:
         problems = [_problem(name, entry, self.groups) for name, entry in data["problems"].items()]
         self.problems = tuple(sorted(problems, key=lambda problem: order.index(problem.group.name)))
         self._asserts = data["asserts"]
-        known = " ".join(policy.split())
-        for problem in self.problems:
-            if " ".join(problem.policy.split()) not in known:
-                raise UserError(
-                    f"problem `{problem.name}` of `telecom` quotes a sentence that is not in the policy of the installed tau2",
-                    hint=f"the sentence: {problem.policy}",
-                )
+        check_quotes(policy, {f"problem `{problem.name}` of `telecom`": problem.policy for problem in self.problems})
 
     def asserts(self, intent: str, *, solved: bool) -> tuple[Step, ...]:
         """What tau2 asks at the end of a task of this intent."""

@@ -13,7 +13,7 @@ from typing import Any
 from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.synth.demonstration import DONE
 from tau2rl.synth.generator import Json
-from tau2rl.synth.request import joined
+from tau2rl.synth.request import count_words, joined
 from tau2rl.synth.telecom_problems import REBOOT, Case, ProblemBook, Step, filled, look
 from tau2rl.synth.texts import ASK, PACES, STYLES, Text
 
@@ -243,6 +243,5 @@ def _call(tool: str, **arguments: Any) -> Json:
 
 def purpose(case: Case) -> str:
     """What the task is about, for people: `mms, 2 problems: airplane_mode_on and bad_wifi_calling`."""
-    number = len(case.problems)
-    said = f"{case.intent}, {number} problem{'' if number == 1 else 's'}: {joined([p.name for p in case.problems])}"
+    said = f"{case.intent}, {count_words(len(case.problems), 'problem')}: {joined([p.name for p in case.problems])}"
     return f"{said}; must be handed over for {case.beyond.name}" if case.beyond else said

@@ -29,10 +29,12 @@ from tau2rl.cli import app
 from tau2rl.config import SynthConfig
 from tau2rl.env.domain import domain
 from tau2rl.env.task_replay import Replayer, TaskReplayer
+from tau2rl.errors import UserError
 from tau2rl.synth.generator import Rejected
 from tau2rl.synth.guard import TelecomGuard, composition_of
 from tau2rl.synth.make import synthesise
 from tau2rl.synth.telecom import TelecomTasks
+from tau2rl.synth.telecom_problems import ProblemBook
 from tau2rl.synth.telecom_proof import prove
 from tests.unit.synth import telecom_oracle
 
@@ -180,6 +182,13 @@ def test_the_oracle_finds_what_is_missing_or_wrong(tasks: list[Json]) -> None:
         telecom_oracle.words(adds).replace(".0 GB", ".7 GB").replace(".5 GB", ".7 GB")
     )
     assert telecom_oracle.taken(adds) != telecom_oracle.diagnose(adds)
+
+
+def test_a_problem_that_the_policy_does_not_speak_of_is_refused() -> None:
+    policy = Replayer("telecom").policy
+    assert len(ProblemBook(policy).problems) == 20
+    with pytest.raises(UserError, match="problem `unseat_sim_card` of `telecom` quotes a sentence that is not in the policy"):
+        ProblemBook(policy.replace("reseat_sim_card", "reinsert_sim_card"))
 
 
 def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json], proofs: list[Json]) -> None:
