@@ -228,10 +228,11 @@ def check_types(value: Any, kind: Any, at: str = "") -> None:
             if isinstance(value, bool) and kind is not bool:
                 raise _other(at, value, _NAMES[kind])
         case tuple() | list():
-            if not isinstance(value, list) or (isinstance(kind, tuple) and len(value) != len(kind)):
-                raise _other(at, value, f"a list of {len(kind)}" if isinstance(kind, tuple) else "a list")
+            kinds = cast("list[Any] | tuple[Any, ...]", kind)
+            if not isinstance(value, list) or (isinstance(kinds, tuple) and len(cast("list[Any]", value)) != len(kinds)):
+                raise _other(at, value, f"a list of {len(kinds)}" if isinstance(kinds, tuple) else "a list")
             for i, one in enumerate(cast("list[Any]", value)):
-                check_types(one, kind[i] if isinstance(kind, tuple) else kind[0], f"{at}.{i}")
+                check_types(one, kinds[i] if isinstance(kinds, tuple) else kinds[0], f"{at}.{i}")
         case _:
             _check_object(value, cast("dict[Any, Any]", kind), at)
 
