@@ -264,10 +264,15 @@ def step_meter(config: StageConfig, folder: RunFolder, *, total: int, now: Costs
     return meter
 
 
-def stop_over(meter: Meter, step: int) -> None:
-    """Raise RunIncomplete where a cap ends a training behind a step, which is saved or will be."""
+def is_over(meter: Meter, step: int) -> bool:
+    """Whether a cap ends a training behind a step; people are told, also what it will cost once that is known."""
     meter.look()
-    if meter.over(step):
+    return meter.over(step)
+
+
+def stop(meter: Meter, step: int) -> None:
+    """Raise RunIncomplete where `is_over` has found a cap: asked once, because the clock goes on while the step is saved."""
+    if meter.stopped:
         raise RunIncomplete(f"step {step} of {meter.total} is the last that the budget allows, and it is kept")
 
 
