@@ -52,7 +52,8 @@ SHORT: dict[str, tuple[str, ...]] = {
 
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
-    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "writer.kind", "writer.model", "tasks.source",
+    "domain", "num_tasks", "writes", "burdens", "problems", "intents", "personas", "refusals",
+    "per_user", "writer.kind", "writer.model", "tasks.source",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
     "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "repetitions",
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",

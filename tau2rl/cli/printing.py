@@ -126,10 +126,10 @@ def print_training(report: Mapping[str, Any]) -> None:
     training = {key: value for key, value in report["training"].items() if not isinstance(value, dict)}
     console.emit_table([["training", ""], *([key.replace("_", " "), _word(value)] for key, value in training.items())])
     if rows := report.get("rows"):  # a backend of the user's need not count them
-        console.emit(f"rows: {rows['used']} used, {rows['held_out']} held out, {rows['dropped']} left out")
+        console.emit(f"rows: {rows['used']} used, {rows.get('held_out', 0)} held out, {rows.get('dropped', 0)} left out")
         if rows.get("exact"):
             console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
-        for reason, count in rows["reasons"].items():
+        for reason, count in rows.get("reasons", {}).items():
             console.emit(f"left out: {count} {reason}")
     for step, value in report["training"].get("validation", {}).items():
         console.emit(f"step {step}: {value:.3f} of the validation tasks solved")

@@ -60,7 +60,7 @@ def report(
     if html or markdown:
         _write_pages(runs, html, markdown)
         return
-    reports = [_with_card(run, _with_blame(run, read_report(run)), card) for run in runs]
+    reports = [_with_card(run, _with_blame(run, read_report(run, whole=True)), card) for run in runs]
     if as_json:
         console.emit_json(reports[0] if len(reports) == 1 else reports)
     else:
@@ -120,8 +120,8 @@ def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
         console.say(f"warning: the test split was used before, {len(accesses)} times; a choice made now has seen it")
 
 
-def read_report(run: Path) -> dict[str, Any]:
-    """The `report.json` of a run folder, or the file itself. Raises UserError."""
+def read_report(run: Path, *, whole: bool = False) -> dict[str, Any]:
+    """The `report.json` of a run folder, or the file itself. `whole`: all that its stage says must be there. Raises UserError."""
     file = run / REPORT if run.is_dir() else run
     if not run.exists():
         raise UserError(f"there is no `{run}`", hint="`tau2rl runs list` shows the runs that there are")
@@ -129,7 +129,7 @@ def read_report(run: Path) -> dict[str, Any]:
         if (run / "config.json").exists():
             raise UserError(f"`{run}` has no report yet", hint=f"it is running, or finish it: `{_go_on(run)}`")
         raise UserError(f"`{run}` has no report", hint="name a run folder, such as `outputs/eval/default`")
-    return read_stored_report(file)
+    return read_stored_report(file, whole=whole)
 
 
 def _with_card(run: Path, values: dict[str, Any], name: str | None) -> dict[str, Any]:

@@ -74,9 +74,10 @@ class Idle:
         return bool(self.below(names)) and all(gate in names for gate in self.under)
 
     def below(self, names: list[str]) -> list[str]:
-        """Those of the names that it speaks of; never one that it depends on."""
-        mine = [name for name in names if name == self.setting or name.startswith(f"{self.setting}.")]
-        return [name for name in mine if name not in self.under]
+        """Those of the names that it speaks of: the setting, and what is below it and not in `under`."""
+        return [
+            name for name in names if name == self.setting or (name.startswith(f"{self.setting}.") and name not in self.under)
+        ]
 
     def holds(self, config: BaseModel) -> bool:
         """Whether the settings of `under` are so."""
@@ -141,6 +142,9 @@ IDLE: tuple[Idle, ...] = (
     Idle("reward.recipe", {}, "it is for training by turns", ("eval", "seed", "rft-filter")),
     Idle("reward.recipe", {"algo.estimator": TRAJECTORY}),
     # synth
+    *(Idle(key, {"domain": ("telecom",)}, "its grid is problems, intents, personas") for key in ("writes", "burdens")),
+    *(Idle(key, {"domain": Other(than=("telecom",))}) for key in ("problems", "intents", "personas")),
+    Idle("writer", {"domain": ("telecom",)}, "its texts are the templates'"),
     *(
         Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
         for key in ("model", "api_base", "api_key_env", "temperature", "attempts", "timeout_seconds", "retries", "cache")
@@ -182,6 +186,7 @@ IDLE: tuple[Idle, ...] = (
     *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay")),
     Idle("val", {"train.val_every": UNSET}, stages=("grpo",)),
     Idle("monitors", {"monitors.action": ("off",)}),
+    Idle("monitors.action", {"backend": ("slime",), "monitors.action": ("stop",)}, "an alarm warns there and marks the curve"),
     Idle("monitors.entropy_left", {"backend": ("slime",)}, "slime's trainer has its entropy, and its rollouts have the monitors"),
     Idle("rollout.adaptive", {}, "a training step has a fixed number of episodes", ("grpo",)),
     Idle("rollout.workers", {"backend": ("local",)}, "it plays in the process that samples"),
@@ -192,6 +197,10 @@ IDLE: tuple[Idle, ...] = (
     *(
         Idle(key, {"backend": ("slime",)}, "slime computes no validation loss", ("sft",))
         for key in ("train.val_every", "train.early_stopping_patience")
+    ),
+    *(
+        Idle(key, {"backend": ("slime",)}, "slime's supervised rollout writes the rows by itself", ("sft",))
+        for key in ("chat.thinking", "chat.date")
     ),
     Idle("data.allow_empty", {"backend": ("slime",)}, "smoke runs are for the local backend"),
     Idle("tracking.project", {"tracking.wandb": ("off",)}),

@@ -225,17 +225,6 @@ class SftConfig(StageConfig):
     local: SftLocalConfig = SftLocalConfig()
     slime: SlimeConfig = SlimeConfig()
 
-    @model_validator(mode="after")
-    def _thoughts_are_written(self) -> SftConfig:
-        if self.backend == "slime" and self.chat.thinking != "off":
-            raise ValueError(
-                f"chat.thinking `{self.chat.thinking}`: slime's supervised rollout writes rows by itself, and not as they are "
-                "sampled with thoughts; backend `local` does"
-            )
-        if self.backend == "slime" and self.chat.date:
-            raise ValueError("chat.date: slime's supervised rollout writes rows by itself and tells the template no date")
-        return self
-
 
 class RftConfig(MakesDataConfig):
     """`tau2rl rft-filter`."""
@@ -280,8 +269,6 @@ class GrpoConfig(LearnConfig):
             raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
         if self.rollout.greedy:
             raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
-        if self.monitors.action == "stop" and self.backend == "slime":
-            raise ValueError("monitors.action `stop` is of the `local` backend: on `slime` an alarm warns and marks the curve")
         if self.train.val_every:
             self._validation_is_apart()
         return self

@@ -105,8 +105,9 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
 
     def one(planned: Planned, run: CarryOut) -> int:
         stage, began = capped(planned, config, runs), time.monotonic()
-        left = seconds_left(ended, [stage_of(each.config) for each in waiting[len(ended) :]])
-        place = Place(words=_words(planned), number=runs.index(planned) + 1, total=len(runs), left=left)
+        left, all_known = seconds_left(ended, [stage_of(each.config) for each in waiting[len(ended) :]])
+        number = runs.index(planned) + 1
+        place = Place(words=_words(planned), number=number, total=len(runs), left=left, all_known=all_known)
         with watch(place) as watcher:
             code = _in_folder(stage, lambda claim: run(stage, claim.path, watcher.on_line, watcher.on_progress))
         ended.append((stage_of(stage), time.monotonic() - began))

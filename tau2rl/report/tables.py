@@ -68,7 +68,8 @@ def cost_words(cost: Mapping[str, Any]) -> str:
     >>> cost_words({"process": {"wall_seconds": 10.0}, "wall": wall, "tokens": tokens, "bottleneck": None})
     '10.0 s (90% update, 10% saving); 4,500 tokens trained, 500 a second'
     """
-    return "; ".join([_time(cost), *_tokens(cost["tokens"]), *_cpu(cost), *([cost["bottleneck"]] if cost["bottleneck"] else [])])
+    limit = cost.get("bottleneck")
+    return "; ".join([_time(cost), *_tokens(cost.get("tokens", {})), *_cpu(cost), *([limit] if limit else [])])
 
 
 def total_words(total: Mapping[str, Any]) -> str:
@@ -96,8 +97,8 @@ def short_words(cost: Mapping[str, Any]) -> str:
         seconds = cost["seconds"]
     else:
         wall = cost.get("wall")
-        seconds = sum(wall["seconds"].values()) if wall else cost["process"]["wall_seconds"]
-    words, tokens = ["time unknown" if seconds is None else clock(seconds)], cost["tokens"]
+        seconds = sum(wall["seconds"].values()) if wall else _wall_seconds(cost)
+    words, tokens = ["time unknown" if seconds is None else clock(seconds)], cost.get("tokens", {})
     if tokens.get("policy_in"):
         words.append(f"the agent read {tokens['policy_in']:,} tokens and wrote {tokens['policy_out']:,}")
     if tokens.get("user_in"):
@@ -118,9 +119,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _wall_seconds(cost: Mapping[str, Any]) -> float | None:
+    return cost.get("process", {}).get("wall_seconds")  # a backend of the user's need not measure
+
+
 def _time(cost: Mapping[str, Any]) -> str:
     """Wall time with its phases, and the time of episodes."""
-    seconds, wall = cost["process"]["wall_seconds"], cost.get("wall")
+    seconds, wall = _wall_seconds(cost), cost.get("wall")
     words = "unknown" if seconds is None else f"{seconds:.1f} s"
     if wall:
         known: Mapping[str, float] = wall["shares"] or {}

@@ -100,7 +100,7 @@ def _part(path: Path) -> Part:
         raise UserError(f"`{path}` has no report yet", hint="finish the run with `--resume`")
     environment = read_json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
     name = visible(config.name, 80)
-    return Part(path=path, name=name, config=config, report=read_report(path / REPORT), environment=environment)
+    return Part(path=path, name=name, config=config, report=read_report(path / REPORT, whole=True), environment=environment)
 
 
 def _below(part: Part) -> list[Path]:

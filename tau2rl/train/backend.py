@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from tau2rl.env.tau2_env import warm_up
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.budget import Spent, is_over, step_meter, stop
-from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, exports, last_step
+from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, begins_anew, exports, last_step
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import PhaseTimer, sessions, timed
@@ -33,6 +34,7 @@ from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
 from tau2rl.train.sft import SFTStep, Split, account_of, flat, mean_loss, split_rows, train
+from tau2rl.train.state import STATE_FILE
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import GRPOTrainer
 
@@ -111,6 +113,8 @@ class _SFTRun:
     def train(self, model: nn.Module, rows: Split, start: Path) -> dict[str, Any]:
         """Train the model in place; what the report says of it."""
         config, folder = self._config, self._folder
+        if not os.path.lexists(folder.checkpoints / STATE / STATE_FILE):
+            begins_anew(folder, save_every=config.train.save_every)
 
         def val_loss() -> float | None:
             if not rows.val:
