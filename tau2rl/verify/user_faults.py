@@ -27,8 +27,8 @@ from tau2rl.verify.user_phrases import (
     MEASURE,
     MONTHS,
     NAME,
+    NO_REPORT,
     OUT_OF_CHARACTER,
-    READING,
     SHORT_NUMBER,
     WHAT_ELSE,
 )
@@ -148,7 +148,7 @@ class UserGates:
     def _makes_up_a_result(self, spoken: str) -> bool:
         """The agent asked for something at the phone, and the user reports on it without a call that could have shown it."""
         deed = DEED.search(spoken) is not None
-        if not self.user_tools or self.acted or self.opening or "?" in spoken or not (deed or READING.search(spoken)):
+        if not self.user_tools or self.acted or self.opening or (NO_REPORT.search(spoken) and not deed):
             return False
         words = {*_words(self.last.replace("-", "")).split()}  # wi-fi is wifi
         shared = {name: len(({*name.split("_")} - COMMON) & words) for name in self.user_tools}

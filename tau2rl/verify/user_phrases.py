@@ -46,6 +46,8 @@ WHAT_ELSE = any_of(  # a sentence that offers more help: it leaves nothing open
     r"[^.?!]*\b(?:(?:anything|something|what) (?:else|more)|further (?:help|assist\w*|questions?)|more (?:i|we) can)\b"
     r"[^.?!]*[.?!]?"
 )
+_WORKS = "check|look|proceed|change|update|modify|return|run|find|search|do|go|take|get|make|apply|add|submit|see"
+_SERVES = "look up|pull up|locate|process|issue|arrange|book|switch|move|transfer|rebook|refund|upgrade|credit|offer|send|cancel"
 _NOT_TO_DO = "note|hold|be|keep|let|feel|do|don|contact|reach|allow|visit|call|remember|accept"
 LEAVES_OPEN = any_of(  # a question, a request, a proposal, or a promise that has yet to be kept
     r"\?",
@@ -57,7 +59,7 @@ LEAVES_OPEN = any_of(  # a question, a request, a proposal, or a promise that ha
     r"\bone moment\b",
     r"\bbear with me\b",
     r"\bgive me a (?:moment|second|minute)\b",
-    r"\b(?:i'll|i will|let me|i'm going to|i am going to) (?:now |just )?(?!know|be\b|not\b|transfer)\w+",
+    rf"\b(?:i'll|i will|let me|i'm going to|i am going to) (?:now |just |quickly )?(?:{_SERVES}|{_WORKS})\b",
 )
 DECLINES = any_of(
     r"\b(?:no|nope)\b(?=\s*(?:[,.!;-]|$|thank))",
@@ -77,7 +79,6 @@ _THINGS = (  # that belong to the customer, who does not call them "yours"
     "|membership|profile|tracking number|phone number|data usage|bill"
 )
 _AGENTS_OWN = "own|system|policy|company|website|store|app|records?"
-_SERVES = "look up|pull up|locate|process|issue|arrange|book|switch|move|transfer|rebook|refund|upgrade|credit|offer|send|cancel"
 _SERVED = (
     "cancel+ed|processed|issued|refunded|exchanged|booked|modified|upgraded|rebooked|applied|scheduled|arranged|credited|placed"
     "|submitted|completed|approved"
@@ -155,11 +156,10 @@ DEED = any_of(
     rf"\b(?:has|have) been (?:{_HANDLED})\b|\b(?:off|on) (?:it is|now)\b",
     r"^\W*(?:ok(?:ay)?|all|alright|there)?[, ]*done\b",
 )
-READING = any_of(
-    r"\bi(?:'ve| have)? (?:just |now |already )*(?:ran|run|checked|tried|tested|sent|looked)\b",
-    r"\b(?:it|that|this|screen|bar|test|phone|mode|card|roaming|data|picture|message)(?:'s| is| says| shows| reads| has| went)\b",
-    r"\b(?:says|shows|reads|displays|showed|said)\b",
-    r"\b\d+(?:\.\d+)? ?mbps\b",
-    r"\b(?:works|working|fixed) (?:now|again)\b|\bnow (?:it )?works\b|\bthere (?:are|is|'s)\b",
+NO_REPORT = any_of(  # a question, a difficulty, a wish or a plan
+    r"\?",
+    r"\b(?:can't|cannot|unable|not able|don't know|not sure|no idea|don't dare|don't understand)\b",
+    r"(?:^|[.!,;] )(?:what|how|where|which)\b",
+    r"\b(?:i'll|i will|i won't|let me|going to|would|could|should|want|need|prefer|rather|one at a time|give me)\b",
 )
 AFRESH = any_of(r"\b(?:again|once more|re-?run|re-?test|re-?try|now)\b")
