@@ -1,11 +1,13 @@
 """A domain's database that stands for the real one: calls are tried on copies, and one attempt's are carried out for good.
 
-A copy is an environment in its initial state with the committed writes carried out again. A commit carries out an attempt's calls
-on a fresh copy and takes its writes over if every result is what the attempt had seen: else somebody else's commit came between.
+A commit carries out an attempt's calls on a fresh copy, which is the database from then on if every result is what the attempt
+had seen: else somebody else's commit came between. Of a domain that is not tau2's own, whose code may keep anything anywhere, a
+copy is an environment in its initial state with all committed writes carried out again.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.env.domain import domain
+from tau2rl.env.factory import OWN
 from tau2rl.errors import UserError
 from tau2rl.types import CallTool
 
@@ -59,7 +62,9 @@ class Sandbox:
         self._lock = threading.Lock()
         self._journal = journal
         self._committed = _read(journal) if journal is not None and journal.exists() else []
-        made = Copy(self._domain.environment())
+        self._own = name in OWN
+        self._now = self._domain.environment()
+        made = Copy(self._now)
         for call in self._committed:
             if (carried := made.act(call)).error:
                 raise UserError(
@@ -74,24 +79,33 @@ class Sandbox:
 
     def copy(self) -> Copy:
         """A copy of the database as it is now."""
-        made = Copy(self._domain.environment())
-        for call in self.committed():
-            made.act(call)
-        return made
+        with self._lock:
+            return Copy(self._copied())
 
     def commit(self, attempt: Sequence[Carried]) -> bool:
         """Carry out the writes of an attempt; False, and nothing is changed, where a call has another result by now."""
         with self._lock:
-            made = Copy(self._domain.environment())
-            for call in self._committed:
-                made.act(call)
+            environment = self._copied()
+            made = Copy(environment)
             if any(made.act(one.call) != one for one in attempt):
                 return False
             writes = [one.call for one in attempt if not one.error and self.tool_kinds.get(one.call.name) == "write"]
             if self._journal is not None and writes:
                 _append(self._journal, writes)
             self._committed += writes
+            self._now = environment
             return True
+
+    def _copied(self) -> Any:
+        made: Any = self._domain.environment()
+        if not self._own:
+            for call in self._committed:
+                Copy(made).act(call)
+            return made
+        for toolkit, now in ((made.tools, self._now.tools), (made.user_tools, self._now.user_tools)):
+            if toolkit is not None:
+                toolkit.db = copy.deepcopy(now.db)
+        return made
 
 
 def _append(journal: Path, calls: Sequence[CallTool]) -> None:
