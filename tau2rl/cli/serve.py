@@ -99,14 +99,16 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve a policy with best of k behind an OpenAI-compatible endpoint, until it is interrupted.
 
-    Without `--domain` your program has the tools. Each message is chosen among k proposals, before any of their calls is carried
-    out. What a call leads to is not known, and the conversation is not tried more than once. From the first write on (see
-    `--read-tool`), a message is asked for once and passed on.
+    Without `--domain` your program has the tools. Each message is chosen among k proposals,
+    before any of their calls is carried out. What a call leads to is not known, and the
+    conversation is not tried more than once. From the first write on (see `--read-tool`), a
+    message is asked for once and passed on.
 
-    With `--domain` the server has policy, tools and database of a tau2 domain, and your program sends what the user says.
-    Each answer is chosen among k attempts, which carry out their calls on copies of the database; only the chosen attempt's
-    writes are carried out on the database itself. The database is tau2's, in memory: no other system is written to.
-    An attempt ends where the agent speaks: what the user would say to it is not simulated.
+    With `--domain` the server has policy, tools and database of a tau2 domain, and your program
+    sends what the user says. Each answer is chosen among k attempts, which carry out their calls
+    on copies of the database; only the chosen attempt's writes are carried out on the database
+    itself. The database is tau2's, in memory: no other system is written to. An attempt ends where
+    the agent speaks: what the user would say to it is not simulated.
     """
     refuse_command("tau2rl serve")
     if domain is None and journal is not None:

@@ -18,7 +18,6 @@ from tau2rl.verify.user_phrases import (
     AFRESH,
     AGENTS_WORDS,
     ASKED,
-    COURTESY,
     DATE,
     DECLINES,
     DEED,
@@ -28,13 +27,16 @@ from tau2rl.verify.user_phrases import (
     MONTHS,
     NAME,
     NO_REPORT,
+    OFFERS,
     OUT_OF_CHARACTER,
+    SENTENCE,
     SHORT_NUMBER,
     WHAT_ELSE,
 )
 
 SIGNAL = re.compile("|".join(UserSignal))
 WORDS = 15  # characters; shorter ones anybody may say again
+GREETINGS = frozenset({"hi", "hello", "hey", "dear", "mr", "ms", "mrs"})
 ALIKE = 0.9  # of the words of two messages, from which they are the same
 COMMON = frozenset(
     {"check", "set", "can", "send", "make", "run", "status", "settings", "app", "payment", "request"}
@@ -131,10 +133,13 @@ class UserGates:
         if AGENTS_WORDS.search(spoken) or any("_" in name and name in spoken for name in self.agent_tools):
             return True
         own = "|".join(self.names)
-        addressed = (
-            rf"{COURTESY}[^.?!]{{0,40}},? *(?:, *|mr\.? |ms\.? |mrs\.? )(?:{own})\b(?! (?:{own})| here| speaking)(?=\W+\w)"
+        if own and re.search(rf"(?<!\bis )(?<!i'm )(?<!\bam )\b(?:mr|ms|mrs)\.? (?:{own})\b", spoken, re.IGNORECASE):
+            return True
+        addressed = rf"(\w+)(?:,\s*|\s+)(?:mr\.? |ms\.? |mrs\.? )?({own})[,.!?]\s+\w"
+        return bool(own) and any(
+            found[1].lower() not in self.names and ("," in found[0].partition(found[2])[0] or found[1].lower() in GREETINGS)
+            for found in re.finditer(addressed, spoken, re.IGNORECASE)
         )
-        return bool(own) and re.search(addressed, spoken, re.IGNORECASE) is not None
 
     def _repeats(self, spoken: str) -> bool:
         """The same words for the third time, but for an answer to the same question."""
@@ -150,10 +155,13 @@ class UserGates:
         deed = DEED.search(spoken) is not None
         if not self.user_tools or self.acted or self.opening or (NO_REPORT.search(spoken) and not deed):
             return False
-        words = {*_words(self.last.replace("-", "")).split()}  # wi-fi is wifi
+        asked = [one for one in SENTENCE.findall(self.last) if not OFFERS.search(one)]
+        if not any(LEAVES_OPEN.search(one) for one in asked):
+            return False
+        words = {*_words(" ".join(asked).replace("-", "")).split()}  # wi-fi is wifi
         shared = {name: len(({*name.split("_")} - COMMON) & words) for name in self.user_tools}
         most = max(shared.values())
-        if not most or not LEAVES_OPEN.search(self.last):
+        if not most:
             return False
         fitting = {
             name for name in self.used & shared.keys() if shared[name] == most and not (deed and name.startswith("check_"))

@@ -61,6 +61,8 @@ LEAVES_OPEN = any_of(  # a question, a request, a proposal, or a promise that ha
     r"\bgive me a (?:moment|second|minute)\b",
     rf"\b(?:i'll|i will|let me|i'm going to|i am going to) (?:now |just |quickly )?(?:{_SERVES}|{_WORKS})\b",
 )
+OFFERS = any_of(r"\b(?:may|shall|should|can|could) i\b", r"\b(?:would you like|do you want) me\b")  # to do it itself
+SENTENCE = re.compile(r"[^.?!]+[.?!]*")
 DECLINES = any_of(
     r"\b(?:no|nope)\b(?=\s*(?:[,.!;-]|$|thank))",
     r"\bnever ?mind\b",
@@ -91,22 +93,28 @@ AGENTS_WORDS = any_of(
     # what is the customer's, and what is the company's
     rf"\byour\s+(?:(?!{_AGENTS_OWN})[\w-]+\s+){{0,2}}(?:{_THINGS})\b(?!\s+(?:system|department|team|policy|page))",
     r"\b(?:restart|reboot|remove|insert|reset|unlock|take) your (?:phone|device|sim|handset)\b",
-    r"\bour (?:network|systems?|side|records|end|team|polic(?:y|ies)|database|website|store|company|customers?|stock)\b",
+    r"\bour (?:network|systems?|side|records|end|team|polic(?:y|ies)|database|website|store|company|customers?|rules|terms)\b",
+    r"\b(?:call|contact|reach|visit|write to) us\b|\bwe (?:do |also |currently )?have (?:this|these|that|it|them) \b",
+    r"\bi (?:can )?see\b[^.?!]{0,60}\bin the system\b",
     # offers, and formulas of service
     r"\bhow (?:can|may) i (?:help|assist|be of)\b",
     r"\b(?:happy|glad|pleased|delighted|here) to (?:help|assist)\b|\b(?:gladly|certainly) (?:help|assist)\b|\bassist you\b",
     r"\bi can (?:certainly )?help you\b",
-    r"\b(?:anything|something) (?:else|more|further)\b[^.?!]{0,20}\b(?:i can|i could|for you|you need|you'd like|you want)\b",
+    r"\b(?:anything|something) (?:else|more|further)\b[^.?!]{0,20}"
+    r"\b(?:i can|i could|for you|you (?:need|want|wish)|you'd like)\b",
     r"\bif you need anything\b|\b(?:do not|don't) hesitate\b|\byou(?:'re| are) all set\b|\bhappy to hear\b",
+    r"\b(?:sorry to hear|safe travels)\b|\bverify (?:the|your|his|her|their) identity\b",
+    r"\b(?:confirm|specify|choose|select|indicate)\b[^.?!]{0,60}\byou(?:'d like| want| wish| prefer| would like)\b",
+    r"\bi(?:'ll| will) need (?:some|a few|a bit of|more) (?:details|information|info)\b",
     r"\bapologi[sz]e for (?:the|any|this) (?:inconvenience|trouble|delay)|\b(?:i|we) regret\b",
     r"\bthank(?:s| you) for (?:contacting|calling|reaching out|choosing|verifying|being a|holding|bringing)\b",
-    r"\bthank(?:s| you) for providing (?:your|that|those|me)\b|\bi understand (?:how|that this|that must|your)\b",
+    r"\bthank(?:s| you) for providing (?:your|that|those|me)\b|\bi (?:\w+ly |do )?understand (?:how|that this|that must|your)\b",
     r"\blet's (?:troubleshoot|go through|get (?:this|that) (?:sorted|fixed) for you)\b",
     r"\bwe'll get (?:this|that|it) (?:\w+ )?(?:again|for you)\b",
     r"\b(?:one|just a|a) moment,? (?:please,? )?while i\b|\bcan you hold\b|\bplease hold\b|\bbe right back\b|\bget back to you\b",
-    r"\bi(?:'d| would)? (?:recommend|advise)\b",
+    r"\bi(?:'d| would)? (?:recommend|advise|suggest (?:that (?:you|we)|to\b|\w+ing\b))",
     # what an agent does for somebody, did, or announces
-    r"\b(?:let me|i'll|i will|i can|i could|i would|should i|shall i|can i|could i|i've|i have|i am|i'm)\b"
+    r"\b(?:let me|i'll|i will|i can|i could|i would|should i|shall i|may i|can i|could i|i've|i have|i am|i'm)\b"
     r"(?! (?:a|one|another)\b)"
     r"[^.?!]{3,60}(?<!question )(?<!task )(?<!works )\bfor you\b",
     rf"\bi(?:'ll| will| can| could) (?:now |just |gladly )*(?:{_SERVES}) (?:you|your)\b",
@@ -114,14 +122,14 @@ AGENTS_WORDS = any_of(
     r"\b(?:could|can|may|would) (?:you|i) (?:please )?(?:provide|have|verify|confirm|get) your\b",
     rf"\bi(?:'ve| have) (?:(?:now|successfully|just|also|gone ahead and) )+(?:{_SERVED})\b",
     r"\bi(?:'ve| have) (?:pulled up|located|found|looked up) the (?:order|reservation|booking|account|profile)\b",
-    rf"\b{_CASE} has (?:now )?been (?:successfully |now )?(?:{_SERVED}|updated|changed)\b[^?]*$",
+    rf"\b{_CASE}s? (?:has|have) (?:now )?been (?:successfully |now )?(?:{_SERVED}|updated|changed|made)\b[^?]*$",
     rf"\b{_CASE}\b[^.?!]{{0,40}}\b(?:is|are) now (?:in place|under way|underway|processed|confirmed)\b[^?]*$",
     r"\byou(?:'ll| will) (?:receive|get) (?:an?|the|your) (?:e-?mail|confirmation|refund|notification)\b",
     r"\bwe (?:do |currently )?(?:have|offer|carry)\b[^.?!]{0,60}\b(?:in stock|available)\b",
     r"\bi can see (?:from here|here (?:that|on)|on (?:your|the)|in (?:your|the system))\b",
     # what an agent asks for
     r"\b(?:may|shall|should) i (?:charge|process)\b",
-    r"\bwould you (?:like|prefer)\b(?! (?:my\b|me\b))",
+    r"\bwould you (?:like|prefer)\b(?! (?:my\b|me\b))|\bdo you prefer\b",
     r"\bwould you (?:like|prefer|want) (?:me|us) to (?:process|issue|refund|apply|charge)\b",
     r"\b(?:do you have|trouble you for|could you provide|give me) the (?:order|reservation|booking) (?:number|id)\b[^.?!]*\?",
     r"\bwhat(?:'s| is) the (?:user id|date of birth|zip(?: code)?)\b",
@@ -129,10 +137,6 @@ AGENTS_WORDS = any_of(
     r"\bi need you to (?:open|grant|go to|restart|reboot|toggle|insert|remove|turn|switch)\b|\btell me when you're ready\b",
     r"\b(?:now|please|next),? (?:take out|insert|remove|reinsert) (?:the|your) sim\b",
     flags=re.MULTILINE,
-)
-COURTESY = (
-    r"\b(?:thank you|thanks|welcome|certainly|of course|absolutely|sure thing|sorry|understand"
-    r"|apologi\w+|great|perfect|noted|happy)\b"
 )
 OUT_OF_CHARACTER = any_of(
     r"\bas an? (?:ai|artificial|language|llm)\b",
@@ -159,7 +163,7 @@ DEED = any_of(
 NO_REPORT = any_of(  # a question, a difficulty, a wish or a plan
     r"\?",
     r"\b(?:can't|cannot|unable|not able|don't know|not sure|no idea|don't dare|don't understand)\b",
-    r"(?:^|[.!,;] )(?:what|how|where|which)\b",
+    r"(?:^|[.!?;] )(?:what|how|where|which)\b",
     r"\b(?:i'll|i will|i won't|let me|going to|would|could|should|want|need|prefer|rather|one at a time|give me)\b",
 )
 AFRESH = any_of(r"\b(?:again|once more|re-?run|re-?test|re-?try|now)\b")
