@@ -22,6 +22,7 @@ from tau2rl.verify.user_phrases import (
     DECLINES,
     DEED,
     IDENTIFIER,
+    INSTRUCTS,
     LEAVES_OPEN,
     MEASURE,
     MONTHS,
@@ -29,7 +30,7 @@ from tau2rl.verify.user_phrases import (
     NO_REPORT,
     OFFERS,
     OUT_OF_CHARACTER,
-    SENTENCE,
+    SENTENCE_END,
     SHORT_NUMBER,
     WHAT_ELSE,
 )
@@ -132,6 +133,8 @@ class UserGates:
         """Words of an agent, a call of one of its tools, or its own name in the address."""
         if AGENTS_WORDS.search(spoken) or any("_" in name and name in spoken for name in self.agent_tools):
             return True
+        if self.user_tools and INSTRUCTS.search(spoken):
+            return True
         own = "|".join(self.names)
         if own and re.search(rf"(?<!\bis )(?<!i'm )(?<!\bam )\b(?:mr|ms|mrs)\.? (?:{own})\b", spoken, re.IGNORECASE):
             return True
@@ -155,7 +158,7 @@ class UserGates:
         deed = DEED.search(spoken) is not None
         if not self.user_tools or self.acted or self.opening or (NO_REPORT.search(spoken) and not deed):
             return False
-        asked = [one for one in SENTENCE.findall(self.last) if not OFFERS.search(one)]
+        asked = [one for one in SENTENCE_END.split(self.last) if not OFFERS.search(one)]
         if not any(LEAVES_OPEN.search(one) for one in asked):
             return False
         words = {*_words(" ".join(asked).replace("-", "")).split()}  # wi-fi is wifi

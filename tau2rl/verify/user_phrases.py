@@ -62,7 +62,7 @@ LEAVES_OPEN = any_of(  # a question, a request, a proposal, or a promise that ha
     rf"\b(?:i'll|i will|let me|i'm going to|i am going to) (?:now |just |quickly )?(?:{_SERVES}|{_WORKS})\b",
 )
 OFFERS = any_of(r"\b(?:may|shall|should|can|could) i\b", r"\b(?:would you like|do you want) me\b")  # to do it itself
-SENTENCE = re.compile(r"[^.?!]+[.?!]*")
+SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 DECLINES = any_of(
     r"\b(?:no|nope)\b(?=\s*(?:[,.!;-]|$|thank))",
     r"\bnever ?mind\b",
@@ -127,7 +127,11 @@ AGENTS_WORDS = any_of(
     r"\byou(?:'ll| will) (?:receive|get) (?:an?|the|your) (?:e-?mail|confirmation|refund|notification)\b",
     r"\bwe (?:do |currently )?(?:have|offer|carry)\b[^.?!]{0,60}\b(?:in stock|available)\b",
     r"\bi can see (?:from here|here (?:that|on)|on (?:your|the)|in (?:your|the system))\b",
+    r"\bi(?:'ll| will| can| could) (?:now |just )?(?:text|move|forward|walk|guide) (?:it|this|that|you)\b|\bto get started,",
+    r"\bi(?:'ll| will) put the (?:order|reservation|booking|refund|return|exchange|change) through\b",
+    r"\bpleasure (?:helping|serving|assisting)\b",
     # what an agent asks for
+    r"\b(?:what|which|how|when|where)\b[^.?!]{0,40}\b(?:would|do) you (?:want|wish|take)\b(?! (?:me|my)\b)[^.?!]*\?",
     r"\b(?:may|shall|should) i (?:charge|process)\b",
     r"\bwould you (?:like|prefer)\b(?! (?:my\b|me\b))|\bdo you prefer\b",
     r"\bwould you (?:like|prefer|want) (?:me|us) to (?:process|issue|refund|apply|charge)\b",
@@ -136,6 +140,11 @@ AGENTS_WORDS = any_of(
     r"\btell me (?:what you (?:see|want|need)|which of)\b",
     r"\bi need you to (?:open|grant|go to|restart|reboot|toggle|insert|remove|turn|switch)\b|\btell me when you're ready\b",
     r"\b(?:now|please|next),? (?:take out|insert|remove|reinsert) (?:the|your) sim\b",
+    flags=re.MULTILINE,
+)
+_AT_A_PHONE = "remove|reseat|disconnect|restart|reboot|take out|open|dial|wipe|slide|tap|head over|go to|run|toggle|insert|try"
+INSTRUCTS = any_of(  # the other side at a phone, which only the user has
+    rf"(?:^|[.!?,;] )(?:(?:now|next|then|so|please|first|simply),? )*(?:{_AT_A_PHONE}) (?:the|your|it|to|into|a|restarting)\b",
     flags=re.MULTILINE,
 )
 OUT_OF_CHARACTER = any_of(
