@@ -22,6 +22,7 @@ from tau2rl.verify.blame import Blame, TaskFacts, blame, facts_of
 from tau2.data_model.message import ToolCall
 
 FOLDER = Path(__file__).parent / "fixtures" / "users"
+STOPPED = {Status.COMPLETED: StopReason.USER_STOP, Status.TRUNCATED: StopReason.TURNS, Status.MALFORMED: StopReason.MALFORMED}
 SIGNAL = re.compile("###[A-Z-]+###")
 
 
@@ -31,6 +32,7 @@ class Case:
 
     name: str
     fault: str  # "" of a clean user
+    detail: str = ""  # of an agent's fault
     episode: Episode
 
     def blamed(self) -> Blame | None:
@@ -48,12 +50,25 @@ def cases_of(name: str) -> Iterator[Case]:
     for title, base in tomllib.loads((FOLDER / f"{name}.toml").read_text()).items():
         task = TaskRef(domain=base["domain"], task_id=base["task"], split=base["split"])
         for number, case in enumerate(base["cases"], 1):
-            fault = case.pop("fault")
-            lines = {key: text for key, text in (base["talk"] | case).items() if text != "-"}
-            yield Case(name=f"{title} {number}: {fault or 'clean'}", fault=fault, episode=_episode(task, lines))
+            fault, detail, fails = case.pop("fault"), case.pop("detail", ""), case.pop("fails", False)
+            status = Status(case.pop("status", "completed"))
+            lines = {key: text for key, text in _in_place(base["talk"], case).items() if text != "-"}
+            episode = replace(_episode(task, lines, may_fail=fails), status=status, stop_reason=STOPPED[status])
+            yield Case(name=f"{title} {number}: {fault or 'clean'}", fault=fault, detail=detail, episode=episode)
 
 
-def _episode(task: TaskRef, lines: dict[str, str]) -> Episode:
+def _in_place(talk: dict[str, str], case: dict[str, str]) -> dict[str, str]:
+    """The lines of a case, in order; a call of the agent that is new stands before the last words that it has in the talk."""
+    new = {key: text for key, text in case.items() if key[0] == "c" and key not in talk}
+    last = [key for key in talk if key[0] == "g"][-1]
+    lines: dict[str, str] = {}
+    for key, text in (talk | case).items():
+        lines |= new if key == last else {}
+        lines |= {} if key in new else {key: text}
+    return lines
+
+
+def _episode(task: TaskRef, lines: dict[str, str], *, may_fail: bool) -> Episode:
     """A failed episode of these lines; it ends at the user's first signal."""
     world = domain(task.domain).environment()
     start = domain(task.domain).task(task).initial_state
@@ -70,12 +85,12 @@ def _episode(task: TaskRef, lines: dict[str, str]) -> Episode:
             name, _, arguments = text.partition(" ")
             call = ToolCall(id=key, name=name, arguments=json.loads(arguments), requestor=who)
             result = world.get_response(call)
-            assert not result.error, f"{name}: {result.content}"
+            assert may_fail or not result.error, f"{name}: {result.content}"
             trajectory.append({"role": who, "content": None, "tool_calls": [call.model_dump()]})
             trajectory.append({"role": "tool", "id": key, "content": result.content, "requestor": who})
             if who == "assistant":
                 seen.append(Message(role=who, tool_calls=(CallTool(name=name, arguments=call.arguments),)))
-                seen.append(Message(role="tool", content=result.content or ""))
+                seen.append(Message(role="tool", content=result.content or "", error=result.error))
         if who == "user" and SIGNAL.search(text):
             break
     grade = Grade(reward=0.0, checks=Checks(db=(False,)), reward_basis=("DB", "COMMUNICATE"))

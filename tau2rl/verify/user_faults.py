@@ -17,7 +17,6 @@ from tau2rl.verify.rules import REPEATS, consents
 from tau2rl.verify.user_phrases import (
     AFRESH,
     AGENTS_WORDS,
-    ASKED,
     DATE,
     DECLINES,
     DEED,
@@ -99,7 +98,7 @@ class UserGates:
         self.transferred |= TRANSFER_TOOL in line.calls or "transfer" in line.text.lower()
         if not line.text.strip():
             return
-        self.asked = self.asked or (not self.opening and bool(ASKED.search(line.text)))
+        self.asked = self.asked or not self.opening  # what an agent says to the first words is a question
         words = _words(line.text)
         self.asked_again = words in self.questions and len(words) > WORDS
         self.questions.add(words)
@@ -113,7 +112,8 @@ class UserGates:
         if OUT_OF_CHARACTER.search(spoken):
             found.append(("out_of_character", spoken[:100]))
         facts = identifiers_in(spoken)
-        if strange := [fact for fact in (*facts, *NAME.findall(spoken)) if not stands_in(fact, self.known)]:
+        names = [name for name in NAME.findall(spoken) if not all(word in self.known for word in name.lower().split())]
+        if strange := [*(fact for fact in facts if not stands_in(fact, self.known)), *names]:
             found.append(("invented_fact", strange[0]))
         before = f"{self.reason}\n{self.last}".lower()
         if early := [fact for fact in facts if not self.asked and not stands_in(fact, before)]:

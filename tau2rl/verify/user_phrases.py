@@ -41,7 +41,6 @@ DATE = re.compile(  # groups: y-m-d; a/b/y; month, day, year; day, month, year
 
 # --- the agent asks, waits, goes on -----------------------------------------------------------------------------------
 
-ASKED = any_of(r"\?", r"\b(?:provide|tell me|give me|share|confirm|verify|send me|need your|let me know)\b")
 WHAT_ELSE = any_of(  # a sentence that offers more help: it leaves nothing open
     r"[^.?!]*\b(?:(?:anything|something|what) (?:else|more)|further (?:help|assist\w*|questions?)|more (?:i|we) can)\b"
     r"[^.?!]*[.?!]?"
@@ -53,6 +52,9 @@ LEAVES_OPEN = any_of(  # a question, a request, a proposal, or a promise that ha
     r"\?",
     rf"\bplease (?!(?:{_NOT_TO_DO})\b)\w+",
     r"\bplease[.!]\s*$",
+    r"(?:^|[.!?:;] )(?:(?:just|now|then|first|next),? )?(?:set|test|toggle|check|run|turn|switch|restart|reboot|reseat|take|open"
+    r"|read|tell|give|say|enter|describe|start|look|try|confirm|choose|send|show|let's)\b",
+    r"\b(?:i await|all i need|i must know|i have to (?:ask|know))\b",
     r"\b(?:shall|should) i\b",
     r"\bto confirm\b",
     r"\bi(?:'ll| will| would)? need (?:you|your|an?|the|to know)\b",
