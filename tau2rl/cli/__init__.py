@@ -163,6 +163,15 @@ COMMANDS = {
             "tau2rl select outputs/eval/default --verifier rules --verifier verifier.json",
         ),
     ),
+    "serve": Late(
+        where="tau2rl.cli.serve:serve",
+        panel=EVALUATE,
+        summary="Serve a policy with best of k behind an OpenAI-compatible endpoint, until it is interrupted.",
+        examples=(
+            "tau2rl serve --model openai/NAME --api-base http://127.0.0.1:30000/v1 -k 4",
+            "tau2rl serve --model openai/NAME --api-base http://127.0.0.1:30000/v1 --domain retail --journal commits.jsonl",
+        ),
+    ),
     "cost": Late(
         where="tau2rl.cli.cost:cost",
         panel=EVALUATE,
