@@ -103,7 +103,7 @@ class Sandbox:
                 Copy(made).act(call)
             return made
         for toolkit, now in ((made.tools, self._now.tools), (made.user_tools, self._now.user_tools)):
-            if toolkit is not None:
+            if toolkit is not None and now is not None:
                 toolkit.db = copy.deepcopy(now.db)
         return made
 
