@@ -6,7 +6,7 @@
   printed goes on, and a resume with a higher cap plays only the rest; with the same cap it begins nothing;
 - `eval`, `seed` and `rft-filter` stop alike; `sft` and `grpo` stop behind a step, saved;
 - a cap that could not hold is refused: no price, nothing that costs, no tokens, a backend that nothing stops;
-- in a pipeline the cap holds over all runs together.
+- in a pipeline the cap holds over all runs together; hours are known of a session that was killed, too.
 """
 
 from __future__ import annotations
@@ -186,6 +186,19 @@ def test_what_cannot_hold_is_refused(more: list[str], words: str, hint: str, tmp
         assert result.exit_code == 2, result.stderr
         assert words in result.stderr and hint in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_hours_are_written_down_while_a_run_goes_on(tmp_path: Path) -> None:
+    """So a session that is killed has hours too."""
+    seen: list[float] = []
+
+    def answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        seen.append(json.loads((tmp_path / "run" / "logs" / "session_1" / "usage.json").read_text("utf-8"))["seconds"])
+        return "Good bye."
+
+    with OpenAIStub(answer=answer) as stub:
+        assert invoke(*asked(tmp_path, stub), "--max-hours", "1").exit_code == 0
+    assert len(seen) >= EPISODES
 
 
 def test_a_policy_that_counts_no_tokens_is_not_played_on(tmp_path: Path, server: OpenAIStub) -> None:
