@@ -258,6 +258,12 @@ def test_grpo_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path
 
     like = grpo(checkpoint, tmp_path / "next", "--like", str(tmp_path / "free"), "--steps", "3", "--dry-run", "--json")
     assert json.loads(like.stdout)["estimate"]["tokens"] == round(tokens_in(tmp_path / "free") / 2)
+    # On a cluster, where no cap holds, the estimate is there all the same.
+    more = ["--like", str(tmp_path / "free"), "--budget.usd_per_hour", "20", "--train.save_every", "2"]
+    estimate = json.loads(grpo(checkpoint, tmp_path / "next", "--backend", "slime", *more, "--dry-run", "--json").stdout)[
+        "estimate"
+    ]
+    assert estimate["usd"] == pytest.approx(20 * estimate["hours"])
 
 
 def test_sft_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path: Path) -> None:
