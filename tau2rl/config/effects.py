@@ -172,7 +172,9 @@ IDLE: tuple[Idle, ...] = (
         for key in ("train.val_every", "train.early_stopping_patience")
     ),
     Idle("data.allow_empty", {"backend": ("slime",)}, "smoke runs are for the local backend"),
-    Idle("tracking.project", {"tracking.wandb": ("off",)}),
+    Idle("tracking.project", {"tracking.wandb": ("off",), "tracking.trackers": ((), ("tensorboard",))}),
+    Idle("tracking.conversations", {"tracking.wandb": ("off",), "tracking.trackers": ()}),
+    Idle("tracking.conversations", {}, "no conversation is played", ("sft",)),
     # the local backend
     Idle("local", {"backend": ("slime",)}),
     *(Idle(f"local.lora.{key}", {"local.lora.rank": UNSET}) for key in ("alpha", "dropout", "targets")),

@@ -118,12 +118,16 @@ class SftLocalConfig(LocalTrainConfig):
 
 
 class TrackingConfig(Section):
-    """Where curves go beside `metrics.jsonl`."""
+    """Where curves and sampled conversations go beside `metrics.jsonl`."""
 
     wandb: Literal["off", "offline", "online"] = "off"
     """`offline` writes below the run folder; `wandb sync` sends it later."""
+    trackers: tuple[Literal["trackio", "tensorboard"], ...] = ()
+    """Further trackers, each an extra of its name."""
     project: str = "tau2rl"
-    """The W&B project."""
+    """The project in W&B and trackio."""
+    conversations: int = Field(default=4, ge=0)
+    """How many of a step's conversations a tracker gets."""
     sinks: tuple[Reference, ...] = ()
     """Sinks of your own, `package.module:Name`, beside these."""
 

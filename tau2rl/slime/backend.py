@@ -26,7 +26,8 @@ from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import sessions, timed
-from tau2rl.runs.tracking import open_sinks, rewind, rewind_episodes
+from tau2rl.runs.trackers import open_sinks
+from tau2rl.runs.tracking import rewind, rewind_episodes
 from tau2rl.slime import rollout_log
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.checkpoints import attempts_done, exports, point_final, read_saves, refuse_megatron, steps_done

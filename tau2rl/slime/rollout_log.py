@@ -15,7 +15,8 @@ from tau2rl.runs import records
 from tau2rl.runs.files import write_json
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.sessions import session_folders
-from tau2rl.runs.tracking import JsonlSink, Sinks, open_sinks
+from tau2rl.runs.trackers import open_sinks
+from tau2rl.runs.tracking import JsonlSink, NewConversations, Sinks
 from tau2rl.runs.validation import write_validation
 from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, batch_advantages
@@ -43,6 +44,7 @@ class RolloutLog:
         self._last_rollout = -1
         self._costs = CostTracker(folder, config)
         self._sinks = Sinks(open_sinks(config.tracking, folder, dump(config)))  # this process's own
+        self._new = NewConversations(folder, config.tracking.conversations if config.tracking.trackers else 0)
 
     def clean(self, text: str) -> str:
         """The text without the values of keys."""
@@ -100,6 +102,7 @@ class RolloutLog:
 
     def _write_numbers(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
         self._sinks.write(step, numbers)
+        self._sinks.show(step, self._new.take(step))
         try:
             sink = JsonlSink(self._folder / "metrics.jsonl")
             sink.write(step, numbers)
