@@ -103,6 +103,7 @@ async def evaluate(
     ids: Sequence[str] = (),
     limit: int | None = None,
     num_samples: int = 4,
+    repetitions: int = 1,
     concurrency: int = 32,
     user: UserConfig | Mapping[str, Any] | str | None = None,
     reward: RewardConfig | Mapping[str, Any] | str | None = None,
@@ -145,6 +146,7 @@ async def evaluate(
         "limits": _values(limits),
         "plugins": plugins,
         "seed": seed,
+        "repetitions": repetitions,
         "resume": resume,
     }
     with tempfile.TemporaryDirectory(prefix="tau2rl-") as scratch:
@@ -153,7 +155,7 @@ async def evaluate(
             begun = await asyncio.to_thread(recipe.begin, config, folder, on_progress, codec=given_codec)
             async with _policies(given, begun.prepared.codec) as policies:
                 await play(config, folder, begun.prepared, on_progress, policies=policies, on_episode=on_episode)
-            report = await asyncio.to_thread(recipe.conclude, folder, begun)
+            report = await asyncio.to_thread(recipe.conclude, config, folder, begun)
             return EvalReport(report=report, episodes=tuple(folder.records()), failures=tuple(folder.failed_records()))
 
 

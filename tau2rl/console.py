@@ -6,24 +6,28 @@ Whatever is written here passes `clean`: what servers, models and files say neve
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tau2rl.errors import UserError
-from tau2rl.runs.progress import ProgressEvent
+from tau2rl.report.tables import clock
+from tau2rl.runs.progress import Place, ProgressEvent
+from tau2rl.terminal import clean, escape
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LOG_SECONDS = 60.0  # without a terminal: one progress line in so many seconds
 WHOSE = {"agent": "the agent", "user": "the user simulator", "task": "the task", "infra": "servers or this machine"}  # by fault
+WIDE = 100  # columns of a terminal from which on a bar has all that it knows
 PIPE_WIDTH = 160  # of a table that goes to a file or a pipe: no cell is broken over lines
 
 
@@ -37,10 +41,19 @@ def emit(text: str) -> None:
     _write(sys.stdout, text)
 
 
+def emit_words(text: str) -> None:
+    """Data: a long line on stdout; on a terminal it is broken between words."""
+    if sys.stdout.isatty():
+        text = textwrap.fill(
+            text, _rich(sys.stdout).width - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    emit(text)
+
+
 def emit_json(value: Any) -> None:
     """Data: indented JSON on stdout. A NaN is a bug of ours and raises."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)  # which escapes the control characters of ASCII
-    emit(_UNESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
+    emit(escape(text))
 
 
 def emit_table(rows: Sequence[Sequence[str]], *, title: str = "") -> None:
@@ -112,7 +125,9 @@ def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> 
     >>> progress_words(ProgressEvent(done=20, total=100, successes=9, valid=18, failed=2, tokens=3000, seconds=30.0))
     '20/100 episodes, success 0.500 (9/18), 2 failed, 100 tokens/s, 2:00 left'
     """
-    words = [f"{event.done}/{'?' if event.total is None else event.total} {event.unit}"]
+    if event.total is None and not event.done:  # nothing to count yet
+        return event.note or "starting"
+    words = [f"{event.done} {event.unit}" if event.total is None else f"{event.done}/{event.total} {event.unit}"]
     if event.valid:
         # No interval: attempts at one task are no independent evidence, and an event does not say how many tasks there are.
         words.append(f"success {event.successes / event.valid:.3f} ({event.successes}/{event.valid})")
@@ -141,34 +156,26 @@ def failure_words(failures: Sequence[Mapping[str, Any]], *, tries: int) -> list[
     return [f"failed tries: {tries}, most often", *lines]
 
 
-def clock(seconds: float) -> str:
-    """A duration as people write it.
-
-    >>> clock(59.6), clock(3725)
-    ('1:00', '1:02:05')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 class Follower:
-    """Shows runs while they go: one bar that redraws itself on a terminal, a plain line a minute elsewhere.
+    """Shows runs while they go: bars that redraw themselves on a terminal, plain lines, one a minute, elsewhere.
 
-    A context manager; `on_progress` and `on_line` may be called from any one thread at a time. There is one bar, whatever runs
-    one behind the other: `next_run` begins another one in the same place. When it ends, the bar goes; the last that it showed
-    stays as a line if all ended well, so that nothing stands below an error.
+    A context manager; `on_progress` and `on_line` may be called from any one thread at a time. A run has one bar; in a pipeline
+    its runs have the bar one behind the other (`next_run`), and there is one for the whole, with the time so far and the time
+    left. Each run that ended well leaves a line. When all ends, the bars go, so that nothing stands below an error.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._console = _rich(self._stream)
-        self._bar: Any = None
+        self._bars: Any = None
         self._task: Any = None
+        self._pipeline: Any = None
         self.ended_well = True
-        self._begin()
+        self._begin(None)
 
-    def _begin(self) -> None:
+    def _begin(self, place: Place | None) -> None:
+        self._place = place
+        self._began = time.monotonic()
         self._said_at = -LOG_SECONDS  # so that the first event shows
         self._first: ProgressEvent | None = None
         self._event: ProgressEvent | None = None
@@ -176,62 +183,94 @@ class Follower:
 
     def __enter__(self) -> Follower:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.table import Column
 
-            self._bar = Progress(
+            self._bars = Progress(
                 SpinnerColumn(),
-                BarColumn(bar_width=24),
-                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24 if self._wide else 8),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=self._console,
                 refresh_per_second=4,
                 transient=True,
             )
-            self._task = self._bar.add_task("starting", total=None)
-            self._bar.start()
+            self._task = self._bars.add_task("starting", total=None)
+            self._bars.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        on_terminal = self._bar is not None
+        on_terminal = self._bars is not None
         if on_terminal:
-            self._bar.stop()
-        if not on_terminal or (self.ended_well and kind is None):
+            self._bars.stop()
+        if self._place is None and (not on_terminal or (self.ended_well and kind is None)):
             self._last_line()
-        self._bar = None
+        self._bars = None
 
     @contextmanager
-    def next_run(self) -> Generator[Follower]:
-        """Follow another run, in the place of the one before it."""
-        self._begin()
-        if self._bar is not None:
-            self._bar.reset(self._task, description="starting", total=None)
+    def next_run(self, place: Place | None) -> Generator[Follower]:
+        """Follow another run, in the place of the one before it; None: what comes before the first run of a pipeline."""
+        self._begin(place)
+        if self._bars is not None:
+            self._bars.reset(self._task, description="starting", total=None)
+        if place is not None:
+            self._begin_in_pipeline(place)
         try:
             yield self
         except BaseException:
             self.ended_well = False
             raise
-        if self._bar is None:
+        if self._bars is None:
             self._last_line()
+        elif place is not None:
+            ended = f": {progress_words(self._fitting(self._event), self._first)}" if self._event and self._event.total else ""
+            self.on_line(f"{_numbered(place)}{ended}, {clock(time.monotonic() - self._began)}")
+
+    def _begin_in_pipeline(self, place: Place) -> None:
+        if self._bars is None:
+            left = "" if place.left is None else f", about {clock(place.left)} left"
+            _write(self._stream, f"{_numbered(place)}{left}")
+            return
+        if self._pipeline is None:
+            self._pipeline = self._bars.add_task("", total=place.total)
+        self._bars.update(self._pipeline, completed=place.number - 1)
+        self._show_pipeline()
+
+    def _show_pipeline(self) -> None:
+        if self._place is not None and self._pipeline is not None:
+            left = None if self._place.left is None else max(0.0, self._place.left - (time.monotonic() - self._began))
+            words = _numbered(self._place) + ("" if left is None else f", about {clock(left)} left")
+            self._bars.update(self._pipeline, description=clean(words))
+
+    @property
+    def _wide(self) -> bool:
+        return self._console.width >= WIDE
+
+    def _fitting(self, event: ProgressEvent) -> ProgressEvent:
+        """What of an event a narrow terminal has room for."""
+        return event if self._wide else replace(event, tokens=0)
 
     def on_progress(self, event: ProgressEvent) -> None:
         """Take note of an event."""
         if self._first is None and event.total is not None:
             self._first = event
         self._event = event
-        if self._bar is not None:
-            words = clean(progress_words(event, self._first))
-            self._bar.update(self._task, description=words, completed=event.done, total=event.total)
+        if self._bars is not None:
+            words = clean(progress_words(self._fitting(event), self._first))
+            self._bars.update(self._task, description=words, completed=event.done, total=event.total)
+            self._show_pipeline()
         elif time.monotonic() - self._said_at >= LOG_SECONDS:
             self._line(event)
 
     def on_line(self, line: str) -> None:
-        """A line of the run's log, above the bar."""
-        if self._bar is not None:
+        """A line of the run's log, above the bars."""
+        if self._bars is not None:
             self._console.print(clean(line.rstrip("\r\n")), markup=False, highlight=False, soft_wrap=True)
         else:
             _write(self._stream, line.rstrip("\r\n"))
 
     def _last_line(self) -> None:
-        if self._event is not None and self._event is not self._shown:
+        if self._event is not None and self._event is not self._shown and self._event.total is not None:
             self._line(self._event)
 
     def _line(self, event: ProgressEvent) -> None:
@@ -240,25 +279,8 @@ class Follower:
         _write(self._stream, progress_words(event, self._first))
 
 
-# What a terminal would obey: escape sequences (CSI; OSC, DCS and their kind up to their end or that of the line; the short
-# ones), and what is left of control characters, C1 too, of marks that turn the direction of text, and of separators of lines.
-_SEQUENCES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
-    r"|\x1b[ -/]*[0-~]?"
-)
-_CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-_CONTROL = re.compile(f"[{_CONTROLS}]")
-_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def clean(text: str) -> str:
-    """Text of a server, a model or a file without what a terminal would obey; lines and tabs stay.
-
-    >>> clean("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07a\\rb\\u202ec")
-    'red a b c'
-    """
-    return _CONTROL.sub(lambda found: "" if found.group() < " " and found.group() != "\r" else " ", _SEQUENCES.sub("", text))
+def _numbered(place: Place) -> str:
+    return f"{place.number} of {place.total}: {place.words}"
 
 
 def _first_line(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+TRANSFER_TOOL = "transfer_to_human_agents"  # tau2's, in every domain that can hand over to a human
+
 
 class Status(StrEnum):
     """How an episode ended, as evidence about the model."""
@@ -21,6 +23,14 @@ class Fault(StrEnum):
     USER = "user"
     TASK = "task"
     INFRA = "infra"
+
+
+class UserSignal(StrEnum):
+    """What tau2's simulated user ends a conversation with; nobody says it."""
+
+    STOP = "###STOP###"
+    TRANSFER = "###TRANSFER###"
+    OUT_OF_SCOPE = "###OUT-OF-SCOPE###"
 
 
 class FinishReason(StrEnum):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ def pytest_configure() -> None:
         if name.startswith("TAU2RL_") or name in OF_THIS_PERSON or name.endswith(SECRET_ENDINGS):
             del os.environ[name]
     os.environ.update(FIXED)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as if it were activated
     # A shell that starts the suite in the background has SIGINT ignored, which the processes of the tests would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

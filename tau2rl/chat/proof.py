@@ -15,7 +15,7 @@ from datetime import date as Date
 from typing import Any
 
 from tau2rl.chat.families import FAMILIES, Hermes, schemas_of
-from tau2rl.chat.template import ANSWER, BASE, NEXT, THOUGHT, TemplateChat, chat_dicts
+from tau2rl.chat.template import ANSWER, BASE, NEXT, OWN_CODEC, THOUGHT, TemplateChat, chat_dicts
 from tau2rl.chat.tokenizers import ChatDict, Tokenizer
 from tau2rl.errors import MalformedTurn, UserError
 from tau2rl.types import Actions, CallTool, Message, Say, Think, Thinking, ToolSchema
@@ -43,7 +43,6 @@ TOOLS: tuple[ToolSchema, ...] = tuple(
 )
 MARKS = {"a tool's name": "find_order", "the last of several tools": "act_on_it", "the name of an argument": "order_id"}
 RESULT = f"sent on 7 May{' with care' * 30}, and signed for"
-OWN_CODEC = "docs/models.md lists the formats that are read; a codec of your own (docs/library.md) takes any other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

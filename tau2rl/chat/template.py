@@ -6,6 +6,7 @@ a template that does so in every conversation: the proof (`proof.py`) compares.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ KEPT_HEADS = 64  # encoded policies and tools, some hundred kB each
 KEPT_SUFFIXES = 1024  # encoded messages between two turns, some kB each
 BASE: tuple[ChatDict, ...] = ({"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."})
 NEXT: ChatDict = {"role": "user", "content": "Thanks."}
+OWN_CODEC = "docs/models.md lists the formats that are read; a codec of your own (docs/library.md) takes any other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class TemplateChat:
         self._variables = variables(thinking, date)
         tags = {ids[0] for tag in family.tags if len(ids := tokenizer.encode(tag)) == 1}
         self._control = tokenizer.control_ids - (tags - set(tokenizer.end_of_turn_ids))
+        self._refuse_endless_thought()
         self._refuse_date(date)
         before = self.render(BASE, None, generation=False)
         prompt = self.render(BASE, None, generation=True)
@@ -231,7 +234,8 @@ class TemplateChat:
         if behind:
             _, found, rest = rest.rpartition(behind)
         if not found:
-            raise self.refusal("it does not write a tool call" if behind else "it does not write what the assistant says")
+            what = "a tool call" if behind else "what the assistant says"
+            raise self.refusal(f"it does not write {what}", OWN_CODEC)
         return self._end_of(rest)
 
     def _end_of(self, rest: str) -> End:
@@ -239,8 +243,22 @@ class TemplateChat:
         at = next((i for i, token in enumerate(ids) if token in self.tokenizer.control_ids), None)
         before = self.tokenizer.decode(ids[:at]) if at is not None else ""
         if at is None or before.strip():
-            raise self.refusal("it does not end an assistant turn with a control token right behind what was said")
+            raise self.refusal("it does not end an assistant turn with a control token right behind what was said", OWN_CODEC)
         return End(before=before, text=self.tokenizer.decode([ids[at]]), id=ids[at], closing=rest)
+
+    def _refuse_endless_thought(self) -> None:
+        """Raises UserError for a template that complains of nothing but that thinking is off."""
+
+        def complaint(thinking: Thinking) -> str:
+            told = {**self._variables, **variables(thinking, None)}
+            try:
+                self.tokenizer.render(BASE, None, add_generation_prompt=True, variables=told)
+            except _faults() as error:
+                return str(error) or type(error).__name__
+            return ""
+
+        if self.thinking == "off" and (why := complaint("off")) and not complaint("keep"):
+            raise self.refusal(f"its model always thinks: {why}", "chat.thinking=keep lets it")
 
     def _refuse_date(self, date: Date | None) -> None:
         times = () if date else (datetime(2001, 1, 2, 3, 4, 5, 6, UTC), datetime(2012, 11, 23, 14, 25, 36, 7, UTC))
@@ -264,15 +282,12 @@ class TemplateChat:
         date: Date | None = None,
     ) -> str:
         """The template's text. Raises UserError with the template's own complaint."""
-        from jinja2 import TemplateError
-
         told = variables(self.thinking, date) if date else self._variables
         try:
             return self.tokenizer.render(messages, tools, add_generation_prompt=generation, variables=told)
-        # What a checkpoint's template code may raise: its own complaint, or a plain fault in it.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except _faults() as error:
             roles = ", ".join(str(message["role"]) for message in messages)
-            raise self.refusal(f"it cannot write a conversation of the roles {roles}: {error}") from None
+            raise self.refusal(f"it cannot write a conversation of the roles {roles}: {error}", OWN_CODEC) from None
 
     def refusal(self, reason: str, hint: str = "") -> UserError:
         """The error that says why this template cannot be used."""
@@ -282,6 +297,13 @@ class TemplateChat:
             or "it must leave earlier turns as they were; the template of Qwen3-*-Instruct-2507 does, "
             "and a `chat_template.jinja` beside tokenizer.json replaces the checkpoint's own",
         )
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What a checkpoint's template code may raise: its own complaint, or a plain fault in it."""
+    from jinja2 import TemplateError
+
+    return TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
 
 
 def variables(thinking: Thinking, date: Date | None) -> dict[str, Any]:
@@ -345,6 +367,14 @@ def chat_dicts(messages: Sequence[Message]) -> list[ChatDict]:
             results += 1
         dicts.append(one)
     return dicts
+
+
+def openai_message(message: ChatDict) -> ChatDict:
+    """One of them as OpenAI has it: the arguments of a call are JSON in a string, a thought is `reasoning_content`."""
+    message = {key: value for key, value in message.items() if key != "thinking"}
+    calls: list[dict[str, Any]] = message.get("tool_calls") or []
+    written = [{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in calls]
+    return {**message, **({"tool_calls": written} if written else {})}
 
 
 def said(actions: Actions) -> tuple[tuple[Action, ...], str]:

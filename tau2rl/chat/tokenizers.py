@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
@@ -14,13 +16,17 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
+from urllib.parse import SplitResult, urlsplit
 
 from tau2rl.config import ChatConfig, TemplateConfig
+from tau2rl.config.extras import part_of
 from tau2rl.errors import UserError
+from tau2rl.settings import uses_proxy
 
 ChatDict = dict[str, Any]  # one message as chat templates read it: {"role", "content"[, "tool_calls"][, "tool_call_id"]}
 PINNED_DATE = "pinned_date"  # among the variables of a rendering: the day that `strftime_now` tells
 TURN_TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>")  # part of a turn, also where a tokenizer marks them special
+HUB_SECONDS = 3.0  # within which the hub must accept a connection
 REPLACEMENT = "\ufffd"  # stands for whatever is not text: broken UTF-8, ids outside the vocabulary
 
 
@@ -75,11 +81,13 @@ class HFTokenizer:
         try:
             transformers: Any = import_module("transformers")  # untyped, and seconds to import
         except ImportError:
-            raise UserError(
-                "a checkpoint's tokenizer needs `transformers`", hint="pip install -e '.[tokenizers]' in the clone of tau2rl"
-            ) from None
+            raise part_of("transformers").refusal("a checkpoint's tokenizer") from None
+        here = _refuse_what_is_nowhere(path)  # as it was typed: `./a/b` is a folder, `a/b` may be on the hub
+        path = str(Path(path).expanduser())
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                path, trust_remote_code=False, local_files_only=here
+            )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
@@ -185,6 +193,45 @@ def _generation_ends(directory: Path) -> list[int]:
         return []
     ids = cast("list[Any]", found) if isinstance(found, list) else [found]
     return [i for i in ids if isinstance(i, int)]
+
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # ORG/NAME, as the hub has it
+
+
+class LooksUp(UserWarning):
+    """A name is asked for on the hub, since no folder has it."""
+
+
+def _refuse_what_is_nowhere(name: str) -> bool:
+    """Whether the files are on this machine; else the hub, which answers, is asked for them. Raises UserError.
+
+    Only what has the form ORG/NAME, and does not begin with a folder of this one, is a name on the hub.
+    """
+    if Path(name).expanduser().is_dir():
+        return True
+    hint = "give the checkpoint's directory (the one with tokenizer.json), or `bytes` for the built-in tokenizer"
+    if not HUB_NAME.fullmatch(name) or Path(Path(name).parts[0]).is_dir():
+        raise UserError(f"no folder `{name}` to load a tokenizer from", hint=hint)
+    hub: Any = import_module("huggingface_hub")  # which transformers brings
+    if isinstance(hub.try_to_load_from_cache(name, "tokenizer_config.json"), str):
+        return True
+    endpoint = urlsplit(str(hub.constants.ENDPOINT))
+    if hub.constants.is_offline_mode() or not _listens(endpoint):
+        why = "is not to be asked" if hub.constants.is_offline_mode() else "does not answer"
+        raise UserError(f"no folder `{name}`, nor is it in the hub's cache, and {endpoint.hostname} {why}", hint=hint)
+    warnings.warn(f"no folder `{name}` here: looking it up at {endpoint.hostname}", LooksUp, stacklevel=4)
+    return False
+
+
+def _listens(address: SplitResult) -> bool:
+    """Whether a server accepts connections; its own client would try for a minute. Behind a proxy nobody here knows."""
+    if uses_proxy(address.geturl()):
+        return True
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=HUB_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -157,6 +157,9 @@ COMMANDS = {
         examples=(
             "tau2rl select outputs/eval/default",
             "tau2rl select outputs/eval/default -k 4 --verifier rules --verifier my_pkg.judge:Judge",
+            "tau2rl select outputs/eval/default --verifier judge --judge-model gpt-4.1",
+            "tau2rl select outputs/rft-filter/default --fit verifier.json --verifier rules --verifier logprob",
+            "tau2rl select outputs/eval/default --verifier rules --verifier verifier.json",
         ),
     ),
     "cost": Late(
@@ -173,7 +176,7 @@ COMMANDS = {
         panel=EVALUATE,
         summary="Say who is to blame for every episode without success, agent, user, task or infra, "
         "and name the agent's own failures.",
-        examples=("tau2rl blame outputs/eval/default",),
+        examples=("tau2rl blame outputs/eval/default", "tau2rl blame outputs/eval/default --judge-model gpt-4.1"),
     ),
     "show": Late(
         where="tau2rl.cli.show:show",
@@ -250,7 +253,7 @@ COMMANDS = {
     ),
     "tasks": Late(where="tau2rl.cli.tasks:app", panel=LOOK, summary="Look at the benchmark's tasks."),
     "chat": Late(where="tau2rl.cli.chat:app", panel=LOOK, summary="Look at what a chat template writes."),
-    "data": Late(where="tau2rl.cli.data:app", panel=LOOK, summary="Look at what is trained on of a dataset's rows."),
+    "data": Late(where="tau2rl.cli.data:app", panel=LOOK, summary="Look at, check, count, mix and convert rows of datasets."),
     "config": Late(where="tau2rl.cli.config:app", panel=SETUP, summary="Look at settings."),
 }
 

@@ -23,7 +23,7 @@ from tau2rl.report.estimators import measures
 from tau2rl.report.power import Design, Spread
 from tau2rl.report.tables import number
 from tau2rl.runs.folder import read_config
-from tau2rl.runs.provenance import differences, is_subject, read_environment
+from tau2rl.runs.provenance import differences, is_subject, read_environment, settings_of
 
 Counts = Mapping[str, tuple[int, int]]  # task -> (attempts, solved)
 Solved = Mapping[str, Mapping[int, bool]]  # task -> attempt -> whether it was solved
@@ -134,7 +134,10 @@ def _refuse_other_measurements(a: Path, b: Path, *, force: bool) -> list[str]:
 
 
 def _identity(run: Path) -> dict[str, Any]:
-    return cast("dict[str, Any]", read_environment(run, read_config(run))["identity"])
+    """What a run stands on; a setting that its version did not have yet has the default, under which it was played."""
+    config = read_config(run)
+    identity = cast("dict[str, Any]", read_environment(run, config)["identity"])
+    return {**identity, "settings": {**settings_of(config), **identity.get("settings", {})}}
 
 
 def _measures(counts: Mapping[Path, Counts]) -> list[Any]:
@@ -192,12 +195,14 @@ def _lines(pair: Mapping[str, Any], label: str, *, shows: int) -> list[str]:
     """What the table of a pair cannot say: how sure, what it could have found, which tasks flipped and where to look."""
     one = pair["measures"]["pass@1"]
     low, high = one["bootstrap"]
-    out = [f"{label}: {one['tasks']} tasks, paired; pass@1 bootstrap [{low:+.3f}, {high:+.3f}], p by sign flips"]
+    out = [f"{label}: {one['tasks']} tasks, paired; pass@1 bootstrap [{low:+.3f}, {high:+.3f}], p by sign flips (mid-p)"]
     if one["detects"] is not None:
         out.append(f"  such a comparison finds a true difference of {one['detects']:.3f} in pass@1 with power 0.8")
     for name, found in pair["measures"].items():
         if m := found["mcnemar"]:
-            out.append(f"  {name}: only the first solved {m['only_a']}, only the second {m['only_b']}, McNemar p {_p(m['p'])}")
+            out.append(
+                f"  {name}: only the first solved {m['only_a']}, only the second {m['only_b']}, McNemar mid-p {_p(m['mid_p'])}"
+            )
     if pair["flips"]:
         out.append(f"  {len(pair['flips'])} tasks are solved by most attempts of one run alone, such as")
     for flip in pair["flips"][:shows]:

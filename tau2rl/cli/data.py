@@ -1,26 +1,42 @@
-"""`tau2rl data show`: a row of a dataset as `sft` trains on it, token by token."""
+"""`tau2rl data`: files of rows, looked at: one token by token, the first ones, all of them for what is wrong, and counted."""
 
 from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from tau2rl import console
+from tau2rl.cli import data_writing
 from tau2rl.cli.lazy import examples
-from tau2rl.cli.options import RUN, ConfigFile, Json, Sets
+from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, option
 from tau2rl.config import SftConfig, load
 from tau2rl.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tau2rl.chat.tokenizers import Tokenizer
+    from tau2rl.data.encoding import Encoded
+    from tau2rl.data.inspection import Fault, Further
     from tau2rl.types import TrainingSample
 
-app = typer.Typer(help="Look at what is trained on of a dataset's rows.", no_args_is_help=True)
+app = typer.Typer(help="Look at, check, count, mix and convert rows of datasets.", no_args_is_help=True)
+SHOWN = 100  # faults that are printed; `--json` has all
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="Files of rows: JSONL, also `.gz` or `.zst`, or Parquet.", metavar="FILE...", show_default=False),
+]
+TokenizerDir = Annotated[
+    str | None,
+    option(
+        "--tokenizer",
+        help="A checkpoint's directory, or `bytes`: how long the rows are, and which `sft` leaves out.",
+        metavar="DIR",
+    ),
+]
 
 
 @app.command(
@@ -31,9 +47,7 @@ app = typer.Typer(help="Look at what is trained on of a dataset's rows.", no_arg
 )
 def show(
     rows: Annotated[Path, typer.Argument(help="A file of rows.", metavar="ROWS")],
-    tokenizer: Annotated[
-        str, typer.Option("--tokenizer", help="A checkpoint's directory, or `bytes`.", metavar="DIR", rich_help_panel=RUN)
-    ],
+    tokenizer: Annotated[str, option("--tokenizer", help="A checkpoint's directory, or `bytes`.", metavar="DIR")],
     row: Annotated[int, typer.Option("--row", help="Which one, counted from 1.", min=1, metavar="N", rich_help_panel=RUN)] = 1,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -95,3 +109,178 @@ def _sample(sample: TrainingSample, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokens": [{"id": token, "text": decode([token]), "learned": bool(bit)} for token, bit in pairs],
         "turns": [{"start": start, "end": end, "text": decode(ids[start:end])} for start, end in sample.turn_spans],
     }
+
+
+@app.command(epilog=examples("tau2rl data inspect WRIT-2K.parquet", "tau2rl data inspect ROWS --limit 1 --json"))
+def inspect(
+    files: Files,
+    limit: Annotated[int, typer.Option("--limit", help="Rows of each file.", min=1, metavar="N", rich_help_panel=RUN)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Print which layout the first rows of a file have, their columns, and what was said and done in them.
+
+    Layouts are recognized by their keys: rows of tau2rl, OpenAI messages, WRIT-2K, AReaL-tau2-data (rows and tasks),
+    tau2-sft-seed-v3, tau2 tasks, prompt rows.
+    """
+    from tau2rl.data.jsonl import read_file
+
+    found = [_seen(at, data) for file in files for at, data in islice(read_file(file.expanduser()), limit)]
+    if as_json:
+        console.emit_json({"rows": found})
+        return
+    for row in found:
+        console.emit(f"{row['at']}: {row['layout']}; columns {', '.join(row['columns'])}")
+        for name, value in row.items():
+            if name not in ("at", "layout", "columns") and value not in ("", None, []):
+                words = ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else value
+                console.emit(f"  {name}: {words}")
+
+
+def _seen(at: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in a few words; of one that is no conversation its keys alone."""
+    from tau2rl.data.layouts import facts_of, layout_of
+    from tau2rl.data.rows import BadRow
+
+    shown = {"at": at, "layout": layout_of(data).value, "columns": list(data)}
+    if not layout_of(data).is_conversation:
+        return shown
+    try:
+        row, said = facts_of(data, name=at)
+    except BadRow as error:
+        return {**shown, "bad": str(error)}
+    named = ("id", "domain", "task", "user", "split", "source", "licence", "behaviour", "cell", "reward", "turns")
+    return {
+        **shown,
+        **{name: getattr(said, name) for name in named},
+        "messages": len(row.messages),
+        "tools": len(row.tools),
+        "calls": [call.name for call in said.calls],
+        "first_words": said.said[:200],
+    }
+
+
+@app.command(
+    epilog=examples(
+        "tau2rl data validate outputs/seed/default/rows.jsonl",
+        "tau2rl data validate ROWS --against-test --tokenizer DIR --max-tokens 16384",
+    )
+)
+def validate(
+    files: Files,
+    against_test: Annotated[
+        bool,
+        option(
+            "--against-test",
+            help="Name the rows that share a user, an order or reservation, a write with its arguments or a run of eight words "
+            "with one of tau2's test tasks.",
+        ),
+    ] = False,
+    tokenizer: TokenizerDir = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Name every bad row by file and line, with what is wrong with it.
+
+    Looked for: lines that are no JSON, rows that `sft` cannot read, results without a call and calls without a result, calls of
+    tools or with arguments that the row's own schemas do not have, rows that teach nothing, a conversation twice. On request:
+    rows that a checkpoint's template refuses or that are too long (`--set data.max_tokens=N`), and overlap with the test tasks.
+
+    Exits with 0 when no row is bad, 2 when one is.
+    """
+    chosen = load(SftConfig, config, sets or ())
+    from tau2rl.data import inspection
+
+    further: list[Further] = [_against_test()] if against_test else []
+    count, faults = inspection.validate(files, further)
+    if tokenizer:
+        encoded = _encoded(files, tokenizer, chosen)
+        known = {fault.at for fault in faults}
+        faults += [
+            inspection.Fault(at=one.at, why=f"sft leaves it out: {one.reason}") for one in encoded.dropped if one.at not in known
+        ]
+    _print_faults(count, faults, as_json=as_json)
+    raise typer.Exit(2 if faults else 0)
+
+
+def _print_faults(count: int, faults: Sequence[Fault], *, as_json: bool) -> None:
+    bad = len({fault.at for fault in faults})
+    if as_json:
+        console.emit_json({"rows": count, "bad": bad, "faults": [{"at": fault.at, "why": fault.why} for fault in faults]})
+        return
+    for fault in faults[:SHOWN]:
+        console.emit(f"{fault.at}: {fault.why}")
+    if len(faults) > SHOWN:
+        console.emit(f"and {len(faults) - SHOWN} more (`--json` has all)")
+    console.say(f"{count} rows, {bad} bad")
+
+
+def _against_test() -> Further:
+    from tau2rl.synth.contamination import RowGuard, in_words
+
+    guard = RowGuard()
+    return lambda name, data, row, said: in_words(guard.of_row(said))
+
+
+def _encoded(files: Iterable[Path], tokenizer: str, config: SftConfig) -> Encoded:
+    """All rows as `sft` trains on them. Raises UserError as it does."""
+    from tau2rl.chat.tokenizers import load_tokenizer
+    from tau2rl.data.encoding import encode_rows
+    from tau2rl.data.inspection import rows
+
+    named = rows(tuple(files), bad=lambda fault: None)
+    return encode_rows(named, load_tokenizer(tokenizer), max_tokens=config.data.max_tokens, chat=config.chat)
+
+
+@app.command(
+    epilog=examples(
+        "tau2rl data stats outputs/seed/default/rows.jsonl", "tau2rl data stats WRIT-2K.parquet --tokenizer DIR --json"
+    )
+)
+def stats(
+    files: Files, tokenizer: TokenizerDir = None, config: ConfigFile = None, sets: Sets = None, as_json: Json = False
+) -> None:
+    """Count the rows by layout, domain, source, licence, split, behaviour and cell of the grid; and how long they are.
+
+    Turns are the assistant's that are learned, writes its calls that change the domain's database. Rows that cannot be read are
+    counted as bad; `tau2rl data validate` names them.
+    """
+    chosen = load(SftConfig, config, sets or ())
+    from tau2rl.data.inspection import spread
+    from tau2rl.share import row_card
+
+    report = row_card.count(files)
+    if tokenizer:
+        encoded = _encoded(files, tokenizer, chosen)
+        report["tokens"] = spread([len(sample.token_ids) for sample in encoded.samples]) if encoded.samples else None
+        report["left_out_by_sft"] = len(encoded.dropped)
+    if as_json:
+        console.emit_json(report)
+        return
+    console.emit(data_writing.in_short(report))
+    for name, counts in report.items():
+        if name.startswith("by_"):
+            rows = [[key, str(value)] for key, value in cast("dict[str, int]", counts).items()]
+            console.emit_table([[name.removeprefix("by_"), "rows"], *rows])
+    sizes = [name for name in ("turns", "calls", "writes", "tokens") if report.get(name)]
+    if sizes:
+        columns = list(report[sizes[0]])
+        console.emit_table([["", *columns], *([name, *(str(report[name][key]) for key in columns)] for name in sizes)])
+
+
+app.command(
+    epilog=examples(
+        "tau2rl data mix --from a/rows.jsonl --from b/rows.jsonl --output both.jsonl",
+        "tau2rl data mix --from mine.jsonl=3 --from WRIT-2K.parquet=1 --rows 2000 --seed 1 --output mix.parquet",
+    )
+)(data_writing.mix)
+app.command(
+    epilog=examples("tau2rl data card data/mix.jsonl --license apache-2.0", "tau2rl data card train.parquet val.parquet --json")
+)(data_writing.card)
+app.command(
+    "import",
+    epilog=examples(
+        "tau2rl data import WRIT-2K.parquet --output writ.jsonl",
+        "tau2rl data import AReaL-tau2-data/tau2_rl_train.jsonl --output data/areal-tasks",
+    ),
+)(data_writing.import_)

@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import tau2rl
 from tau2rl import console
 from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, user_settings
-from tau2rl.config import ChatConfig, EvalConfig, UserConfig, build, load
-from tau2rl.doctor import USES, examine
+from tau2rl.config import (
+    STAGES,
+    ChatConfig,
+    EvalConfig,
+    PipelineConfig,
+    StageConfig,
+    UserConfig,
+    build,
+    known_names,
+    load,
+    read_file,
+)
+from tau2rl.doctor import USES, examine, examine_for
 from tau2rl.doctor.services import Check
 from tau2rl.errors import UserError
+from tau2rl.runs.folder import run_path
 from tau2rl.runs.provenance import LIBRARIES, library_versions
 
+if TYPE_CHECKING:
+    from tau2rl.launch.checks import Need
+
+KNOWN = tuple(dict.fromkeys([*USES, *STAGES]))
 MARKS = {"ok": "ok", "missing": "MISSING", "optional": "-"}
 
 
 def doctor(
     use: Annotated[
-        str, typer.Option("--for", help=f"What the machine is meant for: {', '.join(USES)}.", metavar="USE", rich_help_panel=RUN)
-    ] = "laptop",
+        str | None,
+        typer.Option(
+            "--for",
+            help=f"What the machine is meant for: {', '.join(KNOWN)}. (default: the stage of the config, else `laptop`)",
+            metavar="USE",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = None,
     user_model: Annotated[
@@ -40,26 +65,93 @@ def doctor(
 ) -> None:
     """Say what this machine has and lacks, with a hint for each gap.
 
-    With a config, its policy server and its user simulator are looked for too. Keys are named, never shown.
+    With the config of a stage, all that its settings need is looked for: packages, data, checkpoint, tasks, keys, chat template,
+    servers. Keys are named, never shown.
 
     Exits with 1 when something that this use needs is missing.
     """
-    if use not in USES:
-        raise UserError(f"no such use `{use}`", hint=f"one of: {', '.join(USES)}")
+    stored = read_file(config).get("stage") if config else None
+    if use not in (None, *KNOWN):
+        raise UserError(f"no such use `{use}`", hint=f"one of: {', '.join(KNOWN)}")
+    if config and (use is None or use not in STAGES):  # a file says itself for what it is
+        use = str(stored or "eval")
+    use = use or "laptop"
+    if use in STAGES and (config or use != "eval"):
+        if not config and not sets:
+            raise UserError(f"what `{use}` needs is what its settings say", hint=f"tau2rl doctor --for {use} -c FILE")
+        words, checks = f"the settings of `{config or use}`", _of_the_config(use, config, sets or [], user_model, tokenizer)
+    else:
+        words, checks = USES[use], _of_the_use(use, sets or [], user_model, tokenizer)
+    if not as_json:
+        console.say(f"for {use}: {words}" + ("; `--for` and `-c` name another use" if use == "laptop" else "") + "\n")
+    _show(use, checks, as_json=as_json)
+
+
+def _of_the_config(
+    stage: str, file: Path | None, sets: Sequence[str], user: str | None, tokenizer: str | None
+) -> Iterator[Check]:
+    """The checks of all that a stage's settings need. Raises UserError."""
+    from tau2rl.launch.checks import needs
+    from tau2rl.recipes.pipeline_plan import plan, with_files
+
+    model = STAGES.get(stage)
+    if model is None:
+        raise UserError(f"`{file}` is of an unknown stage `{stage}`", hint=f"known: {', '.join(STAGES)}")
+    options = user_settings(user) if "user" in model.model_fields else {}
+    if tokenizer and "chat.tokenizer" in known_names(model):
+        options["chat.tokenizer"] = tokenizer
+    config = load(model, file, sets, options)
+    made: Path | None = None
+    runs: list[StageConfig] = [config]
+    if isinstance(config, PipelineConfig):
+        made = run_path(config)
+        runs = [planned.config for planned in plan(with_files(config, file.parent if file else Path()), made)]
+
+    def checks() -> Iterator[Check]:
+        for run in runs:
+            yield from examine_for(run, address=run.launch.address)
+            yield from map(_found, needs(run, made=made))
+
+    # What every run of a pipeline needs is looked for again for each, which is cheap, and shown once.
+    return _each_once(checks())
+
+
+def _each_once(checks: Iterator[Check]) -> Iterator[Check]:
+    seen: set[Check] = set()
+    for check in checks:
+        if check not in seen:
+            seen.add(check)
+            yield check
+
+
+def _found(need: Need) -> Check:
+    try:
+        return Check(name=need.name, state="ok", detail=need.find())
+    except UserError as error:
+        return Check(name=need.name, state="missing", detail=error.message, hint=error.hint or "correct the settings")
+
+
+def _of_the_use(use: str, sets: Sequence[str], user: str | None, tokenizer: str | None) -> Iterator[Check]:
+    """The checks for a use; with settings of an evaluation, of its servers and its chat template. Raises UserError."""
     asked: dict[str, Any] = {}
-    if config or sets:
+    if sets:
         # An evaluation must name its tokenizer; whether its servers answer can be asked without one.
-        first = [] if config or any(item.startswith("chat.") for item in sets or ()) else ["chat.tokenizer=bytes"]
+        first = [] if any(item.startswith("chat.") for item in sets) else ["chat.tokenizer=bytes"]
         last = [f"chat.tokenizer={tokenizer}"] if tokenizer else []
-        chosen = load(EvalConfig, config, [*first, *(sets or []), *last], user_settings(user_model))
+        chosen = load(EvalConfig, None, [*first, *sets, *last], user_settings(user))
         asked = {"user": chosen.user, "policy": chosen.policy, "address": chosen.launch.address}
         asked |= {} if first and not tokenizer else {"chat": chosen.chat}
-    elif user_model:
-        asked = {"user": build(UserConfig, {"kind": "scripted"} if user_model == "scripted" else {"model": user_model})}
+    elif user:
+        asked = {"user": build(UserConfig, {"kind": "scripted"} if user == "scripted" else {"model": user})}
     if tokenizer and "chat" not in asked:
         asked["chat"] = build(ChatConfig, {"tokenizer": tokenizer})
+    return examine(use, **asked)
+
+
+def _show(use: str, found: Iterator[Check], *, as_json: bool) -> None:
+    """The checks as they are made, and the verdict; ends with the exit code."""
     checks: list[Check] = []
-    for check in examine(use, **asked):
+    for check in found:
         checks.append(check)
         if not as_json:
             console.emit(f"{MARKS[check.state]:8} {check.name:16} {check.detail}")

@@ -34,25 +34,35 @@ SHORT: dict[str, tuple[str, ...]] = {
     "rollout.num_samples": ("--num-samples", "--group-size"), "rollout.greedy": ("--greedy",),
     "rollout.concurrency": ("--concurrency",), "reward.preset": ("--reward",),
     "noise_prob": ("--noise-prob",), "sources": ("--from",),
+    "keep.per_user": ("--per-user",), "keep.per_cell": ("--per-cell",), "keep.total": ("--total",),
+    "balance.per_user": ("--per-user",), "balance.per_cell": ("--per-cell",), "balance.total": ("--total",),
     "keep.per_task": ("--per-task",), "keep.per_kind": ("--per-kind",), "keep.per_domain": ("--per-domain",),
-    "keep.partial_backoff": ("--partial-backoff",), "keep.dedupe": ("--dedupe",),
+    "keep.partial_backoff": ("--partial-backoff",), "keep.dedupe": ("--dedupe",), "balance.dedupe": ("--dedupe",),
     "keep.exclude_no_op": ("--exclude-no-op/--include-no-op",),
     "model.init": ("--model",), "data.files": ("--data",), "data.max_tokens": ("--max-tokens",), "data.limit": ("--limit",),
     "train.steps": ("--steps",), "train.lr": ("--lr",), "train.batch_size": ("--batch-size",),
     "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
-    "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
+    "repetitions": ("--repetitions",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
+    "writer.kind": ("--writer",), "writer.model": ("--writer-model",),
     "launch.address": ("--address",), "launch.inline": ("--inline",), "launch.detach": ("--detach",),
 }  # fmt: skip
 
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
-    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "tasks.source",
+    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "writer.kind", "writer.model", "tasks.source",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
-    "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency",
+    "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "repetitions",
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
 }  # fmt: skip
 
+
+def option(*names: str, help: str, metavar: str | None = None, panel: str = RUN) -> Any:
+    """An option whose help says its default, if it says one at all."""
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tau2rl import console
-from tau2rl.report.tables import cost_words, report_rows, total_words
+from tau2rl.report.tables import cost_words, report_rows, short_words, total_words
 
 
 def shown(path: Path) -> str:
     """A path as one would type it here: relative to the current directory when it is below it, quoted where a shell needs it."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def program() -> str:
+    """How to call this command line here: `tau2rl` where the shell finds this one under that name, else by its path."""
+    beside, found = Path(sys.executable).with_name("tau2rl"), shutil.which("tau2rl")
+    if not beside.exists() or (found and Path(found).exists() and Path(found).samefile(beside)):
+        return "tau2rl"
+    return shown(beside)
 
 
 def print_report(report: Mapping[str, Any], folder: Path) -> None:
@@ -33,6 +43,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
 def print_evaluation(report: Mapping[str, Any]) -> None:
     """The table, and below it what became of every attempt."""
     console.emit_table(report_rows(report))
+    if repeated := report.get("repetitions"):
+        console.emit(_of_repetitions(repeated))
     ended = ", ".join(f"{count} {status}" for status, count in report["episodes"].items())
     console.emit(f"episodes: {ended}" + (f", {report['missing']} missing" if report["missing"] else ""))
     for name in ("faults", "terminations"):
@@ -43,7 +55,7 @@ def print_evaluation(report: Mapping[str, Any]) -> None:
     )
     console.emit(f"floor: {floor}")
     if cost := report.get("cost"):
-        console.emit(f"cost: {cost_words(cost)}")
+        console.emit_words(f"cost: {short_words(cost)}")
     if test_access := report.get("test_access"):
         console.emit(_of_the_test(test_access))
     for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):
@@ -72,7 +84,7 @@ def print_dataset(report: Mapping[str, Any], folder: Path) -> None:
     for name, file in report["files"].items():
         console.emit(f"{shown(folder / name)}: {file['rows']} rows, sha256 {file['sha256'][:16]}")
     if cost := report.get("cost"):
-        console.emit(f"cost: {cost_words(cost)}")
+        console.emit_words(f"cost: {short_words(cost)}")
     if report["incomplete"]:
         console.emit("incomplete: not every attempt was graded")
 
@@ -90,7 +102,7 @@ def print_training(report: Mapping[str, Any]) -> None:
     for step, value in report["training"].get("validation", {}).items():
         console.emit(f"step {step}: {value:.3f} of the validation tasks solved")
     if cost := report.get("cost"):
-        console.emit(f"cost: {cost_words(cost)}")
+        console.emit_words(f"cost: {short_words(cost)}")
     checkpoint = report["outputs"]["checkpoint"]
     console.emit(f"{shown(Path(checkpoint['path']))}: sha256 {checkpoint['sha256'][:16]}")
 
@@ -107,14 +119,30 @@ def print_pipeline(report: Mapping[str, Any]) -> None:
     chain = report["chain"]
     broken = f"broken: {', '.join(chain['broken'])}" if chain["broken"] else "sound"
     console.emit(f"chain of hashes: {chain['links']} links, {broken}")
-    runs = [*report["steps"].items(), *((f"{entry['model']}-eval", entry) for entry in report["evaluations"])]
-    for name, account in runs:
-        if cost := account.get("cost"):
-            console.emit(f"cost of {name}: {cost_words(cost)}")
     if total := report.get("cost"):
-        console.emit(f"cost: {total_words(total)}")
+        console.emit_words(f"cost: {short_words(total)}")
     if report["incomplete"]:
         console.emit(f"not done: {', '.join(report['not_done']) or 'nothing is left, but the last start was broken off'}")
+
+
+def print_cost(report: Mapping[str, Any]) -> None:
+    """What a run took, in detail; of a pipeline, what each of its runs took."""
+    if "steps" in report and "evaluations" in report:
+        runs = [*report["steps"].items(), *((f"{entry['model']}-eval", entry) for entry in report["evaluations"])]
+        for name, account in runs:
+            if cost := account.get("cost"):
+                console.emit_words(f"cost of {name}: {cost_words(cost)}")
+    if cost := report.get("cost"):
+        console.emit_words(f"cost in detail: {total_words(cost) if 'runs' in cost else cost_words(cost)}")
+
+
+def _of_repetitions(repeated: Mapping[str, Any]) -> str:
+    """pass@1 of each whole run, and whether they differ by more than the luck of their attempts."""
+    overall = repeated["overall"]
+    values = ", ".join(f"{value:.3f}" for value in overall["pass@1"])
+    luck = overall["sd_by_attempts"]
+    beside = "" if luck is None else f"; the luck of the attempts alone would make it {luck:.3f}"
+    return f"repetitions: pass@1 {values}; sd between them {overall['sd']:.3f}{beside}"
 
 
 def _of_the_test(test_access: Mapping[str, Any]) -> str:

@@ -8,66 +8,31 @@ from typing import Annotated, Any
 import typer
 
 from tau2rl import console
-from tau2rl.cli.options import OUTPUT, RUN, Json
+from tau2rl.cli.options import OUTPUT, Json, option
 from tau2rl.cli.printing import shown
 from tau2rl.errors import RunIncomplete, UserError
 
-RunDir = Annotated[Path, typer.Argument(help="A training run or a pipeline.", metavar="RUN_DIR", show_default=False)]
+TrainingRun = Annotated[Path, typer.Argument(help="A training run or a pipeline.", metavar="RUN_DIR", show_default=False)]
 Evaluations = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--eval",
-        help="An evaluation of this checkpoint; repeat for more. A pipeline has its own.",
-        metavar="RUN_DIR",
-        rich_help_panel=RUN,
-        show_default=False,
-    ),
+    option("--eval", help="An evaluation of this checkpoint; repeat for more. A pipeline has its own.", metavar="RUN_DIR"),
 ]
-Step = Annotated[
-    str | None,
-    typer.Option(
-        "--step", help="Of a pipeline. (default: the last that trains)", metavar="NAME", rich_help_panel=RUN, show_default=False
-    ),
-]
-License = Annotated[
-    str | None,
-    typer.Option(
-        "--license", help="Yours to say, such as `apache-2.0`.", metavar="NAME", rich_help_panel=RUN, show_default=False
-    ),
-]
-BaseModel = Annotated[
-    str | None,
-    typer.Option(
-        "--base-model", help="Yours to say: its name on the hub.", metavar="ORG/NAME", rich_help_panel=RUN, show_default=False
-    ),
-]
+Step = Annotated[str | None, option("--step", help="Of a pipeline. (default: the last that trains)", metavar="NAME")]
+License = Annotated[str | None, option("--license", help="Yours to say, such as `apache-2.0`.", metavar="NAME")]
+BaseModel = Annotated[str | None, option("--base-model", help="Yours to say: its name on the hub.", metavar="ORG/NAME")]
 
 
 def card(
-    run: RunDir,
+    run: TrainingRun,
     evaluations: Evaluations = None,
     step: Step = None,
     license: License = None,
     base_model: BaseModel = None,
     repo: Annotated[
-        str | None,
-        typer.Option(
-            "--repo",
-            help="The model's name on the hub, for its commands.",
-            metavar="ORG/NAME",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
+        str | None, option("--repo", help="The model's name on the hub, for its commands.", metavar="ORG/NAME")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            help="The folder. (default: `card` in the run folder)",
-            metavar="DIR",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
+        Path | None, option("--output", help="The folder. (default: `card` in the run folder)", metavar="DIR", panel=OUTPUT)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -94,20 +59,15 @@ def card(
 
 
 def push(
-    run: RunDir,
-    repo: Annotated[
-        str,
-        typer.Option("--repo", help="The model's name on the hub.", metavar="ORG/NAME", rich_help_panel=RUN, show_default=False),
-    ],
+    run: TrainingRun,
+    repo: Annotated[str, option("--repo", help="The model's name on the hub.", metavar="ORG/NAME")],
     evaluations: Evaluations = None,
     step: Step = None,
     license: License = None,
     base_model: BaseModel = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Make a new repository public; else it is private.", rich_help_panel=RUN)
-    ] = False,
+    public: Annotated[bool, option("--public", help="Make a new repository public; else it is private.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run/--upload", help="Say what would be uploaded; upload nothing.", rich_help_panel=OUTPUT)
+        bool, option("--dry-run/--upload", help="Say what would be uploaded; upload nothing. (default)", panel=OUTPUT)
     ] = True,
     as_json: Json = False,
 ) -> None:

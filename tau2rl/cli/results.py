@@ -9,8 +9,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from tau2rl import console
-from tau2rl.cli.options import OUTPUT, Json
-from tau2rl.cli.printing import print_report, shown
+from tau2rl.cli.options import OUTPUT, Json, option
+from tau2rl.cli.printing import print_cost, print_report, shown
 from tau2rl.cli.stages import resume_command
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import counted
@@ -20,7 +20,6 @@ from tau2rl.runs.folder import read_config
 from tau2rl.runs.reports import REPORT, read_report as read_stored_report
 from tau2rl.types import EpisodeRecord
 
-RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
 RunDirs = Annotated[
     list[Path],
     typer.Argument(
@@ -34,15 +33,12 @@ RunDirs = Annotated[
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN_DIR...", show_default=False)],
     html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Write one page to send to somebody.", metavar="FILE", rich_help_panel=OUTPUT, show_default=False
-        ),
+        Path | None, option("--html", help="Write one page to send to somebody.", metavar="FILE", panel=OUTPUT)
     ] = None,
-    markdown: Annotated[
-        Path | None,
-        typer.Option("--md", help="Write the tables as Markdown.", metavar="FILE", rich_help_panel=OUTPUT, show_default=False),
-    ] = None,
+    markdown: Annotated[Path | None, option("--md", help="Write the tables as Markdown.", metavar="FILE", panel=OUTPUT)] = None,
+    cost: Annotated[
+        bool, option("--cost", help="Also say what it took in detail, of a pipeline each run.", panel=OUTPUT)
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print the result of a run again, of whatever stage; of a pipeline, the table of its evaluations.
@@ -64,6 +60,8 @@ def report(
             if len(runs) > 1:
                 console.emit(f"\n{shown(run)}")
             print_report(values, run if run.is_dir() else run.parent)
+            if cost:
+                print_cost(values)
     raise typer.Exit(1 if any(values["incomplete"] for values in reports) else 0)
 
 
@@ -117,6 +115,8 @@ def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
 def read_report(run: Path) -> dict[str, Any]:
     """The `report.json` of a run folder, or the file itself. Raises UserError."""
     file = run / REPORT if run.is_dir() else run
+    if not run.exists():
+        raise UserError(f"there is no `{run}`", hint="`tau2rl runs list` shows the runs that there are")
     if not file.exists():
         if (run / "config.json").exists():
             raise UserError(f"`{run}` has no report yet", hint=f"it is running, or finish it: `{_go_on(run)}`")

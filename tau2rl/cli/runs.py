@@ -74,14 +74,14 @@ def prune(
     from tau2rl.runs.pruning import plan, remove
 
     found = plan(_runs(places), keep_last=keep_last, state=state)
-    going = [one for one in found if not one.because]
+    going = [one for one in found if not one.kept_because]
     if yes:
         remove(going)
     if as_json:
-        values = [{"path": str(one.path), "bytes": one.size, "kept_because": one.because or None} for one in found]
+        values = [{"path": str(one.path), "bytes": one.size, "kept_because": one.kept_because or None} for one in found]
         console.emit_json({"deleted": yes, "checkpoints": values})
         return
-    rows = [[shown(one.path), _megabytes(one.size), one.because or ("deleted" if yes else "may go")] for one in found]
+    rows = [[shown(one.path), _megabytes(one.size), one.kept_because or ("deleted" if yes else "may go")] for one in found]
     console.emit_table([["checkpoint", "MB", ""], *rows])
     size = _megabytes(sum(one.size for one in going))
     console.say(f"{len(going)} of {len(found)}, {size} MB, {'deleted' if yes else 'may go: `--yes` deletes them'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tau2rl import console, plugins
+from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model, spent_words
 from tau2rl.cli.options import Json
 from tau2rl.cli.results import evaluated, sampled
 from tau2rl.errors import UserError
@@ -18,6 +19,7 @@ from tau2rl.report.aggregate import by_domain
 from tau2rl.report.best_of_k import Scored
 from tau2rl.report.compare import holm
 from tau2rl.report.tables import number
+from tau2rl.runs.provenance import file_hash
 from tau2rl.types import EpisodeRecord
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ def select(
     verifier: Annotated[
         list[str] | None,
         typer.Option(
-            help="rules, consistency, logprob, or yours as `package.module:name`; may be repeated. (default: those three)",
+            help="rules, consistency, logprob, judge, a file of `--fit`, or yours as `package.module:name`; may be repeated. "
+            "(default: the first three)",
             metavar="NAME",
             show_default=False,
         ),
@@ -40,32 +43,66 @@ def select(
     accept_from: Annotated[
         float, typer.Option(min=0, max=1, help="The score from which an attempt is accepted, and early stop ends.")
     ] = 0.5,
+    fit: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fit a logistic regression on the scores of the verifiers, on a run of training tasks, and write it here.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    judge_model: JudgeModel = None,
+    judge_api_base: JudgeApiBase = None,
+    judge_api_key_env: JudgeKey = None,
+    judgments: Judgments = None,
+    allow_held_out: Annotated[bool, typer.Option("--allow-held-out", help="Fit on test and selection tasks too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Choose one of k kept attempts at each task by a verifier, and say what that is worth: pass@1 < selected@k < pass@k.
 
     A verifier sees what a deployment would: policy, messages, calls and results; never the task's criteria or its grade.
-    No model is needed, and nothing is played.
+    Nothing is played. Only `judge` asks a model, `--judge-model`, through litellm; its answers are kept and not asked for twice.
+    `--fit FILE` makes a verifier of several: fit it on one run, then measure it on another with `--verifier FILE`.
     """
     from tau2rl.verify.verifiers import scorers
 
+    model = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments)
     plugins.search([Path.cwd()])
+    verifiers = scorers(verifier or SHIPPED, model=model)
+    if fit is not None:
+        _fit(fit, run, verifiers, allow_held_out=allow_held_out, as_json=as_json)
+        return
     counts = evaluated(run)
     attempts = sampled(run)
     if {key: len(part) for key, part in attempts.items()} != {key: n for key, (n, _) in counts.items()}:
         raise UserError(f"`{run}` has other episodes than its report counts", hint="play it again")
     fewest = min(map(len, attempts.values()))
     chosen = k or fewest
+    for one in verifiers:
+        if both := one.fitted_on & attempts.keys():
+            raise UserError(
+                f"`{one.name}` was fitted on {len(both)} tasks of `{run}`, such as {min(both)}", hint="measure it on other tasks"
+            )
     transcripts = _transcripts(attempts)
-    found = {scorer.name: _worth(scorer, attempts, transcripts, chosen, accept_from) for scorer in scorers(verifier or SHIPPED)}
+    found = {scorer.name: _worth(scorer, attempts, transcripts, chosen, accept_from) for scorer in verifiers}
     adjusted = holm([one["gain"]["p"] for one in found.values()])
     for one, p in zip(found.values(), adjusted, strict=True):
         one["gain"]["p_holm"] = p
-    values = {"run": str(run), "tasks": len(attempts), "attempts": fewest, "k": chosen, "accept_from": accept_from}
+    values: dict[str, Any] = {
+        "run": str(run),
+        "tasks": len(attempts),
+        "attempts": fewest,
+        "k": chosen,
+        "accept_from": accept_from,
+    }
+    if model is not None:
+        values["judge"] = model.spent()
     if as_json:
         console.emit_json({**values, "verifiers": found})
     else:
         _print(found, chosen, tasks=len(attempts), attempts=fewest)
+        if model is not None:
+            console.emit(spent_words(model))
 
 
 def _worth(
@@ -94,6 +131,38 @@ def _worth(
             for one in points.values()
         ],
     }
+
+
+def _fit(file: Path, run: Path, verifiers: Sequence[Scorer], *, allow_held_out: bool, as_json: bool) -> None:
+    """Fit a verifier on the scores of others, over the attempts of a run, and write it. Raises UserError."""
+    from tau2rl.env.tasks import refuse_held_out
+    from tau2rl.verify import learned
+    from tau2rl.verify.verifiers import signals
+
+    attempts = sampled(run)
+    if not attempts:
+        raise UserError(f"`{run}` has no episodes")
+    if not allow_held_out:
+        refuse_held_out({record.attempt.task for part in attempts.values() for record in part})
+    transcripts = _transcripts(attempts)
+    rows = [row for key in attempts for row in signals(verifiers, transcripts[key])]
+    solved = [record.episode.solved for part in attempts.values() for record in part]
+    about = {
+        "run": str(run),
+        "episodes_sha256": file_hash(run / "episodes.jsonl"),
+        "tasks": sorted(attempts),
+        "attempts": len(solved),
+        "successes": sum(solved),
+    }
+    content = learned.fit([one.name for one in verifiers], rows, solved, about)
+    digest = learned.write_learned(file, content)
+    if as_json:
+        console.emit_json({**content, "digest": digest})
+        return
+    weights = zip(content["features"], content["coefficients"], strict=True)
+    console.emit_table([["feature", "weight"], *([name, f"{weight:+.2f}"] for name, weight in weights if weight)])
+    console.emit(f"{file}: verifier {digest}, fitted on {len(solved)} attempts at {len(attempts)} tasks, {sum(solved)} solved")
+    console.emit(f"measure it on other tasks: `tau2rl select RUN_DIR --verifier {file}`")
 
 
 def _transcripts(attempts: Mapping[str, list[EpisodeRecord]]) -> dict[str, list[Any]]:

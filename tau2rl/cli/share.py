@@ -9,50 +9,38 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tau2rl import console
-from tau2rl.cli.options import OUTPUT, RUN, Json, Sets
+from tau2rl.cli.options import OUTPUT, Json, RunDir, Sets, option
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.errors import UserError
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, run_path
 
 if TYPE_CHECKING:
     from tau2rl.share.kept import KeptRun
 
-RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]
-
 
 def regrade(
     run: RunDir,
-    reward: Annotated[
-        str | None,
-        typer.Option(
-            "--reward", help="The preset of the score. (`reward.preset`)", metavar="NAME", rich_help_panel=RUN, show_default=False
-        ),
-    ] = None,
+    reward: Annotated[str | None, option("--reward", help="The preset of the score. (`reward.preset`)", metavar="NAME")] = None,
     exclude_quarantined: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--exclude-quarantined/--include-quarantined",
             help="Leave out tasks with known defects. (`tasks.exclude_quarantined`)",
-            rich_help_panel=RUN,
-            show_default=False,
         ),
     ] = None,
     sets: Sets = None,
     name: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--name",
             help="The new run folder is `outputs/eval/NAME`. (default: the run's, with `-regraded`)",
             metavar="NAME",
-            rich_help_panel=OUTPUT,
-            show_default=False,
+            panel=OUTPUT,
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", help="The new run folder.", metavar="PATH", rich_help_panel=OUTPUT, show_default=False),
-    ] = None,
+    output: Annotated[Path | None, option("--output", help="The new run folder.", metavar="PATH", panel=OUTPUT)] = None,
     as_json: Json = False,
 ) -> None:
     """Grade the kept conversations of an evaluation again, by other reward settings, into a new run folder.
@@ -76,8 +64,7 @@ def regrade(
     target = run_path(config)
     if target.resolve() == source.resolve():
         raise UserError("a run is not graded again in its own folder", hint="choose another `--name` or `--output`")
-    RunFolder.create(target, config, resume=False)
-    with RunFolder.open(target) as folder, console.Follower() as follower:
+    with claimed(target, config, resume=False) as claim, RunFolder.open(claim.path) as folder, console.Follower() as follower:
         began, cpu = time.monotonic(), time.process_time()
         done = recipe.regrade(source, config, folder, follower.on_progress)
         write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
@@ -99,35 +86,19 @@ def export(
     to: Annotated[str, typer.Option("--to", help="tau2, trl, hf, inspect or atif.", metavar="LAYOUT", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            help="The folder to write to. (default: `export/LAYOUT` in the run folder)",
-            metavar="DIR",
-            rich_help_panel=OUTPUT,
-            show_default=False,
+        option(
+            "--output", help="The folder to write to. (default: `export/LAYOUT` in the run folder)", metavar="DIR", panel=OUTPUT
         ),
     ] = None,
     keep: Annotated[
         str,
-        typer.Option(
-            "--keep", help="trl, hf: `solved`, what tau2 graded 1, or `all` that it graded.", metavar="NAME", rich_help_panel=RUN
-        ),
+        option("--keep", help="trl, hf: `solved`, what tau2 graded 1 (the default), or `all` that it graded.", metavar="NAME"),
     ] = "solved",
     allow_held_out: Annotated[
-        bool,
-        typer.Option(
-            "--allow-held-out", help="trl, hf: rows on tasks that are kept for tests too; the card says so.", rich_help_panel=RUN
-        ),
+        bool, option("--allow-held-out", help="trl, hf: rows on tasks that are kept for tests too; the card says so.")
     ] = False,
     license: Annotated[
-        str | None,
-        typer.Option(
-            "--license",
-            help="hf: what the dataset's card says, such as `apache-2.0`.",
-            metavar="NAME",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
+        str | None, option("--license", help="hf: what the dataset's card says, such as `apache-2.0`.", metavar="NAME")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -191,26 +162,12 @@ def import_(
     ],
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name",
-            help="The run folder is `outputs/eval/NAME`. (default: the file's name)",
-            metavar="NAME",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
+        option("--name", help="The run folder is `outputs/eval/NAME`. (default: the file's name)", metavar="NAME", panel=OUTPUT),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="The run folder.", metavar="PATH", rich_help_panel=OUTPUT, show_default=False)
-    ] = None,
+    output: Annotated[Path | None, option("--output", help="The run folder.", metavar="PATH", panel=OUTPUT)] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            "--task-split",
-            help="The split of its tasks. (default: the smallest that has them all)",
-            metavar="NAME",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
+        option("--task-split", help="The split of its tasks. (default: the smallest that has them all)", metavar="NAME"),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from tau2rl import console, settings
 from tau2rl.cli.options import Json
+from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 from tau2rl.report.tables import number
 
@@ -102,10 +103,9 @@ def view(
     looked = places or [settings.output_root()]
     if missing := [place for place in looked if not place.is_dir()]:
         raise UserError(f"`{missing[0]}` is not a folder", hint="name run folders, or a folder of them")
-    try:
-        from tau2rl.view.server import serve
-    except ImportError as error:
-        raise UserError(f"`tau2rl view` needs `{error.name}`", hint="pip install -e '.[view]' in the clone of tau2rl") from None
+    refuse_command("tau2rl view")
+    from tau2rl.view.server import serve
+
     serve(looked, port=port, ready=console.emit)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import yaml
 
 from tau2rl import console, plugins
 from tau2rl.cli.options import Asked, stage_command
-from tau2rl.cli.printing import print_report, shown
+from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
+from tau2rl.errors import UserError
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
 
@@ -49,7 +51,9 @@ def run(asked: Asked[StageConfig]) -> None:
         follower.ended_well = code == DONE
     if not config.launch.detach and _written(folder / "report.json") != before:  # a run that broke early leaves an older one
         _show(config, folder, as_json=asked.as_json)
-    if code in (INCOMPLETE, INTERRUPTED) and (folder / "config.json").exists():
+    if code == DONE:
+        say_next(config, folder)
+    elif (folder / "config.json").exists():  # what was refused before it had anything is gone
         word = "interrupted" if code == INTERRUPTED else "not complete"
         console.say(f"{word}; continue with\n  {resume_command(config)}")
     raise typer.Exit(code)
@@ -92,7 +96,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
-    from tau2rl.launch.submit import job_argv, run_chain
+    from tau2rl.launch.submit import job_argv, look, run_chain
     from tau2rl.recipes.pipeline_plan import plan, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())
@@ -104,14 +108,23 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_json({"config": dump(config), "runs": plans})
         else:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
+        look([planned.config for planned in runs], made=folder, dry=True)
         return
     with console.Follower() as follower:
-        code = run_chain(config, watch=follower.next_run, say=follower.on_line)
+        try:
+            code = run_chain(config, watch=follower.next_run, say=follower.on_line)
+        except UserError as error:
+            if not has_results(folder):
+                raise
+            more = f"then go on with `{resume_command(config)}`"
+            raise UserError(error.message, hint=f"{error.hint}; {more}" if error.hint else more) from None
         follower.ended_well = code == DONE
     if (folder / "report.json").exists():
         _show(config, folder, as_json=asked.as_json)
     if code:
         console.say(f"not complete; continue with\n  {resume_command(config)}")
+    else:
+        say_next(config, folder)
     raise typer.Exit(code)
 
 
@@ -184,11 +197,13 @@ pipeline = stage_command(
 
 
 def print_plan(config: StageConfig, *, as_json: bool) -> None:
-    """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file."""
-    from tau2rl.launch.submit import job_argv, refuse_unknown_domains
+    """The resolved config and what would run; as YAML the latter is a comment, so that the output is a config file.
+
+    Raises UserError behind it, with everything that the run would be refused for.
+    """
+    from tau2rl.launch.submit import job_argv, look
     from tau2rl.recipes.training import backend_for, trains_on_actors
 
-    refuse_unknown_domains(config)
     job = job_argv(run_path(config))
     plan: dict[str, Any] = {"argv": job}
     if isinstance(config, SftConfig | GrpoConfig) and trains_on_actors(config):
@@ -199,7 +214,14 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         plan = {"argv": list(of_backend.argv) or job, "layout": list(of_backend.layout), "issues": issues, "job": job}
     if as_json:
         console.emit_json({"config": dump(config), **plan})
-        return
+    else:
+        _print_plan(config, plan)
+    look([config], dry=True)
+    if errors := [issue for issue in plan.get("issues", ()) if issue["kind"] == "error"]:
+        raise UserError("\n".join(issue["message"] for issue in errors), hint="; ".join(issue["hint"] for issue in errors))
+
+
+def _print_plan(config: StageConfig, plan: Mapping[str, Any]) -> None:
     remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
     remarks += [f"{issue['kind']}: {issue['message']} ({issue['hint']})" for issue in plan.get("issues", ())]
     text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
@@ -230,11 +252,28 @@ def not_played(report: Any) -> int:
     return int(planned) - int(report["tried"]) if planned is not None else 0
 
 
+def say_next(config: StageConfig, folder: Path) -> None:
+    """Where the run is, and what can be done with it."""
+    from tau2rl.recipes.pipeline_plan import ROWS
+
+    run, command = shown(folder), program()
+    match config:
+        case PipelineConfig():
+            more = [f"{command} view {run}", f"{command} report {run} --cost", f"{command} card {run}"]
+        case SftConfig() | GrpoConfig():
+            more = [f"{command} report {run} --cost", f"{command} view {run}"]
+        case EvalConfig():
+            more = [f"{command} show {run}", f"{command} compare {run} ANOTHER_RUN"]
+        case _:
+            more = [f"{command} show {run}", f"{command} sft --data {shlex.quote(str(folder / ROWS[stage_of(config)]))}"]
+    console.say(f"run folder: {run}\nnext, if you like\n" + "\n".join(f"  {line}" for line in more))
+
+
 def resume_command(config: StageConfig) -> str:
     """What to type to go on with a run, as a line that a shell takes."""
     folder = shown(run_path(config))
     command = "run" if isinstance(config, PipelineConfig) else stage_of(config)
-    words = f"tau2rl {command} -c {shown(run_path(config) / 'config.json')} --output {folder}"
+    words = f"{program()} {command} -c {shown(run_path(config) / 'config.json')} --output {folder}"
     return words if isinstance(config, PipelineConfig) else f"{words} --resume"  # a pipeline goes on by itself
 
 

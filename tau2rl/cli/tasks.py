@@ -13,7 +13,7 @@ import typer
 
 from tau2rl import console, settings
 from tau2rl.cli.lazy import escape, examples
-from tau2rl.cli.options import OUTPUT, SHORT, Json, shown_default
+from tau2rl.cli.options import OUTPUT, SHORT, Json, option, shown_default
 from tau2rl.config import Section, StageConfig, TasksConfig, build, every_setting
 from tau2rl.errors import UserError
 from tau2rl.runs.progress import ProgressEvent
@@ -26,7 +26,7 @@ WHAT = "Which tasks (tasks)"
 def _of(model: type[Section], name: str, flag: str, metavar: str) -> Any:
     setting = next(setting for setting in every_setting(model) if setting.name == name)
     default = "" if setting.default in (None, ()) else f" (default `{shown_default(setting.default)}`)"
-    return typer.Option(flag, help=escape(setting.text + default), metavar=metavar, rich_help_panel=WHAT, show_default=False)
+    return option(flag, help=escape(setting.text + default), metavar=metavar, panel=WHAT)
 
 
 Source = Annotated[Path | None, _of(TasksConfig, "source", SHORT["tasks.source"][0], "FILE")]
@@ -88,8 +88,9 @@ def list_(
 def show(
     task: Annotated[str, typer.Argument(help="A task, `domain/task_id`.", metavar="TASK", show_default=False)],
     split: Annotated[
-        str, typer.Option("--task-split", help="The split that it is of.", metavar="NAME", rich_help_panel=WHAT)
+        str, option("--task-split", help="The split that it is of. (default: base)", metavar="NAME", panel=WHAT)
     ] = "base",
+    source: Source = None,
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +98,7 @@ def show(
     name, slash, _ = task.partition("/")
     if not slash:
         raise UserError(f"`{task}` names no domain", hint="`retail/5`; `tau2rl tasks list` shows them")
-    config = tasks_config([name], split, None, plugins).model_copy(update={"ids": (task,)})
+    config = tasks_config([name], split, None, plugins, source).model_copy(update={"ids": (task,)})
     from tau2rl.env.domain import domain
     from tau2rl.env.tasks import describe, gold_actions, select
 
@@ -132,22 +133,21 @@ def _assertion(one: Any) -> str:
 
 
 @app.command(
-    epilog=examples("tau2rl tasks index --output data/prompts", "tau2rl tasks index --domains retail,telecom --task-split train")
+    epilog=examples(
+        "tau2rl tasks index --output outputs/prompts", "tau2rl tasks index --domains retail,telecom --task-split train"
+    )
 )
 def index(
     domains: Domains = None,
     splits: Annotated[
         list[str] | None,
-        typer.Option(
-            "--task-split", help="Separated by commas or repeated. (default train,test)", metavar="NAMES", rich_help_panel=WHAT
-        ),
+        option("--task-split", help="Separated by commas or repeated. (default train,test)", metavar="NAMES", panel=WHAT),
     ] = None,
     limit: Limit = None,
     plugins: Plugins = None,
     source: Source = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", help="Folder of the files. (default outputs/index)", metavar="DIR", rich_help_panel=OUTPUT),
+        Path | None, option("--output", help="Folder of the files. (default outputs/index)", metavar="DIR", panel=OUTPUT)
     ] = None,
     as_json: Json = False,
 ) -> None:

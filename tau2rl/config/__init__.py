@@ -10,6 +10,7 @@ from __future__ import annotations
 from tau2rl.config.base import DOMAINS, TEST_SPLITS, Section
 from tau2rl.config.fields import Setting, every_setting, known_names, words_of
 from tau2rl.config.loading import build, dump, flatten, load, put, read_file, type_of
+from tau2rl.config.making import SynthConfig, WriterConfig
 from tau2rl.config.sections import (
     PRESETS,
     ChatConfig,
@@ -23,7 +24,6 @@ from tau2rl.config.sections import (
     RewardConfig,
     RolloutConfig,
     SamplingConfig,
-    SynthConfig,
     TasksConfig,
     TemplateConfig,
     UserConfig,
@@ -50,6 +50,7 @@ from tau2rl.config.training import (
     GrpoTrainConfig,
     LocalTrainConfig,
     ModelConfig,
+    MonitorsConfig,
     SftTrainConfig,
     ShapeConfig,
     SlimeConfig,
@@ -81,6 +82,7 @@ __all__ = [
     "LocalTrainConfig",
     "MakesDataConfig",
     "ModelConfig",
+    "MonitorsConfig",
     "PipelineConfig",
     "PlayConfig",
     "PolicyConfig",
@@ -106,6 +108,7 @@ __all__ = [
     "TrainConfig",
     "UserConfig",
     "ValConfig",
+    "WriterConfig",
     "build",
     "dump",
     "every_setting",

@@ -130,6 +130,11 @@ IDLE: tuple[Idle, ...] = (
     Idle("reward.normalise", {"reward.preset": ("outcome", "guarded"), "reward.alpha": (None,)}, "it weighs no partial score"),
     Idle("reward.recipe", {}, "it is for training by turns", ("eval", "seed", "rft-filter")),
     Idle("reward.recipe", {"algo.estimator": TRAJECTORY}),
+    # synth
+    *(
+        Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
+        for key in ("model", "api_base", "api_key_env", "temperature", "attempts", "timeout_seconds", "retries", "cache")
+    ),
     # seed
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),
     Idle("noise_prob", {"tasks.split": Apart(start="synth-")}, "it is the gold teacher's, on synthesized tasks"),
@@ -143,6 +148,8 @@ IDLE: tuple[Idle, ...] = (
         )
     ),
     Idle("keep.partial_backoff", {"keep.attempts": ("all",)}, "failures are kept anyway"),
+    Idle("keep.form", {"keep.attempts": Other(than=("solved+form",))}),
+    Idle("balance.form", {"keep": Other(than=("solved+form",))}),
     # the policy gradient
     Idle("algo.gamma", {"algo.estimator": (*TRAJECTORY, "mt_grpo")}),
     Idle("algo.outcome_weight", {"algo.estimator": Other(than=("mt_gtpo",))}),
@@ -161,6 +168,8 @@ IDLE: tuple[Idle, ...] = (
     Idle("algo.correction_low", {"algo.correction": ("tis",)}),
     *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay")),
     Idle("val", {"train.val_every": UNSET}, stages=("grpo",)),
+    Idle("monitors", {"monitors.action": ("off",)}),
+    Idle("monitors.entropy_left", {"backend": ("slime",)}, "slime's trainer has its entropy, and its rollouts have the monitors"),
     Idle("rollout.adaptive", {}, "a training step has a fixed number of episodes", ("grpo",)),
     Idle("rollout.workers", {"backend": ("local",)}, "it plays in the process that samples"),
     # the training

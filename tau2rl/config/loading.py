@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -106,6 +107,7 @@ def load(model: type[C], file: Path | None, sets: Sequence[str] = (), options: M
     means "not given". Raises UserError.
     """
     values = with_new_names(model, read_mapping(file, model)) if file else {}
+    _refuse_other_stage(model, values, file)
     typed: dict[str, Any] = {}
     for item in sets:
         name, equals, text = item.partition("=")
@@ -117,6 +119,18 @@ def load(model: type[C], file: Path | None, sets: Sequence[str] = (), options: M
             _put(model, values, typed, name, value)
     with_new_names(model, typed)  # says which of them are old
     return build(model, values)
+
+
+COMMANDS = {"pipeline": "run"}  # of the stages whose command has another name
+
+
+def _refuse_other_stage(model: type[BaseModel], values: Mapping[str, Any], file: Path | None) -> None:
+    """Raise UserError where a file says that it is of another stage: none of its settings needs to be read then."""
+    mine = model.model_fields["stage"].default if "stage" in model.model_fields else None
+    its = values.get("stage", mine)
+    if mine and its != mine:
+        command = f"tau2rl {COMMANDS.get(str(its), its)} -c {shlex.quote(str(file))}"
+        raise UserError(f"`{file}` is a config of stage `{its}`, not of `{mine}`", hint=f"did you mean `{command}`?")
 
 
 def _put(model: type[BaseModel], values: dict[str, Any], typed: dict[str, Any], name: str, value: Any) -> None:

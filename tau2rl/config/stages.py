@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tau2rl.config.base import TEST_SPLITS, Module, Section, WordOrReference
 from tau2rl.config.sections import (
+    BalanceConfig,
     ChatConfig,
     DataConfig,
     KeepConfig,
@@ -38,6 +39,7 @@ from tau2rl.config.training import (
     GrpoTrainConfig,
     LocalTrainConfig,
     ModelConfig,
+    MonitorsConfig,
     RolloutSamplingConfig,
     SftLocalConfig,
     SftTrainConfig,
@@ -78,6 +80,11 @@ class PlayConfig(StageConfig):
     limits: LimitsConfig = LimitsConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+
+    @property
+    def attempts_per_task(self) -> int:
+        """Sampled attempts at each task."""
+        return self.rollout.num_samples
 
     @model_validator(mode="before")
     @classmethod
@@ -191,8 +198,10 @@ class SeedConfig(MakesDataConfig):
     user: TeacherUserConfig = TeacherUserConfig()
     chat: TeacherChatConfig = TeacherChatConfig()
     rollout: TeacherRolloutConfig = TeacherRolloutConfig()
-    keep: Literal["solved", "all"] = "solved"
-    """`solved`: only what tau2 graded 1. `all`: every graded demonstration, as a teacher whom nobody checked would give them."""
+    keep: Literal["solved", "solved+form", "all"] = "solved"
+    """`solved`: only what tau2 graded 1. `solved+form`: of that what has no fault of `balance.form`. `all`: every graded
+    demonstration, as a teacher whom nobody checked would give them. Published (docs/data.md): all 64.1, solved 56.2 at 4B."""
+    balance: BalanceConfig = BalanceConfig()
     noise_prob: float = Field(default=0.0, ge=0, le=1)
     """Synthesized tasks: how often the gold teacher gets a change wrong, so that later stages have something to gain."""
 
@@ -254,6 +263,7 @@ class GrpoConfig(LearnConfig):
     rollout: GrpoRolloutConfig = GrpoRolloutConfig()
     algo: AlgoConfig = AlgoConfig()
     train: GrpoTrainConfig = GrpoTrainConfig()
+    monitors: MonitorsConfig = MonitorsConfig()
     tracking: TrackingConfig = TrackingConfig()
     local: LocalTrainConfig = LocalTrainConfig()
     slime: SlimeConfig = SlimeConfig()
@@ -266,6 +276,8 @@ class GrpoConfig(LearnConfig):
             raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
         if self.rollout.greedy:
             raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
+        if self.monitors.action == "stop" and self.backend == "slime":
+            raise ValueError("monitors.action `stop` is of the `local` backend: on `slime` an alarm warns and marks the curve")
         if self.train.val_every:
             self._validation_is_apart()
         return self
@@ -282,6 +294,21 @@ class EvalConfig(AgentConfig):
     """`tau2rl eval`."""
 
     stage: Literal["eval"] = "eval"
+    repetitions: int = Field(default=1, ge=1)
+    """Whole repetitions of the run, each with a seed of its own: how much they differ stands beside the interval."""
+
+    @property
+    def attempts_per_task(self) -> int:
+        """Sampled attempts at each task, in all repetitions."""
+        return self.rollout.num_samples * self.repetitions
+
+    @model_validator(mode="after")
+    def _only_samples_are_repeated(self) -> EvalConfig:
+        if self.repetitions > 1 and self.rollout.greedy:
+            raise ValueError(
+                "repetitions: rollout.greedy plays its one attempt a task once: leave one of them out, or sample at temperature 0"
+            )
+        return self
 
 
 class StepConfig(Section):

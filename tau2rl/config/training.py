@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tau2rl.config.base import Reference, Section
-from tau2rl.config.sections import LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
+from tau2rl.config.sections import FaultsConfig, LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
 
 
 class ModelConfig(Section):
@@ -156,7 +156,7 @@ class CurriculumConfig(Section):
     """What each step leaves of older evidence."""
 
 
-class AlgoConfig(Section):
+class AlgoConfig(FaultsConfig):
     """The policy gradient, on any backend."""
 
     estimator: Literal["grpo", "dr_grpo", "rloo", "mt_grpo", "gtpo", "mt_gtpo"] = "grpo"
@@ -208,6 +208,24 @@ class AlgoConfig(Section):
             # Its gradient is the score function, whose mean over samples of the policy itself is zero.
             raise ValueError("algo.kl `k1` as a loss has an expected gradient of zero: use `k2` or `k3`, or algo.kl_coef 0")
         return self
+
+
+class MonitorsConfig(Section):
+    """Alarms of a training that finds another way to be paid than the one that is wanted; see docs/decide.md."""
+
+    action: Literal["warn", "stop", "off"] = "warn"
+    """What an alarm does, once in a run: `warn` says so and marks the curve; `stop` (backend `local`) ends the run behind the
+    step, and `--resume` goes on with it; `off`: nothing is watched."""
+    window: int = Field(default=5, ge=1)
+    """Steps at the beginning of the run, and the last ones, whose means are compared."""
+    rise: float = Field(default=0.25, gt=0, le=1)
+    """By how much the share of episodes grows that loop, read without writes, transfer, spam numbers, or succeed by nothing."""
+    turns_growth: float = Field(default=1.5, gt=1)
+    """How many times as many turns a conversation has."""
+    success_fall: float = Field(default=0.1, gt=0, le=1)
+    """By how much success falls while the score rises."""
+    entropy_left: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the entropy of a token below which it has collapsed."""
 
 
 class GrpoRolloutConfig(RolloutConfig):

@@ -155,7 +155,7 @@ def encode_rows(
             dropped.append(Dropped(id=name, at=name, reason=str(error)))
             continue
         if (longest := max(len(sample.token_ids) for sample in samples)) > max_tokens:
-            dropped.append(Dropped(id=row.id, at=name, reason="too long", tokens=longest))
+            dropped.append(Dropped(id=row.id, at=name, reason=TOO_LONG, tokens=longest))
             continue
         found.append(samples)
         ids.append(row.id)
@@ -275,9 +275,14 @@ def sampled_turns(row: Row) -> list[int]:
     return turns[-1:] if row.last_only else turns
 
 
+def unmasked_turns(row: Row) -> list[int]:
+    """Those of them that the row does not except from learning."""
+    return [turn for turn in sampled_turns(row) if turn not in row.masked]
+
+
 def learned_turns(row: Row) -> list[int]:
-    """Those of them that are learned. Raises BadRow where there is none, or an empty one."""
-    turns = [turn for turn in sampled_turns(row) if turn not in row.masked]
+    """Those that are learned. Raises BadRow where there is none, or an empty one."""
+    turns = unmasked_turns(row)
     if not turns:
         raise BadRow("no assistant turn to learn")
     if empty := [i for i in turns if not row.messages[i].content.strip() and not row.messages[i].tool_calls]:

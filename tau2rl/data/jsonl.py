@@ -1,4 +1,4 @@
-"""Files of rows: JSON lines in UTF-8, plain or compressed (`.gz`, `.zst`); every error names file and line."""
+"""Files of rows: JSON lines in UTF-8, plain or compressed (`.gz`, `.zst`), or Parquet; every error names file and line."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from tau2rl.config.extras import part_of
+from tau2rl.data.parquet import Rows, is_parquet, read_parquet, write_parquet
 from tau2rl.errors import UserError
 from tau2rl.runs.files import replacing
+from tau2rl.runs.provenance import file_hash
 
 OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32 begins with the first, too
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -37,18 +40,65 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
     digest, count = hashlib.sha256(), 0
     with replacing(path) as file:
         for row in rows:
-            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+            line = line_of(row)
             digest.update(line)
             file.write(line)
             count += 1
     return Written(file=path.name, rows=count, sha256=digest.hexdigest())
 
 
-def read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name (`rows.jsonl:17`) and content of each line of a file, one at a time. Raises UserError, naming the line."""
+def save_rows(path: Path, rows: Rows) -> Written:
+    """Write rows as the file's name asks: `.parquet`, `.gz`, else plain JSON lines. The same rows give the same bytes."""
+    if path.suffix == ".parquet":
+        count = write_parquet(path, rows)
+        return Written(file=path.name, rows=count, sha256=file_hash(path))
+    if path.suffix != ".gz":
+        return write_rows(path, rows())
+    count = 0
+    with replacing(path) as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as out:
+        for row in rows():
+            out.write(line_of(row))
+            count += 1
+    return Written(file=path.name, rows=count, sha256=file_hash(path))
+
+
+def naming(bad: list[str] | None) -> Callable[[str, str], None]:
+    """What is told the name and the fault of a bad row: it goes into the list; without one it is refused, with a UserError."""
+
+    def tell(at: str, why: str) -> None:
+        if bad is None:
+            raise UserError(f"{at}: {why}", hint="`tau2rl data validate` names every bad row; `--skip-bad` leaves them out")
+        bad.append(f"{at}: {why}")
+
+    return tell
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A row as a line of JSON; half of a surrogate pair becomes `?`."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+
+
+def read_file(path: Path, *, on_bad: Callable[[str, str], object] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name (`rows.jsonl:17`) and content of each row of a file, one at a time. Raises UserError, naming the line.
+
+    `on_bad` is told the name and the fault of a line that is no row, which is then passed over.
+    """
+    if is_parquet(path):
+        for number, row in enumerate(read_parquet(path), start=1):
+            yield f"{path.name}:{number}", row
+        return
     for number, line in _lines(path):
-        if text := _text(line, path, number).strip():
-            yield f"{path.name}:{number}", _object(text, path, number)
+        name = f"{path.name}:{number}"
+        try:
+            text = _text(line, path, number).strip()
+            row = _object(text, path, number) if text else None
+        except UserError as error:
+            if on_bad is None:
+                raise
+            on_bad(name, error.message.removeprefix(f"`{path}` line {number} "))
+            continue
+        if row is not None:
+            yield name, row
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -95,10 +145,8 @@ def _zstd_blocks(path: Path, file: BinaryIO) -> Iterator[bytes]:
     try:
         zstandard: Any = import_module("zstandard")
     except ImportError:
-        raise UserError(
-            f"`{path}` is compressed with zstd, and the package `zstandard` is not here",
-            hint="`pip install zstandard`, or `zstd -d FILE`",
-        ) from None
+        refusal = part_of("zstandard").refusal(f"`{path}` is compressed with zstd: it")
+        raise UserError(refusal.message, hint=f"{refusal.hint}, or `zstd -d FILE`") from None
     frame: Any = None
     while block := file.read(ZSTD_BLOCK):
         while block:

@@ -36,7 +36,11 @@ class Entry:
     partial: float
     no_op: bool
     fault: str  # "user", "task" or "infra" when it FAILED, else ""
+    excluded: str  # what user or task did to it, where the settings leave that out: "user: role_flip", else ""
     signature: str  # names its tool calls in their order
+    user: str = ""  # of the database, whom the task is about; "" where that is not known
+    cell: str = ""  # writes x reads x behaviour
+    form: str = ""  # the rules of form that it broke, by their names
     pick: int  # a hash: the lowest stay
 
 
@@ -53,8 +57,10 @@ class Dropped:
 
 
 COLUMNS = (
-    "source", "position", "domain", "task", "kind", "key", "number", "reward", "partial", "no_op", "fault", "signature", "pick",
+    "source", "position", "domain", "task", "kind", "key", "number", "reward", "partial", "no_op", "fault", "excluded",
+    "signature", "user", "cell", "form", "pick",
 )  # fmt: skip
+CELL = "domain, cell"
 KEPT, SOLVED, ORDER = "reason IS NULL", "reward >= 1 - 1e-6", "pick, source, key"
 
 
@@ -67,7 +73,7 @@ class RolloutFilter:
         self._db.execute("PRAGMA temp_store = FILE")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute(f"CREATE TABLE attempt (id INTEGER PRIMARY KEY, {', '.join(COLUMNS)}, turn, reason)")
+        self._db.execute(f"CREATE TABLE attempt (id INTEGER PRIMARY KEY, {', '.join(COLUMNS)}, turn, even, reason)")
         self._db.execute("CREATE UNIQUE INDEX attempt_key ON attempt (source, key)")
         self._db.execute("BEGIN")
 
@@ -84,30 +90,34 @@ class RolloutFilter:
         if keep.attempts == "subset":
             (size,) = self._db.execute(f"SELECT COUNT(*) FROM attempt WHERE {KEPT}").fetchone()
             self._db.execute("UPDATE attempt SET reason = NULL")
-            self._drop("'fault: ' || fault", "fault <> ''")
+            self._drop_faults()
             self._drop_beyond(size, "'all'", ORDER, "not drawn")
 
     def _apply(self, keep: KeepConfig, *, solved_only: bool) -> None:
-        self._drop("'fault: ' || fault", "fault <> ''")
+        self._drop_faults()
         if solved_only:
             self._drop("'not solved'", f"NOT ({SOLVED})")
+        if keep.attempts == "solved+form":
+            self._drop("'form: ' || form", "form <> ''")
         if keep.exclude_no_op:
             self._drop("'solved without changing anything'", f"no_op AND {SOLVED}")
         if keep.dedupe:
             self._drop_beyond(1, "task, signature", ORDER, "same actions as another")
         if keep.partial_backoff is not None:
             self._keep_best_failures(keep.partial_backoff)
-        self._db.execute(
-            "UPDATE attempt SET turn = n FROM (SELECT id AS i, ROW_NUMBER() OVER "
-            f"(PARTITION BY task ORDER BY {ORDER}) AS n FROM attempt WHERE {KEPT}) WHERE id = i"
-        )
+        self._rank("turn", "task", ORDER)
         for limit, group, of in (
             (keep.per_task, "task", "task"),
             (keep.per_kind, "domain, kind", "kind"),
             (keep.per_domain, "domain", "domain"),
+            (keep.per_user, "domain, CASE user WHEN '' THEN source || key ELSE user END", "user"),
+            (keep.per_cell, CELL, "cell"),
         ):
             if limit is not None:  # by `turn` first: second ones of a task come behind first ones of all others
                 self._drop_beyond(limit, group, f"turn, {ORDER}", f"over the limit of its {of}")
+        if keep.total is not None:
+            self._rank("even", CELL, f"turn, {ORDER}")
+            self._drop_beyond(keep.total, "'all'", f"even, {ORDER}", "over the total")
 
     def kept(self) -> Iterator[tuple[int, int]]:
         """(source, position) of what is kept: first attempts of all tasks before second ones."""
@@ -145,6 +155,16 @@ class RolloutFilter:
         bits = math.log2(total) - weighted / total if total else 0.0
         return {"bits": round(bits, 4), "effective": round(2**bits, 2) if total else 0.0, "distinct": distinct}
 
+    def _rank(self, column: str, group: str, order: str) -> None:
+        """Write into a column which of its group an attempt is, from 1."""
+        ranked = f"SELECT id AS i, ROW_NUMBER() OVER (PARTITION BY {group} ORDER BY {order}) AS n FROM attempt WHERE {KEPT}"
+        self._db.execute(f"UPDATE attempt SET {column} = n FROM ({ranked}) WHERE id = i")
+
+    def _drop_faults(self) -> None:
+        """What FAILED, and what user or task spoiled."""
+        self._drop("'fault: ' || fault", "fault <> ''")
+        self._drop("'left out, ' || excluded", "excluded <> ''")
+
     def _drop(self, reason: str, where: str) -> None:
         self._db.execute(f"UPDATE attempt SET reason = {reason} WHERE {KEPT} AND ({where})")
 
@@ -155,9 +175,12 @@ class RolloutFilter:
     def _keep_best_failures(self, least: float) -> None:
         best = (
             f"SELECT id, ROW_NUMBER() OVER (PARTITION BY task ORDER BY partial DESC, {ORDER}) AS n FROM attempt AS a "
-            f"WHERE fault = '' AND partial >= ? AND NOT EXISTS (SELECT 1 FROM solved WHERE solved.task = a.task)"
+            f"WHERE fault = '' AND excluded = '' AND partial >= ? "
+            "AND NOT EXISTS (SELECT 1 FROM solved WHERE solved.task = a.task)"
         )
-        self._db.execute(f"CREATE TEMP TABLE solved AS SELECT DISTINCT task FROM attempt WHERE {SOLVED} AND fault = ''")
+        self._db.execute(
+            f"CREATE TEMP TABLE solved AS SELECT DISTINCT task FROM attempt WHERE {SOLVED} AND fault = '' AND excluded = ''"
+        )
         self._db.execute("CREATE UNIQUE INDEX temp.solved_task ON solved (task)")
         self._db.execute(f"UPDATE attempt SET reason = NULL WHERE id IN (SELECT id FROM ({best}) WHERE n = 1)", (least,))
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tau2rl.config import ChatConfig, PolicyConfig, UserConfig, build
+from tau2rl.config.base import Section
+from tau2rl.config.effects import UNSET
+from tau2rl.config.extras import PARTS, part_of
+from tau2rl.config.fields import value_of
 from tau2rl.doctor import machine, services
 from tau2rl.doctor.services import Check
 
-USES = ("laptop", "eval", "train")  # no GPU and no key; a served model and an API user; slime on a cluster
+USES = {  # what a machine can be meant for, without a config
+    "laptop": "no GPU, no key: the quickstart and configs/laptop",
+    "eval": "a served checkpoint against a user model behind an API",
+    "train": "slime on a cluster of GPUs",
+}
 FREE_DISK_GIB = {"laptop": 2, "eval": 2, "train": 100}
 FREE_MEMORY_GIB = {"laptop": 2, "eval": 2, "train": 64}
 
@@ -28,28 +36,60 @@ def examine(
     training = use == "train"
     user = user or build(UserConfig, {"kind": "scripted" if use == "laptop" else "llm"})
     policy = policy or build(PolicyConfig, {"kind": "sglang" if use == "eval" else "gold"})
+    yield from _installed(address)
+    yield _module("transformers", needed=policy.kind == "sglang" or training)
+    yield _module("torch", needed=training)
+    yield machine.check_gpu(needed=training)
+    yield from _of_the_container(needed=training)
+    yield services.check_keys()
+    yield services.check_user(user)
+    yield services.check_policy(policy)
+    if chat is not None and chat.tokenizer:
+        yield services.check_template(chat)
+    yield from _room(use)
+
+
+def examine_for(config: Section, *, address: str | None) -> Iterator[Check]:
+    """Every check of the machine for a stage with these settings, one at a time; what else they name is not looked for here."""
+    slime = value_of(config, "backend") == "slime"
+    yield from _installed(address)
+    for module in dict.fromkeys(part.module for part in PARTS if part.asked_by and part.module not in ("ray", "tau2")):
+        yield _module(module, needed=any(part.module == module and part.asked(config) for part in PARTS))
+    yield machine.check_gpu(needed=slime or str(value_of(config, "local.device")).startswith("cuda"))
+    if slime:
+        yield from _of_the_container(needed=True)
+    yield services.check_keys()
+    user, policy = value_of(config, "user"), value_of(config, "policy")
+    if isinstance(user, UserConfig) and value_of(config, "slime.user.gpus") in UNSET:
+        yield services.check_user(user)
+    if isinstance(policy, PolicyConfig):
+        yield services.check_policy(policy)
+    yield from _room("train" if slime else "laptop")
+
+
+def _installed(address: str | None) -> Iterator[Check]:
     yield machine.check_python()
     yield machine.check_tau2()
     yield machine.check_tau2_data()
     yield machine.check_ray()
     yield machine.check_job_server()
     yield services.check_cluster(address)
-    yield machine.check_module(
-        "transformers", needed=policy.kind == "sglang" or training, hint="pip install -e '.[tokenizers]' in the clone of tau2rl"
-    )
-    yield machine.check_module(
-        "torch", needed=training, hint="pip install torch (https://pytorch.org says which build fits your GPU)"
-    )
-    yield machine.check_gpu(needed=training)
+
+
+def _module(name: str, *, needed: bool) -> Check:
+    part = part_of(name)
+    build = " (https://pytorch.org says which build fits your GPU)" if name == "torch" else ""
+    return machine.check_module(name, needed=needed, hint=part.hint + build)
+
+
+def _of_the_container(*, needed: bool) -> Iterator[Check]:
     for name in ("slime", "sglang", "megatron"):
-        yield machine.check_module(name, needed=training, hint="it comes with the `slimerl/slime` container")
-    yield services.check_keys()
-    yield services.check_user(user)
-    yield services.check_policy(policy)
-    if chat is not None and chat.tokenizer:
-        yield services.check_template(chat)
+        yield machine.check_module(name, needed=needed, hint="it comes with the `slimerl/slime` container")
+
+
+def _room(use: str) -> Iterator[Check]:
     yield machine.check_cores()
     yield machine.check_memory(FREE_MEMORY_GIB[use])
     yield machine.check_disk(FREE_DISK_GIB[use])
-    yield machine.check_shared_memory(training)
+    yield machine.check_shared_memory(use == "train")
     yield machine.check_ports()

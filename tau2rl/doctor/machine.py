@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tau2rl import settings
 from tau2rl.config import DOMAINS
-from tau2rl.doctor.services import Check, State, connects, importable, need
+from tau2rl.config.extras import importable
+from tau2rl.doctor.services import Check, State, connects, need
 from tau2rl.env import package
 from tau2rl.errors import UserError
 

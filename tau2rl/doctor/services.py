@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,11 +31,6 @@ class Check:
 def need(name: str, there: bool, detail: str, hint: str) -> Check:
     """A check of something that the use cannot do without; the hint is for when it is not there."""
     return Check(name=name, state="ok" if there else "missing", detail=detail, hint="" if there else hint)
-
-
-def importable(name: str) -> bool:
-    """Whether a top-level module is there, without importing it."""
-    return importlib.util.find_spec(name) is not None
 
 
 PROBE_SECONDS = 2.0
@@ -146,7 +140,7 @@ def _health_of(url: str, status: int | None) -> str:
 
 def _check_model(name: str, model: str, api_base: str | None, key_env: str | None, section: str) -> Check:
     """A server of one's own takes any key, unless the config names one."""
-    key = key_env or (None if api_base else KEY_OF_PROVIDER.get(_provider(model)))
+    key = key_of(model, api_base, key_env)
     if key:
         try:
             there = settings.secret(key) is not None
@@ -161,6 +155,15 @@ def _check_model(name: str, model: str, api_base: str | None, key_env: str | Non
         return _reachable(name, there, f"{model} at {api_base}", f"start the server, or correct `{section}.api_base`")
     detail = f"{model}: which key it needs is not known here"
     return Check(name=name, state="optional", detail=detail, hint=f"`{section}.api_key_env` names it")
+
+
+def key_of(model: str, api_base: str | None, key_env: str | None) -> str | None:
+    """The variable of the key that a litellm model needs; None where it needs none, or nobody here knows which.
+
+    >>> key_of("gpt-4.1", None, None), key_of("openai/mine", "http://127.0.0.1:1/v1", None), key_of("bedrock/x", None, None)
+    ('OPENAI_API_KEY', None, None)
+    """
+    return key_env or (None if api_base else KEY_OF_PROVIDER.get(_provider(model)))
 
 
 def _provider(model: str) -> str:

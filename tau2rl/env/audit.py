@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 from tau2rl.config import TasksConfig
+from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.env.domain import domain
 from tau2rl.env.grading import replay, why_not_one
 from tau2rl.env.package import installed
@@ -23,7 +24,7 @@ from tau2.data_model.tasks import Action
 TRANSFER = Action(
     action_id="transfer",
     requestor="assistant",
-    name="transfer_to_human_agents",
+    name=TRANSFER_TOOL,
     arguments={"summary": "The user needs help that I cannot give."},
 )
 POLICIES: dict[str, list[Any]] = {"do_nothing": [], "always_transfer": [TRANSFER]}

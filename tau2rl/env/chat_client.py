@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
+from tau2rl.answer_size import limit_httpx, too_large
 from tau2rl.config import UserConfig
 from tau2rl.rate_limit import ThreadThrottle, limits_rate, retry_after
 from tau2rl.settings import NO_KEY, api_key, litellm_options, uses_proxy
@@ -144,6 +145,8 @@ class LitellmClient:
             return _within(seconds, lambda: self._aside(lambda: self._ask({**body, "timeout": seconds})))
         # litellm fronts a hundred providers, and their exceptions leak through it; none of them is the agent's doing.
         except Exception as error:  # noqa: BLE001
+            if large := too_large(error):
+                raise ChatError(str(large)) from None
             headers: Any = getattr(error, "litellm_response_headers", None)
             raise _refusal(
                 f"{type(error).__name__}: {one_line(str(error), self._key)}",
@@ -155,6 +158,7 @@ class LitellmClient:
     def _ask(self, body: dict[str, Any]) -> ChatAnswer:
         import litellm
 
+        limit_httpx()
         litellm.suppress_debug_info = True
         response: Any = litellm.completion(**self._options, **body)
         return ChatAnswer(body=response.model_dump(), cost_usd=_cost(response))

@@ -10,7 +10,7 @@ environments come from its own constructor, one call each.
 
 tau2's `calculate` tool evaluates any expression of digits and `+-*/(). `, and one of `9**9**9` holds the interpreter's lock for
 hours: no deadline fires, no other episode moves, not even Ctrl-C. Here powers and products refuse numbers of more than
-`MAX_BITS`; every other answer and error is Python's own, as in tau2, but for some 900 operations in a row, which are too deep.
+`MAX_BITS`; every other answer and error is Python's own, as in tau2.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import functools
 import hashlib
 import importlib
 import json
+import operator
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,11 @@ def environment_factory(name: str) -> tuple[Callable[[], Environment], str]:
     for path in (getattr(paths, path) for path in names if hasattr(paths, path)):
         content.update(Path(path).read_bytes())
     return _Factory(constructor(), large=name in LARGE), content.hexdigest()
+
+
+def copies_of(environment: Environment, base: str) -> Callable[[], Environment]:
+    """What makes fresh environments that equal this one of tau2's own domain `base`, which may have another database."""
+    return _Factory(environment, large=base in LARGE)
 
 
 class _Factory:
@@ -117,7 +123,6 @@ def _get_response(environment: Environment, message: ToolCall) -> ToolMessage:
 
 MAX_BITS = 100_000  # of a whole number; a float ends at 1,024, so more is only ever an intermediate result
 ALLOWED = frozenset("0123456789+-*/(). ")  # tau2's own
-POWER, PRODUCT = "power", "product"  # no name can stand in an expression
 
 
 def bounded(calculate: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
@@ -125,7 +130,8 @@ def bounded(calculate: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
 
     @functools.wraps(calculate)
     def guarded(self: Any, expression: str) -> str:
-        if "**" not in expression or not ALLOWED.issuperset(expression):
+        # Models call it with numbers and lists, too: tau2 says what is wrong with those.
+        if not isinstance(expression, str) or "**" not in expression or not ALLOWED.issuperset(expression):
             return calculate(self, expression)
         return str(round(float(evaluate(expression)), 2))
 
@@ -142,26 +148,9 @@ def evaluate(expression: str) -> Any:
         ...
     OverflowError: int too large to convert to float
     """
-    tree = ast.parse(expression.lstrip(" "), filename="<string>", mode="eval")  # `eval` ignores them too
-    for node in ast.walk(tree):
-        match node:
-            case ast.BinOp(op=ast.Pow()):
-                _replace(node, POWER)
-            case ast.BinOp(op=ast.Mult()):
-                _replace(node, PRODUCT)
-            case _:
-                pass
-    code = compile(tree, "<string>", "eval")
-    return eval(code, {"__builtins__": None, POWER: _power, PRODUCT: _product}, {})  # noqa: S307 - of `ALLOWED` characters only
-
-
-def _replace(operation: ast.BinOp, function: str) -> None:
-    """Make the operation a call, in its place: a tree may be deeper than Python lets a visitor go."""
-    left, right = operation.left, operation.right
-    call: Any = operation
-    call.__class__ = ast.Call
-    call.func = ast.copy_location(ast.Name(id=function, ctx=ast.Load()), left)
-    call.args, call.keywords = [left, right], []
+    text = expression.lstrip(" ")  # `eval` ignores them too
+    compile(text, "<string>", "eval")  # whose errors and warnings are those of `eval`; it computes no large numbers
+    return _value(ast.parse(text, filename="<string>", mode="eval").body)
 
 
 def _power(base: Any, exponent: Any) -> Any:
@@ -179,3 +168,42 @@ def _product(left: Any, right: Any) -> Any:
 def _check(bits: int) -> None:
     if bits > MAX_BITS:
         raise OverflowError("int too large to convert to float")
+
+
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: _product,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: _power,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+
+
+def _value(tree: ast.expr) -> Any:
+    """The value of a tree, operands from left to right as Python has it; by a stack, for a tree may be thousands deep."""
+    waiting: list[Any] = [tree]  # nodes, and operations with the number of their operands
+    values: list[Any] = []
+    while waiting:
+        match waiting.pop():
+            case ast.Constant(value=value):
+                values.append(value)
+            case ast.Tuple():  # without a comma there is only `()`
+                values.append(())
+            case ast.BinOp(left=left, op=op, right=right):
+                waiting += [(_BINARY[type(op)], 2), right, left]
+            case ast.UnaryOp(op=op, operand=operand):
+                waiting += [(_UNARY[type(op)], 1), operand]
+            # Nothing here can be called, and Python says so: `2(3)`, `2(*3)`, `2(**3)`, `2()`.
+            case ast.Call(func=called, args=[ast.Starred(value=given)]):
+                waiting += [(lambda called, given: called(*given), 2), given, called]
+            case ast.Call(func=called, keywords=[ast.keyword(value=given)]):
+                waiting += [(lambda called, given: called(**given), 2), given, called]
+            case ast.Call(func=called, args=given):
+                waiting += [(lambda called, *given: called(*given), 1 + len(given)), *given, called]
+            case (operation, count):
+                values[-count:] = [operation(*values[-count:])]
+            case other:
+                raise TypeError(f"no arithmetic: {type(other).__name__}")
+    return values[0]

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from tau2rl.enums import UserSignal
 from tau2rl.env.domain import Domain, Hashes, domain
 from tau2rl.env.factory import OWN
 from tau2rl.env.package import NVIDIA, installed
@@ -172,7 +173,7 @@ def replay_task(loaded: Domain, task: Task, actions: Sequence[Any], said: Sequen
         user, agent = UserMessage(role="user", tool_calls=[call]), AssistantMessage(role="assistant", tool_calls=[call])
         messages += [user if said_by_user else agent, environment.get_response(call)]
     messages += [AssistantMessage(role="assistant", content=text) for text in said]
-    messages.append(UserMessage(role="user", content="###STOP###"))
+    messages.append(UserMessage(role="user", content=UserSignal.STOP.value))
     return _evaluated(_simulation(task, messages, StopReason.USER_STOP), task, loaded)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from tau2rl.enums import TRANSFER_TOOL, UserSignal
 from tau2rl.env.simulation import Simulation
 from tau2rl.env.synth import SAY_YOUR_LINES
 from tau2rl.types import Usage
 
 from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage
-from tau2.user.base import STOP
 from tau2.user.user_simulator import DummyUser
 
-TRANSFER_TOOL = "transfer_to_human_agents"
 # Sentences of a task's instructions that a scripted user keeps to; an LLM user can too.
 ALL_AT_ONCE = "Say everything in your first message: why you call, and all of the known info."
 ONE_LINE_A_MESSAGE = (
@@ -74,9 +73,9 @@ class ScriptedUser(DummyUser):
             self._stalled = 0
             return _user(None, [ToolCall(id=f"user_{i}", name=a.name, arguments=a.arguments, requestor="user") for i, a in asked])
         if not heard.undone and self._user_actions_done == len(self._mine) and not heard.unsaid:
-            return _user("Thank you, that is all I needed. ###STOP###")
+            return _user(f"Thank you, that is all I needed. {UserSignal.STOP}")
         if heard.transferred:
-            return _user("###TRANSFER###")
+            return _user(UserSignal.TRANSFER.value)
         if self._lines and (self._pace == ONE_LINE_A_MESSAGE or "?" in text):
             self._stalled = 0
             return _user(self._lines.pop(0))
@@ -84,7 +83,7 @@ class ScriptedUser(DummyUser):
         self._stalled = 0 if progress > self._progress else self._stalled + 1
         self._progress = max(self._progress, progress)
         if self._stalled >= self._max_stalled_turns:
-            return _user("This is not getting me anywhere. Goodbye. ###STOP###")
+            return _user(f"This is not getting me anywhere. Goodbye. {UserSignal.STOP}")
         return _user("No, that is all." if self._pace and "else" in _words(text).split() else "Yes, please go ahead.")
 
     def _asked_for(self, text: str) -> list[tuple[int, Any]]:
@@ -135,7 +134,7 @@ class LineUser(DummyUser):
         super().__init__()
         self.usage = Usage()
         instructions = simulation.task.user_scenario.instructions
-        self._lines = iter([instructions.reason_for_call, *(instructions.known_info or "").splitlines(), STOP])  # pyright: ignore[reportAttributeAccessIssue]
+        self._lines = iter([instructions.reason_for_call, *(instructions.known_info or "").splitlines(), UserSignal.STOP.value])  # pyright: ignore[reportAttributeAccessIssue]
 
     def generate_next_message(self, message: Any, state: Any) -> tuple[UserMessage, Any]:
         """The next line."""

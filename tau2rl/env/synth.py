@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
 from tau2rl.env.synth_requests import REQUESTS, Person, World, draw_kinds, perform
 from tau2rl.hashing import derive_seed
@@ -160,7 +161,7 @@ def slipped(task: SynthTask, *, share: float, seed: int) -> tuple[Action, ...]:
             continue
         match rng.choice(("no_act", "transfer", "wrong_status", "wrong_id")):
             case "transfer":
-                out.append(CallTool(name="transfer_to_human_agents", arguments={"summary": "The user needs help."}))
+                out.append(CallTool(name=TRANSFER_TOOL, arguments={"summary": "The user needs help."}))
             case "wrong_status" if "status" in step.arguments:
                 status = "pending" if step.arguments["status"] == "completed" else "completed"
                 out.append(CallTool(name=step.name, arguments={**step.arguments, "status": status}))

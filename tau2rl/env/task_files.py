@@ -63,7 +63,7 @@ def task_file(path: str) -> TaskFile:
     tasks: dict[str, Task] = {}
     demonstrations: dict[str, tuple[Actions, ...]] = {}
     for number, row in enumerate(cast("list[Any]", rows), start=1):
-        task = _task(row, f"`{file}` row {number}")
+        task = check_task(row, f"`{file}` row {number}")
         if task.id in tasks:
             raise UserError(f"`{file}` row {number}: a second task `{task.id}`")
         tasks[task.id] = task
@@ -97,7 +97,8 @@ def _read(file: Path) -> tuple[bytes, Any]:
         raise UserError(f"`{file}` is not JSON: {error}") from None
 
 
-def _task(row: Any, where: str) -> Task:
+def check_task(row: Any, where: str) -> Task:
+    """A task of tau2 as JSON values; `where` names it. Raises UserError."""
     try:
         return Task.model_validate(row)
     except ValidationError as error:

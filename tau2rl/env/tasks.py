@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import TasksConfig
+from tau2rl.config import GrpoConfig, TasksConfig
 from tau2rl.env import synth
 from tau2rl.env.domain import SELECT, domain
 from tau2rl.env.scripted_user import opening_words
@@ -271,6 +271,16 @@ def refuse_held_out(tasks: Iterable[TaskRef]) -> None:
             f"{len(found)} of the tasks are kept for tests, among them `{found[0]}`; a training set must not have them",
             hint="choose a training split with `--task-split train` (mock: synth-train), or accept it with `allow_held_out=true`",
         )
+
+
+def training_tasks(config: GrpoConfig) -> tuple[list[TaskRef], list[TaskRef]]:
+    """The tasks to learn from, and those to validate on. Raises UserError where one must not be among them."""
+    tasks = select(config.tasks)
+    if not config.allow_held_out:
+        refuse_held_out(tasks)
+    val_tasks = select(config.val) if config.train.val_every else []
+    refuse_leak(tasks, val_tasks)
+    return tasks, val_tasks
 
 
 def gold_actions(task: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from tau2rl.config import UserConfig
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
-from tau2rl.env.chat_client import ChatAnswer, ChatError, RateLimited, chat_client, is_direct, throttle_of
+from tau2rl.env.chat_client import ChatAnswer, ChatError, RateLimited, chat_client, is_direct, one_line, throttle_of
 from tau2rl.env.domain import domain
 from tau2rl.env.scripted_user import LineUser, ScriptedUser, has_lines
 from tau2rl.env.simulation import Simulation
@@ -92,8 +92,17 @@ class UserModel:
     over as all of them may take.
     """
 
-    def __init__(self, config: UserConfig, tools: Sequence[Any], *, seed: int, aside: Callable[[Callable[[], Any]], Any]) -> None:
-        """`tools`: their schemas; `aside`: see `chat_client`. Raises UserError for a key that is not set."""
+    def __init__(
+        self,
+        config: UserConfig,
+        tools: Sequence[Any],
+        *,
+        seed: int,
+        aside: Callable[[Callable[[], Any]], Any],
+        who: str = "user model",
+    ) -> None:
+        """`tools`: their schemas; `aside`: see `chat_client`; `who`: in messages. Raises UserError for a key that is not set."""
+        self._who = f"the {who} `{config.model}`"
         self._config = config
         self._client = chat_client(config, aside=aside)
         self._throttle = throttle_of(config.model, config.api_base)
@@ -115,7 +124,7 @@ class UserModel:
                 return read(answer)
             except TimeoutError:
                 why = f": {problem}" if problem else ", because it limits its rate"
-                raise UserSimulatorFailure(f"the user model `{config.model}` took no call within {seconds:g} s{why}") from None
+                raise UserSimulatorFailure(f"{self._who} took no call within {seconds:g} s{why}") from None
             except UnusableAnswer as error:
                 problem = str(error)
             except RateLimited as error:
@@ -125,12 +134,12 @@ class UserModel:
             except ChatError as error:
                 problem = str(error)
                 if not error.retry:
-                    raise UserSimulatorFailure(f"the user model `{config.model}` refused the request: {problem}") from None
+                    raise UserSimulatorFailure(f"{self._who} refused the request: {problem}") from None
                 if tries < config.retries:
                     time.sleep(pause_seconds(tries))
             self._seed += 1  # the same seed would get the same answer
             tries += 1
-        raise UserSimulatorFailure(f"the user model `{config.model}` gave no usable answer in {tries} tries: {problem}")
+        raise UserSimulatorFailure(f"{self._who} gave no usable answer in {tries} tries: {problem}")
 
     def _request(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         sampling = {"temperature": self._config.temperature, "seed": self._seed}
@@ -195,6 +204,10 @@ ECHO_CHARACTERS = 40  # both sides may say "Goodbye."
 SPEAKS_AS_AGENT = re.compile(r"\bhow (can|may) i (help|assist) you\b", re.IGNORECASE)
 
 
+# The finish_reasons of an answer that is whole: OpenAI's, those that servers of open models have for the same, and none.
+FINISHED = ("stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn", "", None)
+
+
 class UnusableAnswer(Exception):
     """No user can have said this; the message says why."""
 
@@ -208,13 +221,15 @@ def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = ""
     >>> read_answer(body, tools=()).content
     'My phone is dead.'
     """
-    choice = _first_choice(body)
+    choice = first_choice(body)
     message = _object(choice.get("message"), "its message is not an object")
     match choice.get("finish_reason"):
         case "content_filter":
             raise UnusableAnswer("a content filter ended its answer")
-        case "length":
+        case "length" | "model_length":
             raise UnusableAnswer("its answer was cut at the limit of its tokens")
+        case reason if reason not in FINISHED:  # `abort`, `error`, `network_error`: what there is may be half a sentence
+            raise UnusableAnswer(f"its answer ended with finish_reason `{one_line(str(reason))}`")
         case _:
             pass
     if message.get("role") not in ("assistant", None):
@@ -244,7 +259,8 @@ def usage_of(body: dict[str, Any]) -> Usage:
     return Usage(prompt_tokens=_count(usage.get("prompt_tokens")), completion_tokens=_count(usage.get("completion_tokens")))
 
 
-def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
+def first_choice(body: dict[str, Any]) -> dict[str, Any]:
+    """The choice of a chat answer. Raises UnusableAnswer."""
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         raise UnusableAnswer("its answer has no choices")

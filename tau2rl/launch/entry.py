@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 
 from tau2rl import plugins, settings
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
+from tau2rl.config.extras import refuse_lacking
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.files import WAYS_OUT, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.progress import JsonProgress, Progress
 from tau2rl.runs.secrets import Redactor, key_variables
+from tau2rl.terminal import clean
 
 if TYPE_CHECKING:
     from tau2rl.runs.reports import Result
@@ -117,7 +119,7 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
     settings.loopback_without_proxy()
     with RunFolder.open(path) as folder:
         redactor = Redactor(key_variables(dump(folder.config)))
-        with _logging(folder, redactor):
+        with _logging(folder, redactor), _heard(lambda text: say(redactor.text(text))):
             stage, started = stage_of(folder.config), time.monotonic()
             _log.info("%s %s begins, start %d, pid %d", stage, folder.path, folder.session, os.getpid())
             if folder.torn_bytes:
@@ -140,6 +142,7 @@ def load_plugins(modules: Sequence[str]) -> None:
 
 def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> int:
     try:
+        refuse_lacking(folder.config)
         load_plugins(folder.config.plugins)
         result = run_stage(folder, progress)
     except UserError as error:
@@ -190,6 +193,36 @@ def _logging(folder: RunFolder, redactor: Redactor) -> Generator[None]:
         handler.close()
 
 
+# Whose warnings people are told at once, beside the log: something that was asked for is left out, or is done another way.
+HEARD = ("tau2rl.runs.tracking", "tau2rl.recipes.grpo", "tau2rl.recipes.training", "tau2rl.train.backend", "tau2rl.data.encoding")
+
+
+@contextmanager
+def _heard(say: Callable[[str], None]) -> Generator[None]:
+    """Warnings of `HEARD` are said too, without their tracebacks."""
+    handler = _Said(say)
+    loggers = [logging.getLogger(name) for name in HEARD]
+    for each in loggers:
+        each.addHandler(handler)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeHandler(handler)
+
+
+class _Said(logging.Handler):
+    """Passes warnings on as lines for people."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The message alone."""
+        self._say(f"warning: {record.getMessage()}")
+
+
 class _LogFile(logging.FileHandler):
     """A log that a full disk cuts short: what cannot be written is no reason to end the run, nor to show how logging works."""
 
@@ -203,7 +236,7 @@ class _LogFile(logging.FileHandler):
 
 
 class _Formatter(logging.Formatter):
-    """UTC times, and no secret in a message or a traceback."""
+    """UTC times; no secret in a message or a traceback, and nothing that a terminal would obey."""
 
     converter = time.gmtime
 
@@ -213,11 +246,11 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback below it."""
-        return self._redactor.text(super().format(record))
+        return clean(self._redactor.text(super().format(record)))
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(f"{clean(text)}\n")  # a cluster's own `ray job logs` shows it as it is
     sys.stderr.flush()
 
 

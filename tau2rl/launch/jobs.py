@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import queue
 import secrets
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tau2rl.config.extras import importable, part_of
 from tau2rl.doctor.services import answers, connects
 from tau2rl.errors import UserError
 from tau2rl.launch.entry import EXIT_INTERRUPTED
@@ -37,10 +37,9 @@ _ADDRESS_HINT = "`--address http://HOST:8265` is the cluster's dashboard; withou
 
 def require_ray() -> None:
     """Raise UserError where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(
-            "Ray is not installed", hint="pip install -e '.[ray]' in the clone of tau2rl, or run in this process with `--inline`"
-        )
+    if not importable("ray"):
+        refusal = part_of("ray").refusal("a job")
+        raise UserError(refusal.message, hint=f"{refusal.hint}, or run in this process with `--inline`")
 
 
 def connect(
@@ -49,10 +48,12 @@ def connect(
     *,
     lost_seconds: float = LOST_SECONDS,
     alive: Callable[[], bool] = lambda: True,
+    last_words: Callable[[], str] = lambda: "",
 ) -> JobServer:
     """The job server at `http://HOST:8265`, or of the cluster at `HOST:PORT`, `ray://HOST:PORT` or `auto`.
 
-    `lost_seconds`, `alive`: after how long a silence, and by whose word, the cluster counts as gone. Raises UserError within
+    `lost_seconds`, `alive`: after how long a silence, and by whose word, the cluster counts as gone; `last_words`: what it said
+    before. Raises UserError within
     seconds when nobody answers there.
     """
     _reach(address, headers or {})
@@ -69,7 +70,7 @@ def connect(
             f"Ray would use `{client.get_address()}` instead of `{address}`: its own environment variables win",
             hint="unset RAY_ADDRESS and RAY_API_SERVER_ADDRESS",
         )
-    return JobServer(client, lost_seconds, alive)
+    return JobServer(client, lost_seconds, alive, last_words)
 
 
 def _reach(address: str, headers: dict[str, str]) -> None:
@@ -97,6 +98,7 @@ class JobServer:
     client: JobSubmissionClient
     lost_seconds: float
     alive: Callable[[], bool]
+    last_words: Callable[[], str]
 
     @property
     def address(self) -> str:
@@ -110,9 +112,9 @@ class JobServer:
         """
         # Nothing secret in the environment of the job: the dashboard shows it to everybody. Its actors inherit it.
         environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), UTF8_MODE: "1"}}
-        for patience in (1.0, 5.0, None):
+        for attempt, patience in enumerate((1.0, 5.0, None)):
             try:
-                if patience == 1.0 or not self._has(job):
+                if not attempt or not self._has(job):
                     self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
                 return
             except (OSError, RuntimeError) as error:
@@ -141,6 +143,9 @@ class JobServer:
             return EXIT_INTERRUPTED
         if details is None:
             on_line(f"error: lost the Ray cluster at `{self.address}`, and job `{job}` with it")
+            if words := self.last_words():
+                on_line(f"the last that it said\n{words}")
+            on_line("\nhint: `--inline` (`launch.inline`) runs in this process without Ray")
             return 1
         return _exit_code(details, on_line)
 

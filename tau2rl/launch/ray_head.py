@@ -25,6 +25,7 @@ from tau2rl.launch import supervisor
 START_TIMEOUT_SECONDS = 180.0
 STOP_TIMEOUT_SECONDS = 30.0
 OBJECT_STORE_BYTES = 256 * 1024 * 1024  # paths and scores pass through it, not tensors; memory is taken as it fills
+LAST_CHARACTERS = 2000  # of what a head said, when it broke
 _HINT = "`--inline` runs in this process without Ray; `--address` uses a cluster that is running"
 
 
@@ -76,6 +77,12 @@ class LocalHead:
     def alive(self) -> bool:
         """Whether it stands: False before entry, after exit, and when it broke down by itself."""
         return self._supervisor is not None and self._supervisor.poll() is None
+
+    def last_words(self) -> str:
+        """The last lines of a head that broke down; "" while it stands."""
+        if self._supervisor is None or self.alive() or self._supervisor.stdout is None:
+            return ""
+        return self._supervisor.stdout.read().decode(errors="replace").strip()[-LAST_CHARACTERS:]
 
     def stop(self) -> None:
         """End it and wait until everything is gone; safe to call twice."""
@@ -145,9 +152,7 @@ class LocalHead:
         # A port is asked first: a request of HTTP takes CPU time, on cores that the head wants to start on.
         while not (all(map(_accepts, ports)) and answers(f"{self.address}/api/version", headers=self.headers) == HTTPStatus.OK):
             if self._supervisor.poll() is not None:
-                assert self._supervisor.stdout is not None
-                words = self._supervisor.stdout.read().decode(errors="replace").strip()
-                raise _Ended(f"the local Ray head did not start\n{words[-2000:]}", hint=_HINT)
+                raise _Ended(f"the local Ray head did not start\n{self.last_words()}", hint=_HINT)
             if time.monotonic() > deadline:
                 raise UserError(f"the local Ray head did not answer within {START_TIMEOUT_SECONDS:.0f} seconds", hint=_HINT)
             time.sleep(0.1)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from tau2rl import settings
-from tau2rl.config import DOMAINS, LaunchConfig, PipelineConfig, PlayConfig, StageConfig, dump
+from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig, dump
 from tau2rl.errors import UserError
-from tau2rl.launch import entry, jobs
+from tau2rl.launch import checks, entry, jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.recipes.pipeline_plan import Planned, plan
 from tau2rl.recipes.pipeline_report import build_report, finished
 from tau2rl.recipes.training import trains_on_actors
 from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
-from tau2rl.runs.progress import Progress, ProgressEvent
+from tau2rl.runs.progress import Place, Progress, ProgressEvent, seconds_left
 from tau2rl.runs.secrets import Redactor, key_variables
 
 OnDetached = Callable[[str, str], None]  # (job, address of its server)
@@ -49,7 +50,8 @@ def submit(
     its own that is gone when this returns. Ctrl-C stops the run and gives 130.
     """
     launch = config.launch
-    refuse_unknown_domains(config)
+    if not launch.inline:  # here the run itself finds out, as soon
+        look([config])
     if launch.detach and (launch.inline or _address(launch) is None):
         raise UserError("`--detach` needs a cluster that stays", hint="give its job server with `--address http://HOST:8265`")
 
@@ -68,17 +70,23 @@ def submit(
             return entry.EXIT_INTERRUPTED
 
 
-def refuse_unknown_domains(config: StageConfig) -> None:
-    """Raise UserError for a domain that tau2 does not have before a head is started; tau2's own four cost nothing."""
-    strange = set(config.tasks.domains) - set(DOMAINS) if isinstance(config, PlayConfig) and not config.plugins else ()
-    if strange:
-        from tau2rl.env.domain import domain  # tau2 with it, seconds
+def look(configs: Sequence[StageConfig], *, made: Path | None = None, dry: bool = False) -> None:
+    """Raise UserError with what runs name and this machine has not; `made`: a folder in which earlier ones of them leave it.
 
-        for name in sorted(strange):
-            domain(name)
+    What runs on a cluster that is named finds its files, packages and keys there, and is left to the job. `dry`: it is only
+    shown, so a training on Ray actors counts as one of a cluster too.
+    """
+    if any(_address(config.launch) and not config.launch.inline for config in configs):
+        return
+    if dry and any(trains_on_actors(config) for config in configs):
+        return
+    checks.refuse(configs, made=made)
 
 
-def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextManager[Watcher]], say: Callable[[str], None]) -> int:
+Watch = Callable[[Place | None], AbstractContextManager[Watcher]]  # None: of what comes before the first run
+
+
+def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None]) -> int:
     """Carry out the runs of a pipeline that are not yet finished, one behind the other; the exit code of the first that is not 0.
 
     All on one local head, where there is no cluster. `report.json` of the pipeline's folder is up to date after every run. The
@@ -88,12 +96,18 @@ def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextMana
         raise UserError("a pipeline is followed to its end: it cannot be detached", hint="leave out `--detach`")
     runs = plan(config, run_path(config))  # first: a wrong step need not wait for the ones before it
     waiting = [planned for planned in runs if not finished(planned)]
+    look([planned.config for planned in waiting], made=run_path(config))
+
+    ended: list[tuple[str, float]] = []  # stage and seconds of the runs of this start
 
     def one(planned: Planned, run: CarryOut) -> int:
-        say(f"{runs.index(planned) + 1} of {len(runs)}: {_words(planned)}")
-        with watch() as watcher:
-            stage = planned.config
-            return _in_folder(stage, lambda claim: run(stage, claim.path, watcher.on_line, watcher.on_progress))
+        stage, began = planned.config, time.monotonic()
+        left = seconds_left(ended, [stage_of(each.config) for each in waiting[len(ended) :]])
+        place = Place(words=_words(planned), number=runs.index(planned) + 1, total=len(runs), left=left)
+        with watch(place) as watcher:
+            code = _in_folder(stage, lambda claim: run(stage, claim.path, watcher.on_line, watcher.on_progress))
+        ended.append((stage_of(stage), time.monotonic() - began))
+        return code
 
     def carry_out(folder: RunFolder) -> int:
         if len(waiting) < len(runs):
@@ -101,7 +115,7 @@ def run_chain(config: PipelineConfig, *, watch: Callable[[], AbstractContextMana
         with ExitStack() as stack:
             if waiting:
                 training = any(trains_on_actors(planned.config) for planned in runs)
-                with watch() as watcher:
+                with watch(None) as watcher:
                     place = _place(config.launch, _cluster(config.launch), watcher.on_progress, training=training)
                     run = stack.enter_context(place)
                 for planned in waiting:
@@ -146,7 +160,8 @@ def _place(launch: LaunchConfig, cluster: jobs.JobServer | None, on_progress: Pr
     else:
         on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
         with LocalHead(training=training) as head:
-            own = jobs.connect(head.address, head.headers, lost_seconds=jobs.OWN_HEAD_LOST_SECONDS, alive=head.alive)
+            lost = jobs.OWN_HEAD_LOST_SECONDS
+            own = jobs.connect(head.address, head.headers, lost_seconds=lost, alive=head.alive, last_words=head.last_words)
             yield lambda config, path, on_line, on_progress: _follow(own, config, path, on_line, on_progress)
 
 
@@ -173,8 +188,9 @@ def _follow(server: jobs.JobServer, config: StageConfig, path: Path, on_line: jo
     job = jobs.new_id(job_label(config))
     server.submit(job_command(path), job)
     code = server.follow(job, on_line=lambda line: on_line(clean(line)), on_progress=on_progress)
-    if code == entry.EXIT_INCOMPLETE:
-        on_line(f"hint: see {path / 'logs' / 'latest' / 'job.log'}")
+    log = path / "logs" / "latest" / "job.log"
+    if code == entry.EXIT_INCOMPLETE and log.exists():
+        on_line(f"hint: see {shlex.quote(str(log))}")
     return code
 
 

@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 import orjson
 
 from tau2rl import settings
+from tau2rl.answer_size import limit_httpx, too_large
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
+from tau2rl.config.extras import part_of
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
 from tau2rl.policy.http import Connections, Unreachable, read_json
 from tau2rl.policy.openai_format import OwnMessages, read_answer, to_openai
@@ -186,6 +188,8 @@ class LiteLLM:
         return payload
 
     def _failure(self, error: Exception) -> PolicyFailure:
+        if large := too_large(error):
+            return PolicyFailure(str(large))
         status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
         if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):
             return ContextExceeded(said)
@@ -236,6 +240,7 @@ def _litellm() -> Any:
     try:
         import litellm
     except ImportError:
-        raise UserError("policy.kind `api` needs litellm", hint="pip install 'tau2rl[tau2]'") from None
+        raise part_of("litellm").refusal("policy.kind `api`") from None
+    limit_httpx()
     litellm.suppress_debug_info = True  # it prints advertisements on stdout, where our data goes
     return litellm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.protocols import ChatCodec
 from tau2rl.types import Action, Actions, CallTool, Completion, FinishReason, Say
 
@@ -47,5 +48,5 @@ def do_nothing_script() -> tuple[Actions, ...]:
 
 def always_transfer_script() -> tuple[Actions, ...]:
     """Hands every user to a human at once: the second floor of a benchmark."""
-    call = CallTool(name="transfer_to_human_agents", arguments={"summary": "The customer asks for help with an account."})
+    call = CallTool(name=TRANSFER_TOOL, arguments={"summary": "The customer asks for help with an account."})
     return ((call,), (TRANSFER_SENTENCE,))

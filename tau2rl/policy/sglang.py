@@ -108,6 +108,8 @@ ABORT_SECONDS = 2.0
 ENGINE_SECONDS = 5.0  # for an engine behind a router to say that it is there
 ANSWER_BYTES, TOKEN_BYTES = 2**20, 256  # of an answer, and for each token in it: id twice, log-probability, text
 
+_URL_HINT = "`policy.url` names the server or router"
+
 log = logging.getLogger(__name__)
 
 
@@ -168,6 +170,8 @@ class Server:
         try:
             async with asyncio.timeout(timeout_seconds):
                 found = await self._described()
+        except PolicyFailure as failure:  # it answers, with what no such server sends
+            raise UserError(f"what answers at `{self.url}` is not an SGLang server: {failure}", hint=_URL_HINT) from None
         except (TimeoutError, Unreachable):
             raise UserError(
                 f"no SGLang server answers at `{self.url}`",
@@ -211,7 +215,7 @@ class Server:
                 f"no engine answers behind the router at `{self.url}`",
                 hint="it lists them at /workers; start one, and add it there or with --worker-urls",
             )
-        raise UserError(f"what answers at `{self.url}` is not an SGLang server", hint="`policy.url` names the server or router")
+        raise UserError(f"what answers at `{self.url}` is not an SGLang server", hint=_URL_HINT)
 
     async def _answering(self, engines: Sequence[str]) -> Described | None:
         """What the first engine that answers says of itself, which a router does not; those that do not answer are logged.

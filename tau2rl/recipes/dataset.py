@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,12 +18,14 @@ from typing import Any, BinaryIO
 from tau2rl.chat import make_codec
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import conversation
+from tau2rl.chat.template import openai_message
 from tau2rl.chat.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from tau2rl.config import ChatConfig, PolicyConfig
 from tau2rl.data import encoding
 from tau2rl.data.jsonl import write_rows
 from tau2rl.data.rollout_filter import Entry, RolloutFilter
 from tau2rl.env.domain import domain
+from tau2rl.env.task_cells import cell_of
 from tau2rl.env.tasks import changed_something, held_out, kind_of
 from tau2rl.errors import UserError
 from tau2rl.hashing import derive_seed
@@ -35,6 +37,9 @@ from tau2rl.reward.score import score_episode
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
+from tau2rl.verify.evidence import excluded
+from tau2rl.verify.rules import calls_of, violations
+from tau2rl.verify.verifiers import transcript_of
 
 FLOOR_TASKS = 200  # of each domain at most: a floor is a share, and a thousand replays say no more than the first hundreds
 PROGRESS_EVERY = 1000
@@ -50,8 +55,20 @@ class Seen:
     floor_tasks: dict[str, dict[str, TaskRef]] = field(default_factory=dict[str, dict[str, TaskRef]])
 
 
-def scan(sources: Sequence[Source], rollouts: RolloutFilter, *, spec: RewardSpec, seed: int, progress: Progress) -> Seen:
-    """Add every episode of the sources to the filter, those that FAILED too. Raises UserError for a line that is no episode."""
+def scan(
+    sources: Sequence[Source],
+    rollouts: RolloutFilter,
+    *,
+    spec: RewardSpec,
+    seed: int,
+    progress: Progress,
+    form: Collection[str] = (),
+    exclude_faults: Collection[str] = (),
+) -> Seen:
+    """Add every episode of the sources to the filter, those that FAILED too; `form`: the rules of form to look for.
+
+    Raises UserError for a line that is no episode.
+    """
     seen, count = Seen(), 0
     kind, forbidden = functools.lru_cache(maxsize=65536)(kind_of), functools.lru_cache(maxsize=65536)(held_out)
     for number, source in enumerate(sources):
@@ -59,7 +76,9 @@ def scan(sources: Sequence[Source], rollouts: RolloutFilter, *, spec: RewardSpec
         for file, evidence in (("episodes.jsonl", True), ("failures.jsonl", False)):
             for position, record in read_episodes(source.path / file, digest.update if evidence else None):
                 task = record.episode.task
-                rollouts.add(_entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed))
+                entry = _entry(record, kind=kind(task), source=number, position=position, spec=spec, seed=seed, form=form)
+                spoiled = excluded(record.episode, exclude_faults)
+                rollouts.add(entry if spoiled is None else replace(entry, excluded=f"{spoiled.fault.value}: {spoiled.name}"))
                 seen.held_out += forbidden(task)
                 seen.costs.add(record.episode)
                 of_domain = seen.floor_tasks.setdefault(task.domain, {})
@@ -103,6 +122,7 @@ def summary(rollouts: RolloutFilter, seen: Seen) -> dict[str, Any]:
         "coverage": round(overall["covered"] / overall["tasks"], 4) if overall["tasks"] else None,
         "domains": rollouts.counts("domain"),
         "kinds": rollouts.counts("domain || '/' || kind"),
+        "cells": rollouts.counts("domain || ': ' || cell"),
         "diversity": {"kinds": rollouts.diversity("domain, kind"), "tasks": rollouts.diversity("task")},
         "dropped": rollouts.reasons(),
         "floor": floors(tasks),
@@ -142,9 +162,20 @@ def signature(episode: Episode) -> str:
     return hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _entry(record: EpisodeRecord, *, kind: str, source: int, position: int, spec: RewardSpec, seed: int) -> Entry:
+def broken_form(episode: Episode, form: Collection[str]) -> list[str]:
+    """Which of these rules of form a conversation broke; nothing of one without messages."""
+    if not form or not episode.messages:
+        return []
+    kinds = domain(episode.task.domain).tool_types
+    failed = any(call.error and kinds.get(call.call.name) == "write" for call in calls_of(episode.messages))
+    return [name for name in (*violations(transcript_of(episode)), *(["failed_write"] if failed else [])) if name in form]
+
+
+def _entry(
+    record: EpisodeRecord, *, kind: str, source: int, position: int, spec: RewardSpec, seed: int, form: Collection[str]
+) -> Entry:
     episode, attempt = record.episode, record.attempt
-    score = score_episode(episode, spec)
+    score, place = score_episode(episode, spec), cell_of(episode.task)
     return Entry(
         source=source,
         position=position,
@@ -157,7 +188,11 @@ def _entry(record: EpisodeRecord, *, kind: str, source: int, position: int, spec
         partial=(score.partial if score else None) or 0.0,
         no_op=not changed_something(episode),
         fault=(episode.fault or Fault.INFRA).value if episode.status is Status.FAILED else "",
+        excluded="",
         signature=signature(episode),
+        user=place.user,
+        cell=", ".join(filter(None, (place.cell, place.behaviour.partition("/")[0]))),  # of the behaviour its pace
+        form=", ".join(broken_form(episode, form)),
         pick=derive_seed(seed, source, attempt.key),
     )
 
@@ -222,13 +257,15 @@ def make_source(path: Path, name: str, policy: PolicyConfig, chat: ChatConfig, *
 def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
     """The row of one episode, with its origin. Raises UserError for a tokenizer that is gone."""
     episode, task = record.episode, record.episode.task
-    loaded = domain(task.domain)
+    loaded, place = domain(task.domain), cell_of(task)
     metadata = {
         "id": record.attempt.key,
         "domain": task.domain,
         "task_id": task.task_id,
         "split": task.split,
         "kind": kind_of(task),
+        "cell": place.cell,
+        **{name: value for name, value in (("user_id", place.user), ("behaviour", place.behaviour)) if value},
         "seed": episode.seed,
         "reward": record.score.task if record.score else None,
         "partial": record.score.partial if record.score else None,
@@ -241,7 +278,7 @@ def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
     opening = Opening(domain_policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
     dicts = source.cookbook.conversation(opening) if source.cookbook else conversation(opening)
     return {
-        "messages": [_openai(message) for message in _with_lost_turns(dicts, episode, source)],
+        "messages": [openai_message(message) for message in _with_lost_turns(dicts, episode, source)],
         "tools": [] if source.cookbook else list(loaded.tools),  # the cookbook has them in its system message
         "metadata": metadata,
         **_tokens(episode),
@@ -295,11 +332,3 @@ def _tokens(episode: Episode) -> dict[str, Any]:
         if not _was_carried_out(turn):
             mask[turn.start : turn.end] = [0] * (turn.end - turn.start)
     return {"token_ids": list(sample.token_ids), "loss_mask": mask}
-
-
-def _openai(message: Mapping[str, Any]) -> Chat:
-    """A chat message as OpenAI has it: the arguments of a call are JSON in a string, a thought is `reasoning_content`."""
-    message = {key: value for key, value in message.items() if key != "thinking"}
-    calls: list[dict[str, Any]] = message.get("tool_calls") or []
-    written = [{**c, "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])}} for c in calls]
-    return {**message, **({"tool_calls": written} if written else {})}

@@ -32,7 +32,7 @@ def run(config: EvalConfig, folder: RunFolder, progress: Progress) -> Result:
     """Carry out or continue an evaluation. Raises UserError for what cannot be run as asked."""
     begun = begin(config, folder, progress)
     asyncio.run(play(config, folder, begun.prepared, progress))
-    report = conclude(folder, begun)
+    report = conclude(config, folder, begun)
     return Result(report=report, complete=not report["incomplete"])
 
 
@@ -46,7 +46,7 @@ def begin(config: EvalConfig, folder: RunFolder, progress: Progress, *, codec: C
     return Begun(prepared=prepared, digest=digest, test_access=test_access)
 
 
-def conclude(folder: RunFolder, begun: Begun) -> dict[str, Any]:
+def conclude(config: EvalConfig, folder: RunFolder, begun: Begun) -> dict[str, Any]:
     """The report of what the folder holds, written there too."""
     prepared = begun.prepared
     report = build_report(
@@ -54,6 +54,7 @@ def conclude(folder: RunFolder, begun: Begun) -> dict[str, Any]:
         planned=prepared.planned,
         floors=floors(prepared.tasks),
         digest=begun.digest,
+        repetitions=config.repetitions,
         tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
         sessions=sessions(folder.path),
     )

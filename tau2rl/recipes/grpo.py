@@ -11,7 +11,7 @@ from tau2rl.backend import Backend
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import GrpoConfig
 from tau2rl.env.domain import env_identity
-from tau2rl.env.tasks import refuse_held_out, refuse_leak, select
+from tau2rl.env.tasks import training_tasks
 from tau2rl.env.user_simulator import check_answers, check_key
 from tau2rl.recipes.training import backend_for, conclude, planned, refuse_long_episodes
 from tau2rl.reward.presets import spec_from
@@ -27,11 +27,7 @@ log = logging.getLogger(__name__)
 def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Backend | None = None) -> Result:
     """Train, or go on with it. Raises UserError for what cannot be run as asked, RunIncomplete when it ends early."""
     progress(ProgressEvent(done=0, total=config.train.steps, unit="steps", note="loading tasks and model"))
-    tasks = select(config.tasks)
-    if not config.allow_held_out:
-        refuse_held_out(tasks)
-    val_tasks = select(config.val) if config.train.val_every else []
-    refuse_leak(tasks, val_tasks)
+    tasks, _ = training_tasks(config)
     spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)  # refuses a dominated reward
     recipe = None if config.reward.recipe is None else read_recipe(config.reward.recipe)  # refuses one that was changed or failed
     if recipe is None and config.algo.estimator == "mt_gtpo":

@@ -159,13 +159,18 @@ def comparison_rows(report: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
+DIGITS = 8  # of a hash, in a table that must fit a terminal of 80 columns
+
+
 def step_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """What each finished step was made from and what came out, with the first 16 digits of each sha256."""
+    """What each finished step was made from and what came out, with the first digits of each sha256; `report.json` has all."""
     table = [["step", "stage", "from", "digest", "output", "cpu s"]]
     for name, step in report["steps"].items():
-        output = ", ".join(str(sha256)[:16] for sha256 in step["outputs"]) or "-"
+        output = ", ".join(str(sha256)[:DIGITS] for sha256 in step["outputs"]) or "-"
         parents = ", ".join(step["parents"]) or "-"
-        table.append([printable(name), step["stage"], parents, step["digest"], output, _number(step["cpu_seconds"], digits=0)])
+        table.append(
+            [printable(name), step["stage"], parents, step["digest"][:DIGITS], output, _number(step["cpu_seconds"], digits=0)]
+        )
     return table
 
 

@@ -20,7 +20,7 @@ from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.concurrency import adaptive_concurrency
-from tau2rl.rollouts.runner import Outcome, PolicyFor, SamplingStage, outcomes, plan, record_of
+from tau2rl.rollouts.runner import Outcome, PolicyFor, SamplingStage, outcomes, planned_attempts, record_of
 from tau2rl.rollouts.scheduling import Estimate, longest_first
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -57,7 +57,7 @@ def prepare(config: SamplingStage, progress: Progress, *, codec: ChatCodec | Non
         check_answers(config.user, config.tasks.domains)
     return Prepared(
         tasks=tasks,
-        planned=plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed, greedy=config.rollout.greedy),
+        planned=planned_attempts(config, tasks),
         spec=spec,
         codec=codec,
         chat=fingerprint(codec),

@@ -22,7 +22,7 @@ from tau2rl.recipes.play import floors
 from tau2rl.report.report import build_report
 from tau2rl.reward.presets import RewardSpec, spec_from
 from tau2rl.reward.score import grade_from_tau2, score_episode
-from tau2rl.rollouts.runner import plan
+from tau2rl.rollouts.runner import planned_attempts
 from tau2rl.runs import records
 from tau2rl.runs.folder import RunFolder, read_config
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -89,7 +89,8 @@ def regrade(source: Path, config: EvalConfig, folder: RunFolder, progress: Progr
     changed = _grade_all(source, folder, {task.key for task in tasks}, spec, progress)
     report = build_report(
         chain(folder.records(), folder.failed_records()),
-        planned=plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed, greedy=config.rollout.greedy),
+        planned=planned_attempts(config, tasks),
+        repetitions=config.repetitions,
         floors=floors(tasks),
         digest=str(stands_on["digest"]),
         tasks_with_writes={task.key for task in tasks if describe(task).changes_state},

@@ -29,14 +29,18 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
     sampled = None if config.sources else _sample(config, folder, progress)
     sources, digest, planned = sampled or _from_runs(config, folder)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns)
+    keep = config.keep
     with RolloutFilter() as rollouts:
-        seen = scan(sources, rollouts, spec=spec, seed=config.seed, progress=progress)
+        form = keep.form if keep.attempts == "solved+form" else ()
+        seen = scan(
+            sources, rollouts, spec=spec, seed=config.seed, progress=progress, form=form, exclude_faults=keep.exclude_faults
+        )
         if seen.held_out and not config.allow_held_out:
             raise UserError(
                 f"{seen.held_out} episodes of the sources are on tasks that are kept for tests",
                 hint="take runs on a training split, or accept them with `allow_held_out=true`",
             )
-        rollouts.apply(config.keep)
+        rollouts.apply(keep)
         report = {
             "schema": SCHEMA,
             "stage": "rft-filter",

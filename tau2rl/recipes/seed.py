@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tau2rl.config import KeepConfig, SeedConfig
+from tau2rl.config import KeepConfig, SeedConfig, dump
 from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import gold_script, refuse_held_out
 from tau2rl.policy.scripted import ScriptedPolicy
@@ -32,8 +32,9 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
     asyncio.run(play(config, folder, prepared, progress, policies=_imperfect(config, prepared)))
     sources = [make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)]
     with RolloutFilter() as rollouts:
-        seen = scan(sources, rollouts, spec=prepared.spec, seed=config.seed, progress=progress)
-        rollouts.apply(KeepConfig(attempts=config.keep, dedupe=False, per_task=None))
+        form = config.balance.form if config.keep == "solved+form" else ()
+        seen = scan(sources, rollouts, spec=prepared.spec, seed=config.seed, progress=progress, form=form)
+        rollouts.apply(KeepConfig(**dump(config.balance), attempts=config.keep, per_task=None))
         found = summary(rollouts, seen)
         report = {
             "schema": SCHEMA,

@@ -14,8 +14,7 @@ from tau2rl.runs.reports import Result
 
 def run(config: SftConfig, folder: RunFolder, progress: Progress, backend: Backend | None = None) -> Result:
     """Train, or go on with it. Raises UserError for what cannot be run as asked, RunIncomplete when it ends early."""
-    if not config.data.files:
-        raise UserError("no rows to train on", hint="`--data FILE` or `data.files`: JSONL rows, as `tau2rl seed` writes them")
+    refuse_no_rows(len(config.data.files))
     progress(ProgressEvent(done=0, total=config.train.steps, unit="steps", note="reading rows"))
     data = described(config.data.files)
     backend = backend or backend_for(config)
@@ -30,3 +29,9 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress, backend: Backe
     trained = backend.train(within_positions(config, start), folder, progress)
     inputs = {"data": data, "parent": parent}
     return conclude(config, folder, trained, digest=stands_on["digest"], inputs=inputs, rows=trained.rows)
+
+
+def refuse_no_rows(files: int) -> None:
+    """Raise UserError where no file is named."""
+    if not files:
+        raise UserError("no rows to train on", hint="`--data FILE` or `data.files`: JSONL rows, as `tau2rl seed` writes them")

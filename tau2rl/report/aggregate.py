@@ -41,6 +41,7 @@ class Aggregate:
     def __init__(self, planned: Sequence[Attempt]) -> None:
         self.sampled: dict[str, TaskCount] = {}
         self.greedy: dict[str, TaskCount] = {}
+        self.solved_at: Counter[tuple[str, int]] = Counter()  # (domain, index of the attempt) of sampled ones, for repetitions
         self.statuses: Counter[Status] = Counter()
         self.terminations: Counter[str] = Counter()  # of valid episodes
         self.faults: Counter[Fault] = Counter()  # of valid episodes without success
@@ -99,6 +100,8 @@ class Aggregate:
         count = (self.greedy if record.attempt.greedy else self.sampled)[record.attempt.task.key]
         count.valid += 1
         count.solved += solved
+        if solved and not record.attempt.greedy:
+            self.solved_at[record.attempt.task.domain, record.attempt.index] += 1
         self.statuses[episode.status] += 1
         self.terminations[episode.stop_reason] += 1
         if not solved:

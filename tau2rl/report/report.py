@@ -8,6 +8,7 @@ A domain whose own attempts are all there keeps its numbers.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ def build_report(
     planned: Sequence[Attempt],
     floors: Mapping[str, Mapping[str, float | None]],
     digest: str,
+    repetitions: int = 1,
     tasks_with_writes: Collection[str] | None = None,
     sessions: Sequence[Session] = (),
 ) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def build_report(
 
     `floors[domain]["do_nothing"]` is the success rate of that policy over the tasks of the run in the domain (likewise
     `always_transfer`; None = not known). `tasks_with_writes` are the task keys whose reference actions write.
+    Of several `repetitions` the numbers are those of all attempts, and k goes up to the attempts of one.
     `sessions` are what the sessions of the run measured of themselves.
     """
     aggregate, costs = Aggregate(planned), Costs()
@@ -46,16 +49,18 @@ def build_report(
         costs.add(record.episode)
     not_done = aggregate.not_done()
     reason = _reason(aggregate.sampled, aggregate.greedy) if planned else "nothing was planned"
-    sampled = _results(aggregate.sampled)
+    attempts = _smallest(aggregate.sampled, "planned") // repetitions
+    sampled = _results(aggregate.sampled, attempts)
     return {
         "schema": SCHEMA,
         "stage": "eval",
         "tasks": len(aggregate.sampled.keys() | aggregate.greedy.keys()),
-        "attempts": _smallest(aggregate.sampled, "planned"),
+        "attempts": attempts,
+        "repetitions": _repetitions(aggregate, repetitions, attempts) if repetitions > 1 and not reason else None,
         "overall": sampled["overall"],
         "macro": sampled["macro"],
         "by_domain": sampled["by_domain"],
-        "greedy": _results(aggregate.greedy) if aggregate.greedy else None,
+        "greedy": _results(aggregate.greedy, 1) if aggregate.greedy else None,
         "tasks_with_writes": None if tasks_with_writes is None else _writes(aggregate.sampled, tasks_with_writes),
         "floor": _floor(aggregate, floors),
         "floor_by_domain": {
@@ -107,9 +112,34 @@ def _account(aggregate: Aggregate, not_done: int) -> dict[str, Any]:
     }
 
 
-def _results(counts: Mapping[str, TaskCount]) -> dict[str, Any]:
-    """`overall`, `macro` (mean over domains) and `by_domain` of one kind of attempts."""
-    largest_k = max(1, _smallest(counts, "planned"))
+def _repetitions(aggregate: Aggregate, count: int, attempts: int) -> dict[str, Any]:
+    """pass@1 of each repetition and how much it varies, by domain and overall.
+
+    `sd`: of whole runs, from one to the next. `sd_by_attempts`: what the luck of the attempts alone would make of it; what is
+    above that is of the runs themselves (a server, a day).
+    """
+
+    def of(part: Mapping[str, TaskCount]) -> dict[str, Any]:
+        domains, played = by_domain(part), len(part) * attempts
+        solved = [
+            sum(aggregate.solved_at[domain, r * attempts + i] for domain in domains for i in range(attempts))
+            for r in range(count)
+        ]
+        values = [one / played for one in solved]
+        by_luck = rerun_se((one.valid, one.solved) for one in part.values())
+        return {
+            "pass@1": values,
+            "sd": statistics.stdev(values),
+            "sd_by_attempts": None if by_luck is None else by_luck * math.sqrt(count),
+        }
+
+    counts = aggregate.sampled
+    return {"count": count, "overall": of(counts), "by_domain": {name: of(part) for name, part in by_domain(counts).items()}}
+
+
+def _results(counts: Mapping[str, TaskCount], largest_k: int) -> dict[str, Any]:
+    """`overall`, `macro` (mean over domains) and `by_domain` of one kind of attempts, for k up to the largest."""
+    largest_k = max(1, largest_k)
     domains = {domain: _section(list(part.values()), largest_k) for domain, part in by_domain(counts).items()}
     overall = _section(list(counts.values()), largest_k)
     macro = {name: mean_over_groups([section[name] for section in domains.values()]) for name in overall}
@@ -147,8 +177,8 @@ def _so_far(aggregate: Aggregate, not_done: Sequence[str]) -> dict[str, Any]:
         "tasks": len(sampled),
         "attempts": _smallest(sampled, "valid"),
         "tasks_by_domain": {domain: len(part) for domain, part in by_domain({**greedy, **sampled}).items()},
-        **_results(sampled),
-        "greedy": _results(greedy) if greedy else None,
+        **_results(sampled, _smallest(sampled, "valid")),
+        "greedy": _results(greedy, 1) if greedy else None,
         "partial": _mean(aggregate.partial, ""),
         "shaped": _mean(aggregate.shaped, ""),
         "not_done": list(not_done[:SHOWN]),

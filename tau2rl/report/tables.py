@@ -21,10 +21,16 @@ def report_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """A header and one row per domain, then `macro` (with several domains) and `overall`; greedy rows after them.
 
     An incomplete run shows `-` in its headline rows and then rows marked `so far`. Columns: domain, tasks, pass@1 with its
-    interval, pass@n and pass^n for the largest n (when there is more than one attempt), the higher floor.
+    interval, sd of whole runs where the evaluation was repeated, pass@n and pass^n for the largest n (when there is more than one
+    attempt), the higher floor.
     """
     largest = max(1, int(report["attempts"]))
     rows = [_header(largest), *_block(report, report, report, largest, "")]
+    if repeated := report.get("repetitions"):
+        of = {**repeated["by_domain"], "overall": repeated["overall"]}
+        for row in rows:
+            sd = f"sd of {repeated['count']} runs" if row is rows[0] else number(of[row[0]]["sd"]) if row[0] in of else NONE
+            row.insert(3, sd)
     if report["greedy"]:
         rows += _block(report["greedy"], report, report, largest, "greedy: ")
     so_far = report["so_far"]
@@ -63,6 +69,39 @@ def total_words(total: Mapping[str, Any]) -> str:
         most = max(total["runs"], key=total["runs"].__getitem__)
         words.append(f"{total['runs'][most] / total['seconds']:.0%} of the time is `{most}`")
     return "; ".join(words)
+
+
+def short_words(cost: Mapping[str, Any]) -> str:
+    """The `cost` of a run or of a pipeline as one line for everybody; `cost_words` and `total_words` have the details.
+
+    >>> tokens = {"policy_in": 1_200_000, "policy_out": 45_000, "policy_cached": 0, "trained": 4500}
+    >>> short_words({"seconds": 69.4, "tokens": tokens})
+    '1:09; the agent read 1,200,000 tokens and wrote 45,000; 4,500 tokens trained on'
+    """
+    if "seconds" in cost:
+        seconds = cost["seconds"]
+    else:
+        wall = cost.get("wall")
+        seconds = sum(wall["seconds"].values()) if wall else cost["process"]["wall_seconds"]
+    words, tokens = ["time unknown" if seconds is None else clock(seconds)], cost["tokens"]
+    if tokens.get("policy_in"):
+        words.append(f"the agent read {tokens['policy_in']:,} tokens and wrote {tokens['policy_out']:,}")
+    if tokens.get("user_in"):
+        words.append(f"the user model read {tokens['user_in']:,} tokens and wrote {tokens['user_out']:,}")
+    if tokens.get("trained"):
+        words.append(f"{tokens['trained']:,} tokens trained on")
+    return "; ".join(words)
+
+
+def clock(seconds: float) -> str:
+    """A duration as people write it.
+
+    >>> clock(59.6), clock(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _time(cost: Mapping[str, Any]) -> str:

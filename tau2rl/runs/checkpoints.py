@@ -27,13 +27,22 @@ def exports(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
+def named_step(checkpoint: Path) -> int | None:
+    """The step that a folder's name says.
+
+    >>> named_step(Path("step_00020")), named_step(Path("hf/19")), named_step(Path("final"))
+    (20, 20, None)
+    """
+    if named := re.fullmatch(r"step_(\d+)", checkpoint.name):
+        return int(named[1])
+    return int(checkpoint.name) + 1 if checkpoint.parent.name == "hf" and checkpoint.name.isdigit() else None
+
+
 def step_of(checkpoint: Path, run: Path) -> int:
     """How many steps a checkpoint of a run has behind it, by its name or that of what it links to. Raises UserError."""
     checkpoint = checkpoint.resolve() if checkpoint.is_symlink() else checkpoint
-    if named := re.fullmatch(r"step_(\d+)", checkpoint.name):
-        return int(named[1])
-    if checkpoint.parent.name == "hf" and checkpoint.name.isdigit():
-        return int(checkpoint.name) + 1
+    if (step := named_step(checkpoint)) is not None:
+        return step
     if checkpoint.name == FINAL:
         return last_step(run)
     raise UserError(f"the name of `{checkpoint}` does not say its step", hint="`step_00020`, `hf/19` or `final`")

@@ -225,6 +225,9 @@ def read_config(path: Path) -> StageConfig:
     file = path / "config.json"
     with writing(path):
         present = file.exists()
+        there = path.exists()
+    if not there:
+        raise UserError(f"there is no `{path}`", hint="`tau2rl runs list` shows the runs that there are")
     if not present:
         raise UserError(
             f"`{path}` is not a run folder: it has no `config.json`", hint="name a folder such as `outputs/eval/default`"

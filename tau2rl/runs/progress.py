@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
@@ -26,6 +26,32 @@ class ProgressEvent:
     before: int | None = None  # of `done`, what earlier starts of the run had, which took none of `seconds`; None: not said
     note: str = ""  # what it is doing, for people: "loading tasks"
     unit: str = "episodes"  # what `done` counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which run of a pipeline begins: `Place(words="`sft` (sft)", number=2, total=9, left=310.0)`."""
+
+    words: str
+    number: int  # from 1
+    total: int
+    left: float | None  # seconds of this run and those behind it, as those before them went; None: nobody knows yet
+
+
+def seconds_left(ended: Sequence[tuple[str, float]], waiting: Sequence[str]) -> float | None:
+    """What the waiting stages take, each as the mean of those of its kind that have ended, else of all; None before any has.
+
+    >>> seconds_left([("sft", 30.0), ("eval", 10.0)], ["grpo", "eval"]), seconds_left([], ["sft"])
+    (30.0, None)
+    """
+    if not ended:
+        return None
+
+    def mean(stage: str) -> float:
+        own = [seconds for name, seconds in ended if name == stage] or [seconds for _, seconds in ended]
+        return sum(own) / len(own)
+
+    return sum(map(mean, waiting))
 
 
 class Progress(Protocol):

@@ -40,13 +40,17 @@ def file_hash(path: Path) -> str:
 
 def checkpoint_hash(folder: Path) -> str:
     """sha256 over names and contents of the files that make the model. Raises UserError when there is no checkpoint."""
-    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
-    if not (folder / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
-        raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
+    refuse_no_checkpoint(folder)
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)}):
         digest.update(f"{file.name}\0{file_hash(file)}\n".encode())
     return digest.hexdigest()
+
+
+def refuse_no_checkpoint(folder: Path) -> None:
+    """Raise UserError where a folder holds no model."""
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
 
 
 def described(files: Sequence[Path]) -> list[dict[str, Any]]:

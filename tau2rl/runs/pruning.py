@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,25 +9,23 @@ from pathlib import Path
 from typing import Any, cast
 
 from tau2rl.errors import UserError
-from tau2rl.runs.checkpoints import FINAL, INITIAL, MEGATRON, SELECTED, STATE
+from tau2rl.runs.checkpoints import FINAL, INITIAL, MEGATRON, SELECTED, STATE, named_step
 from tau2rl.runs.files import read_json, writing
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
 from tau2rl.runs.sessions import RunLock
 
-_STEP = re.compile(r"step_(\d+)")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """A checkpoint, or what a training goes on from: `Kept(path=..., size=9_000_000_000, because="it was chosen")`."""
+class Checkpoint:
+    """One on the disk, or what a training goes on from: `Checkpoint(path=..., size=9_000_000_000, kept_because="")`."""
 
     run: Path
     path: Path
     size: int  # bytes on the disk, links not followed
-    because: str  # why it stays; "" for what may go
+    kept_because: str  # "" for what may go
 
 
-def plan(runs: Sequence[Path], *, keep_last: int, state: bool) -> list[Kept]:
+def plan(runs: Sequence[Path], *, keep_last: int, state: bool) -> list[Checkpoint]:
     """Everything below `checkpoints/` of the runs, each with the reason why it stays.
 
     `keep_last` more steps of each training stay, the latest ones. With `state` a finished training may lose what it would be
@@ -38,13 +35,13 @@ def plan(runs: Sequence[Path], *, keep_last: int, state: bool) -> list[Kept]:
     return [found for run in runs for found in _of_run(run, named, keep_last, state=state)]
 
 
-def remove(found: Sequence[Kept]) -> None:
+def remove(found: Sequence[Checkpoint]) -> None:
     """Delete what may go. Raises UserError for a run that a process has open, before anything of that run is deleted."""
-    for run in dict.fromkeys(one.run for one in found if not one.because):
+    for run in dict.fromkeys(one.run for one in found if not one.kept_because):
         lock = RunLock(run / "logs" / "lock", patience_seconds=0)
         try:
             for one in found:
-                if one.run == run and not one.because:
+                if one.run == run and not one.kept_because:
                     with writing(one.path):
                         shutil.rmtree(one.path)
         finally:
@@ -63,7 +60,7 @@ def disk_size(path: Path) -> int:
         return 0
 
 
-def _of_run(run: Path, named: tuple[str, ...], keep_last: int, *, state: bool) -> Iterator[Kept]:
+def _of_run(run: Path, named: tuple[str, ...], keep_last: int, *, state: bool) -> Iterator[Checkpoint]:
     models = run / "checkpoints"
     if not models.is_dir() or models.is_symlink():
         return
@@ -89,15 +86,13 @@ def _of_run(run: Path, named: tuple[str, ...], keep_last: int, *, state: bool) -
 
     for item in sorted((*(item for item in models.iterdir() if item.name != "hf"), *(models / "hf").glob("*"))):
         if not item.is_symlink() and item.is_dir():
-            yield Kept(run=run, path=item, size=disk_size(item), because=because(item))
+            yield Checkpoint(run=run, path=item, size=disk_size(item), kept_because=because(item))
 
 
 def _step(item: Path) -> int | None:
     if item.is_symlink() or not item.is_dir():
         return None
-    if named := _STEP.fullmatch(item.name):
-        return int(named[1])
-    return int(item.name) + 1 if item.parent.name == "hf" and item.name.isdigit() else None
+    return named_step(item)
 
 
 def _finished(run: Path) -> bool:

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 import tau2rl
 from tau2rl.config import DOMAINS, TEST_SPLITS, EvalConfig, PipelineConfig
+from tau2rl.config.extras import refuse_command
 from tau2rl.env.domain import domain
 from tau2rl.errors import UserError
 from tau2rl.recipes.test_access import evaluated_checkpoint
@@ -223,10 +224,9 @@ def _measured(each: Evidence, domain: str) -> Json:
 
 
 def _hub(name: str) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError("a model card needs `huggingface_hub`", hint="pip install -e '.[hub]' in the clone of tau2rl") from None
+    refuse_command("tau2rl card")
+    import huggingface_hub
+
     return getattr(huggingface_hub, name)
 
 
@@ -343,6 +343,7 @@ def _commands(mine: Sequence[Evidence], repo: str | None) -> list[str]:
             f"tau2rl eval --policy sglang --url http://127.0.0.1:30000 --tokenizer {where} --protocol {protocol}",
             f"--domains {domains} --task-split {split}", *([f"--limit {tasks.limit}"] if tasks.limit else []),
             f"--user-model {user} --num-samples {config.rollout.num_samples} --seed {config.seed}",
+            *([f"--repetitions {config.repetitions}"] if config.repetitions > 1 else []),
             f"--temperature {config.policy.sampling.temperature:g} --top-p {config.policy.sampling.top_p:g}",
             f"--set chat.thinking={config.chat.thinking} --set policy.sampling.max_tokens={config.policy.sampling.max_tokens}",
             f"--set limits.max_turns={config.limits.max_turns} --set limits.context_tokens={config.limits.context_tokens}",

@@ -146,26 +146,18 @@ def _message(message: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
 def dataset_card(run: KeptRun, written: Written, *, keep: str, license: str | None) -> str:
     """`README.md` of the dataset: the hub's metadata, and what the rows are, from counts and provenance alone."""
     counts = written.counts
-    metadata: dict[str, Any] = {
-        **({"license": printable(license)} if license else {}),
-        "language": ["en"],
-        "pretty_name": printable(f"tau2-bench conversations of {run.model}"),
-        "size_categories": [_size(sum(count.rows for count in counts.values()))],
-        "tags": ["tau2-bench", "tool-use", "conversational", "agents", "tau2rl"],
-        "task_categories": ["text-generation"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": split.replace("-", "_"), "path": f"data/{split}.jsonl"} for split in counts],
-            }
-        ],
-    }
+    metadata = hub_metadata(
+        f"tau2-bench conversations of {run.model}",
+        licence=license,
+        rows=sum(count.rows for count in counts.values()),
+        files={split: f"data/{split}.jsonl" for split in counts},
+    )
     bench = run.identity.get("bench", {})
     tested = set[str]().union(*(count.test_tasks for count in counts.values()))
     apart = set[str]().union(*(count.held_out for count in counts.values())) - tested
     return markdown_page(
         "dataset.md.jinja",
-        metadata=Markup(str(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)).strip()),  # noqa: S704 - YAML, not a page
+        metadata=metadata,
         run=run,
         keep=keep,
         counts=counts,
@@ -176,6 +168,25 @@ def dataset_card(run: KeptRun, written: Written, *, keep: str, license: str | No
         data=bench.get("data") or {},
         license=license,
     )
+
+
+def hub_metadata(name: str, *, licence: str | None, rows: int, files: Mapping[str, str]) -> Markup:
+    """The head of a dataset's card, which the hub reads; `files`: split -> its file."""
+    values: dict[str, Any] = {
+        **({"license": printable(licence)} if licence else {}),
+        "language": ["en"],
+        "pretty_name": printable(name),
+        "size_categories": [_size(rows)],
+        "tags": ["tau2-bench", "tool-use", "conversational", "agents", "tau2rl"],
+        "task_categories": ["text-generation"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split.replace("-", "_"), "path": path} for split, path in files.items()],
+            }
+        ],
+    }
+    return Markup(str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).strip())  # noqa: S704 - YAML, not a page
 
 
 def _size(rows: int) -> str:

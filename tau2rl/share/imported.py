@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tau2rl.config import EvalConfig, build
+from tau2rl.enums import UserSignal
 from tau2rl.env.domain import Domain, domain, known_domains
 from tau2rl.env.tasks import describe
 from tau2rl.errors import EnvironmentFailure, UserError
@@ -24,6 +25,7 @@ from tau2rl.report.report import build_report
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import grade_from_tau2, score_episode
 from tau2rl.rollouts.runner import plan
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.provenance import environment, file_hash
@@ -47,7 +49,7 @@ from tau2rl.types import (
     Usage,
 )  # fmt: skip
 
-STOPPED = "###STOP###"  # what tau2's gym writes for an agent whose conversation was closed: nobody said it
+STOPPED = UserSignal.STOP.value  # what tau2's gym writes for an agent whose conversation was closed: nobody said it
 ENDS = {  # of tau2, by how much they say about the agent
     "user_stop": Status.COMPLETED, "agent_stop": Status.COMPLETED, "too_many_errors": Status.COMPLETED,
     "max_steps": Status.TRUNCATED, "timeout": Status.TRUNCATED, "judge_stop": Status.TRUNCATED, "agent_error": Status.MALFORMED,
@@ -172,8 +174,7 @@ def into_run(file: Path, foreign: Foreign, *, name: str, output: Path | None) ->
     recorded = {"imported_from": str(file), "other_tasks": len(foreign.other_tasks)}
     stands_on = environment(config, bench, {"agent": foreign.agent, "imported": origin}, recorded=recorded)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
-    RunFolder.create(target, config, resume=False)
-    with RunFolder.open(target) as folder:
+    with claimed(target, config, resume=False) as claim, RunFolder.open(claim.path) as folder:
         folder.write_environment(stands_on)
         for attempt, episode in foreign.episodes:
             folder.append(

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 from tau2rl.report.schema import SCHEMA
 from tau2rl.runs.files import writing
@@ -24,22 +25,19 @@ from tau2rl.types import EpisodeRecord, Message, Status
 
 def export(run: KeptRun, folder: Path) -> dict[Path, int]:
     """Write `NAME.eval`; the file with the number of its samples. Raises UserError where inspect-ai is not installed."""
-    try:
-        from inspect_ai.log import (
-            EvalConfig,
-            EvalDataset,
-            EvalLog,
-            EvalResults,
-            EvalScore,
-            EvalSpec,
-            EvalStats,
-            write_eval_log,
-        )  # fmt: skip
-        from inspect_ai.log._log import EvalMetric
-    except ImportError as error:
-        raise UserError(
-            f"`--to inspect` needs `{error.name}`", hint="pip install -e '.[inspect]' in the clone of tau2rl"
-        ) from None
+    refuse_command("tau2rl export --to inspect")
+    from inspect_ai.log import (
+        EvalConfig,
+        EvalDataset,
+        EvalLog,
+        EvalResults,
+        EvalScore,
+        EvalSpec,
+        EvalStats,
+        write_eval_log,
+    )  # fmt: skip
+    from inspect_ai.log._log import EvalMetric
+
     samples = [_sample(record, run) for record in run.records()]
     if not samples:
         raise UserError(f"`{run.path}` has no episodes to export")
@@ -61,7 +59,7 @@ def export(run: KeptRun, folder: Path) -> dict[Path, int]:
                 name=f"tau2-bench {config.tasks.split}", samples=len({sample.id for sample in samples}),
                 sample_ids=list(dict.fromkeys(str(sample.id) for sample in samples)),
             ),
-            model=run.model, model_roles=None, config=EvalConfig(epochs=config.rollout.num_samples),
+            model=run.model, model_roles=None, config=EvalConfig(epochs=config.attempts_per_task),
             metadata={
                 "run": config.name, "digest": run.digest, "user_simulator": run.user, "protocol": config.chat.protocol,
                 "benchmark": run.identity.get("bench"), "report_schema": SCHEMA,
@@ -104,7 +102,7 @@ def _sample(record: EpisodeRecord, run: KeptRun) -> Any:
     error = episode.failure
     used = [turn.usage for turn in episode.turns]
     tokens_in, tokens_out = sum(u.prompt_tokens for u in used), sum(u.completion_tokens for u in used)
-    number = run.config.rollout.num_samples if record.attempt.greedy else record.attempt.index
+    number = run.config.attempts_per_task if record.attempt.greedy else record.attempt.index
     return EvalSample(
         id=_text(record.attempt.task.key), epoch=1 + number,
         input=messages[:opened] or "", target="", messages=messages, scores=scores,

@@ -83,7 +83,7 @@ def _info(run: KeptRun, loaded: Domain) -> dict[str, Any]:
     llm = config.user.kind == "llm"
     return {
         "git_commit": f"{tau2.get('distribution', 'tau2')} {tau2.get('version', '?')}",
-        "num_trials": config.rollout.num_samples,
+        "num_trials": config.attempts_per_task,
         "max_steps": config.limits.max_steps,
         "max_errors": MAX_ERRORS,
         "user_info": {

@@ -260,7 +260,7 @@ class Rollout:
         per_turn = alive and algo.estimator in TURN_ESTIMATORS
         turn_rewards = episode_turn_rewards(episode, turn_table(self.config.reward, algo)) if per_turn else ()
         record = record_of(outcome, self.config, self._spec)
-        metadata = SampleMetadata.of(outcome, record.score, turn_rewards, drop_truncated=algo.truncated == "drop")
+        metadata = SampleMetadata.of(outcome, record.score, turn_rewards, algo)
         return Played(metadata=metadata, episode=episode, packed=pack(episode) if alive else ()), record
 
 

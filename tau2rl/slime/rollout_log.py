@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.report.cost import Costs, Session
+from tau2rl.rollouts.monitors import Monitor, dominated, habit_metrics
 from tau2rl.runs import records
-from tau2rl.runs.files import write_json
+from tau2rl.runs.files import json_lines, write_json
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.sessions import session_folders
 from tau2rl.runs.trackers import open_sinks
@@ -42,6 +43,7 @@ class RolloutLog:
         self._played: list[SampleMetadata] = []
         self._validated: list[tuple[EpisodeRecord, SampleMetadata]] = []
         self._last_rollout = -1
+        self._monitor: Monitor | None = None  # made at the first rollout: by then a resumed run has taken back later lines
         self._costs = CostTracker(folder, config)
         self._sinks = Sinks(open_sinks(config.tracking, folder, dump(config)))  # this process's own
         self._new = NewConversations(folder, config.tracking.conversations if config.tracking.trackers else 0)
@@ -74,6 +76,7 @@ class RolloutLog:
             played, self._played, self._last_rollout = self._played, [], rollout_id
             self._costs.end_rollout(seconds)
         numbers = rollout_numbers(played, batch, self._config) | {"seconds/rollout": seconds}
+        numbers |= self._watch(rollout_id + 1, numbers)
         self._write_numbers(rollout_id + 1, numbers)
         return numbers
 
@@ -91,6 +94,20 @@ class RolloutLog:
         numbers = validation_numbers([metadata for _, metadata in validated])
         self._write_numbers(step, numbers)
         return numbers
+
+    def _watch(self, step: int, numbers: Numbers) -> dict[str, float]:
+        """The marks of the monitors; a new alarm is said in slime's log."""
+        if self._config.monitors.action == "off":
+            return {}
+        if self._monitor is None:
+            metrics = self._folder / "metrics.jsonl"
+            lines = [values for _, values in json_lines(metrics)] if metrics.exists() else []
+            history = (line for line in lines if line["step"] < step and "success" in line)  # validations have lines of their own
+            self._monitor = Monitor(self._config.monitors, history)
+        marks, alarms = self._monitor.look(numbers)
+        for name, words in alarms.items():
+            log.warning("step %d, alarm `%s`: %s", step, name, words)
+        return marks
 
     def _append(self, name: str, record: EpisodeRecord) -> None:
         line = records.encode(self._redactor.record(record))
@@ -172,6 +189,7 @@ def rollout_numbers(played: Sequence[SampleMetadata], batch: Sequence[Member], c
         "groups/useful": sum(any(trained) for trained in groups.values()),
         "episodes/played": len(ended),
         "episodes/failed": statuses["failed"],
+        "episodes/excluded": sum(not m.evidence for m in evidence),
         "episodes/aborted": statuses[ABORTED],
         "episodes/tried_again": sum(m.tries > 1 for m in ended),
         "episodes/truncated": statuses["truncated"] / max(1, len(evidence)),
@@ -181,6 +199,8 @@ def rollout_numbers(played: Sequence[SampleMetadata], batch: Sequence[Member], c
         "tokens/sampled": sum(m.sampled_tokens for m in ended),
         "tokens/thought": sum(m.thought_tokens for m in ended),
         "calls/refused": _mean([float(m.refused) for m in evidence]),
+        "score/dominated": dominated((m.task, bool(m.solved), m.score) for m in evidence if m.score is not None),
+        **habit_metrics([m.habits for m in evidence]),
         "seconds/episode": _mean([m.seconds for m in evidence]),
         "seconds/policy_turn": _ratio(sum(m.policy_seconds for m in ended), sum(m.turns for m in ended)),
         "seconds/user_message": _ratio(sum(m.user_seconds for m in ended), sum(m.user_messages for m in ended)),

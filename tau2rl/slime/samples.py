@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from tau2rl.config import AlgoConfig
 from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
+from tau2rl.rollouts.monitors import habits_of
 from tau2rl.rollouts.runner import Outcome
-from tau2rl.types import CallTool, Episode, Message, Score, Status, TaskRef, TrainingSample, Turn
+from tau2rl.types import CallTool, Episode, Message, Score, TaskRef, TrainingSample, Turn
+from tau2rl.verify.evidence import is_evidence
 
 if TYPE_CHECKING:
     from slime.utils.types import Sample
@@ -47,6 +50,7 @@ class SampleMetadata:
     refused: int = 0  # calls that the environment refused, and turns that could not be read
     sampled_tokens: int = 0
     thought_tokens: int = 0  # of them
+    habits: tuple[str, ...] = ()  # of `rollouts.monitors.HABITS`
     fault: str | None = None  # a `types.Fault`
     failure: str = ""
     tries: int = 1
@@ -57,16 +61,15 @@ class SampleMetadata:
 
     @staticmethod
     def of(
-        played: Outcome, score: Score | None, turn_rewards: Sequence[float] = (), *, drop_truncated: bool = False
+        played: Outcome, score: Score | None, turn_rewards: Sequence[float] = (), algo: AlgoConfig | None = None
     ) -> SampleMetadata:
         """What an attempt was. `turn_rewards` is [turns], or empty where no estimator asks for it.
 
-        No evidence: what FAILED, what holds no sampled token, what tau2 did not grade, and with `drop_truncated` what was cut.
+        No evidence: what tau2 did not grade, and what `verify.evidence` says of the settings of `algo`.
         """
         episode, task = played.episode, played.attempt.task
         shaped = None if score is None else score.shaped
-        cut = episode.status is Status.TRUNCATED and drop_truncated
-        evidence = episode.status is not Status.FAILED and bool(episode.turns) and shaped is not None and not cut
+        evidence = shaped is not None and is_evidence(episode, algo or AlgoConfig())
         to_user = [turn for turn in episode.turns if turn.actions and not any(isinstance(a, CallTool) for a in turn.actions)]
         return SampleMetadata(
             task=task.key,
@@ -86,6 +89,7 @@ class SampleMetadata:
             refused=episode.invalid_calls,
             sampled_tokens=episode.sampled_tokens,
             thought_tokens=episode.thought_tokens,
+            habits=habits_of(episode),
             fault=None if episode.fault is None else episode.fault.value,
             failure="" if episode.failure is None else f"{episode.failure.kind}: {episode.failure.message}"[:SHOWN],
             tries=played.tries,
@@ -102,7 +106,12 @@ class SampleMetadata:
         >>> SampleMetadata.from_json(one.to_json()) == one
         True
         """
-        return {**asdict(self), "spans": [list(span) for span in self.spans], "turn_rewards": list(self.turn_rewards)}
+        lists = {
+            "spans": [list(span) for span in self.spans],
+            "turn_rewards": list(self.turn_rewards),
+            "habits": list(self.habits),
+        }
+        return {**asdict(self), **lists}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> SampleMetadata:
@@ -110,7 +119,7 @@ class SampleMetadata:
         known = {f.name: values[f.name] for f in fields(SampleMetadata) if f.name in values}
         spans: Sequence[Sequence[int]] = known.get("spans", ())
         known["spans"] = tuple((turn, start, end) for turn, start, end in spans)
-        known["turn_rewards"] = tuple(known.get("turn_rewards", ()))
+        known |= {name: tuple(known.get(name, ())) for name in ("turn_rewards", "habits")}
         return SampleMetadata(**known)
 
 

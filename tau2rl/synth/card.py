@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import SynthConfig
+from tau2rl.config import SynthConfig, dump, flatten
+from tau2rl.env.task_cells import PROOFS
 from tau2rl.synth.compose import BURDENS, Composed
 from tau2rl.synth.guard import WORDS, Guard
 from tau2rl.synth.proof import SOLVED, Proof
@@ -18,7 +20,9 @@ from tau2rl.synth.texts import Text
 LICENCE = (
     "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0)."
 )
-FILES = ("tasks.json", "split_tasks.json", "proofs.jsonl", "card.json", "README.md")
+WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hold for the words."
+NO_MATTER = tuple(f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "api_key_env"))  # they decide nothing
+FILES = ("tasks.json", "split_tasks.json", PROOFS, "card.json", "README.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +44,18 @@ def write_folder(
     rejected: Mapping[str, int],
     guard: Guard,
     identity: Mapping[str, Any],
+    spent: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `tasks.json`, `split_tasks.json`, `proofs.jsonl`, `card.json` and `README.md`; the card."""
     folder.mkdir(parents=True, exist_ok=True)
     proofs = [m.proof.row(m.task["id"], m.composed, m.text.behaviour) for m in made]
     facts = card(config, made, proofs, rejected=rejected, guard=guard, identity=identity)
+    if spent is not None:
+        facts |= {"licence": f"{facts['licence']} {WRITTEN.format(model=config.writer.model)}", "writer": spent}
     _json(folder / "tasks.json", [m.task for m in made])
     _json(folder / "split_tasks.json", splits(made))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in proofs)
-    (folder / "proofs.jsonl").write_text(lines, encoding="utf-8")
+    (folder / PROOFS).write_text(lines, encoding="utf-8")
     _json(folder / "card.json", facts)
     (folder / "README.md").write_text(in_words(facts), encoding="utf-8")
     return facts
@@ -120,9 +127,10 @@ def command(config: SynthConfig) -> str:
         "burdens": ",".join(config.burdens),
         "refusals": config.refusals,
         "per_user": config.per_user,
+        **{name: value for name, value in flatten({"writer": dump(config.writer)}).items() if name not in NO_MATTER},
     }
-    default = SynthConfig()
-    changed = [f"--{n.replace('_', '-')} {v}" for n, v in values.items() if getattr(config, n) != getattr(default, n)]
+    given, default = flatten(dump(config)), flatten(dump(SynthConfig()))
+    changed = [f"--{n.replace('_', '-')} {shlex.quote(str(v))}" for n, v in values.items() if given[n] != default[n]]
     named = [f"--domain {config.domain}", f"--num-tasks {config.num_tasks}", f"--seed {config.seed}"]
     return f"tau2rl synth {' '.join([*named, *changed])} --output FOLDER"
 
@@ -165,6 +173,7 @@ tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]}
 {proofs["writes"]} writes were left out, doubled ({_listed(proofs["doubled"])})
 and altered in {proofs["altered_arguments"]} arguments; {proofs["orders_tried"]} orders were tried.
 Thrown away: {_listed(facts["thrown_away"]) or "nothing"}.
+{_writer(facts)}
 
 ## Overlap with the test tasks
 
@@ -172,6 +181,18 @@ Thrown away: {_listed(facts["thrown_away"]) or "nothing"}.
 a run of {guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose
 {guard["customers_of_test_tasks"]} customers and {guard["entities_of_test_tasks"]} {guard["table"]} are left out.
 {guard["shared"]}
+"""
+
+
+def _writer(facts: Mapping[str, Any]) -> str:
+    """What the model that wrote the texts took, where there was one."""
+    spent = facts.get("writer")
+    if spent is None:
+        return ""
+    return f"""
+Texts were said anew by a model: {spent["texts"]} of them in {spent["calls"]} calls and {spent["from_cache"]} kept answers, for
+{spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, ${spent["cost_usd"]:.4f}; {spent["rewritten"]} were asked for
+again ({_listed(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
 """
 
 

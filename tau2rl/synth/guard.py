@@ -42,12 +42,15 @@ class Guard:
 
     def overlap(self, task: Mapping[str, Any]) -> Overlap:
         """What this task shares with them."""
-        text = json.dumps(task)
+        return self.shared(json.dumps(task), self._writes(task), spoken(task))
+
+    def shared(self, text: str, writes: Iterable[str], said: str) -> Overlap:
+        """What a text shares with them that names people and entities, the writes in it (`as_text`), and what a user said."""
         return Overlap(
             users=tuple(sorted(self._users_of(text, self.users))),
             entities=tuple(sorted(self._entities(text) & self.entities)),
-            arguments=tuple(sorted(set(self._writes(task)) & self._arguments)),
-            words=tuple(sorted(runs(spoken(task)) & self._words)),
+            arguments=tuple(sorted(set(writes) & self._arguments)),
+            words=tuple(sorted(runs(said) & self._words)),
         )
 
     def _users_of(self, text: str, among: Iterable[str]) -> set[str]:
@@ -67,7 +70,12 @@ class Guard:
 
     def _writes(self, task: Mapping[str, Any]) -> list[str]:
         actions = (task.get("evaluation_criteria") or {}).get("actions") or []
-        return [json.dumps([a["name"], a["arguments"]], sort_keys=True) for a in actions if a["name"] in self.writes]
+        return [as_text(a["name"], a["arguments"]) for a in actions if a["name"] in self.writes]
+
+
+def as_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call with all its arguments, as it is compared."""
+    return json.dumps([name, arguments], sort_keys=True)
 
 
 def spoken(task: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from tau2rl import settings
 from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
@@ -26,6 +27,7 @@ from tau2rl.synth.card import FILES, Made, command, write_folder
 from tau2rl.synth.compose import REFUSAL, Composed, Composer
 from tau2rl.synth.demonstration import demonstrate
 from tau2rl.synth.guard import Guard
+from tau2rl.synth.llm_writer import LlmWriter
 from tau2rl.synth.proof import Proof, Prover, Rejected
 from tau2rl.synth.request import call_of
 from tau2rl.synth.retail import Retail
@@ -53,6 +55,7 @@ class Maker:
         self._prover = Prover(self.replayer, self._domain, self._book)
         self.guard = Guard(domain=self._domain, tests=self.replayer.test_tasks(), writes=self.replayer.writes)
         self._users = [id for id in self._domain.users() if id not in self.guard.users]
+        self.writer = _writer(config, self.replayer.writes)
         self._used: Counter[str] = Counter()
         self._seen: set[tuple[str, str]] = set()
 
@@ -123,7 +126,7 @@ class Maker:
             return None
         drawn = self._draw(entry, entry["found"])
         assert drawn is not None  # it was found with these draws
-        made, text, task = drawn
+        made, text, task = self._in_words(*drawn)
         return Made(composed=made, text=text, task=task, proof=Proof(**entry["proof"]), split=split_of(made.user_id))
 
     def _draw(self, entry: Entry, place: int) -> tuple[Composed, Text, dict[str, Any]] | None:
@@ -150,7 +153,18 @@ class Maker:
         if self.guard.overlap(task):
             raise Rejected("it shares something with the test tasks")
         proof = self._prover.prove(made, task)
+        made, text, task = self._in_words(made, text, task)
         return Made(composed=made, text=text, task=task, proof=proof, split=split_of(made.user_id))
+
+    def _in_words(self, made: Composed, text: Text, task: dict[str, Any]) -> tuple[Composed, Text, dict[str, Any]]:
+        """The task in the words of the writer, where there is one. Raises Rejected."""
+        if self.writer is None:
+            return made, text, task
+        text = self.writer.rewrite(made, text, table=self._domain.table)
+        task = {**task, "user_scenario": text.scenario(self.config.domain)}
+        if self.guard.overlap(task):
+            raise Rejected("it shares something with the test tasks")
+        return made, text, task
 
     def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> dict[str, Any]:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
@@ -173,6 +187,13 @@ class Maker:
             },
             "demonstration": demonstrate(made, text, named, domain=self._domain, book=self._book, rng=rng),
         }
+
+
+def _writer(config: SynthConfig, writes: frozenset[str]) -> LlmWriter | None:
+    if config.writer.kind == "templates":
+        return None
+    cache = config.writer.cache or settings.output_root() / "synth" / "writer-cache"
+    return LlmWriter(config.writer, cache=cache.expanduser(), kinds=sorted(writes))
 
 
 def split_of(user_id: str) -> str:
@@ -202,7 +223,8 @@ def synthesise(
     with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
         maker = Maker(config, replayer)
         made = maker.make(earlier, keep, on_task)
-        facts = write_folder(folder, config, made, rejected=maker.rejected, guard=maker.guard, identity=identity)
+        spent = asdict(maker.writer.spent) if maker.writer else None
+        facts = write_folder(folder, config, made, rejected=maker.rejected, guard=maker.guard, identity=identity, spent=spent)
     (folder / JOURNAL).unlink()
     return facts
 

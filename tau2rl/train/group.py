@@ -13,7 +13,8 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.score import score_episode
 from tau2rl.train.trainer import ScoredTrajectory
-from tau2rl.types import Episode, Status, TaskRef
+from tau2rl.types import Episode, TaskRef
+from tau2rl.verify.evidence import is_evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +38,14 @@ class Group:
 
 
 def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec) -> Group:
-    """Scores and advantages of a group; what FAILED, or was cut off where the config drops that, is no evidence."""
+    """Scores and advantages of a group; what is no evidence has neither."""
     algo = config.algo
-    scores_G = [_score(episode, spec) if _is_evidence(episode, config) else None for episode in episodes]
+    scores_G = [_score(episode, spec) if is_evidence(episode, algo) else None for episode in episodes]
     turn_rewards_G = [()] * len(episodes)
     if algo.estimator in TURN_ESTIMATORS:
         turn_rewards_G = [episode_turn_rewards(episode, turn_table(config.reward, algo)) for episode in episodes]
     advantages_G = group_advantages(scores_G, turn_rewards_G, algo)
     return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G))
-
-
-def _is_evidence(episode: Episode, config: GrpoConfig) -> bool:
-    dropped = episode.status is Status.TRUNCATED and config.algo.truncated == "drop"
-    return episode.status is not Status.FAILED and not dropped and bool(episode.turns)
 
 
 def _score(episode: Episode, spec: RewardSpec) -> float | None:

@@ -23,8 +23,10 @@ from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
 from tau2rl.runs.checkpoints import STATE, exports
+from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
@@ -73,6 +75,7 @@ class GRPO:
         with timer.phase("loading"):
             done = self._restore()
         self._mark(done)
+        monitor = self._monitor(done)
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
         with Curves(config, config.tracking, self.folder) as curves:
             async with local_policy(
@@ -80,12 +83,14 @@ class GRPO:
             ) as policy:
                 for step in range(done + 1, config.train.steps + 1):
                     metrics = await self._step(step, policy)
-                    curves.write(step, metrics)
+                    marks, alarms = monitor.look(metrics) if monitor else ({}, {})
+                    curves.write(step, {**metrics, **marks})
                     self._mark(step)
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
-                        self._save(step)
+                        self._save(step, stops=bool(alarms) and config.monitors.action == "stop")
                     timer.write()
+                    self._raise_alarms(step, alarms)
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""
@@ -140,10 +145,29 @@ class GRPO:
             step=step, optimizer_steps=self.trainer.optimizer.steps, tasks=self.rollouts.sampler.state(), rng=rng_state()
         )
 
-    def _save(self, step: int) -> None:
-        """The state to go on from, and the whole checkpoint, at the steps that leave one."""
+    def _monitor(self, done: int) -> Monitor | None:
+        """Who watches the curves, with those of the steps that are done; None where nobody does."""
+        if self.config.monitors.action == "off":
+            return None
+        metrics = self.folder.metrics
+        lines = [values for _, values in json_lines(metrics)] if metrics.exists() else []
+        return Monitor(self.config.monitors, (line for line in lines if line["step"] <= done))
+
+    def _raise_alarms(self, step: int, alarms: Mapping[str, str]) -> None:
+        """Say what is wrong. Raises RunIncomplete where an alarm stops the run, which is saved."""
+        for name, words in alarms.items():
+            log.warning("step %d, alarm `%s`: %s", step, name, words)
+        if alarms and self.config.monitors.action == "stop" and step < self.config.train.steps:
+            said = "; ".join(f"`{name}`: {words}" for name, words in alarms.items())
+            raise RunIncomplete(
+                f"stopped behind step {step} by an alarm (`monitors.action`), {said}. Look at the episodes; "
+                "to go on all the same, resume: an alarm is raised once"
+            )
+
+    def _save(self, step: int, *, stops: bool) -> None:
+        """The state to go on from, and the whole checkpoint, at the steps that leave one, or behind which the run stops."""
         train = self.config.train
-        if step % train.save_every == 0 or step == train.steps:
+        if step % train.save_every == 0 or step == train.steps or stops:
             self.trainer.save(self.folder.checkpoints / STATE, step=step, tasks=self.rollouts.sampler.state())
         if exports(step, train.export_every):
             start = Path(self.config.model.init).expanduser()

@@ -10,6 +10,7 @@ from typing import Any
 
 from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
+from tau2rl.rollouts.monitors import ALARM, dominated, habit_metrics, habits_of
 from tau2rl.runs.files import DAMAGED, json_lines
 from tau2rl.train.group import Group
 from tau2rl.train.losses import Mismatch
@@ -31,12 +32,20 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
         "groups/tried": len(groups),
         "groups/useful": sum(group.has_signal for group in groups),
         "episodes/failed": statuses[Status.FAILED],
+        "episodes/excluded": sum(s is None for group in groups for s in group.scores) - statuses[Status.FAILED],
         "episodes/truncated": statuses[Status.TRUNCATED] / max(1, len(evidence)),
         "episodes/malformed": statuses[Status.MALFORMED] / max(1, len(evidence)),
         "turns/mean": mean([float(len(e.turns)) for e in evidence]),
         "tokens/sampled": sum(e.sampled_tokens for e in episodes),
         "tokens/thought": sum(e.thought_tokens for e in episodes),
         "calls/refused": mean([float(e.invalid_calls) for e in evidence]),
+        "score/dominated": dominated(
+            (group.task.key, episode.solved, score)
+            for group in groups
+            for episode, score in zip(group.episodes, group.scores, strict=True)
+            if score is not None
+        ),
+        **habit_metrics([habits_of(e) for e in evidence]),
     }
 
 
@@ -90,8 +99,18 @@ def _summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "train_tokens_per_second": mean_of(lines, "tokens_per_second/train"),
         "padding_share": mean_of(lines, "train/padding_share"),
         "shared_share": mean_of(lines, "train/shared_share"),
+        "alarms": _alarms(lines),
         "validation": {line["step"]: line["val/pass@1"] for line in lines if line.get("val/pass@1") is not None},
     }
+
+
+def _alarms(lines: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Name of each alarm of the monitors -> the first step that raised it."""
+    found: dict[str, int] = {}
+    for line in lines:
+        for name in (name for name, value in line.items() if name.startswith(ALARM) and value):
+            found.setdefault(name.removeprefix(ALARM), int(line["step"]))
+    return found
 
 
 def mean(values: Sequence[float]) -> float | None:

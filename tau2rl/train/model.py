@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import shutil
@@ -28,7 +29,7 @@ DType = Literal["float32", "bfloat16"]
 def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
     """A checkpoint as `from_pretrained` reads it, with every weight it should have.
 
-    Raises UserError where there is none, or one that is damaged, not whole, or an adapter without its base.
+    Raises UserError where there is none, or one that is damaged, not whole, not finite, or an adapter without its base.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -49,6 +50,7 @@ def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -
         raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}", hint=hint) from None
     model, info = found
     _refuse_parts(folder, model, info)
+    _refuse_not_finite(folder, model)
     return cast("PreTrainedModel", cast(nn.Module, model).to(device))
 
 
@@ -91,6 +93,21 @@ def _refuse_parts(folder: Path | str, model: PreTrainedModel, info: Mapping[str,
     ]
     hint = _way_out(faults["missing"], faults["unexpected"], model)
     raise UserError(f"the checkpoint in `{folder}` is not whole: {'; '.join(counts)}", hint=hint)
+
+
+def _refuse_not_finite(folder: Path | str, model: PreTrainedModel) -> None:
+    """Raises UserError where a weight is NaN or infinite: what such a model says is nothing that it learned."""
+    names = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.numel() and not all(map(math.isfinite, map(float, weight.detach().aminmax())))  # NaN is least and greatest
+    ]
+    if names:
+        some = f"{', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+        raise UserError(
+            f"the checkpoint in `{folder}` has NaN or infinity in {len(names)} weights: {some}",
+            hint="its training had diverged before it was saved: take an earlier checkpoint",
+        )
 
 
 def _way_out(missing: Sequence[str], unexpected: Sequence[str], model: PreTrainedModel) -> str:

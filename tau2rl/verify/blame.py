@@ -9,18 +9,18 @@ The gates see identifiers, words and order. A user that makes up a story without
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tau2rl.enums import TRANSFER_TOOL, UserSignal
 from tau2rl.reward.tiers import canonical
 from tau2rl.types import CallTool, Episode, Fault, Message, Status, TaskRef
-from tau2rl.verify.rules import ASKS_CONFIRMATION, TRANSFER, Call, calls_of, consents, unconfirmed
+from tau2rl.verify.rules import ASKS_CONFIRMATION, REPEATS, Call, calls_of, consents, repeated_call, unconfirmed, writes_of
 
-STOP = re.compile(r"###(?:STOP|TRANSFER|OUT-OF-SCOPE)###")
+SIGNAL = re.compile("|".join(UserSignal))
 IDENTIFIER = re.compile(  # an e-mail address; letters and digits together; a number of five digits or more
     r"[\w.+-]+@[\w-]+(?:\.\w+)+|#?\b(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}\b|\b\d{5,}\b"
 )
@@ -39,7 +39,7 @@ PROPOSES = re.compile(
     re.IGNORECASE,
 )
 MEASURE = re.compile(r"\d{1,4}[a-z]{1,6}|\d+(?:-[a-z]+)+", re.IGNORECASE)  # 10am, 32GB, 2-hour: no identifiers
-LOOP, SAID_AGAIN = 3, 3  # the same call, the same words so often
+WORDS = 15  # characters; shorter ones anybody may say again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class TaskFacts:
     user_gold: tuple[str, ...] = ()  # the user's side, by name
     quarantined: str = ""
     domain_policy: str = ""
-    tool_kinds: Mapping[str, str] | None = None
+    tool_kinds: Mapping[str, str] = field(default_factory=dict[str, str])
     user_tools: frozenset[str] = frozenset()
 
 
@@ -81,9 +81,9 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
     known, asked, opening = f"{facts.instructions}\n{facts.domain_policy}".lower(), False, True
     said: Counter[str] = Counter()
     last = ""
-    for who, text, acts in _lines(episode):
+    for who, text, acts in lines_of(episode):
         if who == "user":
-            spoken = STOP.sub("", text).strip()
+            spoken = SIGNAL.sub("", text).strip()
             if not text.strip() and not acts:
                 yield _user("empty_turn")
             if AGENTS_WORDS.search(spoken):
@@ -94,9 +94,9 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
             if early := [one for one in identifiers if not asked and not _stands_in(one, f"{facts.reason}\n{last}".lower())]:
                 yield _user("told_before_asked", early[0])
             said[spoken.lower()] += 1
-            if len(spoken) > 15 and said[spoken.lower()] == SAID_AGAIN:
+            if len(spoken) > WORDS and said[spoken.lower()] == REPEATS:
                 yield _user("repetition", spoken[:100])
-            if STOP.search(text) and "###STOP###" in text and _pending(episode, facts) and _cut_short(last, spoken):
+            if UserSignal.STOP in text and _cut_short(last, spoken) and _against_reference(episode, facts)[1]:
                 yield _user("stopped_too_early", spoken[:100])
             opening = False
         elif who == "agent":
@@ -128,9 +128,8 @@ def facts_of(ref: TaskRef) -> TaskFacts:
 
 def _of_the_agent(episode: Episode, facts: TaskFacts) -> Blame:
     calls = list(calls_of(episode.messages))
-    kinds = facts.tool_kinds or {}
-    writes = [call for call in calls if not call.error and kinds.get(call.call.name) == "write"]
-    extra, missing = _unmatched(writes, [call for call in facts.gold if kinds.get(call.name) == "write"])
+    kinds = facts.tool_kinds
+    extra, missing = _against_reference(episode, facts)
     if episode.status is Status.MALFORMED:
         return _agent("malformed", next((str(turn.malformed) for turn in episode.turns[::-1] if turn.malformed), ""))
     if looped := _looped(episode.messages, calls):
@@ -139,7 +138,7 @@ def _of_the_agent(episode: Episode, facts: TaskFacts) -> Blame:
         return _agent("truncated", episode.stop_reason.value)
     if foreign := [call.call.name for call in calls if call.call.name in facts.user_tools and call.call.name not in kinds]:
         return _agent("tool_ownership", foreign[0])
-    if any(c.call.name == TRANSFER for c in calls) and not any(c.name == TRANSFER for c in facts.gold):
+    if any(c.call.name == TRANSFER_TOOL for c in calls) and not any(c.name == TRANSFER_TOOL for c in facts.gold):
         return _agent("premature_transfer", ", ".join(c.name for c in missing))
     if ASKS_CONFIRMATION in facts.domain_policy.lower() and (hasty := unconfirmed(episode.messages, extra)):
         return _agent("write_without_confirmation", hasty[0].call.name)
@@ -175,11 +174,11 @@ def _by_what_is_missing(episode: Episode, calls: Sequence[Call], missing: Sequen
     return _agent("other")
 
 
-def _unmatched(made: Sequence[Call], gold: Sequence[CallTool]) -> tuple[list[Call], list[CallTool]]:
+def _against_reference(episode: Episode, facts: TaskFacts) -> tuple[list[Call], list[CallTool]]:
     """The writes that no reference write explains, and the reference writes that were not made."""
-    left = list(gold)
+    left = [call for call in facts.gold if facts.tool_kinds.get(call.name) == "write"]
     extra: list[Call] = []
-    for call in made:
+    for call in writes_of(calls_of(episode.messages), facts.tool_kinds):
         same = next(
             (g for g in left if g.name == call.call.name and canonical(g.arguments) == canonical(call.call.arguments)), None
         )
@@ -191,10 +190,8 @@ def _unmatched(made: Sequence[Call], gold: Sequence[CallTool]) -> tuple[list[Cal
 
 
 def _looped(messages: Sequence[Message], calls: Sequence[Call]) -> str:
-    keys = Counter((c.call.name, json.dumps(c.call.arguments, sort_keys=True, default=str)) for c in calls)
-    again = next((name for (name, _), count in keys.items() if count >= LOOP), "")
-    words = Counter(m.content.strip().lower() for m in messages if m.role == "assistant" and len(m.content.strip()) > 15)
-    return again or next((text[:100] for text, count in words.items() if count >= LOOP), "")
+    words = Counter(m.content.strip().lower() for m in messages if m.role == "assistant" and len(m.content.strip()) > WORDS)
+    return repeated_call(calls) or next((text[:100] for text, count in words.items() if count >= REPEATS), "")
 
 
 def _stands_in(identifier: str, text: str) -> bool:
@@ -203,20 +200,13 @@ def _stands_in(identifier: str, text: str) -> bool:
     return plain in text or (plain.isdigit() and plain in re.sub(r"[\s().-]", "", text))
 
 
-def _pending(episode: Episode, facts: TaskFacts) -> bool:
-    """Whether a reference write was not made by the end."""
-    kinds = facts.tool_kinds or {}
-    writes = [call for call in calls_of(episode.messages) if not call.error and kinds.get(call.call.name) == "write"]
-    return bool(_unmatched(writes, [call for call in facts.gold if kinds.get(call.name) == "write"])[1])
-
-
 def _cut_short(last: str, spoken: str) -> bool:
     """The agent had proposed something, and the user went without waiting for it to be done."""
     proposal = re.sub(r"[^.?!]*\banything else\b[^.?!]*[.?!]?", "", last, flags=re.IGNORECASE)
     return bool(PROPOSES.search(proposal)) and (not spoken or consents(spoken))
 
 
-def _lines(episode: Episode) -> Iterator[tuple[str, str, bool]]:
+def lines_of(episode: Episode) -> Iterator[tuple[str, str, bool]]:
     """(who, text, whether there are calls) of both sides in order; who is agent, user or tool."""
     if not episode.trajectory:
         for message in episode.messages:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.types import CallTool, Message, Status, Transcript
 
-TRANSFER, TRANSFERRED = "transfer_to_human_agents", "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT"
+TRANSFERRED = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT"
 ASKS_CONFIRMATION, ASKS_AUTHENTICATION, ONE_CALL = (
     "explicit user confirmation",
     "authenticate the user",
@@ -31,7 +33,11 @@ DEED = re.compile(
     re.IGNORECASE,
 )
 FACT = re.compile(r"#?\b(?=[\w-]*\d)[A-Za-z]*[\w-]{4,}\b|\b[\w.+-]+@[\w-]+\.\w+\b")  # an id, a code, an e-mail address
-REPEATS = 3  # the same call with the same arguments so often is a loop
+RULES = (
+    "unfinished", "refused_call", "repeated_call", "several_calls", "unauthenticated_write", "unconfirmed_write",
+    "promised_not_done", "transfer_untried", "transfer_unsaid", "invented_fact",
+)  # fmt: skip
+REPEATS = 3  # the same call with the same arguments, or the same words, so often is a loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +52,12 @@ class Call:
 def violations(transcript: Transcript) -> list[str]:
     """The names of the rules that were broken, each once, in the order of the rules."""
     calls = list(calls_of(transcript.messages))
-    writes = [call for call in calls if not call.error and transcript.tool_kinds.get(call.call.name) == "write"]
+    writes = writes_of(calls, transcript.tool_kinds)
     policy = transcript.domain_policy.lower()
     found = {
         "unfinished": transcript.status is not Status.COMPLETED,
         "refused_call": _refused(calls),
-        "repeated_call": _repeated(calls),
+        "repeated_call": bool(repeated_call(calls)),
         "several_calls": ONE_CALL in policy and _several(transcript.messages),
         "unauthenticated_write": ASKS_AUTHENTICATION in policy and _unauthenticated(calls, writes, transcript),
         "unconfirmed_write": ASKS_CONFIRMATION in policy and bool(unconfirmed(transcript.messages, writes)),
@@ -60,7 +66,7 @@ def violations(transcript: Transcript) -> list[str]:
         "transfer_unsaid": TRANSFERRED.lower() in policy and _unsaid_transfer(calls, transcript.messages),
         "invented_fact": any(True for _ in invented(transcript.messages, transcript.domain_policy)),
     }
-    return [name for name, broken in found.items() if broken]
+    return [name for name in RULES if found[name]]
 
 
 def calls_of(messages: Iterable[Message]) -> Iterator[Call]:
@@ -71,6 +77,17 @@ def calls_of(messages: Iterable[Message]) -> Iterator[Call]:
         for call in message.tool_calls:
             result = next(results, None)
             yield Call(call=call, error=result is not None and result.error, at=at)
+
+
+def writes_of(calls: Iterable[Call], kinds: Mapping[str, str]) -> list[Call]:
+    """The calls that changed the database: of a tool that writes, and not refused."""
+    return [call for call in calls if not call.error and kinds.get(call.call.name) == "write"]
+
+
+def repeated_call(calls: Iterable[Call]) -> str:
+    """The name of a tool that was called `REPEATS` times with the same arguments; "" where none was."""
+    keys = Counter((c.call.name, json.dumps(c.call.arguments, sort_keys=True, default=str)) for c in calls)
+    return next((name for (name, _), count in keys.items() if count >= REPEATS), "")
 
 
 def unconfirmed(messages: tuple[Message, ...], writes: Iterable[Call]) -> list[Call]:
@@ -125,11 +142,6 @@ def _refused(calls: list[Call]) -> bool:
     )
 
 
-def _repeated(calls: list[Call]) -> bool:
-    keys = [(call.call.name, json.dumps(call.call.arguments, sort_keys=True, default=str)) for call in calls]
-    return any(keys.count(key) >= REPEATS for key in set(keys))
-
-
 def _several(messages: tuple[Message, ...]) -> bool:
     return any(len(m.tool_calls) > 1 or (m.tool_calls and m.content.strip()) for m in messages if m.role == "assistant")
 
@@ -151,13 +163,13 @@ def _promised(messages: tuple[Message, ...], writes: list[Call]) -> bool:
 def _untried_transfer(calls: list[Call], transcript: Transcript) -> bool:
     """A transfer to a human before anything was looked up or tried."""
     names = [call.call.name for call in calls]
-    return TRANSFER in names and not any(
-        transcript.tool_kinds.get(n) in ("read", "write") for n in names[: names.index(TRANSFER)]
+    return TRANSFER_TOOL in names and not any(
+        transcript.tool_kinds.get(n) in ("read", "write") for n in names[: names.index(TRANSFER_TOOL)]
     )
 
 
 def _unsaid_transfer(calls: list[Call], messages: tuple[Message, ...]) -> bool:
-    transfers = [call.at for call in calls if call.call.name == TRANSFER and not call.error]
+    transfers = [call.at for call in calls if call.call.name == TRANSFER_TOOL and not call.error]
     said = [at for at, m in enumerate(messages) if m.role == "assistant" and TRANSFERRED in m.content.upper()]
     done = bool(transfers) and messages[-1].role == "tool"  # the call itself ended the conversation
     return not done and bool(transfers) != bool(said)

@@ -3,6 +3,8 @@
     rules         1 where no rule of `rules.py` is broken, 1/3, 1/5, ... with one, two, ... of them
     consistency   the share of the attempts whose database ended alike: the majority of k sandboxed attempts wins
     logprob       the geometric mean of the probabilities of the tokens that were sampled
+    judge         a model's word for the chance that all is right, `llm_judge.py`
+    FILE.json     a logistic regression on signals such as these, fitted on other tasks, `learned.py`
     pkg.mod:name  a `Verifier` of your own, or a function of a `Transcript`
 
 A verifier gets a `Transcript`, in which neither the task's id nor its criteria nor tau2's grade are. Code of the user's runs in a
@@ -12,6 +14,7 @@ process of its own, which was given transcripts and nothing else, and in which t
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 import multiprocessing
@@ -21,11 +24,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from tau2rl import plugins
 from tau2rl.errors import UserError
 from tau2rl.types import Episode, Message, Transcript
+from tau2rl.verify.learned import RULE_SIGNAL, features_of, read_learned
+from tau2rl.verify.llm_judge import AskedModel, judged
 from tau2rl.verify.rules import violations
 
 STOP_WORDS = re.compile(r"###[A-Z-]+###")  # what tau2's simulated user ends with; a real one hangs up
@@ -40,6 +46,7 @@ class Scorer:
     name: str
     score: Callable[[Sequence[Transcript]], list[float]]  # [num_transcripts] -> [num_transcripts]
     together: bool = False  # a score depends on the other attempts, so it takes all k of them
+    fitted_on: frozenset[str] = frozenset()  # keys of tasks on which it must not be measured
 
 
 def transcript_of(episode: Episode) -> Transcript:
@@ -61,13 +68,20 @@ def transcript_of(episode: Episode) -> Transcript:
     )
 
 
-def scorers(names: Sequence[str]) -> list[Scorer]:
-    """The verifiers of these names. Raises UserError for one that is not known."""
-    return [_scorer(name) for name in dict.fromkeys(names)]
+def scorers(names: Sequence[str], *, model: AskedModel | None = None) -> list[Scorer]:
+    """The verifiers of these names; `model` is who judges. Raises UserError for one that is not known."""
+    return [scorer_of(name, model=model) for name in dict.fromkeys(names)]
 
 
-def _scorer(name: str) -> Scorer:
+def scorer_of(name: str, *, model: AskedModel | None = None) -> Scorer:
+    """The verifier of a name. Raises UserError."""
     match name:
+        case "judge":
+            if model is None:
+                raise UserError("nobody is named who judges", hint="name a model with `--judge-model`")
+            return Scorer(name=name, score=functools.partial(judged, model))
+        case _ if name.endswith(".json"):
+            return _learned(Path(name), model)
         case "rules":
             return Scorer(name=name, score=lambda transcripts: [1 / (1 + 2 * len(violations(one))) for one in transcripts])
         case "consistency":
@@ -77,7 +91,26 @@ def _scorer(name: str) -> Scorer:
         case _ if plugins.is_reference(name):
             return Scorer(name=name, score=lambda transcripts: _apart(name, transcripts))
         case _:
-            raise UserError(f"no verifier `{name}`", hint="rules, consistency, logprob, or one of yours as `package.module:name`")
+            raise UserError(
+                f"no verifier `{name}`",
+                hint="rules, consistency, logprob, judge, a file of `--fit`, or one of yours as `package.module:name`",
+            )
+
+
+def signals(chosen: Sequence[Scorer], transcripts: Sequence[Transcript]) -> list[list[float]]:
+    """What these verifiers say of the attempts at one task, as features of a learned one: [num_transcripts][num_features]."""
+    return features_of({one.name: () if one.name == RULE_SIGNAL else one.score(transcripts) for one in chosen}, transcripts)
+
+
+def _learned(file: Path, model: AskedModel | None) -> Scorer:
+    """A verifier from its file, on the signals that it was fitted on."""
+    learned = read_learned(file)
+    chosen = scorers(learned.signals, model=model)
+
+    def score(transcripts: Sequence[Transcript]) -> list[float]:
+        return [learned.score(row) for row in signals(chosen, transcripts)]
+
+    return Scorer(name=str(file), score=score, together=any(one.together for one in chosen), fitted_on=learned.tasks)
 
 
 def _seen(message: Message) -> Message | None:

@@ -13,6 +13,7 @@ from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.tiers import TierTable
 from tau2rl.runs.folder import read_config
 from tau2rl.types import Episode, EpisodeRecord
+from tau2rl.verify.evidence import is_evidence
 from tau2rl.view.conversation import items
 from tau2rl.view.index import Index
 
@@ -40,19 +41,18 @@ def members(run: Path, index: Index, row: Json) -> tuple[list[Json], Advantages,
 def advantages(
     rows: Sequence[Json], algo: AlgoConfig, reward: RewardConfig, *, load: Callable[[Json], EpisodeRecord]
 ) -> Advantages:
-    """Of the attempts of one group, from the scores that were kept. The estimators of turns need their records, and tau2."""
-    left_out = {"failed", "truncated"} if algo.truncated == "drop" else {"failed"}
-    scores_G = [None if row["status"] in left_out or not row["turns"] else row["score"] for row in rows]
+    """Of the attempts of one group, from the scores that were kept. Turn estimators and faults that are left out need tau2."""
     turn_rewards_G: list[Sequence[float]] = [()] * len(rows)
-    if algo.estimator in TURN_ESTIMATORS:
-        try:
+    try:
+        scores_G = [row["score"] if is_evidence(load(row).episode, algo) else None for row in rows]
+        if algo.estimator in TURN_ESTIMATORS:
             table = turn_table(reward, algo)
             turn_rewards_G = [
                 () if score is None else _turn_rewards(load(row).episode, table)
                 for row, score in zip(rows, scores_G, strict=True)
             ]
-        except (UserError, ImportError, KeyError, ValueError):
-            return [None] * len(rows)
+    except (UserError, ImportError, KeyError, ValueError):
+        return [None] * len(rows)
     return group_advantages(scores_G, turn_rewards_G, algo)
 
 

@@ -2,6 +2,7 @@
 
 - the exit code says how a run ended: done, incomplete, wrong request, interrupted, bug
 - a bug is one line for people and a traceback in the log of that start, without secrets
+- neither that line nor the log holds what a terminal would obey, whatever servers and libraries say
 - progress is written at most once a second, and its end always
 - the first signal interrupts, the second ends at once, an ignored one stays ignored
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -82,6 +84,36 @@ def test_a_bug_is_one_line_for_people_and_a_traceback_in_the_log(tmp_path: Path,
     assert said == [f"error: ZeroDivisionError: near [OPENAI_API_KEY]\n\nhint: see {path / 'logs' / 'session_1' / 'job.log'}"]
     assert "Traceback" in log
     assert "planted" not in log
+
+
+OBEYED = "\x1b]0;title\x07\x1b[2J\x9b31mred\u202e"
+
+
+def test_the_log_holds_nothing_that_a_terminal_would_obey(tmp_path: Path) -> None:
+    path, said = made(tmp_path), []
+
+    def broken(event: ProgressEvent) -> None:
+        logging.getLogger("tau2rl.test").warning("a server said %s", OBEYED)
+        raise ZeroDivisionError(OBEYED)
+
+    assert entry.run(path, broken, say=said.append) == 1
+    log = (path / "logs" / "session_1" / "job.log").read_text()
+    assert "a server said red" in log
+    assert "ZeroDivisionError: red" in log  # below the traceback
+    assert not set(log) & set("\x1b\x07\x9b\u202e")
+
+
+def test_what_the_job_says_holds_nothing_that_a_terminal_would_obey(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError(OBEYED)
+
+    monkeypatch.setattr(entry, "run_stage", broken)
+    assert entry.main([str(made(tmp_path))]) == 1
+    told = capsys.readouterr().err
+    assert "error: ZeroDivisionError: red" in told
+    assert not set(told) & set("\x1b\x07\x9b\u202e")
 
 
 def test_an_interrupted_run_ends_with_130_and_can_be_continued(tmp_path: Path) -> None:

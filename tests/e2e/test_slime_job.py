@@ -149,7 +149,7 @@ def test_a_rehearsal_is_a_run_and_its_continuation(head: LocalHead, place: Path,
     job = Job(head, first)
     assert job.follow() == 0, job.lines
     assert [check.what for check in checks(second) if not check.holds] == [
-        "each step left its numbers", "the run was resumed", "the last step can be loaded elsewhere",
+        "the report is whole", "each step left its numbers", "the run was resumed", "the last step can be loaded elsewhere",
     ]  # fmt: skip
     job = Job(head, second, resume=True)
     assert job.follow() == 0, job.lines

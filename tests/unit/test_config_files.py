@@ -25,7 +25,7 @@ from tau2rl.config.renamed import RENAMED, SettingRenamed, old_names
 from tau2rl.errors import UserError
 from tau2rl.runs.folder import read_config
 
-runner = CliRunner()
+runner = CliRunner(env={"RAY_ADDRESS": "http://cluster:8265"})  # what settings name is looked for there, and not here
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -99,6 +99,7 @@ def test_what_is_not_a_file_of_settings_ends_at_once(tmp_path: Path) -> None:
 
 def test_a_pipe_of_the_shell_is_read(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tau2rl", "eval", "-c", "/dev/stdin", "--dry-run", "--json"]
+    command += ["--address", "http://cluster:8265"]  # where the tokenizer is looked for, not here
     done = subprocess.run(command, input="chat: {tokenizer: 010}\n", capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["config"]["chat"]["tokenizer"] == "010"
 

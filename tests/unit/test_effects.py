@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.config import STAGES, EvalConfig, Setting, StageConfig, build, dump, every_setting, load, put, words_of
+from tau2rl.config import STAGES, EvalConfig, Setting, StageConfig, SynthConfig, build, dump, every_setting, load, put, words_of
 from tau2rl.config.effects import IDLE, Idle, refuse_idle
 from tau2rl.config.fields import arms_of, items_of, value_of, values_of
 from tau2rl.errors import UserError
@@ -95,6 +95,11 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("grpo", "user.model=m", [*SLIME, "slime.user.gpus=1", "slime.user.checkpoint=c"], SLIME),
     ("grpo", "slime.policy_gpus=4", [*SLIME, "slime.layout=colocate"], SLIME),
     ("grpo", "slime.health_seconds=5", [*SLIME, "slime.fault_tolerance=false"], SLIME),
+    ("grpo", "monitors.window=2", [*GRPO, "monitors.action=off"], GRPO),
+    ("grpo", "monitors.entropy_left=0.1", SLIME, GRPO),
+    ("synth", "writer.attempts=2", [], ["writer.kind=llm"]),
+    ("rft-filter", "keep.form=[failed_write]", ["sources=[a]"], ["sources=[a]", "keep.attempts=solved+form"]),
+    ("seed", "balance.form=[failed_write]", [], ["keep=solved+form"]),
     ("rft-filter", "keep.partial_backoff=0.5", ["sources=[a]", "keep.attempts=all"], ["sources=[a]"]),
     ("sft", "local.shape.layers=2", ["model.init=start"], []),
     ("sft", "train.early_stopping_patience=3", ["data.val_fraction=0"], []),
@@ -103,6 +108,7 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("sft", "data.allow_empty=true", SFT_SLIME, []),
     ("sft", "slime.layout=colocate", SFT_SLIME, []),
 ]  # fmt: skip
+MODELS: dict[str, Any] = {**STAGES, "synth": SynthConfig}
 NEVER = ("sft", "slime.layout=colocate", SFT_SLIME)  # there is no stage of this kind in which it counts
 
 
@@ -112,11 +118,11 @@ NEVER = ("sft", "slime.layout=colocate", SFT_SLIME)  # there is no stage of this
 def test_a_setting_without_effect_is_refused(stage: str, asked: str, idle: list[str], active: list[str]) -> None:
     name = asked.partition("=")[0]
     with pytest.raises(UserError, match=f"(?m)^{name} has no effect") as refused:
-        load(STAGES[stage], None, [*idle, asked])
+        load(MODELS[stage], None, [*idle, asked])
     assert f"leave out {name}" in refused.value.hint
-    load(STAGES[stage], None, idle)
+    load(MODELS[stage], None, idle)
     if (stage, asked, idle) != NEVER:
-        load(STAGES[stage], None, [*active, asked])
+        load(MODELS[stage], None, [*active, asked])
 
 
 def test_every_line_of_the_table_has_an_example() -> None:

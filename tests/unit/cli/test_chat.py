@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from tau2rl.chat.tokenizers import load_tokenizer
@@ -51,6 +53,29 @@ def test_what_cannot_be_shown_is_a_mistake_with_a_hint(tmp_path: Path) -> None:
     for arguments in (["--set", "chat.protocol=transcript"], ["--tokenizer", "bytes", "--task", "retail/99999"]):
         result = runner.invoke(app, ["chat", "show", *arguments])
         assert result.exit_code == 2 and "hint:" in result.output, result.output
+
+
+SPOILT = {
+    "no way to turn thinking off": (
+        "{% if enable_thinking is false %}{{ raise_exception('Disabling thinking is not supported.') }}{% endif %}",
+        "its model always thinks: Disabling thinking is not supported.",
+        "hint: chat.thinking=keep lets it",
+    ),
+    "a complaint of its own": ("{{ raise_exception('Not like this.') }}", "Not like this.", "a codec of your own"),
+    "a fault in it": ("{{ 1 // messages | length // 10 ** 9 % 0 }}", "it cannot write a conversation", "a codec of your own"),
+    "no end to itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it cannot write", "a codec of your own"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_template_that_complains_or_fails_is_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
+    start, reason, hint = SPOILT[name]
+    model = MODELS["qwen3.8"]
+    directory = str(replace(model, template=start + model.template).save(tmp_path))
+    result = runner.invoke(app, ["chat", "show", "--tokenizer", directory])
+    assert result.exit_code == 2 and reason in result.output and hint in result.output, result.output
+    kept = runner.invoke(app, ["chat", "show", "--tokenizer", directory, "--set", "chat.thinking=keep"])
+    assert kept.exit_code == (0 if "thinking" in name else 2), kept.output
 
 
 def test_doctor_proves_a_template(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_two_runs_are_compared_task_by_task(tmp_path: Path) -> None:
     assert list(values["pairs"][0]["measures"]) == ["pass@1"]  # one attempt: there is no other
     numbers = values["pairs"][0]["measures"]["pass@1"]
     assert (numbers["tasks"], numbers["a"], numbers["b"], numbers["difference"]["value"]) == (4, 0.75, 0.25, 0.5)
-    assert numbers["p"] == numbers["p_holm"] == 0.5  # two tasks differ, both in favor: 2 of the 4 sign patterns are as extreme
-    assert numbers["mcnemar"] == {"only_a": 2, "only_b": 0, "p": 0.5}
+    assert numbers["p"] == numbers["p_holm"] == 0.25  # two tasks differ, both in favor: 2 of the 4 sign patterns tie with it
+    assert numbers["mcnemar"] == {"only_a": 2, "only_b": 0, "p": 0.5, "mid_p": 0.25}
     table = runner.invoke(app, ["compare", str(a), str(b)])
     assert "+0.500" in table.stdout
     assert "4 tasks, paired; " in table.stdout
@@ -91,7 +91,7 @@ def test_pass_at_k_and_pass_hat_k_are_compared_too(tmp_path: Path) -> None:
         "pass@1": (0.5, 0.25), "pass@2": (0.75, 0.5), "pass^2": (0.25, 0.0),
     }  # fmt: skip
     assert found["pass@1"]["mcnemar"] is None
-    assert found["pass@2"]["mcnemar"] == {"only_a": 1, "only_b": 0, "p": 1.0}
+    assert found["pass@2"]["mcnemar"] == {"only_a": 1, "only_b": 0, "p": 1.0, "mid_p": 0.5}
     # Differences .5 0 0 .5: sd .2887, se .1443; with 3 degrees of freedom (3.182 + about .98) se have power 0.8.
     assert found["pass@1"]["detects"] == pytest.approx(4.2 * 0.1443, rel=0.05)
 
@@ -103,11 +103,11 @@ def test_several_runs_are_compared_in_pairs_with_holms_p(tmp_path: Path) -> None
     pairs = compared(a, b, c)["pairs"]
     assert [(Path(p["a"]).name, Path(p["b"]).name) for p in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
     ps = [p["measures"]["pass@1"]["p"] for p in pairs]
-    assert ps == [2 / 2**6, 2 / 2**8, 2 / 2**2]
+    assert ps == [1 / 2**6, 1 / 2**8, 1 / 2**2]
     assert [p["measures"]["pass@1"]["p_holm"] for p in pairs] == [2 * ps[0], 3 * ps[1], ps[2]]
     table = runner.invoke(app, ["compare", str(a), str(b), str(c)]).stdout
     assert "p (Holm)" in table
-    assert "0.0234" in table
+    assert "0.0117" in table
 
 
 def test_a_flip_names_an_episode_of_each_run(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_success_so_far_is_a_count() -> None:
 
 
 def test_an_unknown_total_has_no_time_left() -> None:
-    assert console.progress_words(ProgressEvent(done=0, total=None, note="loading tasks")) == "0/? episodes (loading tasks)"
+    assert console.progress_words(ProgressEvent(done=0, total=None, note="loading tasks")) == "loading tasks"
 
 
 def test_json_with_a_nan_is_never_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,4 +278,4 @@ def test_a_secrets_file_that_others_can_read_is_reported(tmp_path: Path, monkeyp
 def test_an_unknown_use_is_refused() -> None:
     result = runner.invoke(app, ["doctor", "--for", "gaming"])
     assert result.exit_code == 2
-    assert result.stderr.endswith("hint: one of: laptop, eval, train\n")
+    assert result.stderr.endswith("hint: one of: laptop, eval, train, seed, sft, rft-filter, grpo, pipeline\n")

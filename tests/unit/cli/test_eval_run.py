@@ -1,6 +1,8 @@
 """A whole `tau2rl eval`, in this process and on the real `mock` domain, pinned here:
 
 - with `--json` stdout is `report.json` and nothing else; progress is on stderr;
+- repetitions are whole runs with seeds of their own, the first one that of the run without; how much they differ is in report and
+  table; a run that was cut off goes on, and another number of them is another run;
 - a second start is refused, and with `--resume` it prints the same report again; `--resume` of nothing says so and starts;
 - a run that lacks an attempt exits 1, has no headline number, and says how to continue with a command that works;
 - a run that breaks before it has a result prints no result, not even the one of an earlier start;
@@ -50,7 +52,9 @@ def test_a_run_prints_its_report_and_can_be_asked_again(gold: list[str], tmp_pat
     assert first.exit_code == 0, first.stderr
     assert json.loads(first.stdout) == report_in(tmp_path / "run")
     assert json.loads(first.stdout)["overall"]["pass@1"]["value"] == 1.0
-    assert first.stderr.splitlines()[-1].startswith("2/2 episodes, success 1.000 (2/2)")
+    said = first.stderr.splitlines()
+    ended = next(number for number, line in enumerate(said) if line.startswith("2/2 episodes, success 1.000 (2/2)"))
+    assert said[ended + 1 : ended + 3] == [f"run folder: {tmp_path / 'run'}", "next, if you like"]
 
     again = runner.invoke(app, [*gold, "--limit", "2", "--json"])
     assert (again.exit_code, again.stdout) == (2, "")
@@ -119,3 +123,40 @@ def test_a_wrong_request_leaves_a_folder_that_was_there(gold: list[str], tmp_pat
     (run / "config.json").write_text(json.dumps({"stage": "eval", **GOLD}), "utf-8")
     assert runner.invoke(app, [*gold, "--task-split", "tset"]).exit_code == 2
     assert (run / "config.json").exists()
+
+
+def test_repetitions_are_whole_runs_with_seeds_of_their_own(gold: list[str], tmp_path: Path) -> None:
+    once = runner.invoke(app, [*gold[:-1], str(tmp_path / "once"), "--limit", "2", "--json"])
+    assert once.exit_code == 0, once.stderr
+    words = [*gold, "--limit", "2", "--repetitions", "3"]
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    assert "sd of 3 runs" in done.stdout
+    assert "repetitions: pass@1 1.000, 1.000, 1.000; sd between them 0.000" in done.stdout
+    report = report_in(tmp_path / "run")
+    assert report["attempts"] == 1  # of a repetition
+    assert (report["repetitions"]["count"], report["repetitions"]["overall"]["pass@1"]) == (3, [1.0, 1.0, 1.0])
+    assert {count["attempts"] for count in report["by_task"].values()} == {3}
+
+    def seeds(run: str) -> dict[str, int]:
+        lines = map(json.loads, (tmp_path / run / "episodes.jsonl").read_text("utf-8").splitlines())
+        return {f"{line['attempt']['task']['task_id']}#{line['attempt']['index']}": line["attempt"]["seed"] for line in lines}
+
+    of_one, of_three = seeds("once"), seeds("run")
+    assert len(set(of_three.values())) == len(of_three) == 6
+    assert of_one.items() <= of_three.items()
+
+    episodes = tmp_path / "run" / "episodes.jsonl"  # cut off in the second repetition, and gone on with
+    episodes.write_bytes(b"".join(episodes.read_bytes().splitlines(keepends=True)[:3]))
+    resumed = runner.invoke(app, [*words, "--resume"])
+    assert resumed.exit_code == 0, resumed.stderr
+    assert seeds("run") == of_three
+    other = runner.invoke(app, [*gold, "--limit", "2", "--repetitions", "2", "--resume"])
+    assert other.exit_code == 2
+    assert "repetitions: was 3, now 2" in other.stderr
+
+
+def test_what_is_greedy_is_not_repeated(gold: list[str]) -> None:
+    refused = runner.invoke(app, [*gold, "--repetitions", "2", "--greedy"])
+    assert refused.exit_code == 2
+    assert "rollout.greedy plays its one attempt a task once" in refused.stderr

@@ -6,6 +6,9 @@
 - a verifier gets a transcript without task id, criteria and grade, and code of the user's cannot reach them: not in memory, and
   not by importing tau2 or the tasks;
 - consistency takes the majority's end state, logprob the likeliest tokens;
+- the judge is asked through litellm's protocol once a conversation, never about the same one twice, sees no criteria, and its
+  tokens are counted; an answer that ends in no score is asked for again, and then given up on;
+- a learned verifier is fitted on training tasks, frozen with a hash, and never measured on a task that it was fitted on;
 - a verifier that is not there, gives no score, or has nothing to go by, is refused with the reason.
 """
 
@@ -40,6 +43,7 @@ from tau2rl.types import (
     Turn,
 )
 from tau2rl.verify.verifiers import transcript_of
+from tests.stubs.openai import OpenAIStub
 
 runner = CliRunner()
 VERIFIERS = '''
@@ -212,7 +216,10 @@ def test_consistency_takes_the_majority_and_logprob_the_likeliest(here: Path) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--verifier", "judge"], "no verifier `judge`"),
+        (["--verifier", "jury"], "no verifier `jury`"),
+        (["--verifier", "judge"], "nobody is named who judges"),
+        (["--judgments", "kept"], "it says how to ask a model, and none is named"),
+        (["--verifier", "nowhere.json"], "no verifier `nowhere.json`"),
         (["--verifier", "mine_select:nowhere"], "has no `nowhere`"),
         (["--verifier", "mine_select:not_a_score"], "gave 7, and a score is a number from 0 to 1"),
         (["--verifier", "logprob"], "no attempt has log-probabilities"),
@@ -229,3 +236,104 @@ def test_what_cannot_be_is_refused(here: Path, words: list[str], message: str) -
 def test_a_transcript_of_the_first_kind_still_fits() -> None:
     made = Transcript(domain="retail", domain_policy="...", tools=(), messages=())
     assert (made.status, made.tool_kinds, made.end_state) == (Status.COMPLETED, {}, None)
+
+
+JUDGED = "The agent did what was asked.\nSCORE: {score}"
+
+
+def judge_of(server: OpenAIStub, kept: Path) -> list[str]:
+    return ["--verifier", "judge", "--judge-model", "openai/j", "--judge-api-base", server.api_base, "--judgments", str(kept)]
+
+
+def said_score(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    """What the attempt says of itself, in percent."""
+    shown = json.loads(messages[0]["content"].partition("\n{")[2].join(["{", ""]))
+    return JUDGED.format(score=round(100 * float(shown["conversation"][-1]["content"])))
+
+
+def test_a_judge_is_asked_once_about_what_it_may_see(here: Path) -> None:
+    marks = [(True, 0.9), (False, 0.2), (True, 0.8), (False, 0.1), (False, 0.1)]
+    run = run_folder(here / "run", [record(f"t{i // 2}", i % 2, solved=s, says=v) for i, (s, v) in enumerate(marks[:4])])
+    with OpenAIStub(answer=said_score) as server:
+        first = selected(run, *judge_of(server, here / "kept"))
+        asked = list(server.bodies)
+        again = selected(run, *judge_of(server, here / "kept"))
+        assert len(server.bodies) == len(asked) == 4
+    assert first["verifiers"]["judge"]["selected@k"]["value"] == 1.0
+    assert again["verifiers"] == first["verifiers"]
+    assert (first["judge"]["asked"], first["judge"]["cached"], again["judge"]["asked"], again["judge"]["cached"]) == (4, 0, 0, 4)
+    assert first["judge"]["prompt_tokens"] > 0 == again["judge"]["prompt_tokens"]
+    for body in asked:
+        assert body["temperature"] == 0
+        shown = body["messages"][0]["content"]
+        assert not any(word in shown for word in ("reward", "db_check", "t0", "t1", "evaluation_criteria"))
+
+
+def test_a_conversation_that_two_attempts_had_is_judged_once(here: Path) -> None:
+    run = run_folder(here / "run", [record("t", i, solved=bool(i), says=0.5) for i in range(2)])
+    with OpenAIStub(answer=said_score) as server:
+        assert selected(run, *judge_of(server, here / "kept"))["judge"]["asked"] == len(server.bodies) == 1
+
+
+def test_a_judge_without_a_score_is_given_up_on_and_the_answers_before_are_kept(here: Path) -> None:
+    run = run_folder(here / "run", [record("t", i, solved=bool(i), says=0.1 * i) for i in range(2)])
+    with OpenAIStub(
+        answer=lambda messages, tools: "I had rather not say." if "0.1" in messages[0]["content"] else JUDGED.format(score=7)
+    ) as server:
+        result = runner.invoke(app, ["select", str(run), *judge_of(server, here / "kept")])
+        assert result.exit_code == 2
+        assert "the judge `openai/j` gave no usable answer in 4 tries: its answer does not end as it was told to" in result.stderr
+    assert len(list((here / "kept").rglob("*.json"))) == 1
+
+
+def test_a_judge_that_says_anything_shows_no_rise(here: Path) -> None:
+    run = run_folder(here / "run", simulated(40, 4, recall=0.5, false_accepts=0.5))
+    with OpenAIStub(answer=lambda messages, tools: JUDGED.format(score=50)) as server:
+        found = selected(run, *judge_of(server, here / "kept"))["verifiers"]["judge"]
+        assert found["gain"]["difference"]["value"] == pytest.approx(0, abs=1e-12)
+        shown = runner.invoke(app, ["select", str(run), *judge_of(server, here / "kept")]).stdout
+    assert "judge: no rise over pass@1 is shown" in shown
+
+
+def learnable(prefix: str, tasks: int, seed: int) -> list[EpisodeRecord]:
+    """Attempts of which a success is sure of its tokens, four times of five."""
+    luck, out = random.Random(seed), list[EpisodeRecord]()
+    for task in range(tasks):
+        for index in range(4):
+            solved = luck.random() < 0.4
+            sure = solved if luck.random() < 0.8 else not solved
+            turn = Turn(
+                start=0, end=1, prompt_hash="", logprobs=(-0.1 if sure else -1.5,), finish_reason=FinishReason.STOP,
+                actions=(Say(text="x"),),
+            )  # fmt: skip
+            out.append(record(f"{prefix}{task}", index, solved=solved, says=0.0, turns=(turn,)))
+    return out
+
+
+def test_a_learned_verifier_is_fitted_frozen_and_measured_elsewhere(here: Path) -> None:
+    pytest.importorskip("sklearn")
+    train, test = run_folder(here / "train", learnable("a", 60, 1)), run_folder(here / "test", learnable("b", 60, 2))
+    words = ["select", str(train), "--fit", "v.json", "--verifier", "rules", "--verifier", "logprob", "--allow-held-out"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert "fitted on 240 attempts at 60 tasks" in result.stdout
+    found = selected(test, "--verifier", "v.json")["verifiers"]["v.json"]
+    assert found["gain"]["difference"]["ci95"][0] > 0
+    # 4 of 5 successes and 1 of 5 failures look like successes, and a score of .5 tells them apart.
+    assert found["accepts"]["overall"]["recall"] == pytest.approx(0.8, abs=0.1)
+    assert found["accepts"]["overall"]["false_accepts"] == pytest.approx(0.2, abs=0.1)
+    assert found["expected_attempts"] < 4  # no signal needs the other attempts
+    leaked = runner.invoke(app, ["select", str(train), "--verifier", "v.json"])
+    assert leaked.exit_code == 2 and "was fitted on 60 tasks" in leaked.stderr
+    changed = json.loads((here / "v.json").read_text("utf-8"))
+    (here / "v.json").write_text(json.dumps({**changed, "intercept": 9.0}), "utf-8")
+    broken = runner.invoke(app, ["select", str(test), "--verifier", "v.json"])
+    assert broken.exit_code == 2 and "is not what was fitted" in broken.stderr
+
+
+def test_what_cannot_be_fitted_is_refused(here: Path) -> None:
+    pytest.importorskip("sklearn")
+    run = run_folder(here / "run", [record("a", i, solved=True, says=0.5) for i in range(2)])
+    result = runner.invoke(app, ["select", str(run), "--fit", "v.json", "--verifier", "rules", "--allow-held-out"])
+    assert result.exit_code == 2 and "every attempt ended alike" in result.stderr
+    assert not (here / "v.json").exists()

@@ -171,6 +171,8 @@ def typed(setting: Setting) -> tuple[list[str], Any]:
     if words_of(setting.type):
         word = next(word for word in words_of(setting.type) if word != setting.default)
         return [option, word], word
+    if (items := items_of(setting.type)) is not None and words_of(items):
+        return [option, ",".join(words_of(items))], list(words_of(items))
     if items_of(setting.type) is not None:
         return [option, "a,010", option, "1e5"], ["a", "010", "1e5"]
     if values_of(setting.type) is not None:

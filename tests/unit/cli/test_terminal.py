@@ -1,7 +1,7 @@
 """What a terminal shows, pinned here on a real pseudo-terminal and through the command line:
 
-- a pipeline has one live line, whatever runs one behind the other, and nothing stands below an error;
-- when all ended well the last state stays as one line, and the cursor is back;
+- a pipeline has a live line for the run, one for the whole with the time so far and left, and nothing stands below an error;
+- what ended well leaves its last state as one line, and the cursor is back;
 - escape sequences, C1, carriage returns and marks of direction that come from servers, models and files never reach a terminal:
   not in tables, lines, errors or progress; JSON escapes them and keeps the text;
 - a path is printed so that it can be pasted.
@@ -48,7 +48,12 @@ class Screen:
 
     def feed(self, text: str) -> None:
         for found in re.finditer(r"\x1b\[([?\d;]*)([A-Za-z])|\x1b.|[\r\n]|[^\x1b\r\n]+", text):
+            if found.group() == "\r":  # before bars are drawn anew: however much is read at once, no state of them is missed
+                self._keep()
             self._one(found.group(), found.group(1) or "", found.group(2))
+        self._keep()
+
+    def _keep(self) -> None:
         self.frames.append([line for line in self.lines if line.strip()])
 
     def _one(self, text: str, numbers: str, command: str | None) -> None:
@@ -93,12 +98,12 @@ def on_a_terminal(*words: str, folder: Path) -> tuple[int, Screen]:
     return process.wait(), screen
 
 
-def pipeline(folder: Path, **more: Any) -> Path:
-    """Two steps that are seconds of work, the second as `more` says."""
+def pipeline(folder: Path, **second: Any) -> Path:
+    """Two steps that are seconds of work; `second` takes the place of the second."""
     tasks = {"domains": ["mock"], "split": "synth-train", "limit": 3}
     steps = {
         "one": {"stage": "seed", "settings": {"tasks": tasks}},
-        "two": {"stage": "seed", "settings": {"tasks": {**tasks, **more}}},
+        "two": second or {"stage": "seed", "settings": {"tasks": tasks}},
     }
     file = folder / "p.yaml"
     file.write_text(yaml.safe_dump({"stage": "pipeline", "steps": steps}))
@@ -106,7 +111,8 @@ def pipeline(folder: Path, **more: Any) -> Path:
 
 
 def test_nothing_stands_below_an_error(tmp_path: Path) -> None:
-    file = pipeline(tmp_path, ids=["no-such-task"], limit=1)
+    (tmp_path / "rows.jsonl").write_text("no row\n")
+    file = pipeline(tmp_path, stage="sft", settings={"data": {"files": [str(tmp_path / "rows.jsonl")]}})
     code, screen = on_a_terminal("run", "-c", str(file), "--inline", folder=tmp_path)
     last = screen.frames[-1]
     assert code == 2
@@ -117,14 +123,18 @@ def test_nothing_stands_below_an_error(tmp_path: Path) -> None:
     assert not screen.hidden_cursor
 
 
-def test_a_pipeline_has_one_live_line_and_leaves_one(tmp_path: Path) -> None:
+def test_a_pipeline_has_two_live_lines_and_leaves_one_a_run(tmp_path: Path) -> None:
     code, screen = on_a_terminal("run", "-c", str(pipeline(tmp_path)), "--inline", folder=tmp_path)
     assert code == 0
     live = [sum(bool(LIVE.search(line)) for line in frame) for frame in screen.frames]
-    assert max(live) == 1
+    assert max(live) == 2  # of the run, and of the whole
+    whole = [line for frame in screen.frames for line in frame if LIVE.search(line) and "2 of 2: `two` (seed), about " in line]
+    assert whole and re.search(r"0:00:\d\d 2 of 2: `two` \(seed\), about \d:\d\d left", whole[-1])
     last = screen.frames[-1]
     assert not any(LIVE.search(line) for line in last)
-    assert [line.split(",")[0] for line in last if ENDED.match(line)] == ["3/3 episodes"]
+    ended = [line for line in last if " of 2: " in line]
+    assert [line.split(",")[0] for line in ended] == ["1 of 2: `one` (seed): 3/3 episodes", "2 of 2: `two` (seed): 3/3 episodes"]
+    assert not [line for line in last if "?" in line]
     assert not screen.hidden_cursor
 
 

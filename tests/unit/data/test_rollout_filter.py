@@ -28,6 +28,7 @@ def entry(task: str, index: int, reward: float = 1.0, **more: Any) -> Entry:
     """An attempt of its own actions; the lower the index the earlier its pick."""
     values: dict[str, Any] = {
         "source": 0, "position": next(numbers), "domain": "mock", "kind": "k", "partial": 0.0, "no_op": False, "fault": "",
+        "excluded": "",
         "signature": f"{task}#{index}", "pick": index, **more,
     }  # fmt: skip
     return Entry(task=task, key=f"{task}#{index}", index=index, reward=reward, **values)
@@ -55,6 +56,24 @@ def test_what_failed_is_never_kept(fault: str) -> None:
     assert outcome(entries)[1] == {"a#0": f"fault: {fault}", "b#0": "not solved"}
     assert outcome(entries, ALL.model_copy(update={"attempts": "all"})) == (["b#0"], {"a#0": f"fault: {fault}"})
     assert outcome(entries, KeepConfig(partial_backoff=0.1))[0] == []
+
+
+def test_what_the_settings_leave_out_is_never_kept_and_still_counts_as_graded() -> None:
+    spoiled = "user: role_flip"
+    entries = [
+        entry("a", 0, excluded=spoiled),
+        entry("a", 1, 0.0, partial=0.7),
+        entry("b", 0, 0.0, partial=0.9, excluded=spoiled),
+    ]
+    kept, dropped = outcome(entries, ALL.model_copy(update={"partial_backoff": 0.5}))
+    assert (kept, dropped) == (["a#1"], {"a#0": "left out, user: role_flip", "b#0": "left out, user: role_flip"})
+    for attempts in ("all", "subset"):
+        assert outcome(entries, ALL.model_copy(update={"attempts": attempts}))[0] == (["a#1"] if attempts == "all" else [])
+    with RolloutFilter() as rollouts:
+        for one in entries:
+            rollouts.add(one)
+        rollouts.apply(ALL)
+        assert (rollouts.counts()["all"]["graded"], rollouts.counts()["all"]["solved"]) == (3, 1)
 
 
 def test_a_subset_is_as_many_as_were_solved_whatever_came_of_them() -> None:
@@ -166,3 +185,32 @@ def test_nothing_added_is_nothing_kept() -> None:
         rollouts.apply(KeepConfig())
         assert list(rollouts.kept()) == [] and rollouts.counts() == {}
         assert rollouts.diversity("kind") == {"bits": 0.0, "effective": 0.0, "distinct": 0}
+
+
+def test_form_users_and_cells_are_limited_and_the_total_is_even() -> None:
+    made = [("a", "u1", ""), ("a", "u1", ""), ("a", "u2", ""), ("a", "u3", ""), ("b", "u4", ""), ("b", "u5", "failed_write")]
+    with RolloutFilter() as rollouts:
+        for number, (cell, user, form) in enumerate(made):
+            rollouts.add(
+                Entry(
+                    source=0,
+                    position=number,
+                    domain="mock",
+                    task=f"mock/{number}",
+                    kind="k",
+                    key=f"mock/{number}#0",
+                    index=0,
+                    reward=1.0,
+                    partial=1.0,
+                    no_op=False,
+                    fault="",
+                    signature=str(number),
+                    user=user,
+                    cell=cell,
+                    form=form,
+                    pick=number,
+                )
+            )
+        rollouts.apply(KeepConfig(attempts="solved+form", per_user=1, total=2))
+        assert [position for _, position in rollouts.kept()] == [0, 4]  # one of each cell
+        assert rollouts.reasons() == {"over the total": 2, "form: failed_write": 1, "over the limit of its user": 1}

@@ -1,11 +1,13 @@
 """tau2's `calculate` with a bound, pinned here:
 
 - whatever is written in its characters, with spaces, signs and parentheses anywhere, the answer or error is tau2's own
+- so it is for arguments that are no text, calls, and expressions that are thousands of operations deep
 - numbers past the bound are an error message: one power cannot stop the process, nor can a chain of products
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -25,7 +27,7 @@ SPACES = st.sampled_from(["", "", " ", "  "])
 NUMBERS = st.sampled_from(["0", "1", "2", "3", "7", "10", "99", "2.5", ".5", "3.", "007", "1 2", "", "()", "...", "."])
 
 
-def answer(environment: Any, expression: str) -> tuple[str, bool]:
+def answer(environment: Any, expression: Any) -> tuple[str, bool]:
     call = ToolCall(id="c", name="calculate", arguments={"expression": expression})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # `2(3)`
@@ -60,6 +62,18 @@ def test_every_expression_has_tau2s_answer_or_error(expression: str) -> None:
     [" 2 ** 3", "(-8)**(1/3)", "2**", "2 ** x", "9**99//9**98", "1e5", "2(1/0)**2", "-" * 300 + "2**2", "9.9**9999", "\t2**3"],
 )
 def test_these_have_tau2s_answer_or_error(expression: str) -> None:
+    assert answer(OURS, expression) == answer(TAU2, expression)
+
+
+@pytest.mark.parametrize("value", [5, 2.5, None, True, [], ["**"], ["2", "**", "2"], [["**"]], {}, {"**": 1}], ids=repr)
+def test_what_is_no_text_has_tau2s_error(value: Any) -> None:
+    assert answer(OURS, value) == answer(TAU2, value)
+
+
+@pytest.mark.parametrize("depth", [100, 989, 1000, 2500, 3500, 20_000])
+@pytest.mark.parametrize("shape", ["2**2{+1}", "2**2{*1}", "{-}2**2", "{1**}2", "2**2{()}", "{(}2**2{)}", "2{(*}3{**2)}"])
+def test_a_deep_expression_has_tau2s_answer_or_error(shape: str, depth: int) -> None:
+    expression = re.sub(r"\{(.+?)\}", lambda found: found[1] * depth, shape)
     assert answer(OURS, expression) == answer(TAU2, expression)
 
 

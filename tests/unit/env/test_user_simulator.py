@@ -6,6 +6,8 @@
 - each message is made once for a conversation, and the schemas of the user's tools once for a domain;
 - our client asks where it can: `openai/NAME` with `api_base`, no proxy in between; litellm asks everyone else;
 - a connection is kept from one answer to the next, also of another episode, and one that the server has closed is replaced;
+- an answer that a filter, a limit or an error of the server ended is asked for again;
+- an answer of 100 MB, one without an end and a gzip bomb cost bounded memory;
 - the key goes where the settings say and into no message.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -290,6 +293,43 @@ def test_an_account_without_money_is_not_waited_for() -> None:
 def test_a_server_that_drips_is_not_waited_for_beyond_the_deadline() -> None:
     with OpenAIStub(mode="drip") as server, pytest.raises(UserSimulatorFailure, match=r"no answer within 0\.3 s"):
         talk(LlmUser(simulation(), config(server, retries=0, timeout_seconds=0.3), seed=5), HEARD[:1])
+
+
+@pytest.mark.parametrize("mode", ["huge", "endless", "gzip_bomb"])
+@pytest.mark.parametrize("behind_litellm", [False, True])
+def test_an_answer_that_is_too_large_is_a_failure_in_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch, mode: str, behind_litellm: bool
+) -> None:
+    if behind_litellm:
+        monkeypatch.setattr(user_simulator, "chat_client", LitellmClient)
+    with OpenAIStub(answer=in_turn(["Hello."]), mode=["ok", mode]) as server:
+        user = LlmUser(simulation(), config(server, retries=0), seed=5)
+        talk(user, HEARD[:1])  # what litellm imports at its first call is not counted
+        tracemalloc.start()
+        with pytest.raises(UserSimulatorFailure) as failed:
+            talk(user, HEARD[:1])
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    # Our own client does not unpack an answer, for it asks for none that is packed.
+    assert ("more than" if behind_litellm or mode != "gzip_bomb" else "not JSON") in str(failed.value)
+    assert len(str(failed.value)) < 350
+    assert peak < 40 * 2**20
+
+
+@pytest.mark.parametrize(
+    "reason", ["content_filter", "length", "model_length", "abort", "error", "network_error", {"type": "abort"}]
+)
+def test_an_answer_that_something_else_ended_is_asked_for_again(reason: Any) -> None:
+    class Ends(OpenAIStub):
+        def _completion(self, body: dict[str, Any], mode: str) -> dict[str, Any]:
+            answer = super()._completion(body, mode)
+            answer["choices"][0]["finish_reason"] = next(reasons)
+            return answer
+
+    reasons = iter([reason, "stop", "eos_token"])
+    with Ends(answer=in_turn(["My phone", "My phone is dead.", "Done."])) as server:
+        answers = talk(LlmUser(simulation(), config(server, retries=1), seed=5), HEARD[:2])
+    assert [answer.content for answer in answers] == ["My phone is dead.", "Done."]
 
 
 # --- keys ---

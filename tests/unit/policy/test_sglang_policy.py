@@ -19,6 +19,7 @@ import pytest
 
 from tau2rl.config import PolicyConfig, SamplingConfig
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
+from tau2rl.policy.http import MAX_BODY
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.types import Completion, FinishReason
 from tests.stubs.http import HTML, Request, Response
@@ -223,6 +224,20 @@ class Hollow(SGLangStub):
 def test_ready_refuses_a_server_that_is_not_sglang() -> None:
     with Hollow() as server, pytest.raises(UserError, match="is not an SGLang server"):
         run(server, lambda policy: policy.ready())
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_ready_refuses_a_server_whose_answer_is_too_large(status: int) -> None:
+    class Huge(Hollow):
+        async def reply(self, request: Request, mode: str) -> Response:
+            return Response(status=status, raw=b" " * (MAX_BODY + 1))
+
+    with (
+        Huge() as server,
+        pytest.raises(UserError, match="is not an SGLang server: the server sent an answer of more than 8 MiB") as caught,
+    ):
+        run(server, lambda policy: policy.ready())
+    assert "policy.url" in caught.value.hint
 
 
 def test_ready_says_that_a_server_is_still_loading() -> None:

@@ -27,6 +27,7 @@ from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, Sft
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_plan import Planned, plan, with_files
 from tau2rl.recipes.pipeline_report import build_report, chain
+from tau2rl.report.tables import clock
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 LAPTOP, RECIPE = CONFIGS / "laptop" / "pipeline.yaml", CONFIGS / "recipes" / "teacher-data-laptop.yaml"
@@ -233,7 +234,7 @@ def test_the_report_of_a_pipeline_is_its_table_and_its_chain(smoke: tuple[Path, 
     assert [rows[name][:1] for name in ("base", "all")] == [["base"], ["all"]]
     for name in ("seed", "rft-filter"):
         step = stored["steps"][name]
-        assert rows[name][1:5] == [name, ", ".join(step["parents"]) or "-", step["digest"], step["outputs"][0][:16]]
+        assert rows[name][1:5] == [name, ", ".join(step["parents"]) or "-", step["digest"][:8], step["outputs"][0][:8]]
     assert "chain of hashes: 9 links, sound\n" in text
     assert json.loads(shown(str(folder), "--json")) == stored
 
@@ -257,8 +258,11 @@ def test_every_run_of_the_chain_says_what_it_cost(smoke: tuple[Path, list[str]])
     assert total["env_cpu"]["seconds"] == pytest.approx(sum(runs[name]["env_cpu"]["seconds"] for name in plays))
     assert total["not_counted"] == {"policy tokens": ["seed"], "environments": []}  # the gold teacher samples nothing
     text = shown(str(folder))
+    assert f"\ncost: {clock(total['seconds'])}; the agent read " in text
+    assert "\ncost of " not in text and "\ncost in detail: " not in text
+    text = shown(str(folder), "--cost")
     assert all(f"\ncost of {name}: " in text for name in runs)
-    assert f"\ncost: {total['seconds']:.1f} s, {total['cpu_seconds']:.1f} s of CPU; " in text
+    assert f"\ncost in detail: {total['seconds']:.1f} s, {total['cpu_seconds']:.1f} s of CPU; " in text
     assert "\ncost: " in shown(str(folder / "runs" / "01-seed")) and "\ncost: " in shown(str(folder / "runs" / "02-sft"))
 
 

@@ -1,7 +1,8 @@
 """Two runs on the same tasks.
 
 - Different task sets are refused, and some of the tasks are named.
-- The sign-flip p equals scipy's permutation test; McNemar equals scipy's binomial test; the interval equals the paired t.
+- The sign-flip p equals scipy's permutation test, less half the probability of a tie; McNemar equals scipy's binomial test; the
+  interval equals the paired t.
 - Swapping the runs turns the sign and keeps every p; equal runs have p = 1 and no false interval.
 """
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from tau2rl.errors import UserError
-from tau2rl.report.compare import compare, mcnemar_p, sign_flip_p
+from tau2rl.report.compare import compare, mcnemar_mid_p, mcnemar_p, sign_flip_p
 
 
 def runs(a, b, domain="retail"):
@@ -37,10 +38,12 @@ def test_the_interval_is_the_paired_t_interval():
     assert result.mcnemar is None  # tasks can be partly solved
 
 
-def test_the_exact_sign_flip_p_is_scipys():
+def test_the_exact_sign_flip_p_is_scipys_less_half_of_the_ties():
     d = [0.5, 0.25, -0.25, 1.0, 0.75, 0.0, 0.25]
-    expected = stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
-    assert sign_flip_p(d) == pytest.approx(expected)
+    test = stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    ties = np.mean(np.isclose(np.abs(test.null_distribution), sum(d)))
+    assert ties > 0
+    assert sign_flip_p(d) == pytest.approx(test.pvalue - ties / 2)
 
 
 def test_the_random_sign_flip_p_is_near_the_exact_one_and_never_0():
@@ -48,7 +51,7 @@ def test_the_random_sign_flip_p_is_near_the_exact_one_and_never_0():
     d = list(generator.choice([-0.25, 0.0, 0.25, 0.5], 100))
     expected = stats.norm.sf(abs(sum(d)) / np.sqrt(np.sum(np.square(d)))) * 2
     assert sign_flip_p(d) == pytest.approx(expected, abs=0.02)
-    assert sign_flip_p([1.0] * 60, draws=999) == 1 / 1000
+    assert sign_flip_p([1.0] * 60, draws=999) == 0.5 / 1000
     assert sign_flip_p(d, seed=1) == sign_flip_p(d[::-1], seed=1)
 
 
@@ -56,6 +59,13 @@ def test_the_random_sign_flip_p_is_near_the_exact_one_and_never_0():
 def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
     expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     assert mcnemar_p(only_a, only_b) == pytest.approx(expected)
+
+
+def test_mcnemars_mid_p_is_the_exact_one_less_half_of_what_was_seen():
+    assert mcnemar_mid_p(0, 6) == pytest.approx(1 / 64)
+    assert mcnemar_mid_p(1, 5) == mcnemar_mid_p(5, 1) == pytest.approx((2 * 1 + 6) / 64)
+    assert mcnemar_mid_p(3, 3) == pytest.approx(1 - 20 / 64 / 2)
+    assert mcnemar_mid_p(0, 0) == 1.0
 
 
 def test_all_or_nothing_tasks_get_mcnemar():

@@ -2,18 +2,20 @@
 
 - Power, tasks needed and the smallest effect are the textbook's, and the worked numbers of 100 tasks x 4, 8 and 16 attempts.
 - Power is what simulated pairs of runs have; luck and the spread of effects are recovered from simulated runs.
-- Over 2,000 simulated runs of Beta distributed tasks every interval holds the truth in 93 to 97% of cases (nearer to 0 and 1
-  in more), and where nothing differs the paired t test rejects in 4 to 6%, sign flips in a little less.
+- Over 2,000 simulated runs of Beta distributed tasks the intervals hold the truth in 93 to 97% of cases (nearer to 0 and 1
+  in more), and where nothing differs the paired t test, sign flips and McNemar's mid-p reject in 4 to 6%.
   All of them are `slow`; 300 always run, with bounds that are wider by the luck of fewer.
+- On a grid of benchmarks, sizes and measures (`slow`): the counts that docs/decide.md states.
 - Holm's p-values by hand.
 """
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from scipy import stats
 
 from tau2rl.report.break_even import BetaTasks
-from tau2rl.report.compare import compare, flips, holm, sign_flip_p
+from tau2rl.report.compare import compare, flips, holm, mcnemar_mid_p, sign_flip_p
 from tau2rl.report.estimators import bootstrap_mean, mean_over_groups, mean_over_tasks, pass_at_k, pass_hat_k, rerun_se
 from tau2rl.report.power import Design, Spread, effect_sd_of, luck_of, power, smallest_effect, tasks_needed
 
@@ -141,5 +143,80 @@ def test_paired_tests_reject_as_often_as_they_say_where_nothing_differs(runs, wi
     differences = (generator.binomial(4, chances) - generator.binomial(4, chances)) / 4
     t = differences.mean(1) / (differences.std(1, ddof=1) / 10)
     assert near(np.abs(t) > 1.9842, 0.05, within)  # the interval of the difference leaves 0 out
-    # Means that are multiples of 1/400 tie, and ties count against a finding: valid, and a little below 5%.
-    assert near([sign_flip_p(list(d), draws=499) <= 0.05 for d in differences], 0.0375, within)
+    assert near([sign_flip_p(list(d), draws=499) <= 0.05 for d in differences], 0.05, within)
+    single = generator.binomial(1, chances), generator.binomial(1, chances)
+    assert near([mcnemar_mid_p(*_alone(a, b)) <= 0.05 for a, b in zip(*single, strict=True)], 0.05, within)
+
+
+def _alone(a, b):
+    """Tasks that only the first run solved, and only the second."""
+    return int(np.sum(a > b)), int(np.sum(a < b))
+
+
+BENCHMARKS = [
+    (0.8, 1.97),
+    (0.39, 0.7),
+    (0.2, 2),
+    (2, 0.2),
+    (0.1, 1.9),
+    (3, 3),
+    (0.05, 0.95),
+    (0.5, 9.5),
+    (9, 1),
+    (0.3, 9),
+    (50, 2),
+]
+MEASURES = [
+    (1, pass_at_k, 1), (4, pass_at_k, 1), (8, pass_at_k, 1), (4, pass_at_k, 2), (4, pass_at_k, 4),
+    (4, pass_hat_k, 2), (4, pass_hat_k, 4), (8, pass_at_k, 4), (8, pass_hat_k, 4),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_interval_on_a_grid_of_benchmarks():
+    """Share of 2,000 intervals that hold the truth, by how many tasks are expected on the rarer side of a measure."""
+    found: list[tuple[float, float]] = []
+    for place, (a, b) in enumerate(BENCHMARKS):
+        for tasks in (20, 50, 100, 278):
+            generator = np.random.default_rng([place, tasks])
+            for attempts, estimator, k in MEASURES:
+                solved = generator.binomial(attempts, generator.beta(a, b, size=(2000, tasks)))
+                table = [estimator(attempts, c, k) for c in range(attempts + 1)]
+                true = sum(weight * value for weight, value in zip(BetaTasks(a, b).successes(attempts), table, strict=True))
+                intervals = [mean_over_tasks([table[c] for c in row], trials=attempts / k).ci95 for row in solved]
+                rarer = tasks * min(true, 1 - true)
+                found.append((rarer, float(np.mean([low <= true <= high for low, high in intervals]))))
+    common = [share for rarer, share in found if rarer >= 5]
+    print(f"{len(common)} cells with 5 tasks or more: {sum(0.93 <= s <= 0.97 for s in common)} within 93 to 97%")  # noqa: T201
+    print(f"least {min(common):.3f}, most {max(common):.3f}, mean {np.mean(common):.4f}")  # noqa: T201
+    rare = [share for rarer, share in found if rarer < 5]
+    print(f"{len(rare)} others: least {min(rare):.3f}, most {max(rare):.3f}, mean {np.mean(rare):.4f}")  # noqa: T201
+    assert min(common) >= 0.925
+    assert max(common) <= 0.985
+    assert np.mean([0.93 <= share <= 0.97 for share in common]) >= 0.9
+
+
+@pytest.mark.slow
+def test_the_paired_tests_on_a_grid_of_benchmarks():
+    """Share of 2,000 pairs of equal runs in which a test finds a difference, where ten tasks or more differ."""
+    flips_, t_, mcnemar_ = [], [], []
+    for place, (a, b) in enumerate([(0.8, 1.97), (0.39, 0.7), (3, 3), (0.2, 2)]):
+        for tasks in (20, 50, 100, 278):
+            generator = np.random.default_rng([place, tasks])
+            for attempts, estimator, k in MEASURES[:5]:
+                chances = generator.beta(a, b, size=(2000, tasks))
+                table = np.array([estimator(attempts, c, k) for c in range(attempts + 1)])
+                one, other = table[generator.binomial(attempts, chances)], table[generator.binomial(attempts, chances)]
+                differences = one - other
+                if np.count_nonzero(differences) / 2000 < 10:
+                    continue
+                flips_.append(np.mean([sign_flip_p(list(d), draws=999) <= 0.05 for d in differences]))
+                bound = stats.t.ppf(0.975, tasks - 1) * differences.std(1, ddof=1) / tasks**0.5
+                t_.append(np.mean(np.abs(differences.mean(1)) > bound))
+                if attempts == k:
+                    mcnemar_.append(np.mean([mcnemar_mid_p(*_alone(x, y)) <= 0.05 for x, y in zip(one, other, strict=True)]))
+    for name, shares in (("sign flips", flips_), ("paired t", t_), ("McNemar mid-p", mcnemar_)):
+        print(f"{name}: {len(shares)} cells, least {min(shares):.4f}, most {max(shares):.4f}, mean {np.mean(shares):.4f}")  # noqa: T201
+        assert min(shares) >= 0.03
+        assert max(shares) <= 0.07
+        assert 0.04 <= np.mean(shares) <= 0.06

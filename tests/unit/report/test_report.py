@@ -97,8 +97,8 @@ def test_numbers_worked_out_by_hand():
     assert value(r["macro"], "pass@1") == pytest.approx((5 / 8 + 2 / 8) / 2)
     assert r["overall"]["pass@4"]["method"] == "wilson"
     assert r["overall"]["pass@1"]["method"] == "wilson, clustered"
-    # With two solved and two unsolved tasks the shares are 1, 1/4, 1/2, 0, 1, 1, 0, 0: sum 15/4, sum of squares 53/16.
-    mean, square = 15 / 32, 53 / 128
+    # With half a solved and half an unsolved task: 1, 1/4, 1/2, 0 and half a 1, sum 9/4, sum of squares 29/16, of 5 tasks.
+    mean, square = 9 / 20, 29 / 80
     trials = 4 * mean * (1 - mean) / (square - mean**2)
     assert r["overall"]["pass@1"]["ci95"] == pytest.approx(wilson(7 / 16 * trials, trials))
     assert r["overall"]["pass^2"]["method"] == "wilson, clustered"
@@ -307,3 +307,19 @@ def test_a_table_shows_no_text_that_would_move_the_cursor():
     plan = attempts("air\x1b[2J\u202eline", 1, 1)
     rows = report_rows(report([record(a) for a in plan], plan))
     assert rows[1][0] == "air\\x1b[2J\\u202eline"
+
+
+def test_repetitions_by_hand():
+    # Two runs of two attempts: of 8 episodes each the first solves 2 + 1 + 2 + 0, the second 2 + 0 + 0 + 0.
+    r = report(RECORDS, PLAN, repetitions=2)
+    overall = r["repetitions"]["overall"]
+    assert (r["attempts"], r["repetitions"]["count"]) == (2, 2)
+    assert list(r["overall"]) == ["pass@1", "pass@2", "pass^1", "pass^2"]
+    assert r["overall"]["pass@1"]["value"] == 7 / 16  # of all attempts
+    assert overall["pass@1"] == [5 / 8, 2 / 8]
+    assert overall["sd"] == pytest.approx(3 / 8 / 2**0.5)
+    assert overall["sd_by_attempts"] == pytest.approx((7 / 48) ** 0.5 / 4 * 2**0.5)  # twice the variance of both runs together
+    assert r["repetitions"]["by_domain"]["retail"]["pass@1"] == [2 / 4, 0]
+    assert [row[3] for row in report_rows(r)] == ["sd of 2 runs", "0.177", "0.354", "-", "0.265"]
+    assert report(RECORDS[:-1], PLAN, repetitions=2)["repetitions"] is None
+    assert report(RECORDS, PLAN)["repetitions"] is None

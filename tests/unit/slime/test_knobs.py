@@ -172,6 +172,11 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "algo.curriculum.enabled": True,
         "algo.curriculum.floor": ({"algo.curriculum.enabled": True}, 0.1),
         "algo.curriculum.decay": ({"algo.curriculum.enabled": True}, 0.5),
+        "monitors.action": "off",
+        "monitors.window": 3,
+        "monitors.rise": 0.5,
+        "monitors.turns_growth": 2.0,
+        "monitors.success_fall": 0.2,
         "train.export_every": 50,
     },
     "sft": {
@@ -190,6 +195,8 @@ REFUSED = {
         "sampling.top_k": 20,
         "rollout.greedy": True,
         "rollout.adaptive": True,
+        "monitors.action": "stop",
+        "monitors.entropy_left": 0.1,
         "train.export_every": 7,
     },
     "sft": {

@@ -3,7 +3,8 @@
 - episodes of rollouts and of validation are counted, those that FAILED too;
 - only rollouts add to its wall time, and it is written beside the log of the session that is going on;
 - a folder without a session, or a full disk, ends no rollout;
-- curves leave out what FAILED and count it; times are means.
+- curves leave out what FAILED and count it; times are means;
+- monitors compare with the first rollouts of the run, of earlier sessions too; an alarm marks the curve and is said once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tau2rl.report.cost import Session
 from tau2rl.slime.advantages import Member
@@ -98,3 +101,32 @@ def test_a_validation_counts_successes_of_what_could_be_graded() -> None:
         member(0, i, score, solved=None if score is None else score == 1.0).metadata for i, score in enumerate([1.0, 0.0, None])
     ]
     assert validation_numbers(played) == {"val/pass@1": 0.5, "val/episodes": 2, "val/failed": 1, "val/mock/pass@1": 0.5}
+
+
+def test_an_alarm_marks_the_curve_and_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = settings(monitors={"window": 1})
+    hacked = [member(0, i, 0.0, solved=False, habits=("transfers",)) for i in range(4)]
+
+    def play(run: RolloutLog, rollout: int, batch: list[Member]) -> list[str]:
+        for one in batch:
+            run.add(record(PLAYED), one.metadata, validation=False)
+        caplog.clear()
+        run.end_rollout(rollout, batch, 1.0)
+        return [record.getMessage() for record in caplog.records]
+
+    first = RolloutLog(tmp_path, asked)
+    assert play(first, 0, [member(0, i, 0.0, solved=False) for i in range(4)]) == []
+    first.add(record(PLAYED), hacked[0].metadata, validation=True)
+    first.end_validation(0)  # a line of its own, which is no rollout
+    resumed = RolloutLog(tmp_path, asked)
+    assert play(resumed, 1, hacked) == [
+        "step 2, alarm `transfers`: 100% of the episodes hand the user over to a human, 0% did at the beginning"
+    ]
+    assert play(resumed, 2, hacked) == []
+    assert play(RolloutLog(tmp_path, asked), 3, hacked) == []  # said by an earlier session
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    played = [line for line in lines if "success" in line]
+    assert [line.get("alarm/transfers") for line in played] == [None, 1.0, 1.0, 1.0]
+    assert [line["habit/transfers"] for line in played] == [0.0, 1.0, 1.0, 1.0]
+    quiet = RolloutLog(tmp_path / "quiet", settings(monitors={"action": "off"}))
+    assert not any(name.startswith("alarm/") for name in quiet.end_rollout(0, hacked, 1.0))

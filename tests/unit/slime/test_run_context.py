@@ -46,6 +46,11 @@ def test_paths_hold_in_any_working_directory(tmp_path: Path, monkeypatch: pytest
     assert isinstance(config, GrpoConfig)
     assert (config.model.init, config.chat.tokenizer) == (str(tmp_path / "start"), str(tmp_path / "start"))
     assert config.slime.user.checkpoint == tmp_path / "user"
+    sets = ("tasks.source=own/tasks.json", "val.source=own/tasks.json", "algo.estimator=mt_gtpo", "reward.recipe=recipe.json")
+    made = absolute(load_slime("8xh100/grpo.yaml", *sets))
+    assert isinstance(made, GrpoConfig)
+    assert (made.tasks.source, made.val.source) == (tmp_path / "own/tasks.json", tmp_path / "own/tasks.json")
+    assert made.reward.recipe == tmp_path / "recipe.json"
     named = absolute(load_slime("8xh100/grpo.yaml", "chat.tokenizer=Qwen/Qwen3-4B"))
     assert isinstance(named, GrpoConfig)
     assert named.chat.tokenizer == "Qwen/Qwen3-4B"

@@ -13,6 +13,7 @@ import pytest
 
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
+from tau2rl.config import AlgoConfig
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import score_episode
 from tau2rl.rollouts.runner import Outcome
@@ -27,9 +28,9 @@ def solved() -> Episode:
     return play((ASK, RIGHT, DONE), ref=CREATE, codec=NativeCodec(ByteTokenizer()))
 
 
-def metadata_of(episode: Episode, *, drop_truncated: bool = False) -> SampleMetadata:
+def metadata_of(episode: Episode, algo: AlgoConfig | None = None) -> SampleMetadata:
     score = score_episode(episode, spec_from(settings().reward, max_turns=100, domains=["mock"]))
-    return SampleMetadata.of(Outcome(attempt=attempt(), episode=episode), score, drop_truncated=drop_truncated)
+    return SampleMetadata.of(Outcome(attempt=attempt(), episode=episode), score, algo=algo)
 
 
 def test_metadata_says_what_an_episode_was(solved: Episode) -> None:
@@ -52,6 +53,6 @@ def test_what_is_no_evidence_has_no_score(solved: Episode) -> None:
     assert (failed.evidence, failed.solved, failed.reward, failed.score, failed.fault) == (False, None, None, None, "user")
     assert failed.failure.startswith("UserSimulatorFailure: gone") and len(failed.failure) == 200
     cut = replace(solved, status=Status.TRUNCATED)
-    assert metadata_of(cut).evidence and not metadata_of(cut, drop_truncated=True).evidence
-    assert metadata_of(cut, drop_truncated=True).score is None
+    assert metadata_of(cut).evidence and not metadata_of(cut, AlgoConfig(truncated="drop")).evidence
+    assert metadata_of(cut, AlgoConfig(truncated="drop")).score is None
     assert not metadata_of(replace(solved, turns=())).evidence

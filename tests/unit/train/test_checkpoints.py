@@ -1,6 +1,7 @@
 """Pins that a checkpoint is loaded whole or not at all:
 
 - weights that are missing, left over or of another shape are an error that names some of them and the way out; tied ones are not
+- NaN and infinity are an error that names the weights, at the command line, too
 - a peft adapter is sent to be merged
 - files of pickled tensors load, and what else a pickle holds is never run
 - the language model of a checkpoint that sees images as well is loaded without the rest, and is whole
@@ -20,12 +21,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+from typer.testing import CliRunner
 
+from tau2rl.cli import app
 from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
 from tau2rl.train.model import load, save, with_lora
-from tests.unit.train.test_families import BASE, LINEAR, family
-from tests.unit.train.tiny import tiny_model
+from tau2rl.train.tiny import create_tiny
+from tests.unit.train.test_families import BASE, HELLO, LINEAR, family
+from tests.unit.train.tiny import SHAPE, tiny_model
 
 Weights = dict[str, Tensor]
 ONE_LAYER = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
@@ -72,6 +76,32 @@ def test_a_checkpoint_that_is_not_whole_is_refused(
         load(changed(tmp_path / "model", change, **config))
     assert "is not whole" in str(refused.value)
     assert re.search(way, refused.value.hint or "")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_by_their_names(value: float, tmp_path: Path) -> None:
+    def spoil(weights: Weights) -> Weights:
+        weights["model.layers.1.mlp.up_proj.weight"][3, 2] = value
+        return weights
+
+    folder = changed(tmp_path / "model", spoil)
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(UserError, match=r"NaN or infinity in 1 weights: model\.layers\.1\.mlp\.up_proj\.weight"):
+            load(folder, dtype=dtype)
+
+
+def test_a_stage_that_is_given_such_weights_ends_before_it_plays(tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    create_tiny([("a", {"messages": HELLO})], SHAPE, start, seed=0)
+    weights = load_file(start / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, start / "model.safetensors", metadata={"format": "pt"})
+    words = ["--domains", "mock", "--task-split", "synth-train", "--user-model", "scripted", "--output", str(tmp_path / "run")]
+    words += ["--set", "limits.context_tokens=4096"]
+    result = CliRunner().invoke(app, ["grpo", "--model", str(start), *words, "--inline"])
+    assert result.exit_code == 2, result.output
+    assert "NaN or infinity in 1 weights: model.norm.weight" in result.output
+    assert "an earlier checkpoint" in result.output
 
 
 def test_a_config_that_contradicts_itself_is_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:

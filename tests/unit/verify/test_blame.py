@@ -6,6 +6,8 @@
 - a broken world is infrastructure's, a quarantined task the task's, whatever the user did;
 - a user's mistake is seen in a success too; a clean success blames nobody;
 - `tau2rl blame` shows raw and adjusted side by side, and leaves lucky successes out of the adjusted one;
+- a model that reviews the users as well moves no score; its agreement with the gates is shown; it is asked once each and
+  sees the reference actions only where that was declared;
 - the facts of every task of every domain can be read.
 """
 
@@ -37,6 +39,7 @@ from tau2rl.types import (
     TaskRef,
 )
 from tau2rl.verify.blame import TaskFacts, blame, facts_of
+from tests.stubs.openai import OpenAIStub
 
 WHO = CallTool(name="find_user_id_by_name_zip", arguments={"zip": "19122"})
 CANCEL = CallTool(name="cancel_pending_order", arguments={"order_id": "#W2378156", "reason": "no longer needed"})
@@ -241,6 +244,43 @@ def test_the_command_shows_raw_and_adjusted_side_by_side(tmp_path: Path) -> None
     shown = CliRunner().invoke(app, ["blame", str(tmp_path)]).stdout
     assert "adjusted [95%]" in shown
     assert "1 of the episodes that were left out were solved" in shown
+
+
+def test_a_reviewer_is_set_against_the_gates(tmp_path: Path) -> None:
+    """It blames the first and the third user of four; the gates blame the third and the fourth."""
+    task = TaskRef(domain="mock", task_id="create_task_1", split="base")
+    said = ["I want it blue instead.", "Please create a task.", "How may I assist you today?", "I will look up your account."]
+    records = [
+        EpisodeRecord(
+            schema=2, run="r", attempt=Attempt(task=task, index=i, seed=1), tries=1, score=None,
+            episode=replace(episode((*agent(GREETING), *user(text))), task=task),
+        )
+        for i, text in enumerate(said)
+    ]  # fmt: skip
+    (tmp_path / "episodes.jsonl").write_bytes(b"".join(map(encode, records)))
+    plain = json.loads(CliRunner().invoke(app, ["blame", str(tmp_path), "--json"]).stdout)
+
+    def answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        shown = messages[0]["content"]
+        if "blue" in shown:
+            return "It was told otherwise.\nVERDICT: guideline_violation critical_hindered"
+        return f"VERDICT: {'role_flip minor' if 'assist you today' in shown else 'none none'}"
+
+    with OpenAIStub(answer=answer) as server:
+        words = ["--judge-model", "openai/r", "--judge-api-base", server.api_base, "--judgments", str(tmp_path / "kept")]
+        found = [json.loads(CliRunner().invoke(app, ["blame", str(tmp_path), *words, "--json"]).stdout) for _ in range(2)]
+        assert len(server.bodies) == 4
+        assert not any("reference_actions" in body["messages"][0]["content"] for body in server.bodies)
+        shown = CliRunner().invoke(app, ["blame", str(tmp_path), *words]).stdout
+        declared = CliRunner().invoke(app, ["blame", str(tmp_path), *words, "--show-reference"]).stdout
+        assert len(server.bodies) == 8 and "reference_actions" in server.bodies[-1]["messages"][0]["content"]
+    review = found[0]["review"]
+    cells = [review[name] for name in ("both", "gates_only", "reviewer_only", "neither")]
+    assert (cells, review["agreement"], review["kappa"]) == ([1, 1, 1, 1], 0.5, 0.0)
+    assert (found[0]["review"]["judge"]["asked"], found[1]["review"]["judge"]["cached"]) == (4, 4)
+    assert found[0]["scores"] == plain["scores"]
+    assert "agree on 0.500 of 4 users, kappa 0.00; it saw no reference actions" in shown
+    assert "it saw the reference actions" in declared
 
 
 def test_a_run_without_episodes_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
+from tau2rl.reward.recipe import write_recipe
+from tau2rl.reward.tiers import Tier
 from tau2rl.runs.records import encode
 from tau2rl.view.index import NAME, Index, Query
 from tests.viewing import append, make_pipeline, make_run, record, serving
@@ -258,6 +260,22 @@ def test_a_group_turn_by_turn_with_the_advantage_of_each_turn(tmp_path: Path) ->
         assert round(bad["advantages"][2], 3) == -0.3
         spans = [span for span in data(served, f"runs/{name}/episodes/3/tokens")["spans"] if span["mask"]]
         assert [span["advantage"] for span in spans] == good["advantages"]
+
+
+def test_advantages_are_those_of_the_recipe_that_was_trained_with(tmp_path: Path) -> None:
+    """One that takes from the reference's write what the plain table gives for it."""
+    recipe = tmp_path / "recipe.json"
+    values = {tier.value: -1.0 if tier is Tier.GOLD else 0.0 for tier in Tier}
+    write_recipe(recipe, {"values": values, "writes_only": False, "accepted": True})
+    run = make_run(tmp_path / "g")
+    config = {"stage": "grpo", "algo": {"estimator": "mt_gtpo"}, "rollout": {"num_samples": 2}, "model": {"init": "m"}}
+    (run / "config.json").write_text(json.dumps({**config, "reward": {"recipe": str(recipe)}}), "utf-8")
+    (run / "failures.jsonl").unlink()
+    (run / "episodes.jsonl").write_bytes(b"".join(encode(record(n, solved=n != 1)) for n in range(2)))
+    with serving(tmp_path) as served:
+        (name,) = [each["id"] for each in data(served, "runs")]
+        good, bad = data(served, f"runs/{name}/episodes/1/group")["attempts"]
+    assert (round(good["advantages"][0], 3), round(bad["advantages"][0], 3)) == (-0.7, 0.7)
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""The options of commands that ask a model about kept episodes, and what that took in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tau2rl import settings
+from tau2rl.errors import UserError
+
+if TYPE_CHECKING:
+    from tau2rl.verify.llm_judge import AskedModel
+
+PANEL = "The model that is asked"
+JudgeModel = Annotated[
+    str | None,
+    typer.Option(
+        "--judge-model",
+        help="As litellm names it: `gpt-4.1`, `openai/NAME` with an address of your own.",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+JudgeApiBase = Annotated[
+    str | None,
+    typer.Option("--judge-api-base", help="Where it is served.", metavar="URL", show_default=False, rich_help_panel=PANEL),
+]
+JudgeKey = Annotated[
+    str | None,
+    typer.Option(
+        "--judge-api-key-env", help="The variable with its key.", metavar="NAME", show_default=False, rich_help_panel=PANEL
+    ),
+]
+Judgments = Annotated[
+    Path | None,
+    typer.Option(
+        "--judgments",
+        help="Where its answers are kept, by the content of the question. (default: `judgments` in the outputs folder)",
+        metavar="DIR",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+
+
+def asked_model(name: str | None, api_base: str | None, api_key_env: str | None, kept: Path | None) -> AskedModel | None:
+    """The model that was named; None where none was. Raises UserError for options of one that is not."""
+    if name is None:
+        if api_base or api_key_env or kept:
+            raise UserError("it says how to ask a model, and none is named", hint="name it with `--judge-model`")
+        return None
+    from tau2rl.verify.llm_judge import AskedModel
+
+    cache = kept or settings.output_root() / "judgments"
+    return AskedModel(model=name, api_base=api_base, api_key_env=api_key_env, cache=cache)
+
+
+def spent_words(model: AskedModel) -> str:
+    """What the questions took: `gpt-4.1: 40 questions, 360 from judgments kept before, 52,000 tokens in, 4,100 out, $0.14`."""
+    usage, price = model.usage, f", ${model.usage.cost_usd:.4f}" if model.usage.cost_usd else ""
+    tokens = f"{usage.prompt_tokens:,} tokens in, {usage.completion_tokens:,} out"
+    return f"{model.model}: {model.asked} questions asked, {model.known} answered from what was kept, {tokens}{price}"

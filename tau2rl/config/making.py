@@ -1,0 +1,66 @@
+"""The settings of `tau2rl synth`: how many tasks are made, where on the grid, and who puts them into words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tau2rl.config.base import Section, Url, VariableName
+
+
+class WriterConfig(Section):
+    """Who puts made tasks into words."""
+
+    kind: Literal["templates", "llm"] = "templates"
+    """`templates`: no model is asked. `llm`: a model says the templates' lines anew; each text is read back and thrown away where
+    a fact was lost, added or told too early."""
+    model: str = "gpt-4.1-mini"
+    """litellm model name; `openai/NAME` with `api_base` for a local SGLang or vLLM server."""
+    api_base: Url | None = None
+    """Base URL of an OpenAI-compatible server; default: the provider's own."""
+    api_key_env: VariableName | None = None
+    """Name of the environment variable that holds the key; default: what litellm looks for."""
+    temperature: float = Field(default=0.7, ge=0)
+    """0 = greedy."""
+    attempts: int = Field(default=3, ge=1)
+    """Tries of a text; each is told what was wrong with the one before."""
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    """Deadline of one call."""
+    retries: int = Field(default=2, ge=0)
+    """Calls tried again after an error."""
+    cache: Path | None = None
+    """Folder of the answers, by a hash of the question; default: `outputs/synth/writer-cache`."""
+
+
+class SynthConfig(Section):
+    """`tau2rl synth`: how many tasks are made, and where on the grid of writes x reads."""
+
+    domain: Literal["airline", "retail"] = "retail"
+    """The domain from whose database they are made."""
+    output: Path | None = None
+    """Folder of the tasks, new or empty; default: `outputs/synth/DOMAIN-SEED`."""
+    resume: bool = False
+    """Go on with what an interrupted run of the same command has left in the folder."""
+    num_tasks: int = Field(default=100, ge=1)
+    """So many tasks; fewer where the database has no more of these cells."""
+    seed: int = 0
+    """Everything is drawn from it: the same command makes the same bytes."""
+    writes: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(default=(1, 2, 3, 4, 5), min_length=1)
+    """Numbers of writes; each in equal parts with each of `burdens`."""
+    burdens: tuple[Literal["0-2", "3-5", "6-9", "10+"], ...] = Field(default=("0-2", "3-5", "6-9", "10+"), min_length=1)
+    """Numbers of reads after which the writes' arguments are known."""
+    refusals: float = Field(default=0.1, ge=0, le=0.15)
+    """Share of the tasks in which the agent must refuse, and answer a question."""
+    per_user: int = Field(default=12, ge=1)
+    """At most so many tasks about one user of the database."""
+    writer: WriterConfig = WriterConfig()
+
+    @model_validator(mode="after")
+    def _once(self) -> SynthConfig:
+        for name in ("writes", "burdens"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")
+        return self

@@ -1,0 +1,52 @@
+"""Where a task stands on the grid: its user, its writes and reads, and how its user behaves, from the proofs of made tasks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tau2rl.env.domain import domain
+from tau2rl.env.tasks import describe, entities, gold_actions
+from tau2rl.runs.files import json_lines
+from tau2rl.types import TaskRef
+
+PROOFS = "proofs.jsonl"  # beside a file of tasks that `tau2rl synth` made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCell:
+    """A task's place: `TaskCell(user="mei_li_1", cell="3 writes, 6-9 reads", behaviour="bit_by_bit/terse/none/email")`."""
+
+    user: str  # "" where it is not known
+    cell: str
+    behaviour: str  # "" of tasks whose users all behave as their texts say
+
+
+@functools.lru_cache(maxsize=65536)
+def cell_of(ref: TaskRef) -> TaskCell:
+    """The cell of a task. Of one without a proof: its writes alone, and the user that its reference path names."""
+    proof = _proofs(str(Path(ref.source).with_name(PROOFS))).get(ref.task_id) if ref.source else None
+    if proof is not None:
+        return TaskCell(
+            user=str(proof["user_id"]),
+            cell=f"{proof['writes']} writes, {proof['burden_bin']} reads",
+            behaviour="/".join(map(str, proof["behaviour"].values())),
+        )
+    return TaskCell(user=_user(ref), cell=f"{describe(ref).writes} writes", behaviour="")
+
+
+def _user(ref: TaskRef) -> str:
+    task = domain(ref.domain).task(ref)
+    named = [a.arguments["user_id"] for a in gold_actions(task) if isinstance(a.arguments.get("user_id"), str)]
+    found = entities(task)
+    return [*named, *sorted(found.get("user", ())), *sorted(found.get("customer", ())), ""][0]
+
+
+@functools.cache
+def _proofs(file: str) -> Mapping[str, Any]:
+    """Task id -> its line; nothing where there is no such file."""
+    path = Path(file)
+    return {str(row["task_id"]): row for _, row in json_lines(path)} if path.exists() else {}

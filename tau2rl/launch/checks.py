@@ -1,0 +1,178 @@
+"""What the settings of a run name, looked for in the command itself: what is not there is said before a head is started.
+
+`submit.py`, `--dry-run` and `tau2rl doctor -c FILE` make the same checks, each a question of seconds at most. What only a run
+can find out (servers that do not answer, rows that cannot be read, a device) is found by the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tau2rl import plugins, settings
+from tau2rl.config import AgentConfig, GrpoConfig, PlayConfig, RftConfig, SftConfig, StageConfig
+from tau2rl.config.extras import refuse_lacking
+from tau2rl.config.stages import LearnConfig
+from tau2rl.doctor import services
+from tau2rl.errors import UserError
+
+Find = Callable[[], str]  # what was found, for people; raises UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that the settings name: `Need("checkpoint", find)`."""
+
+    name: str
+    find: Find
+
+
+def refuse(configs: Iterable[StageConfig], *, made: Path | None = None) -> None:
+    """Raise UserError with everything that runs need and that is not there; `made`: a folder in which earlier ones leave it."""
+    errors: dict[str, str] = {}  # what is said -> its hint
+    for config in configs:
+        refuse_lacking(config)  # without a package, what needs it cannot be looked for
+        for need in needs(config, made=made):
+            try:
+                need.find()
+            except UserError as error:
+                errors[error.message] = error.hint
+    if errors:
+        raise UserError("\n".join(errors), hint="; ".join(dict.fromkeys(filter(None, errors.values()))))
+
+
+def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:
+    """What a stage's settings name beside packages and servers, the cheapest first."""
+
+    def is_there(path: Path | str) -> bool:  # or will be
+        return made is not None and Path(path).expanduser().absolute().is_relative_to(made)
+
+    if references := list(_references(config)):
+        yield Need("your own code", partial(_loaded, references))
+    if isinstance(config, SftConfig):
+        files = [file for file in config.data.files if not is_there(file)]
+        yield Need("data", partial(_rows, files, len(config.data.files)))
+    if isinstance(config, RftConfig) and config.sources:
+        yield Need("sources", partial(_runs, [source for source in config.sources if not is_there(source)]))
+    checkpoint = _checkpoint(config)
+    if checkpoint is not None and not is_there(checkpoint):
+        yield Need("checkpoint", partial(_model, checkpoint))
+        if isinstance(config, SftConfig):
+            yield Need("tokenizer", partial(_tokenizer, checkpoint))
+    if isinstance(config, PlayConfig) and not (isinstance(config, AgentConfig) and not config.plays):
+        yield Need("keys", partial(_keys, config))
+        if not config.plugins:  # they may register domains, in the processes of the run
+            yield Need("tasks", partial(_tasks, config))
+        if not (config.chat.tokenizer and is_there(config.chat.tokenizer)):
+            yield Need("chat template", partial(_template, config))
+
+
+def _references(config: StageConfig) -> Iterator[tuple[str, str]]:
+    """(kind, reference) of the code that the settings name and that nothing else here loads."""
+    if isinstance(config, AgentConfig) and plugins.is_reference(config.policy.kind):
+        yield "policy", config.policy.kind
+    if isinstance(config, SftConfig | GrpoConfig):
+        if plugins.is_reference(config.backend):
+            yield "backend", config.backend
+        yield from (("sink", name) for name in config.tracking.sinks)
+
+
+def _loaded(references: list[tuple[str, str]]) -> str:
+    plugins.search([Path.cwd()])
+    for kind, reference in references:
+        plugins.load(reference, kind=kind)
+    return ", ".join(reference for _, reference in references)
+
+
+def _rows(files: list[Path], named: int) -> str:
+    from tau2rl.recipes.sft import refuse_no_rows
+
+    refuse_no_rows(named)
+    for file in files:
+        path = file.expanduser()
+        if not path.exists():
+            raise UserError(f"no file `{file}` (data.files)", hint="JSONL rows, as `tau2rl seed` and `rft-filter` write them")
+        if not path.is_file():
+            raise UserError(f"cannot read `{file}`: it is not a file", hint="name a JSONL file of rows")
+    return ", ".join(map(str, files)) or "made by earlier steps"
+
+
+def _runs(sources: list[Path]) -> str:
+    from tau2rl.runs.folder import read_config
+
+    for source in sources:
+        read_config(source.expanduser().absolute())
+    return ", ".join(map(str, sources)) or "made by earlier steps"
+
+
+def _checkpoint(config: StageConfig) -> Path | None:
+    """The model that a run starts from or plays with, where it is a folder."""
+    if isinstance(config, AgentConfig):
+        return config.policy.checkpoint if config.plays and config.policy.kind == "local" else None
+    if isinstance(config, SftConfig | GrpoConfig) and config.model.init != "tiny":
+        return Path(config.model.init)
+    return None
+
+
+def _model(checkpoint: Path) -> str:
+    from tau2rl.runs.provenance import refuse_no_checkpoint
+
+    refuse_no_checkpoint(checkpoint.expanduser())
+    return str(checkpoint)
+
+
+def _keys(config: PlayConfig) -> str:
+    """The variables of the keys that models behind an API need, as far as they can be told by the models' names."""
+    asked = [("user", config.user.model, config.user.api_base, config.user.api_key_env)] if _asks_a_user(config) else []
+    if isinstance(config, AgentConfig) and config.policy.kind == "api":
+        asked.append(("policy", config.policy.model or "", config.policy.api_base, config.policy.api_key_env))
+    names: list[str] = []
+    for section, model, api_base, variable in asked:
+        key = services.key_of(model, api_base, variable)
+        if key and settings.secret(key) is None:
+            other = ", or use `--user-model scripted`" if section == "user" else ""
+            message = f"no key for {section}.model `{model}`: `{key}` is not set"
+            raise UserError(message, hint=f"export it, or name another variable with `{section}.api_key_env`{other}")
+        names += [key] if key else []
+    return f"set: {', '.join(dict.fromkeys(names))}" if names else "none is needed, as far as the models' names tell"
+
+
+def _asks_a_user(config: PlayConfig) -> bool:
+    """Whether a user model is asked that the run does not serve itself."""
+    return config.user.kind == "llm" and not (isinstance(config, GrpoConfig) and config.slime.user.gpus)
+
+
+def _tasks(config: PlayConfig) -> str:
+    from tau2rl.env.tasks import refuse_held_out, select, training_tasks
+    from tau2rl.reward.presets import spec_from
+    from tau2rl.reward.recipe import read_recipe
+
+    plugins.search([Path.cwd()])
+    if isinstance(config, GrpoConfig):
+        tasks, val_tasks = training_tasks(config)
+    else:
+        tasks, val_tasks = select(config.tasks), []
+        if isinstance(config, LearnConfig) and not config.allow_held_out:
+            refuse_held_out(tasks)
+    spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
+    if config.reward.recipe is not None:
+        read_recipe(config.reward.recipe)
+    more = f", {len(val_tasks)} to validate on" if val_tasks else ""
+    return f"{len(tasks)} of {', '.join(config.tasks.domains)}, split `{config.tasks.split}`{more}"
+
+
+def _template(config: PlayConfig) -> str:
+    from tau2rl.chat import make_codec
+
+    plugins.search([Path.cwd()])
+    make_codec(config.chat)
+    return f"{config.chat.protocol}, tokenizer `{config.chat.tokenizer or 'none'}`"
+
+
+def _tokenizer(checkpoint: Path) -> str:
+    from tau2rl.chat.tokenizers import load_tokenizer
+
+    load_tokenizer(str(checkpoint.expanduser()))
+    return str(checkpoint)

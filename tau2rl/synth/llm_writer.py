@@ -1,0 +1,255 @@
+"""A model that puts a made task into a user's words, line by line, and is believed only after a round trip of the facts.
+
+The templates' lines go in, each with the words that must stay; as many lines come back. They are checked twice: the words that
+must stay do, each in its own line, and nothing that looks like a fact is added; then the model, shown the new lines alone, says
+what each asks for and which facts it has, which must be the ones that were put in. What fails is asked for again with its faults.
+Answers are kept by a hash of the question, so the same command gives the same bytes and pays once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from tau2rl.config import UserConfig, WriterConfig
+from tau2rl.env.chat_client import ChatAnswer
+from tau2rl.env.user_simulator import UserModel, first_choice, usage_of
+from tau2rl.errors import UserError, UserSimulatorFailure
+from tau2rl.runs.files import make_folder, read_json, write_json, writing
+from tau2rl.synth.compose import Composed
+from tau2rl.synth.proof import Rejected
+from tau2rl.synth.texts import STYLES, Text
+
+REWRITE = (
+    "You write what a user types to a service agent. You get lines that a program made, and the manner in which this user "
+    "talks. Say each line anew, as this user would. Keep the order and the number of the lines: each becomes one line, "
+    "without a line break. The strings in `keep` must stand in their line exactly as they are, letter for letter. Add no fact, "
+    'no name, no number, no reason and no wish, and leave none out. Answer with JSON alone: {"lines": ["...", ...]}'
+)
+READ = (
+    "You read what a user types to a service agent, line by line. Say of each line which of `kinds` it is, and list "
+    "its facts: every stretch of words that says who, which, what, how many, how much, where to, when, why or how, copied from "
+    'the line as it stands. Answer with JSON alone: {"lines": [{"kind": "...", "facts": ["...", ...]}, ...]}'
+)
+IDENTIFY, CORRECT, ASK = "says_who_they_are", "corrects_a_mistake", "asks_for_information"
+GIVE_UP = 10  # texts in a row that the model cannot write
+FILLERS = frozenset(
+    (
+        *("a", "an", "the", "my", "your", "me", "i", "to", "for", "of", "in", "on", "at", "and", "or", "with", "it", "is", "be"),
+        *("by", "from", "this", "that", "please"),
+    )
+)
+# What a request says beside its facts and its purpose: left out, it would ask for something else.
+QUALIFIERS = ("one way", "just that one", "out of everything", "outbound trip", "return trip", "everything else the same")
+FIRST_THE_OTHER = re.compile(r"^(?:Only after|When) the other changes? to that \w+(?: (?:is|are) done)?")
+FACT_LIKE = re.compile(r"[\d#@$%]")
+NAME = re.compile(r"(?<![.!?:\n] )(?<!^)\b[A-Z][a-z]+")  # a capital that begins no sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line of the templates: `Line(say="I want to cancel order #W1.", kind="cancel_pending_order", keep=("order #W1",))`."""
+
+    say: str
+    kind: str
+    keep: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Spent:
+    """What the writer has asked for, for the card."""
+
+    calls: int = 0
+    from_cache: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    texts: int = 0
+    rewritten: int = 0  # texts that were asked for again
+    faults: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class LlmWriter:
+    """Puts texts into other words; `spent` says what that took."""
+
+    def __init__(self, config: WriterConfig, *, cache: Path, kinds: Sequence[str]) -> None:
+        """`kinds`: the tools that a user may ask for. Raises UserError for a key that is not set."""
+        self._config, self._cache = config, cache
+        self._kinds = [*sorted(kinds), IDENTIFY, CORRECT, ASK]
+        shared = config.model_dump(include={"model", "api_base", "api_key_env", "temperature", "timeout_seconds", "retries"})
+        asked = UserConfig(kind="llm", omit=("seed",), **shared)
+        self._model = UserModel(asked, (), seed=0, aside=lambda call: call(), who="writer")
+        self.spent = Spent()
+        self._lost = 0  # texts in a row
+
+    def rewrite(self, made: Composed, text: Text, *, table: str) -> Text:
+        """The text in other words. Raises Rejected where no try kept the facts, UserError where the model does not answer."""
+        lines = lines_of(made, text)
+        manner = STYLES[text.behaviour["style"]].format(table=table)
+        asked = {"manner": manner, "lines": [{"say": line.say, "keep": list(line.keep)} for line in lines]}
+        messages = [{"role": "system", "content": REWRITE}, {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
+        self.spent.texts += 1
+        faults: list[str] = []
+        for attempt in range(self._config.attempts):
+            answer = self._ask(messages)
+            said = _strings(_json(answer).get("lines"))
+            faults = faults_of(lines, said) or self._read_back(lines, said)
+            if not faults:
+                self._lost = 0
+                return replace(text, reason=said[0], known=tuple(said[1:]))
+            for fault in faults:
+                kind = fault.partition(":")[0]
+                self.spent.faults[kind] = self.spent.faults.get(kind, 0) + 1
+            self.spent.rewritten += attempt == 0
+            wrong = "This is wrong:\n" + "\n".join(faults) + "\nWrite all lines again."
+            messages = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": wrong}]
+        self._lost += 1
+        if self._lost == GIVE_UP:
+            raise UserError(
+                f"the writer `{self._config.model}` changed facts in {GIVE_UP} texts in a row; of the last: {'; '.join(faults)}",
+                hint="another model, more `writer.attempts`, or a lower `writer.temperature`",
+            )
+        raise Rejected("the writer changed a fact")
+
+    def _read_back(self, lines: Sequence[Line], said: Sequence[str]) -> list[str]:
+        """The faults of a round trip: what was read from the new lines is not what was put into them."""
+        asked = json.dumps({"kinds": self._kinds, "lines": list(said)}, ensure_ascii=False)
+        read = _json(self._ask([{"role": "system", "content": READ}, {"role": "user", "content": asked}])).get("lines")
+        found = cast("list[Any]", read) if isinstance(read, list) else []
+        if len(found) != len(lines):
+            return [f"read back: {len(found)} lines instead of {len(lines)}"]
+        return [fault for number, line in enumerate(lines) for fault in round_trip(number, line, found[number])]
+
+    def _ask(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The model's answer, from the cache where it has been asked that before. Raises UserError."""
+        config = self._config
+        question = json.dumps([config.model, config.api_base, config.temperature, list(messages)])
+        file = self._cache / f"{hashlib.sha256(question.encode()).hexdigest()}.json"
+        if file.exists():
+            self.spent.from_cache += 1
+            return str(read_json(file)["answer"])
+        try:
+            answer = self._model.ask([dict(message) for message in messages], read=self._read)
+        except UserSimulatorFailure as failure:
+            raise UserError(str(failure), hint="go on with `--resume` when it answers; what it has answered is kept") from None
+        make_folder(self._cache)
+        with writing(self._cache):
+            write_json(file, {"model": config.model, "answer": answer})
+        return answer
+
+    def _read(self, answer: ChatAnswer) -> str:
+        """What it says, counted. Raises UnusableAnswer."""
+        usage, spent = usage_of(answer.body), self.spent
+        spent.calls += 1
+        spent.prompt_tokens += usage.prompt_tokens
+        spent.completion_tokens += usage.completion_tokens
+        spent.cost_usd += answer.cost_usd
+        message: Any = first_choice(answer.body).get("message")
+        return str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
+
+
+def lines_of(made: Composed, text: Text) -> list[Line]:
+    """The lines of a text with what each is for and the words that must stay."""
+    kinds = {made.identity.say: IDENTIFY}
+    facts = [*made.identity.facts, *(fact for request in made.requests for fact in request.facts)]
+    for request in made.requests:
+        if request.slip:
+            facts += [request.slip.wrong, request.slip.right]
+            kinds[request.slip.correction] = CORRECT
+    if made.question:
+        facts.append(made.question.say)
+    facts += QUALIFIERS
+    return [
+        Line(say=line, kind=kinds.get(line) or _kind(made, line), keep=(*FIRST_THE_OTHER.findall(line), *_within(line, facts)))
+        for line in (text.reason, *text.known)
+    ]
+
+
+def _kind(made: Composed, line: str) -> str:
+    """The tool that a line asks for, by its clause; a question asks for none."""
+    for request in made.requests:
+        wrong = request.say.replace(request.slip.right, request.slip.wrong) if request.slip else request.say
+        if request.say in line or wrong in line:
+            return request.call.name
+    return ASK
+
+
+def _within(line: str, facts: Sequence[str]) -> tuple[str, ...]:
+    """The facts that stand in a line, without those that are part of a longer one.
+
+    >>> _within("cancel order #W1 because I ordered it twice", ["order #W1", "#W1", "blue"])
+    ('order #W1',)
+    """
+    found = [fact for fact in dict.fromkeys(facts) if fact and fact in line]
+    return tuple(fact for fact in found if not any(fact in other for other in found if other != fact))
+
+
+def faults_of(lines: Sequence[Line], said: Sequence[str]) -> list[str]:
+    """What is wrong with new lines without asking anybody; each fault begins with its kind.
+
+    >>> faults_of([Line(say="Cancel order #W1.", kind="", keep=("order #W1",))], ["Please drop #W1, I am Ann."])
+    ['missing: line 1 must have `order #W1`', 'added: line 1 has `#`', 'added: line 1 has `Ann`']
+    """
+    if len(said) != len(lines):
+        return [f"lines: {len(said)} instead of {len(lines)}"]
+    faults: list[str] = []
+    for number, (line, new) in enumerate(zip(lines, said, strict=True), start=1):
+        if not new.strip() or "\n" in new:
+            faults.append(f"lines: line {number} is empty, or more than one")
+        faults += [f"missing: line {number} must have `{fact}`" for fact in line.keep if fact not in new]
+        others = {fact for other in lines if other is not line for fact in other.keep} - set(line.keep)
+        leaked = [fact for fact in sorted(others) if fact in new and fact not in line.say]
+        faults += [f"leaked: line {number} has `{fact}` of another line" for fact in leaked]
+        rest = new
+        for fact in sorted(line.keep, key=len, reverse=True):
+            rest = rest.replace(fact, " ")
+        known = set(re.findall(r"\w+", line.say))
+        added = [*FACT_LIKE.findall(rest)[:1], *(name for name in NAME.findall(rest) if name not in known)]
+        faults += [f"added: line {number} has `{one}`" for one in dict.fromkeys(added)]
+    return faults
+
+
+def round_trip(number: int, line: Line, read: Any) -> list[str]:
+    """What was read from a new line and is not what was put in: another purpose, a fact lost, a fact that nobody gave.
+
+    >>> line = Line(say="Cancel order #W1.", kind="cancel", keep=("order #W1",))
+    >>> round_trip(0, line, {"kind": "cancel", "facts": ["#W1 today"]})
+    ['lost: line 1: order', 'invented: line 1: today']
+    """
+    got = cast("Mapping[str, Any]", read) if isinstance(read, dict) else {}
+    facts = words(" ".join(_strings(got.get("facts"))))
+    kind = got.get("kind")
+    faults = [] if kind == line.kind else [f"purpose: line {number + 1} reads as `{kind}`, not `{line.kind}`"]
+    if lost := sorted(words(" ".join(line.keep)) - facts):
+        faults.append(f"lost: line {number + 1}: {', '.join(lost)}")
+    if invented := sorted(facts - words(line.say)):
+        faults.append(f"invented: line {number + 1}: {', '.join(invented)}")
+    return faults
+
+
+def words(text: str) -> set[str]:
+    """The words of a text that say something.
+
+    >>> sorted(words("cancel my order #W12, please"))
+    ['cancel', 'order', 'w12']
+    """
+    return set(re.findall(r"[a-z0-9]+", text.lower())) - FILLERS
+
+
+def _json(answer: str) -> dict[str, Any]:
+    """The object in an answer, which may stand in a fence; empty where there is none."""
+    begin, end = answer.find("{"), answer.rfind("}")
+    try:
+        found: Any = json.loads(answer[begin : end + 1])
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _strings(value: Any) -> list[str]:
+    return [one for one in cast("list[Any]", value) if isinstance(one, str)] if isinstance(value, list) else []

@@ -1,0 +1,232 @@
+"""What a command finds out before anything expensive begins, pinned here:
+
+- a package that settings or a command ask for and that is not installed is refused before a run, with the extra that brings it:
+  the whole table of `config/extras.py`, row by row, and every extra in it is one of pyproject.toml;
+- what settings name and nobody has (data, checkpoint, runs, split, ids, domain, keys, tokenizer, template, code of one's own) is
+  refused by `--dry-run` with 2, behind the plan, and by the command before a head is started; all of it at once;
+- with the address of a cluster it is left to the job; in a pipeline what earlier steps make is not looked for;
+- a name is asked of the hub only where it has the form of one, and a hub that does not answer is not waited for;
+- `doctor --for STAGE -c FILE` judges what that file needs, and says for what it judged; a config of another stage is named;
+- warnings of a run that leaves out what was asked for reach people.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tau2rl.chat import tokenizers
+from tau2rl.cli import app
+from tau2rl.config import STAGES, build
+from tau2rl.config.extras import PARTS, Part, refuse_command, refuse_lacking
+from tau2rl.errors import UserError
+from tau2rl.launch import submit
+from tests.stubs.router import free_port
+
+runner = CliRunner()
+ROOT = Path(__file__).parents[3]
+MOCK = "--domains mock --user-model scripted"
+PLAY = f"{MOCK} --task-split synth-test"
+
+
+def refused(words: str, *more: str, env: dict[str, str] | None = None) -> str:
+    """What a command that must exit with 2 says on stderr."""
+    result = runner.invoke(app, [*shlex.split(words), *more], env=env)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: "), result.stderr
+    return result.stderr
+
+
+# --- packages ---
+
+COMMANDS = {  # of the parts that settings ask for: a stage and settings that do
+    ("ray", "launch.inline"): ("eval", {"chat": {"tokenizer": "bytes"}}),
+    ("ray", "rollout.workers"): ("eval", {"chat": {"tokenizer": "bytes"}, "launch": {"inline": True}, "rollout": {"workers": 1}}),
+    ("tau2", "tasks.domains"): ("eval", {"chat": {"tokenizer": "bytes"}}),
+    ("litellm", "policy.kind"): ("eval", {"policy": {"kind": "api", "model": "gpt-4.1"}, "chat": {"protocol": "transcript"}}),
+    ("litellm", "user.kind"): ("eval", {"chat": {"tokenizer": "bytes"}}),
+    ("transformers", "chat.tokenizer"): ("eval", {"chat": {"tokenizer": "DIR"}}),
+    ("torch", "policy.kind"): ("eval", {"policy": {"kind": "local", "checkpoint": "DIR"}}),
+    ("torch", "backend"): ("sft", {}),
+    ("transformers", "backend"): ("sft", {}),
+    ("peft", "backend"): ("sft", {"local": {"lora": {"rank": 8}}}),
+    ("wandb", "tracking.wandb"): ("sft", {"tracking": {"wandb": "offline"}}),
+}
+OF_SETTINGS = [part for part in PARTS if part.asked_by]
+
+
+@pytest.mark.parametrize("part", OF_SETTINGS, ids=lambda part: f"{part.module}, {next(iter(part.asked_by))}")
+def test_a_package_that_settings_ask_for_is_refused_with_its_extra(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, values = COMMANDS[(part.module, next(iter(part.asked_by)))]
+    monkeypatch.setitem(sys.modules, part.module, None)  # as if it were not installed
+    config = build(STAGES[stage], {**values, "stage": stage, "output": str(tmp_path / "run")})
+    with pytest.raises(UserError, match=f"needs `{part.name}`, which is not installed") as refusal:
+        submit.submit(config, on_line=pytest.fail, on_progress=lambda event: None)
+    assert f"pip install -e '.[{part.extra}]'" in refusal.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_package_that_is_not_asked_for_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in PARTS:
+        if part.module != "tau2":
+            monkeypatch.setitem(sys.modules, part.module, None)
+    settings = {"launch": {"inline": True}, "policy": {"kind": "gold"}, "chat": {"protocol": "transcript"}}
+    refuse_lacking(build(STAGES["eval"], {**settings, "user": {"kind": "scripted"}}))
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part.command], ids=lambda part: part.module)
+def test_a_package_that_a_command_asks_for_is_refused_with_its_extra(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    made = runner.invoke(app, shlex.split(f"eval -c {ROOT}/configs/eval/gold.yaml --inline {PLAY} --limit 1 --output {run}"))
+    assert made.exit_code == 0, made.output
+    monkeypatch.setitem(sys.modules, part.module, None)
+    words = {
+        "tau2rl view": ["view", str(run)],
+        "tau2rl export --to inspect": ["export", str(run), "--to", "inspect", "--output", str(tmp_path / "out")],
+    }
+    if part.command not in words:  # a card needs a trained model: its own tests make one
+        with pytest.raises(UserError, match=f"`{part.command}` needs `{part.module}`") as refusal:
+            refuse_command(part.command)
+        assert f".[{part.extra}]" in refusal.value.hint
+        return
+    said = refused(shlex.join(words[part.command]))
+    assert f"`{part.command}` needs `{part.module}`, which is not installed" in said
+    assert f".[{part.extra}]" in said
+
+
+def test_a_file_that_needs_a_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    rows = tmp_path / "rows.jsonl.zst"
+    rows.write_bytes(b"\x28\xb5\x2f\xfd\x00")
+    result = runner.invoke(app, ["sft", "--inline", "--data", str(rows), "--output", str(tmp_path / "run")])
+    assert result.exit_code == 2  # behind a line of progress: it is the first bytes of the file that ask
+    assert "needs `zstandard`, which is not installed" in result.stderr and ".[data]" in result.stderr
+
+
+def test_every_extra_of_the_table_is_one_of_the_project_and_brings_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for part in PARTS:
+        brought = [line.replace("-", "_") for line in (*extras.get(part.extra, ()), *extras["tokenizers"])]
+        assert not part.extra or any(line.startswith(part.name.replace("-", "_")) for line in brought), part
+
+
+# --- what settings name ---
+
+WRONG = {
+    "no rows": ("sft", "no rows to train on"),
+    "no file": ("sft --data no/rows.jsonl", "no file `no/rows.jsonl`"),
+    "no checkpoint": ("sft --data README.md --model no/model", "no checkpoint in `no/model`"),
+    "no agent": (f"eval {PLAY} --policy local --checkpoint no/model", "no checkpoint in `no/model`"),
+    "no run": ("rft-filter --from no/run", "there is no `"),
+    "no split": (f"eval {MOCK} --policy gold --protocol transcript --task-split tset", "no such split `tset` in `mock`"),
+    "no task": (f"eval {PLAY} --policy gold --protocol transcript --tasks.ids 999x", "no such tasks in split `synth-test`: 999x"),
+    "no domain": ("eval --domains retial --policy gold --protocol transcript", "no such domain `retial`"),
+    "a test task": (f"seed {PLAY}", "are kept for tests"),
+    "no user key": ("eval --domains mock --task-split synth-test --tokenizer bytes", "no key for user.model `gpt-4.1-mini`"),
+    "no policy key": (f"eval {PLAY} --policy api --model claude-x --protocol transcript", "`ANTHROPIC_API_KEY` is not set"),
+    "no tokenizer": (f"eval {PLAY} --tokenizer DIR", "no folder `DIR` to load a tokenizer from"),
+    "no code": (f"eval {PLAY} --tokenizer bytes --policy no_pkg:Policy", "policy `no_pkg:Policy`"),
+    "no codec": (f"eval {PLAY} --tokenizer bytes --protocol no_pkg:Codec", "chat codec `no_pkg:Codec`"),
+    "no prompt": (f"eval {PLAY} --tokenizer bytes --protocol cookbook --set chat.cookbook_prompt=no.py", "no.py"),
+}
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_not_there_is_refused_before_anything_begins(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "LocalHead", pytest.fail)
+    run = tmp_path / "run"
+    monkeypatch.chdir(ROOT)
+    assert said in refused(words, "--output", str(run))
+    assert not run.exists()
+    dry = runner.invoke(app, [*shlex.split(words), "--dry-run", "--output", str(run)])
+    assert dry.exit_code == 2
+    assert said in dry.stderr
+    assert f"output: {run}" in dry.stdout and "# would run: " in dry.stdout
+    there = runner.invoke(app, [*shlex.split(words), "--dry-run"], env={"RAY_ADDRESS": "http://cluster:8265"})
+    assert (there.exit_code, there.stderr) == (0, "")
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    said = refused("eval --domains mock --task-split tset --tokenizer DIR --dry-run")
+    assert all(words in said for words in ("no key for user.model", "no such split `tset`", "no folder `DIR`"))
+
+
+@pytest.mark.parametrize("file", ["8xh100/grpo", "8xh100/sft", "2node/grpo", "4gpu/grpo"])
+def test_a_dry_run_of_a_training_for_a_cluster_leaves_its_files_to_the_cluster(file: str) -> None:
+    stage = file.partition("/")[2]
+    planned = runner.invoke(app, [stage, "-c", str(ROOT / "configs" / f"{file}.yaml"), "--dry-run"])
+    assert planned.exit_code == 0, planned.stderr
+    assert "# would run: " in planned.stdout
+
+
+def test_what_steps_of_a_pipeline_make_is_not_looked_for(tmp_path: Path) -> None:
+    words = ["run", "-c", str(ROOT / "configs/laptop/pipeline.yaml"), "--dry-run", "--output", str(tmp_path / "run")]
+    assert runner.invoke(app, words).exit_code == 0
+    assert "no such split `tset`" in refused(shlex.join(words), "--set", "steps.grpo.settings.tasks.split=tset")
+
+
+@pytest.mark.parametrize("name", ["DIR", "tests/no-such-folder", "./no/folder", "a/b/c", "/no/folder"])
+def test_what_is_no_name_of_the_hub_is_not_looked_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(tokenizers, "_listens", pytest.fail)
+    with pytest.raises(UserError, match=r"no folder `.*` to load a tokenizer from"):
+        tokenizers.load_tokenizer(name)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match=r"nor is it in the hub's cache, and 127\.0\.0\.1 does not answer"):
+        tokenizers.load_tokenizer("Org/No-Such-Model")
+
+
+def test_a_config_of_another_stage_is_named_in_a_line() -> None:
+    said = refused(f"grpo -c {ROOT}/configs/laptop/eval.yaml")
+    assert f"`{ROOT}/configs/laptop/eval.yaml` is a config of stage `eval`, not of `grpo`" in said
+    assert f"did you mean `tau2rl eval -c {ROOT}/configs/laptop/eval.yaml`?" in said
+    assert len(said.splitlines()) == 3
+
+
+@pytest.mark.parametrize("stage", ["grpo", "sft", "seed", "rft", "eval", "pipeline"])
+def test_doctor_judges_what_a_file_needs(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    use = {"rft": "rft-filter"}.get(stage, stage)
+    words = ["doctor", "--for", use, "-c", f"configs/laptop/{stage}.yaml", "--json"]
+    result = runner.invoke(app, words)
+    found = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert found.keys() >= {"python", "tau2-bench", "disk", "torch"}
+    looked = {"sft": "data", "pipeline": "tasks", "seed": "tasks"}.get(stage, "checkpoint")
+    state = "ok" if stage in ("seed", "pipeline") else "missing"  # what the earlier stages would have made
+    assert found[looked]["state"] == state
+    assert result.exit_code == (state == "missing")
+    assert json.loads(runner.invoke(app, ["doctor", "-c", words[4], "--json"]).stdout)["for"] == use
+
+
+def test_doctor_says_for_what_it_judged() -> None:
+    assert runner.invoke(app, ["doctor"]).stderr.startswith("for laptop: no GPU, no key: ")
+    assert "tau2rl doctor --for grpo -c FILE" in refused("doctor --for grpo")
+
+
+def test_doctor_wants_the_packages_that_settings_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump({"stage": "sft", "tracking": {"wandb": "offline"}, "local": {"device": "cuda"}}))
+    checks = {c["name"]: c for c in json.loads(runner.invoke(app, ["doctor", "-c", str(file), "--json"]).stdout)["checks"]}
+    assert (checks["wandb"]["state"], checks["peft"]["hint"]) == ("missing", "")
+    assert ".[tracking]" in checks["wandb"]["hint"]
+    assert checks["gpu"]["state"] in ("missing", "ok")
