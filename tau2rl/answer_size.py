@@ -24,15 +24,15 @@ def limit_httpx() -> None:
     """
     import httpx
 
-    def read(response: Any) -> bytes:
-        if not hasattr(response, "_content"):
-            response._content = b"".join(_bounded(response.iter_bytes()))
-        return response._content
+    def read(self: Any) -> bytes:
+        if not hasattr(self, "_content"):
+            self._content = b"".join(_bounded(self.iter_bytes()))
+        return self._content
 
-    async def aread(response: Any) -> bytes:
-        if not hasattr(response, "_content"):
-            response._content = b"".join([part async for part in _abounded(response.aiter_bytes())])
-        return response._content
+    async def aread(self: Any) -> bytes:
+        if not hasattr(self, "_content"):
+            self._content = b"".join([part async for part in _abounded(self.aiter_bytes())])
+        return self._content
 
     httpx.Response.read, httpx.Response.aread = read, aread
 

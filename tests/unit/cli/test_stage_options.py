@@ -147,6 +147,7 @@ VALUES = {
     "launch.detach": ("", True),
     "slime.user.name": ("abc", "abc"),
     "algo.dual_clip": ("3", 3.0),
+    "monitors.turns_growth": ("3", 3.0),
     "steps": ("s={stage: seed}", None),
     "slime.saves": ("last", "last"),
 }

@@ -169,6 +169,7 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "algo.outcome_weight": ({"algo.estimator": "mt_gtpo"}, 0.5),
         "algo.turn_rewards": ({"algo.estimator": "gtpo"}, "dense"),
         "algo.truncated": "drop",
+        "algo.exclude_faults": ["user"],
         "algo.curriculum.enabled": True,
         "algo.curriculum.floor": ({"algo.curriculum.enabled": True}, 0.1),
         "algo.curriculum.decay": ({"algo.curriculum.enabled": True}, 0.5),
