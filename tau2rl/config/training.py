@@ -123,11 +123,12 @@ class TrackingConfig(Section):
     wandb: Literal["off", "offline", "online"] = "off"
     """`offline` writes below the run folder; `wandb sync` sends it later."""
     trackers: tuple[Literal["trackio", "tensorboard"], ...] = ()
-    """Further trackers, each an extra of its name."""
+    """Other trackers, each an extra of its name: `tensorboard` writes below the run folder, `trackio` where its variables say."""
     project: str = "tau2rl"
     """The project in W&B and trackio."""
-    conversations: int = Field(default=4, ge=0)
-    """How many of a step's conversations a tracker gets."""
+    conversations: int | None = Field(default=None, ge=0)
+    """How many conversations of a step each tracker gets; default: 4 for one that keeps them on this machine, 0 for one that
+    sends them on, and for a sink of your own."""
     sinks: tuple[Reference, ...] = ()
     """Sinks of your own, `package.module:Name`, beside these."""
 

@@ -194,7 +194,7 @@ def _logging(folder: RunFolder, redactor: Redactor) -> Generator[None]:
 
 
 # Whose warnings people are told at once, beside the log: something that was asked for is left out, or is done another way.
-HEARD = ("tau2rl.runs.tracking", "tau2rl.recipes.grpo", "tau2rl.recipes.training", "tau2rl.train.backend", "tau2rl.data.encoding")
+HEARD = ("tau2rl.runs.trackers", "tau2rl.recipes.grpo", "tau2rl.recipes.training", "tau2rl.train.backend", "tau2rl.data.encoding")
 
 
 @contextmanager

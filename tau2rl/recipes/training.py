@@ -9,13 +9,13 @@ from typing import Any, cast
 
 from tau2rl import plugins
 from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
-from tau2rl.config import GrpoConfig, SftConfig, StageConfig, dump
+from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import described_checkpoint
 from tau2rl.runs.reports import Result
-from tau2rl.runs.trackers import open_trackers, open_wandb, record_lineage
+from tau2rl.runs.trackers import trackers_of
 
 STRETCHES = ("yarn", "linear", "dynamic")  # rotary positions that `factor` stretches, whatever max_position_embeddings says
 
@@ -113,8 +113,7 @@ def conclude(
             "cost": trained.cost,
         }
         folder.write_report(report)
-        asked = (config.tracking, folder.path, dump(config))
-        record_lineage([*(open_wandb(*asked) if config.backend == "local" else ()), *open_trackers(*asked)], report)
+        trackers_of(folder, config).lineage(report)
     if trained.interrupted:
         raise RunIncomplete(trained.interrupted)
     return Result(report=report, complete=True)

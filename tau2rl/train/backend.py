@@ -118,7 +118,7 @@ class _SFTRun:
                 return mean_loss(model, flat(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
         before = val_loss()
-        with Curves(config, config.tracking, folder) as curves:
+        with Curves(config, folder) as curves:
 
             def on_step(step: SFTStep) -> None:
                 self._log(step, curves)

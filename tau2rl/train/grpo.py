@@ -23,6 +23,7 @@ from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
 from tau2rl.runs.checkpoints import STATE, exports
@@ -77,14 +78,14 @@ class GRPO:
         self._mark(done)
         monitor = self._monitor(done)
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
-        with Curves(config, config.tracking, self.folder) as curves:
+        with Curves(config, self.folder) as curves:
             async with local_policy(
                 self.trainer.model, config.sampling, config.local, config.chat, self.rollouts.codec
             ) as policy:
                 for step in range(done + 1, config.train.steps + 1):
                     metrics = await self._step(step, policy)
                     marks, alarms = monitor.look(metrics) if monitor else ({}, {})
-                    curves.write(step, {**metrics, **marks})
+                    curves.write(step, {**metrics, **marks}, self.rollouts.sample.take())
                     self._mark(step)
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
@@ -121,6 +122,8 @@ class GRPO:
         attempts = plan(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
         async with aclosing(self.rollouts.play(attempts, validation_policy(policy, config))) as played:
             records = [record_of(one, config, self.rollouts.spec) async for one in played]
+        for record in records:
+            self.rollouts.sample.add(record)
         write_validation(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
         return mean([float(won) for record in records if (won := outcome(record.episode)) is not None])
 
@@ -203,12 +206,14 @@ class Rollouts:
     costs: Costs = field(default_factory=Costs)
     sampler: TaskSampler = field(init=False)
     circuit_breaker: CircuitBreaker = field(init=False)
+    sample: ConversationSample = field(init=False)  # for trackers
 
     def __post_init__(self) -> None:
         config = self.config
         keys = [task.key for task in self.tasks]
         self.sampler = TaskSampler(keys, config.algo.curriculum, group_size=config.rollout.num_samples, seed=config.seed)
         self.circuit_breaker = CircuitBreaker(after=config.rollout.give_up_after)
+        self.sample = ConversationSample(config)
 
     async def groups(self, step: int, policy: Policy) -> list[Group]:
         """All groups of a step: `tasks_per_step` of them, and as many again while too few have a signal, up to the cap.
@@ -240,8 +245,10 @@ class Rollouts:
         async with aclosing(self.play(attempts, policy)) as played:
             async for one in played:
                 found[one.attempt.index] = one.episode
+                record = record_of(one, self.config, self.spec)
+                self.sample.add(record)
                 if one.episode.status is Status.FAILED or self.config.rollout.keep:
-                    self.folder.append(record_of(one, self.config, self.spec))
+                    self.folder.append(record)
         episodes = [found[attempt.index] for attempt in attempts]
         return [score_group(task, episodes[i * size : (i + 1) * size], self.config, self.spec) for i, task in enumerate(tasks)]
 
