@@ -36,16 +36,16 @@ class ConversationSample:
         self._sides = {True: [], False: []}
         longest = max(len(solved), len(others))
         turns = [record for place in range(longest) for record in (*solved[place : place + 1], *others[place : place + 1])]
-        return [_conversation(self._redactor.record(record)) for record in turns[: self._most]]
+        return [self._conversation(record) for record in turns[: self._most]]
 
-
-def _conversation(record: EpisodeRecord) -> Conversation:
-    episode = record.episode
-    return Conversation(
-        attempt=record.attempt.key,
-        status=episode.status.value,
-        reward=None if episode.grade is None else episode.grade.reward,
-        score=None if record.score is None else record.score.shaped,
-        turns=len(episode.turns),
-        messages=[openai_message(message) for message in chat_dicts(episode.messages)],
-    )
+    def _conversation(self, record: EpisodeRecord) -> Conversation:
+        """Without keys: it may leave this machine."""
+        episode = record.episode
+        return Conversation(
+            attempt=record.attempt.key,
+            status=episode.status.value,
+            reward=None if episode.grade is None else episode.grade.reward,
+            score=None if record.score is None else record.score.shaped,
+            turns=len(episode.turns),
+            messages=self._redactor.values([openai_message(message) for message in chat_dicts(episode.messages)]),
+        )

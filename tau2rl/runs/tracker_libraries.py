@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from tau2rl.config import GrpoConfig, SftConfig, dump
 from tau2rl.errors import UserError
@@ -158,6 +158,9 @@ class TrackioSink:
         """Send what waits."""
         with _trackio_quiet():
             self._run.finish()
+        current = self._trackio.context_vars.current_run
+        if current.get() is self._run:  # else it is ended again, with words on stdout, when Python ends
+            current.set(None)
 
     def _logged(self, described: Lineage) -> Generator[Any]:
         for kind, found in described.items():
@@ -187,8 +190,10 @@ class TensorBoardSink:
         library: Any = importlib.import_module("tensorboardX")
         # Of several files in one folder TensorBoard reads the last alone: each process of a run has a folder.
         place = run.folder / TENSORBOARD / run.process
-        again = place.is_dir()
-        self._writer: Any = library.SummaryWriter(str(place), purge_step=first_step if again and first_step else None)
+        earlier = len(list(place.glob("events.*")))
+        self._writer: Any = library.SummaryWriter(
+            str(place), purge_step=first_step if earlier and first_step else None, filename_suffix=f".{earlier}"
+        )
         self._writer.add_text("config", _fenced(json.dumps(dump(run.config), indent=1, ensure_ascii=False)), first_step)
 
     def write(self, step: int, values: Values) -> None:
@@ -253,10 +258,10 @@ def _spoken(message: Mapping[str, Any]) -> str:
 
 def _cleaned(value: Any) -> Any:
     """JSON values whose texts are `visible`."""
-    if isinstance(value, Mapping):
-        return {str(key): _cleaned(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_cleaned(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _cleaned(each) for key, each in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_cleaned(each) for each in cast("list[Any]", value)]
     return visible(value) if isinstance(value, str) else value
 
 
