@@ -76,7 +76,7 @@ def show(
             if as_json:
                 console.emit_json({**values, **({"tokens": drawn} if drawn else {})})
             else:
-                console.emit_styled([*_conversation(values, whole=whole), *(_tokens(drawn) if drawn else ())])
+                console.emit_styled([*conversation_pieces(values, whole=whole), *(_tokens(drawn) if drawn else ())])
         elif tokens:
             raise UserError(f"`--tokens` shows one episode, and {found.total} fit", hint="name its task, and `--attempt N`")
         elif as_json:
@@ -143,7 +143,8 @@ def _print_list(rows: list[dict[str, Any]], total: int, offset: int) -> None:
                 f"no episode fits ({total} on other pages)" if total else "no episode fits")  # fmt: skip
 
 
-def _conversation(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
+def conversation_pieces(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
+    """A conversation of `view.runs.episode` with its checks and its group, as text in styles of rich's."""
     solved = values["reward"] is not None and values["reward"] >= 1 - 1e-6
     verdict = f"{values['status']}, reward {number(values['reward'])}"
     rest = f", ended by {values['reason']}, {values['turns']} turns, {values['seconds']:.1f} s\n\n"

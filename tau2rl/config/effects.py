@@ -194,6 +194,11 @@ IDLE: tuple[Idle, ...] = (
     Idle("data.allow_empty", {"backend": ("slime",)}, "smoke runs are for the local backend"),
     Idle("tracking.project", {"tracking.wandb": ("off",), "tracking.trackers": ((), ("tensorboard",))}),
     Idle("tracking.conversations", {"tracking.wandb": ("off",), "tracking.trackers": ((),), "tracking.sinks": ((),)}),
+    Idle(
+        "tracking.conversations",
+        {"backend": ("slime",), "tracking.trackers": ((),), "tracking.sinks": ((),)},
+        "slime has a W&B run of its own, for numbers",
+    ),
     Idle("tracking.conversations", {}, "no conversation is played", ("sft",)),
     # the local backend
     Idle("local", {"backend": ("slime",)}),

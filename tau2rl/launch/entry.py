@@ -26,7 +26,7 @@ from tau2rl.config.extras import refuse_lacking
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.files import WAYS_OUT, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
-from tau2rl.runs.progress import JsonProgress, Progress
+from tau2rl.runs.progress import FILE as PROGRESS, FileProgress, JsonProgress, Progress
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.terminal import clean
 
@@ -118,6 +118,7 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
     settings.quiet_libraries()
     settings.loopback_without_proxy()
     with RunFolder.open(path) as folder:
+        kept = FileProgress(folder.logs / PROGRESS, progress)
         redactor = Redactor(key_variables(dump(folder.config)))
         with _logging(folder, redactor), _heard(lambda text: say(redactor.text(text))):
             stage, started = stage_of(folder.config), time.monotonic()
@@ -125,9 +126,11 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
             if folder.torn_bytes:
                 _log.warning("cut %d bytes of a torn line", folder.torn_bytes)
             try:
-                code = _carry_out(folder, progress, lambda text: say(redactor.text(text)))
+                code = _carry_out(folder, kept, lambda text: say(redactor.text(text)))
             except UserError as error:
                 raise redactor.error(error) from None
+            finally:
+                kept.flush()
             _log.info("%s %s ends with code %d after %.1f s", stage, folder.path, code, time.monotonic() - started)
             return code
 

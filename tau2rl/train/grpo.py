@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class GRPO:
     timer: PhaseTimer
     marked: _Mark | None = None
     began: float = field(default_factory=time.monotonic)
+    event: ProgressEvent = field(init=False)  # behind the last whole step
 
     async def train(self) -> None:
         """From the saved state, or the start, to the last step. Raises RunIncomplete when nothing but failures comes back."""
@@ -77,7 +78,9 @@ class GRPO:
             done = self._restore()
         self._mark(done)
         monitor = self._monitor(done)
-        self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
+        self.event = ProgressEvent(done=done, total=config.train.steps, unit="steps")
+        self.rollouts.on_play = self._tell
+        self._tell()
         with Curves(config, self.folder) as curves:
             async with local_policy(
                 self.trainer.model, config.sampling, config.local, config.chat, self.rollouts.codec
@@ -132,10 +135,12 @@ class GRPO:
         shown = "-" if reward is None else f"{reward:.3f}"
         useful, tried = metrics["groups/useful"], metrics["groups/tried"]
         log.info("step %d: reward %s, %s of %s groups have a signal", step, shown, useful, tried)
-        seconds = time.monotonic() - self.began
-        self.progress(
-            ProgressEvent(done=step, total=self.config.train.steps, seconds=seconds, unit="steps", note=f"reward {shown}")
-        )
+        self.event = replace(self.event, done=step, seconds=time.monotonic() - self.began, note=f"reward {shown}")
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say how far it is, and how many episodes are played at the time."""
+        self.progress(replace(self.event, in_flight=self.rollouts.in_flight))
 
     def save_interrupted(self) -> None:
         """Write the state as it was behind the last whole step; nothing where the step that was cut off has moved weights."""
@@ -207,6 +212,8 @@ class Rollouts:
     sampler: TaskSampler = field(init=False)
     circuit_breaker: CircuitBreaker = field(init=False)
     sample: ConversationSample = field(init=False)  # for trackers
+    in_flight: int = 0
+    on_play: Callable[[], None] = field(default=lambda: None)  # called when an episode begins or ends
 
     def __post_init__(self) -> None:
         config = self.config
@@ -255,7 +262,15 @@ class Rollouts:
     async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
         """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
         rollout = self.config.rollout
-        once = episode_runner(self.config, self.codec, lambda _: policy)
+        play = episode_runner(self.config, self.codec, lambda _: policy)
+
+        async def once(attempt: Attempt) -> Episode:
+            self._fly(1)
+            try:
+                return await play(attempt)
+            finally:
+                self._fly(-1)
+
         async with aclosing(outcomes(attempts, play=once, concurrency=rollout.concurrency, retries=rollout.retries)) as episodes:
             async for one in episodes:
                 for episode in (*one.failed, one.episode):
@@ -263,6 +278,10 @@ class Rollouts:
                 yield one
                 if self.circuit_breaker.opens_at(one):
                     raise RunIncomplete(f"{self.circuit_breaker.failures} episodes in a row failed: {one.episode.failure}")
+
+    def _fly(self, by: int) -> None:
+        self.in_flight += by
+        self.on_play()
 
 
 def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:

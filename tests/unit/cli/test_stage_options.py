@@ -88,6 +88,7 @@ GRPO: dict[str, list[str]] = {
     "algo.eps_": ["--train.num_minibatches", "2"],
     "algo.dual_clip": ["--train.num_minibatches", "2"],
     "tracking.project": ["--tracking.wandb", "offline"],
+    "tracking.conversations": ["--tracking.wandb", "offline"],
 }
 SFT: dict[str, list[str]] = {
     "chat.thinking": [],
@@ -107,6 +108,7 @@ REFUSED = {  # whatever the others are
     ("seed", "policy.hedge_seconds"),
     ("rft-filter", "policy.hedge_seconds"),
     ("sft", "local.kv_cache_slots"),
+    ("sft", "tracking.conversations"),
     *(
         ("sft", f"slime.{key}")
         for key in (
