@@ -88,13 +88,14 @@ class Dashboard(App[None]):
         keys = [str(row["id"]) for row in frame.episodes]
         if keys == [key.value for key in table.rows]:
             return
-        chosen = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value if table.row_count else None
+        follows = not table.row_count or table.cursor_row == 0  # at the top it stays with what is new
+        chosen = None if follows else table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
         table.clear()
         for key, row in zip(keys, frame.episodes, strict=True):
             solved = row["reward"] is not None and row["reward"] >= 1 - 1e-6
             style = "green" if solved else "red" if row["status"] == "failed" else ""
             table.add_row(*(Text(clean(cell), style=style) for cell in cells(row)), key=key)
-        if chosen in keys and table.cursor_row:  # at the top it stays with what is new
+        if chosen in keys:
             table.move_cursor(row=keys.index(chosen), animate=False)
 
     def action_move(self, by: int) -> None:

@@ -164,8 +164,8 @@ class Counter:
 
         async def counted(attempt: Attempt) -> Episode:
             self._fly(1)
-            self.show()
             try:
+                self.show()
                 return await play(attempt)
             finally:
                 self._fly(-1)
