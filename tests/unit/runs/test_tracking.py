@@ -305,18 +305,19 @@ def test_trackio_itself(tmp_path, monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)  # it reads its folder when it is imported
     (tmp_path / "config.json").write_text('{"name": "laptop"}')
     asked = {"wandb": "off", "trackers": ["trackio"]}
-    made = train(tmp_path / "runs" / "a", 1, shown=hostile(), **asked)
-    train(tmp_path / "runs" / "a", 2, first=2, **asked)
+    made = train(tmp_path / "runs" / "a", 2, shown=hostile(), **asked)
+    train(tmp_path / "runs" / "a", 2, first=2, **asked)  # goes on from an older state
     train(tmp_path / "runs" / "b", 1, parent=made, **asked)
     assert capsys.readouterr().out == ""  # stdout is for data
     from trackio.sqlite_storage import SQLiteStorage
 
     a, _ = sorted(SQLiteStorage.get_runs("tau2rl"))
     steps = SQLiteStorage.get_logs("tau2rl", a)
-    assert [(each["step"], each["loss"]) for each in steps if "loss" in each] == [(1, 1.0), (2, 0.5)]
+    assert [(each["step"], each["loss"]) for each in steps if "loss" in each] == [(1, 1.0), (2, 0.5), (2, 0.5)]
     assert SQLiteStorage.get_run_config("tau2rl", a)["_Group"] == "laptop"
-    (trace,) = SQLiteStorage.get_traces("tau2rl", a)
-    told = json.dumps(trace)
+    traces = SQLiteStorage.get_traces("tau2rl", a)
+    assert len(traces) == 2
+    told = json.dumps(traces)
     assert "create_task" in told and "u001b" not in told and "\\\\x1b]0;owned" in told
     name = f"model-{made['sha256'][:16]}"
     assert SQLiteStorage.get_artifact_manifest("tau2rl", name, None)["version"] == 0  # one, that a made and b used
