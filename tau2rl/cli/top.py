@@ -128,7 +128,8 @@ def _success(frame: Frame) -> list[Piece]:
         return reading
     interval = "" if not frame.pass_1.get("ci95") else " [{:.3f}, {:.3f}]".format(*frame.pass_1["ci95"])
     floor = "" if frame.floor is None else f", floor {frame.floor:.3f}"
-    return [(f"pass@1 {frame.pass_1['value']:.3f}{interval}, {frame.counts}{floor}", ""), *reading]
+    name = "pass@1" if frame.stage != "grpo" else "over all steps so far"  # of which each has another model
+    return [(f"{name} {frame.pass_1['value']:.3f}{interval}, {frame.counts}{floor}", ""), *reading]
 
 
 def _load(who: str, load: ServerLoad | None) -> str:
