@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,9 +33,9 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end; needs no terminal.")] = False,
     every: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.2)] = 2.0,
 ) -> None:
-    """Watch a run: progress, episodes in flight, success, servers, GPUs, curves, alarms, the last conversations.
+    """Watch a run in the terminal: progress, success with its interval, servers, curves, the last conversations.
 
-    It reads the run folder, and the servers and GPUs of this machine's run; nothing is changed but the index of its records.
+    It reads the run folder, and while the run goes on asks its servers; nothing is changed but the index of its records.
     """
     from tau2rl.view.top import Watch
 
@@ -78,7 +79,7 @@ def lines(frame: Frame) -> list[Piece]:
         *_row("GPUs", [(f"{each.name}: {each.busy:>3}% busy, {each.used / 1024:.1f} of {each.total / 1024:.1f} GiB", "")
                        for each in frame.gpus]),
         *_row("alarms", [(f"{name} since step {step}", "bold red") for name, step in frame.alarms.items()]),
-        *_row("curves", [(f"{name:<16} {sparkline(values):<{CURVE_WIDTH}} {number(values[0])} -> {number(values[-1])}", "")
+        *_row("curves", [(f"{name:<18} {sparkline(values):<{CURVE_WIDTH}} {values[0]:.3g} -> {values[-1]:.3g}", "")
                          for name, values in frame.curves.items()]),
         *_row("warnings", [(line, "yellow") for line in frame.warnings]),
     ]  # fmt: skip
@@ -118,8 +119,10 @@ def _progress(frame: Frame) -> list[Piece]:
     event = frame.progress
     if event is None:
         return []
-    running = frame.state == "running" and event.in_flight is not None
-    return [(console.progress_words(event) + (f", {event.in_flight} in flight" if running else ""), "")]
+    if frame.state != "running":  # nothing is in flight, and nobody works on what is left
+        return [(console.progress_words(replace(event, before=event.done)), "")]
+    flying = "" if event.in_flight is None else f", {event.in_flight} in flight"
+    return [(console.progress_words(event) + flying, "")]
 
 
 def _success(frame: Frame) -> list[Piece]:

@@ -200,9 +200,11 @@ class RunFolder:
             os.fsync(descriptor)
             os.close(descriptor)
         self._writers.clear()
-        if self.trackers is not None:
-            self.trackers.close()
-        self._lock.close()
+        try:
+            if self.trackers is not None:
+                self.trackers.close()
+        finally:
+            self._lock.close()
 
     def __enter__(self) -> RunFolder:
         return self

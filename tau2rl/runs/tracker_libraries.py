@@ -156,11 +156,11 @@ class TrackioSink:
 
     def close(self) -> None:
         """Send what waits."""
-        with _trackio_quiet():
-            self._run.finish()
         current = self._trackio.context_vars.current_run
         if current.get() is self._run:  # else it is ended again, with words on stdout, when Python ends
             current.set(None)
+        with _trackio_quiet():
+            self._run.finish()
 
     def _logged(self, described: Lineage) -> Generator[Any]:
         for kind, found in described.items():

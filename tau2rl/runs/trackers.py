@@ -61,14 +61,14 @@ class Tracker:
         self._pass("lineage", 0, inputs, outputs)
 
     def close(self) -> None:
-        """End it; safe to call twice."""
+        """End it, one that failed too; safe to call twice."""
         if self._sink is not None:
-            self._pass("close", 0)
+            self._guarded(self._sink.close)
         self._sink, self._over = None, True
 
     def _pass(self, method: str, step: int, *arguments: Any) -> None:
         self._started(step)
-        taken = getattr(self._sink, method, None)
+        taken = None if self._over else getattr(self._sink, method, None)
         if taken is not None:
             self._guarded(lambda: taken(*arguments))
 
@@ -81,9 +81,10 @@ class Tracker:
             return action()
         # A tracker must never stop a run, and its library documents no set of exceptions (network, disk, login, import).
         except Exception as error:
-            self._sink, self._over = None, True
-            first = next(iter(str(error).splitlines()), "")
-            log.warning("%s is off for the rest of this run: %s: %s", self._name, type(error).__name__, first, exc_info=True)
+            if not self._over:
+                first = next(iter(str(error).splitlines()), "")
+                log.warning("%s is off for the rest of this run: %s: %s", self._name, type(error).__name__, first, exc_info=True)
+            self._over = True
             return None
 
 
@@ -134,7 +135,7 @@ def open_trackers(folder: Path, config: SftConfig | GrpoConfig, *, process: str 
         "trackio": lambda _: TrackioSink(run),
         "tensorboard": lambda step: TensorBoardSink(run, first_step=step),
     }
-    made += [(name, known[name]) for name in asked.trackers]
+    made += [(name, known[name]) for name in dict.fromkeys(asked.trackers)]
     for name in asked.sinks:
         sink: Sink = plugins.make(name, folder, dump(config), kind="sink")
         made.append((f"sink `{name}`", lambda _, sink=sink: sink))

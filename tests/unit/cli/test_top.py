@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_how_a_run_stands(run: Path) -> None:
     assert "eval  incomplete; `--resume` goes on" in once(run)  # records without a session: it was brought here
     begun(run, done=3, total=9, seconds=60.0, in_flight=2)
     assert "eval  cut off; `--resume` goes on" in once(run)
-    assert "in flight" not in once(run)  # its process was killed, and its episodes with it
+    assert "3/9 episodes\n" in once(run)  # its process was killed, and its episodes with it
     lock = RunLock(run / "logs" / "lock")
     try:
         frame = once(run)
@@ -115,7 +116,7 @@ def test_success_and_the_last_episodes(run: Path) -> None:
 def test_curves_and_alarms_of_a_training(tmp_path: Path) -> None:
     frame = once(training(tmp_path / "t"))
     (curve,) = [line for line in frame.splitlines() if line.startswith("curves")]
-    assert curve.split() == ["curves", "success", "▁▃▆█", "0.250", "->", "1.000"]
+    assert curve.split() == ["curves", "success", "▁▃▆█", "0.25", "->", "1"]
     assert "alarms    loops since step 3" in frame
 
 
@@ -149,6 +150,16 @@ def test_servers_are_asked_while_the_run_goes_on(tmp_path: Path) -> None:
             assert "servers   policy: 8 running, 2 waiting, 50% of its KV memory" in once(out)
         finally:
             lock.close()
+
+
+def test_gpus_of_this_machine(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho '0, 93, 61440, 81920'\necho '1, [N/A], 1, 81920'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert "GPUs      0:  93% busy, 60.0 of 80.0 GiB\n" in once(run)
+    command.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2\nexit 9\n")
+    assert "GPUs" not in once(run)
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -298,11 +298,16 @@ def test_wandb_itself_offline(tmp_path, monkeypatch):
     assert made["sha256"] in "".join(str(each) for each in wandb_records(last))  # what b began with
 
 
+def trackio_in(folder, monkeypatch):
+    """trackio with its projects there: it reads the variable when it is imported."""
+    monkeypatch.setenv("TRACKIO_DIR", str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @installed("trackio")
 def test_trackio_itself(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
-        monkeypatch.delitem(sys.modules, name)  # it reads its folder when it is imported
+    trackio_in(tmp_path / "trackio", monkeypatch)
     (tmp_path / "config.json").write_text('{"name": "laptop"}')
     asked = {"wandb": "off", "trackers": ["trackio"]}
     made = train(tmp_path / "runs" / "a", 2, shown=hostile(), **asked)
@@ -321,6 +326,17 @@ def test_trackio_itself(tmp_path, monkeypatch, capsys):
     assert "create_task" in told and "u001b" not in told and "\\\\x1b]0;owned" in told
     name = f"model-{made['sha256'][:16]}"
     assert SQLiteStorage.get_artifact_manifest("tau2rl", name, None)["version"] == 0  # one, that a made and b used
+
+
+@installed("trackio")
+def test_trackio_without_its_folder_is_said_once(tmp_path, monkeypatch, capsys, caplog):
+    (tmp_path / "trackio").touch()
+    trackio_in(tmp_path / "trackio", monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "a", 2, wandb="off", trackers=["trackio"])
+    assert caplog.text.count("is off for the rest of this run: FileExistsError") == 1
+    assert capsys.readouterr().out == ""
+    assert len(lines(tmp_path / "a" / "metrics.jsonl")) == 2
 
 
 def events(folder):
