@@ -45,6 +45,8 @@ SHORT: dict[str, tuple[str, ...]] = {
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
     "repetitions": ("--repetitions",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
     "writer.kind": ("--writer",), "writer.model": ("--writer-model",),
+    "budget.max_usd": ("--max-usd",), "budget.max_tokens": ("--max-tokens",), "budget.max_hours": ("--max-hours",),
+    "budget.like": ("--like",),
     "launch.address": ("--address",), "launch.inline": ("--inline",), "launch.detach": ("--detach",),
 }  # fmt: skip
 
@@ -54,6 +56,7 @@ COMMON = {
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
     "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "repetitions",
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
+    "budget.max_usd", "budget.max_tokens", "budget.max_hours", "budget.like",
 }  # fmt: skip
 
 

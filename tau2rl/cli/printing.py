@@ -11,6 +11,7 @@ from typing import Any
 
 from tau2rl import console
 from tau2rl.report.tables import cost_words, report_rows, short_words, total_words
+from tau2rl.runs.budget import dollars
 
 
 def shown(path: Path) -> str:
@@ -38,6 +39,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
             print_pipeline(report)
         case _:
             print_evaluation(report)
+    if budget := report.get("budget"):
+        console.emit_words(_of_the_budget(budget))
 
 
 def print_evaluation(report: Mapping[str, Any]) -> None:
@@ -134,6 +137,20 @@ def print_cost(report: Mapping[str, Any]) -> None:
                 console.emit_words(f"cost of {name}: {cost_words(cost)}")
     if cost := report.get("cost"):
         console.emit_words(f"cost in detail: {total_words(cost) if 'runs' in cost else cost_words(cost)}")
+
+
+def _of_the_budget(budget: Mapping[str, Any]) -> str:
+    """What was spent, under which caps, and at which prices."""
+    spent = budget["spent"]
+    words = f"budget: {spent['tokens']:,} tokens, {dollars(spent['usd'])}, {spent['hours']:.2f} hours"
+    if caps := budget["caps"]:
+        words += "; at most " + ", ".join(f"{value:,} {cap.removeprefix('max_')}" for cap, value in caps.items())
+    if budget["stopped"]:
+        words += f"; stopped at the cap of {budget['stopped'].removeprefix('max_')}"
+    sources = {p["source"] for p in (budget["prices"]["policy"], budget["prices"]["user"]) if p and (p["read"] or p["write"])}
+    hour = budget["prices"]["hour"]
+    sources |= {f"${hour:g} an hour"} if hour else set()
+    return f"{words}; prices: {'; '.join(sorted(sources))}" if sources else words
 
 
 def _of_repetitions(repeated: Mapping[str, Any]) -> str:

@@ -31,7 +31,9 @@ def show(
         str, typer.Argument(help="A task, `domain/task_id` or part of it: with one attempt left, it is shown.", metavar="[TASK]")
     ] = "",
     attempt: Annotated[int | None, typer.Option("--attempt", help="Which attempt at the task.", metavar="N")] = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Its tokens with mask, log-probability and advantage.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Its tokens with mask, log-probability, mismatch and advantage.")
+    ] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Results of tools unfolded.")] = False,
     domain: Annotated[str, _filter("--domain", "Of this domain.", "NAME")] = "",
     status: Annotated[str, _filter("--status", "completed, truncated, malformed or failed.", "NAME")] = "",
@@ -198,8 +200,10 @@ def _block(text: str, indent: str) -> str:
 
 
 def _tokens(values: Mapping[str, Any]) -> list[Piece]:
-    out: list[Piece] = [("\ntokens: id, mask, log-probability, advantage, text\n", "bold")]
-    out += [(f"{line}\n", "yellow") for line in (values["reason"], values["tokenizer"]) if line]
+    out: list[Piece] = [
+        ("\ntokens: id, mask, log-probability, mismatch (the trainer's less the sampler's), advantage, text\n", "bold")
+    ]
+    out += [(f"{line}\n", "yellow") for line in (values["reason"], values["tokenizer"], values["untrained"]) if line]
     for span in values["spans"]:
         out += [(_token(span, number_), "" if span["mask"] else "dim") for number_ in range(len(span["ids"]))]
     return out
@@ -207,6 +211,12 @@ def _tokens(values: Mapping[str, Any]) -> list[Piece]:
 
 def _token(span: Mapping[str, Any], at: int) -> str:
     logprob = span["logprobs"][at] if span["logprobs"] else None
+    trained = span["trainer"][at] if span["trainer"] else None
+    mismatch = None if logprob is None or trained is None else trained - logprob
     words = repr(span["texts"][at]) if span["texts"] else ""
-    advantage = "-" if span["advantage"] is None else f"{span['advantage']:+.3f}"
-    return f"{span['ids'][at]:>7} {span['mask']} {'-' if logprob is None else f'{logprob:.4f}':>9} {advantage:>7} {words}\n"
+    numbers = f"{_signed(logprob, '.4f'):>9} {_signed(mismatch, '+.4f'):>8} {_signed(span['advantage'], '+.3f'):>7}"
+    return f"{span['ids'][at]:>7} {span['mask']} {numbers} {words}\n"
+
+
+def _signed(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -85,9 +85,10 @@ class Idle:
         return bool(self.below(names)) and all(gate in names for gate in self.under)
 
     def below(self, names: list[str]) -> list[str]:
-        """Those of the names that it speaks of; never one that it depends on."""
-        mine = [name for name in names if name == self.setting or name.startswith(f"{self.setting}.")]
-        return [name for name in mine if name not in self.under]
+        """Those of the names that it speaks of: the setting, and what is below it and not in `under`."""
+        return [
+            name for name in names if name == self.setting or (name.startswith(f"{self.setting}.") and name not in self.under)
+        ]
 
     def holds(self, config: BaseModel) -> bool:
         """Whether the settings of `under` are so."""
@@ -107,6 +108,7 @@ def matches(value: Any, values: Values) -> bool:
 
 NOT_SERVED = Other(than=("sglang", "api"))
 NOT_SAMPLED = Other(than=("sglang", "api", "local"))
+SCRIPTED = ("gold", "do-nothing", "always-transfer")
 TRAJECTORY = ("grpo", "dr_grpo", "rloo")
 OF_ENGINES = ("layout", "policy_gpus", "gpus_per_engine", "mem_fraction", "overlap", "user")
 OF_ROLLOUTS = ("fault_tolerance", "health_seconds", "circuit_breaker_seconds")
@@ -130,6 +132,14 @@ IDLE: tuple[Idle, ...] = (
         for key in ("model", "api_base", "api_key_env", "temperature", "omit", "timeout_seconds", "retries")
     ),
     Idle("user.max_stalled_turns", {"user.kind": ("llm",)}),
+    # what may be spent
+    Idle("budget.policy_price", {"policy.kind": SCRIPTED}, "no model is asked"),
+    Idle("budget.user_price", {"user.kind": ("scripted",)}, "no model is asked"),
+    Idle("budget.max_tokens", {"policy.kind": SCRIPTED, "user.kind": ("scripted",)}, "no model is asked"),
+    *(
+        Idle(f"budget.{key}", {"backend": Other(than=("local",), plugins=False)}, "nothing stops such a training at a cap")
+        for key in ("max_usd", "max_tokens", "max_hours")
+    ),
     # how messages become tokens
     *(Idle(f"chat.{key}", {"chat.protocol": Other(than=("cookbook",))}) for key in ("policy_text", "cookbook_prompt")),
     Idle("chat.tokenizer", {"chat.protocol": ("transcript",)}),
@@ -150,7 +160,10 @@ IDLE: tuple[Idle, ...] = (
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),
     Idle("noise_prob", {"tasks.split": Apart(start="synth-")}, "it is the gold teacher's, on synthesized tasks"),
     # rft-filter of runs that were played already
-    *(Idle(key, {"sources": SET}, "nothing is sampled") for key in ("tasks", "policy", "user", "chat", "rollout", "local")),
+    *(
+        Idle(key, {"sources": SET}, "nothing is sampled")
+        for key in ("tasks", "policy", "user", "chat", "rollout", "local", "budget")
+    ),
     *(
         Idle(f"limits.{key}", {"sources": SET}, "nothing is sampled")
         for key in (
@@ -180,6 +193,7 @@ IDLE: tuple[Idle, ...] = (
     *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay")),
     Idle("val", {"train.val_every": UNSET}, stages=("grpo",)),
     Idle("monitors", {"monitors.action": ("off",)}),
+    Idle("monitors.action", {"backend": ("slime",), "monitors.action": ("stop",)}, "an alarm warns there and marks the curve"),
     Idle("monitors.entropy_left", {"backend": ("slime",)}, "slime's trainer has its entropy, and its rollouts have the monitors"),
     Idle("rollout.adaptive", {}, "a training step has a fixed number of episodes", ("grpo",)),
     Idle("rollout.workers", {"backend": ("local",)}, "it plays in the process that samples"),
@@ -190,6 +204,10 @@ IDLE: tuple[Idle, ...] = (
     *(
         Idle(key, {"backend": ("slime",)}, "slime computes no validation loss", ("sft",))
         for key in ("train.val_every", "train.early_stopping_patience")
+    ),
+    *(
+        Idle(key, {"backend": ("slime",)}, "slime's supervised rollout writes the rows by itself", ("sft",))
+        for key in ("chat.thinking", "chat.date")
     ),
     Idle("data.allow_empty", {"backend": ("slime",)}, "smoke runs are for the local backend"),
     Idle("tracking.project", {"tracking.wandb": ("off",), "tracking.trackers": ((), ("tensorboard",))}),

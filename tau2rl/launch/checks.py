@@ -17,6 +17,8 @@ from tau2rl.config.extras import refuse_lacking
 from tau2rl.config.stages import LearnConfig
 from tau2rl.doctor import services
 from tau2rl.errors import UserError
+from tau2rl.runs.budget import budget_of, estimate_from
+from tau2rl.runs.prices import refuse_unpriced
 
 Find = Callable[[], str]  # what was found, for people; raises UserError
 
@@ -49,6 +51,11 @@ def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:
     def is_there(path: Path | str) -> bool:  # or will be
         return made is not None and Path(path).expanduser().absolute().is_relative_to(made)
 
+    budget = budget_of(config)
+    if budget.max_usd is not None:
+        yield Need("prices", partial(refuse_unpriced, config))
+    if budget.like is not None:
+        yield Need("earlier run", partial(_like, config, budget.like))
     if references := list(_references(config)):
         yield Need("your own code", partial(_loaded, references))
     if isinstance(config, SftConfig):
@@ -67,6 +74,11 @@ def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:
             yield Need("tasks", partial(_tasks, config))
         if not (config.chat.tokenizer and is_there(config.chat.tokenizer)):
             yield Need("chat template", partial(_template, config))
+
+
+def _like(config: StageConfig, like: Path) -> str:
+    """The basis of an estimate."""
+    return str(estimate_from(like, config, 1)["basis"])
 
 
 def _references(config: StageConfig) -> Iterator[tuple[str, str]]:

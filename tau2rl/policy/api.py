@@ -12,14 +12,21 @@ from urllib.parse import urlsplit
 import orjson
 
 from tau2rl import settings
-from tau2rl.answer_size import limit_httpx, too_large
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
 from tau2rl.config.extras import part_of
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
-from tau2rl.policy.http import Connections, Unreachable, read_json
+from tau2rl.http_client import Connections, Unreachable, Unusable, limit_httpx, unusable
 from tau2rl.policy.openai_format import OwnMessages, read_answer, to_openai
-from tau2rl.policy.retry import RateLimited, Unavailable, complete_with_retries, failure_of, says_context_exceeded, shorten
+from tau2rl.policy.retry import (
+    RateLimited,
+    Unavailable,
+    complete_with_retries,
+    failure_of,
+    read_json,
+    says_context_exceeded,
+    shorten,
+)
 from tau2rl.rate_limit import Throttle, limits_rate, retry_after
 from tau2rl.types import Completion, Message, Opening
 
@@ -146,6 +153,8 @@ class OpenAIServer:
             response = await self._http.post("/chat/completions", body, headers, max_bytes=most)
         except Unreachable as error:
             raise Unavailable(f"cannot reach `{self._url}`: {error}") from None
+        except Unusable as error:
+            raise PolicyFailure(str(error)) from None
         if response.status == 200:
             return read_json(response.body)
         said = response.body.replace(self._key.encode(), b"***") if self._key != settings.NO_KEY else response.body
@@ -188,7 +197,7 @@ class LiteLLM:
         return payload
 
     def _failure(self, error: Exception) -> PolicyFailure:
-        if large := too_large(error):
+        if large := unusable(error):
             return PolicyFailure(str(large))
         status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
         if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):

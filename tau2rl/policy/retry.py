@@ -144,6 +144,14 @@ def failure_of(
     return PolicyFailure(f"the server answered HTTP {status}: `{said}`")
 
 
+def read_json(body: bytes) -> Any:
+    """The JSON value of a response body. Raises PolicyFailure for anything else (HTML, a body cut short, ...)."""
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        raise PolicyFailure(f"the server sent something that is not JSON: `{shorten(body)}`") from None
+
+
 def shorten(text: bytes | str, limit: int = 160) -> str:
     r"""One line of at most `limit` characters.
 

@@ -58,6 +58,8 @@ def conclude(config: EvalConfig, folder: RunFolder, begun: Begun) -> dict[str, A
         tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
         sessions=sessions(folder.path),
     )
+    if budget := prepared.meter.account():
+        report["budget"] = budget
     if begun.test_access:
         report["test_access"] = begun.test_access
     folder.write_report(report)

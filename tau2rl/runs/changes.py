@@ -48,6 +48,7 @@ FREE = {
     "local.gradient_checkpointing": "what is computed again, with the same result",
     "train.save_every": "from where an interrupted run goes on, not where it leads",
     "train.export_every": "which checkpoints are kept, not what they are",
+    "budget": "when the run stops, and what is said of its price",
     "monitors": "when a training warns or stops, not what it learns",
     "compare": "what is read off the evaluations, not what they are",
     "tracking": "where curves go beside `metrics.jsonl`",

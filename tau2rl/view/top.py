@@ -20,7 +20,7 @@ from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.progress import ProgressEvent, read_progress
 from tau2rl.runs.sessions import is_open, session_folders
-from tau2rl.runs.timing import USAGE
+from tau2rl.runs.timing import FILE as TIMING
 from tau2rl.terminal import visible
 from tau2rl.view.index import Index, Query, record_files
 from tau2rl.view.runs import curves, stages, summary
@@ -172,7 +172,11 @@ def state_of(run: Path) -> State:
     folders = session_folders(run)
     if not folders:
         return "incomplete" if any(file.exists() for file in record_files(run)) else "not begun"
-    return "incomplete" if (folders[max(folders)] / USAGE).exists() else "cut off"
+    timing = folders[max(folders)] / TIMING
+    try:
+        return "cut off" if timing.exists() and read_json(timing).get("seconds") is None else "incomplete"
+    except UserError:
+        return "cut off"
 
 
 def servers_of(run: Path) -> dict[str, str]:

@@ -40,7 +40,7 @@ def once(run: Path) -> str:
     return result.stdout
 
 
-def begun(run: Path, *, ended: bool = False, log: str = "", **event: Any) -> Path:
+def begun(run: Path, *, log: str = "", **event: Any) -> Path:
     """The run with a session that said `event` last."""
     session = run / "logs" / "session_1"
     session.mkdir(parents=True)
@@ -48,8 +48,7 @@ def begun(run: Path, *, ended: bool = False, log: str = "", **event: Any) -> Pat
     (session / "job.log").write_text(log, encoding="utf-8")
     if event:
         (session / "progress.json").write_text(json.dumps(event))
-    if ended:
-        (session / "usage.json").write_text('{"seconds": 1.0, "cpu_seconds": 1.0}')
+    (session / "timing.json").write_text('{"seconds": null}')  # as a process that is killed leaves it
     return run
 
 
@@ -90,7 +89,7 @@ def test_how_a_run_stands(run: Path) -> None:
         assert "eval  running  " in frame and "progress  3/9 episodes, 2:00 left, 2 in flight" in frame
     finally:
         lock.close()
-    (run / "logs" / "session_1" / "usage.json").write_text("{}")
+    (run / "logs" / "session_1" / "timing.json").write_text('{"seconds": 3.5}')
     assert "eval  incomplete" in once(run)
     (run / "report.json").write_text('{"schema": 2, "stage": "eval", "incomplete": false}')
     assert "eval  finished" in once(run)

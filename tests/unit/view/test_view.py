@@ -104,7 +104,7 @@ def test_show_lists_and_shows_one_with_what_was_expected(run: Path) -> None:
     assert 'failed (not in the reward) action: expected create_task(user_id="user_1", title="Important Meeting")' in shown.stdout
     assert "attempt 0: completed, score 1.000, advantage +1.000" in shown.stdout  # (1 - 0.5) / 0.5
     assert "attempt 1: completed, score 0.000, advantage -1.000" in shown.stdout
-    assert re.search(r"^ +\d+ 1 +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
+    assert re.search(r"^ +\d+ 1 +- +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
     wrong = runner.invoke(app, ["show", str(run), "--score", "good"])
     assert (wrong.exit_code, "not a comparison" in wrong.stderr) == (2, True)
     assert runner.invoke(app, ["show", str(run), "--attempt", "1"]).exit_code == 2
