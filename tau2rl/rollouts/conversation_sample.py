@@ -21,9 +21,14 @@ class ConversationSample:
         self._redactor = Redactor(key_variables(dump(config)))
         self._sides: dict[bool, list[tuple[bytes, EpisodeRecord]]] = {True: [], False: []}
 
+    @property
+    def wanted(self) -> bool:
+        """Whether any tracker takes one."""
+        return self._most > 0
+
     def add(self, record: EpisodeRecord) -> None:
         """Take note of an episode; one that FAILED says nothing of the model."""
-        if not self._most or record.episode.status is Status.FAILED:
+        if not self.wanted or record.episode.status is Status.FAILED:
             return
         side = self._sides[record.episode.solved]
         side.append((hashlib.sha256(record.attempt.key.encode("utf-8", "replace")).digest(), record))

@@ -267,10 +267,12 @@ class Rollouts:
         async with aclosing(self.play(attempts, policy)) as played:
             async for one in played:
                 found[one.attempt.index] = one.episode
-                record = record_of(one, self.config, self.spec)
-                self.sample.add(record)
-                if one.episode.status is Status.FAILED or self.config.rollout.keep:
-                    self.folder.append(record)
+                keep = one.episode.status is Status.FAILED or self.config.rollout.keep
+                if keep or self.sample.wanted:
+                    record = record_of(one, self.config, self.spec)
+                    self.sample.add(record)
+                    if keep:
+                        self.folder.append(record)
         episodes = [found[attempt.index] for attempt in attempts]
         return [
             score_group(task, episodes[i : i + size], self.config, self.spec, first=first + i)
