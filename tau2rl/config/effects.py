@@ -132,6 +132,7 @@ IDLE: tuple[Idle, ...] = (
         for key in ("model", "api_base", "api_key_env", "temperature", "omit", "timeout_seconds", "retries")
     ),
     Idle("user.max_stalled_turns", {"user.kind": ("llm",)}),
+    Idle("card", {"policy.kind": SCRIPTED}, "it is no model"),
     # what may be spent
     Idle("budget.policy_price", {"policy.kind": SCRIPTED}, "no model is asked"),
     Idle("budget.user_price", {"user.kind": ("scripted",)}, "no model is asked"),
@@ -152,6 +153,9 @@ IDLE: tuple[Idle, ...] = (
     Idle("reward.recipe", {}, "it is for training by turns", ("eval", "seed", "rft-filter")),
     Idle("reward.recipe", {"algo.estimator": TRAJECTORY}),
     # synth
+    *(Idle(key, {"domain": ("telecom",)}, "its grid is problems, intents, personas") for key in ("writes", "burdens")),
+    *(Idle(key, {"domain": Other(than=("telecom",))}) for key in ("problems", "intents", "personas")),
+    Idle("writer", {"domain": ("telecom",)}, "its texts are the templates'"),
     *(
         Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
         for key in ("model", "api_base", "api_key_env", "temperature", "attempts", "timeout_seconds", "retries", "cache")

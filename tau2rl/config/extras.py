@@ -71,6 +71,8 @@ PARTS = (
     Part(module="tensorboardX", extra="tensorboard", asked_by={"tracking.trackers": With(one="tensorboard")}),
     Part(module="starlette", extra="view", command="tau2rl view"),
     Part(module="uvicorn", extra="view", command="tau2rl view"),
+    Part(module="starlette", extra="view", command="tau2rl serve"),
+    Part(module="uvicorn", extra="view", command="tau2rl serve"),
     Part(module="textual", extra="top", command="tau2rl top"),
     Part(module="inspect_ai", extra="inspect", command="tau2rl export --to inspect"),
     Part(module="huggingface_hub", extra="hub", command="tau2rl card"),

@@ -287,6 +287,9 @@ class EvalConfig(AgentConfig):
     stage: Literal["eval"] = "eval"
     repetitions: int = Field(default=1, ge=1)
     """Whole repetitions of the run, each with a seed of its own: how much they differ stands beside the interval."""
+    card: str | None = None
+    """A released model whose published results the report sets beside these; default: that of the checkpoint's own name. Never
+    of a checkpoint that was trained here."""
 
     @property
     def attempts_per_task(self) -> int:

@@ -24,7 +24,7 @@ from tau2rl.types import Episode
 log = logging.getLogger(__name__)  # what it says people are told, see `launch/entry.py`
 
 TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out")
-PILOT = 4  # episodes that begin before the first has ended, where a cap must hold and nobody knows yet what one takes
+PILOT = 4  # episodes that go on at once while no more have ended, where a cap must hold and nobody knows yet what one takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +194,7 @@ class Meter:
         rooms = {cap: self._room_under(cap, value - (spent.of(cap) or 0.0)) - in_flight for cap, value in caps.items()}
         tightest = min(rooms, key=rooms.__getitem__)
         self.stopped = tightest if rooms[tightest] <= 0 and not in_flight else ""
-        return max(0, min(rooms[tightest], math.inf if self.units else PILOT - in_flight))
+        return max(0, min(rooms[tightest], max(PILOT, self.units) - in_flight))  # no more at once than are known already
 
     def _room_under(self, cap: str, left: float) -> float:
         """How many may go on at once with so much left under a cap."""
@@ -264,10 +264,15 @@ def step_meter(config: StageConfig, folder: RunFolder, *, total: int, now: Costs
     return meter
 
 
-def stop_over(meter: Meter, step: int) -> None:
-    """Raise RunIncomplete where a cap ends a training behind a step, which is saved or will be."""
+def is_over(meter: Meter, step: int) -> bool:
+    """Whether a cap ends a training behind a step; people are told, also what it will cost once that is known."""
     meter.look()
-    if meter.over(step):
+    return meter.over(step)
+
+
+def stop(meter: Meter, step: int) -> None:
+    """Raise RunIncomplete where `is_over` has found a cap: asked once, because the clock goes on while the step is saved."""
+    if meter.stopped:
         raise RunIncomplete(f"step {step} of {meter.total} is the last that the budget allows, and it is kept")
 
 

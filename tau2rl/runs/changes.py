@@ -50,6 +50,7 @@ FREE = {
     "train.export_every": "which checkpoints are kept, not what they are",
     "budget": "when the run stops, and what is said of its price",
     "monitors": "when a training warns or stops, not what it learns",
+    "card": "what the result is set beside, not what it is",
     "compare": "what is read off the evaluations, not what they are",
     "tracking": "where curves go beside `metrics.jsonl`",
     "slime.root": "where slime is; its commit is recorded",

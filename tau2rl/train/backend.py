@@ -23,7 +23,7 @@ from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
-from tau2rl.runs.budget import Spent, step_meter, stop_over
+from tau2rl.runs.budget import Spent, is_over, step_meter, stop
 from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, begins_anew, exports, last_step
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
@@ -127,7 +127,8 @@ class _SFTRun:
 
             def on_begin(done: int) -> None:
                 meter.count_done(done)
-                stop_over(meter, done)
+                is_over(meter, done)
+                stop(meter, done)
 
             def on_step(step: SFTStep) -> None:
                 meter.count(Spent(seconds=step.seconds))
@@ -138,7 +139,8 @@ class _SFTRun:
                         write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=start)
                 if exports(step.step, config.train.save_every):
                     self._timer.write()
-                stop_over(meter, step.step)
+                is_over(meter, step.step)
+                stop(meter, step.step)
 
             result = train(
                 model, rows.train, config.train, config.local,

@@ -26,7 +26,7 @@ from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
-from tau2rl.runs.budget import step_meter, stop_over
+from tau2rl.runs.budget import is_over, step_meter, stop
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
@@ -83,7 +83,8 @@ class GRPO:
         total = config.train.steps
         meter = step_meter(config, self.folder, total=total, now=self.rollouts.costs)
         meter.count_done(done)
-        stop_over(meter, done)
+        is_over(meter, done)
+        stop(meter, done)
         self.event = ProgressEvent(done=done, total=total, unit="steps")
         self.rollouts.on_play = self._tell
         self._tell()
@@ -100,11 +101,11 @@ class GRPO:
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
                         alarmed = bool(alarms) and config.monitors.action == "stop"
-                        self._save(step, stops=alarmed or (step < total and meter.room() <= 0))
+                        self._save(step, stops=alarmed or is_over(meter, step))
                     timer.largest_step = meter.largest
                     timer.write()
                     self._raise_alarms(step, alarms)
-                    stop_over(meter, step)
+                    stop(meter, step)
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""

@@ -61,6 +61,14 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert longest["tokens"] > 100
 
 
+def test_rows_none_of_which_can_be_read_are_named(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": 5}]}] * 5
+    with pytest.raises(
+        UserError, match=r"no row to make a tokenizer from: rows\.jsonl:1: `tool_calls` that are no list; .*; \.\.\."
+    ):
+        carry_out(tmp_path, rows)
+
+
 def test_the_checkpoint_is_one_that_transformers_reads(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
