@@ -173,7 +173,8 @@ def _of_the_budget(budget: Mapping[str, Any]) -> str:
     spent = budget["spent"]
     words = f"budget: {spent['tokens']:,} tokens, {dollars(spent['usd'])}, {spent['hours']:.2f} hours"
     if caps := budget["caps"]:
-        words += "; at most " + ", ".join(f"{value:,} {cap.removeprefix('max_')}" for cap, value in caps.items())
+        shown_caps = {"max_usd": dollars, "max_tokens": "{:,} tokens".format, "max_hours": "{:g} hours".format}
+        words += "; at most " + ", ".join(shown_caps[cap](value) for cap, value in caps.items())
     if budget["stopped"]:
         words += f"; stopped at the cap of {budget['stopped'].removeprefix('max_')}"
     sources = {p["source"] for p in (budget["prices"]["policy"], budget["prices"]["user"]) if p and (p["read"] or p["write"])}
