@@ -108,10 +108,14 @@ class UserGates:
     def _of_words(self, text: str) -> list[tuple[str, str]]:
         spoken = SIGNAL.sub("", text).strip()
         found: list[tuple[str, str]] = []
-        if self._is_the_agent(spoken):
-            found.append(("role_flip", spoken[:100]))
-        if OUT_OF_CHARACTER.search(spoken):
-            found.append(("out_of_character", spoken[:100]))
+        told = self.instructions.lower()
+        own = "\n".join(
+            line for line in spoken.splitlines() if line.strip().lower() not in told
+        )  # a scripted user reads them out
+        if self._is_the_agent(own):
+            found.append(("role_flip", own[:100]))
+        if OUT_OF_CHARACTER.search(own):
+            found.append(("out_of_character", own[:100]))
         facts = identifiers_in(spoken)
         names = [name for name in NAME.findall(spoken) if not all(word in self.known for word in name.lower().split())]
         if strange := [*(fact for fact in facts if not stands_in(fact, self.known)), *names]:

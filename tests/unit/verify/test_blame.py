@@ -224,6 +224,14 @@ def test_planted_users_of_three_domains(name: str) -> None:
     assert sum(blamed[case.name].name == case.fault for case in cases if case.name in caught) / len(caught) >= 0.9
 
 
+def test_a_scripted_user_that_reads_its_instructions_out_is_no_agent() -> None:
+    told = "You have your order cancelled."
+    facts = replace(FACTS, instructions=f"{FACTS.instructions}\n{told}")
+    found, elsewhere = (blame(episode(talk(first=told)), one) for one in (facts, FACTS))
+    assert found is not None and (found.fault, found.name) == (Fault.AGENT, "missing_write")
+    assert elsewhere is not None and (elsewhere.fault, elsewhere.name) == (Fault.USER, "role_flip")
+
+
 def test_a_user_that_is_left_alone_with_what_it_found() -> None:
     facts = replace(FACTS, gold=(), user_gold=("check_sim", "reseat_sim"))
     checked = {"role": "user", "content": "", "tool_calls": [{"name": "check_sim", "arguments": {}, "requestor": "user"}]}
