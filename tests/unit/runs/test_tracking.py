@@ -316,7 +316,8 @@ def test_trackio_itself(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""  # stdout is for data
     from trackio.sqlite_storage import SQLiteStorage
 
-    a, _ = sorted(SQLiteStorage.get_runs("tau2rl"))
+    a, b = (f"n-{hashlib.sha256(str(tmp_path / 'runs' / name).encode()).hexdigest()[:6]}" for name in "ab")
+    assert sorted(SQLiteStorage.get_runs("tau2rl")) == sorted([a, b])
     steps = SQLiteStorage.get_logs("tau2rl", a)
     assert [(each["step"], each["loss"]) for each in steps if "loss" in each] == [(1, 1.0), (2, 0.5), (2, 0.5)]
     assert SQLiteStorage.get_run_config("tau2rl", a)["_Group"] == "laptop"
