@@ -18,7 +18,17 @@ from typing import Any, cast
 from tau2rl.enums import TRANSFER_TOOL, UserSignal
 from tau2rl.reward.tiers import canonical
 from tau2rl.types import CallTool, Episode, Fault, Message, Status, TaskRef
-from tau2rl.verify.rules import ASKS_CONFIRMATION, REPEATS, Call, calls_of, consents, repeated_call, unconfirmed, writes_of
+from tau2rl.verify.rules import (
+    ASKS_CONFIRMATION,
+    LONGEST,
+    REPEATS,
+    Call,
+    calls_of,
+    consents,
+    repeated_call,
+    unconfirmed,
+    writes_of,
+)
 
 SIGNAL = re.compile("|".join(UserSignal))
 IDENTIFIER = re.compile(  # an e-mail address; letters and digits together; a number of five digits or more
@@ -83,7 +93,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
     last = ""
     for who, text, acts in lines_of(episode):
         if who == "user":
-            spoken = SIGNAL.sub("", text).strip()
+            spoken = SIGNAL.sub("", text).strip()[:LONGEST]
             if not text.strip() and not acts:
                 yield _user("empty_turn")
             if AGENTS_WORDS.search(spoken):
@@ -100,7 +110,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
                 yield _user("stopped_too_early", spoken[:100])
             opening = False
         elif who == "agent":
-            asked = asked or (not opening and bool(ASKED.search(text)))
+            asked = asked or (not opening and bool(ASKED.search(text[:LONGEST])))
             last = text
         known += "\n" + text.lower()
 

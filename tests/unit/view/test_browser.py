@@ -3,12 +3,15 @@
 - runs load, are filtered and searched; an episode opens, two stand side by side with the first difference marked;
 - a pipeline leads to a task before and after its training; tokens have a legend; the keyboard reaches everything;
 - what a run writes appears by itself, and what is focused stays so; dark mode; 390 px without a horizontal scroll bar;
+- every kind of page has its picture, none wider than a phone (slow);
 - hostile text acts nowhere: no dialog, no request to elsewhere, no script; another token gets nothing.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from tests.viewing import append, chromium, make_pipeline, make_run, record, ser
 
 pytestmark = pytest.mark.browser
 LONG = "x" * 10_000_000
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,21 @@ def test_curves_over_one_another_while_a_training_goes_on(page: Any, place: Path
         file.write('{"step": 4, "success": 1.0, "train/kl": 0.1}\n{"step": 5, "succ')
     page.wait_for_selector("figure >> text=train/kl")
     assert width(page) <= 390
+
+
+@pytest.mark.slow
+def test_every_kind_of_page_has_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("make_screenshots", ROOT / "scripts" / "make_screenshots.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "WAYS", {"phone": {"viewport": script.WAYS["phone"]["viewport"]}})
+    with ThreadPoolExecutor(1) as pool:  # the other tests' browser has an event loop in this thread
+        pool.submit(script.main, make_pipeline(tmp_path / "p"), tmp_path / "pictures").result()
+    taken = {file.name: file.read_bytes() for file in (tmp_path / "pictures").iterdir()}
+    assert len(taken) == 10
+    widths = {int.from_bytes(content[16:20], "big") for content in taken.values()}  # of the PNG's header
+    assert widths == {390}  # nothing is wider than the screen
 
 
 def test_another_token_shows_nothing(page: Any) -> None:
