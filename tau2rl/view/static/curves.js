@@ -55,7 +55,7 @@ export async function curvesPage([ids]) {
 
 /** The first charts of one training, for the head of its page. */
 export async function keyCharts(id) {
-  const found = await get("curves", { runs: id });
+  const found = await get("curves", { runs: id, metrics: KEY.join(",") });
   const names = KEY.filter((name) => found[0].metrics[name]).slice(0, MOST_KEY);
   return h("div", { class: "charts key" }, ...names.map((name) => chart(name, found)));
 }
