@@ -147,6 +147,16 @@ _RUN_COST = {  # a backend of the user's may know less
 }
 _ACCESS = {"selection": str, "chosen": bool, "sha256": str, "number": int, "seen_before": list, "warning": Maybe(str)}
 _OF_RUNS = {"pass@1": [float], "sd": Maybe(float), "sd_by_attempts": Maybe(float)}
+_PRICE = {"read": float, "write": float, "source": str}
+_BUDGET = {
+    "caps": {str: float},
+    "spent": {"tokens": int, "usd": Maybe(float), "hours": float},
+    "prices": {"policy": Maybe(_PRICE), "user": Maybe(_PRICE), "hour": Maybe(float)},
+    "stopped": Maybe(str),
+}
+_BLAMED = {"raw": _ESTIMATE, "adjusted": _ESTIMATE, "left_out": int, "left_out_solved": int, "names": {str: _COUNTS}}
+_AGAINST = {"published": float, "measured": Maybe(float), "ci95": Maybe((float, float)), "inside": Maybe(bool)}
+_CARD = {"model": str, "source": str, "user": str, "domains": {str: _AGAINST}, "differs": [str], "look_at": [str]}
 _EVALUATION = {
     **_RESULTS, "tasks": int, "attempts": int, "greedy": Maybe(_RESULTS), "reason": Maybe(str),
     "repetitions?": Maybe({"count": int, "overall": _OF_RUNS, "by_domain": {str: _OF_RUNS}}),
@@ -157,6 +167,7 @@ _EVALUATION = {
     "failed_tries?": int, "failures?": [{"fault": str, "message": str, "count": int}], "terminations": _COUNTS, "faults": _COUNTS,
     "tokens": _COUNTS, "by_task": {str: {"attempts": int, "valid": int, "solved": int}}, "partial?": _MEAN, "shaped?": _MEAN,
     "cost?": Maybe(_RUN_COST), "test_access?": Maybe(_ACCESS),
+    "budget?": Maybe(_BUDGET), "blame?": Maybe({"overall": _BLAMED, str: _BLAMED}), "published?": Maybe(_CARD),
 }  # fmt: skip
 _SPREAD = {"distinct": int, "effective": float}
 _DATASET = {
@@ -167,6 +178,7 @@ _DATASET = {
     "files": {str: {"rows": int, "sha256": str}},
     "sources?": [{"path": str, "digest": str, "episodes_sha256": str}],
     "cost?": Maybe(_RUN_COST),
+    "budget?": Maybe(_BUDGET),
 }
 _FILE = {"path": str, "sha256": str}
 _TRAINED = {
@@ -228,10 +240,11 @@ def check_types(value: Any, kind: Any, at: str = "") -> None:
             if isinstance(value, bool) and kind is not bool:
                 raise _other(at, value, _NAMES[kind])
         case tuple() | list():
-            if not isinstance(value, list) or (isinstance(kind, tuple) and len(value) != len(kind)):
-                raise _other(at, value, f"a list of {len(kind)}" if isinstance(kind, tuple) else "a list")
+            kinds = cast("list[Any] | tuple[Any, ...]", kind)
+            if not isinstance(value, list) or (isinstance(kinds, tuple) and len(cast("list[Any]", value)) != len(kinds)):
+                raise _other(at, value, f"a list of {len(kinds)}" if isinstance(kinds, tuple) else "a list")
             for i, one in enumerate(cast("list[Any]", value)):
-                check_types(one, kind[i] if isinstance(kind, tuple) else kind[0], f"{at}.{i}")
+                check_types(one, kinds[i] if isinstance(kinds, tuple) else kinds[0], f"{at}.{i}")
         case _:
             _check_object(value, cast("dict[Any, Any]", kind), at)
 

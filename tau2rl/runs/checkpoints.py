@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.config import EvalConfig, GrpoConfig, SftConfig
 from tau2rl.errors import UserError
+from tau2rl.report.published import Published, card_named, card_of
 from tau2rl.runs.files import json_lines, read_json
 from tau2rl.runs.folder import RunFolder, read_config
 from tau2rl.runs.provenance import ENVIRONMENT
@@ -141,3 +142,22 @@ def _items(values: Any) -> Iterator[tuple[str, Any]]:
             waiting += cast("dict[str, Any]", value).values()
         elif isinstance(value, list):
             waiting += cast("list[Any]", value)
+
+
+def card_for(config: EvalConfig, agent: str) -> Published | None:
+    """The published card that an evaluation is set beside: `card`, else that of the checkpoint's own name. `agent`: who played.
+
+    Never one for a checkpoint that was trained here. Raises UserError for a `card` that nobody knows, or that is of such a one.
+    """
+    policy = config.policy
+    served = agent.partition(", ")[0] if policy.kind == "sglang" else ""  # what the server says of its model
+    places = [str(place) for place in (policy.checkpoint if policy.kind == "local" else None, served or None) if place]
+    trained = next((place for place in places if training_run(Path(place)) is not None), None)
+    if trained is not None:
+        if config.card is None:
+            return None
+        message = f"card `{config.card}`: `{trained}` was trained, and a card is of a model before training"
+        raise UserError(message, hint="leave out `--card`; `tau2rl compare` sets it against its base model")
+    if config.card is not None:
+        return card_named(config.card)
+    return card_of([*places, *([policy.model] if policy.kind == "api" and policy.model else [])])

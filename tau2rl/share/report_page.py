@@ -23,6 +23,7 @@ import tau2rl
 from tau2rl.config import EvalConfig, PipelineConfig, PlayConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_report import comparison_rows, rows as pipeline_rows, step_rows
+from tau2rl.report.published import Published, beside
 from tau2rl.report.tables import cost_words, number, total_words
 from tau2rl.runs import records
 from tau2rl.runs.files import read_json, section
@@ -31,10 +32,10 @@ from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.share import charts
 from tau2rl.share.kept import benchmark_of, kept_run, sampling_of, split_of, user_of
-from tau2rl.share.published import Published, beside
 from tau2rl.share.render import html, markdown_page
+from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
-from tau2rl.view.conversation import conversation, visible
+from tau2rl.view.conversation import conversation
 from tau2rl.view.runs import curves
 
 Json = dict[str, Any]
