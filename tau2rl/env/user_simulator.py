@@ -284,7 +284,7 @@ def _calls(listed: Any, tools: Collection[str]) -> list[ToolCall]:
         function = _object(call.get("function"), "a tool call has no function")
         name = function.get("name")
         if not isinstance(name, str) or name not in tools:
-            raise UnusableAnswer(f"it called `{str(name)[:100]}`, a tool that this user does not have")
+            raise UnusableAnswer(f"it called `{one_line(str(name))[:100]}`, a tool that this user does not have")
         call_id = call.get("id")
         calls.append(
             ToolCall(

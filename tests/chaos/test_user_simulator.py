@@ -112,6 +112,7 @@ MESSAGES: dict[str, Any] = {
     "calls that are no list": {"role": "assistant", "content": None, "tool_calls": {"name": "toggle_roaming"}},
     "calls that are no objects": {"role": "assistant", "content": None, "tool_calls": ["toggle_roaming"]},
     "a call without a function": {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]},
+    "a call of what cannot be written": [("\ud800\x1b[2J", "{}")],
     "a call without a name": {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": None}}]},
 }
 BODIES = {
