@@ -12,6 +12,7 @@ import typer
 
 from tau2rl import console, settings
 from tau2rl.cli.options import Json
+from tau2rl.cli.printing import shown
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 from tau2rl.report.tables import number
@@ -54,7 +55,7 @@ def show(
     from tau2rl.view.index import Index, Query
 
     if attempt is not None and not task:
-        raise UserError("`--attempt` is of a task", hint=f"`tau2rl show {run} TASK --attempt {attempt}`")
+        raise UserError("`--attempt` is of a task", hint=f"`tau2rl show {shown(run)} TASK --attempt {attempt}`")
     query = Query(
         domain=domain, task=task if attempt is None else "", status=status, fault=fault, reason=reason, score=score, text=text,
         place=part, sort=sort, descending=descending, offset=(page - 1) * per_page, limit=per_page,
@@ -67,7 +68,8 @@ def show(
             rows = [row for row in _named(index, task, part) if row["attempt"] == attempt and not row["greedy"]]
             if len(rows) != 1:
                 raise UserError(
-                    f"{len(rows)} episodes are attempt {attempt} at `{task}`", hint=f"`tau2rl show {run} {task}` lists them"
+                    f"{len(rows)} episodes are attempt {attempt} at `{task}`",
+                    hint=f"`tau2rl show {shown(run)} {task}` lists them",
                 )
         if task and len(rows) == 1 and (attempt is not None or found.total == 1):
             number_ = int(rows[0]["id"])

@@ -74,7 +74,7 @@ PROVIDED = {
     "outputs/grpo/default": f"grpo --model outputs/sft/default/checkpoints/final {LEARNS} --user-model scripted --domains mock "
     "--task-split synth-train --limit 2 --num-samples 2 --set train.tasks_per_step=2 --set sampling.max_tokens=32",
     "outputs/pipeline/default": "run -c configs/laptop/pipeline.yaml --limit 1 --inline --name default",
-    "data/simulations/retail.json": "export outputs/eval/mine --to tau2 --output data/simulations/retail.json",
+    "data/simulations/retail.json": "export outputs/eval/mine --to tau2 --output data/simulations",
 }
 
 

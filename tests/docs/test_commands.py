@@ -2,18 +2,20 @@
 
 - every command of a block that is not marked `not run` is carried out, in small and in the document's order, and ends with 0;
 - what a block shows below `$ COMMAND` is what the command prints, where the block is marked `prints`;
-- every file that a command names is there, or was made by a command before it.
-
-To write what commands print anew: `GOLDEN=write pytest tests/docs -m ''`, then read the diff.
+- what a command names is there, or was made by a command before it.
 """
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.docs.blocks import DOCUMENTS, ROOT, blocks
+from tau2rl.cli import app
+from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks
 from tests.docs.small import World
 
 
@@ -31,3 +33,30 @@ def test_the_commands_of_a_document_run(document: Path, tmp_path: Path) -> None:
                 except AssertionError as error:
                     failed.append(f"{block.place}: {error}")
     assert not failed, "\n\n".join(failed)
+
+
+SHOWN = [block for document in DOCUMENTS for block in blocks(document) if block.mark in ("prints", "printed by")]
+
+
+@pytest.mark.parametrize("block", SHOWN, ids=lambda block: block.place)
+def test_what_a_document_shows_is_what_is_printed(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path / "outputs"))
+    if block.mark == "printed by":
+        commands = [(shlex.split(block.said)[1:], list(block.text))]
+    else:
+        commands = [(list(command.words[1:]), list(command.printed)) for command in block.commands]
+    for words, told in commands:
+        if words[:2] in (["tasks", "index"],):
+            words = [*words[:-1], str(tmp_path / "prompts")]
+        result = CliRunner().invoke(app, words, env={"COLUMNS": "400"})
+        printed = [
+            text.replace(str(tmp_path / "prompts"), "data/prompts").splitlines() for text in (result.stdout, result.output)
+        ]
+        assert plain(told) in map(plain, printed), f"`tau2rl {shlex.join(words)}`: {result.output}"
+
+
+def plain(lines: list[str]) -> list[str]:
+    """Lines that are not empty and no progress, without blanks at their ends; what a run cost differs each time."""
+    kept = [line.rstrip() for line in lines if line.strip() and not re.match(r"\d+/\d+ ", line)]
+    return ["cost: ..." if line.startswith("cost: ") else line for line in kept]
