@@ -7,19 +7,16 @@ Needs `.[view,dev]` and Debian's chromium; the pipeline has two evaluations or m
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import shutil
 import socket
-import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import uvicorn
-from playwright.sync_api import Page, sync_playwright
-
-from tau2rl.view.runs import run_id
-from tau2rl.view.server import Viewer, make_app
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE: Any = {"width": 1180, "height": 900}
@@ -27,6 +24,12 @@ SIZE: Any = {"width": 1180, "height": 900}
 
 def main(pipeline: Path) -> None:
     """Serve the pipeline and look at it."""
+    import uvicorn
+    from playwright.sync_api import sync_playwright
+
+    from tau2rl.view.runs import run_id
+    from tau2rl.view.server import Viewer, make_app
+
     viewer = Viewer([pipeline])
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(make_app(viewer, "secret"), log_level="warning"))
@@ -55,4 +58,6 @@ def _take(page: Page, address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", type=Path, help="its run folder")
+    main(parser.parse_args().pipeline)
