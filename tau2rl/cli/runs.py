@@ -84,7 +84,8 @@ def prune(
     rows = [[shown(one.path), _megabytes(one.size), one.kept_because or ("deleted" if yes else "may go")] for one in found]
     console.emit_table([["checkpoint", "MB", ""], *rows])
     size = _megabytes(sum(one.size for one in going))
-    console.say(f"{len(going)} of {len(found)}, {size} MB, {'deleted' if yes else 'may go: `--yes` deletes them'}")
+    words = "deleted" if yes else "may go: `--yes` deletes them"
+    console.say(f"{len(going)} of {len(found)}, {size} MB, {words}" if going else f"none of {len(found)} may go")
 
 
 def _runs(places: list[Path] | None) -> list[Path]:
