@@ -91,7 +91,7 @@ def prune(
 def _runs(places: list[Path] | None) -> list[Path]:
     from tau2rl.view.runs import find_runs
 
-    looked = places or [settings.output_root()]
+    looked = places or [place for place in [settings.output_root()] if place.exists()]  # before the first run there is none
     if missing := [place for place in looked if not place.is_dir()]:
         raise UserError(f"`{missing[0]}` is not a folder", hint="name run folders, or a folder of them")
     return list(find_runs(looked).values())

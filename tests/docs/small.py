@@ -67,13 +67,17 @@ PROVIDED = {
     "outputs/eval/do-nothing": f"eval {MOCK} --policy do-nothing --task-split synth-test --name do-nothing",
     "outputs/eval/always-transfer": f"eval {MOCK} --policy always-transfer --task-split synth-test --name always-transfer",
     "outputs/eval/a": f"eval {MOCK} --task-split synth-train --name a",
+    **{f"outputs/eval/train-{n}": f"eval {MOCK} --task-split synth-train --name train-{n}" for n in (1, 2)},
+    **{f"outputs/eval/{name}": f"eval {MOCK} --task-split synth-test --name {name}" for name in ("gold", "grpo", "rft", "sft")},
     "outputs/seed/default": f"seed {MOCK} --task-split synth-train --limit 6",
     "outputs/seed/b": f"seed {MOCK} --task-split synth-train --set tasks.skip=6 --name b",
     "outputs/rft-filter/default": f"rft-filter {SAMPLED} --task-split synth-train --num-samples 2",
     "outputs/sft/default": f"sft --model models/Qwen3-4B-Instruct-2507 --data outputs/seed/default/rows.jsonl {LEARNS}",
     "outputs/grpo/default": f"grpo --model outputs/sft/default/checkpoints/final {LEARNS} --user-model scripted --domains mock "
-    "--task-split synth-train --limit 2 --num-samples 2 --set train.tasks_per_step=2 --set sampling.max_tokens=32",
+    "--task-split synth-train --limit 2 --num-samples 2 --set train.tasks_per_step=2 --set sampling.max_tokens=32 "
+    "--set val.domains=mock --set val.split=synth-select --set val.limit=1 --set val.num_samples=1 --set train.val_every=1",
     "outputs/pipeline/default": "run -c configs/laptop/pipeline.yaml --limit 1 --inline --name default",
+    "outputs/eval/retail": "import data/simulations/retail.json",
     "data/simulations/retail.json": "export outputs/eval/mine --to tau2 --output data/simulations",
 }
 
@@ -114,9 +118,11 @@ class World:
         self.provided: set[str] = set()
         self.user = OpenAIStub(answer=_says)
         self.ports: dict[str, int] = {}  # script -> port
-        self.words = {word: str(self.model) for word in ("DIR", "CHECKPOINT", "MODEL", "/models/Qwen3-4B-Instruct-2507")}
-        self.words |= dict.fromkeys(("ROWS", "a.jsonl"), "outputs/seed/default/rows.jsonl")
-        self.words |= {"WRIT-2K.parquet": "outputs/seed/b/rows.jsonl"}
+        self.words = {"DIR/tasks.json": "data/retail-1/tasks.json"}
+        self.words |= {word: str(self.model) for word in ("DIR", "CHECKPOINT", "MODEL", "/models/Qwen3-4B-Instruct-2507")}
+        rows = ("ROWS", "a.jsonl", "mine.jsonl", "a/rows.jsonl", "train.parquet", "data/mix.jsonl")
+        self.words |= dict.fromkeys(rows, "outputs/seed/default/rows.jsonl")
+        self.words |= dict.fromkeys(("WRIT-2K.parquet", "b/rows.jsonl", "val.parquet"), "outputs/seed/b/rows.jsonl")
         self.words |= {"outputs/eval/NAME": "outputs/eval/default"}
 
     def call(self, *words: str) -> Any:
@@ -138,11 +144,12 @@ class World:
                 self.provide(made[1:])
                 result = self.call(*made)
                 assert result.exit_code == 0, f"{line}: {result.output}"
+        _solve_one(self.folder / "outputs" / "grpo")
 
     def run(self, command: Command) -> None:
         """A command of a document, in small. Raises AssertionError with what it said where it fails."""
         words = [self._here(word) for word in command.words]
-        if words[0] in ("export", "pip", "python3", "."):  # keys, and what is installed already
+        if words[0] in ("export", "pip", "python3", ".", "hf"):  # keys, and what is installed already
             return
         if words[0].startswith("scripts/start_"):
             port = self.ports.setdefault(words[0], free_port())
@@ -161,7 +168,7 @@ class World:
         result = self.call(*small)
         if small[0] == "grpo":
             _solve_one(self.folder / "outputs" / "grpo")
-        allowed = (0, 1) if small[0] == "doctor" else (0,)  # what this machine lacks
+        allowed = (0, 1) if small[0] in ("doctor", "config") else (0,)  # what this machine lacks, what differs
         said = "\n".join(line for line in result.output.splitlines()[-12:] if line.strip(" ─│╭╮╰╯"))
         assert result.exit_code in allowed, f"`{' '.join(words)}` ended with {result.exit_code}: {said}"
 
@@ -170,6 +177,11 @@ class World:
         for name, value in self.words.items():
             word = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", lambda _, value=value: value, word)
         return word
+
+    def forget(self) -> None:
+        """Take away all runs, those that were provided too."""
+        shutil.rmtree(self.folder / "outputs", ignore_errors=True)
+        self.provided.clear()
 
     def _make_room(self, words: list[str]) -> None:
         """Take away a run that was provided under the name of one that a document makes itself."""
@@ -186,10 +198,12 @@ class World:
     def small(self, words: list[str]) -> list[str]:
         """A `tau2rl` command whose run is short."""
         stage = words[0]
-        if (_value(words, "-c") or "").startswith("outputs/") or "--from" in words:  # of runs that are small already
-            return _with(words, "--inline") if stage in STAGES else words
+        if (_value(words, "-c") or "").startswith("outputs/") or (stage == "rft-filter" and "--from" in words):
+            return _with(words, "--inline") if stage in STAGES else words  # of runs that are small already
         values = self._config(words)
         match stage:
+            case "data" if "--rows" in words:
+                return _with(words, "--rows", "4")
             case "synth":
                 return _with(words, "--num-tasks", "4")
             case "run":

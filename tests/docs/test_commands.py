@@ -2,6 +2,7 @@
 
 - every command of a block that is not marked `not run` is carried out, in small and in the document's order, and ends with 0;
 - what a block shows below `$ COMMAND` is what the command prints, where the block is marked `prints`;
+- (slow) the examples at the end of each `--help` run too, but for those that need what is not here;
 - what a command names is there, or was made by a command before it.
 """
 
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
-from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks
+from tests.docs.blocks import DOCUMENTS, ROOT, Block, Command, blocks
 from tests.docs.small import World
 
 
@@ -32,6 +36,39 @@ def test_the_commands_of_a_document_run(document: Path, tmp_path: Path) -> None:
                     world.run(command)
                 except AssertionError as error:
                     failed.append(f"{block.place}: {error}")
+    assert not failed, "\n\n".join(failed)
+
+
+def examples(command: Any, *path: str) -> Iterator[str]:
+    """The examples at the ends of all helps, in order."""
+    yield from re.findall(r"^  (tau2rl .*)$", command.epilog or "", re.MULTILINE)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from examples(inner, *path, name)
+
+
+NOT_RUN = {
+    "a server, a hub, or another program": ("tau2rl view", "tau2rl push", "tau2rl convert", "AReaL", "--judge-model"),
+    "minutes": ("tau2rl bench", "calibrate", "recipe.json"),
+    "the reader's own": ("my_pkg", "at-20", "chat.thinking=keep", "val.parquet"),
+    "run by docs/local.md": ("configs/laptop/sft.yaml", "configs/laptop/grpo.yaml"),
+}
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_helps_run(tmp_path: Path) -> None:
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    world = World(folder)
+    failed: list[str] = []
+    with world.server, world.user:
+        for line in dict.fromkeys(examples(typer.main.get_command(app))):
+            if any(word in line for words in NOT_RUN.values() for word in words):
+                continue
+            world.forget()
+            try:
+                world.run(Command(variables={}, words=tuple(shlex.split(line.partition(" > ")[0])), printed=()))
+            except AssertionError as error:
+                failed.append(f"{line}: {error}")
     assert not failed, "\n\n".join(failed)
 
 
