@@ -55,7 +55,7 @@ def list_(
     console.say(f"{len(rows)} runs")
 
 
-@app.command(epilog=examples("tau2rl runs prune", "tau2rl runs prune outputs/grpo --keep-last 2 --yes"))
+@app.command(epilog=examples("tau2rl runs prune", "tau2rl runs prune --keep-last 2 --yes"))
 def prune(
     places: Places = None,
     keep_last: Annotated[int, typer.Option("--keep-last", help="Later steps of each training that stay as well.", min=0)] = 1,
