@@ -29,10 +29,11 @@ COMMANDS = {
     "synth": Late(
         where="tau2rl.cli.synth:synth",
         panel=DATA,
-        summary="Make tasks from a domain's database under its policy, and prove each of them; no model is asked.",
+        summary="Make tasks of a domain under its policy, and prove each of them; no model is asked.",
         examples=(
             "tau2rl synth --num-tasks 2000 --seed 1 --output data/retail-1",
             "tau2rl synth --num-tasks 200 --writes 3,4,5 --burdens 6-9,10+ --refusals 0",
+            "tau2rl synth --domain telecom --num-tasks 300 --problems 2,3,4 --intents mms,service",
             "tau2rl seed --domains retail --task-source data/retail-1/tasks.json --protocol native --tokenizer DIR",
             "tau2rl tasks validate --domains retail --task-source data/retail-1/tasks.json --task-split base",
         ),
@@ -160,6 +161,15 @@ COMMANDS = {
             "tau2rl select outputs/eval/default --verifier judge --judge-model gpt-4.1",
             "tau2rl select outputs/rft-filter/default --fit verifier.json --verifier rules --verifier logprob",
             "tau2rl select outputs/eval/default --verifier rules --verifier verifier.json",
+        ),
+    ),
+    "serve": Late(
+        where="tau2rl.cli.serve:serve",
+        panel=EVALUATE,
+        summary="Serve a policy with best of k behind an OpenAI-compatible endpoint, until it is interrupted.",
+        examples=(
+            "tau2rl serve --model openai/NAME --api-base http://127.0.0.1:30000/v1 -k 4",
+            "tau2rl serve --model openai/NAME --api-base http://127.0.0.1:30000/v1 --domain retail --journal commits.jsonl",
         ),
     ),
     "cost": Late(

@@ -42,8 +42,7 @@ def run(asked: Asked[SynthConfig]) -> None:
 
 
 def _show(facts: Mapping[str, Any], folder: Path) -> None:
-    head = ["writes", *(f"{name} reads" for name in next(iter(facts["grid"].values())))]
-    console.emit_table([head, *([writes, *map(str, row.values())] for writes, row in facts["grid"].items())])
+    console.emit_table([facts["grid_head"], *([name, *map(str, row.values())] for name, row in facts["grid"].items())])
     if facts["tasks"] < facts["asked_for"]:
         console.say(f"{facts['tasks']} of the {facts['asked_for']} tasks: the database has no more of these cells")
     console.say(f"{facts['tasks']} tasks and their data card are in {shown(folder)}")
@@ -54,14 +53,15 @@ def _show(facts: Mapping[str, Any], folder: Path) -> None:
 synth = stage_command(
     SynthConfig,
     run,
-    """Make tasks from a domain's database under its policy, and prove each of them; no model is asked.
+    """Make tasks of a domain under its policy, and prove each of them; no model is asked.
 
     `tasks.json` in the folder has the tasks in tau2's layout, `split_tasks.json` their splits, which share no customer,
     `proofs.jsonl` what was tried on each, `README.md` and `card.json` the data card.
     `--task-source tasks.json` lets every stage play them.
 
     A task is an order of writes (calls that change the database) and a burden (the reads after which the arguments of the writes
-    are known). They are made in equal parts for each pair of both; in a share of them the agent must refuse.
+    are known). They are made in equal parts for each pair of both; in a share of them the agent must refuse. A task of telecom is
+    a number of problems (of a phone or its line), an intent (what does not work) and a persona; a share of them goes to a human.
 
     The same command gives the same bytes. Exits with 0 when it is done, 2 for a wrong request, 130 if interrupted: then
     `--resume` goes on.

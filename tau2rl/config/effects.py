@@ -97,6 +97,7 @@ def matches(value: Any, values: Values) -> bool:
 
 NOT_SERVED = Other(than=("sglang", "api"))
 NOT_SAMPLED = Other(than=("sglang", "api", "local"))
+SCRIPTED = ("gold", "do-nothing", "always-transfer")
 TRAJECTORY = ("grpo", "dr_grpo", "rloo")
 OF_ENGINES = ("layout", "policy_gpus", "gpus_per_engine", "mem_fraction", "overlap", "user")
 OF_ROLLOUTS = ("fault_tolerance", "health_seconds", "circuit_breaker_seconds")
@@ -120,6 +121,15 @@ IDLE: tuple[Idle, ...] = (
         for key in ("model", "api_base", "api_key_env", "temperature", "omit", "timeout_seconds", "retries")
     ),
     Idle("user.max_stalled_turns", {"user.kind": ("llm",)}),
+    Idle("card", {"policy.kind": SCRIPTED}, "it is no model"),
+    # what may be spent
+    Idle("budget.policy_price", {"policy.kind": SCRIPTED}, "no model is asked"),
+    Idle("budget.user_price", {"user.kind": ("scripted",)}, "no model is asked"),
+    Idle("budget.max_tokens", {"policy.kind": SCRIPTED, "user.kind": ("scripted",)}, "no model is asked"),
+    *(
+        Idle(f"budget.{key}", {"backend": Other(than=("local",), plugins=False)}, "nothing stops such a training at a cap")
+        for key in ("max_usd", "max_tokens", "max_hours")
+    ),
     # how messages become tokens
     *(Idle(f"chat.{key}", {"chat.protocol": Other(than=("cookbook",))}) for key in ("policy_text", "cookbook_prompt")),
     Idle("chat.tokenizer", {"chat.protocol": ("transcript",)}),
@@ -132,6 +142,9 @@ IDLE: tuple[Idle, ...] = (
     Idle("reward.recipe", {}, "it is for training by turns", ("eval", "seed", "rft-filter")),
     Idle("reward.recipe", {"algo.estimator": TRAJECTORY}),
     # synth
+    *(Idle(key, {"domain": ("telecom",)}, "its grid is problems, intents, personas") for key in ("writes", "burdens")),
+    *(Idle(key, {"domain": Other(than=("telecom",))}) for key in ("problems", "intents", "personas")),
+    Idle("writer", {"domain": ("telecom",)}, "its texts are the templates'"),
     *(
         Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
         for key in ("model", "api_base", "api_key_env", "temperature", "attempts", "timeout_seconds", "retries", "cache")
@@ -140,7 +153,10 @@ IDLE: tuple[Idle, ...] = (
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),
     Idle("noise_prob", {"tasks.split": Apart(start="synth-")}, "it is the gold teacher's, on synthesized tasks"),
     # rft-filter of runs that were played already
-    *(Idle(key, {"sources": SET}, "nothing is sampled") for key in ("tasks", "policy", "user", "chat", "rollout", "local")),
+    *(
+        Idle(key, {"sources": SET}, "nothing is sampled")
+        for key in ("tasks", "policy", "user", "chat", "rollout", "local", "budget")
+    ),
     *(
         Idle(f"limits.{key}", {"sources": SET}, "nothing is sampled")
         for key in (

@@ -69,6 +69,8 @@ PARTS = (
     Part(module="wandb", extra="tracking", asked_by={"tracking.wandb": Other(than=("off",))}),
     Part(module="starlette", extra="view", command="tau2rl view"),
     Part(module="uvicorn", extra="view", command="tau2rl view"),
+    Part(module="starlette", extra="view", command="tau2rl serve"),
+    Part(module="uvicorn", extra="view", command="tau2rl serve"),
     Part(module="inspect_ai", extra="inspect", command="tau2rl export --to inspect"),
     Part(module="huggingface_hub", extra="hub", command="tau2rl card"),
     # By a file that is read, see `data/jsonl.py` and `data/parquet.py`, and by `select --fit`.

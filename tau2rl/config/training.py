@@ -230,7 +230,8 @@ class GrpoRolloutConfig(RolloutConfig):
     num_samples: int = Field(default=8, ge=2)
     """Episodes of a group: attempts at one task with one policy."""
     keep: bool = False
-    """Write every episode to `episodes.jsonl`: tens of kilobytes each."""
+    """Write every episode to `episodes.jsonl`, tens of kilobytes each; with the backend `local` also the trainer's
+    log-probabilities of those that it learned from, to `trainer_logprobs/`."""
 
 
 class ValConfig(TasksConfig):

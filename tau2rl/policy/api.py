@@ -55,17 +55,13 @@ class ApiPolicy:
 
     def __init__(self, config: PolicyConfig, *, concurrency: int = 256) -> None:
         """`concurrency`: episodes in flight. Raises UserError when the model or the key that the config names is missing."""
-        if not config.model:
-            raise UserError("policy.kind `api` needs policy.model, a litellm model name", hint="for example openai/gpt-4.1-mini")
-        self._model = config.model
+        self._server = chat_server(config)
+        self._ask: Ask = self._server.ask
+        self._model = str(config.model)
         self._config = config
         self._sampling = config.sampling
-        self._throttle = Throttle(config.model)
+        self._throttle = Throttle(self._model)
         self._own = OwnMessages(SESSIONS * concurrency)
-        key = settings.api_key(config.model, config.api_base, config.api_key_env)
-        name = _name_on_server(config.model) if config.api_base else None
-        self._server = OpenAIServer(config, name, key) if name is not None else None
-        self._ask: Ask = self._server.ask if self._server is not None else LiteLLM(config, key).ask
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,9 +70,8 @@ class ApiPolicy:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; litellm's are shared by everything in this process that calls it, and stay."""
-        if self._server is not None:
-            await self._server.aclose()
+        """Close the connections."""
+        await self._server.aclose()
 
     def greedy(self) -> Self:
         """The same policy at temperature 0."""
@@ -130,6 +125,15 @@ class ApiPolicy:
         return request
 
 
+def chat_server(config: PolicyConfig) -> OpenAIServer | LiteLLM:
+    """Who answers the chat requests of a config. Raises UserError when its model or its key is missing."""
+    if not config.model:
+        raise UserError("policy.kind `api` needs policy.model, a litellm model name", hint="for example openai/gpt-4.1-mini")
+    key = settings.api_key(config.model, config.api_base, config.api_key_env)
+    name = _name_on_server(config.model) if config.api_base else None
+    return LiteLLM(config, key) if name is None else OpenAIServer(config, name, key)
+
+
 class OpenAIServer:
     """An OpenAI-compatible server of one's own, asked without litellm: no key but the one that is named, and bounded answers."""
 
@@ -178,6 +182,9 @@ class LiteLLM:
             **{name: value for name, value in given.items() if value is not None},
         }
         self._with_tools = settings.litellm_options()
+
+    async def aclose(self) -> None:
+        """litellm's connections are shared by everything in this process that calls it, and stay."""
 
     async def ask(self, request: dict[str, Any]) -> Any:
         """The JSON of the answer, with its cost in dollars among its usage. Raises PolicyFailure."""

@@ -11,6 +11,7 @@ stalls all others on a slow disk. Only a power failure can cost the last seconds
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +64,7 @@ class RunFolder:
         """See `create` and `open`; a folder is not made by hand."""
         self.path = path
         self.config = config
+        self.opened = time.monotonic()
         self._lock = lock
         with writing(path):
             self.torn_bytes = sum(files.repair_tail(file) for file in (self.episodes, self.failures, self.metrics))

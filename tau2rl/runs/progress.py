@@ -30,28 +30,26 @@ class ProgressEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Which run of a pipeline begins: `Place(words="`sft` (sft)", number=2, total=9, left=310.0)`."""
+    """Which run of a pipeline begins: `Place(words="`sft` (sft)", number=2, total=9, left=310.0, all_known=True)`."""
 
     words: str
     number: int  # from 1
     total: int
-    left: float | None  # seconds of this run and those behind it, as those before them went; None: nobody knows yet
+    left: float  # seconds of this run and those behind it, as those of their kind went that have ended
+    all_known: bool  # whether one of every kind has ended; else it is the least
 
 
-def seconds_left(ended: Sequence[tuple[str, float]], waiting: Sequence[str]) -> float | None:
-    """What the waiting stages take, each as the mean of those of its kind that have ended, else of all; None before any has.
+def seconds_left(ended: Sequence[tuple[str, float]], waiting: Sequence[str]) -> tuple[float, bool]:
+    """Seconds of the waiting stages, each as the mean of its kind so far, and whether every kind among them has been seen.
 
-    >>> seconds_left([("sft", 30.0), ("eval", 10.0)], ["grpo", "eval"]), seconds_left([], ["sft"])
-    (30.0, None)
+    >>> seconds_left([("sft", 30.0), ("eval", 10.0)], ["eval", "eval"]), seconds_left([("eval", 10.0)], ["grpo", "eval"])
+    ((20.0, True), (10.0, False))
     """
-    if not ended:
-        return None
-
-    def mean(stage: str) -> float:
-        own = [seconds for name, seconds in ended if name == stage] or [seconds for _, seconds in ended]
-        return sum(own) / len(own)
-
-    return sum(map(mean, waiting))
+    took: dict[str, list[float]] = {}
+    for stage, seconds in ended:
+        took.setdefault(stage, []).append(seconds)
+    known = [stage for stage in waiting if stage in took]
+    return sum(sum(took[stage]) / len(took[stage]) for stage in known), len(known) == len(waiting)
 
 
 class Progress(Protocol):

@@ -22,7 +22,7 @@ from tau2rl.env.user_simulator import UserModel, first_choice, usage_of
 from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.runs.files import make_folder, read_json, write_json, writing
 from tau2rl.synth.compose import Composed
-from tau2rl.synth.proof import Rejected
+from tau2rl.synth.generator import Rejected
 from tau2rl.synth.texts import STYLES, Text
 
 REWRITE = (

@@ -11,51 +11,36 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import resources
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from tau2rl import settings
 from tau2rl.config import SynthConfig
-from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
-from tau2rl.synth.affordances import Affordances
-from tau2rl.synth.airline import Airline
-from tau2rl.synth.card import FILES, Made, command, write_folder
-from tau2rl.synth.compose import REFUSAL, Composed, Composer
-from tau2rl.synth.demonstration import demonstrate
-from tau2rl.synth.guard import Guard
-from tau2rl.synth.llm_writer import LlmWriter
-from tau2rl.synth.proof import Proof, Prover, Rejected
-from tau2rl.synth.request import call_of
-from tau2rl.synth.retail import Retail
-from tau2rl.synth.rules import Rows, RuleBook
-from tau2rl.synth.texts import Text, leaked, missing, write
+from tau2rl.synth.card import FILES, command, write_folder
+from tau2rl.synth.database_tasks import DatabaseTasks
+from tau2rl.synth.generator import Cell, Draft, Generator, Made, Rejected
+from tau2rl.synth.telecom import TelecomTasks
 
-DOMAINS: Mapping[str, Callable[[Rows], Affordances]] = {"airline": Airline, "retail": Retail}
+DOMAINS: Mapping[str, Callable[[SynthConfig], Generator[Any]]] = {
+    "airline": DatabaseTasks,
+    "retail": DatabaseTasks,
+    "telecom": TelecomTasks,
+}
 SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers; the others are `train-learn`
 TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
 JOURNAL = "progress.jsonl"
-Cell = tuple[int, str]
 Entry = dict[str, Any]  # {"number", "cell", "again", "found": the try that gave the task or None, "rejected", "proof"}
 
 
 class Maker:
     """Makes the tasks that a config asks for."""
 
-    def __init__(self, config: SynthConfig, replayer: Replayer) -> None:
-        self.config, self.replayer = config, replayer
+    def __init__(self, config: SynthConfig, generator: Generator[Any]) -> None:
         self.rejected: Counter[str] = Counter()
-        self._domain = DOMAINS[config.domain](self.replayer.rows())
-        self._book = RuleBook(config.domain, self.replayer.policy, self._domain.checks, self._domain.task_checks)
-        self._composer = Composer(self._domain, self._book)
-        self._prover = Prover(self.replayer, self._domain, self._book)
-        self.guard = Guard(domain=self._domain, tests=self.replayer.test_tasks(), writes=self.replayer.writes)
-        self._users = [id for id in self._domain.users() if id not in self.guard.users]
-        self.writer = _writer(config, self.replayer.writes)
+        self._config, self._generator = config, generator
         self._used: Counter[str] = Counter()
         self._seen: set[tuple[str, str]] = set()
 
@@ -66,12 +51,13 @@ class Maker:
         """
         done: list[Made] = []
         failures: Counter[Cell] = Counter()
-        most = int(self.config.refusals * self.config.num_tasks)
+        declined, num_declined = self._generator.declined, 0
+        most = int(self._config.refusals * self._config.num_tasks)
         kept, plan = iter(earlier), self._plan()
         for cell in cycle(plan):
-            if len(done) == self.config.num_tasks or all(failures[c] >= GIVE_UP for c in plan if c != REFUSAL):
+            if len(done) == self._config.num_tasks or all(failures[c] >= GIVE_UP for c in plan if c != declined):
                 break
-            if failures[cell] >= GIVE_UP or (cell == REFUSAL and sum(m.composed.cell == REFUSAL for m in done) >= most):
+            if failures[cell] >= GIVE_UP or (cell == declined and num_declined >= most):
                 continue
             entry = next(kept, None)
             made = self._again(entry, cell) if entry else self._one(len(done), cell, failures[cell], keep)
@@ -79,38 +65,40 @@ class Maker:
                 failures[cell] += 1
                 continue
             failures[cell] = 0
-            self._used[made.composed.user_id] += 1
-            self._seen.add(_same(made.composed))
+            num_declined += cell == declined
             done.append(made)
-            on_task(len(done), self.config.num_tasks)
+            on_task(len(done), self._config.num_tasks)
         return done
 
     def _plan(self) -> list[Cell]:
-        """The cells in turn, the refusals spread between them in their share."""
-        grid = [(writes, burden) for writes in self.config.writes for burden in self.config.burdens]
-        share = self.config.refusals
+        """The cells in turn, the declined ones spread between them in their share."""
+        grid = list(self._generator.grid())
+        share = self._config.refusals
         if share == 0:
             return grid
         rounds = max(1, round(share * len(grid) / (1 - share) * 20))  # in 20 turns of the grid
         cells = grid * 20
         step = len(cells) / rounds
         for index in reversed(range(rounds)):
-            cells.insert(int(index * step), REFUSAL)
+            cells.insert(int(index * step), self._generator.declined)
         return cells
 
     def _one(self, number: int, cell: Cell, again: int, keep: Callable[[Entry], object]) -> Made | None:
         entry: Entry = {"number": number, "cell": list(cell), "again": again, "found": None, "proof": None}
         before, found = Counter(self.rejected), None
         for place in range(TRIES):
-            drawn = self._draw(entry, place)
-            if drawn is None:
+            draft = self._draw(entry, place)
+            if draft is None:
                 continue
             try:
-                found = self._proved(*drawn)
+                if (draft.user_id, draft.same) in self._seen:
+                    raise Rejected("the same task of the same customer as an earlier one")
+                proof = self._generator.prove(draft)
+                found = self._finished(draft, proof)
             except Rejected as reason:
                 self.rejected[str(reason)] += 1
                 continue
-            entry |= {"found": place, "proof": asdict(found.proof)}
+            entry |= {"found": place, "proof": proof}
             break
         keep({**entry, "rejected": self.rejected - before})
         return found
@@ -124,76 +112,22 @@ class Maker:
         self.rejected.update(entry["rejected"])
         if entry["found"] is None:
             return None
-        drawn = self._draw(entry, entry["found"])
-        assert drawn is not None  # it was found with these draws
-        made, text, task = self._in_words(*drawn)
-        return Made(composed=made, text=text, task=task, proof=Proof(**entry["proof"]), split=split_of(made.user_id))
+        draft = self._draw(entry, entry["found"])
+        assert draft is not None  # it was found with these draws
+        return self._finished(draft, entry["proof"])
 
-    def _draw(self, entry: Entry, place: int) -> tuple[Composed, Text, dict[str, Any]] | None:
-        """A composition in its words, as a task; None where the draw came to nothing."""
+    def _draw(self, entry: Entry, place: int) -> Draft | None:
         number, cell, again = entry["number"], entry["cell"], entry["again"]
-        rng = random.Random(f"{self.config.seed}/{number}/{cell}/{again}/{place}")
-        user = rng.choice(self._users)
-        if self._used[user] >= self.config.per_user or self._domain.room(user) < cell[0]:
-            return None
-        made = self._composer.compose(user, (cell[0], cell[1]), rng)
-        if made is None:
-            return None
-        text = write(made, self._domain.table, rng)
-        return made, text, self._as_task(f"synth-{self.config.domain}-{self.config.seed}-{number:05}", made, text, rng)
+        rng = random.Random(f"{self._config.seed}/{number}/{cell}/{again}/{place}")
+        id = f"synth-{self._config.domain}-{self._config.seed}-{number:05}"
+        return self._generator.draw(id, tuple(cell), rng, lambda user: self._used[user] < self._config.per_user)
 
-    def _proved(self, made: Composed, text: Text, task: dict[str, Any]) -> Made:
-        """The task with its proof. Raises Rejected."""
-        if _same(made) in self._seen:
-            raise Rejected("the same calls of the same customer as an earlier task")
-        if missing(made, text):
-            raise Rejected("a fact is missing from the text")
-        if leaked(made, text, frozenset({made.user_id, *self._domain.rows["users"][made.user_id][self._domain.table]})):
-            raise Rejected("the text gives away an id")
-        if self.guard.overlap(task):
-            raise Rejected("it shares something with the test tasks")
-        proof = self._prover.prove(made, task)
-        made, text, task = self._in_words(made, text, task)
-        return Made(composed=made, text=text, task=task, proof=proof, split=split_of(made.user_id))
-
-    def _in_words(self, made: Composed, text: Text, task: dict[str, Any]) -> tuple[Composed, Text, dict[str, Any]]:
-        """The task in the words of the writer, where there is one. Raises Rejected."""
-        if self.writer is None:
-            return made, text, task
-        text = self.writer.rewrite(made, text, table=self._domain.table)
-        task = {**task, "user_scenario": text.scenario(self.config.domain)}
-        if self.guard.overlap(task):
-            raise Rejected("it shares something with the test tasks")
-        return made, text, task
-
-    def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> dict[str, Any]:
-        """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
-        calls = [*map(call_of, made.looked_up), *made.writes]
-        named = [(f"{id}_{i}", call) for i, call in enumerate(calls)]
-        writes, burden = made.cell
-        broken = [rule for rule in self._book.all() if any(rule.id == request.breaks for request in made.requests)]
-        purpose = f"{writes} writes, burden {burden}" if writes else f"must be refused: {broken[0].id}"
-        return {
-            "id": id,
-            "description": {"purpose": purpose, "relevant_policies": broken[0].policy if broken else None, "notes": None},
-            "user_scenario": text.scenario(self.config.domain),
-            "ticket": None,
-            "initial_state": None,
-            "evaluation_criteria": {
-                "actions": [{"action_id": name, **asdict(call)} for name, call in named],
-                "communicate_info": [made.question.value] if made.question else [],
-                "nl_assertions": None,
-                "reward_basis": ["DB", "COMMUNICATE"],
-            },
-            "demonstration": demonstrate(made, text, named, domain=self._domain, book=self._book, rng=rng),
-        }
-
-
-def _writer(config: SynthConfig, writes: frozenset[str]) -> LlmWriter | None:
-    if config.writer.kind == "templates":
-        return None
-    cache = config.writer.cache or settings.output_root() / "synth" / "writer-cache"
-    return LlmWriter(config.writer, cache=cache.expanduser(), kinds=sorted(writes))
+    def _finished(self, draft: Draft, proof: Entry) -> Made:
+        """Raises Rejected."""
+        made = self._generator.finish(draft, proof, split_of(draft.user_id))
+        self._used[draft.user_id] += 1
+        self._seen.add((draft.user_id, draft.same))
+        return made
 
 
 def split_of(user_id: str) -> str:
@@ -208,23 +142,17 @@ def split_of(user_id: str) -> str:
     return "train-select" if place < SHARES["test"] + SHARES["train-select"] else "train-learn"
 
 
-def _same(made: Composed) -> tuple[str, str]:
-    calls = sorted(str(asdict(request.call)) for request in made.requests)
-    return made.user_id, "\n".join(calls)
-
-
 def synthesise(
     config: SynthConfig, folder: Path, on_task: Callable[[int, int], object] = lambda done, total: None
 ) -> dict[str, Any]:
     """Make the tasks and write them to `folder`; the card's numbers, JSON-ready. Raises UserError."""
     _refuse_taken(folder, resume=config.resume)
-    replayer = Replayer(config.domain)
-    identity = {**replayer.identity(), "synth": source_hash()}
+    generator = DOMAINS[config.domain](config)
+    identity = {**generator.identity(), "synth": source_hash()}
     with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
-        maker = Maker(config, replayer)
+        maker = Maker(config, generator)
         made = maker.make(earlier, keep, on_task)
-        spent = asdict(maker.writer.spent) if maker.writer else None
-        facts = write_folder(folder, config, made, rejected=maker.rejected, guard=maker.guard, identity=identity, spent=spent)
+        facts = write_folder(folder, config, generator, made, rejected=maker.rejected, identity=identity)
     (folder / JOURNAL).unlink()
     return facts
 

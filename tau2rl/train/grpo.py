@@ -25,13 +25,15 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
-from tau2rl.runs.checkpoints import STATE, exports
+from tau2rl.runs.budget import is_over, step_meter, stop
+from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.tracking import Curves, rewind_episodes
+from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_logprobs
 from tau2rl.runs.validation import write_validation
 from tau2rl.train.group import Group, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
@@ -76,21 +78,30 @@ class GRPO:
             done = self._restore()
         self._mark(done)
         monitor = self._monitor(done)
+        total = config.train.steps
+        meter = step_meter(config, self.folder, total=total, now=self.rollouts.costs)
+        meter.count_done(done)
+        is_over(meter, done)
+        stop(meter, done)
         self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
         with Curves(config, config.tracking, self.folder) as curves:
             async with local_policy(
                 self.trainer.model, config.sampling, config.local, config.chat, self.rollouts.codec
             ) as policy:
                 for step in range(done + 1, config.train.steps + 1):
-                    metrics = await self._step(step, policy)
+                    with meter.step():
+                        metrics = await self._step(step, policy)
                     marks, alarms = monitor.look(metrics) if monitor else ({}, {})
                     curves.write(step, {**metrics, **marks})
                     self._mark(step)
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
-                        self._save(step, stops=bool(alarms) and config.monitors.action == "stop")
+                        alarmed = bool(alarms) and config.monitors.action == "stop"
+                        self._save(step, stops=alarmed or is_over(meter, step))
+                    timer.largest_step = meter.largest
                     timer.write()
                     self._raise_alarms(step, alarms)
+                    stop(meter, step)
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""
@@ -107,6 +118,8 @@ class GRPO:
             self.trainer.model.eval()  # sampling is without dropout
             await policy.sync_weights()
         self.timer.trained += update.tokens if update else 0
+        if self.config.rollout.keep and update:
+            write_logprobs(self.folder.path, step, update.old_logprobs)
 
         metrics = {**rollout_metrics(groups), "groups/trained": len(batch), **update_metrics(update)}
         metrics |= speed_metrics(metrics, update, rollout=rolled - began, train=time.monotonic() - rolled)
@@ -182,7 +195,10 @@ class GRPO:
                 self.rollouts.sampler.restore(state["tasks"])
                 done = int(state["step"])
             log.info("goes on behind step %d", done)
+        else:
+            begins_anew(self.folder, save_every=self.config.train.save_every)
         rewind_episodes(self.folder.episodes, before=first_index(self.config, done + 1))
+        rewind_logprobs(self.folder.path, before=done + 1)
         return done
 
 
@@ -243,7 +259,10 @@ class Rollouts:
                 if one.episode.status is Status.FAILED or self.config.rollout.keep:
                     self.folder.append(record_of(one, self.config, self.spec))
         episodes = [found[attempt.index] for attempt in attempts]
-        return [score_group(task, episodes[i * size : (i + 1) * size], self.config, self.spec) for i, task in enumerate(tasks)]
+        return [
+            score_group(task, episodes[i : i + size], self.config, self.spec, first=first + i)
+            for task, i in zip(tasks, range(0, len(episodes), size), strict=True)
+        ]
 
     async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
         """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
@@ -256,9 +275,3 @@ class Rollouts:
                 yield one
                 if self.circuit_breaker.opens_at(one):
                     raise RunIncomplete(f"{self.circuit_breaker.failures} episodes in a row failed: {one.episode.failure}")
-
-
-def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:
-    """The number of the first attempt of a step, or of one of its resample rounds; those of earlier steps are smaller."""
-    batches = step * (config.algo.max_resample_rounds + 1) + resample
-    return batches * config.train.tasks_per_step * config.rollout.num_samples

@@ -13,6 +13,7 @@ from typing import Any
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
+from tau2rl.runs.trainer_logprobs import Turns
 from tau2rl.types import Episode, EpisodeRecord, Message, TaskRef, Think, Turn
 
 Json = dict[str, Any]
@@ -144,21 +145,33 @@ def call_words(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items())})"
 
 
-def tokens(episode: Episode, tokenizer: Tokenizer | None, advantages: Sequence[float] | None) -> Json:
-    """The tokens as runs of one mask: `{"spans": [{"turn", "mask", "ids", "texts", "logprobs", "advantage"}], "reason"}`.
+def tokens(
+    episode: Episode, tokenizer: Tokenizer | None, advantages: Sequence[float] | None, trainer: Turns | None = None
+) -> Json:
+    """The tokens as runs of one mask: `{"spans": [{"turn", "mask", "ids", "texts", ...}], "reason"}`.
 
-    advantages: one value, or [num_turns]. Without a tokenizer `texts` is None. `reason`: why some turns are missing (the protocol
-    rewrote what was sampled).
+    A sampled span has its `logprobs`, those of the `trainer`, and its `advantage`; `texts` is None without a tokenizer. What was
+    put in to close a thought has the mask 0. advantages: one value, or [num_turns]. trainer: None where it is not known.
+    `reason`: why some turns are missing (the protocol rewrote what was sampled).
     """
     ids, spans, at, lost = episode.token_ids, list[Json](), 0, 0
     for number, turn in enumerate(episode.turns):
         if turn.start < at or turn.end > len(ids) or prefix_hash(ids[: turn.start]) != turn.prompt_hash:
             lost += 1
             continue
-        spans.append(_span(ids[at : turn.start], tokenizer, None, None, None))
-        spans.append(_span(ids[turn.start : turn.end], tokenizer, number, turn.logprobs, _of_turn_advantage(advantages, number)))
+        spans.append(_given(ids[at : turn.start], tokenizer))
+        known = {"logprobs": turn.logprobs, "trainer": trainer[number] if trainer and number < len(trainer) else None}
+        a, b = turn.forced or (turn.end, turn.end)
+        for start, end in ((turn.start, a), (a, b), (b, turn.end)):
+            if (start, end) == turn.forced:
+                spans.append(_given(ids[start:end], tokenizer))
+                continue
+            values = {name: _finite(each, start - turn.start, end - turn.start) for name, each in known.items()}
+            spans.append(
+                _span(ids[start:end], tokenizer, turn=number, advantage=_of_turn_advantage(advantages, number), **values)
+            )
         at = turn.end
-    spans.append(_span(ids[at:], tokenizer, None, None, None))
+    spans.append(_given(ids[at:], tokenizer))
     reason = ""
     if not ids:
         reason = "this policy exchanges messages: the record has no tokens"
@@ -230,10 +243,16 @@ def _of_turn_advantage(advantages: Sequence[float] | None, number: int) -> float
     return advantages[0] if len(advantages) == 1 else advantages[number] if number < len(advantages) else None
 
 
-def _span(
-    ids: Sequence[int], tokenizer: Tokenizer | None, turn: int | None, logprobs: Sequence[float] | None, advantage: float | None
-) -> Json:
-    finite = None if logprobs is None else [value if abs(value) < 1e30 else None for value in logprobs]
+def _given(ids: Sequence[int], tokenizer: Tokenizer | None) -> Json:
+    """What was not sampled."""
+    return _span(ids, tokenizer, turn=None, logprobs=None, trainer=None, advantage=None)
+
+
+def _span(ids: Sequence[int], tokenizer: Tokenizer | None, *, turn: int | None, **values: Any) -> Json:
     texts = None if tokenizer is None else [visible(tokenizer.decode([i])) for i in ids]
-    return {"turn": turn, "mask": int(turn is not None), "ids": list(ids), "texts": texts, "logprobs": finite,
-            "advantage": advantage}  # fmt: skip
+    return {"turn": turn, "mask": int(turn is not None), "ids": list(ids), "texts": texts, **values}
+
+
+def _finite(values: Sequence[float | None] | None, start: int, end: int) -> list[float | None] | None:
+    """A part of them, for JSON."""
+    return None if values is None else [v if v is not None and abs(v) < 1e30 else None for v in values[start:end]]

@@ -52,6 +52,9 @@ NEEDS: dict[str, list[str]] = {
     "policy.retries": API,
     "rollout.adaptive": API,
     "local": LOCAL,
+    "budget.max_tokens": API,
+    "budget.policy_price": API,
+    "budget.user_price": ["--set", "user.kind=llm"],
     "policy.url": ["--policy", "sglang", "--tokenizer", "bytes", "--protocol", "native"],
     "policy.hedge_seconds": ["--policy", "sglang", "--tokenizer", "bytes", "--protocol", "native"],
     "user.max_stalled_turns": ["--user-model", "scripted"],
@@ -88,7 +91,10 @@ GRPO: dict[str, list[str]] = {
     "algo.eps_": ["--train.num_minibatches", "2"],
     "algo.dual_clip": ["--train.num_minibatches", "2"],
     "tracking.project": ["--tracking.wandb", "offline"],
+    "budget.max_tokens": [],
+    "budget.policy_price": [],
 }
+PIPELINE: dict[str, list[str]] = {key: [] for key in ("budget.max_tokens", "budget.policy_price", "budget.user_price")}
 SFT: dict[str, list[str]] = {
     "chat.thinking": [],
     "chat.date": [],
@@ -142,6 +148,8 @@ VALUES = {
     "tasks.domains": ("mock", ["mock"]),
     "val.domains": ("mock", ["mock"]),
     "train.betas": ("0.5,0.6", [0.5, 0.6]),
+    "budget.policy_price": ("0.5,2", [0.5, 2.0]),
+    "budget.user_price": ("0.5,2", [0.5, 2.0]),
     "user.kind": None,
     "policy.kind": ("do-nothing", "do-nothing"),
     "launch.detach": ("", True),
@@ -155,7 +163,7 @@ VALUES = {
 
 def needs_of(stage: str, name: str) -> list[str]:
     """The options that give a setting an effect: those of the longest matching beginning."""
-    table = NEEDS | {"grpo": GRPO, "sft": SFT}.get(stage, {})
+    table = NEEDS | {"grpo": GRPO, "sft": SFT, "pipeline": PIPELINE}.get(stage, {})
     found = [key for key in table if name.startswith(key)]
     return table[max(found, key=len)] if found else []
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
+from tau2rl.errors import UserError
 from tau2rl.reward.recipe import write_recipe
 from tau2rl.reward.tiers import Tier
 from tau2rl.runs.records import encode
@@ -104,7 +106,7 @@ def test_show_lists_and_shows_one_with_what_was_expected(run: Path) -> None:
     assert 'failed (not in the reward) action: expected create_task(user_id="user_1", title="Important Meeting")' in shown.stdout
     assert "attempt 0: completed, score 1.000, advantage +1.000" in shown.stdout  # (1 - 0.5) / 0.5
     assert "attempt 1: completed, score 0.000, advantage -1.000" in shown.stdout
-    assert re.search(r"^ +\d+ 1 +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
+    assert re.search(r"^ +\d+ 1 +- +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
     wrong = runner.invoke(app, ["show", str(run), "--score", "good"])
     assert (wrong.exit_code, "not a comparison" in wrong.stderr) == (2, True)
     assert runner.invoke(app, ["show", str(run), "--attempt", "1"]).exit_code == 2
@@ -206,6 +208,7 @@ def test_what_is_written_while_it_serves_is_there_at_the_next_request(served: st
     assert data(served, f"version?runs={name}")["version"] != version
     assert data(served, f"runs/{name}")["so_far"]["solved"] == 2
     assert data(served, f"curves?runs={name}")[0]["metrics"] == {"loss": [[1.0, 2.0]]}
+    assert data(served, f"curves?runs={name}&metrics=success,reward/mean")[0]["metrics"] == {}
 
 
 def test_a_run_folder_that_cannot_be_written_is_read_all_the_same(run: Path) -> None:
@@ -214,6 +217,23 @@ def test_a_run_folder_that_cannot_be_written_is_read_all_the_same(run: Path) -> 
         assert len(keys(index)) == 4
     shown = runner.invoke(app, ["show", str(run), "--json"])
     assert json.loads(shown.stdout)["total"] == 4
+
+
+def test_an_index_that_cannot_be_written_is_told_in_words(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tau2rl.view.index.WAIT_SECONDS", 0.05)
+    with Index(run) as index:
+        assert len(keys(index)) == 4
+        held = sqlite3.connect(run / NAME, isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="database is locked"):
+            index.update(seconds=1)
+        held.close()
+        most = index._connection.execute("PRAGMA page_count").fetchone()[0]
+        index._connection.execute(f"PRAGMA max_page_count = {most}")  # as on a full disk
+        append(run, b"".join(encode(record(n, says="many words " * 50)) for n in range(20, 120)))
+        with pytest.raises(UserError, match="full"):
+            index.update(seconds=60)
+        assert index.page(Query()).total == 4
 
 
 def test_a_pipeline_as_data(tmp_path: Path) -> None:
