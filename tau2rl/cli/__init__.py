@@ -197,6 +197,12 @@ COMMANDS = {
             "tau2rl show outputs/eval/default retail/17 --attempt 0 --tokens",
         ),
     ),
+    "top": Late(
+        where="tau2rl.cli.top:top",
+        panel=EVALUATE,
+        summary="Watch a run in the terminal: progress, success with its interval, servers, curves, the last conversations.",
+        examples=("tau2rl top outputs/grpo/default", "tau2rl top outputs/eval/default --once"),
+    ),
     "view": Late(
         where="tau2rl.cli.show:view",
         panel=EVALUATE,

@@ -85,7 +85,8 @@ def show(
                 console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
             else:
                 lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
-                console.emit_styled([*_conversation(values, whole=whole), *lines, *(_tokens(drawn) if drawn else ())])
+                shown = conversation_pieces(values, whole=whole)
+                console.emit_styled([*shown, *lines, *(_tokens(drawn) if drawn else ())])
         elif tokens:
             raise UserError(f"`--tokens` shows one episode, and {found.total} fit", hint="name its task, and `--attempt N`")
         elif as_json:
@@ -159,7 +160,8 @@ def _print_list(rows: list[dict[str, Any]], total: int, offset: int, blamed: Map
                 f"no episode fits ({total} on other pages)" if total else "no episode fits")  # fmt: skip
 
 
-def _conversation(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
+def conversation_pieces(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
+    """A conversation of `view.runs.episode` with its checks and its group, as text in styles of rich's."""
     solved = values["reward"] is not None and values["reward"] >= 1 - 1e-6
     verdict = f"{values['status']}, reward {number(values['reward'])}"
     rest = f", ended by {values['reason']}, {values['turns']} turns, {values['seconds']:.1f} s\n\n"

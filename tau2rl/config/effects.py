@@ -39,6 +39,17 @@ class Other:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class With:
+    """A list that has this among others."""
+
+    one: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one."""
+        return self.one in value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Apart:
     """Text that does not begin so."""
 
@@ -49,7 +60,7 @@ class Apart:
         return not str(value).startswith(self.start)
 
 
-Values = tuple[Any, ...] | Set | Other | Apart
+Values = tuple[Any, ...] | Set | Other | With | Apart
 SET = Set()
 UNSET: tuple[Any, ...] = (None, False, 0, (), "")
 
@@ -203,7 +214,14 @@ IDLE: tuple[Idle, ...] = (
         for key in ("chat.thinking", "chat.date")
     ),
     Idle("data.allow_empty", {"backend": ("slime",)}, "smoke runs are for the local backend"),
-    Idle("tracking.project", {"tracking.wandb": ("off",)}),
+    Idle("tracking.project", {"tracking.wandb": ("off",), "tracking.trackers": ((), ("tensorboard",))}),
+    Idle("tracking.conversations", {"tracking.wandb": ("off",), "tracking.trackers": ((),), "tracking.sinks": ((),)}),
+    Idle(
+        "tracking.conversations",
+        {"backend": ("slime",), "tracking.trackers": ((),), "tracking.sinks": ((),)},
+        "slime has a W&B run of its own, for numbers",
+    ),
+    Idle("tracking.conversations", {}, "no conversation is played", ("sft",)),
     # the local backend
     Idle("local", {"backend": ("slime",)}),
     *(Idle(f"local.lora.{key}", {"local.lora.rank": UNSET}) for key in ("alpha", "dropout", "targets")),

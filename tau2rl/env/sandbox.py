@@ -98,13 +98,14 @@ class Sandbox:
 
     def _copied(self) -> Any:
         made: Any = self._domain.environment()
+        now: Any = self._now
         if not self._own:
             for call in self._committed:
                 Copy(made).act(call)
             return made
-        for toolkit, now in ((made.tools, self._now.tools), (made.user_tools, self._now.user_tools)):
+        for toolkit, latest in ((made.tools, now.tools), (made.user_tools, now.user_tools)):
             if toolkit is not None:
-                toolkit.db = copy.deepcopy(now.db)
+                toolkit.db = copy.deepcopy(latest.db)
         return made
 
 

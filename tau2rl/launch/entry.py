@@ -26,7 +26,7 @@ from tau2rl.config.extras import refuse_lacking
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.files import WAYS_OUT, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
-from tau2rl.runs.progress import JsonProgress, Progress, ProgressEvent
+from tau2rl.runs.progress import FILE as PROGRESS, FileProgress, JsonProgress, Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.terminal import clean
 
@@ -130,6 +130,7 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
     settings.quiet_libraries()
     settings.loopback_without_proxy()
     with RunFolder.open(path) as folder:
+        kept = FileProgress(folder.logs / PROGRESS, progress)
         redactor = Redactor(key_variables(dump(folder.config)))
         with _logging(folder, redactor), _heard(lambda text: say(redactor.text(text))):
             stage, started = stage_of(folder.config), time.monotonic()
@@ -137,9 +138,11 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
             if folder.torn_bytes:
                 _log.warning("cut %d bytes of a torn line", folder.torn_bytes)
             try:
-                code = _carry_out(folder, progress, lambda text: say(redactor.text(text)))
+                code = _carry_out(folder, kept, lambda text: say(redactor.text(text)))
             except UserError as error:
                 raise redactor.error(error) from None
+            finally:
+                kept.flush()
             _log.info("%s %s ends with code %d after %.1f s", stage, folder.path, code, time.monotonic() - started)
             return code
 
@@ -207,7 +210,7 @@ def _logging(folder: RunFolder, redactor: Redactor) -> Generator[None]:
 
 # Whose warnings people are told at once, beside the log: something that was asked for is left out, or is done another way.
 TOLD = "tau2rl.runs.budget"  # whose messages are for people all the same
-HEARD = ("tau2rl.runs.tracking", "tau2rl.recipes.grpo", "tau2rl.recipes.training", "tau2rl.train.backend", "tau2rl.data.encoding")
+HEARD = ("tau2rl.runs.trackers", "tau2rl.recipes.grpo", "tau2rl.recipes.training", "tau2rl.train.backend", "tau2rl.data.encoding")
 
 
 @contextmanager

@@ -57,6 +57,10 @@ class LoadReader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close its connections; safe to call twice."""
         for connections in self._http.values():
             await connections.aclose()
 

@@ -20,7 +20,7 @@ from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.concurrency import CappedConcurrency, FixedConcurrency, adaptive_concurrency
-from tau2rl.rollouts.runner import Outcome, PolicyFor, SamplingStage, outcomes, planned_attempts, record_of
+from tau2rl.rollouts.runner import Outcome, PlayAttempt, PolicyFor, SamplingStage, outcomes, planned_attempts, record_of
 from tau2rl.rollouts.scheduling import Estimate, longest_first
 from tau2rl.runs.budget import Meter
 from tau2rl.runs.folder import RunFolder
@@ -28,7 +28,7 @@ from tau2rl.runs.prices import refuse_unpriced
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import environment
 from tau2rl.runs.timing import timed
-from tau2rl.types import Attempt, EpisodeRecord, Status, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Status, TaskRef
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ async def play(
     async with agent as play_once, adaptive_concurrency(config) as control:
         order = longest_first(attempts, estimate, concurrency=control.limit if control else rollout.concurrency)
         permits = CappedConcurrency(control or FixedConcurrency(rollout.concurrency), meter)
-        episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, control=permits)
+        play_one = counter.counting(play_once)
+        episodes = outcomes(order, play=play_one, concurrency=rollout.concurrency, retries=rollout.retries, control=permits)
         with timed(folder):
             async with aclosing(episodes):
                 async for outcome in episodes:
@@ -158,7 +159,7 @@ class Counter:
         self._started = time.monotonic()
         self.keys: set[str] = set()
         self.tasks: set[TaskRef] = set()  # with an episode of an earlier start
-        self.event = ProgressEvent(done=0, total=total, before=0)
+        self.event = ProgressEvent(done=0, total=total, before=0, in_flight=0)
 
     def had(self, record: EpisodeRecord) -> None:
         """Take over an episode of an earlier start of the run."""
@@ -171,6 +172,22 @@ class Counter:
     def show(self) -> None:
         """Say how far it is."""
         self._progress(self.event)
+
+    def counting(self, play: PlayAttempt) -> PlayAttempt:
+        """Plays as `play` does, and says how many are played at the time."""
+
+        async def counted(attempt: Attempt) -> Episode:
+            self._fly(1)
+            try:
+                self.show()
+                return await play(attempt)
+            finally:
+                self._fly(-1)
+
+        return counted
+
+    def _fly(self, by: int) -> None:
+        self.event = replace(self.event, in_flight=(self.event.in_flight or 0) + by)
 
     def add(self, outcome: Outcome) -> None:
         """Count an episode and say so."""

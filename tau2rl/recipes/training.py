@@ -17,6 +17,7 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.prices import refuse_unpriced
 from tau2rl.runs.provenance import described_checkpoint
 from tau2rl.runs.reports import Result
+from tau2rl.runs.trackers import trackers_of
 
 STRETCHES = ("yarn", "linear", "dynamic")  # rotary positions that `factor` stretches, whatever max_position_embeddings says
 
@@ -117,6 +118,7 @@ def conclude(
             "cost": trained.cost,
         }
         folder.write_report(report)
+        trackers_of(folder, config).lineage(report)
     if trained.interrupted:
         raise RunIncomplete(trained.interrupted)
     return Result(report=report, complete=True)

@@ -147,6 +147,16 @@ _RUN_COST = {  # a backend of the user's may know less
 }
 _ACCESS = {"selection": str, "chosen": bool, "sha256": str, "number": int, "seen_before": list, "warning": Maybe(str)}
 _OF_RUNS = {"pass@1": [float], "sd": Maybe(float), "sd_by_attempts": Maybe(float)}
+_PRICE = {"read": float, "write": float, "source": str}
+_BUDGET = {
+    "caps": {str: float},
+    "spent": {"tokens": int, "usd": Maybe(float), "hours": float},
+    "prices": {"policy": Maybe(_PRICE), "user": Maybe(_PRICE), "hour": Maybe(float)},
+    "stopped": Maybe(str),
+}
+_BLAMED = {"raw": _ESTIMATE, "adjusted": _ESTIMATE, "left_out": int, "left_out_solved": int, "names": {str: _COUNTS}}
+_AGAINST = {"published": float, "measured": Maybe(float), "ci95": Maybe((float, float)), "inside": Maybe(bool)}
+_CARD = {"model": str, "source": str, "user": str, "domains": {str: _AGAINST}, "differs": [str], "look_at": [str]}
 _EVALUATION = {
     **_RESULTS, "tasks": int, "attempts": int, "greedy": Maybe(_RESULTS), "reason": Maybe(str),
     "repetitions?": Maybe({"count": int, "overall": _OF_RUNS, "by_domain": {str: _OF_RUNS}}),
@@ -157,6 +167,7 @@ _EVALUATION = {
     "failed_tries?": int, "failures?": [{"fault": str, "message": str, "count": int}], "terminations": _COUNTS, "faults": _COUNTS,
     "tokens": _COUNTS, "by_task": {str: {"attempts": int, "valid": int, "solved": int}}, "partial?": _MEAN, "shaped?": _MEAN,
     "cost?": Maybe(_RUN_COST), "test_access?": Maybe(_ACCESS),
+    "budget?": Maybe(_BUDGET), "blame?": Maybe({"overall": _BLAMED, str: _BLAMED}), "published?": Maybe(_CARD),
 }  # fmt: skip
 _SPREAD = {"distinct": int, "effective": float}
 _DATASET = {
@@ -167,6 +178,7 @@ _DATASET = {
     "files": {str: {"rows": int, "sha256": str}},
     "sources?": [{"path": str, "digest": str, "episodes_sha256": str}],
     "cost?": Maybe(_RUN_COST),
+    "budget?": Maybe(_BUDGET),
 }
 _FILE = {"path": str, "sha256": str}
 _TRAINED = {

@@ -33,8 +33,9 @@ from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.share import charts
 from tau2rl.share.kept import benchmark_of, kept_run, sampling_of, split_of, user_of
 from tau2rl.share.render import html, markdown_page
+from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
-from tau2rl.view.conversation import conversation, visible
+from tau2rl.view.conversation import conversation
 from tau2rl.view.runs import curves
 
 Json = dict[str, Any]

@@ -27,7 +27,8 @@ from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import sessions, timed
-from tau2rl.runs.tracking import open_sinks, rewind, rewind_episodes
+from tau2rl.runs.trackers import trackers_of
+from tau2rl.runs.tracking import rewind, rewind_episodes
 from tau2rl.slime import rollout_log
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.checkpoints import attempts_done, exports, point_final, read_saves, refuse_megatron, steps_done
@@ -176,7 +177,7 @@ def _run_slime(config: TrainingConfig, run: SlimeRun, folder: RunFolder, progres
         clean=redactor.text,
         say=sys.stderr,
         progress=progress,
-        sinks=open_sinks(config.tracking, folder.path, dump(config)),
+        trackers=trackers_of(folder, config, process="train"),
     )
     with lines, timed(folder) as timer, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
         shared = shared_variables(present, {**variables(config), **login})

@@ -123,7 +123,7 @@ class _SFTRun:
                 return mean_loss(model, flat(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
         before, meter = val_loss(), step_meter(config, folder, total=config.train.steps)
-        with Curves(config, config.tracking, folder) as curves:
+        with Curves(config, folder) as curves:
 
             def on_begin(done: int) -> None:
                 meter.count_done(done)

@@ -6,7 +6,6 @@ Every text passes `visible`: what would steer a terminal or turn the direction o
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,22 +13,11 @@ from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
 from tau2rl.runs.trainer_logprobs import Turns
+from tau2rl.terminal import visible
 from tau2rl.types import Episode, EpisodeRecord, Message, TaskRef, Think, Turn
 
 Json = dict[str, Any]
-LONGEST_TEXT = 20_000  # characters of one message or argument; the record has it whole
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 BASIS = {"action": "ACTION", "communicate": "COMMUNICATE", "env_assertion": "ENV_ASSERTION", "db": "DB", "nl": "NL_ASSERTION"}
-
-
-def visible(text: str, longest: int = LONGEST_TEXT) -> str:
-    r"""Text of a model, a server or a file without anything that acts; lines and tabs stay.
-
-    >>> visible("a\x1b[2Jb\u202ec"), visible("abcdef", 4)
-    ('a\\x1b[2Jb\\u202ec', 'abcd\n... 2 more characters')
-    """
-    more = f"\n... {len(text) - longest:,} more characters" if len(text) > longest else ""
-    return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), text[:longest]) + more
 
 
 def conversation(record: EpisodeRecord) -> Json:

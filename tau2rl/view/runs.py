@@ -17,15 +17,15 @@ from tau2rl.report.estimators import mean_over_tasks
 from tau2rl.runs.files import read_json
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.runs.trainer_logprobs import FOLDER, Turns, read_logprobs
+from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
 from tau2rl.view import conversation, group
-from tau2rl.view.conversation import visible
 from tau2rl.view.index import Index, record_files
 
 Json = dict[str, Any]
 DEEPEST = 6  # folders below what was named in which runs are looked for
 LIVE_SECONDS = 60.0  # a run without a result whose files changed within this is being written
-_PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "state", FOLDER}
+_PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "tensorboard", "state", FOLDER}
 
 
 def find_runs(places: Iterable[Path]) -> dict[str, Path]:

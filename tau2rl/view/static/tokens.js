@@ -30,7 +30,14 @@ export function tokenView(found) {
   const sampled = found.spans.filter((span) => span.mask).flatMap(tokensOf);
   const most = sampled.reduce((found, token) => Math.max(found, Math.abs(token.mismatch ?? 0)), LEAST_MISMATCH);
   const draw = (by) => {
-    box.replaceChildren(...found.spans.map((span) => drawSpan(span, by, most)));
+    const named = new Set(); // turns; what closed a thought at its budget parts one in two
+    box.replaceChildren(
+      ...found.spans.map((span) => {
+        const begins = span.mask && !named.has(span.turn);
+        named.add(span.turn);
+        return drawSpan(span, by, most, begins);
+      }),
+    );
     key.replaceChildren(...WAYS[by].legend(sampled, found, most));
   };
   const options = Object.keys(WAYS).map((name) => h("option", {}, name));
@@ -59,7 +66,7 @@ function tokensOf(span) {
   });
 }
 
-function drawSpan(span, by, most) {
+function drawSpan(span, by, most, begins) {
   const pieces = tokensOf(span).map((token) => {
     const words = [
       `id ${token.id}`,
@@ -74,7 +81,7 @@ function drawSpan(span, by, most) {
     return piece;
   });
   const beside = by === "advantage" && span.advantage != null ? ` ${signed(span.advantage, 2)}` : "";
-  const head = span.mask ? h("sup", { class: "turn" }, `turn ${span.turn + 1}${beside}`) : null;
+  const head = begins ? h("sup", { class: "turn" }, `turn ${span.turn + 1}${beside}`) : null;
   return h("span", { class: span.mask ? "sampled" : "given" }, head, pieces);
 }
 

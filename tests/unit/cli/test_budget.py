@@ -6,7 +6,7 @@
   printed goes on, and a resume with a higher cap plays only the rest; with the same cap it begins nothing;
 - `eval`, `seed` and `rft-filter` stop alike; `sft` and `grpo` stop behind a step, saved;
 - a cap that could not hold is refused: no price, nothing that costs, no tokens, a backend that nothing stops;
-- in a pipeline the cap holds over all runs together.
+- in a pipeline the cap holds over all runs together; hours are known of a session that was killed, too.
 """
 
 from __future__ import annotations
@@ -188,6 +188,19 @@ def test_what_cannot_hold_is_refused(more: list[str], words: str, hint: str, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_hours_are_written_down_while_a_run_goes_on(tmp_path: Path) -> None:
+    """So a session that is killed has hours too."""
+    seen: list[float] = []
+
+    def answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        seen.append(json.loads((tmp_path / "run" / "logs" / "session_1" / "usage.json").read_text("utf-8"))["seconds"])
+        return "Good bye."
+
+    with OpenAIStub(answer=answer) as stub:
+        assert invoke(*asked(tmp_path, stub), "--max-hours", "1").exit_code == 0
+    assert len(seen) >= EPISODES
+
+
 def test_a_policy_that_counts_no_tokens_is_not_played_on(tmp_path: Path, server: OpenAIStub) -> None:
     class Uncounted(OpenAIStub):
         def _completion(self, body: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -245,6 +258,12 @@ def test_grpo_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path
 
     like = grpo(checkpoint, tmp_path / "next", "--like", str(tmp_path / "free"), "--steps", "3", "--dry-run", "--json")
     assert json.loads(like.stdout)["estimate"]["tokens"] == round(tokens_in(tmp_path / "free") / 2)
+    # On a cluster, where no cap holds, the estimate is there all the same.
+    more = ["--like", str(tmp_path / "free"), "--budget.usd_per_hour", "20", "--train.save_every", "2"]
+    estimate = json.loads(grpo(checkpoint, tmp_path / "next", "--backend", "slime", *more, "--dry-run", "--json").stdout)[
+        "estimate"
+    ]
+    assert estimate["usd"] == pytest.approx(20 * estimate["hours"])
 
 
 def test_sft_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ COMMANDS = {  # of the parts that settings ask for: a stage and settings that do
     ("transformers", "backend"): ("sft", {}),
     ("peft", "backend"): ("sft", {"local": {"lora": {"rank": 8}}}),
     ("wandb", "tracking.wandb"): ("sft", {"tracking": {"wandb": "offline"}}),
+    ("trackio", "tracking.trackers"): ("sft", {"tracking": {"trackers": ["trackio"]}}),
+    ("tensorboardX", "tracking.trackers"): ("sft", {"tracking": {"trackers": ["tensorboard"]}}),
 }
 OF_SETTINGS = [part for part in PARTS if part.asked_by]
 

@@ -91,6 +91,7 @@ GRPO: dict[str, list[str]] = {
     "algo.eps_": ["--train.num_minibatches", "2"],
     "algo.dual_clip": ["--train.num_minibatches", "2"],
     "tracking.project": ["--tracking.wandb", "offline"],
+    "tracking.conversations": ["--tracking.wandb", "offline"],
     "budget.max_tokens": [],
     "budget.policy_price": [],
 }
@@ -113,6 +114,7 @@ REFUSED = {  # whatever the others are
     ("seed", "policy.hedge_seconds"),
     ("rft-filter", "policy.hedge_seconds"),
     ("sft", "local.kv_cache_slots"),
+    ("sft", "tracking.conversations"),
     *(
         ("sft", f"slime.{key}")
         for key in (

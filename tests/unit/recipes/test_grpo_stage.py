@@ -2,6 +2,7 @@
 
 - every step has the same number of groups, also where an epoch ends in the middle of one;
 - tasks of a file (`tasks.source`) are trained and validated on, each in their split of it;
+- a sink of the user's gets conversations of each step and the lineage; progress says how many episodes are played at the time;
 - validation episodes are kept in `val/` and nowhere else, whatever `rollout.keep` says;
 - `rollout.keep` keeps the trainer's log-probabilities of what it learned from: `show --tokens` has them beside the sampler's, and
   a training that goes on from an earlier step does not mix with those of later ones;
@@ -35,7 +36,7 @@ from tau2rl.recipes import grpo, sft
 from tau2rl.recipes.training import max_positions
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.progress import Progress
+from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.records import read
 from tau2rl.runs.reports import Result
 from tau2rl.train.backend import LocalBackend
@@ -81,6 +82,23 @@ def test_every_step_has_the_same_number_of_groups(checkpoint: Path, tmp_path: Pa
     assert (report["tasks"], report["training"]["tried_groups"]) == (3, 8)
     kept = [LocalBackend().checkpoint(tmp_path / "run", step) for step in (1, 2, 4)]
     assert [None if path is None else path.name for path in kept] == [None, "step_00002", "step_00004"]
+
+
+def test_a_sink_gets_conversations_of_each_step_and_the_lineage(checkpoint: Path, tmp_path: Path) -> None:
+    tracking = {"sinks": ["tests.stubs.sink:Told"], "conversations": 3}
+    steps = {"steps": 2, "tasks_per_step": 2, "val_every": 2}
+    values = settings(checkpoint, train=steps, val={"limit": 2}, tracking=tracking)
+    config, heard = build(GrpoConfig, values), list[ProgressEvent]()
+    with RunFolder.open(RunFolder.create(tmp_path / "run", config, resume=True)) as opened:
+        report = grpo.run(config, opened, heard.append).report
+    told = [json.loads(line) for line in (tmp_path / "run" / "told.jsonl").read_text("utf-8").splitlines()]
+    assert [each[0] for each in told] == ["start", "write", "show", "write", "show", "lineage", "close"]
+    shown = {each[1]: each[2] for each in told if each[0] == "show"}
+    assert [len(rows) for rows in shown.values()] == [3, 3]  # of 4, and of 4 with 2 of the validation
+    assert all("user:" in row["conversation"] for rows in shown.values() for row in rows)
+    assert told[-2] == ["lineage", {"model": [report["inputs"]["parent"]]}, {"model": [report["outputs"]["checkpoint"]]}]
+    flying = [event.in_flight for event in heard if event.in_flight is not None]
+    assert (min(flying), max(flying), flying[-1]) == (0, 4, 0)  # the four attempts of a step, and all have ended
 
 
 def test_a_run_whose_state_is_gone_is_not_begun_again(checkpoint: Path, tmp_path: Path) -> None:

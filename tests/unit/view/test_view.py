@@ -17,6 +17,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tau2rl.reward.recipe import write_recipe
 from tau2rl.reward.tiers import Tier
 from tau2rl.runs.records import encode
 from tau2rl.view.index import NAME, Index, Query
-from tests.viewing import append, make_pipeline, make_run, record, serving
+from tests.viewing import append, make_pipeline, make_run, record, serving, with_logprobs
 
 runner = CliRunner()
 
@@ -110,6 +111,18 @@ def test_show_lists_and_shows_one_with_what_was_expected(run: Path) -> None:
     wrong = runner.invoke(app, ["show", str(run), "--score", "good"])
     assert (wrong.exit_code, "not a comparison" in wrong.stderr) == (2, True)
     assert runner.invoke(app, ["show", str(run), "--attempt", "1"]).exit_code == 2
+
+
+def test_what_closed_a_thought_at_its_budget_is_not_in_the_loss(run: Path) -> None:
+    one = with_logprobs(record(7))
+    first = one.episode.turns[0]
+    turns = (replace(first, forced=(first.start + 1, first.start + 3)), *one.episode.turns[1:])
+    append(run, encode(replace(one, episode=replace(one.episode, turns=turns))))
+    shown = runner.invoke(app, ["show", str(run), "create_task_1", "--attempt", "7", "--tokens", "--json"])
+    spans = json.loads(shown.stdout)["tokens"]["spans"]
+    masks = [(span["mask"], len(span["ids"]), span["logprobs"] and len(span["logprobs"])) for span in spans[1:4]]
+    assert masks == [(1, 1, 1), (0, 2, None), (1, first.end - first.start - 3, first.end - first.start - 3)]
+    assert [id for span in spans for id in span["ids"]] == list(one.episode.token_ids)
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
