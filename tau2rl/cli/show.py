@@ -85,8 +85,8 @@ def show(
                 console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
             else:
                 lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
-                shown = conversation_pieces(values, whole=whole)
-                console.emit_styled([*shown, *lines, *(_tokens(drawn) if drawn else ())])
+                pieces = conversation_pieces(values, whole=whole)
+                console.emit_styled([*pieces, *lines, *(_tokens(drawn) if drawn else ())])
         elif tokens:
             raise UserError(f"`--tokens` shows one episode, and {found.total} fit", hint="name its task, and `--attempt N`")
         elif as_json:
