@@ -9,6 +9,7 @@ the first `grpo` run with episodes kept them (`rollout.keep`).
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from urllib.parse import quote
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from tests.viewing import chromium, serving  # noqa: E402 - of this checkout, wherever the script is called from
 
 DESK: Any = {"width": 1180, "height": 900}
 WAYS: dict[str, dict[str, Any]] = {
@@ -30,6 +30,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main(outputs: Path, every: Path | None) -> None:
     """Serve the folder and look at it."""
+    from tests.viewing import chromium, serving  # of this checkout, wherever the script is called from
+
     with serving(outputs) as address, chromium() as browser:
         for way, options in WAYS.items() if every else [("desk", WAYS["desk"])]:
             page = browser.new_page(**options)
@@ -83,4 +85,8 @@ def pages(page: Any) -> Iterator[tuple[str, str, str]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outputs", type=Path, help="the folder of the runs")
+    parser.add_argument("every", type=Path, nargs="?", help="where every page is put, in three ways")
+    asked = parser.parse_args()
+    main(asked.outputs, asked.every)

@@ -261,10 +261,12 @@ class Follower:
             self._line(event)
 
     def on_line(self, line: str) -> None:
-        """A line of the run's log, above the bars."""
+        """A line of the run's log, above the bars; where there are none, how far it was is said before an error, not after it."""
         if self._bars is not None:
             self._console.print(clean(line.rstrip("\r\n")), markup=False, highlight=False, soft_wrap=True)
         else:
+            if line.startswith("error: "):
+                self._last_line()
             _write(self._stream, line.rstrip("\r\n"))
 
     def _last_line(self) -> None:

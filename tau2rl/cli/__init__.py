@@ -117,7 +117,7 @@ COMMANDS = {
         summary="Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.",
         examples=(
             "tau2rl select-checkpoint outputs/grpo/default",
-            "tau2rl eval -c eval.yaml --set policy.checkpoint=CHECKPOINT --task-split train-select --name at-40",
+            "tau2rl eval -c configs/laptop/eval.yaml --checkpoint CHECKPOINT --task-split synth-select --name at-40",
             "tau2rl select-checkpoint outputs/eval/at-20 outputs/eval/at-40 --json",
         ),
     ),
@@ -232,7 +232,7 @@ COMMANDS = {
         where="tau2rl.cli.share:import_",
         panel=SHARE,
         summary="Make a run folder of another program's results, so that `report`, `compare`, `show` and `view` open them.",
-        examples=("tau2rl import data/simulations/retail.json", "tau2rl compare outputs/eval/mine outputs/eval/retail --force"),
+        examples=("tau2rl import data/simulations/retail.json", "tau2rl report outputs/eval/mine outputs/eval/retail"),
     ),
     "card": Late(
         where="tau2rl.cli.publish:card",

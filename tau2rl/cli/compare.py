@@ -22,7 +22,7 @@ from tau2rl.report.compare import Flip, compare as compare_values, flips, holm
 from tau2rl.report.estimators import measures
 from tau2rl.report.power import Design, Spread
 from tau2rl.report.tables import number
-from tau2rl.runs.folder import read_config
+from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import differences, is_subject, read_environment, settings_of
 
 Counts = Mapping[str, tuple[int, int]]  # task -> (attempts, solved)
@@ -52,6 +52,7 @@ def compare(
     """
     if len(runs) < 2:
         raise UserError("one run is nothing to compare", hint="name two or more")
+    _refuse_other_stages(runs)
     unequal = {key for a, b in combinations(runs, 2) for key in _refuse_other_measurements(a, b, force=force)}
     counts = {run: evaluated(run) for run in runs}
     if len(counts) < len(runs):
@@ -124,6 +125,13 @@ def plan(
             console.emit(f"`{shown(run)}`: the last is of {repeated['count']} repetitions, a few of which say little about it")
     if any(one["tasks"] is None for one in designs):
         console.emit("-: whole runs differ too much, and no number of tasks is enough: more repetitions are needed")
+
+
+def _refuse_other_stages(runs: Sequence[Path]) -> None:
+    """Raise UserError where a run is no evaluation, before all that it differs in is listed."""
+    for run in runs:
+        if (stage := stage_of(read_config(run))) != "eval":
+            raise UserError(f"{shown(run)} is no evaluation but a run of `{stage}`", hint="`tau2rl report` shows it")
 
 
 def _refuse_other_measurements(a: Path, b: Path, *, force: bool) -> list[str]:

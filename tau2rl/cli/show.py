@@ -12,6 +12,7 @@ import typer
 
 from tau2rl import console, settings
 from tau2rl.cli.options import Json
+from tau2rl.cli.printing import shown
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 from tau2rl.report.tables import blame_words, number
@@ -57,7 +58,7 @@ def show(
     from tau2rl.view.index import Index, Query
 
     if attempt is not None and not task:
-        raise UserError("`--attempt` is of a task", hint=f"`tau2rl show {run} TASK --attempt {attempt}`")
+        raise UserError("`--attempt` is of a task", hint=f"`tau2rl show {shown(run)} TASK --attempt {attempt}`")
     query = Query(
         domain=domain, task=task if attempt is None else "", status=status, fault=fault, reason=reason, score=score, text=text,
         place=part, sort=sort, descending=descending, offset=(page - 1) * per_page, limit=per_page,
@@ -72,7 +73,8 @@ def show(
             rows = [row for row in _named(index, task, part) if row["attempt"] == attempt and not row["greedy"]]
             if len(rows) != 1:
                 raise UserError(
-                    f"{len(rows)} episodes are attempt {attempt} at `{task}`", hint=f"`tau2rl show {run} {task}` lists them"
+                    f"{len(rows)} episodes are attempt {attempt} at `{task}`",
+                    hint=f"`tau2rl show {shown(run)} {task}` lists them",
                 )
         if task and len(rows) == 1 and (attempt is not None or found.total == 1):
             number_ = int(rows[0]["id"])
@@ -83,8 +85,8 @@ def show(
                 console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
             else:
                 lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
-                shown = conversation_pieces(values, whole=whole)
-                console.emit_styled([*shown, *lines, *(_tokens(drawn) if drawn else ())])
+                pieces = conversation_pieces(values, whole=whole)
+                console.emit_styled([*pieces, *lines, *(_tokens(drawn) if drawn else ())])
         elif tokens:
             raise UserError(f"`--tokens` shows one episode, and {found.total} fit", hint="name its task, and `--attempt N`")
         elif as_json:

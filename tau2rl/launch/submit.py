@@ -75,14 +75,15 @@ def submit(
 def look(configs: Sequence[StageConfig], *, made: Path | None = None, dry: bool = False) -> None:
     """Raise UserError with what runs name and this machine has not; `made`: a folder in which earlier ones of them leave it.
 
-    What runs on a cluster that is named finds its files, packages and keys there, and is left to the job. `dry`: it is only
-    shown, so a training on Ray actors counts as one of a cluster too.
+    What runs on a cluster that is named finds its files, packages and keys there, and they are left to the job. `dry`: it is
+    only shown, so a training on Ray actors counts as one of a cluster too.
     """
-    if any(_address(config.launch) and not config.launch.inline for config in configs):
-        return
-    if dry and any(trains_on_actors(config) for config in configs):
-        return
-    checks.refuse(configs, made=made)
+
+    def elsewhere(config: StageConfig) -> bool:
+        named = _address(config.launch) is not None and not config.launch.inline
+        return named or (dry and trains_on_actors(config))
+
+    checks.refuse(configs, made=made, elsewhere=elsewhere)
 
 
 Watch = Callable[[Place | None], AbstractContextManager[Watcher]]  # None: of what comes before the first run

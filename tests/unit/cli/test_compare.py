@@ -215,7 +215,8 @@ def test_a_plan_reads_how_much_repetitions_differ(tmp_path: Path) -> None:
     for run, sd, luck in ((a, 0.05, 0.03), (b, 0.02, 0.04)):
         report = json.loads((run / "report.json").read_text("utf-8"))
         overall = {"pass@1": [0.5, 0.6, 0.5], "sd": sd, "sd_by_attempts": luck}
-        (run / "report.json").write_text(json.dumps({**report, "repetitions": {"count": 3, "overall": overall}}), "utf-8")
+        repeated = {"count": 3, "overall": overall, "by_domain": {}}
+        (run / "report.json").write_text(json.dumps({**report, "repetitions": repeated}), "utf-8")
     assert planned("--effect", "10", "--like", str(a))["run_sd"] == pytest.approx(0.04)  # 5 points, of which luck makes 3
     both = planned("--effect", "10", "--like", str(a), "--like", str(b))
     assert both["run_sd"] == pytest.approx(((0.05**2 - 0.03**2 + 0.02**2 - 0.04**2) / 2) ** 0.5)

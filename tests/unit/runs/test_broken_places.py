@@ -126,25 +126,26 @@ def test_a_place_where_nobody_may_write() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder is a matter of being root")
-def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [False, True], ids=["new", "resume"])
+def test_a_folder_that_may_only_be_read(resume: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir(mode=0o555)
-    code = (
-        "import os, sys; from pathlib import Path\n"
-        "from tau2rl.config import EvalConfig, build; from tau2rl.errors import UserError\n"
-        "from tau2rl.runs.folder import RunFolder\n"
-        "config = build(EvalConfig, {'policy': {'kind': 'gold'}, 'chat': {'protocol': 'transcript'}})\n"
-        "os.setuid(65534)\n"
-        "try: RunFolder.create(Path(sys.argv[1]), config, resume=False)\n"
-        "except UserError as error: print(error)\n"
-    )
+    gold("--output", run) if resume else run.mkdir()
+    for folder in (run / "logs", run):
+        if folder.exists():
+            folder.chmod(0o555)
     for folder in (tmp_path, *tmp_path.parents):
         if not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
-    command = [sys.executable, "-c", code, str(run)]
+    words = [*GOLD, "--limit", "1", "--output", str(run), *(["--resume"] if resume else [])]
+    code = (  # another user may not read this interpreter: a run before it has loaded everything
+        "import os, sys; from typer.testing import CliRunner; from tau2rl.cli import app, main\n"
+        "CliRunner().invoke(app, [*sys.argv[2:], '--output', sys.argv[1]]); del sys.argv[1]; os.setuid(65534); main()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "before"), *words]
     asked = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
-    assert asked.stdout.startswith(f"cannot write `{run}") and "Permission denied" in asked.stdout, asked.stderr
-    assert "hint: choose an `--output` that you can write to" in asked.stdout
+    assert asked.returncode == 2, asked.stderr
+    assert f"cannot write `{run}" in asked.stderr and "Permission denied" in asked.stderr
+    assert "hint: choose an `--output` that you can write to" in asked.stderr
 
 
 def on_a_disk_of(size: int, *words: str) -> subprocess.CompletedProcess[str]:
