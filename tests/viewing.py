@@ -112,17 +112,21 @@ def make_pipeline(folder: Path) -> Path:
             write_logprobs(run, 1, trained)
         (run / "config.json").write_text(json.dumps(config), "utf-8")
         (run / "report.json").write_text(json.dumps(report), "utf-8")
-        accounts[name] = {"folder": str(run), "seconds": 3.0, "cpu_seconds": 2.0, "parents": [], "pass@1": estimate}
+        accounts[name] = {
+            "stage": stage, "folder": str(run), "digest": name, "parents": [], "inputs": [], "outputs": [], "seconds": 3.0,
+            "cpu_seconds": 2.0, "pass@1": estimate,
+        }  # fmt: skip
     rise = {"value": 1.0, "ci95": [0.5, 1.0]}
     report = {
         "schema": 2, "stage": "pipeline", "incomplete": False, "not_done": [], "steps": {"grpo": accounts["02-grpo"]},
         "evaluations": [
             {**accounts["01-before-eval"], "model": "before", "over": None,
-              "tasks": 2, "attempts": 2, "floor": 0.0, "rise": None},
+              "tasks": 2, "attempts": 2, "floor": 0.0, "rise": None, "cpu_seconds_to_here": 2.0},
             {**accounts["03-after-eval"], "model": "after", "over": "before",
-              "tasks": 1, "attempts": 2, "floor": 0.0, "rise": rise},
+              "tasks": 1, "attempts": 2, "floor": 0.0, "rise": rise, "cpu_seconds_to_here": 6.0},
         ],
-        "chain": {"links": 2, "broken": [], "holds": True}, "cpu_seconds": 6.0, "cost": {"seconds": 9.0, "episodes": 5},
+        "chain": {"links": 2, "broken": [], "holds": True}, "cpu_seconds": 6.0,
+        "cost": {"seconds": 9.0, "cpu_seconds": 6.0, "runs": {}, "tokens": {}, "env_cpu": {"seconds": None}, "episodes": 5},
     }  # fmt: skip
     (folder / "config.json").write_text('{"stage": "pipeline", "name": "laptop"}', "utf-8")
     (folder / "report.json").write_text(json.dumps(report), "utf-8")

@@ -96,7 +96,10 @@ def run_folder(path: Path, solved: list[int], *, seconds: float, stage: str = "e
     path.mkdir()
     report = {
         "schema": 2, "stage": stage, "incomplete": False, "reason": None,
-        "cost": {"process": {"wall_seconds": seconds, "reason": None}, "episodes": 2 * len(solved)},
+        "cost": {
+            "process": {"wall_seconds": seconds, "cpu_seconds": None, "busy": None, "cores": None},
+            "episodes": 2 * len(solved),
+        },
     }  # fmt: skip
     if stage == "eval":
         report["overall"] = {}

@@ -51,8 +51,8 @@ def changed(*arguments: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--domains", "airline,mock"], {"tasks.domains": ["airline", "mock"]}),
-        (["--domains", "airline", "--domains", "mock"], {"tasks.domains": ["airline", "mock"]}),
+        (["--domains", "airline,retail"], {"tasks.domains": ["airline", "retail"]}),
+        (["--domains", "airline", "--domains", "retail"], {"tasks.domains": ["airline", "retail"]}),
         (["--task-split", "train"], {"tasks.split": "train"}),
         (["--limit", "3"], {"tasks.limit": 3}),
         (["--num-samples", "8"], {"rollout.num_samples": 8}),

@@ -15,12 +15,14 @@ from tau2rl.config import EvalConfig, build
 from tau2rl.console import progress_words
 from tau2rl.launch import entry
 from tau2rl.recipes.eval import run as evaluate
+from tau2rl.rollouts import runner
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import FILE, FileProgress, ProgressEvent, read_progress
 from tau2rl.runs.sessions import begin_session
 
 
-def test_a_run_says_how_many_episodes_are_played_and_keeps_its_last_word(tmp_path: Path) -> None:
+def test_a_run_says_how_many_episodes_are_played_and_keeps_its_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "start_pause", lambda _: 0.0)  # all begin before one can end
     heard: list[ProgressEvent] = []
     config = """{"stage": "eval", "launch": {"inline": true}, "rollout": {"num_samples": 6, "concurrency": 3},
         "tasks": {"domains": ["mock"], "split": "base", "ids": ["create_task_1"]}, "policy": {"kind": "gold"},

@@ -47,6 +47,7 @@ NOT_SETTINGS = (
     "slime",
     "local",
     "allow_held_out",
+    "budget",
 )  # of the run, not of the training
 
 # How each setting is changed, and what else has to be set for it to mean anything.
