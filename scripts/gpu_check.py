@@ -26,7 +26,7 @@ from torch import nn
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig
 from tau2rl.config.training import LoraConfig
 from tau2rl.recipes.pipeline_report import rows as table_of
-from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.generator import Generator, SampleRequest
 from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora
 from tau2rl.train.sft import SFTStep, train
@@ -149,7 +149,7 @@ def sampled(model: nn.Module, shape: Shape) -> tuple[list[ScoredTrajectory], flo
     """Groups of attempts at random prompts, with advantages in turns good and bad, and the seconds that sampling took."""
     sampling = SamplingConfig(temperature=1.0, max_tokens=shape.new_tokens)
     asks = [
-        Request(session=f"{group}/{i}", prompt=list(tokens(shape, shape.prompt_tokens, group)), sampling=sampling,
+        SampleRequest(session=f"{group}/{i}", prompt=list(tokens(shape, shape.prompt_tokens, group)), sampling=sampling,
                 seed=i, max_tokens=shape.new_tokens)
         for group in range(GROUPS) for i in range(GROUP_SIZE)
     ]  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, SamplingConfig, ShapeConfig
 from tau2rl.config.training import LoraConfig
-from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.generator import Generator, SampleRequest
 from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora
 from tau2rl.train.tiny import create
@@ -52,10 +52,10 @@ def main() -> None:
     rng = random.Random(0)
     prefix = [rng.randrange(1, vocabulary) for _ in range(a.prompt_tokens // 2)]  # system prompt and tools, the same for all
 
-    def requests(count: int, tokens: int) -> list[Request]:
+    def requests(count: int, tokens: int) -> list[SampleRequest]:
         rest = a.prompt_tokens - len(prefix)
         return [
-            Request(
+            SampleRequest(
                 session=str(i),
                 prompt=prefix + [rng.randrange(1, vocabulary) for _ in range(rest)],
                 sampling=SamplingConfig(temperature=1.0),

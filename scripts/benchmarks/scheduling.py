@@ -36,7 +36,7 @@ from tau2rl.policy.sglang_load import LoadReader
 from tau2rl.recipes.play import reference_length
 from tau2rl.rollouts.concurrency import START, AdaptiveConcurrency
 from tau2rl.rollouts.runner import PlayAttempt, outcomes, plan
-from tau2rl.rollouts.scheduling import Estimate, longest_first
+from tau2rl.rollouts.scheduling import DurationEstimate, longest_first
 from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def orders(
     tasks: list[TaskRef], attempts: list[Attempt], seconds: dict[str, float], concurrency: int
 ) -> dict[str, tuple[Iterable[Attempt], Any]]:
     """Name -> attempts in that order, and who learns from them."""
-    by_path, learning = Estimate(tasks, reference_length), Estimate(tasks, reference_length)
+    by_path, learning = DurationEstimate(tasks, reference_length), DurationEstimate(tasks, reference_length)
     return {
         "as planned": (attempts, None),
         "longest first, by reference path": (longest_first(attempts, by_path, concurrency=concurrency), None),

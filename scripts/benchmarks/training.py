@@ -37,7 +37,7 @@ from training_data import NEW, OPTIM, TURNS, Contender, Data, demonstrations, he
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig, ShapeConfig
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
-from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.generator import Generator, SampleRequest
 from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import load
 from tau2rl.train.sft import train
@@ -140,7 +140,7 @@ def talk(generator: Generator, prompts: Sequence[list[int]], *, turns: int) -> i
     texts, rng, paid = [list(p) for p in prompts], random.Random(0), 0
     for turn in range(turns):
         asked = [
-            Request(
+            SampleRequest(
                 session=str(i),
                 prompt=list(text),
                 sampling=SamplingConfig(temperature=1.0),

@@ -14,7 +14,7 @@ from tau2rl.cli.options import Json
 from tau2rl.cli.results import evaluated, read_report
 from tau2rl.errors import UserError
 from tau2rl.report import break_even
-from tau2rl.report.break_even import BreakEven, MeasuredTasks, Option, Tasks
+from tau2rl.report.break_even import BreakEven, MeasuredTasks, Strategy, Tasks
 from tau2rl.report.tables import number
 
 RECALLS, FALSE_ACCEPTS = (1.0, 0.95, 0.9, 0.8, 0.7), (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -100,7 +100,7 @@ class Side:
     success: float | None  # given, whatever the tasks are
     attempts: float | None
 
-    def option(self, attempt_cost: float, recall: float, false_accepts: float, *, early_stop: bool) -> Option:
+    def option(self, attempt_cost: float, recall: float, false_accepts: float, *, early_stop: bool) -> Strategy:
         """What a task costs and how often it succeeds, under such a verifier. Raises UserError."""
         success, attempts = self.success, self.attempts
         if success is None and self.tasks is not None:
@@ -109,7 +109,7 @@ class Side:
             if self.tasks is None:
                 raise UserError("`--early-stop` needs to know how hard the tasks are", hint="name a run, or pass@1 and pass@k")
             attempts = break_even.expected_attempts(self.tasks, self.k, recall=recall, false_accepts=false_accepts)
-        return Option(attempts=float(self.k) if attempts is None else attempts, attempt_cost=attempt_cost, success=success)
+        return Strategy(attempts=float(self.k) if attempts is None else attempts, attempt_cost=attempt_cost, success=success)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class Question:
     value: float | None
     early_stop: bool
 
-    def options(self, recall: float, false_accepts: float) -> tuple[Option, Option]:
+    def options(self, recall: float, false_accepts: float) -> tuple[Strategy, Strategy]:
         """Sampling and the trained policy under such a verifier."""
         sampling = self.sampling.option(self.attempt_costs[0], recall, false_accepts, early_stop=self.early_stop)
         return sampling, self.trained.option(self.attempt_costs[1], recall, false_accepts, early_stop=self.early_stop)
@@ -206,7 +206,7 @@ def _seconds(report: Mapping[str, Any], name: str) -> float:
     return float(process["wall_seconds"])
 
 
-def _json(option: Option) -> dict[str, Any]:
+def _json(option: Strategy) -> dict[str, Any]:
     return {"attempts": option.attempts, "attempt_cost": option.attempt_cost, "cost": option.cost, "success": option.success}
 
 

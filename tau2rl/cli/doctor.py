@@ -26,7 +26,7 @@ from tau2rl.config import (
     read_file,
 )
 from tau2rl.doctor import USES, examine, examine_for
-from tau2rl.doctor.services import Check
+from tau2rl.doctor.services import CheckResult
 from tau2rl.errors import UserError
 from tau2rl.runs.folder import run_path
 from tau2rl.runs.provenance import LIBRARIES, library_versions
@@ -89,7 +89,7 @@ def doctor(
 
 def _of_the_config(
     stage: str, file: Path | None, sets: Sequence[str], user: str | None, tokenizer: str | None
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     """The checks of all that a stage's settings need. Raises UserError."""
     from tau2rl.launch.checks import needs
     from tau2rl.recipes.pipeline_plan import plan, with_files
@@ -107,7 +107,7 @@ def _of_the_config(
         made = run_path(config)
         runs = [planned.config for planned in plan(with_files(config, file.parent if file else Path()), made)]
 
-    def checks() -> Iterator[Check]:
+    def checks() -> Iterator[CheckResult]:
         for run in runs:
             yield from examine_for(run, address=run.launch.address)
             yield from map(_found, needs(run, made=made))
@@ -116,22 +116,22 @@ def _of_the_config(
     return _each_once(checks())
 
 
-def _each_once(checks: Iterator[Check]) -> Iterator[Check]:
-    seen: set[Check] = set()
+def _each_once(checks: Iterator[CheckResult]) -> Iterator[CheckResult]:
+    seen: set[CheckResult] = set()
     for check in checks:
         if check not in seen:
             seen.add(check)
             yield check
 
 
-def _found(need: Need) -> Check:
+def _found(need: Need) -> CheckResult:
     try:
-        return Check(name=need.name, state="ok", detail=need.find())
+        return CheckResult(name=need.name, state="ok", detail=need.find())
     except UserError as error:
-        return Check(name=need.name, state="missing", detail=error.message, hint=error.hint or "correct the settings")
+        return CheckResult(name=need.name, state="missing", detail=error.message, hint=error.hint or "correct the settings")
 
 
-def _of_the_use(use: str, sets: Sequence[str], user: str | None, tokenizer: str | None) -> Iterator[Check]:
+def _of_the_use(use: str, sets: Sequence[str], user: str | None, tokenizer: str | None) -> Iterator[CheckResult]:
     """The checks for a use; with settings of an evaluation, of its servers and its chat template. Raises UserError."""
     asked: dict[str, Any] = {}
     if sets:
@@ -148,9 +148,9 @@ def _of_the_use(use: str, sets: Sequence[str], user: str | None, tokenizer: str 
     return examine(use, **asked)
 
 
-def _show(use: str, found: Iterator[Check], *, as_json: bool) -> None:
+def _show(use: str, found: Iterator[CheckResult], *, as_json: bool) -> None:
     """The checks as they are made, and the verdict; ends with the exit code."""
-    checks: list[Check] = []
+    checks: list[CheckResult] = []
     for check in found:
         checks.append(check)
         if not as_json:

@@ -10,7 +10,7 @@ from tau2rl.config.effects import UNSET
 from tau2rl.config.extras import PARTS, part_of
 from tau2rl.config.fields import value_of
 from tau2rl.doctor import machine, services
-from tau2rl.doctor.services import Check
+from tau2rl.doctor.services import CheckResult
 
 USES = {  # what a machine can be meant for, without a config
     "laptop": "no GPU, no key: the quickstart and configs/laptop",
@@ -28,7 +28,7 @@ def examine(
     policy: PolicyConfig | None = None,
     address: str | None = None,
     chat: ChatConfig | None = None,
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     """Every check for a use of `USES`, one at a time: also that this user, this policy and this cluster can be reached.
 
     Where they are not given: a laptop needs no server, an evaluation the default ones, and slime starts its own policy server.
@@ -49,7 +49,7 @@ def examine(
     yield from _room(use)
 
 
-def examine_for(config: Section, *, address: str | None) -> Iterator[Check]:
+def examine_for(config: Section, *, address: str | None) -> Iterator[CheckResult]:
     """Every check of the machine for a stage with these settings, one at a time; what else they name is not looked for here."""
     slime = value_of(config, "backend") == "slime"
     yield from _installed(address)
@@ -67,7 +67,7 @@ def examine_for(config: Section, *, address: str | None) -> Iterator[Check]:
     yield from _room("train" if slime else "laptop")
 
 
-def _installed(address: str | None) -> Iterator[Check]:
+def _installed(address: str | None) -> Iterator[CheckResult]:
     yield machine.check_python()
     yield machine.check_tau2()
     yield machine.check_tau2_data()
@@ -76,18 +76,18 @@ def _installed(address: str | None) -> Iterator[Check]:
     yield services.check_cluster(address)
 
 
-def _module(name: str, *, needed: bool) -> Check:
+def _module(name: str, *, needed: bool) -> CheckResult:
     part = part_of(name)
     build = " (https://pytorch.org says which build fits your GPU)" if name == "torch" else ""
     return machine.check_module(name, needed=needed, hint=part.hint + build)
 
 
-def _of_the_container(*, needed: bool) -> Iterator[Check]:
+def _of_the_container(*, needed: bool) -> Iterator[CheckResult]:
     for name in ("slime", "sglang", "megatron"):
         yield machine.check_module(name, needed=needed, hint="it comes with the `slimerl/slime` container")
 
 
-def _room(use: str) -> Iterator[Check]:
+def _room(use: str) -> Iterator[CheckResult]:
     yield machine.check_cores()
     yield machine.check_memory(FREE_MEMORY_GIB[use])
     yield machine.check_disk(FREE_DISK_GIB[use])

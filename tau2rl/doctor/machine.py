@@ -14,7 +14,7 @@ from pathlib import Path
 from tau2rl import settings
 from tau2rl.config import DOMAINS
 from tau2rl.config.extras import importable
-from tau2rl.doctor.services import Check, State, connects, need
+from tau2rl.doctor.services import CheckResult, State, connects, need
 from tau2rl.env import package
 from tau2rl.errors import UserError
 
@@ -32,12 +32,12 @@ NAMED = 4  # missing files that are named
 DISTRIBUTIONS = {"megatron": "megatron-core"}  # where it is not the module's own name
 
 
-def check_gpu(*, needed: bool) -> Check:
+def check_gpu(*, needed: bool) -> CheckResult:
     """What `nvidia-smi` sees, and whether torch can use it."""
     absent: State = "missing" if needed else "optional"
     command = shutil.which("nvidia-smi")
     if command is None:
-        return Check(
+        return CheckResult(
             name="gpu",
             state=absent,
             detail="no nvidia-smi on the path",
@@ -52,20 +52,20 @@ def check_gpu(*, needed: bool) -> Check:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check(name="gpu", state=absent, detail=f"nvidia-smi does not answer: {error}", hint="look at the driver")
+        return CheckResult(name="gpu", state=absent, detail=f"nvidia-smi does not answer: {error}", hint="look at the driver")
     gpus = [line.strip() for line in listing.stdout.splitlines() if line.strip()]
     if listing.returncode or not gpus:
-        return Check(
+        return CheckResult(
             name="gpu", state=absent, detail="nvidia-smi sees no GPU", hint="look at the driver, or at the container's `--gpus`"
         )
     if not importable("torch"):
-        return Check(
+        return CheckResult(
             name="gpu", state=absent, detail=f"{len(gpus)} x {gpus[0]}, but no torch to use it", hint="pip install torch"
         )
     import torch
 
     usable = torch.cuda.is_available()
-    return Check(
+    return CheckResult(
         name="gpu",
         state="ok" if usable else absent,
         detail=f"{len(gpus)} x {gpus[0]}, CUDA {torch.version.cuda}"
@@ -75,16 +75,16 @@ def check_gpu(*, needed: bool) -> Check:
     )
 
 
-def check_cores() -> Check:
+def check_cores() -> CheckResult:
     """Cores that this process may use."""
-    return Check(name="cpu", state="ok", detail=f"{settings.available_cores()} cores")
+    return CheckResult(name="cpu", state="ok", detail=f"{settings.available_cores()} cores")
 
 
-def check_memory(needed_gib: int) -> Check:
+def check_memory(needed_gib: int) -> CheckResult:
     """Memory that is free now."""
     free = _available_memory()
     if free is None:
-        return Check(name="memory", state="ok", detail="this system does not say")
+        return CheckResult(name="memory", state="ok", detail="this system does not say")
     return need(
         "memory",
         free >= needed_gib * GIB,
@@ -93,7 +93,7 @@ def check_memory(needed_gib: int) -> Check:
     )
 
 
-def check_disk(needed_gib: int) -> Check:
+def check_disk(needed_gib: int) -> CheckResult:
     """Room where run folders go."""
     folder = settings.output_root().absolute()
     while not folder.exists():
@@ -103,14 +103,14 @@ def check_disk(needed_gib: int) -> Check:
     return need("disk", free >= needed_gib * GIB, f"{free / GIB:.0f} GiB free in {folder}, {needed_gib} GiB wanted", hint)
 
 
-def check_shared_memory(training: bool) -> Check:
+def check_shared_memory(training: bool) -> CheckResult:
     """`/dev/shm`, where Ray and NCCL keep what processes share."""
     path = Path("/dev", "shm")
     if not path.is_dir():
-        return Check(name="shared memory", state="ok", detail="no /dev/shm on this system")
+        return CheckResult(name="shared memory", state="ok", detail="no /dev/shm on this system")
     total = shutil.disk_usage(path).total
     state: State = "ok" if total >= SHARED_MEMORY_GIB * GIB else "missing" if training else "optional"
-    return Check(
+    return CheckResult(
         name="shared memory",
         state=state,
         detail=f"{path} {total / GIB:.1f} GiB",
@@ -118,20 +118,20 @@ def check_shared_memory(training: bool) -> Check:
     )
 
 
-def check_ports() -> Check:
+def check_ports() -> CheckResult:
     """Whether this process may listen on loopback, and who holds the usual ports."""
     try:
         with socket.create_server(("127.0.0.1", 0)):
             pass
     except OSError as error:
-        return Check(
+        return CheckResult(
             name="ports",
             state="missing",
             detail=f"cannot listen on 127.0.0.1: {error.strerror}",
             hint="a local Ray head needs loopback",
         )
     held = [f"{port} ({whose})" for port, whose in PORTS.items() if connects(f"127.0.0.1:{port}", default_port=port)]
-    return Check(
+    return CheckResult(
         name="ports",
         state="ok",
         detail="loopback is open; " + (f"in use: {', '.join(held)}" if held else "the usual ports are free"),
@@ -148,27 +148,27 @@ def _available_memory() -> int | None:
     return None
 
 
-def check_python() -> Check:
+def check_python() -> CheckResult:
     """The interpreter's version."""
     detail = f"{platform.python_version()} at {sys.executable}"
     return need("python", sys.version_info >= (3, 11), detail, "tau2rl needs Python 3.11 or newer")
 
 
-def check_tau2() -> Check:
+def check_tau2() -> CheckResult:
     """The distribution behind the import name `tau2`; the unrelated chemistry package is refused."""
     try:
         found = package.installed()
     except UserError as error:
-        return Check(name="tau2-bench", state="missing", detail=error.message, hint=error.hint)
-    return Check(name="tau2-bench", state="ok", detail=f"{found.distribution} {found.version}")
+        return CheckResult(name="tau2-bench", state="missing", detail=error.message, hint=error.hint)
+    return CheckResult(name="tau2-bench", state="ok", detail=f"{found.distribution} {found.version}")
 
 
-def check_tau2_data() -> Check:
+def check_tau2_data() -> CheckResult:
     """Every data file of every domain, beside the package or where an official checkout keeps them; what is missing is named."""
     name, hint = "tau2-bench data", f"install it again: {package.INSTALL}"
     spec = importlib.util.find_spec("tau2")
     if spec is None or not spec.submodule_search_locations:
-        return Check(name=name, state="missing", detail="there is no tau2-bench that could have it", hint=package.INSTALL)
+        return CheckResult(name=name, state="missing", detail="there is no tau2-bench that could have it", hint=package.INSTALL)
     root = Path(next(iter(spec.submodule_search_locations)))
     for folder in (root / "data", root.parent / "data", root.parent.parent / "data"):
         domains = folder / "tau2" / "domains"
@@ -176,7 +176,7 @@ def check_tau2_data() -> Check:
             lacking = _lacking(domains)
             shown = ", ".join(lacking[:NAMED]) + (f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else "")
             return need(name, not lacking, f"missing or empty in {domains}: {shown}" if lacking else str(domains), hint)
-    return Check(name=name, state="missing", detail=f"no data folder beside {root}", hint=hint)
+    return CheckResult(name=name, state="missing", detail=f"no data folder beside {root}", hint=hint)
 
 
 def _lacking(domains: Path) -> list[str]:
@@ -185,25 +185,25 @@ def _lacking(domains: Path) -> list[str]:
     return [name for name in names if not (domains / name).is_file() or not (domains / name).stat().st_size]
 
 
-def check_ray() -> Check:
+def check_ray() -> CheckResult:
     """Ray itself."""
     return check_module("ray", needed=True, hint="pip install 'ray[default]', or run with `--inline`")
 
 
-def check_job_server() -> Check:
+def check_job_server() -> CheckResult:
     """What `ray[default]` adds to `ray`: without it there is no job server to submit to."""
     absent = [module for module in JOB_SERVER_MODULES if not importable(module)]
     detail = f"not importable: {', '.join(absent)}" if absent else "all parts of ray[default] are there"
     return need("ray job server", not absent, detail, "pip install 'ray[default]'")
 
 
-def check_module(name: str, *, needed: bool, hint: str) -> Check:
+def check_module(name: str, *, needed: bool, hint: str) -> CheckResult:
     """Whether a module could be imported, and its version, without importing it."""
     if not importable(name):
-        return Check(name=name, state="missing" if needed else "optional", detail="not installed", hint=hint)
+        return CheckResult(name=name, state="missing" if needed else "optional", detail="not installed", hint=hint)
     # By name, since a look through every distribution for the owner of a module takes a second.
     try:
         version = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
     except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by pip
         version = "importable, of unknown version"
-    return Check(name=name, state="ok", detail=version)
+    return CheckResult(name=name, state="ok", detail=version)

@@ -19,8 +19,8 @@ State = Literal["ok", "missing", "optional"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What was found: `Check(name="torch", state="optional", detail="not installed", hint="pip install torch")`."""
+class CheckResult:
+    """What was found: `CheckResult(name="torch", state="optional", detail="not installed", hint="pip install torch")`."""
 
     name: str
     state: State  # missing: this use needs it; optional: it is not there, and this use can do without
@@ -28,9 +28,9 @@ class Check:
     hint: str = ""
 
 
-def need(name: str, there: bool, detail: str, hint: str) -> Check:
+def need(name: str, there: bool, detail: str, hint: str) -> CheckResult:
     """A check of something that the use cannot do without; the hint is for when it is not there."""
-    return Check(name=name, state="ok" if there else "missing", detail=detail, hint="" if there else hint)
+    return CheckResult(name=name, state="ok" if there else "missing", detail=detail, hint="" if there else hint)
 
 
 PROBE_SECONDS = 2.0
@@ -78,14 +78,14 @@ API_KEYS = ("_API_KEY", "HF_TOKEN")  # how names of the keys end that are listed
 PROVIDER_OF_FAMILY = {"claude": "anthropic", "gemini": "gemini"}  # of names without a prefix
 
 
-def check_cluster(address: str | None) -> Check:
+def check_cluster(address: str | None) -> CheckResult:
     """The cluster that the config or `RAY_ADDRESS` names: `http://HOST:8265`, `HOST:PORT`, `ray://HOST:PORT` or `auto`."""
     name, hint = "ray cluster", "start it with `ray start --head`, or leave `--address` and RAY_ADDRESS out"
     address = address or settings.ray_address()
     if not address:
-        return Check(name=name, state="ok", detail="none named: a run starts a local head and stops it afterwards")
+        return CheckResult(name=name, state="ok", detail="none named: a run starts a local head and stops it afterwards")
     if address == "auto":
-        return Check(name=name, state="ok", detail="auto: a run looks for a head of this machine")
+        return CheckResult(name=name, state="ok", detail="auto: a run looks for a head of this machine")
     if address.startswith(("http://", "https://")):
         there = answers(f"{address.rstrip('/')}/api/version") == HTTPStatus.OK
     else:
@@ -93,14 +93,14 @@ def check_cluster(address: str | None) -> Check:
     return _reachable(name, there, address, hint)
 
 
-def check_keys() -> Check:
+def check_keys() -> CheckResult:
     """Which API keys are set: names, never values."""
     try:
         present = sorted(name for name in settings.credentials() if name.endswith(API_KEYS))
     except UserError as error:
-        return Check(name="keys", state="missing", detail=error.message, hint=error.hint)
+        return CheckResult(name="keys", state="missing", detail=error.message, hint=error.hint)
     detail = f"set: {', '.join(present)}" if present else "none set"
-    return Check(
+    return CheckResult(
         name="keys",
         state="ok" if present else "optional",
         detail=detail,
@@ -108,15 +108,15 @@ def check_keys() -> Check:
     )
 
 
-def check_user(user: UserConfig) -> Check:
+def check_user(user: UserConfig) -> CheckResult:
     """Whether the user simulator can speak: its server answers, or its API key is there."""
     name = "user simulator"
     if user.kind == "scripted":
-        return Check(name=name, state="ok", detail="scripted: needs no model")
+        return CheckResult(name=name, state="ok", detail="scripted: needs no model")
     return _check_model(name, user.model, user.api_base, user.api_key_env, "user")
 
 
-def check_policy(policy: PolicyConfig) -> Check:
+def check_policy(policy: PolicyConfig) -> CheckResult:
     """Whether the policy can be asked."""
     name = "policy"
     if policy.kind == "sglang":
@@ -125,7 +125,7 @@ def check_policy(policy: PolicyConfig) -> Check:
         return need(name, status == HTTPStatus.OK, _health_of(policy.url, status), hint)
     if policy.kind == "api":
         return _check_model(name, policy.model or "", policy.api_base, policy.api_key_env, "policy")
-    return Check(name=name, state="ok", detail=f"{policy.kind}: needs no server")
+    return CheckResult(name=name, state="ok", detail=f"{policy.kind}: needs no server")
 
 
 def _health_of(url: str, status: int | None) -> str:
@@ -138,14 +138,14 @@ def _health_of(url: str, status: int | None) -> str:
     return f"{url} {said}"
 
 
-def _check_model(name: str, model: str, api_base: str | None, key_env: str | None, section: str) -> Check:
+def _check_model(name: str, model: str, api_base: str | None, key_env: str | None, section: str) -> CheckResult:
     """A server of one's own takes any key, unless the config names one."""
     key = key_of(model, api_base, key_env)
     if key:
         try:
             there = settings.secret(key) is not None
         except UserError as error:
-            return Check(name=name, state="missing", detail=error.message, hint=error.hint)
+            return CheckResult(name=name, state="missing", detail=error.message, hint=error.hint)
         if not there or not api_base:
             other = ", or use `user.kind: scripted`" if section == "user" else ""
             return need(name, there, f"{model}: {key} is {'set' if there else 'not set'}", f"set {key}{other}")
@@ -154,7 +154,7 @@ def _check_model(name: str, model: str, api_base: str | None, key_env: str | Non
         there = status is not None and status < HTTPStatus.INTERNAL_SERVER_ERROR
         return _reachable(name, there, f"{model} at {api_base}", f"start the server, or correct `{section}.api_base`")
     detail = f"{model}: which key it needs is not known here"
-    return Check(name=name, state="optional", detail=detail, hint=f"`{section}.api_key_env` names it")
+    return CheckResult(name=name, state="optional", detail=detail, hint=f"`{section}.api_key_env` names it")
 
 
 def key_of(model: str, api_base: str | None, key_env: str | None) -> str | None:
@@ -178,11 +178,11 @@ def _provider(model: str) -> str:
     return next((provider for family, provider in PROVIDER_OF_FAMILY.items() if model.startswith(family)), "openai")
 
 
-def _reachable(name: str, there: bool, where: str, hint: str) -> Check:
+def _reachable(name: str, there: bool, where: str, hint: str) -> CheckResult:
     return need(name, there, f"{where} {'answers' if there else 'does not answer'}", hint)
 
 
-def check_template(chat: ChatConfig) -> Check:
+def check_template(chat: ChatConfig) -> CheckResult:
     """Whether the chat template of a tokenizer can be used as these settings say."""
     from tau2rl.chat import make_codec
     from tau2rl.chat.cookbook import CookbookCodec
@@ -191,6 +191,6 @@ def check_template(chat: ChatConfig) -> Check:
     try:
         codec = make_codec(chat)
     except UserError as error:
-        return Check(name="chat template", state="missing", detail=error.message, hint=error.hint)
+        return CheckResult(name="chat template", state="missing", detail=error.message, hint=error.hint)
     detail = f"calls as {codec.chat.family.name}" if isinstance(codec, (NativeCodec, CookbookCodec)) else "a codec of your own"
-    return Check(name="chat template", state="ok", detail=f"`{chat.tokenizer}`: {detail}")
+    return CheckResult(name="chat template", state="ok", detail=f"`{chat.tokenizer}`: {detail}")

@@ -18,8 +18,8 @@ from tau2.environment.environment import Environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Where a sequence of calls leaves a fresh database: `Outcome(hash="9f2c...", errors=("", "Error: Order not found"))`."""
+class ReplayOutcome:
+    """Where calls leave a fresh database: `ReplayOutcome(hash="9f2c...", errors=("", "Error: Order not found"))`."""
 
     hash: str
     errors: tuple[str, ...]  # one a call; "" where it succeeded
@@ -48,11 +48,11 @@ class Replayer:
         environment: Any = self._domain.environment()
         return environment.tools.db.model_dump(mode="json")
 
-    def run(self, calls: Sequence[CallTool]) -> Outcome:
+    def run(self, calls: Sequence[CallTool]) -> ReplayOutcome:
         """Carry out the agent's calls in order; a refused call changes nothing and the next one follows."""
         environment = self._domain.environment()
         errors = tuple(_error(environment, call) for call in calls)
-        return Outcome(hash=environment.get_db_hash() or "", errors=errors)
+        return ReplayOutcome(hash=environment.get_db_hash() or "", errors=errors)
 
     def identity(self) -> dict[str, Any]:
         """What pins the domain: tau2's distribution and version, hashes of its data."""

@@ -21,7 +21,7 @@ from tau2rl.reward.presets import RewardSpec, spec_from
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.concurrency import CappedConcurrency, FixedConcurrency, adaptive_concurrency
 from tau2rl.rollouts.runner import Outcome, PlayAttempt, PolicyFor, SamplingStage, outcomes, planned_attempts, record_of
-from tau2rl.rollouts.scheduling import Estimate, longest_first
+from tau2rl.rollouts.scheduling import DurationEstimate, longest_first
 from tau2rl.runs.budget import Meter
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.prices import refuse_unpriced
@@ -99,7 +99,7 @@ async def play(
     first: `rollouts/scheduling.py`; how many play at once: `rollouts/concurrency.py`.
     """
     counter, meter = Counter(progress, total=len(prepared.planned)), prepared.meter
-    estimate = Estimate(prepared.tasks, reference_length)
+    estimate = DurationEstimate(prepared.tasks, reference_length)
     meter.begin_in(folder)
     for record in folder.records():
         counter.had(record)

@@ -18,7 +18,7 @@ from tau2rl.recipes.test_access import evaluated_checkpoint
 from tau2rl.recipes.training import backend_for
 from tau2rl.report.aggregate import counted
 from tau2rl.report.schema import SCHEMA
-from tau2rl.report.selection import RULE, Choice, behind, choose_checkpoint
+from tau2rl.report.selection import RULE, CheckpointChoice, behind, choose_checkpoint
 from tau2rl.runs import records
 from tau2rl.runs.checkpoints import SELECTED, step_of, training_run
 from tau2rl.runs.files import point, write_json, writing
@@ -183,7 +183,7 @@ def _refuse_leaks(found: Found) -> None:
     refuse_leak(select(config.tasks) if isinstance(config, GrpoConfig) else (), found.tasks.values())
 
 
-def _described(found: Found, choice: Choice) -> dict[str, Any]:
+def _described(found: Found, choice: CheckpointChoice) -> dict[str, Any]:
     """`selection.json`. The test-set access log goes on where an earlier selection left it."""
     chosen = next(one for one in choice.candidates if one.step == choice.chosen)
     file = found.run / SELECTION
@@ -212,7 +212,7 @@ def _described(found: Found, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _start(found: Found, choice: Choice) -> dict[str, Any] | None:
+def _start(found: Found, choice: CheckpointChoice) -> dict[str, Any] | None:
     """The model before training against what was chosen, where both were validated on the same tasks."""
     if found.start is None or not set(choice.tasks) <= found.start.keys():
         return None

@@ -131,8 +131,8 @@ def false_accepts_of(*, precision: float, recall: float, base_rate: float) -> fl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One way to serve a task: `Option(attempts=4.0, attempt_cost=0.01, success=0.6)`."""
+class Strategy:
+    """One way to serve a task: `Strategy(attempts=4.0, attempt_cost=0.01, success=0.6)`."""
 
     attempts: float  # expected, of a task
     attempt_cost: float  # an episode and its verification
@@ -152,20 +152,20 @@ class BreakEven:
     reason: str = ""
 
 
-def by_cost(sampling: Option, trained: Option, training_cost: float) -> BreakEven:
+def by_cost(sampling: Strategy, trained: Strategy, training_cost: float) -> BreakEven:
     """Equal total cost: N = C_T / (cost of sampling - cost of the trained policy), whatever either achieves.
 
-    >>> by_cost(Option(attempts=4, attempt_cost=0.01), Option(attempts=1, attempt_cost=0.01), 16).tasks
+    >>> by_cost(Strategy(attempts=4, attempt_cost=0.01), Strategy(attempts=1, attempt_cost=0.01), 16).tasks
     533.3333333333334
     """
     return _break_even(training_cost, sampling.cost - trained.cost, "sampling costs no more, so training is never paid back")
 
 
-def by_cost_per_success(sampling: Option, trained: Option, training_cost: float) -> BreakEven:
+def by_cost_per_success(sampling: Strategy, trained: Strategy, training_cost: float) -> BreakEven:
     """Equal cost of a success: N = C_T / (cost of sampling x S_R / S_S - cost of the trained policy).
 
-    >>> sampling = Option(attempts=4, attempt_cost=0.01, success=0.6)
-    >>> trained = Option(attempts=1, attempt_cost=0.01, success=0.36)
+    >>> sampling = Strategy(attempts=4, attempt_cost=0.01, success=0.6)
+    >>> trained = Strategy(attempts=1, attempt_cost=0.01, success=0.36)
     >>> round(by_cost_per_success(sampling, trained, 16).tasks)
     1143
     """
@@ -177,11 +177,11 @@ def by_cost_per_success(sampling: Option, trained: Option, training_cost: float)
     return _break_even(training_cost, saved, "a success by sampling costs no more, so training is never paid back")
 
 
-def by_value(sampling: Option, trained: Option, training_cost: float, value: float) -> BreakEven:
+def by_value(sampling: Strategy, trained: Strategy, training_cost: float, value: float) -> BreakEven:
     """Equal value less cost, where a success is worth `value`: N = C_T / (difference of costs - value x (S_S - S_R)).
 
-    >>> sampling = Option(attempts=4, attempt_cost=0.01, success=0.6)
-    >>> trained = Option(attempts=1, attempt_cost=0.01, success=0.36)
+    >>> sampling = Strategy(attempts=4, attempt_cost=0.01, success=0.6)
+    >>> trained = Strategy(attempts=1, attempt_cost=0.01, success=0.36)
     >>> by_value(sampling, trained, 16, 0.2).reason
     'sampling is worth more than it costs for any number of tasks'
     """

@@ -107,7 +107,7 @@ def account(
     process, wall = _process(ran_in), _wall(sessions, elsewhere)
     workers = None if costs is None else _workers(ran_in, costs)
     used = (workers or process)["cpu_seconds"]
-    load = Load(
+    load = ProcessLoad(
         busy=process["busy"],
         cores=process["cores"],
         gpu=any(session.gpu for session in sessions),
@@ -239,8 +239,8 @@ WITH_EPISODES = ("playing", "rollout")  # phases of the wall time of which the e
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """How hard the processes of a run worked: `Load(busy=0.95, cores=2, environments=0.2)`; None is not known."""
+class ProcessLoad:
+    """How hard the processes of a run worked: `ProcessLoad(busy=0.95, cores=2, environments=0.2)`; None is not known."""
 
     busy: float | None = None  # cores that the run's own process kept busy
     cores: int | None = None  # that it may use
@@ -249,14 +249,14 @@ class Load:
     environments: float | None = None  # share of the environments in the CPU time of whoever ran the episodes
 
 
-def bottleneck(episodes: Mapping[str, float] | None, wall: Mapping[str, float] | None, load: Load) -> str | None:
+def bottleneck(episodes: Mapping[str, float] | None, wall: Mapping[str, float] | None, load: ProcessLoad) -> str | None:
     """The sentence; None where nothing is known.
 
     `episodes` are shares of the time of all episodes, `wall` those of a training's wall time.
 
-    >>> bottleneck({"policy": 0.87, "user": 0.1, "environment": 0.02, "rest": 0.01}, None, Load(busy=0.12, cores=2))
+    >>> bottleneck({"policy": 0.87, "user": 0.1, "environment": 0.02, "rest": 0.01}, None, ProcessLoad(busy=0.12, cores=2))
     '87% of episode time waits for the policy, the process was busy 12% of the time'
-    >>> bottleneck(None, {"update": 0.9, "saving": 0.1}, Load(busy=1.9, cores=2))
+    >>> bottleneck(None, {"update": 0.9, "saving": 0.1}, ProcessLoad(busy=1.9, cores=2))
     'the CPU cores are the bottleneck, 1.9 of 2 are busy; 90% of the wall time is training'
     """
     waits, full = _waits(episodes, wall), _full(load)
@@ -265,7 +265,7 @@ def bottleneck(episodes: Mapping[str, float] | None, wall: Mapping[str, float] |
     return ", ".join([waits, *_busy(load)]) if waits else None
 
 
-def _busy(load: Load) -> list[str]:
+def _busy(load: ProcessLoad) -> list[str]:
     own = [] if load.busy is None else [f"the process was busy {load.busy:.0%} of the time"]
     return own if load.workers_busy is None else [*own, f"its workers {load.workers_busy:.0%}"]
 
@@ -282,7 +282,7 @@ def _waits(episodes: Mapping[str, float] | None, wall: Mapping[str, float] | Non
     return f"{words}, {of_episodes}" if of_episodes and phase in WITH_EPISODES else words
 
 
-def _full(load: Load) -> str | None:
+def _full(load: ProcessLoad) -> str | None:
     """The part of the machine that has no more to give."""
     if load.busy is not None and load.cores and load.busy >= BUSY * load.cores:
         what, how = "the CPU cores are", f"{load.busy:.1f} of {load.cores} are busy"

@@ -33,8 +33,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What the rule says: `Choice(chosen=40, best=60, candidates=(...), tasks=("retail/3", ...), ...)`, steps throughout."""
+class CheckpointChoice:
+    """What the rule says, in steps: `CheckpointChoice(chosen=40, best=60, candidates=(...), tasks=("retail/3", ...), ...)`."""
 
     chosen: int
     best: int
@@ -43,7 +43,7 @@ class Choice:
     left_out: tuple[str, ...]  # the others
 
 
-def choose_checkpoint(success: Mapping[int, Mapping[str, float]]) -> Choice:
+def choose_checkpoint(success: Mapping[int, Mapping[str, float]]) -> CheckpointChoice:
     """Apply the rule to step -> task key -> share of attempts that solved the task. Raises UserError.
 
     >>> early = {"a/1": 1.0, "a/2": 0.0, "a/3": 0.5, "a/4": 0.5}
@@ -61,7 +61,7 @@ def choose_checkpoint(success: Mapping[int, Mapping[str, float]]) -> Choice:
     best = min(means, key=lambda step: (-round(means[step], 12), step))  # of equals the earliest
     candidates = tuple(_candidate(step, success[step], success[best], tasks) for step in sorted(success))
     chosen = next(one.step for one in candidates if one.within)
-    return Choice(chosen=chosen, best=best, candidates=candidates, tasks=tuple(tasks), left_out=tuple(left_out))
+    return CheckpointChoice(chosen=chosen, best=best, candidates=candidates, tasks=tuple(tasks), left_out=tuple(left_out))
 
 
 def behind(values: Mapping[str, float], best: Mapping[str, float], tasks: list[str]) -> tuple[float, float | None]:

@@ -31,7 +31,7 @@ POLL_SECONDS = 1.0
 NEARLY = 0.99  # of a deadline: clocks have a grain
 
 
-class Load(Protocol):
+class ServerLoad(Protocol):
     """What a server, or several together, have to do."""
 
     @property
@@ -50,17 +50,17 @@ class Load(Protocol):
         ...
 
 
-def is_pressed(load: Load) -> bool:
+def is_pressed(load: ServerLoad) -> bool:
     """Whether more would only wait, or push the contexts of conversations out of the cache between their turns."""
     return load.waiting > max(2.0, 0.75 * load.running) or load.memory > 0.95
 
 
-def is_half_empty(load: Load) -> bool:
+def is_half_empty(load: ServerLoad) -> bool:
     """Whether there is room for many more, even when the contexts of those in flight have grown."""
     return load.waiting == 0 and load.memory < 0.5
 
 
-def is_fine(load: Load) -> bool:
+def is_fine(load: ServerLoad) -> bool:
     """Whether there is room: a short queue is what keeps a server busy. Between this and `is_pressed` the number stays."""
     return load.waiting <= 0.25 * load.running and load.memory < 0.85
 
@@ -166,7 +166,7 @@ class AdaptiveConcurrency:
         """
         return int(self._limit)
 
-    def poll(self, load: Load | None) -> None:
+    def poll(self, load: ServerLoad | None) -> None:
         """Take in what the server says now; None when it does not answer: then nothing grows."""
         self._room = load is not None and is_fine(load)
         self._pressed = self._pressed + 1 if load is not None and is_pressed(load) else 0

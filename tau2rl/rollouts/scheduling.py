@@ -27,7 +27,7 @@ PATH_WEIGHT = 0.5  # of the reference path beside the episodes of a task, each o
 SORTS = 16  # of what waits, sorted again with what was learned since whenever so small a part of it has begun
 
 
-class Estimate:
+class DurationEstimate:
     """How long an episode of a task will take, from what is known so far.
 
     The mean of the episodes that the task had and, as half an episode, of its reference path at the seconds that a reference
@@ -35,7 +35,7 @@ class Estimate:
     episodes are known last. FAILED ones say nothing.
 
         >>> a, b = (TaskRef(domain="mock", task_id=name, split="base") for name in "ab")
-        >>> estimate = Estimate([a, b], lambda task: 2 if task is a else 6)
+        >>> estimate = DurationEstimate([a, b], lambda task: 2 if task is a else 6)
         >>> estimate.seconds(a) < estimate.seconds(b)
         True
     """
@@ -89,7 +89,7 @@ class Estimate:
         return 1.0
 
 
-def longest_first(attempts: Iterable[Attempt], estimate: Estimate, *, concurrency: int) -> Iterator[Attempt]:
+def longest_first(attempts: Iterable[Attempt], estimate: DurationEstimate, *, concurrency: int) -> Iterator[Attempt]:
     """Each of `attempts`, which are in the order of their plan, once; the next one is decided when it is asked for.
 
     `concurrency`: how many can be in flight. Attempts that take the same time keep their order.
@@ -114,6 +114,6 @@ def blocks(attempts: Sequence[Attempt], *, concurrency: int) -> list[list[Attemp
     return [*rounds, *([last] if last else [])]
 
 
-def _longest_last(waiting: list[Attempt], estimate: Estimate) -> list[Attempt]:
+def _longest_last(waiting: list[Attempt], estimate: DurationEstimate) -> list[Attempt]:
     seconds = {task: estimate.seconds(task) for task in {attempt.task for attempt in waiting}}
     return sorted(waiting, key=lambda attempt: seconds[attempt.task])

@@ -100,7 +100,7 @@ class Workers:
                 )
             ray.init(logging_level=logging.WARNING)
         # An actor that dies is started again: on its node, or on another one when the node is gone.
-        actor = ray.remote(Worker).options(
+        actor = ray.remote(EpisodeWorker).options(
             num_cpus=1, scheduling_strategy="SPREAD", max_restarts=-1, max_concurrency=self._concurrency + OTHER_CALLS
         )
         self._actors = [actor.remote(self._open_runner, memory_gb=self._memory_gb) for _ in range(self._count)]
@@ -249,7 +249,7 @@ POLL_SECONDS = 1.0
 LEAVE_SECONDS = 10.0
 
 
-class Worker:
+class EpisodeWorker:
     """An async actor of Ray. Its caller sends it no more than it should, and ends it when it has grown too large."""
 
     def __init__(self, open_runner: OpenRunner, *, memory_gb: float) -> None:

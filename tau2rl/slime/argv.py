@@ -13,7 +13,7 @@ import math
 from tau2rl.backend import TrainingConfig
 from tau2rl.config import AlgoConfig, GrpoConfig, SftConfig, SlimeConfig, TrainConfig
 from tau2rl.reward.advantages import TURN_ESTIMATORS
-from tau2rl.slime.layout import Layout, layout_of
+from tau2rl.slime.layout import ClusterLayout, layout_of
 from tau2rl.slime.model import shape_options
 from tau2rl.slime.options import check, with_extra
 from tau2rl.slime.preflight import validate
@@ -61,7 +61,7 @@ def build_argv(config: TrainingConfig, run: SlimeRun) -> list[str]:
     return argv
 
 
-def _machines(slime: SlimeConfig, layout: Layout) -> list[str]:
+def _machines(slime: SlimeConfig, layout: ClusterLayout) -> list[str]:
     options = [
         *("--actor-num-nodes", f"{slime.train_nodes}", "--actor-num-gpus-per-node", f"{slime.train_gpus}"),
         *("--num-gpus-per-node", f"{slime.gpus_per_node}"),
@@ -190,7 +190,7 @@ def _memory(slime: SlimeConfig) -> list[str]:
     return options
 
 
-def _engines(config: GrpoConfig, run: SlimeRun, layout: Layout) -> list[str]:
+def _engines(config: GrpoConfig, run: SlimeRun, layout: ClusterLayout) -> list[str]:
     slime = config.slime
     # slime admits this many times the number of engines, as it counts them: all serving GPUs by the size of a policy engine.
     counted = max(1, layout.rollout // slime.gpus_per_engine)
@@ -209,7 +209,7 @@ def _engines(config: GrpoConfig, run: SlimeRun, layout: Layout) -> list[str]:
     return options
 
 
-def _routing(layout: Layout) -> tuple[str, ...]:
+def _routing(layout: ClusterLayout) -> tuple[str, ...]:
     """`manual` keeps a conversation, by its routing key, on the engine that has its prefix cached; `cache_aware` is slime's.
 
     All routers of a job have one policy. `manual` sends what has no key, as the user simulator's requests, to any engine: where

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
 
 
-class CircuitBreaker:
+class RolloutBreaker:
     """It opens at `failures` failed tries since the last success; any success closes it.
 
     Closed, `admit` lets every episode begin at once. Open, it lets one begin every `cooldown_seconds`, and ends the run after

@@ -17,8 +17,8 @@ POLICY = "policy"  # what the policy's model is called in --sglang-config; the f
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Counts of GPUs: `Layout(train=4, policy=2, user=2, colocate=False, ...)` is the split of one machine with eight."""
+class ClusterLayout:
+    """Counts of GPUs: `ClusterLayout(train=4, policy=2, user=2, colocate=False, ...)` is the split of one machine with eight."""
 
     train: int
     policy: int  # 0 where nothing plays
@@ -59,14 +59,14 @@ class Layout:
         return shown
 
 
-def layout_of(config: TrainingConfig) -> Layout:
+def layout_of(config: TrainingConfig) -> ClusterLayout:
     """The layout that the config asks for; whether it can work is preflight's to say."""
     slime = config.slime
     train = slime.train_nodes * slime.train_gpus
     plays = isinstance(config, GrpoConfig)
     policy = 0 if not plays else train if slime.layout == "colocate" else slime.policy_gpus
     user = slime.user.gpus if plays else 0
-    return Layout(
+    return ClusterLayout(
         train=train,
         policy=policy,
         user=user,
@@ -77,7 +77,7 @@ def layout_of(config: TrainingConfig) -> Layout:
     )
 
 
-def sglang_config(slime: SlimeConfig, layout: Layout) -> dict[str, Any] | None:
+def sglang_config(slime: SlimeConfig, layout: ClusterLayout) -> dict[str, Any] | None:
     """The content of --sglang-config; None where the policy is all that is served.
 
     The policy stands first: slime sends weights, aborts and `/generate` to the first model.

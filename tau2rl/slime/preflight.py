@@ -20,7 +20,7 @@ from tau2rl.backend import Issue, TrainingConfig
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig, GrpoConfig, SftConfig
 from tau2rl.errors import UserError
-from tau2rl.slime.layout import Layout, layout_of
+from tau2rl.slime.layout import ClusterLayout, layout_of
 from tau2rl.slime.model import ModelShape
 from tau2rl.slime.options import contract
 from tau2rl.slime.process import JOB_CONFIG
@@ -134,7 +134,7 @@ def _warning(message: str, hint: str) -> Issue:
     return Issue(kind="warning", message=message, hint=hint)
 
 
-def _layout(config: TrainingConfig, layout: Layout) -> Iterator[Issue]:
+def _layout(config: TrainingConfig, layout: ClusterLayout) -> Iterator[Issue]:
     """slime gives what is left over to nobody."""
     slime = config.slime
     if layout.policy % slime.gpus_per_engine:
@@ -154,7 +154,7 @@ def _layout(config: TrainingConfig, layout: Layout) -> Iterator[Issue]:
         )
 
 
-def _sizes(config: TrainingConfig, layout: Layout, shape: ModelShape | None) -> Iterator[Issue]:
+def _sizes(config: TrainingConfig, layout: ClusterLayout, shape: ModelShape | None) -> Iterator[Issue]:
     """Batches, schedule, context: Megatron looks at the first two when its actors are up, at the last never."""
     slime, train, copies = config.slime, config.train, layout.data_parallel
     if isinstance(config, SftConfig):
@@ -196,7 +196,7 @@ def _template(config: TrainingConfig) -> Iterator[Issue]:
         yield _error(error.message, error.hint)
 
 
-def _rollouts(config: GrpoConfig, layout: Layout) -> Iterator[Issue]:
+def _rollouts(config: GrpoConfig, layout: ClusterLayout) -> Iterator[Issue]:
     slime, train = config.slime, config.train
     if train.val_every % train.save_every:
         yield _warning(
@@ -212,7 +212,7 @@ def _rollouts(config: GrpoConfig, layout: Layout) -> Iterator[Issue]:
         )
 
 
-def _machine(config: TrainingConfig, layout: Layout, machine: Machine) -> Iterator[Issue]:
+def _machine(config: TrainingConfig, layout: ClusterLayout, machine: Machine) -> Iterator[Issue]:
     """Ray starts nothing without its GPU or core: slime would wait for ever, our workers for minutes."""
     pinned, workers = contract().versions["slime"], config.rollout.workers if isinstance(config, GrpoConfig) else 0
     if machine.slime_commit != pinned:

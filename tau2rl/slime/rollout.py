@@ -34,7 +34,7 @@ from tau2rl.reward.recipe import turn_table
 from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
 from tau2rl.rollouts.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
-from tau2rl.slime.circuit_breaker import CircuitBreaker
+from tau2rl.slime.circuit_breaker import RolloutBreaker
 from tau2rl.slime.rollout_log import RolloutLog
 from tau2rl.slime.run_context import run_context
 from tau2rl.slime.samples import Played, SampleMetadata
@@ -125,7 +125,7 @@ class Rollout:
         self.log = RolloutLog(folder, config)
         self.dropped = 0  # groups that the filter has dropped in this rollout
         self.ready = False
-        self.breaker = CircuitBreaker(
+        self.breaker = RolloutBreaker(
             failures=config.rollout.give_up_after,
             cooldown_seconds=min(COOLDOWN_SECONDS, slime.circuit_breaker_seconds / 20),
             deadline_seconds=slime.circuit_breaker_seconds,

@@ -8,7 +8,7 @@ from itertools import permutations
 from typing import Any
 
 from tau2rl.env.audit import POLICIES
-from tau2rl.env.task_replay import Outcome, Replayer
+from tau2rl.env.task_replay import Replayer, ReplayOutcome
 from tau2rl.env.tasks import closing_words
 from tau2rl.synth.affordances import Affordances
 from tau2rl.synth.compose import Composed
@@ -104,7 +104,7 @@ class Prover:
         lists = {key: value[::-1] for key, value in call.arguments.items() if key in self._domain.unordered}
         return CallTool(name=call.name, arguments={**call.arguments, **lists})
 
-    def _orders(self, made: Composed, gold: Outcome) -> dict[str, int]:
+    def _orders(self, made: Composed, gold: ReplayOutcome) -> dict[str, int]:
         """Every other order ends the same, unless the policy forbids it and the customer's words say so."""
         found = {"same": 0, "forbidden": 0}
         for order in permutations(made.writes):

@@ -16,7 +16,7 @@ from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import ChatConfig, LocalConfig, SamplingConfig
 from tau2rl.errors import PolicyFailure
 from tau2rl.protocols import ChatCodec
-from tau2rl.train.engine.generator import Request, Sampler
+from tau2rl.train.engine.generator import Sampler, SampleRequest
 from tau2rl.train.engine.proof import sampler_for
 from tau2rl.types import Completion
 
@@ -58,7 +58,7 @@ class LocalPolicy:
         `kv_cache_slots`: conversations whose keys and values are kept; more in flight take turns, and pay for their prompt again.
         A model without slots samples as many at once.
         """
-        self._worker = Worker(sampler_for(model, slots=kv_cache_slots, decode=decode))
+        self._worker = SamplerThread(sampler_for(model, slots=kv_cache_slots, decode=decode))
         self._stop_token_ids, self._stop = tuple(stop_token_ids), tuple(stop)
         self.sampling = sampling
 
@@ -88,7 +88,7 @@ class LocalPolicy:
 
         A call that is cancelled is dropped from the batch. Raises PolicyFailure when the worker has stopped or broken.
         """
-        request = Request(
+        request = SampleRequest(
             session=session,
             prompt=list(prompt_ids),
             sampling=self.sampling,
@@ -112,12 +112,12 @@ class LocalPolicy:
         await asyncio.wrap_future(self._worker.submit(None))
 
 
-class Worker:
+class SamplerThread:
     """The thread that owns the generator. Everything reaches it through one queue."""
 
     def __init__(self, generator: Sampler) -> None:
         self._generator = generator
-        self._inbox: queue.SimpleQueue[tuple[Request | None, Future[Any]] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[SampleRequest | None, Future[Any]] | None] = queue.SimpleQueue()
         self._waiting: dict[int, Future[Any]] = {}  # id(request) -> who waits for it
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # between "is it running?" and "put it in the inbox"
@@ -139,7 +139,7 @@ class Worker:
         if thread is not None:
             thread.join()
 
-    def submit(self, request: Request | None) -> Future[Any]:
+    def submit(self, request: SampleRequest | None) -> Future[Any]:
         """A future of the completion; of nothing, once the generator has cleared its cache, for None. Raises PolicyFailure."""
         future: Future[Any] = Future()
         with self._lock:
@@ -176,7 +176,7 @@ class Worker:
             if future.set_running_or_notify_cancel():
                 self._begin(request, future)
 
-    def _begin(self, request: Request | None, future: Future[Any]) -> None:
+    def _begin(self, request: SampleRequest | None, future: Future[Any]) -> None:
         try:
             if request is None:
                 self._generator.clear_cache()
@@ -187,7 +187,7 @@ class Worker:
         except (ValueError, RuntimeError) as error:  # a misuse by this caller, which nobody else should pay for
             future.set_exception(error)
 
-    def _answer(self, request: Request) -> None:
+    def _answer(self, request: SampleRequest) -> None:
         future = self._waiting.pop(id(request))
         if request.result is None:
             future.set_exception(PolicyFailure("the turn was given up"))

@@ -98,7 +98,7 @@ class Viewer:
             index.close()
 
 
-def make_app(viewer: Viewer, token: str) -> Guard:
+def make_app(viewer: Viewer, token: str) -> AccessGuard:
     """The ASGI application."""
 
     async def page(request: Request) -> Response:
@@ -126,7 +126,7 @@ def make_app(viewer: Viewer, token: str) -> Guard:
         Route(f"{below}/episodes/{{number:int}}/group", api(_group)), Route(f"{below}/episodes/{{number:int}}/raw", api(_raw)),
         Route("/api/compare", api(_compare)), Route("/api/curves", api(_curves)), Route("/api/tasks", api(_tasks)),
     ]  # fmt: skip
-    return Guard(Starlette(routes=routes), token)
+    return AccessGuard(Starlette(routes=routes), token)
 
 
 def _list(viewer: Viewer, request: Request) -> Any:
@@ -232,7 +232,7 @@ def query_of(asked: dict[str, str]) -> Query:
     )
 
 
-class Guard:
+class AccessGuard:
     """Lets in who has the token, and nobody from elsewhere; puts the headers on every answer."""
 
     def __init__(self, app: Starlette, token: str) -> None:

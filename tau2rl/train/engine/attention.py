@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tau2rl.train.engine.shared_prefix import AttentionCall, Layout
+    from tau2rl.train.engine.shared_prefix import AttentionCall, PackedLayout
 
 
 NAME = "tau2rl"  # of our attention, among those of transformers
@@ -54,7 +54,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    tau2rl_layout: Layout | None = None,
+    tau2rl_layout: PackedLayout | None = None,
     tau2rl_rows: Tensor | None = None,
     tau2rl_positions: Tensor | None = None,
     **kwargs: Any,
@@ -80,7 +80,9 @@ def attend(
     return out.index_select(0, tau2rl_rows), None
 
 
-def _by_rows(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: Layout, kwargs: dict[str, Any]) -> Tensor:
+def _by_rows(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, kwargs: dict[str, Any]
+) -> Tensor:
     """[1, heads, positions, head_dim] to [1, positions, heads, head_dim]"""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

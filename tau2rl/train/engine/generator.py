@@ -29,7 +29,7 @@ COPY = 3  # attention for so many new tokens costs as much as a copy of the keys
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class SampleRequest:
     """One turn being sampled; `result` is set when it is done."""
 
     session: str
@@ -70,15 +70,15 @@ class Sampler(ABC):
         self._device = next(model.parameters()).device
         self._count = slots
         self._prefill_tokens = prefill_tokens
-        self._waiting: list[Request] = []
-        self._active: list[Request] = []
+        self._waiting: list[SampleRequest] = []
+        self._active: list[SampleRequest] = []
 
     @abstractmethod
     def clear_cache(self) -> None:
         """Drop every stored key and value: the weights have changed. Raises RuntimeError while turns are being sampled."""
 
     @abstractmethod
-    def _advance(self) -> list[Request]:
+    def _advance(self) -> list[SampleRequest]:
         """Admit who waits, into `_active`, move everyone one token on; returns those that are done."""
 
     @property
@@ -86,13 +86,13 @@ class Sampler(ABC):
         """Whether a step has anything to do."""
         return bool(self._waiting or self._active)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: SampleRequest) -> None:
         """Put a request in line."""
         if not request.prompt:
             raise ValueError("an empty prompt has nothing to continue")
         self._waiting.append(request)
 
-    def run(self, requests: Sequence[Request]) -> list[Completion]:
+    def run(self, requests: Sequence[SampleRequest]) -> list[Completion]:
         """Sample all of them to the end, in the order given."""
         for request in requests:
             self.add(request)
@@ -101,7 +101,7 @@ class Sampler(ABC):
         return [r.result for r in requests if r.result is not None]
 
     @torch.inference_mode()
-    def step(self) -> list[Request]:
+    def step(self) -> list[SampleRequest]:
         """Admit who waits, move everyone one token on; returns those that are done (or abandoned, without a result)."""
         left = [r for r in (*self._waiting, *self._active) if r.abandoned]
         self._waiting = [r for r in self._waiting if not r.abandoned]
@@ -116,12 +116,12 @@ class Sampler(ABC):
         if self._active:
             raise RuntimeError("the weights changed while turns were being sampled")
 
-    def _sample(self, batch: Sequence[Request], logits: Tensor) -> list[Request]:
+    def _sample(self, batch: Sequence[SampleRequest], logits: Tensor) -> list[SampleRequest]:
         """Sample one token for each request from its row of `logits`, [batch, vocab]; returns those that are done."""
         tokens, logprobs = sample_tokens(logits, [r.sampling for r in batch], [r.draw.random() for r in batch])
         return [r for r, t, p in zip(batch, tokens, logprobs, strict=True) if self._take(r, t, p)]
 
-    def _take(self, request: Request, token: int, logprob: float) -> bool:
+    def _take(self, request: SampleRequest, token: int, logprob: float) -> bool:
         request.output.append(token)
         request.logprobs.append(logprob)
         full = len(request.output) >= request.max_tokens  # which comes before a stop, as SGLang has it
@@ -136,7 +136,7 @@ class Sampler(ABC):
         )
         return True
 
-    def _at_stop(self, request: Request) -> bool:
+    def _at_stop(self, request: SampleRequest) -> bool:
         if not request.stop or self._decode is None:
             return False
         tail = self._decode(request.output[-16:])
@@ -174,8 +174,8 @@ class Generator(Sampler):
         self._cache.clear()
         self._slots = SlotTable(self._count)
 
-    def _advance(self) -> list[Request]:
-        done: list[Request] = []
+    def _advance(self) -> list[SampleRequest]:
+        done: list[SampleRequest] = []
         going = list(self._active)
         budget = self._prefill_tokens
         while fresh := self._admit(budget):  # again: who shares a beginning with these has waited for it
@@ -188,19 +188,19 @@ class Generator(Sampler):
             done += self._forward(going, [r.output[-1:] for r in going])
         return done
 
-    def _admit(self, budget: int) -> list[Request]:
+    def _admit(self, budget: int) -> list[SampleRequest]:
         """Requests that get a KV-cache slot now, of at most `budget` new tokens; at least one of a step, however long.
 
         Who begins like another of them waits until that beginning is computed and can be copied, if that saves enough.
         """
-        fresh: list[Request] = []
+        fresh: list[SampleRequest] = []
         saved = self._assign_slots(fresh, budget, may_wait=True)
         if 0 < saved < CALL:
             self._assign_slots(fresh, budget - sum(len(r.prompt) - r.cached for r in fresh), may_wait=False)
         self._active += fresh
         return fresh
 
-    def _assign_slots(self, fresh: list[Request], budget: int, *, may_wait: bool) -> int:
+    def _assign_slots(self, fresh: list[SampleRequest], budget: int, *, may_wait: bool) -> int:
         """Give slots, adding to `fresh`; the tokens that need not be computed because somebody waits.
 
         A conversation that is being sampled has to wait, and one without a free slot.
@@ -230,7 +230,7 @@ class Generator(Sampler):
             self._waiting.remove(request)
         return saved
 
-    def _forward(self, batch: list[Request], new: list[list[int]]) -> list[Request]:
+    def _forward(self, batch: list[SampleRequest], new: list[list[int]]) -> list[SampleRequest]:
         """Feed each request its new tokens, sample one token for each; returns those that are done."""
         starts = [len(self._slots.held[r.slot]) for r in batch]
         logits = self._logits([r.slot for r in batch], starts, new)

@@ -14,7 +14,7 @@ from torch import nn
 
 from tau2rl.train.engine.attention import bare
 from tau2rl.train.engine.forward import accepts, plain_logits, text_only
-from tau2rl.train.engine.generator import Request, Sampler
+from tau2rl.train.engine.generator import Sampler, SampleRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ BATCHES = 8  # that run beside each other: who arrives when so many run waits, s
 class _Batch:
     """Requests that began together. Nobody joins; who is done stays, unheard, until fewer than half are left."""
 
-    requests: list[Request]
+    requests: list[SampleRequest]
     real: Tensor  # [batch, time], 1 on tokens and 0 on the padding at their left
     cache: Any = None  # the library's own, whatever its layers keep
 
@@ -56,23 +56,23 @@ class PlainGenerator(Sampler):
         self._refuse_while_sampling()
         self._batches = []
 
-    def _advance(self) -> list[Request]:
+    def _advance(self) -> list[SampleRequest]:
         if not self._cached:
             self._active += self._admit(self._count - len(self._active))
             return [done for batch in self._recomputed() for done in self._sample(batch, self._whole_logits(batch))]
         if len(self._batches) < BATCHES and (fresh := self._admit(self._count - len(self._active))):
             self._active += fresh
             self._batches.append(_Batch(requests=fresh, real=torch.zeros(0)))
-        done: list[Request] = []
+        done: list[SampleRequest] = []
         for batch in self._batches:
             done += self._move(batch)
         alive = [r for r in self._active if r not in done]
         self._batches = [b for b in self._batches if any(r in alive for r in b.requests)]
         return done
 
-    def _admit(self, room: int) -> list[Request]:
+    def _admit(self, room: int) -> list[SampleRequest]:
         """Those in line that fit into one padded forward pass; at least one, however long."""
-        fresh: list[Request] = []
+        fresh: list[SampleRequest] = []
         longest = 0
         for request in self._waiting[:room]:
             longest = max(longest, len(request.prompt))
@@ -82,7 +82,7 @@ class PlainGenerator(Sampler):
         self._waiting = self._waiting[len(fresh) :]
         return fresh
 
-    def _move(self, batch: _Batch) -> list[Request]:
+    def _move(self, batch: _Batch) -> list[SampleRequest]:
         """One token more for each request of the batch that is still being sampled; returns those that are done."""
         going = [i for i, r in enumerate(batch.requests) if r in self._active]
         if not going:
@@ -134,9 +134,9 @@ class PlainGenerator(Sampler):
         batch.real = batch.real[index]
         batch.requests = [batch.requests[i] for i in kept]
 
-    def _recomputed(self) -> list[list[Request]]:
+    def _recomputed(self) -> list[list[SampleRequest]]:
         """Those being sampled, in passes of at most `prefill_tokens` places."""
-        passes: list[list[Request]] = []
+        passes: list[list[SampleRequest]] = []
         for request in sorted(self._active, key=lambda r: len(r.prompt) + len(r.output)):
             length = len(request.prompt) + len(request.output)
             if passes and length * (len(passes[-1]) + 1) <= self._prefill_tokens:
@@ -145,7 +145,7 @@ class PlainGenerator(Sampler):
                 passes.append([request])
         return passes
 
-    def _whole_logits(self, batch: Sequence[Request]) -> Tensor:
+    def _whole_logits(self, batch: Sequence[SampleRequest]) -> Tensor:
         """Logits behind the last token of each conversation, computed from its first token on, [batch, vocab]."""
         rows = [r.prompt + r.output for r in batch]
         lengths = torch.tensor([len(row) for row in rows], device=self._device)

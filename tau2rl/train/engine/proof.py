@@ -22,7 +22,7 @@ from torch import nn
 from tau2rl.config import SamplingConfig
 from tau2rl.train.engine.attention import attends, bare, switch_on
 from tau2rl.train.engine.forward import collate, plain_logits, score_tokens
-from tau2rl.train.engine.generator import Generator, Request, Sampler
+from tau2rl.train.engine.generator import Generator, Sampler, SampleRequest
 from tau2rl.train.engine.plain_generator import PlainGenerator
 from tau2rl.types import TrainingSample
 
@@ -183,7 +183,9 @@ def _sampled_apart(generator: Sampler, plain: nn.Module) -> float:
     sampled: list[dict[int, float]] = [{} for _ in texts]  # place -> log-probability
     for turn in range(2):
         requests = [
-            Request(session=str(i), prompt=list(text), sampling=SamplingConfig(temperature=1.0), seed=i + turn, max_tokens=n)
+            SampleRequest(
+                session=str(i), prompt=list(text), sampling=SamplingConfig(temperature=1.0), seed=i + turn, max_tokens=n
+            )
             for i, (text, n) in enumerate(zip(texts, (6, 1, 3, 6), strict=True))
         ]
         for i, done in enumerate(generator.run(requests)):

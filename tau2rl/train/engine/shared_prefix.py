@@ -38,7 +38,7 @@ class AttentionCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class PackedLayout:
     """Where each token of a batch is computed."""
 
     ids: Tensor  # [positions]
@@ -50,7 +50,7 @@ class Layout:
     padding: int  # places of the calls that hold no token
 
 
-def lay_out(batch: Batch) -> Layout:
+def lay_out(batch: Batch) -> PackedLayout:
     """Find what the rows share. A row ends with the last token that counts: what stands behind has no gradient."""
     mask, ids = batch.mask.cpu() > 0, batch.ids.cpu()
     device, time = batch.ids.device, ids.shape[1]
@@ -67,7 +67,7 @@ def lay_out(batch: Batch) -> Layout:
     owner = (own * torch.arange(len(rows))[:, None]).cummax(0).values
     place = number.gather(0, owner)
     calls, answers, padding = _attention_calls(place, own, alike.tolist(), ends.tolist())
-    return Layout(
+    return PackedLayout(
         ids=ids[own].to(device),
         depth=columns.expand_as(own)[own].to(device),
         place=torch.empty_like(place).index_copy_(0, order, place).to(device),

@@ -25,7 +25,7 @@ import pytest
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.retry import Unavailable
-from tau2rl.report.cost import Costs, Load, Session, account as account_of, bottleneck
+from tau2rl.report.cost import Costs, ProcessLoad, Session, account as account_of, bottleneck
 from tau2rl.report.tables import cost_words
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.timing import sessions, timed
@@ -207,27 +207,27 @@ USER = "80% of episode time waits for the user simulator"
 @pytest.mark.parametrize(
     ("load", "words"),
     [
-        (Load(), USER),
-        (Load(busy=0.12, cores=2), f"{USER}, the process was busy 12% of the time"),
-        (Load(busy=0.2, cores=2, workers_busy=0.5), f"{USER}, the process was busy 20% of the time, its workers 50%"),
-        (Load(busy=0.9, cores=2), f"the process itself is the bottleneck, busy 90% of the time; {USER}"),
-        (Load(busy=0.9, cores=2, gpu=True), f"{USER}, the process was busy 90% of the time"),
-        (Load(busy=1.8, cores=2, gpu=True), f"the CPU cores are the bottleneck, 1.8 of 2 are busy; {USER}"),
+        (ProcessLoad(), USER),
+        (ProcessLoad(busy=0.12, cores=2), f"{USER}, the process was busy 12% of the time"),
+        (ProcessLoad(busy=0.2, cores=2, workers_busy=0.5), f"{USER}, the process was busy 20% of the time, its workers 50%"),
+        (ProcessLoad(busy=0.9, cores=2), f"the process itself is the bottleneck, busy 90% of the time; {USER}"),
+        (ProcessLoad(busy=0.9, cores=2, gpu=True), f"{USER}, the process was busy 90% of the time"),
+        (ProcessLoad(busy=1.8, cores=2, gpu=True), f"the CPU cores are the bottleneck, 1.8 of 2 are busy; {USER}"),
         (
-            Load(busy=0.9, cores=2, environments=0.6),
+            ProcessLoad(busy=0.9, cores=2, environments=0.6),
             f"the process itself is the bottleneck, busy 90% of the time, 60% of it with the CPU time of environments; {USER}",
         ),
         (
-            Load(busy=0.9, cores=2, workers_busy=0.9, environments=0.6),  # they are in the workers
+            ProcessLoad(busy=0.9, cores=2, workers_busy=0.9, environments=0.6),  # they are in the workers
             f"the process itself is the bottleneck, busy 90% of the time; {USER}",
         ),
         (
-            Load(busy=0.1, cores=2, workers_busy=0.9, environments=0.6),
+            ProcessLoad(busy=0.1, cores=2, workers_busy=0.9, environments=0.6),
             f"the workers are the bottleneck, busy 90% of the time, 60% of it with the CPU time of environments; {USER}",
         ),
     ],
 )
-def test_who_is_full_is_the_bottleneck(load: Load, words: str) -> None:
+def test_who_is_full_is_the_bottleneck(load: ProcessLoad, words: str) -> None:
     assert bottleneck(WAITING, None, load) == words
 
 
@@ -240,11 +240,11 @@ def test_who_is_full_is_the_bottleneck(load: Load, words: str) -> None:
     ],
 )
 def test_a_training_is_bound_by_the_largest_part_of_its_wall_time(wall: dict[str, float], words: str) -> None:
-    assert bottleneck(WAITING, wall, Load()) == words
+    assert bottleneck(WAITING, wall, ProcessLoad()) == words
 
 
 def test_nothing_known_is_no_sentence() -> None:
-    assert bottleneck(None, None, Load(busy=0.3)) is None
+    assert bottleneck(None, None, ProcessLoad(busy=0.3)) is None
 
 
 def test_what_sessions_took_is_kept_in_the_folder(tmp_path: Path) -> None:

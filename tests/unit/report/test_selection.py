@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tau2rl.errors import UserError
-from tau2rl.report.selection import Choice, choose_checkpoint
+from tau2rl.report.selection import CheckpointChoice, choose_checkpoint
 
 
 def shares(text: str) -> dict[str, float]:
@@ -23,7 +23,7 @@ def shares(text: str) -> dict[str, float]:
     return {f"mock/{i}": {"1": 1.0, "0": 0.0, "h": 0.5}[mark] for i, mark in enumerate(text)}
 
 
-def chosen(**by_step: str) -> Choice:
+def chosen(**by_step: str) -> CheckpointChoice:
     return choose_checkpoint({int(step[1:]): shares(text) for step, text in by_step.items()})
 
 

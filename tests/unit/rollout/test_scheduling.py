@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tau2rl.rollouts.runner import plan
-from tau2rl.rollouts.scheduling import Estimate, blocks, longest_first
+from tau2rl.rollouts.scheduling import DurationEstimate, blocks, longest_first
 from tau2rl.types import Attempt, Episode, TaskRef
 from tests.unit.rollout.endings import FAILED, GOOD
 
@@ -44,7 +44,9 @@ def first(ref: TaskRef, index: int = 0) -> Attempt:
     return Attempt(task=ref, index=index, seed=1)
 
 
-def play(order: Iterable[Attempt], seconds: Mapping[str, float], estimate: Estimate, clock: Clock, *, places: int) -> float:
+def play(
+    order: Iterable[Attempt], seconds: Mapping[str, float], estimate: DurationEstimate, clock: Clock, *, places: int
+) -> float:
     """When the last attempt ends, with so many at a time, each as long as `seconds` says."""
     running: list[tuple[float, str, Attempt]] = []
     for attempt in order:
@@ -57,7 +59,7 @@ def play(order: Iterable[Attempt], seconds: Mapping[str, float], estimate: Estim
 
 def test_the_longest_begins_first() -> None:
     a, b, c, d = refs = tasks(4)
-    estimate = Estimate(refs, {a: 1, b: 1, c: 1, d: 4}.__getitem__)
+    estimate = DurationEstimate(refs, {a: 1, b: 1, c: 1, d: 4}.__getitem__)
     attempts = plan(refs, num_samples=1, seed=0)
     assert [x.task for x in longest_first(attempts, estimate, concurrency=2)] == [d, a, b, c]
     # Two at a time: d beside a, b, c ends after 4; as planned it would begin at 1 and end after 5.
@@ -65,7 +67,7 @@ def test_the_longest_begins_first() -> None:
 
 def test_what_an_episode_took_counts_more_than_its_reference_path() -> None:
     a, b = (TaskRef(domain="d", task_id=name, split="test") for name in "ab")
-    estimate = Estimate([a, b], {a: 1, b: 9}.__getitem__)
+    estimate = DurationEstimate([a, b], {a: 1, b: 9}.__getitem__)
     assert estimate.seconds(a) < estimate.seconds(b)
     estimate.ended(first(a), lasting(a, 30.0))
     assert (estimate.seconds(a), estimate.seconds(b)) == (30.0, 270.0)  # 30 seconds an action
@@ -78,20 +80,20 @@ def test_what_an_episode_took_counts_more_than_its_reference_path() -> None:
 
 def test_a_task_without_a_reference_path_is_like_those_of_its_domain() -> None:
     a, b, c = (TaskRef(domain="d", task_id=name, split="test") for name in "abc")
-    estimate = Estimate([a, b, c], {a: 2, b: 4, c: 0}.__getitem__)
+    estimate = DurationEstimate([a, b, c], {a: 2, b: 4, c: 0}.__getitem__)
     assert estimate.seconds(c) == 3.0
 
 
 def test_another_domain_says_how_long_an_action_takes_until_ones_own_does() -> None:
     a, b = (TaskRef(domain=name, task_id=name, split="test") for name in "ab")
-    estimate = Estimate([a, b], lambda _: 2)
+    estimate = DurationEstimate([a, b], lambda _: 2)
     estimate.ended(first(a), lasting(a, 10.0))
     assert estimate.seconds(b) == 10.0
 
 
 def test_what_has_not_ended_for_long_is_long() -> None:
     (a,), clock = tasks(1), Clock()
-    estimate = Estimate([a], lambda _: 1, clock=clock)
+    estimate = DurationEstimate([a], lambda _: 1, clock=clock)
     estimate.began(first(a))
     clock.now = 500.0
     assert estimate.seconds(a) == 500.0
@@ -109,7 +111,7 @@ def test_rounds_stay_rounds_until_the_last_ones() -> None:
 
 def test_what_the_first_round_taught_orders_the_last_one() -> None:
     refs, clock = tasks(6), Clock()
-    estimate = Estimate(refs, lambda _: 1, clock=clock)
+    estimate = DurationEstimate(refs, lambda _: 1, clock=clock)
     attempts = plan(refs, num_samples=2, seed=0)
     hidden = {ref: float(1 + (5 * i) % 6) for i, ref in enumerate(refs)}
     order = longest_first(attempts, estimate, concurrency=6)
@@ -139,7 +141,7 @@ def test_each_attempt_comes_once_and_first_attempts_come_first(
 
     def order() -> list[Attempt]:
         clock = Clock()
-        estimate = Estimate(refs, lambda ref: lengths[int(ref.task_id)], clock=clock)
+        estimate = DurationEstimate(refs, lambda ref: lengths[int(ref.task_id)], clock=clock)
         begun: list[Attempt] = []
         for attempt in longest_first(attempts, estimate, concurrency=concurrency):
             clock.now += 0.5
@@ -169,7 +171,7 @@ def test_a_run_with_a_few_long_tasks_ends_sooner(places: int, share: float) -> N
         seconds = {a.key: length[a.task] * rng.lognormvariate(0, 0.4) for a in attempts}
         for name in took:
             clock = Clock()
-            estimate = Estimate(refs, length.__getitem__, clock=clock)
+            estimate = DurationEstimate(refs, length.__getitem__, clock=clock)
             order = attempts if name == "plan" else longest_first(attempts, estimate, concurrency=places)
             took[name].append(play(order, seconds, estimate, clock, places=places))
     assert sum(took["longest"]) < share * sum(took["plan"])

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tau2rl.errors import UserError
-from tau2rl.rollouts.workers import PlayWith, Worker
+from tau2rl.rollouts.workers import EpisodeWorker, PlayWith
 from tau2rl.types import Attempt, Episode
 from tests.unit.rollout.endings import GOOD
 
@@ -29,4 +29,4 @@ async def opened() -> AsyncGenerator[PlayWith]:
 
 def test_a_worker_that_is_too_large_from_the_beginning_is_refused() -> None:
     with pytest.raises(UserError, match=r"GB before it plays, more than `rollout\.worker_memory_gb`"):
-        asyncio.run(Worker(opened, memory_gb=0.01).open())
+        asyncio.run(EpisodeWorker(opened, memory_gb=0.01).open())

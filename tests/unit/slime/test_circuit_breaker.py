@@ -13,7 +13,7 @@ import asyncio
 import pytest
 
 from tau2rl.errors import RunIncomplete
-from tau2rl.slime.circuit_breaker import CircuitBreaker
+from tau2rl.slime.circuit_breaker import RolloutBreaker
 from tau2rl.slime.rollout import run_until_aborted
 from tau2rl.types import Failure, Fault
 
@@ -29,8 +29,8 @@ class Clock:
         return self.now
 
 
-def breaker(clock: Clock, *, failures: int = 3) -> CircuitBreaker:
-    return CircuitBreaker(failures=failures, cooldown_seconds=10.0, deadline_seconds=100.0, clock=clock)
+def breaker(clock: Clock, *, failures: int = 3) -> RolloutBreaker:
+    return RolloutBreaker(failures=failures, cooldown_seconds=10.0, deadline_seconds=100.0, clock=clock)
 
 
 def test_failures_in_a_row_open_it_and_a_success_between_does_not() -> None:

@@ -26,7 +26,7 @@ import pytest
 
 from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.layout import POLICY, Layout, layout_of
+from tau2rl.slime.layout import POLICY, ClusterLayout, layout_of
 from tau2rl.slime.model import QWEN3_5_SPEC, read_shape
 from tau2rl.slime.options import FILE, contract, lookup, split
 from tau2rl.slime.run_context import SlimeRun, absolute, run_context, write_files
@@ -159,7 +159,7 @@ def gpus_of(group: Any, offset: int) -> range:
     return range(first, first + len(group.all_engines) * group.num_gpus_per_engine)
 
 
-def expected(config: SftConfig | GrpoConfig, layout: Layout) -> dict[str, range]:
+def expected(config: SftConfig | GrpoConfig, layout: ClusterLayout) -> dict[str, range]:
     first = 0 if layout.colocate else layout.train
     policy = range(first, first + layout.policy)
     if not layout.user:

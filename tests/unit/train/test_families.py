@@ -32,7 +32,7 @@ from tau2rl.runs.folder import RunFolder
 from tau2rl.train.engine import proof
 from tau2rl.train.engine.attention import attends
 from tau2rl.train.engine.forward import collate, cut, score_tokens
-from tau2rl.train.engine.generator import Request
+from tau2rl.train.engine.generator import SampleRequest
 from tau2rl.train.engine.plain_generator import PlainGenerator
 from tau2rl.train.engine.proof import Engine, engine_of, sampler_for
 from tau2rl.train.model import load, save, save_memory, with_lora
@@ -169,10 +169,10 @@ def low_rank(model: nn.Module) -> nn.Module:
     return found
 
 
-def requests() -> list[Request]:
+def requests() -> list[SampleRequest]:
     prompts = [sample(3 * i + 1, seed=i, shared=sample(9, seed=50).token_ids).token_ids for i in range(5)]
     return [
-        Request(session=str(i), prompt=list(prompt), sampling=SAMPLING, seed=i, max_tokens=length)
+        SampleRequest(session=str(i), prompt=list(prompt), sampling=SAMPLING, seed=i, max_tokens=length)
         for i, (prompt, length) in enumerate(zip(prompts, (9, 1, 4, 9, 2), strict=True))
     ]
 

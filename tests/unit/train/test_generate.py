@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tau2rl.config import SamplingConfig
-from tau2rl.train.engine.generator import Generator, Request
+from tau2rl.train.engine.generator import Generator, SampleRequest
 from tau2rl.types import FinishReason
 from tests.unit.train.tiny import SAMPLING, VOCAB, sliding_model, tiny_model
 
@@ -41,8 +41,8 @@ def request(
     sampling: SamplingConfig | None = None,
     stop_token_ids: tuple[int, ...] = (),
     stop: tuple[str, ...] = (),
-) -> Request:
-    return Request(
+) -> SampleRequest:
+    return SampleRequest(
         session=session,
         prompt=tokens,
         sampling=sampling or SAMPLING,
@@ -53,7 +53,7 @@ def request(
     )
 
 
-def crowd(count: int, **changes: int) -> list[Request]:
+def crowd(count: int, **changes: int) -> list[SampleRequest]:
     return [request(prompt(3 + 5 * i % 17, seed=i), seed=i, session=f"s{i}", **changes) for i in range(count)]
 
 
