@@ -106,7 +106,11 @@ class Dashboard(App[None]):
         """Open an episode."""
         index = self._watch.index
         if index is not None and event.row_key.value is not None:
-            values = await asyncio.to_thread(runs.episode, index.run, index, int(event.row_key.value))
+            try:
+                values = await asyncio.to_thread(runs.episode, index.run, index, int(event.row_key.value))
+            except (UserError, OSError) as error:  # a resumed run has rewritten its records
+                self.notify(clean(str(error)), severity="warning")
+                return
             self.push_screen(Conversation(conversation_pieces(values, whole=False)))
 
 

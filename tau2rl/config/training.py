@@ -128,7 +128,7 @@ class TrackingConfig(Section):
     """The project in W&B and trackio."""
     conversations: int | None = Field(default=None, ge=0)
     """How many conversations of a step each tracker gets; default: 4 for one that keeps them on this machine, 0 for one that
-    sends them on, and for a sink of your own."""
+    sends them on (W&B, now or by `wandb sync`), and for a sink of your own."""
     sinks: tuple[Reference, ...] = ()
     """Sinks of your own, `package.module:Name`, beside these."""
 

@@ -72,8 +72,7 @@ class WandbSink:
 
     def __init__(self, run: TrackedRun, *, mode: Literal["online", "offline"]) -> None:
         self._wandb: Any = importlib.import_module("wandb")
-        self._mode = mode
-        self.sends = mode == "online"
+        self._mode, self.sends = mode, True  # what is written offline, `wandb sync` sends later
         run.folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = self._wandb.init(
             project=run.project,
@@ -84,6 +83,8 @@ class WandbSink:
             config=dump(run.config),
             allow_val_change=True,  # a resumed run may have other settings of memory and patience
             mode=mode,
+            # By itself it takes the console, the command line and the repository along, past `Redactor`.
+            settings=self._wandb.Settings(console="off", disable_git=True, x_disable_meta=True, disable_code=True),
             id=wandb_id(run.folder),
             resume="allow",
         )

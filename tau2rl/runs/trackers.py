@@ -144,9 +144,9 @@ def open_trackers(folder: Path, config: SftConfig | GrpoConfig, *, process: str 
 
 def most_conversations(tracking: TrackingConfig) -> int:
     """How many of a step are worth sampling."""
-    if tracking.wandb == "off" and not tracking.trackers and not tracking.sinks:
-        return 0
-    return KEPT_HERE if tracking.conversations is None else tracking.conversations
+    if tracking.conversations is None:
+        return KEPT_HERE if tracking.trackers else 0
+    return tracking.conversations if tracking.trackers or tracking.sinks or tracking.wandb != "off" else 0
 
 
 def group_of(folder: Path) -> str | None:

@@ -74,7 +74,8 @@ class TelecomTasks(Generator[Told]):
 
     def _any(self, rng: random.Random) -> tuple[int, str, str]:
         """A place for a task that goes to a human, spread as the others are."""
-        return rng.randint(1, MOST_BEYOND), rng.choice(self._config.intents), rng.choice(self._config.personas)
+        numbers = [number for number in self._config.problems if number <= MOST_BEYOND] or [1]
+        return rng.choice(numbers), rng.choice(self._config.intents), rng.choice(self._config.personas)
 
     def prove(self, draft: Told) -> Json:
         """Everything that `telecom_proof.prove` tries. Raises Rejected."""

@@ -150,8 +150,10 @@ class Watch:
         for who, url in servers_of(run).items():
             if who not in self._readers:
                 self._readers[who] = LoadReader(url)
-        loads = await asyncio.gather(*(reader.read() for reader in self._readers.values()))
-        return dict(zip(self._readers, loads, strict=True))
+        loads = dict(zip(self._readers, await asyncio.gather(*(reader.read() for reader in self._readers.values())), strict=True))
+        for who in [who for who, load in loads.items() if load is None]:  # a reader gives up; the server may be there later
+            await self._readers.pop(who).aclose()
+        return loads
 
 
 async def _none() -> dict[str, ServerLoad | None]:

@@ -157,18 +157,20 @@ def wandb(monkeypatch):
     module.asked = []
     module.Artifact = StubArtifact
     module.Table = lambda columns, data: data
+    module.Settings = lambda **settings: settings
     module.init = lambda **options: module.asked.append(options) or module.run
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
 def test_wandb_gets_config_numbers_conversations_and_lineage(wandb, tmp_path):
-    train(tmp_path / "w", 1, shown=sample(2, RECORDS))
+    train(tmp_path / "w", 1, shown=sample(2, RECORDS), conversations=2)
     (asked,) = wandb.asked
     assert asked.pop("id") and asked.pop("config")["tracking"]["wandb"] == "offline"
     assert asked == {
         "project": "tau2rl", "name": "n", "group": None, "job_type": "grpo", "dir": str(tmp_path / "w"), "mode": "offline",
         "resume": "allow", "allow_val_change": True,
+        "settings": {"console": "off", "disable_git": True, "x_disable_meta": True, "disable_code": True},
     }  # fmt: skip
     assert wandb.run.logged[0] == (1, {"loss": 1.0})
     step, table = wandb.run.logged[1]
@@ -185,7 +187,7 @@ def test_conversations_leave_the_machine_only_where_that_is_asked_for(wandb, tmp
         return sum(len(values.get("conversations", ())) for _, values in wandb.run.logged)
 
     wandb.run.use_artifact = wandb.run.log_artifact
-    assert shown("a") == 4  # offline
+    assert shown("a") == 0  # `wandb sync` would send them
     assert shown("b", wandb="online") == 0
     assert shown("c", wandb="online", conversations=3) == 3
     assert shown("d", conversations=0) == 0
@@ -274,12 +276,16 @@ def wandb_records(folder):
 def test_wandb_itself_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     (tmp_path / "config.json").write_text('{"name": "laptop"}')
-    made = train(tmp_path / "runs" / "a", 1, shown=hostile())
+    monkeypatch.setattr(sys, "argv", ["tau2rl", "--told", "argv-canary"])
+    made = train(tmp_path / "runs" / "a", 1, shown=hostile(), conversations=4)
     train(tmp_path / "runs" / "a", 2, first=2)
     train(tmp_path / "runs" / "b", 1, parent=made)
     run_id = json.loads((tmp_path / "runs" / "a" / "wandb.json").read_text())["id"]
     folders = sorted((tmp_path / "runs" / "a" / "wandb").glob("offline-run-*"))
     assert len(folders) == 2 and all(run_id in folder.name for folder in folders)
+
+    written = b"".join(file.read_bytes() for file in folders[0].rglob("*") if file.is_file())
+    assert b"canary" not in written  # the command line does not go along
 
     found = list(wandb_records(folders[0]))
     logged = {"/".join(item.nested_key or [item.key]): item.value_json
