@@ -89,14 +89,24 @@ class Watch:
         if not self._config:
             raise UserError(f"`{run}` is not a run folder", hint="name a folder such as `outputs/eval/default`")
         self._at: Path | None = None
+        self._lock = asyncio.Lock()
         self.index: Index | None = None  # of the run that is looked at, once it has records
         self._readers: dict[str, LoadReader] = {}
 
     async def frame(self, *, seconds: float = 1.0) -> Frame:
         """The run now. `seconds`: how long records may be read that the index does not have yet."""
+        async with self._lock:
+            return await self._look(seconds)
+
+    async def aclose(self) -> None:
+        """Let go of the index and the connections, behind a look that goes on; safe to call twice."""
+        async with self._lock:
+            await self._let_go()
+
+    async def _look(self, seconds: float) -> Frame:
         run = followed(self._run)
         if run != self._at:
-            await self.aclose()
+            await self._let_go()
             self._at = run
         state = state_of(run)
         read, servers, found = await asyncio.gather(
@@ -119,8 +129,7 @@ class Watch:
             warnings=last_warnings(run), **read,
         )  # fmt: skip
 
-    async def aclose(self) -> None:
-        """Let go of the index and the connections; safe to call twice."""
+    async def _let_go(self) -> None:
         if self.index is not None:
             self.index.close()
         for reader in self._readers.values():
