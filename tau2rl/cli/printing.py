@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl import console
-from tau2rl.report.tables import cost_words, report_rows, short_words, total_words
+from tau2rl.report.tables import cell_rows, cost_words, report_rows, short_words, total_words
 
 
 def shown(path: Path) -> str:
@@ -43,6 +43,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
 def print_evaluation(report: Mapping[str, Any]) -> None:
     """The table, and below it what became of every attempt."""
     console.emit_table(report_rows(report))
+    if by_cell := cell_rows(report):
+        console.emit_table(by_cell)
     if repeated := report.get("repetitions"):
         console.emit(_of_repetitions(repeated))
     ended = ", ".join(f"{count} {status}" for status, count in report["episodes"].items())

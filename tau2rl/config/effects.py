@@ -166,7 +166,7 @@ IDLE: tuple[Idle, ...] = (
         for key in ("correction_level", "correction_low", "correction_high", "veto")
     ),
     Idle("algo.correction_low", {"algo.correction": ("tis",)}),
-    *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay")),
+    *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay", "profile")),
     Idle("val", {"train.val_every": UNSET}, stages=("grpo",)),
     Idle("monitors", {"monitors.action": ("off",)}),
     Idle("monitors.entropy_left", {"backend": ("slime",)}, "slime's trainer has its entropy, and its rollouts have the monitors"),

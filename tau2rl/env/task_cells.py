@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,13 @@ def cell_of(ref: TaskRef) -> TaskCell:
             behaviour="/".join(map(str, proof["behaviour"].values())),
         )
     return TaskCell(user=_user(ref), cell=f"{describe(ref).writes} writes", behaviour="")
+
+
+def cells_of(refs: Iterable[TaskRef]) -> dict[str, str] | None:
+    """Task key -> its cell, for a report; None where no task has a proof that says how many reads it takes."""
+    tasks = list(refs)
+    proved = any(ref.source and _proofs(str(Path(ref.source).with_name(PROOFS))) for ref in tasks)
+    return {ref.key: cell_of(ref).cell for ref in tasks} if proved else None
 
 
 def _user(ref: TaskRef) -> str:

@@ -80,6 +80,7 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("grpo", "algo.correction_high=3", GRPO, [*GRPO, "algo.correction=clip"]),
     ("grpo", "algo.correction_low=0.1", [*GRPO, "algo.correction=tis"], [*GRPO, "algo.correction=mis"]),
     ("grpo", "algo.curriculum.floor=0.2", GRPO, [*GRPO, "algo.curriculum.enabled=true"]),
+    ("grpo", "algo.curriculum.profile=p.json", [*GRPO, "algo.curriculum.enabled=false"], GRPO),
     ("grpo", "val.num_samples=4", GRPO, [*GRPO, "train.val_every=5"]),
     ("grpo", "val.split=train-select", GRPO, [*GRPO, "train.val_every=5"]),
     ("grpo", "rollout.workers=2", GRPO, SLIME),
