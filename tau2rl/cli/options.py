@@ -44,13 +44,15 @@ SHORT: dict[str, tuple[str, ...]] = {
     "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
     "repetitions": ("--repetitions",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
+    "from_failures": ("--from-failures",),
     "writer.kind": ("--writer",), "writer.model": ("--writer-model",),
     "launch.address": ("--address",), "launch.inline": ("--inline",), "launch.detach": ("--detach",),
 }  # fmt: skip
 
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
-    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "writer.kind", "writer.model", "tasks.source",
+    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "from_failures",
+    "writer.kind", "writer.model", "tasks.source",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
     "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "repetitions",
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",

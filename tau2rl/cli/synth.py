@@ -37,7 +37,9 @@ def run(asked: Asked[SynthConfig]) -> None:
             console.say(f"would write {config.num_tasks} tasks to {shown(folder)}")
         return
     from tau2rl.synth.make import synthesise
+    from tau2rl.verify.failures import failures_of
 
+    failures = failures_of(config.from_failures, config) if config.from_failures else None
     started = time.monotonic()
     with console.Follower() as follower:
 
@@ -45,7 +47,7 @@ def run(asked: Asked[SynthConfig]) -> None:
             seconds = time.monotonic() - started
             follower.on_progress(ProgressEvent(done=done, total=total, seconds=seconds, unit="tasks"))
 
-        facts = synthesise(config, folder, on_task)
+        facts = synthesise(config, folder, on_task, failures=failures)
     if asked.as_json:
         console.emit_json({"folder": str(folder), **facts})
         return
@@ -55,6 +57,12 @@ def run(asked: Asked[SynthConfig]) -> None:
 def _show(facts: Mapping[str, Any], folder: Path) -> None:
     head = ["writes", *(f"{name} reads" for name in next(iter(facts["grid"].values())))]
     console.emit_table([head, *([writes, *map(str, row.values())] for writes, row in facts["grid"].items())])
+    if found := facts.get("from_failures"):
+        of = [
+            [c["name"], c["rule"] or c["tool"], c["argument"], str(len(c["failures"])), str(c["tasks"])]
+            for c in found["clusters"]
+        ]
+        console.emit_table([["what went wrong", "tool or rule", "argument", "failures", "tasks"], *of])
     if facts["tasks"] < facts["asked_for"]:
         console.say(f"{facts['tasks']} of the {facts['asked_for']} tasks: the database has no more of these cells")
     console.say(f"{facts['tasks']} tasks and their data card are in {shown(folder)}")
@@ -72,7 +80,8 @@ make = stage_command(
     `--task-source tasks.json` lets every stage play them.
 
     A task is an order of writes (calls that change the database) and a burden (the reads after which the arguments of the writes
-    are known). They are made in equal parts for each pair of both; in a share of them the agent must refuse.
+    are known). They are made in equal parts for each pair of both; in a share of them the agent must refuse. With
+    `--from-failures RUN` they are made for what an agent failed at in earlier runs on training tasks.
 
     The same command gives the same bytes. Exits with 0 when it is done, 2 for a wrong request, 130 if interrupted: then
     `--resume` goes on.
@@ -83,6 +92,7 @@ synth = with_commands(
     name="synth",
     epilog=examples(
         "tau2rl synth --num-tasks 2000 --seed 1 --output data/retail-1",
+        "tau2rl synth --from-failures outputs/eval/train-1 --num-tasks 500 --output data/retail-2",
         "tau2rl synth --num-tasks 200 --writes 3,4,5 --burdens 6-9,10+ --refusals 0",
         "tau2rl seed --domains retail --task-source data/retail-1/tasks.json --protocol native --tokenizer DIR",
         "tau2rl tasks validate --domains retail --task-source data/retail-1/tasks.json --task-split base",

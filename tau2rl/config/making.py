@@ -55,6 +55,9 @@ class SynthConfig(Section):
     """Share of the tasks in which the agent must refuse, and answer a question."""
     per_user: int = Field(default=12, ge=1)
     """At most so many tasks about one user of the database."""
+    from_failures: tuple[Path, ...] = ()
+    """Run folders, on training tasks: the tasks are made for what the agent failed at there, each kind in its share of the
+    failures. `writes` and `burdens` then say which of the failures' cells are used."""
     writer: WriterConfig = WriterConfig()
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from typing import Any
 from tau2rl.config import SynthConfig, dump, flatten
 from tau2rl.env.task_cells import PROOFS
 from tau2rl.synth.compose import BURDENS, Composed
+from tau2rl.synth.failure_clusters import Cluster, Failures
 from tau2rl.synth.guard import WORDS, Guard
 from tau2rl.synth.proof import SOLVED, Proof
 from tau2rl.synth.texts import Text
@@ -34,6 +35,7 @@ class Made:
     task: dict[str, Any]  # tau2's Task as JSON values
     proof: Proof
     split: str  # "train-learn", "train-select" or "test"
+    cluster: Cluster | None = None  # of failures, which it was made for
 
 
 def write_folder(
@@ -45,13 +47,19 @@ def write_folder(
     guard: Guard,
     identity: Mapping[str, Any],
     spent: Mapping[str, Any] | None = None,
+    failures: Failures | None = None,
 ) -> dict[str, Any]:
     """Write `tasks.json`, `split_tasks.json`, `proofs.jsonl`, `card.json` and `README.md`; the card."""
     folder.mkdir(parents=True, exist_ok=True)
-    proofs = [m.proof.row(m.task["id"], m.composed, m.text.behaviour) for m in made]
+    proofs = [
+        {**m.proof.row(m.task["id"], m.composed, m.text.behaviour), **({"made_for": m.cluster.key} if m.cluster else {})}
+        for m in made
+    ]
     facts = card(config, made, proofs, rejected=rejected, guard=guard, identity=identity)
     if spent is not None:
         facts |= {"licence": f"{facts['licence']} {WRITTEN.format(model=config.writer.model)}", "writer": spent}
+    if failures is not None:
+        facts["from_failures"] = failures.card(Counter(m.cluster.key for m in made if m.cluster))
     _json(folder / "tasks.json", [m.task for m in made])
     _json(folder / "split_tasks.json", splits(made))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in proofs)
@@ -127,6 +135,7 @@ def command(config: SynthConfig) -> str:
         "burdens": ",".join(config.burdens),
         "refusals": config.refusals,
         "per_user": config.per_user,
+        "from_failures": ",".join(map(str, config.from_failures)),
         **{name: value for name, value in flatten({"writer": dump(config.writer)}).items() if name not in NO_MATTER},
     }
     given, default = flatten(dump(config)), flatten(dump(SynthConfig()))
@@ -173,7 +182,7 @@ tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]}
 {proofs["writes"]} writes were left out, doubled ({_listed(proofs["doubled"])})
 and altered in {proofs["altered_arguments"]} arguments; {proofs["orders_tried"]} orders were tried.
 Thrown away: {_listed(facts["thrown_away"]) or "nothing"}.
-{_writer(facts)}
+{_writer(facts)}{_failures(facts)}
 
 ## Overlap with the test tasks
 
@@ -193,6 +202,29 @@ def _writer(facts: Mapping[str, Any]) -> str:
 Texts were said anew by a model: {spent["texts"]} of them in {spent["calls"]} calls and {spent["from_cache"]} kept answers, for
 {spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, ${spent["cost_usd"]:.4f}; {spent["rewritten"]} were asked for
 again ({_listed(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
+"""
+
+
+def _failures(facts: Mapping[str, Any]) -> str:
+    """Which failures the tasks were made from, where they were."""
+    found = facts.get("from_failures")
+    if found is None:
+        return ""
+    rows = "\n".join(
+        f"| {c['name']} | {c['rule'] or c['tool'] or '-'} | {c['argument'] or '-'} | {len(c['failures'])} | {c['tasks']} |"
+        for c in found["clusters"]
+    )
+    runs = ", ".join(f"`{run['run']}` (episodes `{run['episodes_sha256'][:16]}`)" for run in found["runs"])
+    return f"""
+## The failures that they were made from
+
+{found["failures"]} of {found["attempts"]} attempts failed by the agent's own fault in {runs}.
+A task made for a cluster has a call of its tool among its writes, or a request that its rule forbids; `made_for` in
+`proofs.jsonl` names its cluster, `card.json` the attempts. Left out: {_listed(found["left_out"]) or "nothing"}.
+
+| what went wrong | tool or rule | argument | failures | tasks |
+| --- | --- | --- | --- | --- |
+{rows}
 """
 
 

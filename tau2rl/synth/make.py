@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from itertools import cycle
 from pathlib import Path
@@ -26,6 +26,7 @@ from tau2rl.synth.airline import Airline
 from tau2rl.synth.card import FILES, Made, command, write_folder
 from tau2rl.synth.compose import REFUSAL, Composed, Composer
 from tau2rl.synth.demonstration import demonstrate
+from tau2rl.synth.failure_clusters import Cluster, Failures, calls_in_words, turns
 from tau2rl.synth.guard import Guard
 from tau2rl.synth.llm_writer import LlmWriter
 from tau2rl.synth.proof import Proof, Prover, Rejected
@@ -40,14 +41,15 @@ TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
 JOURNAL = "progress.jsonl"
 Cell = tuple[int, str]
+Turn = tuple[Cell, Cluster | None]  # where the next task stands, and what it is made for
 Entry = dict[str, Any]  # {"number", "cell", "again", "found": the try that gave the task or None, "rejected", "proof"}
 
 
 class Maker:
     """Makes the tasks that a config asks for."""
 
-    def __init__(self, config: SynthConfig, replayer: Replayer) -> None:
-        self.config, self.replayer = config, replayer
+    def __init__(self, config: SynthConfig, replayer: Replayer, failures: Failures | None = None) -> None:
+        self.config, self.replayer, self.failures = config, replayer, failures
         self.rejected: Counter[str] = Counter()
         self._domain = DOMAINS[config.domain](self.replayer.rows())
         self._book = RuleBook(config.domain, self.replayer.policy, self._domain.checks, self._domain.task_checks)
@@ -57,7 +59,7 @@ class Maker:
         self._users = [id for id in self._domain.users() if id not in self.guard.users]
         self.writer = _writer(config, self.replayer.writes)
         self._used: Counter[str] = Counter()
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set(failures.tasks if failures else ())
 
     def make(self, earlier: list[Entry], keep: Callable[[Entry], object], on_task: Callable[[int, int], object]) -> list[Made]:
         """The tasks, in the order of their numbers; fewer than asked for where every cell has given up.
@@ -65,29 +67,33 @@ class Maker:
         `earlier`: what an interrupted run of the same command kept, which is not proved again.
         """
         done: list[Made] = []
-        failures: Counter[Cell] = Counter()
+        empty: Counter[Any] = Counter()  # turns in a row that came to nothing, by turn
         most = int(self.config.refusals * self.config.num_tasks)
         kept, plan = iter(earlier), self._plan()
-        for cell in cycle(plan):
-            if len(done) == self.config.num_tasks or all(failures[c] >= GIVE_UP for c in plan if c != REFUSAL):
+        for turn in cycle(plan):
+            refused = sum(m.composed.cell == REFUSAL for m in done)
+            over = {t for t in plan if empty[t] >= GIVE_UP or (t[0] == REFUSAL and refused >= most)}
+            if len(done) == self.config.num_tasks or over.issuperset(plan):
                 break
-            if failures[cell] >= GIVE_UP or (cell == REFUSAL and sum(m.composed.cell == REFUSAL for m in done) >= most):
+            if turn in over:
                 continue
             entry = next(kept, None)
-            made = self._again(entry, cell) if entry else self._one(len(done), cell, failures[cell], keep)
+            made = self._again(entry, turn) if entry else self._one(len(done), turn, empty[turn], keep)
             if made is None:
-                failures[cell] += 1
+                empty[turn] += 1
                 continue
-            failures[cell] = 0
+            empty[turn] = 0
             self._used[made.composed.user_id] += 1
             self._seen.add(_same(made.composed))
             done.append(made)
             on_task(len(done), self.config.num_tasks)
         return done
 
-    def _plan(self) -> list[Cell]:
-        """The cells in turn, the refusals spread between them in their share."""
-        grid = [(writes, burden) for writes in self.config.writes for burden in self.config.burdens]
+    def _plan(self) -> list[Turn]:
+        """The cells in turn, the refusals spread between them in their share; or the clusters of failures in theirs."""
+        if self.failures is not None:
+            return [(cell, cluster) for cell, cluster in turns(self.failures.clusters)]
+        grid: list[Turn] = [((writes, burden), None) for writes in self.config.writes for burden in self.config.burdens]
         share = self.config.refusals
         if share == 0:
             return grid
@@ -95,18 +101,18 @@ class Maker:
         cells = grid * 20
         step = len(cells) / rounds
         for index in reversed(range(rounds)):
-            cells.insert(int(index * step), REFUSAL)
+            cells.insert(int(index * step), (REFUSAL, None))
         return cells
 
-    def _one(self, number: int, cell: Cell, again: int, keep: Callable[[Entry], object]) -> Made | None:
-        entry: Entry = {"number": number, "cell": list(cell), "again": again, "found": None, "proof": None}
+    def _one(self, number: int, turn: Turn, again: int, keep: Callable[[Entry], object]) -> Made | None:
+        entry: Entry = {"number": number, "cell": _named(turn), "again": again, "found": None, "proof": None}
         before, found = Counter(self.rejected), None
         for place in range(TRIES):
-            drawn = self._draw(entry, place)
+            drawn = self._draw(entry, place, turn)
             if drawn is None:
                 continue
             try:
-                found = self._proved(*drawn)
+                found = replace(self._proved(*drawn), cluster=turn[1])
             except Rejected as reason:
                 self.rejected[str(reason)] += 1
                 continue
@@ -115,28 +121,29 @@ class Maker:
         keep({**entry, "rejected": self.rejected - before})
         return found
 
-    def _again(self, entry: Entry, cell: Cell) -> Made | None:
+    def _again(self, entry: Entry, turn: Turn) -> Made | None:
         """The task of an entry, composed again with the same draws."""
-        if entry["cell"] != list(cell):
+        if entry["cell"] != _named(turn):
             raise UserError(
                 "the progress in the folder is that of another command", hint="remove the folder, or name another one"
             )
         self.rejected.update(entry["rejected"])
         if entry["found"] is None:
             return None
-        drawn = self._draw(entry, entry["found"])
+        drawn = self._draw(entry, entry["found"], turn)
         assert drawn is not None  # it was found with these draws
         made, text, task = self._in_words(*drawn)
-        return Made(composed=made, text=text, task=task, proof=Proof(**entry["proof"]), split=split_of(made.user_id))
+        proof, split = Proof(**entry["proof"]), split_of(made.user_id)
+        return Made(composed=made, text=text, task=task, proof=proof, split=split, cluster=turn[1])
 
-    def _draw(self, entry: Entry, place: int) -> tuple[Composed, Text, dict[str, Any]] | None:
+    def _draw(self, entry: Entry, place: int, turn: Turn) -> tuple[Composed, Text, dict[str, Any]] | None:
         """A composition in its words, as a task; None where the draw came to nothing."""
-        number, cell, again = entry["number"], entry["cell"], entry["again"]
-        rng = random.Random(f"{self.config.seed}/{number}/{cell}/{again}/{place}")
+        number, again, (cell, cluster) = entry["number"], entry["again"], turn
+        rng = random.Random(f"{self.config.seed}/{number}/{entry['cell']}/{again}/{place}")
         user = rng.choice(self._users)
         if self._used[user] >= self.config.per_user or self._domain.room(user) < cell[0]:
             return None
-        made = self._composer.compose(user, (cell[0], cell[1]), rng)
+        made = self._composer.compose(user, cell, rng, *([cluster.focus] if cluster else []))
         if made is None:
             return None
         text = write(made, self._domain.table, rng)
@@ -209,22 +216,38 @@ def split_of(user_id: str) -> str:
 
 
 def _same(made: Composed) -> tuple[str, str]:
-    calls = sorted(str(asdict(request.call)) for request in made.requests)
-    return made.user_id, "\n".join(calls)
+    return made.user_id, calls_in_words([asdict(request.call) for request in made.requests])
+
+
+def _named(turn: Turn) -> list[Any]:
+    """A turn in the journal, and in the seed of its draws."""
+    cell, cluster = turn
+    return [*cell, *([cluster.key] if cluster else [])]
 
 
 def synthesise(
-    config: SynthConfig, folder: Path, on_task: Callable[[int, int], object] = lambda done, total: None
+    config: SynthConfig,
+    folder: Path,
+    on_task: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    failures: Failures | None = None,
 ) -> dict[str, Any]:
-    """Make the tasks and write them to `folder`; the card's numbers, JSON-ready. Raises UserError."""
+    """Make the tasks and write them to `folder`; the card's numbers, JSON-ready. Raises UserError.
+
+    `failures`: what `config.from_failures` failed at, where that is what the tasks are made for.
+    """
     _refuse_taken(folder, resume=config.resume)
     replayer = Replayer(config.domain)
     identity = {**replayer.identity(), "synth": source_hash()}
+    if failures is not None:
+        identity["failures"] = [run["episodes_sha256"] for run in failures.runs]
     with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
-        maker = Maker(config, replayer)
+        maker = Maker(config, replayer, failures)
         made = maker.make(earlier, keep, on_task)
         spent = asdict(maker.writer.spent) if maker.writer else None
-        facts = write_folder(folder, config, made, rejected=maker.rejected, guard=maker.guard, identity=identity, spent=spent)
+        facts = write_folder(
+            folder, config, made, rejected=maker.rejected, guard=maker.guard, identity=identity, spent=spent, failures=failures
+        )
     (folder / JOURNAL).unlink()
     return facts
 
