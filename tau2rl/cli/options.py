@@ -44,14 +44,14 @@ SHORT: dict[str, tuple[str, ...]] = {
     "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
     "repetitions": ("--repetitions",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
-    "from_failures": ("--from-failures",),
+    "from_failures": ("--from-failures",), "behaviours": ("--behaviours",), "twists": ("--twists",),
     "writer.kind": ("--writer",), "writer.model": ("--writer-model",),
     "launch.address": ("--address",), "launch.inline": ("--inline",), "launch.detach": ("--detach",),
 }  # fmt: skip
 
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
-    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "from_failures",
+    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "from_failures", "behaviours", "twists",
     "writer.kind", "writer.model", "tasks.source",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
     "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "repetitions",

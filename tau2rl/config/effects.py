@@ -133,7 +133,17 @@ IDLE: tuple[Idle, ...] = (
     # synth
     *(
         Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
-        for key in ("model", "api_base", "api_key_env", "temperature", "attempts", "timeout_seconds", "retries", "cache")
+        for key in (
+            "model",
+            "api_base",
+            "api_key_env",
+            "temperature",
+            "attempts",
+            "timeout_seconds",
+            "retries",
+            "concurrency",
+            "cache",
+        )
     ),
     # seed
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),

@@ -22,7 +22,9 @@ LICENCE = (
     "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0)."
 )
 WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hold for the words."
-NO_MATTER = tuple(f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "api_key_env"))  # they decide nothing
+NO_MATTER = tuple(
+    f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "concurrency", "api_key_env")
+)  # they decide nothing
 FILES = ("tasks.json", "split_tasks.json", PROOFS, "card.json", "README.md")
 
 
@@ -36,6 +38,7 @@ class Made:
     proof: Proof
     split: str  # "train-learn", "train-select" or "test"
     cluster: Cluster | None = None  # of failures, which it was made for
+    told_anew: bool = False  # with the calls of the task before it, by another user
 
 
 def write_folder(
@@ -93,7 +96,8 @@ def card(
         "made_from": identity,
         "licence": LICENCE,
         "tasks": len(made),
-        "asked_for": config.num_tasks,
+        "told_anew": sum(m.told_anew for m in made),
+        "asked_for": config.num_tasks * config.behaviours,
         "grid": {
             str(writes): {name: sum(m.composed.cell == (writes, name) for m in made) for name in BURDENS}
             for writes in sorted({m.composed.cell[0] for m in made})
@@ -135,6 +139,8 @@ def command(config: SynthConfig) -> str:
         "burdens": ",".join(config.burdens),
         "refusals": config.refusals,
         "per_user": config.per_user,
+        "behaviours": config.behaviours,
+        "twists": ",".join(config.twists),
         "from_failures": ",".join(map(str, config.from_failures)),
         **{name: value for name, value in flatten({"writer": dump(config.writer)}).items() if name not in NO_MATTER},
     }
@@ -173,7 +179,7 @@ customer's question, is known (authentication is not counted). Tasks without wri
 Splits, which share no customer: {_listed(facts["splits"])}.
 Tools: {_listed(facts["tools"])}. Rules to refuse by: {_listed(facts["refused_rules"])}.
 {facts["asks_something"]} tasks ask for an amount that must be said.
-Behaviours: {"; ".join(f"{key}: {_listed(counts)}" for key, counts in facts["behaviours"].items())}.
+{_ways(facts)}Behaviours: {"; ".join(f"{key}: {_listed(counts)}" for key, counts in facts["behaviours"].items())}.
 
 ## Proofs
 
@@ -203,6 +209,11 @@ Texts were said anew by a model: {spent["texts"]} of them in {spent["calls"]} ca
 {spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, ${spent["cost_usd"]:.4f}; {spent["rewritten"]} were asked for
 again ({_listed(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
 """
+
+
+def _ways(facts: Mapping[str, Any]) -> str:
+    told = facts["told_anew"]
+    return f"{told} tasks have the calls of another one, whose user behaves in another way: `ID-1`, ...\n" if told else ""
 
 
 def _failures(facts: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,14 @@ ANYTHING = Focus()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """What a customer could ask for and then take back: `Withdrawn(request=Request(...), unknown="You do not know ...")`."""
+
+    request: Request
+    unknown: str  # what such a customer does not know, as a sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
     """What one conversation is about: `Composed(user_id="mei_li_1", requests=(...,), identity=..., ...)`."""
 
@@ -29,6 +38,8 @@ class Composed:
     question: Question | None
     unknown: str  # what the customer does not know, as a sentence
     pinned: tuple[int, ...] = ()  # requests that must come after an earlier one on the same entity
+    withdrawn: Withdrawn | None = None  # for a customer who changes their mind
+    unnamed: tuple[int, ...] = ()  # requests about an order or reservation that the customer does not name by its number
 
     @property
     def writes(self) -> tuple[CallTool, ...]:
@@ -80,6 +91,7 @@ class Composer:
             return None  # doing nothing would solve it, or nothing has to be said
         identity = self._domain.identity(user_id, rng)
         ordered, pinned = self._ordered(requests, rng)
+        aside = random.Random(rng.random())  # so that what may be withdrawn changes no other draw
         made = Composed(
             user_id=user_id,
             identity=identity,
@@ -87,8 +99,24 @@ class Composer:
             question=question,
             unknown=self._unknown(identity, ordered),
             pinned=pinned,
+            withdrawn=self._withdrawn(user_id, identity, ordered, aside) if writes else None,
+            unnamed=() if pinned else tuple(i for i, r in enumerate(ordered) if self._is_unnamed(r)),
         )
         return made if made.cell == cell else None
+
+    def _withdrawn(self, user_id: str, identity: Identity, requests: Sequence[Request], rng: random.Random) -> Withdrawn | None:
+        """A legal request of another kind and about something else than all the others."""
+        for _ in range(DRAWS):
+            made = self._domain.draw(user_id, rng)
+            if made is None or self._book.broken(self._domain.rows, user_id, made.call, made.told):
+                continue
+            if all(made.entity != r.entity and made.call.name != r.call.name for r in requests):
+                return Withdrawn(request=made, unknown=self._unknown(identity, [*requests, made]))
+        return None
+
+    def _is_unnamed(self, request: Request) -> bool:
+        owned = request.entity in self._domain.rows[self._domain.table]
+        return owned and not re.search(self._domain.entity_pattern, " ".join(request.facts))
 
     def _unknown(self, identity: Identity, requests: Sequence[Request]) -> str:
         entities, ids = self._domain.unknown(" ".join(fact for request in requests for fact in request.facts))

@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import resources
 from itertools import cycle
 from pathlib import Path
@@ -28,16 +28,18 @@ from tau2rl.synth.compose import REFUSAL, Composed, Composer
 from tau2rl.synth.demonstration import demonstrate
 from tau2rl.synth.failure_clusters import Cluster, Failures, calls_in_words, turns
 from tau2rl.synth.guard import Guard
-from tau2rl.synth.llm_writer import LlmWriter
+from tau2rl.synth.llm_writer import LlmWriter, Spent
 from tau2rl.synth.proof import Proof, Prover, Rejected
 from tau2rl.synth.request import call_of
 from tau2rl.synth.retail import Retail
 from tau2rl.synth.rules import Rows, RuleBook
 from tau2rl.synth.texts import Text, leaked, missing, write
+from tau2rl.synth.wording import Wording
 
 DOMAINS: Mapping[str, Callable[[Rows], Affordances]] = {"airline": Airline, "retail": Retail}
 SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers; the others are `train-learn`
 TRIES = 400  # compositions for one task
+TELLINGS = 20  # texts for one further way of a task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
 JOURNAL = "progress.jsonl"
 Cell = tuple[int, str]
@@ -57,37 +59,55 @@ class Maker:
         self._prover = Prover(self.replayer, self._domain, self._book)
         self.guard = Guard(domain=self._domain, tests=self.replayer.test_tasks(), writes=self.replayer.writes)
         self._users = [id for id in self._domain.users() if id not in self.guard.users]
-        self.writer = _writer(config, self.replayer.writes)
+        self._wording = Wording(
+            _writer(config, self.replayer.writes),
+            domain=config.domain,
+            table=self._domain.table,
+            overlaps=lambda made: self.guard.overlap(made.task),
+            rejected=self.rejected,
+        )
         self._used: Counter[str] = Counter()
         self._seen: set[tuple[str, str]] = set(failures.tasks if failures else ())
 
+    @property
+    def spent(self) -> Spent | None:
+        """What a model was asked for, where one writes the texts."""
+        return self._wording.spent
+
     def make(self, earlier: list[Entry], keep: Callable[[Entry], object], on_task: Callable[[int, int], object]) -> list[Made]:
-        """The tasks, in the order of their numbers; fewer than asked for where every cell has given up.
+        """The tasks with their ways, in the order of their numbers; fewer than asked for where every cell has given up.
 
         `earlier`: what an interrupted run of the same command kept, which is not proved again.
         """
-        done: list[Made] = []
+        told: list[list[Made]] = []  # a task in its ways
         empty: Counter[Any] = Counter()  # turns in a row that came to nothing, by turn
-        most = int(self.config.refusals * self.config.num_tasks)
         kept, plan = iter(earlier), self._plan()
-        for turn in cycle(plan):
-            refused = sum(m.composed.cell == REFUSAL for m in done)
-            over = {t for t in plan if empty[t] >= GIVE_UP or (t[0] == REFUSAL and refused >= most)}
-            if len(done) == self.config.num_tasks or over.issuperset(plan):
-                break
-            if turn in over:
-                continue
-            entry = next(kept, None)
-            made = self._again(entry, turn) if entry else self._one(len(done), turn, empty[turn], keep)
-            if made is None:
-                empty[turn] += 1
-                continue
-            empty[turn] = 0
-            self._used[made.composed.user_id] += 1
-            self._seen.add(_same(made.composed))
-            done.append(made)
-            on_task(len(done), self.config.num_tasks)
-        return done
+        coming, most, number = cycle(plan), int(self.config.refusals * self.config.num_tasks), 0
+        with self._wording as wording:
+            while True:
+                made = [ways[0] for ways in told]
+                for turn in coming:
+                    refused = sum(m.composed.cell == REFUSAL for m in made)
+                    over = {t for t in plan if empty[t] >= GIVE_UP or (t[0] == REFUSAL and refused >= most)}
+                    if len(made) == self.config.num_tasks or over.issuperset(plan):
+                        break
+                    if turn in over:
+                        continue
+                    entry = next(kept, None)
+                    found = self._again(entry, turn) if entry else self._one(number, turn, empty[turn], keep)
+                    empty[turn] = 0 if found else empty[turn] + 1
+                    if not found:
+                        continue
+                    number += 1
+                    self._used[found[0].composed.user_id] += 1
+                    self._seen.add(_same(found[0].composed))
+                    made.append(found[0])
+                    wording.add(found)
+                    on_task(len(made), self.config.num_tasks)
+                settled = wording.settle()
+                told += [ways for ways in settled if ways]
+                if not settled or all(settled):  # else others are made in the place of those that have no words
+                    return [m for ways in told for m in ways]
 
     def _plan(self) -> list[Turn]:
         """The cells in turn, the refusals spread between them in their share; or the clusters of failures in theirs."""
@@ -104,24 +124,26 @@ class Maker:
             cells.insert(int(index * step), (REFUSAL, None))
         return cells
 
-    def _one(self, number: int, turn: Turn, again: int, keep: Callable[[Entry], object]) -> Made | None:
+    def _one(self, number: int, turn: Turn, again: int, keep: Callable[[Entry], object]) -> list[Made]:
+        """A task in its ways; nothing where the cell could not give one."""
         entry: Entry = {"number": number, "cell": _named(turn), "again": again, "found": None, "proof": None}
-        before, found = Counter(self.rejected), None
+        before, found = Counter(self.rejected), list[Made]()
         for place in range(TRIES):
             drawn = self._draw(entry, place, turn)
             if drawn is None:
                 continue
             try:
-                found = replace(self._proved(*drawn), cluster=turn[1])
+                proof = self._proved(*drawn)
             except Rejected as reason:
                 self.rejected[str(reason)] += 1
                 continue
-            entry |= {"found": place, "proof": asdict(found.proof)}
+            found = self._ways(*drawn, proof, turn)
+            entry |= {"found": place, "proof": asdict(proof)}
             break
         keep({**entry, "rejected": self.rejected - before})
         return found
 
-    def _again(self, entry: Entry, turn: Turn) -> Made | None:
+    def _again(self, entry: Entry, turn: Turn) -> list[Made]:
         """The task of an entry, composed again with the same draws."""
         if entry["cell"] != _named(turn):
             raise UserError(
@@ -129,12 +151,32 @@ class Maker:
             )
         self.rejected.update(entry["rejected"])
         if entry["found"] is None:
-            return None
+            return []
         drawn = self._draw(entry, entry["found"], turn)
         assert drawn is not None  # it was found with these draws
-        made, text, task = self._in_words(*drawn)
-        proof, split = Proof(**entry["proof"]), split_of(made.user_id)
-        return Made(composed=made, text=text, task=task, proof=proof, split=split, cluster=turn[1])
+        return self._ways(*drawn, Proof(**entry["proof"]), turn)
+
+    def _ways(self, made: Composed, first: Text, task: dict[str, Any], proof: Proof, turn: Turn) -> list[Made]:
+        """The task as its first text has it, and in further ways, where it is asked for them and can be told so."""
+
+        def way(text: Text, task: dict[str, Any]) -> Made:
+            split = split_of(made.user_id)
+            anew = text is not first
+            return Made(composed=made, text=text, task=task, proof=proof, split=split, cluster=turn[1], told_anew=anew)
+
+        ways, known = [way(first, task)], [first.behaviour]
+        for place in range(TELLINGS * (self.config.behaviours - 1)):
+            if len(ways) == self.config.behaviours:
+                break
+            rng = random.Random(f"{task['id']}/{place}")
+            other = write(made, self._domain.table, rng, self.config.twists)
+            if other.behaviour in known or self._faults(made, other):
+                continue
+            again = self._as_task(f"{task['id']}-{len(ways)}", made, other, rng)
+            if not self.guard.overlap(again):
+                ways.append(way(other, again))
+                known.append(other.behaviour)
+        return ways
 
     def _draw(self, entry: Entry, place: int, turn: Turn) -> tuple[Composed, Text, dict[str, Any]] | None:
         """A composition in its words, as a task; None where the draw came to nothing."""
@@ -146,32 +188,25 @@ class Maker:
         made = self._composer.compose(user, cell, rng, *([cluster.focus] if cluster else []))
         if made is None:
             return None
-        text = write(made, self._domain.table, rng)
+        text = write(made, self._domain.table, rng, self.config.twists)
         return made, text, self._as_task(f"synth-{self.config.domain}-{self.config.seed}-{number:05}", made, text, rng)
 
-    def _proved(self, made: Composed, text: Text, task: dict[str, Any]) -> Made:
-        """The task with its proof. Raises Rejected."""
+    def _proved(self, made: Composed, text: Text, task: dict[str, Any]) -> Proof:
+        """Its proof. Raises Rejected."""
         if _same(made) in self._seen:
             raise Rejected("the same calls of the same customer as an earlier task")
-        if missing(made, text):
-            raise Rejected("a fact is missing from the text")
-        if leaked(made, text, frozenset({made.user_id, *self._domain.rows["users"][made.user_id][self._domain.table]})):
-            raise Rejected("the text gives away an id")
+        if fault := self._faults(made, text):
+            raise Rejected(fault)
         if self.guard.overlap(task):
             raise Rejected("it shares something with the test tasks")
-        proof = self._prover.prove(made, task)
-        made, text, task = self._in_words(made, text, task)
-        return Made(composed=made, text=text, task=task, proof=proof, split=split_of(made.user_id))
+        return self._prover.prove(made, task)
 
-    def _in_words(self, made: Composed, text: Text, task: dict[str, Any]) -> tuple[Composed, Text, dict[str, Any]]:
-        """The task in the words of the writer, where there is one. Raises Rejected."""
-        if self.writer is None:
-            return made, text, task
-        text = self.writer.rewrite(made, text, table=self._domain.table)
-        task = {**task, "user_scenario": text.scenario(self.config.domain)}
-        if self.guard.overlap(task):
-            raise Rejected("it shares something with the test tasks")
-        return made, text, task
+    def _faults(self, made: Composed, text: Text) -> str:
+        """What is wrong with a text, or ""."""
+        if missing(made, text):
+            return "a fact is missing from the text"
+        ids = frozenset({made.user_id, *self._domain.rows["users"][made.user_id][self._domain.table]})
+        return "the text gives away an id" if leaked(made, text, ids) else ""
 
     def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> dict[str, Any]:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
@@ -244,7 +279,7 @@ def synthesise(
     with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
         maker = Maker(config, replayer, failures)
         made = maker.make(earlier, keep, on_task)
-        spent = asdict(maker.writer.spent) if maker.writer else None
+        spent = asdict(maker.spent) if maker.spent else None
         facts = write_folder(
             folder, config, made, rejected=maker.rejected, guard=maker.guard, identity=identity, spent=spent, failures=failures
         )
