@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -100,7 +99,7 @@ class Composer:
             unknown=self._unknown(identity, ordered),
             pinned=pinned,
             withdrawn=self._withdrawn(user_id, identity, ordered, aside) if writes else None,
-            unnamed=() if pinned else tuple(i for i, r in enumerate(ordered) if self._is_unnamed(r)),
+            unnamed=() if pinned else self._unnamed(ordered, question),
         )
         return made if made.cell == cell else None
 
@@ -114,9 +113,11 @@ class Composer:
                 return Withdrawn(request=made, unknown=self._unknown(identity, [*requests, made]))
         return None
 
-    def _is_unnamed(self, request: Request) -> bool:
-        owned = request.entity in self._domain.rows[self._domain.table]
-        return owned and not re.search(self._domain.entity_pattern, " ".join(request.facts))
+    def _unnamed(self, requests: Sequence[Request], question: Question | None) -> tuple[int, ...]:
+        """The requests about something of the customer's whose number stands nowhere in their words."""
+        owned = self._domain.rows[self._domain.table]
+        told = " ".join([*(fact for request in requests for fact in request.facts), question.say if question else ""])
+        return tuple(i for i, r in enumerate(requests) if r.entity in owned and r.entity not in told)
 
     def _unknown(self, identity: Identity, requests: Sequence[Request]) -> str:
         entities, ids = self._domain.unknown(" ".join(fact for request in requests for fact in request.facts))

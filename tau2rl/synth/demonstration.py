@@ -18,7 +18,7 @@ FOUND = (
     "Thank you, {name}, I have found your account. What else can I do for you?",
     "Thank you, {name}. Is there anything else?",
 )
-NUMBER = ("Noted. Do you have the number of that {entity}?", "All right. Could you tell me the number of that {entity}?")
+NUMBER = ("Do you have the number of that {entity}?", "Could you tell me the number of that {entity}?")
 MORE = ("Noted. Is there anything else?", "All right, and what else can I do for you?", "I have that. Anything else?")
 CONFIRM = (
     "This is what I will do: {what}. Do you confirm (yes or no)?",
@@ -53,8 +53,8 @@ def _listen(
     not_known = {words.format(entity=entity) for words in NOT_KNOWN}
     for number in range(known, len(lines) + 1 if lines else 0):
         if number < len(lines) and lines[number] in not_known:
-            thanks = f"Thank you, {name}, I have found your account. " if number == known else ""
-            yield {"say": thanks + rng.choice(NUMBER).format(entity=entity)}
+            heard = f"Thank you, {name}, I have found your account." if number == known else "Noted."
+            yield {"say": f"{heard} {rng.choice(NUMBER).format(entity=entity)}"}
         else:
             yield {"say": rng.choice(FOUND).format(name=name) if number == known else rng.choice(MORE)}
 
