@@ -4,6 +4,7 @@
 # More arguments go to docker build: docker/build.sh --tag tau2rl:mine
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' docker/build.sh && exit ;; esac
 
 image=${SLIME_IMAGE:-$(sed -n 's/^ARG SLIME_IMAGE=//p' docker/Dockerfile)}
 if [[ $image != *@sha256:* ]]; then

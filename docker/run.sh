@@ -11,6 +11,7 @@
 # Build the image again where docker/ or the dependencies have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' docker/run.sh && exit ;; esac
 
 image=${IMAGE:-tau2rl:latest}
 name=${NAME:-tau2rl}

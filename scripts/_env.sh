@@ -11,6 +11,10 @@ die() { # die MESSAGE [HINT]
     exit 2
 }
 
+explain() { # explain "$@": with --help the script's own words, before anything is installed; where tau2rl is, what follows asks it
+    case "${1:-}" in -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "scripts/${0##*/}" ;; *) return 1 ;; esac
+}
+
 recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {

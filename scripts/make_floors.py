@@ -5,6 +5,7 @@ Takes minutes of CPU time; run it when the data moves.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tau2rl.env.factory import OWN
 from tau2rl.types import TaskRef
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     table = {
         name: measure(name, [TaskRef(domain=name, task_id=i, split="base") for i in domain(name).tasks("base")]) for name in OWN
     }

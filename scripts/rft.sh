@@ -9,5 +9,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_env.sh
 
+if explain "$@"; then
+    [ ! -x .venv/bin/tau2rl ] || exec .venv/bin/tau2rl rft-filter --help
+    exit 0
+fi
 make_venv laptop,local
 exec .venv/bin/tau2rl rft-filter "$@"

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_env.sh
 
+if explain "$@"; then exit 0; fi
 make_venv laptop,local,dev
 bin=.venv/bin
 

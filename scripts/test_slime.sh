@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_env.sh
 
+if explain "$@"; then exit 0; fi
 (($# == 1 || $# == 2)) || die "one or two checkouts are wanted" "scripts/test_slime.sh CHECKOUT [MEGATRON]"
 make_venv laptop,local,dev
 python=.venv/bin/python

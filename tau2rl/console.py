@@ -228,8 +228,7 @@ class Follower:
 
     def _begin_in_pipeline(self, place: Place) -> None:
         if self._bars is None:
-            left = "" if place.left is None else f", about {clock(place.left)} left"
-            _write(self._stream, f"{_numbered(place)}{left}")
+            _write(self._stream, f"{_numbered(place)}{_left(place)}")
             return
         if self._pipeline is None:
             self._pipeline = self._bars.add_task("", total=place.total)
@@ -238,8 +237,7 @@ class Follower:
 
     def _show_pipeline(self) -> None:
         if self._place is not None and self._pipeline is not None:
-            left = None if self._place.left is None else max(0.0, self._place.left - (time.monotonic() - self._began))
-            words = _numbered(self._place) + ("" if left is None else f", about {clock(left)} left")
+            words = f"{_numbered(self._place)}{_left(self._place, time.monotonic() - self._began)}"
             self._bars.update(self._pipeline, description=clean(words))
 
     @property
@@ -263,10 +261,12 @@ class Follower:
             self._line(event)
 
     def on_line(self, line: str) -> None:
-        """A line of the run's log, above the bars."""
+        """A line of the run's log, above the bars; where there are none, how far it was is said before an error, not after it."""
         if self._bars is not None:
             self._console.print(clean(line.rstrip("\r\n")), markup=False, highlight=False, soft_wrap=True)
         else:
+            if line.startswith("error: "):
+                self._last_line()
             _write(self._stream, line.rstrip("\r\n"))
 
     def _last_line(self) -> None:
@@ -277,6 +277,13 @@ class Follower:
         self._said_at = time.monotonic()
         self._shown = event
         _write(self._stream, progress_words(event, self._first))
+
+
+def _left(place: Place, passed: float = 0.0) -> str:
+    """What the pipeline takes still, so many seconds after its run began; nothing while nobody knows."""
+    if not place.left:
+        return ""
+    return f", {'about' if place.all_known else 'more than'} {clock(max(0.0, place.left - passed))} left"
 
 
 def _numbered(place: Place) -> str:

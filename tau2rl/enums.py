@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, cast
 
 TRANSFER_TOOL = "transfer_to_human_agents"  # tau2's, in every domain that can hand over to a human
 
@@ -38,6 +40,46 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+
+
+class Ending(StrEnum):
+    """What ended an answer of a chat server; only the first two are the model's own doing."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    FILTER = "content_filter"
+    BROKEN = "broken"  # `abort`, `error`, a word that nobody knows: what there is may be half an answer
+
+
+# The words of servers and providers, in lower case: OpenAI's, then those that others have for the same.
+_ENDINGS = {
+    Ending.STOP: (
+        "stop tool_calls function_call tool_use eos eos_token stop_sequence end_turn complete"
+        " malformed_function_call unexpected_tool_call too_many_tool_calls"  # Gemini's, for what its model wrote
+    ),
+    Ending.LENGTH: "length model_length max_tokens max_output_tokens model_context_window_exceeded",
+    Ending.FILTER: (
+        "content_filter content_filtered refusal safety recitation language blocklist prohibited_content spii sensitive"
+        " guardrail_intervened error_toxic"
+    ),
+}
+_ENDING_OF = {word: ending for ending, words in _ENDINGS.items() for word in words.split()}
+
+
+def ending_of(choice: Mapping[str, Any]) -> Ending:
+    """What ended a choice of a chat answer, by its `finish_reason`; a server that gives none has ended it itself.
+
+    litellm writes `stop` for what it does not know, and keeps the provider's word beside it.
+
+    >>> ending_of({"finish_reason": "length"}).value, ending_of({"finish_reason": "abort"}).value
+    ('length', 'broken')
+    """
+    told: object = choice.get("provider_specific_fields")
+    own = cast("dict[str, object]", told).get("native_finish_reason") if isinstance(told, dict) else None
+    reason = own or choice.get("finish_reason")
+    if reason is None or reason == "":
+        return Ending.STOP
+    return _ENDING_OF.get(reason.lower(), Ending.BROKEN) if isinstance(reason, str) else Ending.BROKEN
 
 
 class StopReason(StrEnum):

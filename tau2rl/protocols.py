@@ -127,7 +127,11 @@ class Verifier(Protocol):
 
 
 class Sink(Protocol):
-    """Takes numbers as a training makes them."""
+    """Takes numbers as a training makes them.
+
+    Where it has them, `show(step, conversations)` gets what `tracking.conversations` asks for, each a
+    `tau2rl.runs.tracker_libraries.Conversation`, and `lineage(inputs, outputs)` what a training was made from and what it made.
+    """
 
     def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Record the values of a step."""

@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tau2rl.errors import UserError
 
@@ -28,6 +28,8 @@ CREDENTIAL = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|_(PASS|PWD|PAT|AUTH|JWT|BEARER|COOKIE))S?(_ID|_BEDROCK|_?V?\d+)?$",
     re.IGNORECASE,
 )
+SIGNATURES = ("sig", "signature", "auth", "code")  # further parameters of URLs that let their bearer in
+TOKEN_LENGTH = 20  # characters; a user's name is shorter
 
 
 def secret(name: str) -> str | None:
@@ -47,14 +49,24 @@ def credentials(names: Iterable[str] = ()) -> dict[str, str]:
 
 
 def password_of(url: str) -> str | None:
-    """The password in a URL, if it is one and has one.
+    """What a URL lets its bearer in with: its password, a token in place of a user, a parameter named like a key; else None.
 
-    >>> password_of("http://me:s3cr%40t@proxy:3128"), password_of("http://proxy:3128"), password_of("a:b@c")
-    ('s3cr@t', None, None)
+    >>> password_of("http://me:s3cr%40t@proxy:3128"), password_of("http://host/v1?v=2&api_key=abc")
+    ('s3cr@t', 'abc')
+    >>> password_of("http://me@proxy:3128"), password_of("a:b@c")
+    (None, None)
     """
     try:
-        parts = urlsplit(url)
-        return unquote(parts.password) if parts.scheme and parts.netloc and parts.password else None
+        parts = urlsplit(url.strip())
+        if not parts.scheme or not parts.netloc:
+            return None
+        if parts.password:
+            return unquote(parts.password)
+        if parts.username and len(parts.username) >= TOKEN_LENGTH:
+            return unquote(parts.username)
+        return next(
+            (value for name, value in parse_qsl(parts.query) if CREDENTIAL.search(name) or name.lower() in SIGNATURES), None
+        )
     except ValueError:  # no URL
         return None
 

@@ -1,4 +1,4 @@
-"""What a terminal would obey, taken out of text that others wrote: servers, models, libraries, files."""
+"""What a terminal would obey, taken out of text that others wrote (servers, models, libraries, files), or written out in it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ _SEQUENCES = re.compile(
 )
 _CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _CONTROL = re.compile(f"[{_CONTROLS}]")
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+LONGEST_TEXT = 20_000  # characters of one message or argument that are shown; the record has it whole
 _UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -23,6 +25,16 @@ def clean(text: str) -> str:
     'red a b c'
     """
     return _CONTROL.sub(lambda found: "" if found.group() < " " and found.group() != "\r" else " ", _SEQUENCES.sub("", text))
+
+
+def visible(text: str, longest: int = LONGEST_TEXT) -> str:
+    r"""Text of a model, a server or a file without anything that acts, which is written out; lines and tabs stay.
+
+    >>> visible("a\x1b[2Jb\u202ec"), visible("abcdef", 4)
+    ('a\\x1b[2Jb\\u202ec', 'abcd\n... 2 more characters')
+    """
+    more = f"\n... {len(text) - longest:,} more characters" if len(text) > longest else ""
+    return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), text[:longest]) + more
 
 
 def escape(text: str) -> str:

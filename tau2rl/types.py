@@ -273,6 +273,11 @@ class Episode:
         return sum(t.thought_tokens for t in self.turns)
 
     @property
+    def user_waits(self) -> tuple[float, ...]:
+        """Seconds that each message to the user waited for its answer."""
+        return tuple(t.env_seconds for t in self.turns if t.actions and not any(isinstance(a, CallTool) for a in t.actions))
+
+    @property
     def invalid_calls(self) -> int:
         """Tool calls that the environment refused, and turns that the protocol could not read."""
         return sum(m.error for m in self.messages) + sum(t.malformed is not None for t in self.turns)

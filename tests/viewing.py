@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from tau2rl.runs.records import encode
+from tau2rl.runs.trainer_logprobs import write_logprobs
 from tau2rl.types import (
     Attempt,
     CallTool,
@@ -34,6 +36,7 @@ from tau2rl.types import (
 from tests.play import CREATE, UPDATE, play
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b]0;owned\x07\x1b[2J \u202egnp.exe \x00 =cmd()"
+SAMPLED = -0.5  # log-probability of every sampled token
 SOLVE = ((CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Important Meeting"}),), (Say(text="Done."),))
 
 
@@ -46,6 +49,12 @@ def record(number: int, *, solved: bool = True, ref: Any = CREATE, says: str = "
     return EpisodeRecord(
         schema=1, run="r", attempt=Attempt(task=ref, index=number, seed=1), tries=1, episode=episode, score=score
     )
+
+
+def with_logprobs(one: EpisodeRecord) -> EpisodeRecord:
+    """The record as of a policy that gave each token the same log-probability."""
+    turns = tuple(replace(turn, logprobs=(SAMPLED,) * (turn.end - turn.start)) for turn in one.episode.turns)
+    return replace(one, episode=replace(one.episode, turns=turns))
 
 
 def failed(number: int) -> EpisodeRecord:
@@ -72,10 +81,13 @@ def make_run(folder: Path) -> Path:
 
 
 def make_pipeline(folder: Path) -> Path:
-    """A training between two evaluations: nothing was solved before it, two attempts at one task behind it."""
+    """A training between two evaluations: nothing was solved before it, two attempts at one task behind it.
+
+    The training kept a group of two in its first step, whose tokens were a quarter of a nat likelier to the trainer.
+    """
     stages = {
         "01-before-eval": ("eval", [record(0, solved=False), record(1, solved=False), record(0, solved=False, ref=UPDATE)]),
-        "02-grpo": ("grpo", []),
+        "02-grpo": ("grpo", [with_logprobs(record(2)), with_logprobs(record(3, solved=False))]),
         "03-after-eval": ("eval", [record(0), record(1)]),
     }
     numbers = {"steps": 3, "reward_first": 0.25, "reward_last": 0.75, "useful_groups": 4, "tried_groups": 8}
@@ -83,16 +95,22 @@ def make_pipeline(folder: Path) -> Path:
     for name, (stage, records) in stages.items():
         run = folder / "runs" / name
         run.mkdir(parents=True)
-        (run / "config.json").write_text(json.dumps({"stage": stage, "name": name, "chat": {"tokenizer": "bytes"}}), "utf-8")
+        config: dict[str, Any] = {"stage": stage, "name": name, "chat": {"tokenizer": "bytes"}}
+        (run / "episodes.jsonl").write_bytes(b"".join(map(encode, records)))
         rate = 1.0 if name == "03-after-eval" else 0.0
         estimate = {"value": rate, "ci95": [max(0.0, rate - 0.5), min(1.0, rate + 0.5)]}
         report = {"schema": 2, "stage": stage, "incomplete": False}
-        if records:
-            (run / "episodes.jsonl").write_bytes(b"".join(map(encode, records)))
+        if stage == "eval":
             report |= {"overall": {"pass@1": estimate}, "floor": {"do_nothing": 0.0}, "attempts": 2}
         else:
-            (run / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "success": {n / 4}}}\n' for n in (1, 2, 3)), "utf-8")
+            (run / "metrics.jsonl").write_text(
+                "".join(f'{{"step": {n}, "success": {n / 4}, "lr": 0.5}}\n' for n in (1, 2, 3)), "utf-8"
+            )
             report |= {"training": numbers}
+            config |= {"model": {"init": "m"}, "rollout": {"num_samples": 2}, "train": {"tasks_per_step": 1}}
+            trained = {one.attempt.key: [[SAMPLED + 0.25] * (t.end - t.start) for t in one.episode.turns] for one in records}
+            write_logprobs(run, 1, trained)
+        (run / "config.json").write_text(json.dumps(config), "utf-8")
         (run / "report.json").write_text(json.dumps(report), "utf-8")
         accounts[name] = {"folder": str(run), "seconds": 3.0, "cpu_seconds": 2.0, "parents": [], "pass@1": estimate}
     rise = {"value": 1.0, "ci95": [0.5, 1.0]}
@@ -115,6 +133,19 @@ def append(run: Path, data: bytes) -> None:
     """Write to a run's records as a run that goes on does."""
     with (run / "episodes.jsonl").open("ab") as file:
         file.write(data)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser, Debian's chromium through playwright. Skips, with the reason, where either is missing."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Debian's chromium: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @contextmanager

@@ -28,11 +28,12 @@ from typing import Any
 
 from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig, LimitsConfig, PolicyConfig, UserConfig
-from tau2rl.env.chat_client import Connections, Response
+from tau2rl.env import chat_client
 from tau2rl.env.domain import domain
 from tau2rl.env.simulation import Simulation
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
+from tau2rl.http_client import Response
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.protocols import Policy
 from tau2rl.rollouts.episode import run_episode
@@ -112,7 +113,7 @@ def patient(_: Simulation) -> DummyUser:
 
 def llm_user(simulation: Simulation) -> Any:
     """The LLM user simulator, whose model answers at once: the connection to its server is the edge that is replaced."""
-    Connections.post = lambda *_, **__: Response(status=200, body=ANSWER)
+    chat_client.post = lambda *_, **__: Response(status=200, body=ANSWER)
     return make_user(UserConfig(kind="llm", model="openai/none", api_base="http://127.0.0.1:9"), seed=0)(simulation)
 
 

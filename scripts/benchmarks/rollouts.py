@@ -110,4 +110,6 @@ def measure(folder: Path, domain: str, turns: str, tokenizer: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -88,8 +88,8 @@ class HFTokenizer:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 path, trust_remote_code=False, local_files_only=here
             )
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # noqa: BLE001 - what files of other types raise is any kind, from `tokenizers` Exception itself
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"cannot load a tokenizer from `{path}`: {reason}",
                 hint="give the checkpoint's directory (the one with tokenizer.json), or `bytes` for the built-in tokenizer",
@@ -186,11 +186,14 @@ def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
 
 
 def _generation_ends(directory: Path) -> list[int]:
-    """The end-of-sequence ids that a server reads from `generation_config.json` beside the tokenizer."""
-    try:
-        found = json.loads((directory / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError):
+    """The end-of-sequence ids that a server reads from `generation_config.json` beside the tokenizer. Raises UserError."""
+    file = directory / "generation_config.json"
+    if not file.exists():
         return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"cannot read `{file}`: {error}", hint="a server reads from it which tokens end a turn") from None
     ids = cast("list[Any]", found) if isinstance(found, list) else [found]
     return [i for i in ids if isinstance(i, int)]
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "synth": Late(
         where="tau2rl.cli.synth:synth",
         panel=DATA,
-        summary="Make tasks from a domain's database under its policy, and prove each of them; no model is asked.",
+        summary="Make tasks of a domain under its policy, and prove each of them; no model is asked.",
     ),
     "rft-filter": Late(
         where="tau2rl.cli.stages:rft_filter",
@@ -110,7 +110,7 @@ COMMANDS = {
         summary="Choose a checkpoint of one training run, by success on tasks that are neither trained on nor tested on.",
         examples=(
             "tau2rl select-checkpoint outputs/grpo/default",
-            "tau2rl eval -c eval.yaml --set policy.checkpoint=CHECKPOINT --task-split train-select --name at-40",
+            "tau2rl eval -c configs/laptop/eval.yaml --checkpoint CHECKPOINT --task-split synth-select --name at-40",
             "tau2rl select-checkpoint outputs/eval/at-20 outputs/eval/at-40 --json",
         ),
     ),
@@ -156,6 +156,15 @@ COMMANDS = {
             "tau2rl select outputs/eval/default --verifier rules --verifier verifier.json",
         ),
     ),
+    "serve": Late(
+        where="tau2rl.cli.serve:serve",
+        panel=EVALUATE,
+        summary="Serve a policy with best of k behind an OpenAI-compatible endpoint, until it is interrupted.",
+        examples=(
+            "tau2rl serve --model openai/NAME --api-base http://127.0.0.1:30000/v1 -k 4",
+            "tau2rl serve --model openai/NAME --api-base http://127.0.0.1:30000/v1 --domain retail --journal commits.jsonl",
+        ),
+    ),
     "cost": Late(
         where="tau2rl.cli.cost:cost",
         panel=EVALUATE,
@@ -180,6 +189,12 @@ COMMANDS = {
             "tau2rl show outputs/eval/default --status truncated --sort turns --descending",
             "tau2rl show outputs/eval/default retail/17 --attempt 0 --tokens",
         ),
+    ),
+    "top": Late(
+        where="tau2rl.cli.top:top",
+        panel=EVALUATE,
+        summary="Watch a run in the terminal: progress, success with its interval, servers, curves, the last conversations.",
+        examples=("tau2rl top outputs/grpo/default", "tau2rl top outputs/eval/default --once"),
     ),
     "view": Late(
         where="tau2rl.cli.show:view",
@@ -210,7 +225,7 @@ COMMANDS = {
         where="tau2rl.cli.share:import_",
         panel=SHARE,
         summary="Make a run folder of another program's results, so that `report`, `compare`, `show` and `view` open them.",
-        examples=("tau2rl import data/simulations/retail.json", "tau2rl compare outputs/eval/mine outputs/eval/retail --force"),
+        examples=("tau2rl import data/simulations/retail.json", "tau2rl report outputs/eval/mine outputs/eval/retail"),
     ),
     "card": Late(
         where="tau2rl.cli.publish:card",

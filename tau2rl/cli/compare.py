@@ -14,7 +14,7 @@ from tau2rl import console
 from tau2rl.cli.cost import passes_of
 from tau2rl.cli.options import Json
 from tau2rl.cli.printing import shown
-from tau2rl.cli.results import evaluated, sampled
+from tau2rl.cli.results import evaluated, read_report, sampled
 from tau2rl.errors import UserError
 from tau2rl.report import power
 from tau2rl.report.break_even import beta_tasks
@@ -22,7 +22,7 @@ from tau2rl.report.compare import Flip, compare as compare_values, flips, holm
 from tau2rl.report.estimators import measures
 from tau2rl.report.power import Design, Spread
 from tau2rl.report.tables import number
-from tau2rl.runs.folder import read_config
+from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import differences, is_subject, read_environment, settings_of
 
 Counts = Mapping[str, tuple[int, int]]  # task -> (attempts, solved)
@@ -52,6 +52,7 @@ def compare(
     """
     if len(runs) < 2:
         raise UserError("one run is nothing to compare", hint="name two or more")
+    _refuse_other_stages(runs)
     unequal = {key for a, b in combinations(runs, 2) for key in _refuse_other_measurements(a, b, force=force)}
     counts = {run: evaluated(run) for run in runs}
     if len(counts) < len(runs):
@@ -86,7 +87,15 @@ def plan(
             min=0, help="How the true difference varies between tasks, in points; else measured, or 0.", show_default=False
         ),
     ] = None,
-    run_sd: Annotated[float, typer.Option(min=0, help="How much whole runs differ by luck (training seeds), in points.")] = 0.0,
+    run_sd: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How much whole runs differ beyond the luck of attempts (training seeds, days), in points; else measured in the "
+            "repetitions of `--like`, or 0.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say how many tasks, attempts and repetitions it takes to find a difference, compared task by task on the same tasks."""
@@ -111,8 +120,18 @@ def plan(
         f"a difference of {effect:g} points with power {wanted:g}, p < {alpha:g}, paired over tasks; luck p (1 - p) "
         f"{spread.luck:.3f}, sd between tasks {100 * spread.effect_sd:.1f} points, of whole runs {100 * spread.run_sd:.1f}"
     )
+    for run in like or () if run_sd is None else ():
+        if repeated := read_report(run).get("repetitions"):
+            console.emit(f"`{shown(run)}`: the last is of {repeated['count']} repetitions, a few of which say little about it")
     if any(one["tasks"] is None for one in designs):
         console.emit("-: whole runs differ too much, and no number of tasks is enough: more repetitions are needed")
+
+
+def _refuse_other_stages(runs: Sequence[Path]) -> None:
+    """Raise UserError where a run is no evaluation, before all that it differs in is listed."""
+    for run in runs:
+        if (stage := stage_of(read_config(run))) != "eval":
+            raise UserError(f"{shown(run)} is no evaluation but a run of `{stage}`", hint="`tau2rl report` shows it")
 
 
 def _refuse_other_measurements(a: Path, b: Path, *, force: bool) -> list[str]:
@@ -225,7 +244,7 @@ def _interval(difference: Mapping[str, Any]) -> str:
     return f"{difference['value']:+.3f}" + (f" [{ci95[0]:+.3f}, {ci95[1]:+.3f}]" if ci95 else f" ({difference['reason']})")
 
 
-def _spread(like: Sequence[Path], passes: str, effect_sd: float | None, run_sd: float) -> Spread:
+def _spread(like: Sequence[Path], passes: str, effect_sd: float | None, run_sd: float | None) -> Spread:
     """What luck there is: measured in the runs that were named, else that of Beta distributed tasks."""
     if len(like) > 2:
         raise UserError("`--like` takes one run or two")
@@ -241,8 +260,17 @@ def _spread(like: Sequence[Path], passes: str, effect_sd: float | None, run_sd: 
     return Spread(
         luck=sum(cast("list[float]", lucks)) / len(lucks),
         effect_sd=given if given is not None else measured or 0.0,
-        run_sd=run_sd / 100,
+        run_sd=run_sd / 100 if run_sd is not None else _run_sd(like),
     )
+
+
+def _run_sd(like: Sequence[Path]) -> float:
+    """What the standard deviation between the repetitions of these runs has beyond the luck of their attempts; else 0."""
+    found = [read_report(run).get("repetitions") for run in like]
+    repeated: list[dict[str, float | None]] = [one["overall"] for one in found if one]
+    pairs = [(one["sd"], one["sd_by_attempts"]) for one in repeated]
+    excess = [sd**2 - luck**2 for sd, luck in pairs if sd is not None and luck is not None]
+    return max(0.0, sum(excess) / len(excess)) ** 0.5 if excess else 0.0
 
 
 def _design(

@@ -162,7 +162,7 @@ def _seen(at: str, data: Mapping[str, Any]) -> dict[str, Any]:
 @app.command(
     epilog=examples(
         "tau2rl data validate outputs/seed/default/rows.jsonl",
-        "tau2rl data validate ROWS --against-test --tokenizer DIR --max-tokens 16384",
+        "tau2rl data validate ROWS --against-test --tokenizer DIR --set data.max_tokens=16384",
     )
 )
 def validate(

@@ -43,19 +43,22 @@ SHORT: dict[str, tuple[str, ...]] = {
     "train.steps": ("--steps",), "train.lr": ("--lr",), "train.batch_size": ("--batch-size",),
     "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
-    "repetitions": ("--repetitions",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
+    "repetitions": ("--repetitions",), "card": ("--card",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
     "from_failures": ("--from-failures",), "behaviours": ("--behaviours",), "twists": ("--twists",),
     "writer.kind": ("--writer",), "writer.model": ("--writer-model",),
+    "budget.max_usd": ("--max-usd",), "budget.max_tokens": ("--max-tokens",), "budget.max_hours": ("--max-hours",),
+    "budget.like": ("--like",),
     "launch.address": ("--address",), "launch.inline": ("--inline",), "launch.detach": ("--detach",),
 }  # fmt: skip
 
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
-    "domain", "num_tasks", "writes", "burdens", "refusals", "per_user", "from_failures", "behaviours", "twists",
-    "writer.kind", "writer.model", "tasks.source",
+    "domain", "num_tasks", "writes", "burdens", "problems", "intents", "personas", "refusals",
+    "per_user", "from_failures", "behaviours", "twists", "writer.kind", "writer.model", "tasks.source",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
     "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "repetitions",
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
+    "budget.max_usd", "budget.max_tokens", "budget.max_hours", "budget.like",
 }  # fmt: skip
 
 

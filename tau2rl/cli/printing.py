@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl import console
-from tau2rl.report.tables import cell_rows, cost_words, report_rows, short_words, total_words
+from tau2rl.report.tables import (
+    blame_words,
+    cell_rows,
+    cost_words,
+    interval,
+    number,
+    printable,
+    report_rows,
+    short_words,
+    total_words,
+)
+from tau2rl.runs.budget import dollars
 
 
 def shown(path: Path) -> str:
@@ -38,6 +49,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
             print_pipeline(report)
         case _:
             print_evaluation(report)
+    if budget := report.get("budget"):
+        console.emit_words(_of_the_budget(budget))
 
 
 def print_evaluation(report: Mapping[str, Any]) -> None:
@@ -52,12 +65,16 @@ def print_evaluation(report: Mapping[str, Any]) -> None:
     for name in ("faults", "terminations"):
         if report[name]:
             console.emit(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
+    if (blamed := report.get("blame")) and blamed["overall"]["names"]:
+        console.emit_words(f"blame: {blame_words(blamed['overall'])}")
     floor = ", ".join(
         f"{name.replace('_', ' ')} {'unknown' if value is None else f'{value:.3f}'}" for name, value in report["floor"].items()
     )
     console.emit(f"floor: {floor}")
     if cost := report.get("cost"):
         console.emit_words(f"cost: {short_words(cost)}")
+    if published := report.get("published"):
+        _print_published(published)
     if test_access := report.get("test_access"):
         console.emit(_of_the_test(test_access))
     for line in console.failure_words(report.get("failures", ()), tries=report.get("failed_tries", 0)):
@@ -66,6 +83,31 @@ def print_evaluation(report: Mapping[str, Any]) -> None:
         console.emit(f"incomplete: {report['reason']}")
         if report["so_far"]:
             console.emit("not done: " + ", ".join(report["so_far"]["not_done"]))
+
+
+def _print_published(published: Mapping[str, Any]) -> None:
+    """The card of the model beside what was measured, and what to look at where they do not agree."""
+    head = [f"card of {printable(published['model'])}", "published", "measured [95%]", ""]
+    words = {True: "within", False: "outside", None: "no interval"}
+    domains: Mapping[str, Any] = published["domains"]
+    rows = [
+        [name, number(one["published"]), interval({"value": one["measured"], "ci95": one["ci95"]}), words[one["inside"]]]
+        for name, one in domains.items()
+    ]
+    if not rows:
+        return console.emit(f"card of {printable(published['model'])}: it has no result in these domains")
+    console.emit_table([head, *rows])
+    console.emit(f"source: {published['source']}; user simulator: {published['user']}")
+    differs, outside = published["differs"], [name for name, one in domains.items() if one["inside"] is False]
+    for one in differs:
+        console.emit(f"not as on the card, {one}")
+    if outside and differs:
+        console.emit("so a distance from the card says little: measure it in the card's own protocol first")
+    elif outside:
+        console.emit(f"{', '.join(outside)}: outside the interval, so the set-up is the first suspect. Look at")
+        for one in published["look_at"]:
+            console.emit(f"  {one}")
+    return None
 
 
 def print_dataset(report: Mapping[str, Any], folder: Path) -> None:
@@ -96,10 +138,10 @@ def print_training(report: Mapping[str, Any]) -> None:
     training = {key: value for key, value in report["training"].items() if not isinstance(value, dict)}
     console.emit_table([["training", ""], *([key.replace("_", " "), _word(value)] for key, value in training.items())])
     if rows := report.get("rows"):  # a backend of the user's need not count them
-        console.emit(f"rows: {rows['used']} used, {rows['held_out']} held out, {rows['dropped']} left out")
+        console.emit(f"rows: {rows['used']} used, {rows.get('held_out', 0)} held out, {rows.get('dropped', 0)} left out")
         if rows.get("exact"):
             console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
-        for reason, count in rows["reasons"].items():
+        for reason, count in rows.get("reasons", {}).items():
             console.emit(f"left out: {count} {reason}")
     for step, value in report["training"].get("validation", {}).items():
         console.emit(f"step {step}: {value:.3f} of the validation tasks solved")
@@ -136,6 +178,21 @@ def print_cost(report: Mapping[str, Any]) -> None:
                 console.emit_words(f"cost of {name}: {cost_words(cost)}")
     if cost := report.get("cost"):
         console.emit_words(f"cost in detail: {total_words(cost) if 'runs' in cost else cost_words(cost)}")
+
+
+def _of_the_budget(budget: Mapping[str, Any]) -> str:
+    """What was spent, under which caps, and at which prices."""
+    spent = budget["spent"]
+    words = f"budget: {spent['tokens']:,} tokens, {dollars(spent['usd'])}, {spent['hours']:.2f} hours"
+    if caps := budget["caps"]:
+        shown_caps = {"max_usd": dollars, "max_tokens": "{:,} tokens".format, "max_hours": "{:g} hours".format}
+        words += "; at most " + ", ".join(shown_caps[cap](value) for cap, value in caps.items())
+    if budget["stopped"]:
+        words += f"; stopped at the cap of {budget['stopped'].removeprefix('max_')}"
+    sources = {p["source"] for p in (budget["prices"]["policy"], budget["prices"]["user"]) if p and (p["read"] or p["write"])}
+    hour = budget["prices"]["hour"]
+    sources |= {f"${hour:g} an hour"} if hour else set()
+    return f"{words}; prices: {'; '.join(sorted(sources))}" if sources else words
 
 
 def _of_repetitions(repeated: Mapping[str, Any]) -> str:

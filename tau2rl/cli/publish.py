@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tau2rl import console
 from tau2rl.cli.options import OUTPUT, Json, option
 from tau2rl.cli.printing import shown
-from tau2rl.errors import RunIncomplete, UserError
 
 TrainingRun = Annotated[Path, typer.Argument(help="A training run or a pipeline.", metavar="RUN_DIR", show_default=False)]
 Evaluations = Annotated[
@@ -74,46 +73,24 @@ def push(
     """Upload a checkpoint with its card to the Hugging Face hub. By default it uploads nothing and says what it would.
 
     The model's files, `README.md` and `.eval_results/` go up as one commit, by huggingface_hub with the login that it has.
-    The checkpoint must still have the hash that its run recorded.
+    The checkpoint must still have the hash that its run recorded. A file that holds the value of a secret is refused, and so is a
+    public repository without `--public`.
 
     Exits with 0 when it is done or shown, 1 when the hub refused, 2 for a wrong request.
     """
-    from tau2rl.runs.provenance import MODEL_FILES, checkpoint_hash
-    from tau2rl.share import card as cards
+    from tau2rl.share import card as cards, hub
 
     made = cards.make(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
-    found = checkpoint_hash(made.checkpoint)
-    if found != made.sha256:
-        raise UserError(
-            f"`{made.checkpoint}` has the sha256 {found[:16]}, and its run recorded {made.sha256[:16]}",
-            hint="it was changed since: the card would be of another model",
-        )
-    files = sorted({file for pattern in MODEL_FILES for file in made.checkpoint.glob(pattern) if file.is_file()})
-    texts = {"README.md": made.text, **({".eval_results/tau2-bench.yaml": made.eval_results} if made.eval_results else {})}
-    sizes = {file.name: file.stat().st_size for file in files} | {name: len(text.encode()) for name, text in texts.items()}
-    if not dry_run:
-        _upload(repo, files, texts, private=not public)
+    files = hub.files_of(made, run.expanduser().absolute())
+    address = None if dry_run else hub.upload(repo, files, private=not public)
+    sizes = {name: hub.size_of(content) for name, content in files.items()}
     if as_json:
-        console.emit_json(
-            {"repo": repo, "uploaded": not dry_run, "private": not public, "files": sizes, "not_shown": list(made.unknown)}
-        )
+        told = {"repo": repo, "uploaded": not dry_run, "address": address, "private": not public, "files": sizes}
+        console.emit_json({**told, "not_shown": list(made.unknown)})
         return
     console.emit_table([["file", "bytes"], *([name, f"{size:,}"] for name, size in sizes.items())])
-    words = "would go" if dry_run else "went"
-    console.emit(f"{sum(sizes.values()):,} bytes {words} to {repo}" + ("; `--upload` uploads them" if dry_run else ""))
+    whose = "a public repository" if public else "private where it is new"
+    last = f"would go to {repo} ({whose}); `--upload` uploads them" if dry_run else f"went to {address}"
+    console.emit(f"{sum(sizes.values()):,} bytes {last}")
     for line in made.unknown:
         console.say(f"no run shows {line}")
-
-
-def _upload(repo: str, files: list[Path], texts: dict[str, str], *, private: bool) -> None:
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    operations: list[Any] = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(file)) for file in files]
-    operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode()) for name, text in texts.items()]
-    api = HfApi(library_name="tau2rl")
-    try:
-        api.create_repo(repo, private=private, exist_ok=True)
-        api.create_commit(repo, operations, commit_message="Model, card and results by tau2rl")
-    except (HfHubHTTPError, OSError) as error:
-        raise RunIncomplete(f"the hub did not take it: {console.clean(str(error)).strip().splitlines()[0]}") from None

@@ -12,11 +12,15 @@ from tau2rl import console
 from tau2rl.cli.options import OUTPUT, Json, option
 from tau2rl.cli.printing import print_cost, print_report, shown
 from tau2rl.cli.stages import resume_command
+from tau2rl.config import EvalConfig
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import counted
+from tau2rl.report.published import against_card
 from tau2rl.report.tables import number
 from tau2rl.runs import records
+from tau2rl.runs.checkpoints import card_for
 from tau2rl.runs.folder import read_config
+from tau2rl.runs.provenance import read_environment
 from tau2rl.runs.reports import REPORT, read_report as read_stored_report
 from tau2rl.types import EpisodeRecord
 
@@ -39,6 +43,10 @@ def report(
     cost: Annotated[
         bool, option("--cost", help="Also say what it took in detail, of a pipeline each run.", panel=OUTPUT)
     ] = False,
+    card: Annotated[
+        str | None,
+        option("--card", help="Set an evaluation beside the published results of this model.", metavar="NAME", panel=OUTPUT),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the result of a run again, of whatever stage; of a pipeline, the table of its evaluations.
@@ -52,7 +60,7 @@ def report(
     if html or markdown:
         _write_pages(runs, html, markdown)
         return
-    reports = [read_report(run) for run in runs]
+    reports = [_with_card(run, _with_blame(run, read_report(run, whole=True)), card) for run in runs]
     if as_json:
         console.emit_json(reports[0] if len(reports) == 1 else reports)
     else:
@@ -112,8 +120,8 @@ def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
         console.say(f"warning: the test split was used before, {len(accesses)} times; a choice made now has seen it")
 
 
-def read_report(run: Path) -> dict[str, Any]:
-    """The `report.json` of a run folder, or the file itself. Raises UserError."""
+def read_report(run: Path, *, whole: bool = False) -> dict[str, Any]:
+    """The `report.json` of a run folder, or the file itself. `whole`: all that its stage says must be there. Raises UserError."""
     file = run / REPORT if run.is_dir() else run
     if not run.exists():
         raise UserError(f"there is no `{run}`", hint="`tau2rl runs list` shows the runs that there are")
@@ -121,7 +129,27 @@ def read_report(run: Path) -> dict[str, Any]:
         if (run / "config.json").exists():
             raise UserError(f"`{run}` has no report yet", hint=f"it is running, or finish it: `{_go_on(run)}`")
         raise UserError(f"`{run}` has no report", hint="name a run folder, such as `outputs/eval/default`")
-    return read_stored_report(file)
+    return read_stored_report(file, whole=whole)
+
+
+def _with_card(run: Path, values: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """A report beside the card that is named. Raises UserError for another stage's, and where a card says nothing of the run."""
+    if name is None:
+        return values
+    config = read_config(run)
+    if not isinstance(config, EvalConfig):
+        raise UserError(f"`{run}` is no evaluation, and a card has results of one", hint="leave out `--card`")
+    agent = str(read_environment(run, config)["identity"].get("agent", ""))
+    row = card_for(config.model_copy(update={"card": name}), agent)
+    return {**values, "published": against_card(values, config, row)} if row else values
+
+
+def _with_blame(run: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """A report with what `tau2rl blame` has found since, where it is of an evaluation."""
+    from tau2rl.verify.attribution import kept
+
+    found = kept(run) if "by_task" in values and run.is_dir() else None
+    return {**values, "blame": found["scores"]} if found else values
 
 
 def evaluated(run: Path) -> dict[str, tuple[int, int]]:

@@ -55,7 +55,7 @@ def list_(
     console.say(f"{len(rows)} runs")
 
 
-@app.command(epilog=examples("tau2rl runs prune", "tau2rl runs prune outputs/grpo --keep-last 2 --yes"))
+@app.command(epilog=examples("tau2rl runs prune", "tau2rl runs prune --keep-last 2 --yes"))
 def prune(
     places: Places = None,
     keep_last: Annotated[int, typer.Option("--keep-last", help="Later steps of each training that stay as well.", min=0)] = 1,
@@ -84,13 +84,14 @@ def prune(
     rows = [[shown(one.path), _megabytes(one.size), one.kept_because or ("deleted" if yes else "may go")] for one in found]
     console.emit_table([["checkpoint", "MB", ""], *rows])
     size = _megabytes(sum(one.size for one in going))
-    console.say(f"{len(going)} of {len(found)}, {size} MB, {'deleted' if yes else 'may go: `--yes` deletes them'}")
+    words = "deleted" if yes else "may go: `--yes` deletes them"
+    console.say(f"{len(going)} of {len(found)}, {size} MB, {words}" if going else f"none of {len(found)} may go")
 
 
 def _runs(places: list[Path] | None) -> list[Path]:
     from tau2rl.view.runs import find_runs
 
-    looked = places or [settings.output_root()]
+    looked = places or [place for place in [settings.output_root()] if place.exists()]  # before the first run there is none
     if missing := [place for place in looked if not place.is_dir()]:
         raise UserError(f"`{missing[0]}` is not a folder", hint="name run folders, or a folder of them")
     return list(find_runs(looked).values())

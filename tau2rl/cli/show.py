@@ -12,9 +12,10 @@ import typer
 
 from tau2rl import console, settings
 from tau2rl.cli.options import Json
+from tau2rl.cli.printing import shown
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
-from tau2rl.report.tables import number
+from tau2rl.report.tables import blame_words, number
 
 FOLD = 300  # characters of a tool's result that show without `--whole`
 WIDTH = 100
@@ -31,7 +32,9 @@ def show(
         str, typer.Argument(help="A task, `domain/task_id` or part of it: with one attempt left, it is shown.", metavar="[TASK]")
     ] = "",
     attempt: Annotated[int | None, typer.Option("--attempt", help="Which attempt at the task.", metavar="N")] = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Its tokens with mask, log-probability and advantage.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Its tokens with mask, log-probability, mismatch and advantage.")
+    ] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Results of tools unfolded.")] = False,
     domain: Annotated[str, _filter("--domain", "Of this domain.", "NAME")] = "",
     status: Annotated[str, _filter("--status", "completed, truncated, malformed or failed.", "NAME")] = "",
@@ -50,15 +53,18 @@ def show(
 
     The first call makes `index.sqlite` in the run folder, which later ones bring up to date; it may be deleted at any time.
     """
+    from tau2rl.verify.attribution import kept
     from tau2rl.view import runs
     from tau2rl.view.index import Index, Query
 
     if attempt is not None and not task:
-        raise UserError("`--attempt` is of a task", hint=f"`tau2rl show {run} TASK --attempt {attempt}`")
+        raise UserError("`--attempt` is of a task", hint=f"`tau2rl show {shown(run)} TASK --attempt {attempt}`")
     query = Query(
         domain=domain, task=task if attempt is None else "", status=status, fault=fault, reason=reason, score=score, text=text,
         place=part, sort=sort, descending=descending, offset=(page - 1) * per_page, limit=per_page,
     )  # fmt: skip
+    found_blame = kept(run) or {"episodes": [], "scores": None}
+    blamed = {one["episode"]: one for one in found_blame["episodes"]}
     with Index(run) as index:
         _read_all(index)
         found = index.page(query)
@@ -67,22 +73,29 @@ def show(
             rows = [row for row in _named(index, task, part) if row["attempt"] == attempt and not row["greedy"]]
             if len(rows) != 1:
                 raise UserError(
-                    f"{len(rows)} episodes are attempt {attempt} at `{task}`", hint=f"`tau2rl show {run} {task}` lists them"
+                    f"{len(rows)} episodes are attempt {attempt} at `{task}`",
+                    hint=f"`tau2rl show {shown(run)} {task}` lists them",
                 )
         if task and len(rows) == 1 and (attempt is not None or found.total == 1):
             number_ = int(rows[0]["id"])
             values = runs.episode(run, index, number_)
             drawn = runs.episode_tokens(run, index, number_) if tokens else None
+            who = blamed.get(rows[0]["key"]) if rows[0]["place"] == "run" else None
             if as_json:
-                console.emit_json({**values, **({"tokens": drawn} if drawn else {})})
+                console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
             else:
-                console.emit_styled([*_conversation(values, whole=whole), *(_tokens(drawn) if drawn else ())])
+                lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
+                pieces = conversation_pieces(values, whole=whole)
+                console.emit_styled([*pieces, *lines, *(_tokens(drawn) if drawn else ())])
         elif tokens:
             raise UserError(f"`--tokens` shows one episode, and {found.total} fit", hint="name its task, and `--attempt N`")
         elif as_json:
-            console.emit_json({"total": found.total, "episodes": rows})
+            rows = [{**row, "blame": blamed.get(row["key"]) if row["place"] == "run" else None} for row in rows]
+            console.emit_json({"total": found.total, "episodes": rows, "scores": found_blame["scores"]})
         else:
-            _print_list(rows, found.total, query.offset)
+            _print_list(rows, found.total, query.offset, blamed)
+            if scores := found_blame["scores"]:
+                console.emit_words(f"success: {blame_words(scores['overall'])}")
         if bad := index.unreadable():
             console.say(f"warning: {bad} lines are no records of this version and are not shown")
 
@@ -129,10 +142,14 @@ def _named(index: Any, task: str, part: str) -> list[dict[str, Any]]:
     return exact or rows
 
 
-def _print_list(rows: list[dict[str, Any]], total: int, offset: int) -> None:
+def _print_list(rows: list[dict[str, Any]], total: int, offset: int, blamed: Mapping[str, Mapping[str, Any]]) -> None:
+    def fault(row: Mapping[str, Any]) -> str:
+        who = blamed.get(row["key"]) if row["place"] == "run" else None
+        return f"{who['fault']}: {who['name']}" if who else row["fault"] or "-"
+
     head = ["episode", "result", "fault", "ended by", "reward", "score", "turns", "tokens", "seconds"]
     body = [
-        [row["key"] + ("" if row["place"] == "run" else f" ({row['place']})"), row["status"], row["fault"] or "-", row["reason"],
+        [row["key"] + ("" if row["place"] == "run" else f" ({row['place']})"), row["status"], fault(row), row["reason"],
          number(row["reward"]), number(row["score"]), str(row["turns"]), str(row["tokens"]), f"{row['seconds'] or 0:.1f}"]
         for row in rows
     ]  # fmt: skip
@@ -143,7 +160,8 @@ def _print_list(rows: list[dict[str, Any]], total: int, offset: int) -> None:
                 f"no episode fits ({total} on other pages)" if total else "no episode fits")  # fmt: skip
 
 
-def _conversation(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
+def conversation_pieces(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:
+    """A conversation of `view.runs.episode` with its checks and its group, as text in styles of rich's."""
     solved = values["reward"] is not None and values["reward"] >= 1 - 1e-6
     verdict = f"{values['status']}, reward {number(values['reward'])}"
     rest = f", ended by {values['reason']}, {values['turns']} turns, {values['seconds']:.1f} s\n\n"
@@ -197,8 +215,10 @@ def _block(text: str, indent: str) -> str:
 
 
 def _tokens(values: Mapping[str, Any]) -> list[Piece]:
-    out: list[Piece] = [("\ntokens: id, mask, log-probability, advantage, text\n", "bold")]
-    out += [(f"{line}\n", "yellow") for line in (values["reason"], values["tokenizer"]) if line]
+    out: list[Piece] = [
+        ("\ntokens: id, mask, log-probability, mismatch (the trainer's less the sampler's), advantage, text\n", "bold")
+    ]
+    out += [(f"{line}\n", "yellow") for line in (values["reason"], values["tokenizer"], values["untrained"]) if line]
     for span in values["spans"]:
         out += [(_token(span, number_), "" if span["mask"] else "dim") for number_ in range(len(span["ids"]))]
     return out
@@ -206,6 +226,12 @@ def _tokens(values: Mapping[str, Any]) -> list[Piece]:
 
 def _token(span: Mapping[str, Any], at: int) -> str:
     logprob = span["logprobs"][at] if span["logprobs"] else None
+    trained = span["trainer"][at] if span["trainer"] else None
+    mismatch = None if logprob is None or trained is None else trained - logprob
     words = repr(span["texts"][at]) if span["texts"] else ""
-    advantage = "-" if span["advantage"] is None else f"{span['advantage']:+.3f}"
-    return f"{span['ids'][at]:>7} {span['mask']} {'-' if logprob is None else f'{logprob:.4f}':>9} {advantage:>7} {words}\n"
+    numbers = f"{_signed(logprob, '.4f'):>9} {_signed(mismatch, '+.4f'):>8} {_signed(span['advantage'], '+.3f'):>7}"
+    return f"{span['ids'][at]:>7} {span['mask']} {numbers} {words}\n"
+
+
+def _signed(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -17,6 +17,7 @@ from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import UserError
+from tau2rl.runs.budget import budget_of, estimate_from, estimate_words, option
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
 
@@ -108,6 +109,8 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_json({"config": dump(config), "runs": plans})
         else:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
+        if config.budget.like is not None and not asked.as_json:
+            console.emit(estimate_words(estimate_from(config.budget.like, config, len(runs)), config))
         look([planned.config for planned in runs], made=folder, dry=True)
         return
     with console.Follower() as follower:
@@ -212,6 +215,8 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         of_backend = backend_for(config).plan(config, probe=False)
         issues = [asdict(issue) for issue in of_backend.issues]
         plan = {"argv": list(of_backend.argv) or job, "layout": list(of_backend.layout), "issues": issues, "job": job}
+    if estimate := _estimate(config):
+        plan["estimate"] = estimate
     if as_json:
         console.emit_json({"config": dump(config), **plan})
     else:
@@ -221,8 +226,22 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         raise UserError("\n".join(issue["message"] for issue in errors), hint="; ".join(issue["hint"] for issue in errors))
 
 
+def _estimate(config: StageConfig) -> dict[str, Any] | None:
+    """What `budget.like` makes of the run, where it is named and its tasks are known here. Raises UserError."""
+    like = budget_of(config).like
+    if like is None or config.plugins:
+        return None
+    if isinstance(config, EvalConfig | SeedConfig | RftConfig):
+        from tau2rl.env.tasks import select
+        from tau2rl.rollouts.runner import planned_attempts
+
+        return estimate_from(like, config, len(planned_attempts(config, select(config.tasks))))
+    return estimate_from(like, config, config.train.steps) if isinstance(config, SftConfig | GrpoConfig) else None
+
+
 def _print_plan(config: StageConfig, plan: Mapping[str, Any]) -> None:
     remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
+    remarks += [estimate_words(plan["estimate"], config)] if "estimate" in plan else []
     remarks += [f"{issue['kind']}: {issue['message']} ({issue['hint']})" for issue in plan.get("issues", ())]
     text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
     console.emit(text + "\n".join(f"# {line}" for remark in remarks for line in remark.splitlines()))
@@ -235,7 +254,8 @@ def _show(config: StageConfig, folder: Path, *, as_json: bool) -> None:
         console.emit_json(report)
     else:
         print_report(report, folder)
-    if isinstance(config, PlayConfig) and (left := not_played(report)):
+    stopped = _stopped(report)
+    if isinstance(config, PlayConfig) and not stopped and (left := not_played(report)):
         in_a_row = config.rollout.give_up_after
         console.say(f"gave up: {in_a_row} episodes in a row failed (`rollout.give_up_after`), {left} attempts were not played")
 
@@ -274,7 +294,25 @@ def resume_command(config: StageConfig) -> str:
     folder = shown(run_path(config))
     command = "run" if isinstance(config, PipelineConfig) else stage_of(config)
     words = f"{program()} {command} -c {shown(run_path(config) / 'config.json')} --output {folder}"
-    return words if isinstance(config, PipelineConfig) else f"{words} --resume"  # a pipeline goes on by itself
+    return words if isinstance(config, PipelineConfig) else f"{words} --resume{_higher(config)}"  # a pipeline goes on by itself
+
+
+def _higher(config: StageConfig) -> str:
+    """The option that lifts the cap at which a run has stopped, to twice of it; nothing for any other run."""
+    file = run_path(config) / "report.json"
+    report = read_json(file) if file.exists() else {}
+    cap = _stopped(report)
+    if not cap:
+        return ""
+    budget: Mapping[str, Any] = report["budget"]
+    value = 2 * max(float(budget["caps"][cap]), float(budget["spent"][cap.removeprefix("max_")] or 0.0))
+    return f" {option(cap)} {value:.0f}" if cap == "max_tokens" else f" {option(cap)} {value:.3g}"
+
+
+def _stopped(report: Mapping[str, Any]) -> str | None:
+    """The cap at which a run has stopped."""
+    budget: Mapping[str, Any] = report.get("budget") or {}
+    return budget.get("stopped")
 
 
 def _written(file: Path) -> int | None:

@@ -55,8 +55,7 @@ def run(asked: Asked[SynthConfig]) -> None:
 
 
 def _show(facts: Mapping[str, Any], folder: Path) -> None:
-    head = ["writes", *(f"{name} reads" for name in next(iter(facts["grid"].values())))]
-    console.emit_table([head, *([writes, *map(str, row.values())] for writes, row in facts["grid"].items())])
+    console.emit_table([facts["grid_head"], *([name, *map(str, row.values())] for name, row in facts["grid"].items())])
     if found := facts.get("from_failures"):
         of = [
             [c["name"], c["rule"] or c["tool"], c["argument"], str(len(c["failures"])), str(c["tasks"])]
@@ -73,15 +72,16 @@ def _show(facts: Mapping[str, Any], folder: Path) -> None:
 make = stage_command(
     SynthConfig,
     run,
-    """Make tasks from a domain's database under its policy, and prove each of them; no model is asked.
+    """Make tasks of a domain under its policy, and prove each of them; no model is asked.
 
     `tasks.json` in the folder has the tasks in tau2's layout, `split_tasks.json` their splits, which share no customer,
     `proofs.jsonl` what was tried on each, `README.md` and `card.json` the data card.
     `--task-source tasks.json` lets every stage play them.
 
     A task is an order of writes (calls that change the database) and a burden (the reads after which the arguments of the writes
-    are known). They are made in equal parts for each pair of both; in a share of them the agent must refuse. With
-    `--from-failures RUN` they are made for what an agent failed at in earlier runs on training tasks.
+    are known). They are made in equal parts for each pair of both; in a share of them the agent must refuse. A task of telecom is
+    a number of problems (of a phone or its line), an intent (what does not work) and a persona; a share of them goes to a human.
+    With `--from-failures RUN` tasks are made for what an agent failed at in earlier runs on training tasks; not of telecom.
 
     The same command gives the same bytes. Exits with 0 when it is done, 2 for a wrong request, 130 if interrupted: then
     `--resume` goes on.
@@ -94,6 +94,7 @@ synth = with_commands(
         "tau2rl synth --num-tasks 2000 --seed 1 --output data/retail-1",
         "tau2rl synth --from-failures outputs/eval/train-1 --num-tasks 500 --output data/retail-2",
         "tau2rl synth --num-tasks 200 --writes 3,4,5 --burdens 6-9,10+ --refusals 0",
+        "tau2rl synth --domain telecom --num-tasks 300 --problems 2,3,4 --intents mms,service",
         "tau2rl seed --domains retail --task-source data/retail-1/tasks.json --protocol native --tokenizer DIR",
         "tau2rl tasks validate --domains retail --task-source data/retail-1/tasks.json --task-split base",
     ),

@@ -13,6 +13,7 @@ from tau2rl.config.loading import build, dump, flatten, load, put, read_file, ty
 from tau2rl.config.making import SynthConfig, WriterConfig
 from tau2rl.config.sections import (
     PRESETS,
+    BudgetConfig,
     ChatConfig,
     DataConfig,
     KeepConfig,
@@ -26,6 +27,7 @@ from tau2rl.config.sections import (
     SamplingConfig,
     TasksConfig,
     TemplateConfig,
+    TrainBudgetConfig,
     UserConfig,
 )
 from tau2rl.config.stages import (
@@ -67,6 +69,7 @@ __all__ = [
     "TEST_SPLITS",
     "AgentConfig",
     "AlgoConfig",
+    "BudgetConfig",
     "ChatConfig",
     "CurriculumConfig",
     "DataConfig",
@@ -105,6 +108,7 @@ __all__ = [
     "TasksConfig",
     "TemplateConfig",
     "TrackingConfig",
+    "TrainBudgetConfig",
     "TrainConfig",
     "UserConfig",
     "ValConfig",

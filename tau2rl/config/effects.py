@@ -39,6 +39,17 @@ class Other:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class With:
+    """A list that has this among others."""
+
+    one: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one."""
+        return self.one in value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Apart:
     """Text that does not begin so."""
 
@@ -49,7 +60,7 @@ class Apart:
         return not str(value).startswith(self.start)
 
 
-Values = tuple[Any, ...] | Set | Other | Apart
+Values = tuple[Any, ...] | Set | Other | With | Apart
 SET = Set()
 UNSET: tuple[Any, ...] = (None, False, 0, (), "")
 
@@ -74,9 +85,10 @@ class Idle:
         return bool(self.below(names)) and all(gate in names for gate in self.under)
 
     def below(self, names: list[str]) -> list[str]:
-        """Those of the names that it speaks of; never one that it depends on."""
-        mine = [name for name in names if name == self.setting or name.startswith(f"{self.setting}.")]
-        return [name for name in mine if name not in self.under]
+        """Those of the names that it speaks of: the setting, and what is below it and not in `under`."""
+        return [
+            name for name in names if name == self.setting or (name.startswith(f"{self.setting}.") and name not in self.under)
+        ]
 
     def holds(self, config: BaseModel) -> bool:
         """Whether the settings of `under` are so."""
@@ -96,6 +108,7 @@ def matches(value: Any, values: Values) -> bool:
 
 NOT_SERVED = Other(than=("sglang", "api"))
 NOT_SAMPLED = Other(than=("sglang", "api", "local"))
+SCRIPTED = ("gold", "do-nothing", "always-transfer")
 TRAJECTORY = ("grpo", "dr_grpo", "rloo")
 OF_ENGINES = ("layout", "policy_gpus", "gpus_per_engine", "mem_fraction", "overlap", "user")
 OF_ROLLOUTS = ("fault_tolerance", "health_seconds", "circuit_breaker_seconds")
@@ -119,6 +132,15 @@ IDLE: tuple[Idle, ...] = (
         for key in ("model", "api_base", "api_key_env", "temperature", "omit", "timeout_seconds", "retries")
     ),
     Idle("user.max_stalled_turns", {"user.kind": ("llm",)}),
+    Idle("card", {"policy.kind": SCRIPTED}, "it is no model"),
+    # what may be spent
+    Idle("budget.policy_price", {"policy.kind": SCRIPTED}, "no model is asked"),
+    Idle("budget.user_price", {"user.kind": ("scripted",)}, "no model is asked"),
+    Idle("budget.max_tokens", {"policy.kind": SCRIPTED, "user.kind": ("scripted",)}, "no model is asked"),
+    *(
+        Idle(f"budget.{key}", {"backend": Other(than=("local",), plugins=False)}, "nothing stops such a training at a cap")
+        for key in ("max_usd", "max_tokens", "max_hours")
+    ),
     # how messages become tokens
     *(Idle(f"chat.{key}", {"chat.protocol": Other(than=("cookbook",))}) for key in ("policy_text", "cookbook_prompt")),
     Idle("chat.tokenizer", {"chat.protocol": ("transcript",)}),
@@ -131,6 +153,13 @@ IDLE: tuple[Idle, ...] = (
     Idle("reward.recipe", {}, "it is for training by turns", ("eval", "seed", "rft-filter")),
     Idle("reward.recipe", {"algo.estimator": TRAJECTORY}),
     # synth
+    *(Idle(key, {"domain": ("telecom",)}, "its grid is problems, intents, personas") for key in ("writes", "burdens")),
+    *(Idle(key, {"domain": Other(than=("telecom",))}) for key in ("problems", "intents", "personas")),
+    *(
+        Idle(key, {"domain": ("telecom",)}, "its texts are the templates', each told in one way")
+        for key in ("writer", "behaviours", "twists")
+    ),
+    Idle("from_failures", {"domain": ("telecom",)}, "its tasks are made for no failures"),
     *(
         Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
         for key in (
@@ -149,7 +178,10 @@ IDLE: tuple[Idle, ...] = (
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),
     Idle("noise_prob", {"tasks.split": Apart(start="synth-")}, "it is the gold teacher's, on synthesized tasks"),
     # rft-filter of runs that were played already
-    *(Idle(key, {"sources": SET}, "nothing is sampled") for key in ("tasks", "policy", "user", "chat", "rollout", "local")),
+    *(
+        Idle(key, {"sources": SET}, "nothing is sampled")
+        for key in ("tasks", "policy", "user", "chat", "rollout", "local", "budget")
+    ),
     *(
         Idle(f"limits.{key}", {"sources": SET}, "nothing is sampled")
         for key in (
@@ -179,6 +211,7 @@ IDLE: tuple[Idle, ...] = (
     *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay", "profile")),
     Idle("val", {"train.val_every": UNSET}, stages=("grpo",)),
     Idle("monitors", {"monitors.action": ("off",)}),
+    Idle("monitors.action", {"backend": ("slime",), "monitors.action": ("stop",)}, "an alarm warns there and marks the curve"),
     Idle("monitors.entropy_left", {"backend": ("slime",)}, "slime's trainer has its entropy, and its rollouts have the monitors"),
     Idle("rollout.adaptive", {}, "a training step has a fixed number of episodes", ("grpo",)),
     Idle("rollout.workers", {"backend": ("local",)}, "it plays in the process that samples"),
@@ -190,8 +223,19 @@ IDLE: tuple[Idle, ...] = (
         Idle(key, {"backend": ("slime",)}, "slime computes no validation loss", ("sft",))
         for key in ("train.val_every", "train.early_stopping_patience")
     ),
+    *(
+        Idle(key, {"backend": ("slime",)}, "slime's supervised rollout writes the rows by itself", ("sft",))
+        for key in ("chat.thinking", "chat.date")
+    ),
     Idle("data.allow_empty", {"backend": ("slime",)}, "smoke runs are for the local backend"),
-    Idle("tracking.project", {"tracking.wandb": ("off",)}),
+    Idle("tracking.project", {"tracking.wandb": ("off",), "tracking.trackers": ((), ("tensorboard",))}),
+    Idle("tracking.conversations", {"tracking.wandb": ("off",), "tracking.trackers": ((),), "tracking.sinks": ((),)}),
+    Idle(
+        "tracking.conversations",
+        {"backend": ("slime",), "tracking.trackers": ((),), "tracking.sinks": ((),)},
+        "slime has a W&B run of its own, for numbers",
+    ),
+    Idle("tracking.conversations", {}, "no conversation is played", ("sft",)),
     # the local backend
     Idle("local", {"backend": ("slime",)}),
     *(Idle(f"local.lora.{key}", {"local.lora.rank": UNSET}) for key in ("alpha", "dropout", "targets")),

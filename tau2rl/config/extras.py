@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from tau2rl.config.base import Section
-from tau2rl.config.effects import SET, Apart, Other, Values, matches
+from tau2rl.config.effects import SET, Apart, Other, Values, With, matches
 from tau2rl.config.fields import every_setting, value_of
 from tau2rl.errors import UserError
 
@@ -67,8 +67,13 @@ PARTS = (
     Part(module="transformers", extra="local", asked_by={"backend": ("local",)}),
     Part(module="peft", extra="local", asked_by={"backend": ("local",), "local.lora.rank": SET}),
     Part(module="wandb", extra="tracking", asked_by={"tracking.wandb": Other(than=("off",))}),
+    Part(module="trackio", extra="trackio", asked_by={"tracking.trackers": With(one="trackio")}),
+    Part(module="tensorboardX", extra="tensorboard", asked_by={"tracking.trackers": With(one="tensorboard")}),
     Part(module="starlette", extra="view", command="tau2rl view"),
     Part(module="uvicorn", extra="view", command="tau2rl view"),
+    Part(module="starlette", extra="view", command="tau2rl serve"),
+    Part(module="uvicorn", extra="view", command="tau2rl serve"),
+    Part(module="textual", extra="top", command="tau2rl top"),
     Part(module="inspect_ai", extra="inspect", command="tau2rl export --to inspect"),
     Part(module="huggingface_hub", extra="hub", command="tau2rl card"),
     # By a file that is read, see `data/jsonl.py` and `data/parquet.py`, and by `select --fit`.

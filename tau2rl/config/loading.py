@@ -19,10 +19,11 @@ from pydantic_core import ErrorDetails
 from tau2rl.config.base import Section
 from tau2rl.config.effects import refuse_idle
 from tau2rl.config.fields import known_names
-from tau2rl.config.reading import inner_type, read_mapping, read_text
+from tau2rl.config.reading import DEEPEST, inner_type, read_mapping, read_text
 from tau2rl.config.renamed import new_name, with_new_names
 from tau2rl.errors import UserError
 
+SHOWN = 200  # characters of a name or value that a message repeats
 UNSEEN = {"api_key_env", "api_base", "url", "address"}  # settings whose wrong values no message repeats
 
 
@@ -68,7 +69,9 @@ def _sentence(name: str, item: ErrorDetails) -> str:
         return message
     value: Any = item["input"]
     unseen = isinstance(value, dict) or UNSEEN.intersection(map(str, item["loc"]))
-    return f"`{name}`{'' if unseen else f' = {json.dumps(value, default=str)}'}: {message}"
+    text = json.dumps(value, default=str)
+    shown = "" if unseen else f" = {text}" if len(text) <= SHOWN else f" = {text[:SHOWN]}..."
+    return f"`{name}`{shown}: {message}"
 
 
 C = TypeVar("C", bound=Section)
@@ -173,6 +176,10 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
     {'a': {'b': 1}}
     """
     *path, last = name.split(".")
+    if len(path) > DEEPEST:
+        raise UserError(
+            f"`{name[:SHOWN]}...` is nested more than {DEEPEST} deep", hint="`tau2rl config show` lists every setting"
+        )
     for part in path:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):

@@ -37,10 +37,10 @@ class WriterConfig(Section):
 
 
 class SynthConfig(Section):
-    """`tau2rl synth`: how many tasks are made, and where on the grid of writes x reads."""
+    """`tau2rl synth`: how many tasks are made, and where on the grid: writes x reads, telecom: problems x intents x personas."""
 
-    domain: Literal["airline", "retail"] = "retail"
-    """The domain from whose database they are made."""
+    domain: Literal["airline", "retail", "telecom"] = "retail"
+    """The domain whose tasks are made."""
     output: Path | None = None
     """Folder of the tasks, new or empty; default: `outputs/synth/DOMAIN-SEED`."""
     resume: bool = False
@@ -53,8 +53,14 @@ class SynthConfig(Section):
     """Numbers of writes; each in equal parts with each of `burdens`."""
     burdens: tuple[Literal["0-2", "3-5", "6-9", "10+"], ...] = Field(default=("0-2", "3-5", "6-9", "10+"), min_length=1)
     """Numbers of reads after which the writes' arguments are known."""
+    problems: tuple[Annotated[int, Field(ge=1, le=9)], ...] = Field(default=(1, 2, 3, 4, 5, 6), min_length=1)
+    """Telecom: numbers of things that are wrong at once; each in equal parts with each of `intents` and `personas`."""
+    intents: tuple[Literal["service", "mobile_data", "mms"], ...] = Field(default=("service", "mobile_data", "mms"), min_length=1)
+    """Telecom: what does not work."""
+    personas: tuple[Literal["none", "easy", "hard"], ...] = Field(default=("none", "easy", "hard"), min_length=1)
+    """Telecom: how well the user knows their phone."""
     refusals: float = Field(default=0.1, ge=0, le=0.15)
-    """Share of the tasks in which the agent must refuse, and answer a question."""
+    """Share of the tasks in which the agent must refuse (telecom: hand over to a human), and answer a question."""
     per_user: int = Field(default=12, ge=1)
     """At most so many tasks about one user of the database."""
     behaviours: int = Field(default=1, ge=1, le=8)
@@ -70,7 +76,7 @@ class SynthConfig(Section):
 
     @model_validator(mode="after")
     def _once(self) -> SynthConfig:
-        for name in ("writes", "burdens", "twists"):
+        for name in ("writes", "burdens", "problems", "intents", "personas", "twists"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")

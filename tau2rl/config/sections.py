@@ -220,6 +220,30 @@ class RewardConfig(Section):
         return self
 
 
+class TrainBudgetConfig(Section):
+    """What a run may spend. It stops before a cap is passed, saved and incomplete; a resume with a higher one goes on."""
+
+    max_usd: float | None = Field(default=None, gt=0)
+    """Dollars at most, of all sessions together: tokens at their prices, hours at `usd_per_hour`."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Hours at most, of all sessions together."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """What an hour of the machine costs, all of its GPUs; a model that it serves itself then costs nothing more."""
+    like: Path | None = None
+    """An earlier run of the kind, from which the price is estimated; default: the first episodes or steps of this one."""
+
+
+class BudgetConfig(TrainBudgetConfig):
+    """What a run may spend. It stops before a cap is passed, saved and incomplete; a resume with a higher one goes on."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens at most, read and written by the agent and by the user simulator, of all sessions together."""
+    policy_price: tuple[float, float] | None = None
+    """Dollars for a million tokens that the agent reads, and writes; default: litellm's list, for a model that it has."""
+    user_price: tuple[float, float] | None = None
+    """The same for the user simulator's model."""
+
+
 class LaunchConfig(Section):
     """Where the job runs. Not part of a run's identity."""
 

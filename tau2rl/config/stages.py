@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from tau2rl.config.base import TEST_SPLITS, Module, Section, WordOrReference
 from tau2rl.config.sections import (
     BalanceConfig,
+    BudgetConfig,
     ChatConfig,
     DataConfig,
     KeepConfig,
@@ -30,6 +31,7 @@ from tau2rl.config.sections import (
     TeacherRolloutConfig,
     TeacherUserConfig,
     TemplateConfig,
+    TrainBudgetConfig,
     TrainTasksConfig,
     UserConfig,
 )
@@ -80,6 +82,7 @@ class PlayConfig(StageConfig):
     limits: LimitsConfig = LimitsConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
+    budget: BudgetConfig = BudgetConfig()
 
     @property
     def attempts_per_task(self) -> int:
@@ -217,20 +220,10 @@ class SftConfig(StageConfig):
     data: DataConfig = DataConfig()
     chat: TemplateConfig = TemplateConfig()
     train: SftTrainConfig = SftTrainConfig()
+    budget: TrainBudgetConfig = TrainBudgetConfig()
     tracking: TrackingConfig = TrackingConfig()
     local: SftLocalConfig = SftLocalConfig()
     slime: SlimeConfig = SlimeConfig()
-
-    @model_validator(mode="after")
-    def _thoughts_are_written(self) -> SftConfig:
-        if self.backend == "slime" and self.chat.thinking != "off":
-            raise ValueError(
-                f"chat.thinking `{self.chat.thinking}`: slime's supervised rollout writes rows by itself, and not as they are "
-                "sampled with thoughts; backend `local` does"
-            )
-        if self.backend == "slime" and self.chat.date:
-            raise ValueError("chat.date: slime's supervised rollout writes rows by itself and tells the template no date")
-        return self
 
 
 class RftConfig(MakesDataConfig):
@@ -276,8 +269,6 @@ class GrpoConfig(LearnConfig):
             raise ValueError("chat.protocol `transcript` has no tokens to train on: use `native` or `cookbook`")
         if self.rollout.greedy:
             raise ValueError("the episodes of a group are sampled: rollout.greedy is for evaluations")
-        if self.monitors.action == "stop" and self.backend == "slime":
-            raise ValueError("monitors.action `stop` is of the `local` backend: on `slime` an alarm warns and marks the curve")
         if self.train.val_every:
             self._validation_is_apart()
         return self
@@ -296,6 +287,9 @@ class EvalConfig(AgentConfig):
     stage: Literal["eval"] = "eval"
     repetitions: int = Field(default=1, ge=1)
     """Whole repetitions of the run, each with a seed of its own: how much they differ stands beside the interval."""
+    card: str | None = None
+    """A released model whose published results the report sets beside these; default: that of the checkpoint's own name. Never
+    of a checkpoint that was trained here."""
 
     @property
     def attempts_per_task(self) -> int:
@@ -349,6 +343,7 @@ class PipelineConfig(StageConfig):
     """None: no step is evaluated."""
     compare: tuple[str, ...] = ()
     """Steps that train, or `base`: their evaluations are compared, each with each, task by task."""
+    budget: BudgetConfig = BudgetConfig()
     limit: int | None = Field(default=None, ge=1)
     """A smoke run of the whole chain: so many tasks in each step, and a few optimizer steps. It shows that the chain holds."""
 

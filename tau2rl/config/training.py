@@ -119,12 +119,17 @@ class SftLocalConfig(LocalTrainConfig):
 
 
 class TrackingConfig(Section):
-    """Where curves go beside `metrics.jsonl`."""
+    """Where curves and sampled conversations go beside `metrics.jsonl`."""
 
     wandb: Literal["off", "offline", "online"] = "off"
     """`offline` writes below the run folder; `wandb sync` sends it later."""
+    trackers: tuple[Literal["trackio", "tensorboard"], ...] = ()
+    """Other trackers, each an extra of its name: `tensorboard` writes below the run folder, `trackio` where its variables say."""
     project: str = "tau2rl"
-    """The W&B project."""
+    """The project in W&B and trackio."""
+    conversations: int | None = Field(default=None, ge=0)
+    """How many conversations of a step each tracker gets; default: 4 for one that keeps them on this machine, 0 for one that
+    sends them on, and for a sink of your own."""
     sinks: tuple[Reference, ...] = ()
     """Sinks of your own, `package.module:Name`, beside these."""
 
@@ -242,7 +247,8 @@ class GrpoRolloutConfig(RolloutConfig):
     num_samples: int = Field(default=8, ge=2)
     """Episodes of a group: attempts at one task with one policy."""
     keep: bool = False
-    """Write every episode to `episodes.jsonl`: tens of kilobytes each."""
+    """Write every episode to `episodes.jsonl`, tens of kilobytes each; with the backend `local` also the trainer's
+    log-probabilities of those that it learned from, to `trainer_logprobs/`."""
 
 
 class ValConfig(TasksConfig):

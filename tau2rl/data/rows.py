@@ -138,7 +138,7 @@ def _from_text(value: object, what: str) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise BadRow(f"{what} that are text, but not JSON") from None
+        raise BadRow(f"{what} given as text that is not JSON") from None
 
 
 def _without_nulls(value: object, *, keep: str = "") -> object:

@@ -1,34 +1,27 @@
 """Clients of the user model: our own for OpenAI-compatible servers, litellm for every other provider.
 
 Both take the body of a chat request and give the body of the answer, within so many seconds. They block: each is called in the
-thread of a simulation. Our own costs a tenth of a millisecond of CPU an answer where litellm costs 3 to 9.
-
-Our own connections have one deadline for a whole answer and a limit on its size: http.client's timeout counts from byte to byte,
-so a server that drips holds it for ever.
+thread of a simulation.
 """
 
 from __future__ import annotations
 
 import functools
-import http.client
-import io
 import json
-import socket
 import threading
-import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
-from tau2rl.answer_size import limit_httpx, too_large
 from tau2rl.config import UserConfig
+from tau2rl.http_client import Response, Unreachable, Unusable, limit_httpx, post, unusable
 from tau2rl.rate_limit import ThreadThrottle, limits_rate, retry_after
 from tau2rl.settings import NO_KEY, api_key, litellm_options, uses_proxy
 
 BUSY = (408, 409, 425)  # beside 5xx: the same request may go better in a moment
 OPENAI = "openai/"
+MAX_BYTES = 2**20  # of an answer: a user's turn has a few hundred
 T = TypeVar("T")
 PRICED = "api.openai.com"  # litellm knows what its models cost
 
@@ -96,27 +89,29 @@ class OpenAIClient:
         assert config.api_base is not None
         self._model = config.model.removeprefix(OPENAI)
         self._key = api_key(config.model, config.api_base, config.api_key_env) or NO_KEY
-        self._connections = Connections(f"{config.api_base.rstrip('/')}/chat/completions")
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json", "Authorization": f"Bearer {self._key}"}
+        self._url = f"{config.api_base.rstrip('/')}/chat/completions"
+        self._headers = {"Accept": "application/json", "Authorization": f"Bearer {self._key}"}
 
     def complete(self, body: dict[str, Any], *, seconds: float) -> ChatAnswer:
         """See `ChatClient`."""
         request = json.dumps({"model": self._model, **body}).encode()
         try:
-            response = self._connections.post(request, self._headers, seconds=seconds)
-        except NoAnswer as error:
+            response = post(self._url, request, self._headers, seconds=seconds, max_bytes=MAX_BYTES)
+        except TimeoutError:
+            raise ChatError(f"no answer within {seconds:g} s") from None
+        except (Unreachable, Unusable) as error:
             raise ChatError(one_line(str(error), self._key)) from None
         if response.status != 200:
             raise _refusal(
                 f"HTTP {response.status}: {one_line(_reason(response), self._key)}",
                 status=response.status,
-                said=response.text[:4096],
+                said=_text(response.body)[:4096],
                 asks=response.retry_after,
             )
         try:
             answer: Any = json.loads(response.body)
         except (ValueError, RecursionError):
-            raise ChatError(f"the answer is not JSON: {one_line(response.text, self._key)}") from None
+            raise ChatError(f"the answer is not JSON: {one_line(_text(response.body), self._key)}") from None
         if not isinstance(answer, dict):
             raise ChatError("the answer is not a JSON object")
         return ChatAnswer(body=cast("dict[str, Any]", answer))
@@ -145,7 +140,7 @@ class LitellmClient:
             return _within(seconds, lambda: self._aside(lambda: self._ask({**body, "timeout": seconds})))
         # litellm fronts a hundred providers, and their exceptions leak through it; none of them is the agent's doing.
         except Exception as error:  # noqa: BLE001
-            if large := too_large(error):
+            if large := unusable(error):
                 raise ChatError(str(large)) from None
             headers: Any = getattr(error, "litellm_response_headers", None)
             raise _refusal(
@@ -187,7 +182,11 @@ def _reason(response: Response) -> str:
         error: Any = json.loads(response.body)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, RecursionError, LookupError, TypeError):
-        return response.text
+        return _text(response.body)
+
+
+def _text(body: bytes) -> str:
+    return body.decode(errors="replace")
 
 
 def one_line(text: str, key: str | None = None) -> str:
@@ -221,127 +220,3 @@ def _within(seconds: float, call: Callable[[], ChatAnswer]) -> ChatAnswer:
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
-
-
-IDLE_SECONDS = 4.0  # servers drop an idle connection after 5 s
-MAX_BYTES = 1 << 20  # of an answer: a user's turn has a few hundred
-
-
-class NoAnswer(Exception):
-    """No whole answer came back: refused, disconnected, too slow, too large, or not HTTP. The message says which."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A whole answer: `Response(status=429, body=b"{}", retry_after=2.0)`."""
-
-    status: int
-    body: bytes
-    retry_after: float | None = None  # seconds
-
-    @property
-    def text(self) -> str:
-        """The body, as far as it is text."""
-        return self.body.decode(errors="replace")
-
-
-class Connections:
-    """As many connections to `url` as there are requests at one time; safe from any thread."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        secure = parts.scheme == "https"
-        self._kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
-        self._idle = _idle.setdefault((secure, self._host, self._port), [])
-
-    def post(self, body: bytes, headers: Mapping[str, str], *, seconds: float) -> Response:
-        """The answer to a POST of `body`. Raises NoAnswer."""
-        deadline = time.monotonic() + seconds
-        try:
-            if kept := self._kept():
-                try:
-                    return self._exchange(kept, body, headers, deadline)
-                except ConnectionError:  # the server had closed it: that says nothing about the request
-                    kept.close()
-            return self._exchange(self._connect(deadline), body, headers, deadline)
-        except TimeoutError:
-            raise NoAnswer(f"no answer within {seconds:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise NoAnswer(f"{type(error).__name__}: {error}") from None
-        except ValueError:  # http.client's message has the header in it
-            raise NoAnswer("the key has characters that no HTTP header can have") from None
-
-    def _kept(self) -> http.client.HTTPConnection | None:
-        now = time.monotonic()
-        while self._idle:
-            try:
-                since, connection = self._idle.pop()
-            except IndexError:  # another thread was faster
-                return None
-            if now - since < IDLE_SECONDS:
-                return connection
-            connection.close()
-        return None
-
-    def _connect(self, deadline: float) -> http.client.HTTPConnection:
-        connection = self._kind(self._host, self._port, timeout=_left(deadline))
-        connection.connect()
-        return connection
-
-    def _exchange(
-        self, connection: http.client.HTTPConnection, body: bytes, headers: Mapping[str, str], deadline: float
-    ) -> Response:
-        assert connection.sock is not None
-        connection.sock.settimeout(_left(deadline))  # for all that is sent
-        connection.response_class = functools.partial(_TimedResponse, deadline=deadline)  # pyright: ignore[reportAttributeAccessIssue] - it is only called
-        try:
-            connection.request("POST", self._path, body, dict(headers))
-            with closing(connection.getresponse()) as response:
-                data = response.read(MAX_BYTES + 1)
-                whole = response.isclosed()
-        except BaseException:
-            connection.close()
-            raise
-        if whole and connection.sock is not None:
-            self._idle.append((time.monotonic(), connection))
-        else:
-            connection.close()
-        if len(data) > MAX_BYTES:
-            raise NoAnswer(f"the answer has more than {MAX_BYTES} bytes")
-        return Response(status=response.status, body=data, retry_after=retry_after(response.headers.get("Retry-After")))
-
-
-# One list a server, for all simulations of the process: an episode has its connection from the one before it.
-_idle: dict[tuple[bool, str, int | None], list[tuple[float, http.client.HTTPConnection]]] = {}
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    """A response whose every read ends at the deadline."""
-
-    def __init__(self, sock: socket.socket, *arguments: Any, deadline: float, **named: Any) -> None:
-        super().__init__(sock, *arguments, **named)
-        self.fp = io.BufferedReader(_TimedReader(self.fp.detach(), sock, deadline))
-
-
-class _TimedReader(io.RawIOBase):
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
-        self._raw, self._socket, self._deadline = raw, sock, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._socket.settimeout(_left(self._deadline))
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        super().close()
-        self._raw.close()
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left

@@ -12,6 +12,7 @@ only the blocks that changed are written again. That saves 2 to 5 ms a changed d
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -42,6 +43,11 @@ class Table(MutableMapping[str, Any]):
         self._originals = originals
         self._own: dict[str, Any] = {}
         self._deleted: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Table:
+        made = Table(self._originals)
+        made._own, made._deleted = copy.deepcopy(self._own, memo), set(self._deleted)
+        return made
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._own:

@@ -31,7 +31,7 @@ from tau2rl.types import TaskRef, ToolSchema
 
 from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
-from tau2.environment.toolkit import ToolKitBase, get_tool_types
+from tau2.environment.toolkit import ToolKitBase, ToolType, get_tool_types
 from tau2.registry import registry
 from tau2.user.user_simulator import SYSTEM_PROMPT, get_global_user_sim_guidelines
 
@@ -61,6 +61,7 @@ class Domain:
         self.tool_types = {tool: str(kind.value) for tool, kind in get_tool_types(_toolkit(environment)).items()}
         self.user_tools = environment.get_user_tools() if environment.user_tools else None
         self.user_tool_schemas: tuple[ToolSchema, ...] = tuple(tool.openai_schema for tool in self.user_tools or ())
+        self.user_reads = _reads(environment.user_tools, self.user_tool_schemas)
         if self.registered not in registry.get_domains():
             registry.register_domain(self._construct, self.registered)
 
@@ -160,6 +161,13 @@ def _toolkit(environment: Environment) -> ToolKitBase:
     if environment.tools is None:
         raise UserError(f"tau2's domain `{environment.domain_name}` has no tools")
     return environment.tools
+
+
+def _reads(toolkit: ToolKitBase | None, schemas: tuple[ToolSchema, ...]) -> dict[str, tuple[str, ...]]:
+    """Tools by which a user looks at something and changes nothing -> the arguments that they need."""
+    kinds = get_tool_types(toolkit) if toolkit else {}
+    functions: list[Any] = [schema["function"] for schema in schemas]
+    return {f["name"]: tuple(f["parameters"].get("required", ())) for f in functions if kinds[f["name"]] == ToolType.READ}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from tau2rl.types import Usage
 from tau2.data_model.message import AssistantMessage, MultiToolMessage, ToolCall, ToolMessage, UserMessage
 from tau2.user.user_simulator import DummyUser
 
+APPS = ("messaging", "browser")  # of tau2's phone
 # Sentences of a task's instructions that a scripted user keeps to; an LLM user can too.
 ALL_AT_ONCE = "Say everything in your first message: why you call, and all of the known info."
 ONE_LINE_A_MESSAGE = (
@@ -31,10 +33,11 @@ class ScriptedUser(DummyUser):
     It opens with its reason and all that it knows, or, where the instructions say `ONE_LINE_A_MESSAGE` or `ONE_LINE_A_QUESTION`,
     with its reason alone; what it knows then comes a line at a time, and "No, that is all." to an agent that asks for more.
     When the agent's text names pending user-side reference actions
-    (`toggle airplane mode` for `toggle_airplane_mode`) it performs them, in order, and reports the results. It ends the
+    (`toggle airplane mode` for `toggle_airplane_mode`) it performs them, in order, and reports the results. It also looks at what
+    the text names (`check sim status`), which changes nothing. It ends the
     conversation when every reference action was performed and everything that had to be said was said, when it was
     transferred, or when `max_stalled_turns` agent messages in a row brought
-    nothing new.
+    nothing new; to look again before anything was changed is nothing new.
     """
 
     def __init__(self, simulation: Simulation, *, max_stalled_turns: int) -> None:
@@ -44,10 +47,13 @@ class ScriptedUser(DummyUser):
         self._max_stalled_turns = max_stalled_turns
         self._stalled = 0
         self._user_actions_done = 0
+        self._calls = 0
         criteria = simulation.task.evaluation_criteria
         gold = list((criteria.actions if criteria else None) or ())
         self._pace, self._lines = "", list[str]()  # from when it opens
         self._mine = [a for a in gold if a.requestor == "user"]
+        self._looks = simulation.loaded.user_reads
+        self._seen: set[str] = set()  # looked at since something was last changed
         self._heard = _Heard(
             actions=[a for a in gold if a.requestor == "assistant"],
             words=[info.lower() for info in (criteria.communicate_info if criteria else None) or ()],
@@ -68,10 +74,15 @@ class ScriptedUser(DummyUser):
             self._pace, self._lines = pace(self._simulation.task)
             return _user(opening_words(self._simulation.task, reason_alone=bool(self._lines)))
         text = message.content or ""
-        if asked := self._asked_for(text):
+        progress = heard.done + self._user_actions_done - len(heard.unsaid)
+        asked, looks = self._asked_for(text), self._looks_asked_for(text)
+        if asked or looks:
+            self._stalled = 0 if asked or looks - self._seen or progress > self._progress else self._stalled + 1
+            self._seen = looks if asked or progress > self._progress else self._seen | looks
+            self._progress = max(self._progress, progress)
             self._user_actions_done += len(asked)
-            self._stalled = 0
-            return _user(None, [ToolCall(id=f"user_{i}", name=a.name, arguments=a.arguments, requestor="user") for i, a in asked])
+            if self._stalled < self._max_stalled_turns:
+                return self._calls_of(text, asked, looks)
         if not heard.undone and self._user_actions_done == len(self._mine) and not heard.unsaid:
             return _user(f"Thank you, that is all I needed. {UserSignal.STOP}")
         if heard.transferred:
@@ -79,22 +90,42 @@ class ScriptedUser(DummyUser):
         if self._lines and (self._pace == ONE_LINE_A_MESSAGE or "?" in text):
             self._stalled = 0
             return _user(self._lines.pop(0))
-        progress = heard.done + self._user_actions_done - len(heard.unsaid)
-        self._stalled = 0 if progress > self._progress else self._stalled + 1
-        self._progress = max(self._progress, progress)
+        if not looks:
+            self._stalled = 0 if progress > self._progress else self._stalled + 1
+            self._progress = max(self._progress, progress)
         if self._stalled >= self._max_stalled_turns:
             return _user(f"This is not getting me anywhere. Goodbye. {UserSignal.STOP}")
         return _user("No, that is all." if self._pace and "else" in _words(text).split() else "Yes, please go ahead.")
 
-    def _asked_for(self, text: str) -> list[tuple[int, Any]]:
+    def _calls_of(self, text: str, asked: list[Any], looks: set[str]) -> UserMessage:
+        """What the user does on their phone: reference actions in their order, looks before or after them as the text has it."""
+        seen = [(name, self._about(name, text)) for name in sorted(looks, key=lambda name: _place(name, text))]
+        first = min((_place(action.name, text) for action in asked), default=0)
+        before = [look for look in seen if _place(look[0], text) < first]
+        calls = [*before, *((action.name, action.arguments) for action in asked), *seen[len(before) :]]
+        number, self._calls = self._calls, self._calls + len(calls)
+        return _user(
+            None,
+            [
+                ToolCall(id=f"user_{place}", name=name, arguments=arguments, requestor="user")
+                for place, (name, arguments) in enumerate(calls, start=number)
+            ],
+        )
+
+    def _asked_for(self, text: str) -> list[Any]:
         """The pending user-side actions that the text names, in reference order, up to the first that it does not name."""
-        words = f" {_words(text)} "
-        asked: list[tuple[int, Any]] = []
-        for index in range(self._user_actions_done, len(self._mine)):
-            if f" {_words(self._mine[index].name)} " not in words:
-                break
-            asked.append((index, self._mine[index]))
-        return asked
+        pending = self._mine[self._user_actions_done :]
+        return list(itertools.takewhile(lambda action: _place(action.name, text) >= 0, pending))
+
+    def _looks_asked_for(self, text: str) -> set[str]:
+        """What the text names that the user can look at; of an app where it names one."""
+        named = {name: needs for name, needs in self._looks.items() if _place(name, text) >= 0}
+        apps = any(app in text.lower() for app in APPS)
+        return {name for name, needs in named.items() if not needs or (needs == ("app_name",) and apps)}
+
+    def _about(self, name: str, text: str) -> dict[str, str]:
+        """The arguments of a look."""
+        return {"app_name": next(app for app in APPS if app in text.lower())} if self._looks[name] else {}
 
 
 class _Heard:
@@ -169,6 +200,15 @@ def opening_words(task: Any, *, reason_alone: bool = False) -> str:
 
 def _user(text: str | None, calls: list[ToolCall] | None = None) -> UserMessage:
     return UserMessage(role="user", content=text, tool_calls=calls or None, cost=0.0)
+
+
+def _place(name: str, text: str) -> int:
+    """Where a text names a tool; -1 where it does not.
+
+    >>> _place("toggle_airplane_mode", "Please toggle airplane mode."), _place("reboot_device", "Reboot it!")
+    (7, -1)
+    """
+    return f" {_words(text)} ".find(f" {_words(name)} ")
 
 
 def _words(text: str) -> str:

@@ -35,7 +35,7 @@ def cell_of(ref: TaskRef) -> TaskCell:
     if proof is not None:
         return TaskCell(
             user=str(proof["user_id"]),
-            cell=f"{proof['writes']} writes, {proof['burden_bin']} reads",
+            cell=proof.get("cell") or f"{proof['writes']} writes, {proof['burden_bin']} reads",
             behaviour="/".join(map(str, proof["behaviour"].values())),
             writes=int(proof["writes"]),
             burden=str(proof["burden_bin"]),

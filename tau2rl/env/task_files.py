@@ -2,7 +2,8 @@
 
 A file has a list of tau2 tasks, `split_tasks.json` beside it their splits: `{"train": ["id", ...], "test": [...]}`. The split
 `base` has all of them. A task may have a `demonstration`, which tau2 does not read: what an agent says and does that solves it,
-`[{"say": "May I have your email?"}, {"action": "the action_id of one of its reference actions"}, ...]`.
+`[{"say": "May I have your email?"}, {"action": "the action_id of one of its reference actions"}, ...]`, and calls that are none
+of those, `{"call": "get_data_usage", "arguments": {...}}`. An action of the user is no step: an agent can only ask for it.
 """
 
 from __future__ import annotations
@@ -117,17 +118,27 @@ def _splits(named: Any, tasks: Mapping[str, Task], file: Path) -> dict[str, tupl
 
 
 def _demonstration(steps: Any, task: Task, where: str) -> tuple[Actions, ...]:
-    actions = {a.action_id: a for a in (task.evaluation_criteria.actions if task.evaluation_criteria else None) or ()}
+    actions = list((task.evaluation_criteria.actions if task.evaluation_criteria else None) or ())
+    agent = {action.action_id: action for action in actions if action.requestor == "assistant"}
+    user = {named for action in actions if action.requestor == "user" for named in (action.action_id, action.name)}
     turns: list[Actions] = []
     for step in cast("list[Any]", steps if isinstance(steps, list) else [steps]):
         match step:
             case {"say": str(text)}:
                 turns.append((Say(text=text),))
-            case {"action": str(id)} if id in actions:
-                turns.append((CallTool(name=actions[id].name, arguments=actions[id].arguments),))
+            case {"action": str(named)} | {"call": str(named)} if named in user:
+                raise UserError(
+                    f"{where}: a step of its demonstration takes an action of the user: {named}",
+                    hint="the user takes it when asked to: name its tool in a `say` step",
+                )
+            case {"action": str(id)} if id in agent:
+                turns.append((CallTool(name=agent[id].name, arguments=agent[id].arguments),))
+            case {"call": str(tool), "arguments": dict(arguments)}:
+                turns.append((CallTool(name=tool, arguments=cast("dict[str, Any]", arguments)),))
             case _:
                 raise UserError(
-                    f"{where}: a step of its demonstration is neither words nor a reference action: {json.dumps(step)[:200]}",
-                    hint='`{"say": "..."}`, or `{"action": "..."}` with the action_id of one of its reference actions',
+                    f"{where}: a step of its demonstration is neither words nor an action: {json.dumps(step)[:200]}",
+                    hint='`{"say": "..."}`, `{"action": "..."}` with the action_id of one of its reference actions, or '
+                    '`{"call": "TOOL", "arguments": {...}}`',
                 )
     return tuple(turns)

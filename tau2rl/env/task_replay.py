@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tau2rl.env.domain import domain
+from tau2rl.env.factory import copies_of
 from tau2rl.env.grading import replay_task
 from tau2rl.env.package import installed
 from tau2rl.types import CallTool
@@ -23,6 +25,15 @@ class Outcome:
     errors: tuple[str, ...]  # one a call; "" where it succeeded
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """Where actions of both sides leave a task: `Ended(hash="9f2c...", errors=("", ""), holds=True)`."""
+
+    hash: str  # of both databases
+    errors: tuple[str, ...]  # one an action; "" where it succeeded
+    holds: bool  # whether everything holds that the task asks of the environment at the end
+
+
 class Replayer:
     """Replays calls of one domain, each time on a database in its initial state."""
 
@@ -32,8 +43,8 @@ class Replayer:
         self.policy = self._domain.policy
         self.writes = frozenset(tool for tool, kind in self._domain.tool_types.items() if kind == "write")
 
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """Table -> id -> row as JSON values, in the initial state."""
+    def rows(self) -> dict[str, Any]:
+        """Table -> id -> row (telecom: a list of rows) as JSON values, in the initial state."""
         environment: Any = self._domain.environment()
         return environment.tools.db.model_dump(mode="json")
 
@@ -58,11 +69,41 @@ class Replayer:
         return float(replay_task(self._domain, Task.model_validate(task), actions, said)["reward"])
 
 
-def _error(environment: Environment, call: CallTool) -> str:
+def _error(environment: Environment, call: CallTool, requestor: Literal["user", "assistant"] = "assistant") -> str:
     """Carry out a call; what tau2's `get_response` would report of a refusal, whose text of an answer nobody reads here."""
     try:
-        environment.make_tool_call(call.name, requestor="assistant", **call.arguments)
+        environment.make_tool_call(call.name, requestor=requestor, **call.arguments)
         environment.sync_tools()
     except Exception as failure:  # noqa: BLE001 - as tau2: whatever a tool raises is its answer
         return f"Error: {failure}"
     return ""
+
+
+class TaskReplayer:
+    """Replays actions of both sides on one task, each time in the initial state that the task gives its domain."""
+
+    def __init__(self, name: str, task: dict[str, Any]) -> None:
+        """`task`: tau2's Task as JSON values."""
+        self._domain, self._task = domain(name), Task.model_validate(task)
+        environment = self._domain.environment()
+        initial = self._task.initial_state
+        environment.set_state(
+            initialization_data=initial.initialization_data if initial else None,
+            initialization_actions=initial.initialization_actions if initial else None,
+            message_history=[],
+        )
+        self._fresh = copies_of(environment, name)
+        self._asserts = list((self._task.evaluation_criteria.env_assertions if self._task.evaluation_criteria else None) or ())
+
+    def run(self, actions: Sequence[Mapping[str, Any]]) -> Ended:
+        """Carry out reference actions as JSON values; one that is refused changes nothing, and the next one follows."""
+        environment = self._fresh()
+        errors = tuple(_error(environment, CallTool(name=a["name"], arguments=a["arguments"]), a["requestor"]) for a in actions)
+        hashes = f"{environment.get_db_hash()} {environment.get_user_db_hash()}"
+        holds = all(environment.run_env_assertion(each, raise_assertion_error=False) for each in self._asserts)
+        return Ended(hash=hashlib.sha256(hashes.encode()).hexdigest(), errors=errors, holds=holds)
+
+    def reward(self, actions: Sequence[Mapping[str, Any]], said: Sequence[str] = ()) -> float:
+        """tau2's own reward when exactly these actions are taken and these messages said. Raises EnvironmentFailure."""
+        taken = [Action.model_validate({**action, "action_id": str(i)}) for i, action in enumerate(actions)]
+        return float(replay_task(self._domain, self._task, taken, said)["reward"])

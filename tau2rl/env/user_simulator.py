@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
 from tau2rl.config import UserConfig
+from tau2rl.enums import Ending, ending_of
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
 from tau2rl.env.chat_client import ChatAnswer, ChatError, RateLimited, chat_client, is_direct, one_line, throttle_of
 from tau2rl.env.domain import domain
@@ -198,14 +200,18 @@ def as_sent(message: Any) -> dict[str, Any]:
 
 
 MAX_CHARACTERS = 20_000  # of what a user says: tau2's longest scenario has 4,000
-# A reasoning model's thoughts, tool calls and turns that its server should have taken out of the text.
-MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_start|>", "<|im_end|>")
+# What marks thoughts, tool calls, turns and ends in the chat formats of open models, and no person types: its server should have
+# taken it out of the text. `<|im_end|>`, `<|tool_call>`, `<tool_call|>`; DeepSeek's bars; `<think>`, `<seed:tool_call>`,
+# `<function=f>`; Mistral's `[TOOL_CALLS]`; `<s>`, `<<SYS>>`; Kimi's `◁think▷`.
+MARKUP = re.compile(
+    r"<\|[^\s<>]{1,60}>|<[^\s<>]{1,60}\|>|<｜|｜>|◁/?\w{1,30}▷|<<SYS>>|</?(s|bos|eos|pad|unk|start_of_turn|end_of_\w+)>"
+    r"|</?(\w+:)?(\w*think(ing)?|thoughts?|reasoning|reflection|scratchpad|analysis|final|answer|invoke|parameter|function|function_calls?"
+    r"|arg_key|arg_value|tools?|\w*tool_?(calls?|responses?|results?|outputs?))(\s[^<>]{0,200}|=[^<>]{0,200})?>"
+    r"|\[/?(INST|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|AVAILABLE_TOOLS|SYSTEM_PROMPT|THINK|ARGS|CALL_ID)\]",
+    re.IGNORECASE,
+)
 ECHO_CHARACTERS = 40  # both sides may say "Goodbye."
 SPEAKS_AS_AGENT = re.compile(r"\bhow (can|may) i (help|assist) you\b", re.IGNORECASE)
-
-
-# The finish_reasons of an answer that is whole: OpenAI's, those that servers of open models have for the same, and none.
-FINISHED = ("stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn", "", None)
 
 
 class UnusableAnswer(Exception):
@@ -223,15 +229,15 @@ def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = ""
     """
     choice = first_choice(body)
     message = _object(choice.get("message"), "its message is not an object")
-    match choice.get("finish_reason"):
-        case "content_filter":
-            raise UnusableAnswer("a content filter ended its answer")
-        case "length" | "model_length":
-            raise UnusableAnswer("its answer was cut at the limit of its tokens")
-        case reason if reason not in FINISHED:  # `abort`, `error`, `network_error`: what there is may be half a sentence
-            raise UnusableAnswer(f"its answer ended with finish_reason `{one_line(str(reason))}`")
-        case _:
+    match ending_of(choice):
+        case Ending.STOP:
             pass
+        case Ending.LENGTH:
+            raise UnusableAnswer("its answer was cut at the limit of its tokens")
+        case Ending.FILTER:
+            raise UnusableAnswer("a content filter ended its answer")
+        case Ending.BROKEN:
+            raise UnusableAnswer(f"its answer ended with finish_reason `{one_line(str(choice.get('finish_reason')))}`")
     if message.get("role") not in ("assistant", None):
         raise UnusableAnswer("its message has a role other than `assistant`")
     content = message.get("content")
@@ -239,7 +245,7 @@ def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = ""
         raise UnusableAnswer(f"its content is {type(content).__name__}, not text")
     calls = _calls(message.get("tool_calls"), tools)
     _check_text(content or "", heard)
-    if not calls and not (content or "").strip():
+    if not calls and not can_be_seen(content or ""):
         raise UnusableAnswer("its answer was empty")
     usage = usage_of(body)
     return UserMessage(
@@ -278,7 +284,7 @@ def _calls(listed: Any, tools: Collection[str]) -> list[ToolCall]:
         function = _object(call.get("function"), "a tool call has no function")
         name = function.get("name")
         if not isinstance(name, str) or name not in tools:
-            raise UnusableAnswer(f"it called `{str(name)[:100]}`, a tool that this user does not have")
+            raise UnusableAnswer(f"it called `{one_line(str(name))[:100]}`, a tool that this user does not have")
         call_id = call.get("id")
         calls.append(
             ToolCall(
@@ -310,11 +316,23 @@ def _check_text(text: str, heard: str) -> None:
         raise UnusableAnswer(f"its answer has {len(text)} characters")
     if not _is_text(text):
         raise UnusableAnswer("its answer is not Unicode text")
-    for tag in MARKUP:
-        if tag in text:
-            raise UnusableAnswer(f"it wrote `{tag}` as text, which its server should have parsed")
+    if mark := MARKUP.search(text):
+        raise UnusableAnswer(f"it wrote `{one_line(mark[0])}` as text, which its server should have parsed")
     if SPEAKS_AS_AGENT.search(text) or (len(heard) >= ECHO_CHARACTERS and text.strip() == heard.strip()):
         raise UnusableAnswer("it spoke as the agent")
+
+
+# Letters and a symbol that have no ink: the fillers of Hangul, the blank of Braille.
+BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+
+
+def can_be_seen(text: str) -> bool:
+    """Whether a text has a character with ink: not white space, of no width, a control, nor a mark without a letter.
+
+    >>> can_be_seen("Yes."), can_be_seen(" \\u200b\\ufeff\\u2800")
+    (True, False)
+    """
+    return any(char not in BLANKS and unicodedata.category(char)[0] not in "ZCM" for char in text)
 
 
 def _object(value: Any, problem: str) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from tau2rl import plugins, settings
-from tau2rl.config import AgentConfig, GrpoConfig, PlayConfig, RftConfig, SftConfig, StageConfig
-from tau2rl.config.extras import refuse_lacking
+from tau2rl.config import AgentConfig, EvalConfig, GrpoConfig, PlayConfig, RftConfig, SftConfig, StageConfig
+from tau2rl.config.extras import importable, refuse_lacking
 from tau2rl.config.stages import LearnConfig
 from tau2rl.doctor import services
 from tau2rl.errors import UserError
+from tau2rl.runs.budget import budget_of, estimate_from
+from tau2rl.runs.checkpoints import card_for
+from tau2rl.runs.prices import refuse_unpriced
 
 Find = Callable[[], str]  # what was found, for people; raises UserError
 
@@ -29,12 +32,16 @@ class Need:
     find: Find
 
 
-def refuse(configs: Iterable[StageConfig], *, made: Path | None = None) -> None:
-    """Raise UserError with everything that runs need and that is not there; `made`: a folder in which earlier ones leave it."""
+def refuse(configs: Iterable[StageConfig], *, made: Path | None = None, elsewhere: Callable[[StageConfig], bool]) -> None:
+    """Raise UserError with everything that runs need and that is not there; `made`: a folder in which earlier ones leave it.
+
+    `elsewhere`: of runs that are carried out on other machines only what is no matter of a machine is looked at.
+    """
     errors: dict[str, str] = {}  # what is said -> its hint
     for config in configs:
-        refuse_lacking(config)  # without a package, what needs it cannot be looked for
-        for need in needs(config, made=made):
+        if not (there := elsewhere(config)):
+            refuse_lacking(config)  # without a package, what needs it cannot be looked for
+        for need in needs_of_settings(config) if there else needs(config, made=made):
             try:
                 need.find()
             except UserError as error:
@@ -49,6 +56,7 @@ def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:
     def is_there(path: Path | str) -> bool:  # or will be
         return made is not None and Path(path).expanduser().absolute().is_relative_to(made)
 
+    yield from _reckoning(config)
     if references := list(_references(config)):
         yield Need("your own code", partial(_loaded, references))
     if isinstance(config, SftConfig):
@@ -67,6 +75,38 @@ def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:
             yield Need("tasks", partial(_tasks, config))
         if not (config.chat.tokenizer and is_there(config.chat.tokenizer)):
             yield Need("chat template", partial(_template, config))
+
+
+def needs_of_settings(config: StageConfig) -> Iterator[Need]:
+    """What can be told of a run on other machines, which have files, keys and packages of their own."""
+    if not isinstance(config, PlayConfig) or (isinstance(config, AgentConfig) and not config.plays) or not importable("tau2"):
+        return
+    if not (config.plugins or config.tasks.source or config.reward.recipe or config.reward.terms):
+        yield Need("tasks", partial(_tasks, config))
+    of_files = config.chat.tokenizer not in (None, "bytes") or config.chat.cookbook_prompt
+    if not (of_files or plugins.is_reference(config.chat.protocol)):
+        yield Need("chat template", partial(_template, config))
+
+
+def _reckoning(config: StageConfig) -> Iterator[Need]:
+    """What the budget needs, and what the result is set beside."""
+    budget = budget_of(config)
+    if budget.max_usd is not None:
+        yield Need("prices", partial(refuse_unpriced, config))
+    if isinstance(config, EvalConfig) and config.card is not None:
+        yield Need("card", partial(_card, config))
+    if budget.like is not None:
+        yield Need("earlier run", partial(_like, config, budget.like))
+
+
+def _card(config: EvalConfig) -> str:
+    row = card_for(config, "")
+    return "none" if row is None else f"{row.model}: {row.source}"
+
+
+def _like(config: StageConfig, like: Path) -> str:
+    """The basis of an estimate."""
+    return str(estimate_from(like, config, 1)["basis"])
 
 
 def _references(config: StageConfig) -> Iterator[tuple[str, str]]:

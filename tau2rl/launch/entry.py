@@ -26,7 +26,7 @@ from tau2rl.config.extras import refuse_lacking
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.files import WAYS_OUT, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
-from tau2rl.runs.progress import JsonProgress, Progress
+from tau2rl.runs.progress import FILE as PROGRESS, FileProgress, JsonProgress, Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.terminal import clean
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tau2rl.runs.reports import Result
 
 
+USAGE_SECONDS = 5.0  # so much of what it took a session that is killed may leave unsaid
 EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -75,14 +76,25 @@ def run_stage(folder: RunFolder, progress: Progress) -> Result:
     config = folder.config
     if type(config) not in _RECIPES:
         raise UserError(f"stage `{stage_of(config)}` cannot be run")
-    began, cpu = time.monotonic(), time.process_time()
-    try:
-        return importlib.import_module(f"tau2rl.recipes.{_RECIPES[type(config)]}").run(config, folder, progress)
-    finally:
+    began, cpu, written = time.monotonic(), time.process_time(), 0.0
+
+    def write() -> None:
+        nonlocal written
+        written = time.monotonic()
         try:
-            write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
+            write_json(folder.usage, {"seconds": written - began, "cpu_seconds": time.process_time() - cpu})
         except OSError as error:  # a full disk has been told already
             _log.warning("cannot write `%s`: %s", folder.usage, error.strerror)
+
+    def heard(event: ProgressEvent) -> None:
+        progress(event)
+        if time.monotonic() - written > USAGE_SECONDS:
+            write()
+
+    try:
+        return importlib.import_module(f"tau2rl.recipes.{_RECIPES[type(config)]}").run(config, folder, heard)
+    finally:
+        write()
 
 
 _log = logging.getLogger("tau2rl.launch")  # as a job this module is `__main__`
@@ -118,6 +130,7 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
     settings.quiet_libraries()
     settings.loopback_without_proxy()
     with RunFolder.open(path) as folder:
+        kept = FileProgress(folder.logs / PROGRESS, progress)
         redactor = Redactor(key_variables(dump(folder.config)))
         with _logging(folder, redactor), _heard(lambda text: say(redactor.text(text))):
             stage, started = stage_of(folder.config), time.monotonic()
@@ -125,9 +138,11 @@ def run(path: Path, progress: Progress, *, say: Callable[[str], None]) -> int:
             if folder.torn_bytes:
                 _log.warning("cut %d bytes of a torn line", folder.torn_bytes)
             try:
-                code = _carry_out(folder, progress, lambda text: say(redactor.text(text)))
+                code = _carry_out(folder, kept, lambda text: say(redactor.text(text)))
             except UserError as error:
                 raise redactor.error(error) from None
+            finally:
+                kept.flush()
             _log.info("%s %s ends with code %d after %.1f s", stage, folder.path, code, time.monotonic() - started)
             return code
 
@@ -194,14 +209,15 @@ def _logging(folder: RunFolder, redactor: Redactor) -> Generator[None]:
 
 
 # Whose warnings people are told at once, beside the log: something that was asked for is left out, or is done another way.
-HEARD = ("tau2rl.runs.tracking", "tau2rl.recipes.grpo", "tau2rl.recipes.training", "tau2rl.train.backend", "tau2rl.data.encoding")
+TOLD = "tau2rl.runs.budget"  # whose messages are for people all the same
+HEARD = ("tau2rl.runs.trackers", "tau2rl.recipes.grpo", "tau2rl.recipes.training", "tau2rl.train.backend", "tau2rl.data.encoding")
 
 
 @contextmanager
 def _heard(say: Callable[[str], None]) -> Generator[None]:
-    """Warnings of `HEARD` are said too, without their tracebacks."""
+    """Warnings of `HEARD` are said too, without their tracebacks, and what `TOLD` says."""
     handler = _Said(say)
-    loggers = [logging.getLogger(name) for name in HEARD]
+    loggers = [logging.getLogger(name) for name in (*HEARD, TOLD)]
     for each in loggers:
         each.addHandler(handler)
     try:
@@ -212,15 +228,18 @@ def _heard(say: Callable[[str], None]) -> Generator[None]:
 
 
 class _Said(logging.Handler):
-    """Passes warnings on as lines for people."""
+    """Passes warnings on as lines for people, and what is no warning but for them."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
         """The message alone."""
-        self._say(f"warning: {record.getMessage()}")
+        if record.levelno >= logging.WARNING:
+            self._say(f"warning: {record.getMessage()}")
+        elif record.name == TOLD:
+            self._say(record.getMessage())
 
 
 class _LogFile(logging.FileHandler):

@@ -235,7 +235,8 @@ def _exit_code(details: JobDetails, on_line: OnLine) -> int:
         on_line("the job was stopped")
         return EXIT_INTERRUPTED
     if code is None:  # it never began, or its node went away
-        on_line(f"error: the job ended without an exit code: {details.message}")
+        said = str(details.message).strip().splitlines()  # Ray's reasons are long, and it has said them in the log of the job
+        on_line(f"error: the job ended without an exit code: {said[0] if said else 'no reason was given'}")
         return 1
     if code not in (0, 1, 2, EXIT_INTERRUPTED):
         on_line(f"error: the job was killed by signal {-code}" if code < 0 else f"error: the job ended with exit code {code}")

@@ -179,6 +179,8 @@ def _environment(token: str, metrics_port: int) -> dict[str, str]:
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",  # a head that may not report reports that it may not
+        # Ray would end a small run because something else has filled the machine; the kernel ends what is large.
+        "RAY_memory_monitor_refresh_ms": "0",
         "RAY_prestart_worker_first_driver": "0",  # the job needs a worker with an environment of its own
         "DASHBOARD_METRIC_PORT": str(metrics_port),
     }

@@ -15,9 +15,11 @@ from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.launch import checks, entry, jobs
 from tau2rl.launch.ray_head import LocalHead
+from tau2rl.recipes.pipeline_budget import capped, over, refuse_uncapped, spent_by
 from tau2rl.recipes.pipeline_plan import Planned, plan
 from tau2rl.recipes.pipeline_report import build_report, finished
 from tau2rl.recipes.training import trains_on_actors
+from tau2rl.runs.budget import estimate_from, estimate_words
 from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Place, Progress, ProgressEvent, seconds_left
@@ -73,14 +75,15 @@ def submit(
 def look(configs: Sequence[StageConfig], *, made: Path | None = None, dry: bool = False) -> None:
     """Raise UserError with what runs name and this machine has not; `made`: a folder in which earlier ones of them leave it.
 
-    What runs on a cluster that is named finds its files, packages and keys there, and is left to the job. `dry`: it is only
-    shown, so a training on Ray actors counts as one of a cluster too.
+    What runs on a cluster that is named finds its files, packages and keys there, and they are left to the job. `dry`: it is
+    only shown, so a training on Ray actors counts as one of a cluster too.
     """
-    if any(_address(config.launch) and not config.launch.inline for config in configs):
-        return
-    if dry and any(trains_on_actors(config) for config in configs):
-        return
-    checks.refuse(configs, made=made)
+
+    def elsewhere(config: StageConfig) -> bool:
+        named = _address(config.launch) is not None and not config.launch.inline
+        return named or (dry and trains_on_actors(config))
+
+    checks.refuse(configs, made=made, elsewhere=elsewhere)
 
 
 Watch = Callable[[Place | None], AbstractContextManager[Watcher]]  # None: of what comes before the first run
@@ -95,15 +98,17 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
     if config.launch.detach:
         raise UserError("a pipeline is followed to its end: it cannot be detached", hint="leave out `--detach`")
     runs = plan(config, run_path(config))  # first: a wrong step need not wait for the ones before it
+    refuse_uncapped(config, runs)
     waiting = [planned for planned in runs if not finished(planned)]
     look([planned.config for planned in waiting], made=run_path(config))
 
     ended: list[tuple[str, float]] = []  # stage and seconds of the runs of this start
 
     def one(planned: Planned, run: CarryOut) -> int:
-        stage, began = planned.config, time.monotonic()
-        left = seconds_left(ended, [stage_of(each.config) for each in waiting[len(ended) :]])
-        place = Place(words=_words(planned), number=runs.index(planned) + 1, total=len(runs), left=left)
+        stage, began = capped(planned, config, runs), time.monotonic()
+        left, all_known = seconds_left(ended, [stage_of(each.config) for each in waiting[len(ended) :]])
+        number = runs.index(planned) + 1
+        place = Place(words=_words(planned), number=number, total=len(runs), left=left, all_known=all_known)
         with watch(place) as watcher:
             code = _in_folder(stage, lambda claim: run(stage, claim.path, watcher.on_line, watcher.on_progress))
         ended.append((stage_of(stage), time.monotonic() - began))
@@ -112,6 +117,8 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
     def carry_out(folder: RunFolder) -> int:
         if len(waiting) < len(runs):
             say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+        if config.budget.like is not None:
+            say(estimate_words(estimate_from(config.budget.like, config, len(runs)), config))
         with ExitStack() as stack:
             if waiting:
                 training = any(trains_on_actors(planned.config) for planned in runs)
@@ -119,6 +126,9 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
                     place = _place(config.launch, _cluster(config.launch), watcher.on_progress, training=training)
                     run = stack.enter_context(place)
                 for planned in waiting:
+                    if spent_up := over(config, spent_by(config, runs)):
+                        say(f"{spent_up}; the next run is {_words(planned)}")
+                        return entry.EXIT_INCOMPLETE
                     if code := one(planned, run):
                         return code
                     folder.write_report(build_report(runs, config.compare))

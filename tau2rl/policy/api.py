@@ -12,14 +12,21 @@ from urllib.parse import urlsplit
 import orjson
 
 from tau2rl import settings
-from tau2rl.answer_size import limit_httpx, too_large
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
 from tau2rl.config.extras import part_of
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
-from tau2rl.policy.http import Connections, Unreachable, read_json
+from tau2rl.http_client import Connections, Unreachable, Unusable, limit_httpx, unusable
 from tau2rl.policy.openai_format import OwnMessages, read_answer, to_openai
-from tau2rl.policy.retry import RateLimited, Unavailable, complete_with_retries, failure_of, says_context_exceeded, shorten
+from tau2rl.policy.retry import (
+    RateLimited,
+    Unavailable,
+    complete_with_retries,
+    failure_of,
+    read_json,
+    says_context_exceeded,
+    shorten,
+)
 from tau2rl.rate_limit import Throttle, limits_rate, retry_after
 from tau2rl.types import Completion, Message, Opening
 
@@ -48,17 +55,13 @@ class ApiPolicy:
 
     def __init__(self, config: PolicyConfig, *, concurrency: int = 256) -> None:
         """`concurrency`: episodes in flight. Raises UserError when the model or the key that the config names is missing."""
-        if not config.model:
-            raise UserError("policy.kind `api` needs policy.model, a litellm model name", hint="for example openai/gpt-4.1-mini")
-        self._model = config.model
+        self._server = chat_server(config)
+        self._ask: Ask = self._server.ask
+        self._model = str(config.model)
         self._config = config
         self._sampling = config.sampling
-        self._throttle = Throttle(config.model)
+        self._throttle = Throttle(self._model)
         self._own = OwnMessages(SESSIONS * concurrency)
-        key = settings.api_key(config.model, config.api_base, config.api_key_env)
-        name = _name_on_server(config.model) if config.api_base else None
-        self._server = OpenAIServer(config, name, key) if name is not None else None
-        self._ask: Ask = self._server.ask if self._server is not None else LiteLLM(config, key).ask
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,9 +70,8 @@ class ApiPolicy:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; litellm's are shared by everything in this process that calls it, and stay."""
-        if self._server is not None:
-            await self._server.aclose()
+        """Close the connections."""
+        await self._server.aclose()
 
     def greedy(self) -> Self:
         """The same policy at temperature 0."""
@@ -123,6 +125,15 @@ class ApiPolicy:
         return request
 
 
+def chat_server(config: PolicyConfig) -> OpenAIServer | LiteLLM:
+    """Who answers the chat requests of a config. Raises UserError when its model or its key is missing."""
+    if not config.model:
+        raise UserError("policy.kind `api` needs policy.model, a litellm model name", hint="for example openai/gpt-4.1-mini")
+    key = settings.api_key(config.model, config.api_base, config.api_key_env)
+    name = _name_on_server(config.model) if config.api_base else None
+    return LiteLLM(config, key) if name is None else OpenAIServer(config, name, key)
+
+
 class OpenAIServer:
     """An OpenAI-compatible server of one's own, asked without litellm: no key but the one that is named, and bounded answers."""
 
@@ -146,6 +157,8 @@ class OpenAIServer:
             response = await self._http.post("/chat/completions", body, headers, max_bytes=most)
         except Unreachable as error:
             raise Unavailable(f"cannot reach `{self._url}`: {error}") from None
+        except Unusable as error:
+            raise PolicyFailure(str(error)) from None
         if response.status == 200:
             return read_json(response.body)
         said = response.body.replace(self._key.encode(), b"***") if self._key != settings.NO_KEY else response.body
@@ -170,6 +183,9 @@ class LiteLLM:
         }
         self._with_tools = settings.litellm_options()
 
+    async def aclose(self) -> None:
+        """litellm's connections are shared by everything in this process that calls it, and stay."""
+
     async def ask(self, request: dict[str, Any]) -> Any:
         """The JSON of the answer, with its cost in dollars among its usage. Raises PolicyFailure."""
         options = self._options | (self._with_tools if "tools" in request else {})
@@ -188,7 +204,7 @@ class LiteLLM:
         return payload
 
     def _failure(self, error: Exception) -> PolicyFailure:
-        if large := too_large(error):
+        if large := unusable(error):
             return PolicyFailure(str(large))
         status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
         if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from tau2rl.chat.native import system_prompt
+from tau2rl.enums import Ending, ending_of
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.retry import shorten
 from tau2rl.types import CallTool, Completion, FinishReason, Message, Opening, Usage
@@ -111,7 +112,7 @@ def read_answer(payload: Any, *, max_tokens: int) -> Answer:
     if not choice:
         raise PolicyFailure(f"the API sent an answer without choices: `{shorten(str(answer or payload))}`")
     message = _object(choice.get("message"))
-    reason = finish_of(choice.get("finish_reason"))
+    reason = finish_of(choice)
     if not message:
         raise PolicyFailure("the API sent a choice without a message")
     ids = line_of(message)
@@ -140,13 +141,17 @@ def line_of(message: RawMessage) -> list[int]:
     return list(f"{json.dumps(fields)}\n".encode())
 
 
-def finish_of(reason: Any) -> FinishReason:
-    """Why the API stopped. Raises PolicyFailure when a filter or an error, not the model, ended the answer."""
-    if reason == "content_filter":
-        raise PolicyFailure("the API's content filter ended the answer")
-    if reason == "error":
-        raise PolicyFailure("an error of the API ended the answer")
-    return FinishReason.LENGTH if reason == "length" else FinishReason.STOP
+def finish_of(choice: Mapping[str, Any]) -> FinishReason:
+    """Why the API stopped. Raises PolicyFailure when a filter, an abort or an error, not the model, ended the answer."""
+    match ending_of(choice):
+        case Ending.STOP:
+            return FinishReason.STOP
+        case Ending.LENGTH:
+            return FinishReason.LENGTH
+        case Ending.FILTER:
+            raise PolicyFailure("the API's content filter ended the answer")
+        case Ending.BROKEN:
+            raise PolicyFailure(f"the API ended the answer with finish_reason `{shorten(str(choice.get('finish_reason')))}`")
 
 
 def _assistant(message: Message, raw: RawMessage, ids: Iterator[str] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import orjson
 
@@ -21,11 +21,24 @@ from tau2rl.errors import ContextExceeded, PolicyFailure
 from tau2rl.rate_limit import Throttle, limits_rate, pause_seconds
 from tau2rl.types import Completion
 
+T = TypeVar("T")
+
 
 async def complete_with_retries(
     call: Callable[[], Awaitable[Completion]], config: PolicyConfig, *, throttle: Throttle, server: str
 ) -> Completion:
     """The completion that `call` brings, which is tried again while it raises Unavailable or RateLimited.
+
+    Raises PolicyFailure; see `with_retries`.
+    """
+    completion, waited = await with_retries(call, config, throttle=throttle, server=server)
+    return replace(completion, throttled_seconds=waited) if waited else completion
+
+
+async def with_retries(
+    call: Callable[[], Awaitable[T]], config: PolicyConfig, *, throttle: Throttle, server: str
+) -> tuple[T, float]:
+    """(what `call` brings, the seconds that it was held back); it is tried again while it raises Unavailable or RateLimited.
 
     Raises PolicyFailure: the last one after `config.retries` retries, or one that says that `config.timeout_seconds` are over.
     `call` is cancelled when they are.
@@ -38,7 +51,7 @@ async def complete_with_retries(
                 waited += await throttle.wait()
                 sent_at = time.monotonic()
                 try:
-                    completion = await call()
+                    answer = await call()
                 except RateLimited as failure:
                     throttle.refused(sent_at, failure.retry_after)
                     waited += time.monotonic() - sent_at
@@ -51,7 +64,7 @@ async def complete_with_retries(
                     tries += 1
                 else:
                     throttle.answered()
-                    return replace(completion, throttled_seconds=waited) if waited else completion
+                    return answer, waited
     except TimeoutError:
         raise PolicyFailure(f"no completion from `{server}` within {config.timeout_seconds:g} s{why}") from None
 
@@ -142,6 +155,14 @@ def failure_of(
     if status in busy or (status == 500 and ENGINE_GONE in whole):
         return Unavailable(f"`{server}` is overloaded: HTTP {status}: `{said}`")
     return PolicyFailure(f"the server answered HTTP {status}: `{said}`")
+
+
+def read_json(body: bytes) -> Any:
+    """The JSON value of a response body. Raises PolicyFailure for anything else (HTML, a body cut short, ...)."""
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        raise PolicyFailure(f"the server sent something that is not JSON: `{shorten(body)}`") from None
 
 
 def shorten(text: bytes | str, limit: int = 160) -> str:

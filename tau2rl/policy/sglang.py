@@ -18,8 +18,8 @@ import orjson
 
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
-from tau2rl.policy.http import Connections, Unreachable, read_json
-from tau2rl.policy.retry import Unavailable, complete_with_retries, failure_of
+from tau2rl.http_client import Connections, Unreachable, Unusable
+from tau2rl.policy.retry import Unavailable, complete_with_retries, failure_of, read_json
 from tau2rl.policy.sglang_format import build_request, read_completion
 from tau2rl.policy.sglang_load import OLD_WORKERS, WORKERS, worker_urls
 from tau2rl.rate_limit import Throttle
@@ -158,6 +158,8 @@ class Server:
             raise
         except Unreachable as error:
             raise Unavailable(f"cannot reach `{self.url}`: {error}") from None
+        except Unusable as error:
+            raise PolicyFailure(str(error)) from None
         if response.status != 200:
             raise failure_of(response.status, response.body, server=self.url, busy=BUSY, retry_after=response.retry_after)
         return response.body
@@ -170,7 +172,7 @@ class Server:
         try:
             async with asyncio.timeout(timeout_seconds):
                 found = await self._described()
-        except PolicyFailure as failure:  # it answers, with what no such server sends
+        except (PolicyFailure, Unusable) as failure:  # it answers, with what no such server sends
             raise UserError(f"what answers at `{self.url}` is not an SGLang server: {failure}", hint=_URL_HINT) from None
         except (TimeoutError, Unreachable):
             raise UserError(
@@ -192,9 +194,7 @@ class Server:
         task.add_done_callback(self._aborts.discard)
 
     async def _post_abort(self, rid: str) -> None:
-        with suppress(
-            Unreachable, PolicyFailure, asyncio.TimeoutError
-        ):  # best effort: the server may be the very thing that is broken
+        with suppress(Unreachable, Unusable, TimeoutError):  # best effort: the server may be the very thing that is broken
             async with asyncio.timeout(ABORT_SECONDS):
                 await self._http.post("/abort_request", orjson.dumps({"rid": rid}), {})
 
@@ -228,7 +228,7 @@ class Server:
             try:
                 async with asyncio.timeout(ENGINE_SECONDS):
                     return await _card(http)
-            except (TimeoutError, Unreachable, PolicyFailure):
+            except (TimeoutError, Unreachable, Unusable, PolicyFailure):
                 return None
             finally:
                 await http.aclose()

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from tau2rl.errors import PolicyFailure
-from tau2rl.policy.http import Connections, Unreachable
+from tau2rl.http_client import Connections, Unreachable, Unusable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -58,6 +57,10 @@ class LoadReader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close its connections; safe to call twice."""
         for connections in self._http.values():
             await connections.aclose()
 
@@ -92,7 +95,7 @@ class LoadReader:
         """The JSON there; None when there is none."""
         if url not in self._http:
             self._http[url] = Connections(url, connect_seconds=READ_SECONDS)
-        with suppress(Unreachable, PolicyFailure, asyncio.TimeoutError, ValueError):
+        with suppress(Unreachable, Unusable, TimeoutError, ValueError):
             async with asyncio.timeout(READ_SECONDS):
                 response = await self._http[url].get(path)
             if response.status == 200:

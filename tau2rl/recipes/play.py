@@ -19,14 +19,16 @@ from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
-from tau2rl.rollouts.concurrency import adaptive_concurrency
-from tau2rl.rollouts.runner import Outcome, PolicyFor, SamplingStage, outcomes, planned_attempts, record_of
+from tau2rl.rollouts.concurrency import CappedConcurrency, FixedConcurrency, adaptive_concurrency
+from tau2rl.rollouts.runner import Outcome, PlayAttempt, PolicyFor, SamplingStage, outcomes, planned_attempts, record_of
 from tau2rl.rollouts.scheduling import Estimate, longest_first
+from tau2rl.runs.budget import Meter
 from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.prices import refuse_unpriced
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import environment
 from tau2rl.runs.timing import timed
-from tau2rl.types import Attempt, EpisodeRecord, Status, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Status, TaskRef
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Prepared:
     chat: str  # the codec's fingerprint
     agent: str  # who plays, in its own words
     identity: dict[str, Any]  # of the benchmark, for `environment.json`
+    meter: Meter  # of what it spends
 
 
 def prepare(config: SamplingStage, progress: Progress, *, codec: ChatCodec | None = None) -> Prepared:
@@ -49,20 +52,23 @@ def prepare(config: SamplingStage, progress: Progress, *, codec: ChatCodec | Non
     progress(ProgressEvent(done=0, total=None, note="loading tasks"))
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
     tasks = select(config.tasks)
+    refuse_unpriced(config)
     if config.user.kind == "llm":  # a missing key is said now, and not by a hundred failed episodes
         check_key(config.user)
     codec = codec or make_codec(config.chat)
     warm_up(config.tasks.domains, codec)
     if config.user.kind == "llm":
         check_answers(config.user, config.tasks.domains)
+    planned = planned_attempts(config, tasks)
     return Prepared(
         tasks=tasks,
-        planned=planned_attempts(config, tasks),
+        planned=planned,
         spec=spec,
         codec=codec,
         chat=fingerprint(codec),
         agent=describe_agent(config, codec),
         identity=env_identity(config.tasks, config.user),
+        meter=Meter(config=config, unit="episodes", total=len(planned), at_once=config.rollout.concurrency),
     )
 
 
@@ -85,16 +91,22 @@ async def play(
     policies: PolicyFor | None = None,
     on_episode: Callable[[EpisodeRecord], object] = lambda record: None,
 ) -> None:
-    """Play what is planned and not yet done, and keep each episode as it ends; stop early when nothing but failures comes back.
+    """Play what is planned and not yet done, and keep each episode as it ends.
+
+    It stops early when nothing but failures comes back, and before a cap of the budget is passed.
 
     `policies` replaces those of the config's `policy`; `on_episode` is given the record of each attempt's last try. Which begin
     first: `rollouts/scheduling.py`; how many play at once: `rollouts/concurrency.py`.
     """
-    counter = Counter(progress, total=len(prepared.planned))
+    counter, meter = Counter(progress, total=len(prepared.planned)), prepared.meter
     estimate = Estimate(prepared.tasks, reference_length)
+    meter.begin_in(folder)
     for record in folder.records():
         counter.had(record)
+        meter.had(record.episode)
         estimate.ended(record.attempt, record.episode)
+    for record in folder.failed_records():
+        meter.had(record.episode)
     counter.show()
     attempts = [a for a in prepared.planned if a.key not in counter.keys]
     log.info("%d tasks, %d attempts, %d of them already done", len(prepared.tasks), len(prepared.planned), len(counter.keys))
@@ -105,7 +117,9 @@ async def play(
     agent = open_episode_runner(config, prepared.codec, policies, folder.record)
     async with agent as play_once, adaptive_concurrency(config) as control:
         order = longest_first(attempts, estimate, concurrency=control.limit if control else rollout.concurrency)
-        episodes = outcomes(order, play=play_once, concurrency=rollout.concurrency, retries=rollout.retries, control=control)
+        permits = CappedConcurrency(control or FixedConcurrency(rollout.concurrency), meter)
+        play_one = counter.counting(play_once)
+        episodes = outcomes(order, play=play_one, concurrency=rollout.concurrency, retries=rollout.retries, control=permits)
         with timed(folder):
             async with aclosing(episodes):
                 async for outcome in episodes:
@@ -116,10 +130,12 @@ async def play(
                         if each.episode.failure is not None:
                             log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
                     counter.add(outcome)
+                    meter.look()
                     on_episode(tries[-1][1])
                     if breaker.opens_at(outcome):
                         log.error("%d episodes in a row failed, giving up: %s", breaker.failures, outcome.episode.failure)
                         return
+    meter.over(counter.event.done)
 
 
 def reference_length(task: TaskRef) -> int:
@@ -143,7 +159,7 @@ class Counter:
         self._started = time.monotonic()
         self.keys: set[str] = set()
         self.tasks: set[TaskRef] = set()  # with an episode of an earlier start
-        self.event = ProgressEvent(done=0, total=total, before=0)
+        self.event = ProgressEvent(done=0, total=total, before=0, in_flight=0)
 
     def had(self, record: EpisodeRecord) -> None:
         """Take over an episode of an earlier start of the run."""
@@ -156,6 +172,22 @@ class Counter:
     def show(self) -> None:
         """Say how far it is."""
         self._progress(self.event)
+
+    def counting(self, play: PlayAttempt) -> PlayAttempt:
+        """Plays as `play` does, and says how many are played at the time."""
+
+        async def counted(attempt: Attempt) -> Episode:
+            self._fly(1)
+            try:
+                self.show()
+                return await play(attempt)
+            finally:
+                self._fly(-1)
+
+        return counted
+
+    def _fly(self, by: int) -> None:
+        self.event = replace(self.event, in_flight=(self.event.in_flight or 0) + by)
 
     def add(self, outcome: Outcome) -> None:
         """Count an episode and say so."""

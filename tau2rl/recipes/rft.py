@@ -15,6 +15,7 @@ from tau2rl.recipes.play import play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA
 from tau2rl.reward.presets import spec_from
+from tau2rl.runs.budget import Meter
 from tau2rl.runs.folder import RunFolder, read_config
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.provenance import environment, read_environment
@@ -22,12 +23,13 @@ from tau2rl.runs.reports import Result
 from tau2rl.runs.timing import sessions
 
 ROWS = "sft.jsonl"
+Sampled = tuple[list[Source], str, int | None, Meter | None]  # what is filtered, the digest, how many attempts were planned
 
 
 def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
     """Sample where no sources are given, then filter. Raises UserError for what cannot be run as asked."""
     sampled = None if config.sources else _sample(config, folder, progress)
-    sources, digest, planned = sampled or _from_runs(config, folder)
+    sources, digest, planned, meter = sampled or _from_runs(config, folder)
     spec = spec_from(config.reward, max_turns=config.limits.max_turns)
     keep = config.keep
     with RolloutFilter() as rollouts:
@@ -52,29 +54,30 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
             "files": write(folder.path, ROWS, sources, rollouts),
             # Those of earlier runs are in their own reports.
             "cost": account(sessions(folder.path), seen.costs) if config.plays else None,
+            "budget": meter.account() if meter else None,
         }
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])
 
 
-def _sample(config: RftConfig, folder: RunFolder, progress: Progress) -> tuple[list[Source], str, int | None]:
-    """Run the episodes: the run itself as the only source, its digest, and how many attempts were planned."""
+def _sample(config: RftConfig, folder: RunFolder, progress: Progress) -> Sampled:
+    """Run the episodes: the run itself is the only source."""
     prepared = prepare(config, progress)
     if not config.allow_held_out:
         refuse_held_out(prepared.tasks)
     digest = write_environment(config, folder, prepared)
     asyncio.run(play(config, folder, prepared, progress))
     source = make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)
-    return [source], digest, len(prepared.planned)
+    return [source], digest, len(prepared.planned), prepared.meter
 
 
-def _from_runs(config: RftConfig, folder: RunFolder) -> tuple[list[Source], str, int | None]:
+def _from_runs(config: RftConfig, folder: RunFolder) -> Sampled:
     """The runs that `sources` names, and the digest of what this one stands on."""
     sources = [source_of(path) for path in config.sources]
     refuse_mixture(sources)
     stands_on = environment(config, {}, {"sources": [source.digest for source in sources], "chat": sources[0].fingerprint})
     folder.write_environment(stands_on)
-    return sources, str(stands_on["digest"]), None
+    return sources, str(stands_on["digest"]), None, None
 
 
 def source_of(path: Path) -> Source:

@@ -46,6 +46,7 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
             "sources": described(sources, seen),
             "files": write(folder.path, ROWS, sources, rollouts),
             "cost": account(sessions(folder.path), seen.costs),
+            "budget": prepared.meter.account(),
         }
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])

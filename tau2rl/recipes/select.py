@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -167,10 +168,8 @@ def _evaluated(evaluations: Mapping[Path, EvalConfig], trainings: Sequence[Path]
 def _whole_report(folder: Path) -> dict[str, Any]:
     """The report of a finished evaluation."""
     if not (folder / REPORT).exists() or (report := read_report(folder / REPORT))["incomplete"]:
-        raise UserError(
-            f"the evaluation in `{folder}` is not complete",
-            hint=f"finish it: `tau2rl eval -c {folder / 'config.json'} --output {folder} --resume`",
-        )
+        words = ["tau2rl", "eval", "-c", str(folder / "config.json"), "--output", str(folder), "--resume"]
+        raise UserError(f"the evaluation in `{folder}` is not complete", hint=f"finish it: `{shlex.join(words)}`")
     return report
 
 

@@ -53,7 +53,7 @@ def find_test_access(config: EvalConfig, agent: str, tasks: Iterable[TaskRef]) -
     if not domains:
         return None
     sha256 = checkpoint_hash(checkpoint)
-    chosen = read_selection(run / SELECTION)["chosen"]["sha256"] == sha256
+    chosen = read_selection(run / SELECTION)["chosen"].get("sha256") == sha256
     return Access(selection=run / SELECTION, checkpoint=checkpoint, sha256=sha256, chosen=chosen, domains=domains)
 
 

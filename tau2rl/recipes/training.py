@@ -11,10 +11,13 @@ from tau2rl import plugins
 from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.runs.budget import tell_estimate
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.prices import refuse_unpriced
 from tau2rl.runs.provenance import described_checkpoint
 from tau2rl.runs.reports import Result
+from tau2rl.runs.trackers import trackers_of
 
 STRETCHES = ("yarn", "linear", "dynamic")  # rotary positions that `factor` stretches, whatever max_position_embeddings says
 
@@ -46,6 +49,9 @@ def trains_on_actors(config: StageConfig) -> bool:
 
 def planned(backend: Backend, config: TrainingConfig) -> Plan:
     """What is going to happen, on this machine. Raises UserError with all that speaks against it; warnings are logged."""
+    refuse_unpriced(config)
+    if config.budget.like is not None and config.backend != "local":  # which says it itself
+        tell_estimate(config, config.train.steps)
     plan = backend.plan(config, probe=True)
     if errors := [issue for issue in plan.issues if issue.kind == "error"]:
         hints = dict.fromkeys(issue.hint for issue in errors if issue.hint)
@@ -112,6 +118,7 @@ def conclude(
             "cost": trained.cost,
         }
         folder.write_report(report)
+        trackers_of(folder, config).lineage(report)
     if trained.interrupted:
         raise RunIncomplete(trained.interrupted)
     return Result(report=report, complete=True)

@@ -76,6 +76,7 @@ class Session:
     gpu: bool = False  # its own model, agent or in training, was on a GPU
     wall: Mapping[str, float] = field(default_factory=dict[str, float])  # seconds of each phase of a training
     trained: int = 0  # tokens
+    largest_step: Mapping[str, float] = field(default_factory=dict[str, float])  # of a training: most tokens played, most seconds
     played: Costs | None = None  # where the episodes are not kept
 
     def to_json(self) -> dict[str, Any]:

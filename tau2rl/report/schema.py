@@ -1,4 +1,7 @@
-"""The version of `report.json` and `selection.json`, and the way from an older one to it. `docs/formats.md` defines the keys.
+"""The types of `report.json` and `selection.json`, their version, and the way from an older one to it.
+
+`docs/formats.md` defines the keys. A report may have been edited, or made by something else: whoever reads one takes only what
+has these types.
 
 Version 1 has no `schema` in its reports (`selection.json` has); what it called otherwise is in the tables below. Nothing else
 reads old names: whoever reads a report gets it in the present version.
@@ -6,12 +9,15 @@ reads old names: whoever reads a report gets it in the present version.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from tau2rl.errors import UserError
 
 SCHEMA = 2
+SHOWN = 60  # characters of a value of another kind
 
 Json = dict[str, Any]
 _COST = {"bound": "bottleneck"}
@@ -102,3 +108,164 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> Json:
 def _within(values: Json, key: str, change: Callable[[Json], Json]) -> None:
     if isinstance(values.get(key), dict):
         values[key] = change(cast("Json", values[key]))
+
+
+# --- types ---
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """A value of this kind, or null."""
+
+    kind: Any
+
+
+# A kind is a type (`float`: any number), a tuple (a list of so many), `[kind]`, `{str: kind}` for any names, or keys with their
+# kinds; `name?` may be absent. Keys that are not named may hold anything.
+_COUNTS, _FLOOR = {str: int}, {str: Maybe(float)}
+_ESTIMATE = {
+    "value": Maybe(float), "ci95?": Maybe((float, float)), "rerun_se?": Maybe(float),
+    "method?": Maybe(str), "reason?": Maybe(str),
+}  # fmt: skip
+_MEAN = {"value": Maybe(float), "episodes": int, "reason?": Maybe(str)}
+_MEASURES = {str: _ESTIMATE}
+_RESULTS = {"overall": _MEASURES, "macro": _MEASURES, "by_domain": {str: _MEASURES}}
+_TOKENS = {
+    f"{name}?": Maybe(int) for name in ("policy_in", "policy_out", "policy_cached", "user_in", "user_out", "trained")
+} | {"trained_per_second?": Maybe(float), "reason?": Maybe(str)}  # fmt: skip
+_CPU = {"seconds": Maybe(float)}
+_RUN_COST = {  # a backend of the user's may know less
+    "process?": {"wall_seconds": Maybe(float), "cpu_seconds": Maybe(float), "busy": Maybe(float), "cores": Maybe(int)},
+    "tokens?": _TOKENS,
+    "bottleneck?": Maybe(str),
+    "wall?": Maybe({"seconds": {str: float}, "shares": Maybe({str: float})}),
+    "workers?": Maybe({"processes": int, "cpu_seconds": Maybe(float), "busy": Maybe(float)}),
+    "episodes?": int,
+    "episode_seconds?": {"total": float, str: float},
+    "shares?": Maybe({str: float}),
+    "env_cpu?": _CPU,
+}
+_ACCESS = {"selection": str, "chosen": bool, "sha256": str, "number": int, "seen_before": list, "warning": Maybe(str)}
+_OF_RUNS = {"pass@1": [float], "sd": Maybe(float), "sd_by_attempts": Maybe(float)}
+_PRICE = {"read": float, "write": float, "source": str}
+_BUDGET = {
+    "caps": {str: float},
+    "spent": {"tokens": int, "usd": Maybe(float), "hours": float},
+    "prices": {"policy": Maybe(_PRICE), "user": Maybe(_PRICE), "hour": Maybe(float)},
+    "stopped": Maybe(str),
+}
+_BLAMED = {"raw": _ESTIMATE, "adjusted": _ESTIMATE, "left_out": int, "left_out_solved": int, "names": {str: _COUNTS}}
+_AGAINST = {"published": float, "measured": Maybe(float), "ci95": Maybe((float, float)), "inside": Maybe(bool)}
+_CARD = {"model": str, "source": str, "user": str, "domains": {str: _AGAINST}, "differs": [str], "look_at": [str]}
+_EVALUATION = {
+    **_RESULTS, "tasks": int, "attempts": int, "greedy": Maybe(_RESULTS), "reason": Maybe(str),
+    "repetitions?": Maybe({"count": int, "overall": _OF_RUNS, "by_domain": {str: _OF_RUNS}}),
+    "so_far": Maybe(
+        {**_RESULTS, "tasks": int, "attempts": int, "tasks_by_domain": _COUNTS, "greedy": Maybe(_RESULTS), "not_done": [str]}
+    ),
+    "floor": _FLOOR, "floor_by_domain": {str: _FLOOR}, "tasks_by_domain": _COUNTS, "episodes": _COUNTS, "missing": int,
+    "failed_tries?": int, "failures?": [{"fault": str, "message": str, "count": int}], "terminations": _COUNTS, "faults": _COUNTS,
+    "tokens": _COUNTS, "by_task": {str: {"attempts": int, "valid": int, "solved": int}}, "partial?": _MEAN, "shaped?": _MEAN,
+    "cost?": Maybe(_RUN_COST), "test_access?": Maybe(_ACCESS),
+    "budget?": Maybe(_BUDGET), "blame?": Maybe({"overall": _BLAMED, str: _BLAMED}), "published?": Maybe(_CARD),
+}  # fmt: skip
+_SPREAD = {"distinct": int, "effective": float}
+_DATASET = {
+    "domains": {str: dict.fromkeys(("tried", "solved", "kept", "tasks", "covered"), int)},
+    "dropped": _COUNTS,
+    "diversity": {"kinds": _SPREAD, "tasks": _SPREAD},
+    "floor": {str: _FLOOR},
+    "files": {str: {"rows": int, "sha256": str}},
+    "sources?": [{"path": str, "digest": str, "episodes_sha256": str}],
+    "cost?": Maybe(_RUN_COST),
+    "budget?": Maybe(_BUDGET),
+}
+_FILE = {"path": str, "sha256": str}
+_TRAINED = {
+    "inputs?": {"parent?": _FILE, "data?": [_FILE]},
+    "outputs": {"checkpoint": _FILE},
+    "training": {"steps?": Maybe(int), "final_step?": Maybe(int), "validation?": {str: float}, "alarms?": _COUNTS},
+    "rows?": Maybe(
+        {"used": int, "held_out?": int, "dropped?": int, "reasons?": _COUNTS, "exact?": Maybe(int), "rendered?": Maybe(int)}
+    ),
+    "cost?": Maybe(_RUN_COST),
+}
+_ACCOUNT = {
+    "stage": str, "folder": str, "digest": str, "parents": [str], "begins_as?": Maybe(str), "inputs": [str], "outputs": [str],
+    "cpu_seconds": float, "seconds": float, "cost?": Maybe(_RUN_COST),
+}  # fmt: skip
+_EVALUATED = {
+    **_ACCOUNT, "model": str, "over?": Maybe(str), "tasks": int, "attempts": int, "pass@1": _ESTIMATE, "floor": Maybe(float),
+    "rise": Maybe(_ESTIMATE), "cpu_seconds_to_here": float,
+}  # fmt: skip
+_PIPELINE = {
+    "steps": {str: _ACCOUNT},
+    "evaluations": [_EVALUATED],
+    "comparisons?": [
+        {"first": str, "second": str, "pass@1": {"a": Maybe(float), "b": Maybe(float), "difference": _ESTIMATE, "p": float}}
+    ],
+    "chain": {"links": int, "broken": [str], "holds": bool},
+    "not_done": [str],
+    "cpu_seconds": float,
+    "cpu_seconds_training": float,
+    "cost?": Maybe({"seconds": float, "cpu_seconds": float, "runs": {str: float}, "tokens": _TOKENS, "env_cpu": _CPU}),
+}
+REPORT = {"stage": str, "incomplete": bool, "digest?": Maybe(str)}  # of every stage, one of the user's own too
+STAGES = {
+    "eval": _EVALUATION, "seed": _DATASET, "rft-filter": _DATASET, "sft": _TRAINED, "grpo": _TRAINED, "pipeline": _PIPELINE,
+}  # fmt: skip
+SELECTION = {
+    "chosen": {"step?": int, "success?": Maybe(float), "se?": Maybe(float), "path?": str, "sha256?": str},
+    "candidates": [{"step": int, "success?": Maybe(float)}],
+    "source?": [dict],
+    "test_access_log": [{"run": str, "sha256": str}],
+}
+
+
+def check_types(value: Any, kind: Any, at: str = "") -> None:
+    """Raises UserError that names the first value of another kind.
+
+    >>> check_types({"value": 0.5, "ci95": [0.4, 0.6]}, _ESTIMATE)
+    >>> check_types({"a": [{"value": "0.5"}]}, {"a": [_ESTIMATE]})
+    Traceback (most recent call last):
+    tau2rl.errors.UserError: `a.0.value` is "0.5", not a number
+    """
+    match kind:
+        case Maybe():
+            if value is not None:
+                check_types(value, kind.kind, at)
+        case type():
+            if not isinstance(value, int if kind is float else kind) and not (kind is float and isinstance(value, float)):
+                raise _other(at, value, _NAMES[kind])
+            if isinstance(value, bool) and kind is not bool:
+                raise _other(at, value, _NAMES[kind])
+        case tuple() | list():
+            kinds = cast("list[Any] | tuple[Any, ...]", kind)
+            if not isinstance(value, list) or (isinstance(kinds, tuple) and len(cast("list[Any]", value)) != len(kinds)):
+                raise _other(at, value, f"a list of {len(kinds)}" if isinstance(kinds, tuple) else "a list")
+            for i, one in enumerate(cast("list[Any]", value)):
+                check_types(one, kinds[i] if isinstance(kinds, tuple) else kinds[0], f"{at}.{i}")
+        case _:
+            _check_object(value, cast("dict[Any, Any]", kind), at)
+
+
+_NAMES = {float: "a number", int: "a whole number", str: "text", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def _check_object(value: Any, kinds: dict[Any, Any], at: str) -> None:
+    if not isinstance(value, dict):
+        raise _other(at, value, "an object")
+    values = cast("Json", value)
+    for name, kind in kinds.items():
+        if name is str:
+            for key, one in values.items():
+                check_types(one, kind, f"{at}.{key}")
+        elif (key := name.removesuffix("?")) in values:
+            check_types(values[key], kind, f"{at}.{key}")
+        elif key == name:
+            raise UserError(f"`{f'{at}.{key}'.lstrip('.')}` is missing")
+
+
+def _other(at: str, value: Any, kind: str) -> UserError:
+    shown = json.dumps(value)
+    return UserError(f"`{at.lstrip('.')}` is {shown if len(shown) < SHOWN else shown[:SHOWN] + '...'}, not {kind}")

@@ -50,10 +50,24 @@ def cell_rows(report: Mapping[str, Any]) -> list[list[str]]:
     largest = max(1, int(report["attempts"]))
     more = [f"pass@{largest}"] if largest > 1 else []
     rows = [
-        [cell, str(part["tasks"]), _with_interval(part["pass@1"]), *(number(part[name]["value"]) for name in more)]
+        [cell, str(part["tasks"]), interval(part["pass@1"]), *(number(part[name]["value"]) for name in more)]
         for cell, part in cells.items()
     ]
     return [["cell", "tasks", "pass@1 [95%]", *more], *rows] if rows else []
+
+
+def blame_words(scores: Mapping[str, Any]) -> str:
+    """Raw and adjusted success in a line, neither for the other, and the failures by whose they are.
+
+    >>> row = {"raw": {"value": 0.5, "ci95": None}, "adjusted": {"value": 0.6, "ci95": None}, "left_out": 2}
+    >>> blame_words({**row, "left_out_solved": 1, "names": {"agent": {"loop": 3}, "user": {"role_flip": 1}}})
+    'raw 0.500, adjusted 0.600 without 2 episodes (1 solved) that user, task or infra spoilt; agent: 3 loop; user: 1 role_flip'
+    """
+    solved = f" ({scores['left_out_solved']} solved)" if scores["left_out_solved"] else ""
+    words = f"raw {interval(scores['raw'])}, adjusted {interval(scores['adjusted'])}"
+    words += f" without {scores['left_out']} episodes{solved} that user, task or infra spoilt" if scores["left_out"] else ""
+    named = {fault: ", ".join(f"{count} {name}" for name, count in names.items()) for fault, names in scores["names"].items()}
+    return "; ".join([words, *(f"{fault}: {text}" for fault, text in named.items())])
 
 
 def cost_words(cost: Mapping[str, Any]) -> str:
@@ -69,7 +83,8 @@ def cost_words(cost: Mapping[str, Any]) -> str:
     >>> cost_words({"process": {"wall_seconds": 10.0}, "wall": wall, "tokens": tokens, "bottleneck": None})
     '10.0 s (90% update, 10% saving); 4,500 tokens trained, 500 a second'
     """
-    return "; ".join([_time(cost), *_tokens(cost["tokens"]), *_cpu(cost), *([cost["bottleneck"]] if cost["bottleneck"] else [])])
+    limit = cost.get("bottleneck")
+    return "; ".join([_time(cost), *_tokens(cost.get("tokens", {})), *_cpu(cost), *([limit] if limit else [])])
 
 
 def total_words(total: Mapping[str, Any]) -> str:
@@ -97,8 +112,8 @@ def short_words(cost: Mapping[str, Any]) -> str:
         seconds = cost["seconds"]
     else:
         wall = cost.get("wall")
-        seconds = sum(wall["seconds"].values()) if wall else cost["process"]["wall_seconds"]
-    words, tokens = ["time unknown" if seconds is None else clock(seconds)], cost["tokens"]
+        seconds = sum(wall["seconds"].values()) if wall else _wall_seconds(cost)
+    words, tokens = ["time unknown" if seconds is None else clock(seconds)], cost.get("tokens", {})
     if tokens.get("policy_in"):
         words.append(f"the agent read {tokens['policy_in']:,} tokens and wrote {tokens['policy_out']:,}")
     if tokens.get("user_in"):
@@ -119,9 +134,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _wall_seconds(cost: Mapping[str, Any]) -> float | None:
+    return cost.get("process", {}).get("wall_seconds")  # a backend of the user's need not measure
+
+
 def _time(cost: Mapping[str, Any]) -> str:
     """Wall time with its phases, and the time of episodes."""
-    seconds, wall = cost["process"]["wall_seconds"], cost.get("wall")
+    seconds, wall = _wall_seconds(cost), cost.get("wall")
     words = "unknown" if seconds is None else f"{seconds:.1f} s"
     if wall:
         known: Mapping[str, float] = wall["shares"] or {}
@@ -185,11 +204,11 @@ def _highest(floors: Mapping[str, float | None]) -> float | None:
 
 def _numbers(section: Mapping[str, Mapping[str, Any]], largest: int) -> list[str]:
     names = [f"pass@{largest}", f"pass^{largest}"] if largest > 1 else []
-    return [_with_interval(section.get("pass@1", {})), *(number(section.get(name, {}).get("value")) for name in names)]
+    return [interval(section.get("pass@1", {})), *(number(section.get(name, {}).get("value")) for name in names)]
 
 
-def _with_interval(estimate: Mapping[str, Any]) -> str:
-    """`0.570 [0.472, 0.663]`."""
+def interval(estimate: Mapping[str, Any]) -> str:
+    """An estimate as a table has it: `0.570 [0.472, 0.663]`."""
     ci95 = estimate.get("ci95")
     text = number(estimate.get("value"))
     return text if ci95 is None else f"{text} [{ci95[0]:.3f}, {ci95[1]:.3f}]"

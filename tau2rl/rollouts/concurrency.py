@@ -17,6 +17,7 @@ from tau2rl.config import EvalConfig, RftConfig, SeedConfig
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.retry import Unavailable
 from tau2rl.policy.sglang_load import LoadReader
+from tau2rl.runs.budget import Meter
 from tau2rl.types import Episode, Status
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,29 @@ def is_fine(load: Load) -> bool:
     return load.waiting <= 0.25 * load.running and load.memory < 0.85
 
 
+class Permits(Protocol):
+    """How many episodes may be in flight, now and as they end."""
+
+    on_growth: Callable[[], None]  # called when there are new permits
+
+    @property
+    def in_flight(self) -> int:
+        """Episodes that have begun and not ended; whoever begins them says so."""
+        ...
+
+    @in_flight.setter
+    def in_flight(self, count: int) -> None: ...
+
+    @property
+    def limit(self) -> int:
+        """As many as that."""
+        ...
+
+    def ended(self, episode: Episode) -> None:
+        """Take in a try that ended, and is still counted in `in_flight`."""
+        ...
+
+
 class FixedConcurrency:
     """A number of episodes in flight that stays: `FixedConcurrency(32)`."""
 
@@ -74,6 +98,39 @@ class FixedConcurrency:
 
     def ended(self, episode: Episode) -> None:
         """Nothing follows from it."""
+
+
+class CappedConcurrency:
+    """The permits of another one, as far as a budget has room: `CappedConcurrency(FixedConcurrency(32), meter)`.
+
+    With no room nothing begins: what is in flight ends, and may leave room again.
+    """
+
+    def __init__(self, inner: Permits, meter: Meter) -> None:
+        self._inner = inner
+        self._meter = meter
+        self._in_flight = 0
+        self.on_growth: Callable[[], None] = lambda: None
+        inner.on_growth = lambda: self.on_growth()
+
+    @property
+    def in_flight(self) -> int:
+        """Episodes that have begun and not ended."""
+        return self._in_flight
+
+    @in_flight.setter
+    def in_flight(self, count: int) -> None:
+        self._in_flight = self._inner.in_flight = count
+
+    @property
+    def limit(self) -> int:
+        """Those of the other one, and no more than the budget has room for."""
+        return int(min(self._inner.limit, self._in_flight + self._meter.room(self._in_flight)))
+
+    def ended(self, episode: Episode) -> None:
+        """Count what it took."""
+        self._meter.ended(episode)
+        self._inner.ended(episode)
 
 
 class AdaptiveConcurrency:

@@ -15,7 +15,7 @@ from tau2rl.hashing import derive_seed
 from tau2rl.protocols import ChatCodec, Env, Policy
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
-from tau2rl.rollouts.concurrency import AdaptiveConcurrency, FixedConcurrency
+from tau2rl.rollouts.concurrency import FixedConcurrency, Permits
 from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.thinking import ThinkingBudget
 from tau2rl.runs.records import SCHEMA
@@ -107,7 +107,7 @@ async def outcomes(
     concurrency: int,
     retries: int,
     retry_pause_seconds: float = 1.0,
-    control: AdaptiveConcurrency | None = None,
+    control: Permits | None = None,
 ) -> AsyncGenerator[Outcome, None]:
     """Run the attempts, at most `concurrency` at a time, or as many as `control` permits, and yield each as it ends.
 

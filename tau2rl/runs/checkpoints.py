@@ -7,15 +7,54 @@ link to the one that `tau2rl select-checkpoint` chose; `initial` is what a tiny 
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
-from tau2rl.config import GrpoConfig, SftConfig
+from tau2rl.config import EvalConfig, GrpoConfig, SftConfig
 from tau2rl.errors import UserError
-from tau2rl.runs.folder import read_config
+from tau2rl.report.published import Published, card_named, card_of
+from tau2rl.runs.files import json_lines, read_json
+from tau2rl.runs.folder import RunFolder, read_config
+from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
 
+log = logging.getLogger(__name__)
 INITIAL, FINAL, SELECTED, STATE, MEGATRON = "initial", "final", "selected", "state", "megatron"
+# Values of these keys that name a repository (`owner/name`) are kernels that transformers fetches and runs.
+KERNEL_KEYS = frozenset(
+    f"{ahead}{what}_implementation{behind}" for ahead in ("", "_") for what in ("attn", "experts") for behind in ("", "_internal")
+)
+
+
+def begins_anew(folder: RunFolder, *, save_every: int) -> None:
+    """To be called where a training finds no state to go on from. Says what is lost with steps that none was saved behind.
+
+    Raises UserError where one was: what was learned is gone, and beginning again in silence would hide it.
+    """
+    steps = [values.get("step") for _, values in json_lines(folder.metrics)] if folder.metrics.exists() else []
+    last = max((step for step in steps if isinstance(step, int)), default=0)
+    if not last:
+        return
+    # The step's numbers are written first, and `train.save_every` may change from one session to the next.
+    if last > max(save_every, *_earlier(folder.path, "train.save_every")) or (folder.checkpoints / FINAL).exists():
+        raise UserError(
+            f"`{folder.checkpoints}` has no training state, and the run was at step {last}",
+            hint="put it back, start a new run from a checkpoint (`--model`), or remove "
+            f"`{folder.metrics}` and `{folder.checkpoints}` to begin again at step 0",
+        )
+    log.warning("no state was saved before the run ended at step %d (train.save_every): it begins again at step 0", last)
+
+
+def _earlier(run: Path, setting: str) -> list[int]:
+    """The values that a setting had in earlier sessions, and 0."""
+    file = run / ENVIRONMENT
+    changes: Any = read_json(file).get("changes") if file.exists() else None
+    listed = [cast("dict[str, Any]", one) for one in cast("list[Any]", changes or []) if isinstance(one, dict)]
+    return [0, *(one["from"] for one in listed if one.get("setting") == setting and isinstance(one.get("from"), int))]
 
 
 def exports(step: int, every: int) -> bool:
@@ -67,3 +106,58 @@ def training_run(checkpoint: Path) -> Path | None:
     ('/out/grpo/a', None)
     """
     return next((parent.parent for parent in checkpoint.absolute().parents if parent.name == "checkpoints"), None)
+
+
+def refuse_code(checkpoint: Path, *, trusting: bool) -> None:
+    """Raises UserError for a checkpoint that would have a library run code that came with it, or that it names.
+
+    `trusting`: by a library that is told `trust_remote_code=True`, as slime and its SGLang are; transformers then takes classes
+    from the `auto_map` of any of its JSON files, and `generate` from `custom_generate/`. Kernels of a hub need no such word.
+    """
+    for file in sorted(checkpoint.expanduser().glob("*.json")):
+        try:
+            values: Any = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):  # its reader's to say
+            continue
+        for key, value in _items(values):
+            if trusting and key == "auto_map" and value:
+                raise _brings_code(f"`auto_map` in `{file}`", "take `auto_map` out")
+            if key in KERNEL_KEYS and "/" in json.dumps(value):
+                raise _brings_code(f"`{key}` in `{file}`", f"take `{key}` out: the library then chooses one of its own")
+    if trusting and (code := checkpoint.expanduser() / "custom_generate").exists():
+        raise _brings_code(f"`{code}`", "take the folder out: nothing here calls `generate`")
+
+
+def _brings_code(where: str, hint: str) -> UserError:
+    return UserError(f"the checkpoint brings code of its own, which would be run: {where}", hint=hint)
+
+
+def _items(values: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth of JSON values."""
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from cast("dict[str, Any]", value).items()
+            waiting += cast("dict[str, Any]", value).values()
+        elif isinstance(value, list):
+            waiting += cast("list[Any]", value)
+
+
+def card_for(config: EvalConfig, agent: str) -> Published | None:
+    """The published card that an evaluation is set beside: `card`, else that of the checkpoint's own name. `agent`: who played.
+
+    Never one for a checkpoint that was trained here. Raises UserError for a `card` that nobody knows, or that is of such a one.
+    """
+    policy = config.policy
+    served = agent.partition(", ")[0] if policy.kind == "sglang" else ""  # what the server says of its model
+    places = [str(place) for place in (policy.checkpoint if policy.kind == "local" else None, served or None) if place]
+    trained = next((place for place in places if training_run(Path(place)) is not None), None)
+    if trained is not None:
+        if config.card is None:
+            return None
+        message = f"card `{config.card}`: `{trained}` was trained, and a card is of a model before training"
+        raise UserError(message, hint="leave out `--card`; `tau2rl compare` sets it against its base model")
+    if config.card is not None:
+        return card_named(config.card)
+    return card_of([*places, *([policy.model] if policy.kind == "api" and policy.model else [])])

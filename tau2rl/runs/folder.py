@@ -11,6 +11,7 @@ stalls all others on a slow disk. Only a power failure can cost the last seconds
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import Any
 from tau2rl import settings
 from tau2rl.config import STAGES, StageConfig, build, dump
 from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.protocols import Sink
 from tau2rl.report.schema import SCHEMA
 from tau2rl.runs import files, records
 from tau2rl.runs.changes import allowed_changes, refuse_changes
@@ -63,6 +65,7 @@ class RunFolder:
         """See `create` and `open`; a folder is not made by hand."""
         self.path = path
         self.config = config
+        self.opened = time.monotonic()
         self._lock = lock
         with writing(path):
             self.torn_bytes = sum(files.repair_tail(file) for file in (self.episodes, self.failures, self.metrics))
@@ -70,6 +73,7 @@ class RunFolder:
             self.session, self.logs = begin_session(path)
         self._redactor = Redactor(key_variables(dump(config)))
         self._writers: dict[Path, int] = {}
+        self.trackers: Sink | None = None  # made by `trackers.trackers_of`
 
     @staticmethod
     def create(path: Path, config: StageConfig, *, resume: bool, patience_seconds: float = PATIENCE_SECONDS) -> Path:
@@ -193,12 +197,16 @@ class RunFolder:
         files.write_json(self.report, self._redactor.values({"schema": SCHEMA, **report}))
 
     def close(self) -> None:
-        """Sync the records and let go of the folder; safe to call twice."""
+        """Sync the records, end the trackers and let go of the folder; safe to call twice."""
         for descriptor in self._writers.values():
             os.fsync(descriptor)
             os.close(descriptor)
         self._writers.clear()
-        self._lock.close()
+        try:
+            if self.trackers is not None:
+                self.trackers.close()
+        finally:
+            self._lock.close()
 
     def __enter__(self) -> RunFolder:
         return self

@@ -107,7 +107,7 @@ def _named(run: Path) -> Iterator[str]:
 
     Relative ones are of a directory that nobody knows any more: whatever ends like them is named.
     """
-    chosen = [str(read_selection(run / SELECTION)["chosen"]["path"])] if (run / SELECTION).is_file() else []
+    chosen = [str(read_selection(run / SELECTION)["chosen"].get("path", ""))] if (run / SELECTION).is_file() else []
     for text in (*_texts(read_json(run / "config.json")), *chosen):
         path = Path(text).expanduser()
         if "checkpoints" in path.parts:

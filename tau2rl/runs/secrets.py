@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
+import functools
 import json
 import re
 import string
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, quote_plus
 
 from tau2rl import settings
 from tau2rl.config import flatten
@@ -31,24 +31,32 @@ _BASE64 = frozenset(f"{string.ascii_letters}{string.digits}+/-_=")
 class Redactor:
     """Replaces the values of secrets by their names: `Redactor().text("401 for sk-live-1234")` is "401 for [OPENAI_API_KEY]".
 
-    A value is found as it is (after `Bearer` too), escaped as in JSON, a URL or HTML, in base64 with whatever stands around it
-    (`Authorization: Basic`), and cut off at its end.
+    A value is found as it is (after `Bearer` too), with any of its characters escaped as in JSON, a URL, HTML or a repr, however
+    often; in hex; in base64 with whatever stands around it (`Authorization: Basic`); and cut off at its end. What stands where
+    only a credential does (`Bearer ...`, `?api_key=...`) goes whoever it belongs to: a token may be made from a key.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         """Everything that `settings.credentials` knows; `names`: further variables that hold one."""
-        self._values = {value: name for name, value in settings.credentials(names).items() if is_secret(value)}
-        spelled = {spelling: name for value, name in self._values.items() for spelling in _spellings(value)}
-        self._spelled = sorted(spelled.items(), key=lambda pair: -len(pair[0]))  # a key may begin with another one
+        found = ((part, name) for name, value in settings.credentials(names).items() for part in _parts(value, name))
+        self._values = dict(sorted(found, key=lambda pair: -len(pair[0])))  # a key may begin with another one
+        self._hex = [(spelling, name) for value, name in self._values.items() for spelling in _hex(value.encode())]
         self._encoded = [(core, name) for value, name in self._values.items() for core in _base64_cores(value.encode())]
 
     def text(self, text: str) -> str:
         """The text without the values."""
-        for spelling, name in self._spelled:
-            text = _replace(text, spelling, f"[{name}]")
+        if len(text) < MIN_LENGTH:
+            return text
+        for value, name in self._values.items():
+            text = _replace(text, value, f"[{name}]")
+        if ESCAPE.search(text):
+            for value, name in self._values.items():
+                text = _escaped(value).replace(text, f"[{name}]")
+        for spelling, name in self._hex:
+            text = _replace(text, spelling, f"[{name}]", head=2 * HEAD_LENGTH)
         for core, name in self._encoded:
             text = _replace_token(text, core, f"[{name}]")
-        return text
+        return BEARER.sub(r"\g<before>[CREDENTIAL]", text)
 
     def values(self, values: Any) -> Any:
         """JSON values with every text in them clean, keys of objects too."""
@@ -79,17 +87,20 @@ class Redactor:
                 raise UserError(f"setting `{key}` holds the value of a secret", hint="settings name the variable that holds it")
             if any(settings.password_of(str(each)) for each in _each(value)):
                 raise UserError(
-                    f"setting `{key}` is a URL with a password", hint="`api_key_env` names the variable that holds a key"
+                    f"setting `{key}` is a URL with a password or a key in it",
+                    hint="`api_key_env` names the variable that holds a key",
                 )
 
 
-def is_secret(value: str) -> bool:
-    """Whether a value of a variable that is named like a credential is one, and no placeholder, word, path or number.
+def is_secret(value: str, name: str = "KEY") -> bool:
+    """Whether a value of a variable that is named like a credential is one, and no placeholder, word, path or count.
 
     >>> [is_secret(value) for value in ("sk-live-1234", "test", "anything", "not-needed", "/", "20000000")]
-    [True, False, False, False, False, False]
+    [True, False, False, False, False, True]
+    >>> is_secret("20000000", "MAX_TOKENS")
+    False
     """
-    if len(value) < MIN_LENGTH or value in PLACEHOLDERS or value.isdigit():
+    if len(value) < MIN_LENGTH or value in PLACEHOLDERS or (value.isdigit() and name.upper().endswith("TOKENS")):
         return False
     if value.isalpha() and value.islower() and len(value) < WORD_LENGTH:
         return False
@@ -105,25 +116,90 @@ def key_variables(values: Mapping[str, Any]) -> list[str]:
     return [value for key, value in flatten(values).items() if key.endswith("api_key_env") and isinstance(value, str)]
 
 
-def _spellings(value: str) -> set[str]:
-    """How a server may echo a value: as it is, and as JSON (in JSON, too), URLs, HTML and reprs have it."""
-    quoted = json.dumps(value)[1:-1]
-    found = {value, quoted, json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(quoted)[1:-1], repr(value)[1:-1]}
-    for url in (quote(value, safe=""), quote(value), quote_plus(value)):
-        found |= {url, re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), url)}
-    return found | {html.escape(value)}
+def _parts(value: str, name: str) -> set[str]:
+    """What of a variable's value a server may echo: without white space, quotes and scheme; lines; keys in JSON."""
+    whole = value.strip().strip("\"'").strip()
+    found = {value, whole, SCHEME.sub("", whole)}
+    found |= {line.strip() for line in whole.splitlines() if len(line.strip()) >= HEAD_LENGTH}
+    if whole.startswith("{"):
+        with suppress(ValueError, RecursionError):
+            inside = flatten(json.loads(whole)).items()
+            secrets = [text for key, text in inside if isinstance(text, str) and settings.CREDENTIAL.search(key)]
+            found |= {line for text in secrets for line in (text, *text.splitlines()) if len(line) >= HEAD_LENGTH}
+    return {part for part in found if is_secret(part, name)}
 
 
-def _replace(text: str, spelling: str, name: str) -> str:
-    """The text with `name` for the spelling, also where it breaks off behind HEAD_LENGTH characters."""
-    at, head = 0, spelling[:HEAD_LENGTH]
-    while (at := text.find(head, at)) >= 0:
-        end = at + len(head)
+def _replace(text: str, spelling: str, name: str, head: int = HEAD_LENGTH) -> str:
+    """The text with `name` for the spelling, also where it breaks off behind `head` characters."""
+    at, begin = 0, spelling[:head]
+    while (at := text.find(begin, at)) >= 0:
+        end = at + len(begin)
         while end < min(len(text), at + len(spelling)) and text[end] == spelling[end - at]:
             end += 1
         text = f"{text[:at]}{name}{text[end:]}"
         at += len(name)
     return text
+
+
+class Escaped:
+    r"""A value any of whose characters may be escaped: a slash as `\/`, `\u002f`, `\\u002f`, `\x2f`, `%2F`, `%252f`, `&#47;`."""
+
+    def __init__(self, value: str) -> None:
+        units = [_unit(char) for char in value]
+        self._head, self._tail = re.compile("".join(units[:HEAD_LENGTH])), units[HEAD_LENGTH:]
+
+    def replace(self, text: str, name: str) -> str:
+        """The text with `name` for the value, also where it breaks off behind HEAD_LENGTH characters."""
+        out, at = list[str](), 0
+        while found := self._head.search(text, at):
+            out += (text[at : found.start()], name)
+            at = found.end()
+            for unit in self._tail:
+                if not (more := _compiled(unit).match(text, at)):
+                    break
+                at = more.end()
+        return "".join((*out, text[at:]))
+
+
+_escaped = functools.cache(Escaped)  # made when a text has an escape: that takes milliseconds
+_compiled = functools.cache(re.compile)
+ESCAPE = re.compile(r"\\|%[0-9a-f]{2}|&(#|[a-z]+;)|\+", re.IGNORECASE)  # what every spelling but the plain one has
+NAMED = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
+LETTERS = {"\n": "n", "\r": "r", "\t": "t"}
+
+
+def _unit(char: str) -> str:
+    """A pattern for one character, raw or in any escape; bounded, so that a run of backslashes is read once."""
+    code, bytes_ = ord(char), char.encode("utf-8", "surrogatepass")
+    pairs = char.encode("utf-16-be", "surrogatepass")
+    utf16 = "".join(rf"\\{{1,8}}u{pairs[i : i + 2].hex()}" for i in range(0, len(pairs), 2))
+    ways = [
+        rf"\\{{0,8}}{re.escape(char)}",
+        rf"(?i:{utf16}|\\{{1,8}}x{code:02x}|\\{{1,8}}u\{{?0*{code:x}\}}?)",
+        "(?i:" + "".join(rf"\\{{1,8}}x{byte:02x}" for byte in bytes_) + ")",
+        "(?i:" + "".join(f"%(?:25){{0,4}}{byte:02x}" for byte in bytes_) + ")",
+        rf"(?i:&(?:amp;){{0,4}}(?:#0*{code}|#x0*{code:x}{'|' + NAMED[char] if char in NAMED else ''});)",
+    ]
+    ways += [rf"\\{{1,8}}{LETTERS[char]}"] if char in LETTERS else []
+    ways += [r"\+"] if char == " " else []
+    return f"(?:{'|'.join(ways)})"
+
+
+# Where nothing but a credential stands. A word of a sentence has no digit (`basic troubleshooting`).
+SCHEME = re.compile(r"^(bearer|basic|token|apikey)\s+", re.IGNORECASE)
+BEARER = re.compile(
+    r"(?P<before>\b(?:bearer|basic)(?:\s+|%20|\+)"
+    r"|\b(?:x-|goog-|ocp-apim-)*(?:api[-_]?key|subscription-key)\\*[\"']?\s*[:=]\s*\\*[\"']?"
+    r"|[?&](?:[\w-]*(?:key|token|secret|password|passwd)|sig|signature)=)"
+    r"(?!\[)(?=[\w.~+/%=-]*\d)[\w.~+/%=-]{12,}",
+    re.IGNORECASE,
+)
+
+
+def _hex(value: bytes) -> set[str]:
+    """Two digits a byte, in one run or apart, in either case."""
+    plain = {value.hex(), value.hex(":"), value.hex(" ")}
+    return plain | {spelling.upper() for spelling in plain}
 
 
 def _replace_token(text: str, core: str, name: str) -> str:

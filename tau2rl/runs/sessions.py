@@ -89,6 +89,23 @@ class RunLock:
                 ) from None
 
 
+def is_open(run: Path) -> bool:
+    """Whether a process is writing a run. It has the lock for a moment itself; whoever opens a run waits longer than that."""
+    try:
+        descriptor = os.open(run / "logs" / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def _is(path: Path, descriptor: int) -> bool:
     try:
         return descriptor >= 0 and os.path.samestat(path.stat(), os.fstat(descriptor))

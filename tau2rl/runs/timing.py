@@ -31,6 +31,7 @@ class PhaseTimer:
         self._began, self._cpu = time.monotonic(), time.process_time()
         self.wall: dict[str, float] = {}  # seconds of each phase of a training
         self.trained = 0  # tokens
+        self.largest_step: dict[str, float] = {}  # most tokens played, most seconds
         self.played: Costs | None = None  # for a run that does not keep its episodes
 
     @contextmanager
@@ -48,7 +49,8 @@ class PhaseTimer:
 
     def write(self, *, ended: bool = False) -> None:
         """Write down what there is. How long it took is known when it has ended: whoever is killed leaves nulls for that."""
-        session = replace(self._session, wall=self.wall, trained=self.trained, played=self.played)
+        known = {"wall": self.wall, "trained": self.trained, "largest_step": self.largest_step, "played": self.played}
+        session = replace(self._session, **known)
         if ended:
             session = replace(session, seconds=time.monotonic() - self._began, cpu_seconds=time.process_time() - self._cpu)
         write_json(self._file, session.to_json())
@@ -75,9 +77,12 @@ def sessions(run: Path, name: str = FILE) -> list[Session]:
     return [_session(file) for file in files if file.exists()]
 
 
-def usage(run: Path) -> tuple[float, float]:
-    """Wall and CPU seconds of all jobs of a run, those that were killed not among them."""
-    files = [folder / USAGE for folder in session_folders(run).values()]
+def usage(run: Path, *, but: Path | None = None) -> tuple[float, float]:
+    """Wall and CPU seconds of all jobs of a run; of one that was killed, up to the last that it wrote down.
+
+    `but`: the log folder of a session that does not count, which goes on.
+    """
+    files = [folder / USAGE for folder in session_folders(run).values() if folder != but]
     found = [read_json(file) for file in files if file.exists()]
     try:
         return sum(float(each["seconds"]) for each in found), sum(float(each["cpu_seconds"]) for each in found)

@@ -98,18 +98,23 @@ def make(
         )
     every = [*given, *(evidence(path) for path in of_pipeline if path.resolve() not in {each.path for each in given})]
     mine = [each for each in every if each.sha256 == sha256]
-    entries = _eval_results(mine)
+    looks = _looks(every, folder)
+    entries = _eval_results(mine, len(looks))
     unknown = _unknown(mine, chain, license, base_model)
     text = markdown_page(
         "model.md.jinja",
-        metadata=Markup(_metadata(made, mine, license=license, base_model=base_model, repo=repo)),  # noqa: S704 - YAML, not a page
+        metadata=Markup(  # noqa: S704 - YAML, not a page
+            _metadata(made, mine, license=license, base_model=base_model, repo=repo, looks=len(looks))
+        ),
         title=repo.split("/")[-1] if repo else made.name,
         repo=repo,
         checkpoint=str(checkpoint["path"]),
         sha256=sha256,
         evaluations=[_shown(each) for each in mine],
         on_the_way=[_shown(each) for each in every if each.sha256 != sha256],
-        accesses=_accesses(every, folder),
+        looks=looks,
+        trained_with=_version(made.environment),
+        evaluated_with=sorted({_version(each.environment) for each in mine} - {""}),
         chain=chain,
         reward=_reward(chain),
         limits=_limits(mine, chain),
@@ -179,7 +184,9 @@ def write(card: Card, folder: Path) -> list[Path]:
     return list(files)
 
 
-def _metadata(made: Link, mine: Sequence[Evidence], *, license: str | None, base_model: str | None, repo: str | None) -> str:
+def _metadata(
+    made: Link, mine: Sequence[Evidence], *, license: str | None, base_model: str | None, repo: str | None, looks: int
+) -> str:
     """The head of the card, by the hub's own classes. Raises UserError where they are not installed."""
     ModelCardData, EvalResult = _hub("ModelCardData"), _hub("EvalResult")
     results = [
@@ -191,7 +198,7 @@ def _metadata(made: Link, mine: Sequence[Evidence], *, license: str | None, base
             metric_type=measure, metric_name=measure, metric_value=round(part[measure]["value"], 4),
             metric_args={
                 "attempts": int(each.report["attempts"]), "ci95": [round(x, 4) for x in part[measure].get("ci95") or ()],
-                "floor": _floor(each, domain),
+                "floor": _floor(each, domain), **({"looks_at_test_tasks": looks} if _is_test(each) else {}),
             },
         )
         for each in mine if not each.report["incomplete"]
@@ -230,7 +237,7 @@ def _hub(name: str) -> Any:
     return getattr(huggingface_hub, name)
 
 
-def _eval_results(mine: Sequence[Evidence]) -> str:
+def _eval_results(mine: Sequence[Evidence], looks: int) -> str:
     """YAML of `.eval_results/`: whole `base` splits of real domains, against an LLM user simulator; "" where there is none."""
     Entry, to_yaml = _hub("EvalResultEntry"), _hub("eval_result_entries_to_yaml")
     entries: list[Any] = []
@@ -243,7 +250,7 @@ def _eval_results(mine: Sequence[Evidence]) -> str:
                 notes = (
                     f"pass^1 in percent, 95% interval {100 * low:.1f} to {100 * high:.1f}, {each.report['attempts']} attempts a "
                     f"task, user simulator {each.user}, protocol {each.config.chat.protocol}, "
-                    f"thinking {each.config.chat.thinking}, {_tau2(each)}"
+                    f"thinking {each.config.chat.thinking}, {_tau2(each)}, test tasks looked at {looks} times"
                 )
                 value = round(100 * part["pass^1"]["value"], 2)
                 entries.append(Entry(dataset_id=BENCHMARK, task_id=f"tau2_bench_{name}", value=value, notes=printable(notes)))
@@ -262,6 +269,7 @@ def _shown(each: Evidence) -> Json:
         "tau2": _tau2(each),
         "attempts": int(each.report["attempts"]),
         "sampling": sampling_of(each.config),
+        "played_by": each.config.policy.kind,
         "floors": {domain: _floor(each, domain) for domain in each.report["by_domain"]},
         "model": each.sha256[:16] or "not known",
     }
@@ -276,18 +284,32 @@ def _floor(each: Evidence, domain: str) -> float | None:
     return max(known, default=None)
 
 
-def _accesses(every: Sequence[Evidence], folder: Path) -> list[str]:
-    """Each evaluation that looked at test tasks, of this model or of those on the way to it: more than one is a warning."""
-    seen = [
-        f"{each.config.name} ({each.split}), digest {each.report['digest']}"
-        for each in every
-        if each.config.tasks.split in TEST_SPLITS
+def _looks(every: Sequence[Evidence], folder: Path) -> list[str]:
+    """Each evaluation that looked at test tasks, of this model or of those on the way to it; grading one again is no look."""
+    words, played, digests = list[str](), set[Path](), set[str]()
+    for each in filter(_is_test, every):
+        again = section(each.report, "regraded_from")
+        run = Path(str(again["run"])).resolve() if again else each.path
+        if run not in played:
+            words.append(f"{each.config.name} ({each.split}), digest {each.report['digest']}")
+        played.add(run)
+        digests |= {str(each.report["digest"]), str(again.get("digest", ""))}
+    selection = read_selection(folder / SELECTION) if (folder / SELECTION).is_file() else {}
+    logged: Sequence[Json] = selection.get("test_access_log", ())
+    return words + [
+        f"{Path(str(entry['run'])).name}, digest {entry['digest']}: in the test-set access log"
+        for entry in logged
+        if str(entry["digest"]) not in digests
     ]
-    if (folder / SELECTION).is_file():
-        for entry in read_selection(folder / SELECTION)["test_access_log"]:
-            if not any(str(entry["digest"]) in each for each in seen):
-                seen.append(f"{Path(str(entry['run'])).name}, digest {entry['digest']}: in the test-set access log")
-    return seen
+
+
+def _is_test(each: Evidence) -> bool:
+    return each.config.tasks.split in TEST_SPLITS
+
+
+def _version(environment: Json) -> str:
+    """Of tau2rl, as the run recorded it; "" where it did not."""
+    return str(section(environment, "recorded", "libraries").get("tau2rl", ""))
 
 
 def _reward(chain: Sequence[Link]) -> list[Json]:
@@ -301,18 +323,20 @@ def _reward(chain: Sequence[Link]) -> list[Json]:
 
 def _limits(mine: Sequence[Evidence], chain: Sequence[Link]) -> list[str]:
     lines: list[str] = []
-    domains = {domain for each in mine for domain in each.report["by_domain"]}
+    domains = {domain for each in mine if not each.report["incomplete"] for domain in each.report["by_domain"]}
     if any(each.config.user.kind == "scripted" for each in mine):
         lines.append("A scripted user simulator answered in some evaluations: such a score is no tau2-bench score.")
     if strangers := sorted(domains - set(REAL)):
         lines.append(f"Results on {', '.join(strangers)} say nothing about airline, retail or telecom.")
     if missing := sorted(set(REAL) - domains):
         lines.append(f"Not evaluated on {', '.join(missing)}.")
-    if mine and len({(each.config.seed, each.split) for each in mine}) == 1:
-        lines.append("One evaluation with one seed: another training with the same settings was not measured.")
+    if domains:
+        lines.append(
+            "The intervals are of the tasks: how far another training with the same settings would end was not measured."
+        )
     if any(link.settings.get("allow_held_out") for link in chain):
         lines.append("Tasks that are kept for tests were allowed among its training data.")
-    return [*lines, "Nothing but tau2-bench was evaluated: no safety, no other language, no other tools."]
+    return [*lines, "No safety, no other language and no other tools were evaluated."]
 
 
 def _unknown(mine: Sequence[Evidence], chain: Sequence[Link], license: str | None, base_model: str | None) -> list[str]:
@@ -320,6 +344,10 @@ def _unknown(mine: Sequence[Evidence], chain: Sequence[Link], license: str | Non
     out: list[str] = []
     if not mine:
         out.append("how well it does: no evaluation of this checkpoint was given (--eval)")
+    elif all(each.config.policy.kind != "sglang" for each in mine):
+        out.append("that a server serves it: in its evaluations the model was played otherwise (played by)")
+    if not all(link.environment for link in chain):
+        out.append("what some of the runs of its chain stood on: their environment.json is gone")
     out += [f"the result of {each.config.name}: {each.report['reason']}" for each in mine if each.report["incomplete"]]
     started = [each for link in chain for each in link.inputs if each.what == "model" and each.made_by is None]
     if started and not base_model:

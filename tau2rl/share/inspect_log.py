@@ -30,13 +30,14 @@ def export(run: KeptRun, folder: Path) -> dict[Path, int]:
         EvalConfig,
         EvalDataset,
         EvalLog,
+        EvalMetric,
         EvalResults,
         EvalScore,
         EvalSpec,
         EvalStats,
         write_eval_log,
-    )  # fmt: skip
-    from inspect_ai.log._log import EvalMetric
+    )
+    from inspect_ai.viewer import ViewerConfig
 
     samples = [_sample(record, run) for record in run.records()]
     if not samples:
@@ -64,6 +65,7 @@ def export(run: KeptRun, folder: Path) -> dict[Path, int]:
                 "run": config.name, "digest": run.digest, "user_simulator": run.user, "protocol": config.chat.protocol,
                 "benchmark": run.identity.get("bench"), "report_schema": SCHEMA,
             },
+            viewer=ViewerConfig(trust_content=False),  # models wrote it: `inspect view` shows it as plain text
         ),
         results=EvalResults(
             total_samples=len(samples), completed_samples=len(scored),

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tau2rl.report.tables import printable
-from tau2rl.view.conversation import visible
+from tau2rl.terminal import visible
 
 LONGEST = 300  # characters of a name or a value in Markdown
 _MARKUP = re.compile(r"[\\`*_\[\]<>|#~]")

@@ -23,6 +23,7 @@ import tau2rl
 from tau2rl.config import EvalConfig, PipelineConfig, PlayConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_report import comparison_rows, rows as pipeline_rows, step_rows
+from tau2rl.report.published import Published, beside
 from tau2rl.report.tables import cost_words, number, total_words
 from tau2rl.runs import records
 from tau2rl.runs.files import read_json, section
@@ -31,10 +32,10 @@ from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.share import charts
 from tau2rl.share.kept import benchmark_of, kept_run, sampling_of, split_of, user_of
-from tau2rl.share.published import Published, beside
 from tau2rl.share.render import html, markdown_page
+from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
-from tau2rl.view.conversation import conversation, visible
+from tau2rl.view.conversation import conversation
 from tau2rl.view.runs import curves
 
 Json = dict[str, Any]
@@ -100,7 +101,7 @@ def _part(path: Path) -> Part:
         raise UserError(f"`{path}` has no report yet", hint="finish the run with `--resume`")
     environment = read_json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
     name = visible(config.name, 80)
-    return Part(path=path, name=name, config=config, report=read_report(path / REPORT), environment=environment)
+    return Part(path=path, name=name, config=config, report=read_report(path / REPORT, whole=True), environment=environment)
 
 
 def _below(part: Part) -> list[Path]:

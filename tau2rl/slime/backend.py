@@ -21,12 +21,14 @@ from tau2rl.data.rows import read_rows
 from tau2rl.env.tasks import select, write_prompts
 from tau2rl.errors import UserError
 from tau2rl.report.cost import account
+from tau2rl.runs.checkpoints import begins_anew, refuse_code
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import sessions, timed
-from tau2rl.runs.tracking import open_sinks, rewind, rewind_episodes
+from tau2rl.runs.trackers import trackers_of
+from tau2rl.runs.tracking import rewind, rewind_episodes
 from tau2rl.slime import rollout_log
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.checkpoints import attempts_done, exports, point_final, read_saves, refuse_megatron, steps_done
@@ -81,6 +83,8 @@ class SlimeBackend:
         config = absolute(config)
         run = _run_of(config, folder.path, needs_shape=True)
         done = steps_done(read_saves(run.save), draws_tasks=isinstance(config, GrpoConfig))
+        if not done:
+            begins_anew(folder, save_every=config.train.save_every)
         rows = None
         if isinstance(config, SftConfig):
             rows = _write_rows(config, run)
@@ -121,6 +125,8 @@ def _run_of(config: TrainingConfig, folder: Path, *, needs_shape: bool) -> Slime
     validate(config)
     start = Path(config.model.init)
     refuse_megatron(start)
+    if isinstance(config, GrpoConfig) and config.slime.user.gpus and config.slime.user.checkpoint:
+        refuse_code(config.slime.user.checkpoint, trusting=True)  # SGLang serves it
     here = needs_shape or (start / "config.json").exists()
     return SlimeRun(folder=folder, shape=read_shape(start) if here else None)
 
@@ -171,7 +177,7 @@ def _run_slime(config: TrainingConfig, run: SlimeRun, folder: RunFolder, progres
         clean=redactor.text,
         say=sys.stderr,
         progress=progress,
-        sinks=open_sinks(config.tracking, folder.path, dump(config)),
+        trackers=trackers_of(folder, config, process="train"),
     )
     with lines, timed(folder) as timer, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
         shared = shared_variables(present, {**variables(config), **login})

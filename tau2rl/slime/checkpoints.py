@@ -7,6 +7,7 @@ export is missing, and for Megatron's own tools.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,10 @@ def read_place(save: Path, rollout: int) -> dict[str, Any]:
 def refuse_megatron(start: Path) -> None:
     """Refuse a model to start from that Megatron saved: engines and tokenizers read Hugging Face's layout alone."""
     if (start / TRACKER).is_file() or re.fullmatch(r"iter_\d{7}", start.name):
+        command = f"tau2rl convert --to hf {shlex.quote(str(start))} DIRECTORY --origin HF_DIRECTORY"
         raise UserError(
             f"`{start}` is a checkpoint of Megatron's, and training starts from Hugging Face's layout",
-            hint=f"slime leaves both; from this one: tau2rl convert --to hf {start} DIRECTORY --origin HF_DIRECTORY",
+            hint=f"slime leaves both; from this one: {command}",
         )
 
 

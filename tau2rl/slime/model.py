@@ -7,12 +7,14 @@ Megatron builds the model from options and only then reads weights into it. slim
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from tau2rl.errors import UserError
+from tau2rl.runs.checkpoints import refuse_code
 
 FAMILIES = ("qwen2", "qwen3", "qwen3_5")  # dense models that slime has scripts for, and whose checkpoints it reads and writes
 QWEN3_5_SPEC = ("slime_plugins.models.qwen3_5", "get_qwen3_5_spec")  # reads the kind of each layer off `config.json` itself
@@ -123,16 +125,17 @@ def read_shape(checkpoint: Path) -> ModelShape:
         raise UserError(
             f"no `config.json` in `{checkpoint}`", hint="model.init is a directory in Hugging Face's layout"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read `{file}`: {error}") from None
-    return shape_of(values)
+    if not isinstance(values, dict):
+        raise UserError(f"`{file}` is not a JSON object")
+    refuse_code(checkpoint, trusting=True)
+    return shape_of(cast("dict[str, Any]", values))
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a `config.json` describes. Raises UserError for a kind of model that is not known to work."""
     family = str(config.get("model_type"))
-    if config.get("auto_map"):  # slime and its SGLang load every checkpoint with `trust_remote_code=True`
-        raise UserError("the checkpoint brings code of its own (`auto_map`), which slime would run", hint="take `auto_map` out")
     if family not in FAMILIES:
         raise UserError(
             f"models of type `{family}` are not known to train here",
@@ -151,9 +154,9 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         ffn=_number(config, "intermediate_size"),
         heads=heads,
         groups=_number(config, "num_key_value_heads"),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        head_dim=_number(config, "head_dim") if config.get("head_dim") else hidden // heads,
         vocab=_number(config, "vocab_size"),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=_real("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
         rope_base=_rope_base(config),
         tied=tied or bool(config.get("tie_word_embeddings", False)),
         longest=_number(config, "max_position_embeddings"),
@@ -230,9 +233,15 @@ def _linear(config: Mapping[str, Any]) -> LinearAttention:
 
 def _number(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or value < 1:
         raise UserError(f"the checkpoint's `config.json` has no number `{key}`")
     return value
+
+
+def _real(key: str, value: object) -> float:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"the checkpoint's `config.json` has a `{key}` that is no positive number")
+    return float(value)
 
 
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -242,7 +251,8 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _rope_share(config: Mapping[str, Any]) -> float:
-    return float(_rope(config).get("partial_rotary_factor", config.get("partial_rotary_factor", 0.25)))
+    key = "partial_rotary_factor"
+    return _real(key, _rope(config).get(key, config.get(key, 0.25)))
 
 
 def _rope_base(config: Mapping[str, Any]) -> int:
@@ -255,4 +265,4 @@ def _rope_base(config: Mapping[str, Any]) -> int:
     base = rope.get("rope_theta", config.get("rope_theta"))
     if base is None:
         raise UserError("the checkpoint's `config.json` has no `rope_theta`")
-    return int(base)
+    return int(_real("rope_theta", base))

@@ -38,7 +38,7 @@ from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.protocols import Sink
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.tracking import JsonlSink, Sinks
+from tau2rl.runs.tracking import JsonlSink
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # ray/_private/runtime_env/constants.py
 LISTS = {"PYTHONPATH": ":", "no_proxy": ",", "NO_PROXY": ","}  # added to, in place of replaced
@@ -278,11 +278,15 @@ class TrainLog:
         clean: Callable[[str], str],
         say: TextIO,
         progress: Progress,
-        sinks: Sequence[Sink] = (),
+        trackers: Sink | None = None,
     ) -> None:
-        """`minibatches`: optimizer steps of a rollout batch; slime numbers them through, our steps are rollout batches."""
+        """`minibatches`: optimizer steps of a rollout batch; slime numbers them through, our steps are rollout batches.
+
+        `trackers` get the numbers too, and stay open.
+        """
         self._file = file.open("a", encoding="utf-8")
-        self._metrics = Sinks([JsonlSink(metrics), *sinks])
+        self._metrics = JsonlSink(metrics)
+        self._trackers = trackers
         self._steps = steps
         self._minibatches = minibatches
         self._clean = clean
@@ -326,7 +330,10 @@ class TrainLog:
             self.train_seconds += numbers.values.get("perf/train_time", 0.0)
             return
         step = numbers.index // self._minibatches + 1
-        self._metrics.write(step, {name: value for name, value in numbers.values.items() if name != "train/step"})
+        values = {name: value for name, value in numbers.values.items() if name != "train/step"}
+        self._metrics.write(step, values)
+        if self._trackers is not None:
+            self._trackers.write(step, values)
         loss = numbers.values.get("train/loss")
         note = self._note or ("" if loss is None else f"loss {loss:.3f}")
         seconds = time.monotonic() - self._began

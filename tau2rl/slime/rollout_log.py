@@ -11,12 +11,14 @@ from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.report.cost import Costs, Session
+from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor, dominated, habit_metrics
 from tau2rl.runs import records
 from tau2rl.runs.files import json_lines, write_json
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.sessions import session_folders
-from tau2rl.runs.tracking import JsonlSink, Sinks, open_sinks
+from tau2rl.runs.trackers import open_trackers
+from tau2rl.runs.tracking import JsonlSink
 from tau2rl.runs.validation import write_validation
 from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, batch_advantages
@@ -44,7 +46,8 @@ class RolloutLog:
         self._last_rollout = -1
         self._monitor: Monitor | None = None  # made at the first rollout: by then a resumed run has taken back later lines
         self._costs = CostTracker(folder, config)
-        self._sinks = Sinks(open_sinks(config.tracking, folder, dump(config)))  # this process's own
+        self._trackers = open_trackers(folder, config, process="rollout")  # this process's own
+        self._sample = ConversationSample(config)
 
     def clean(self, text: str) -> str:
         """The text without the values of keys."""
@@ -54,6 +57,7 @@ class RolloutLog:
         """Take note of an episode. One of a validation is written with all others of it, when it is over."""
         with self._lock:
             self._costs.add(record.episode)
+            self._sample.add(record)
             if validation:
                 self._validated.append((record, metadata))
                 return
@@ -116,7 +120,9 @@ class RolloutLog:
             log.error("cannot keep %s: %s", record.attempt.key, error)
 
     def _write_numbers(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
-        self._sinks.write(step, numbers)
+        with self._lock:
+            conversations = self._sample.take()
+        self._trackers.write(step, numbers, conversations)
         try:
             sink = JsonlSink(self._folder / "metrics.jsonl")
             sink.write(step, numbers)

@@ -13,7 +13,7 @@ from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
 from tau2rl.rollouts.monitors import habits_of
 from tau2rl.rollouts.runner import Outcome
-from tau2rl.types import CallTool, Episode, Message, Score, TaskRef, TrainingSample, Turn
+from tau2rl.types import Episode, Message, Score, TaskRef, TrainingSample, Turn
 from tau2rl.verify.evidence import is_evidence
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ class SampleMetadata:
         episode, task = played.episode, played.attempt.task
         shaped = None if score is None else score.shaped
         evidence = shaped is not None and is_evidence(episode, algo or AlgoConfig())
-        to_user = [turn for turn in episode.turns if turn.actions and not any(isinstance(a, CallTool) for a in turn.actions)]
         return SampleMetadata(
             task=task.key,
             domain=task.domain,
@@ -95,8 +94,8 @@ class SampleMetadata:
             tries=played.tries,
             seconds=episode.seconds,
             policy_seconds=sum(turn.seconds for turn in episode.turns),
-            user_seconds=sum(turn.env_seconds for turn in to_user),
-            user_messages=len(to_user),
+            user_seconds=sum(episode.user_waits),
+            user_messages=len(episode.user_waits),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Verified tasks made from a domain's database: rules -> affordances -> composed tasks -> proofs -> tau2's Task JSON."""
+"""Verified tasks, made from a database (telecom: from problems): rules -> requests -> composed tasks -> proofs -> Task JSON."""

@@ -10,8 +10,8 @@ from tau2rl.data.layouts import Facts
 from tau2rl.env.domain import known_domains
 from tau2rl.env.task_replay import Replayer
 from tau2rl.env.tasks import is_test
+from tau2rl.synth.database_tasks import AFFORDANCES
 from tau2rl.synth.guard import Guard, Overlap, as_text
-from tau2rl.synth.make import DOMAINS
 from tau2rl.types import TaskRef
 
 KINDS = ("test tasks", "users", "entities", "gold arguments", "runs of words")
@@ -29,7 +29,7 @@ class RowGuard:
 
     def compared(self, name: str) -> tuple[str, ...]:
         """What is compared for a domain; nothing where nobody knows it."""
-        return KINDS if name in DOMAINS else KINDS[:1] if name in known_domains() else ()
+        return KINDS if name in AFFORDANCES else KINDS[:1] if name in known_domains() else ()
 
     def of_row(self, said: Facts) -> dict[str, tuple[str, ...]]:
         """Kind of overlap -> what is shared; only the kinds with something in them."""
@@ -37,7 +37,7 @@ class RowGuard:
         played = TaskRef(domain=said.domain, task_id=said.task, split=said.split or "base")
         if said.domain in known_domains() and is_test(played):
             found[KINDS[0]] = (said.task,)
-        if said.domain not in DOMAINS:
+        if said.domain not in AFFORDANCES:
             return found
         guard = self._guard(said.domain)
         text = "\n".join([said.said, *(json.dumps(call.arguments) for call in said.calls)])
@@ -59,4 +59,4 @@ def _by_kind(overlap: Overlap) -> dict[str, tuple[str, ...]]:
 
 def _guard(name: str) -> Guard:
     replayer = Replayer(name)
-    return Guard(domain=DOMAINS[name](replayer.rows()), tests=replayer.test_tasks(), writes=replayer.writes)
+    return Guard(domain=AFFORDANCES[name](replayer.rows()), tests=replayer.test_tasks(), writes=replayer.writes)

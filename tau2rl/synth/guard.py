@@ -73,6 +73,59 @@ class Guard:
         return [as_text(a["name"], a["arguments"]) for a in actions if a["name"] in self.writes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelecomOverlap:
+    """What a telecom task shares with the test tasks: `TelecomOverlap(people=("C1001",), composition="mms_issue: ...")`."""
+
+    people: tuple[str, ...]  # by name, phone number, or id of theirs
+    composition: str  # the same things wrong with what the same customers want; "" where no test task has them
+    words: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.people or self.composition or self.words)
+
+
+class TelecomGuard:
+    """Knows what telecom's test tasks are about: a few people, and what is wrong, which their ids name."""
+
+    def __init__(self, *, rows: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) -> None:
+        """`rows`: tau2's own database, whose customers are those of the test tasks; `tests`: tau2 tasks as JSON values."""
+        self.tests = tests
+        lines = {line["line_id"]: line["phone_number"] for line in rows["lines"]}
+        self.people = {
+            customer["customer_id"]: {
+                customer["full_name"], customer["email"], customer["phone_number"], customer["customer_id"],
+                *customer["line_ids"], *customer["bill_ids"], *(lines[id] for id in customer["line_ids"]),
+            }
+            for customer in rows["customers"]
+        }  # fmt: skip
+        self.compositions = frozenset(composition_of(task["id"]) for task in tests)
+        self._words = frozenset(run for task in tests for run in runs(spoken(task)))
+
+    def overlap(self, task: Mapping[str, Any], intent: str, problems: Iterable[str]) -> TelecomOverlap:
+        """What this task shares with them; `intent` without tau2's `_issue`, `problems` by tau2's names."""
+        text, composition = json.dumps(task), (f"{intent}_issue", frozenset(problems))
+        return TelecomOverlap(
+            people=tuple(id for id, named in self.people.items() if any(name in text for name in named)),
+            composition=f"{composition[0]}: {'|'.join(sorted(problems))}" if composition in self.compositions else "",
+            words=tuple(sorted(runs(spoken(task)) & self._words)),
+        )
+
+
+def composition_of(task_id: str) -> tuple[str, frozenset[str]]:
+    """The intent and the problems that the id of one of tau2's telecom tasks names.
+
+    >>> composition_of("[mms_issue]airplane_mode_on|bad_wifi_calling[PERSONA:Hard]") == (
+    ...     "mms_issue", frozenset({"airplane_mode_on", "bad_wifi_calling"})
+    ... )
+    True
+    """
+    found = re.fullmatch(r"\[(\w+)\]([\w|]+)\[PERSONA:\w+\]", task_id)
+    if found is None:
+        raise ValueError(f"`{task_id}` is not named as tau2 names its telecom tasks")
+    return found[1], frozenset(found[2].split("|"))
+
+
 def as_text(name: str, arguments: Mapping[str, Any]) -> str:
     """A call with all its arguments, as it is compared."""
     return json.dumps([name, arguments], sort_keys=True)

@@ -12,15 +12,12 @@ from tau2rl.env.task_replay import Outcome, Replayer
 from tau2rl.env.tasks import closing_words
 from tau2rl.synth.affordances import Affordances
 from tau2rl.synth.compose import Composed
+from tau2rl.synth.generator import Rejected
 from tau2rl.synth.request import MARGIN, call_of
 from tau2rl.synth.rules import RuleBook
 from tau2rl.types import CallTool
 
 SOLVED = 1.0 - 1e-6
-
-
-class Rejected(Exception):
-    """A task that does not hold; the message is the reason, in the same words for the same reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

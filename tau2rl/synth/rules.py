@@ -38,13 +38,7 @@ class RuleBook:
         self.by_tool = {tool: tuple(_rule(entry) for entry in entries) for tool, entries in data.items() if tool != "task"}
         self.of_task = tuple(_rule(entry) for entry in data.get("task", ()))
         self._checks, self._task_checks = checks, task_checks
-        known = " ".join(policy.split())
-        for rule in self.all():
-            if " ".join(rule.policy.split()) not in known:
-                raise UserError(
-                    f"rule `{rule.id}` of `{name}` quotes a sentence that is not in the policy of the installed tau2",
-                    hint=f"the sentence: {rule.policy}",
-                )
+        check_quotes(policy, {f"rule `{rule.id}` of `{name}`": rule.policy for rule in self.all()})
 
     def all(self) -> list[Rule]:
         """Every rule, in the order of the file."""
@@ -65,6 +59,16 @@ class RuleBook:
     def broken_together(self, calls: Sequence[CallTool]) -> list[Rule]:
         """The rules about a whole conversation that these calls, in this order, break."""
         return [rule for rule in self.of_task if not self._task_checks[rule.check](calls)]
+
+
+def check_quotes(policy: str, quotes: Mapping[str, str]) -> None:
+    """Raise UserError where one of the sentences is not in the policy; `quotes`: what quotes it -> the sentence."""
+    known = " ".join(policy.split())
+    for what, sentence in quotes.items():
+        if " ".join(sentence.split()) not in known:
+            raise UserError(
+                f"{what} quotes a sentence that is not in the policy of the installed tau2", hint=f"the sentence: {sentence}"
+            )
 
 
 def _rule(entry: Mapping[str, Any]) -> Rule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,8 @@ from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
-from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, exports, last_step
+from tau2rl.runs.budget import Spent, is_over, step_meter, stop
+from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, begins_anew, exports, last_step
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import PhaseTimer, sessions, timed
@@ -32,6 +34,7 @@ from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
 from tau2rl.train.sft import SFTStep, Split, account_of, flat, mean_loss, split_rows, train
+from tau2rl.train.state import STATE_FILE
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import GRPOTrainer
 
@@ -110,6 +113,8 @@ class _SFTRun:
     def train(self, model: nn.Module, rows: Split, start: Path) -> dict[str, Any]:
         """Train the model in place; what the report says of it."""
         config, folder = self._config, self._folder
+        if not os.path.lexists(folder.checkpoints / STATE / STATE_FILE):
+            begins_anew(folder, save_every=config.train.save_every)
 
         def val_loss() -> float | None:
             if not rows.val:
@@ -117,20 +122,29 @@ class _SFTRun:
             with self._timer.phase("validation"):
                 return mean_loss(model, flat(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
 
-        before = val_loss()
-        with Curves(config, config.tracking, folder) as curves:
+        before, meter = val_loss(), step_meter(config, folder, total=config.train.steps)
+        with Curves(config, folder) as curves:
+
+            def on_begin(done: int) -> None:
+                meter.count_done(done)
+                is_over(meter, done)
+                stop(meter, done)
 
             def on_step(step: SFTStep) -> None:
+                meter.count(Spent(seconds=step.seconds))
+                self._timer.largest_step = meter.largest
                 self._log(step, curves)
                 if exports(step.step, config.train.export_every):
                     with self._timer.phase("saving"):
                         write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=start)
                 if exports(step.step, config.train.save_every):
                     self._timer.write()
+                is_over(meter, step.step)
+                stop(meter, step.step)
 
             result = train(
                 model, rows.train, config.train, config.local,
-                seed=config.seed, val=rows.val, folder=folder.checkpoints / STATE, on_step=on_step,
+                seed=config.seed, val=rows.val, folder=folder.checkpoints / STATE, on_begin=on_begin, on_step=on_step,
             )  # fmt: skip
         return {
             **asdict(result),

@@ -13,7 +13,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.score import score_episode
 from tau2rl.train.trainer import ScoredTrajectory
-from tau2rl.types import Episode, TaskRef
+from tau2rl.types import Attempt, Episode, TaskRef
 from tau2rl.verify.evidence import is_evidence
 
 
@@ -25,6 +25,7 @@ class Group:
     episodes: tuple[Episode, ...]  # [group]
     scores: tuple[float | None, ...]  # [group]; None = no evidence, in no loss and no mean
     advantages: tuple[tuple[float, ...] | None, ...]  # [group][1 or num_turns]
+    first: int = 0  # the number of the first attempt
 
     @property
     def has_signal(self) -> bool:
@@ -33,19 +34,27 @@ class Group:
 
     def trajectories(self) -> list[ScoredTrajectory]:
         """What the trainer sees: the episodes that are evidence, those with an advantage of 0 too."""
-        pairs = zip(self.episodes, self.advantages, strict=True)
-        return [ScoredTrajectory(samples=pack(e), advantages=a) for e, a in pairs if a is not None and e.turns]
+        members = zip(self.episodes, self.advantages, self.attempts(), strict=True)
+        return [
+            ScoredTrajectory(samples=pack(e), advantages=a, attempt=attempt)
+            for e, a, attempt in members
+            if a is not None and e.turns
+        ]
+
+    def attempts(self) -> list[str]:
+        """Their keys."""
+        return [Attempt(task=self.task, index=self.first + i, seed=e.seed).key for i, e in enumerate(self.episodes)]
 
 
-def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec) -> Group:
-    """Scores and advantages of a group; what is no evidence has neither."""
+def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec, *, first: int = 0) -> Group:
+    """Scores and advantages of a group; what is no evidence has neither. `first`: the number of its first attempt."""
     algo = config.algo
     scores_G = [_score(episode, spec) if is_evidence(episode, algo) else None for episode in episodes]
     turn_rewards_G = [()] * len(episodes)
     if algo.estimator in TURN_ESTIMATORS:
         turn_rewards_G = [episode_turn_rewards(episode, turn_table(config.reward, algo)) for episode in episodes]
     advantages_G = group_advantages(scores_G, turn_rewards_G, algo)
-    return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G))
+    return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G), first=first)
 
 
 def _score(episode: Episode, spec: RewardSpec) -> float | None:

@@ -2,16 +2,16 @@
 
 `GRPO.train` is the algorithm; what it calls follows in that order. Beside it: scores and advantages are `group.py`, the gradient
 step `trainer.py`, its loss `losses.py`, the sampler `policy.py`, the numbers of a step `metrics.py`. Episodes are played by the
-one loop, `rollout/`.
+one loop, `rollouts/`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,18 @@ from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
-from tau2rl.runs.checkpoints import STATE, exports
+from tau2rl.runs.budget import is_over, step_meter, stop
+from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.tracking import Curves, rewind_episodes
+from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_logprobs
 from tau2rl.runs.validation import write_validation
 from tau2rl.train.group import Group, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
@@ -67,6 +70,7 @@ class GRPO:
     timer: PhaseTimer
     marked: _Mark | None = None
     began: float = field(default_factory=time.monotonic)
+    event: ProgressEvent = field(init=False)  # behind the last whole step
 
     async def train(self) -> None:
         """From the saved state, or the start, to the last step. Raises RunIncomplete when nothing but failures comes back."""
@@ -76,21 +80,32 @@ class GRPO:
             done = self._restore()
         self._mark(done)
         monitor = self._monitor(done)
-        self.progress(ProgressEvent(done=done, total=config.train.steps, unit="steps"))
-        with Curves(config, config.tracking, self.folder) as curves:
+        total = config.train.steps
+        meter = step_meter(config, self.folder, total=total, now=self.rollouts.costs)
+        meter.count_done(done)
+        is_over(meter, done)
+        stop(meter, done)
+        self.event = ProgressEvent(done=done, total=total, unit="steps")
+        self.rollouts.on_play = self._tell
+        self._tell()
+        with Curves(config, self.folder) as curves:
             async with local_policy(
                 self.trainer.model, config.sampling, config.local, config.chat, self.rollouts.codec
             ) as policy:
                 for step in range(done + 1, config.train.steps + 1):
-                    metrics = await self._step(step, policy)
+                    with meter.step():
+                        metrics = await self._step(step, policy)
                     marks, alarms = monitor.look(metrics) if monitor else ({}, {})
-                    curves.write(step, {**metrics, **marks})
+                    curves.write(step, {**metrics, **marks}, self.rollouts.sample.take())
                     self._mark(step)
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
-                        self._save(step, stops=bool(alarms) and config.monitors.action == "stop")
+                        alarmed = bool(alarms) and config.monitors.action == "stop"
+                        self._save(step, stops=alarmed or is_over(meter, step))
+                    timer.largest_step = meter.largest
                     timer.write()
                     self._raise_alarms(step, alarms)
+                    stop(meter, step)
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""
@@ -107,6 +122,8 @@ class GRPO:
             self.trainer.model.eval()  # sampling is without dropout
             await policy.sync_weights()
         self.timer.trained += update.tokens if update else 0
+        if self.config.rollout.keep and update:
+            write_logprobs(self.folder.path, step, update.old_logprobs)
 
         metrics = {**rollout_metrics(groups), "groups/trained": len(batch), **update_metrics(update)}
         metrics |= speed_metrics(metrics, update, rollout=rolled - began, train=time.monotonic() - rolled)
@@ -121,6 +138,8 @@ class GRPO:
         attempts = plan(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
         async with aclosing(self.rollouts.play(attempts, validation_policy(policy, config))) as played:
             records = [record_of(one, config, self.rollouts.spec) async for one in played]
+        for record in records:
+            self.rollouts.sample.add(record)
         write_validation(self.folder.path, step, records, redactor=Redactor(key_variables(dump(config))))
         return mean([float(won) for record in records if (won := outcome(record.episode)) is not None])
 
@@ -129,10 +148,12 @@ class GRPO:
         shown = "-" if reward is None else f"{reward:.3f}"
         useful, tried = metrics["groups/useful"], metrics["groups/tried"]
         log.info("step %d: reward %s, %s of %s groups have a signal", step, shown, useful, tried)
-        seconds = time.monotonic() - self.began
-        self.progress(
-            ProgressEvent(done=step, total=self.config.train.steps, seconds=seconds, unit="steps", note=f"reward {shown}")
-        )
+        self.event = replace(self.event, done=step, seconds=time.monotonic() - self.began, note=f"reward {shown}")
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say how far it is, and how many episodes are played at the time."""
+        self.progress(replace(self.event, in_flight=self.rollouts.in_flight))
 
     def save_interrupted(self) -> None:
         """Write the state as it was behind the last whole step; nothing where the step that was cut off has moved weights."""
@@ -182,7 +203,10 @@ class GRPO:
                 self.rollouts.sampler.restore(state["tasks"])
                 done = int(state["step"])
             log.info("goes on behind step %d", done)
+        else:
+            begins_anew(self.folder, save_every=self.config.train.save_every)
         rewind_episodes(self.folder.episodes, before=first_index(self.config, done + 1))
+        rewind_logprobs(self.folder.path, before=done + 1)
         return done
 
 
@@ -203,12 +227,16 @@ class Rollouts:
     costs: Costs = field(default_factory=Costs)
     sampler: TaskSampler = field(init=False)
     circuit_breaker: CircuitBreaker = field(init=False)
+    sample: ConversationSample = field(init=False)  # for trackers
+    in_flight: int = 0
+    on_play: Callable[[], None] = field(default=lambda: None)  # called when an episode begins or ends
 
     def __post_init__(self) -> None:
         config = self.config
         keys = [task.key for task in self.tasks]
         self.sampler = TaskSampler(keys, config.algo.curriculum, group_size=config.rollout.num_samples, seed=config.seed)
         self.circuit_breaker = CircuitBreaker(after=config.rollout.give_up_after)
+        self.sample = ConversationSample(config)
 
     async def groups(self, step: int, policy: Policy) -> list[Group]:
         """All groups of a step: `tasks_per_step` of them, and as many again while too few have a signal, up to the cap.
@@ -240,15 +268,30 @@ class Rollouts:
         async with aclosing(self.play(attempts, policy)) as played:
             async for one in played:
                 found[one.attempt.index] = one.episode
-                if one.episode.status is Status.FAILED or self.config.rollout.keep:
-                    self.folder.append(record_of(one, self.config, self.spec))
+                keep = one.episode.status is Status.FAILED or self.config.rollout.keep
+                if keep or self.sample.wanted:
+                    record = record_of(one, self.config, self.spec)
+                    self.sample.add(record)
+                    if keep:
+                        self.folder.append(record)
         episodes = [found[attempt.index] for attempt in attempts]
-        return [score_group(task, episodes[i * size : (i + 1) * size], self.config, self.spec) for i, task in enumerate(tasks)]
+        return [
+            score_group(task, episodes[i : i + size], self.config, self.spec, first=first + i)
+            for task, i in zip(tasks, range(0, len(episodes), size), strict=True)
+        ]
 
     async def play(self, attempts: Sequence[Attempt], policy: Policy) -> AsyncGenerator[Outcome]:
         """The attempts' episodes as they end. Raises RunIncomplete when nothing but failures comes back."""
         rollout = self.config.rollout
-        once = episode_runner(self.config, self.codec, lambda _: policy)
+        play = episode_runner(self.config, self.codec, lambda _: policy)
+
+        async def once(attempt: Attempt) -> Episode:
+            self._fly(1)
+            try:
+                return await play(attempt)
+            finally:
+                self._fly(-1)
+
         async with aclosing(outcomes(attempts, play=once, concurrency=rollout.concurrency, retries=rollout.retries)) as episodes:
             async for one in episodes:
                 for episode in (*one.failed, one.episode):
@@ -257,8 +300,6 @@ class Rollouts:
                 if self.circuit_breaker.opens_at(one):
                     raise RunIncomplete(f"{self.circuit_breaker.failures} episodes in a row failed: {one.episode.failure}")
 
-
-def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:
-    """The number of the first attempt of a step, or of one of its resample rounds; those of earlier steps are smaller."""
-    batches = step * (config.algo.max_resample_rounds + 1) + resample
-    return batches * config.train.tasks_per_step * config.rollout.num_samples
+    def _fly(self, by: int) -> None:
+        self.in_flight += by
+        self.on_play()

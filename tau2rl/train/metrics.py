@@ -25,6 +25,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
     episodes = [e for group in groups for e in group.episodes]
     evidence = [e for e in episodes if e.status is not Status.FAILED]
     statuses = Counter(e.status for e in episodes)
+    waits = [seconds for e in episodes for seconds in e.user_waits]
     return {
         "reward/mean": mean([e.grade.reward for e in evidence if e.grade]),
         "score/mean": mean([s for group in groups for s in group.scores if s is not None]),
@@ -39,6 +40,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
         "tokens/sampled": sum(e.sampled_tokens for e in episodes),
         "tokens/thought": sum(e.thought_tokens for e in episodes),
         "calls/refused": mean([float(e.invalid_calls) for e in evidence]),
+        "seconds/user_message": mean(waits),
         "score/dominated": dominated(
             (group.task.key, episode.solved, score)
             for group in groups
@@ -51,12 +53,11 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
 
 def update_metrics(update: Update | None) -> dict[str, float | None]:
     """The trainer's page; None throughout when no group had a signal."""
-    names = [f"train/{each.name}" for each in fields(Update) if each.name != "mismatch"]
-    if update is None:
-        return dict.fromkeys([*names, *(f"mismatch/{each.name}" for each in fields(Mismatch))])
-    values = asdict(update)
-    apart = values.pop("mismatch")
-    return dict(zip(names, values.values(), strict=True)) | {f"mismatch/{name}": value for name, value in apart.items()}
+    names = [each.name for each in fields(Update) if each.name not in ("mismatch", "old_logprobs")]
+    apart = None if update is None else asdict(update.mismatch)
+    return {f"train/{name}": None if update is None else getattr(update, name) for name in names} | {
+        f"mismatch/{each.name}": None if apart is None else apart[each.name] for each in fields(Mismatch)
+    }
 
 
 def speed_metrics(

@@ -17,6 +17,7 @@ from torch import nn
 from tau2rl.config import LocalConfig, LocalTrainConfig
 from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
+from tau2rl.runs.checkpoints import refuse_code
 from tau2rl.train.engine.proof import engine_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 
 DType = Literal["float32", "bfloat16"]
+# What transformers raises for one that is damaged, of an unknown kind, quantized for a library that is not here, with code of its
+# own, with a pickle that holds more than tensors, or with a config.json whose values are of other types.
+NOT_READ = (
+    *(OSError, ValueError, EOFError, RuntimeError, ImportError, AttributeError, LookupError, TypeError, ArithmeticError),
+    pickle.UnpicklingError,
+)
 
 
 def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
@@ -38,14 +45,14 @@ def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -
     _refuse_adapter(Path(folder))
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
+    refuse_code(Path(folder), trusting=False)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, weights_only=True,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    # Damaged, of an unknown kind, with code of its own, or with a pickle that holds more than tensors.
-    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, StrictDataclassError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except (*NOT_READ, SafetensorError, StrictDataclassError) as error:
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
         hint = "code that a checkpoint brings along is never run"
         raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}", hint=hint) from None
     model, info = found
@@ -61,7 +68,7 @@ def _refuse_adapter(folder: Path) -> None:
         return
     try:
         base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "its base"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         base = "its base"
     raise UserError(
         f"`{folder}` holds a peft adapter of `{base}`, not a whole model: merge it first",

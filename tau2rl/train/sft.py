@@ -17,7 +17,7 @@ from torch import nn
 from tau2rl.config import LocalTrainConfig, SftTrainConfig
 from tau2rl.data.encoding import Encoded
 from tau2rl.data.task_sampling import ShuffledEpochs
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
 from tau2rl.train.optim import Optimizer
 from tau2rl.train.state import load_state, rng_state, save_state, set_weights, trained_weights, understood
@@ -61,13 +61,15 @@ def train(
     seed: int = 0,
     val: Sequence[Conversation] = (),
     folder: Path | None = None,
+    on_begin: Callable[[int], None] = lambda _: None,
     on_step: Callable[[SFTStep], None] = lambda _: None,
 ) -> SFTResult:
     """Train in place; with `folder`, save there and continue what is there: interrupted or not, the weights end up the same.
 
     Every step has the same number of conversations, whatever the number of samples of one; all its assistant tokens weigh alike.
     With early stopping the model ends with the weights of the best validation.
-    Raises UserError when there is nothing to train on.
+    `on_begin` gets the steps that are done. What it or `on_step` raises to end the run behind a step (RunIncomplete) is kept as
+    that step left it. Raises UserError when there is nothing to train on.
     """
     if not any(any(sample.loss_mask[1:]) for sample in flat(conversations)):
         raise UserError("no assistant token to train on", hint="look at the report of the data: were all rows left out?")
@@ -80,6 +82,7 @@ def train(
 
     last_loss = float("nan")
     with state.kept_when_interrupted():
+        on_begin(optimizer.steps)
         while optimizer.steps < config.steps and not stopper.stops:
             began, rate = time.monotonic(), optimizer.learning_rate
             rows = flat([conversations[i] for i in order.take(batch_size)])
@@ -154,7 +157,7 @@ class _State:
         """An interruption inside saves the last mark; where weights have moved since, what was saved before stands."""
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RunIncomplete):
             if self.marked[0] == self.optimizer.steps:
                 self.save()
             raise

@@ -14,7 +14,7 @@ from tau2rl.chat.template import chat_dicts
 from tau2rl.config import ShapeConfig
 from tau2rl.data.rows import BadRow, read_row
 from tau2rl.errors import UserError
-from tau2rl.train.model import publish, save, unpublished
+from tau2rl.train.model import NAMED, publish, save, unpublished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -175,9 +175,11 @@ def _make_copying_easy(model: nn.Module, shape: ShapeConfig) -> None:
 
 def create_tiny(rows: Iterable[tuple[str, Mapping[str, Any]]], shape: ShapeConfig, folder: Path, *, seed: int) -> None:
     """Write a randomly initialized model and a tokenizer made from the first rows: the same files for the same rows and seed."""
-    texts = list(islice(render_rows(rows), TOKENIZER_ROWS))
+    faults: list[str] = []
+    texts = list(islice(render_rows(rows, faults), TOKENIZER_ROWS))
     if not texts:
-        raise UserError("no row to make a tokenizer from", hint="`data.files` names the rows")
+        found = f": {'; '.join(faults[:NAMED])}{'; ...' if len(faults) > NAMED else ''}" if faults else ""
+        raise UserError(f"no row to make a tokenizer from{found}", hint="`data.files` names the rows")
     tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size)
     model = create(
         shape,
@@ -192,14 +194,15 @@ def create_tiny(rows: Iterable[tuple[str, Mapping[str, Any]]], shape: ShapeConfi
     publish(draft, folder)
 
 
-def render_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[str]:
-    """The text of each row that can be read, as the tiny model's chat template writes it."""
+def render_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], faults: list[str]) -> Iterable[str]:
+    """The text of each row that can be read, as the tiny model's chat template writes it; what is wrong with others: `faults`."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     for name, data in rows:
         try:
             row = read_row(data, name=name)
-        except BadRow:  # named in the report, by whoever encodes the rows
+        except BadRow as fault:  # named in the report, by whoever encodes the rows
+            faults.append(f"{name}: {fault}")
             continue
         tools: Sequence[Any] = row.tools
         found: Any = render_jinja_template(

@@ -5,10 +5,10 @@ Who sampled them, what they scored and how advantages were made is not known her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +36,7 @@ class ScoredTrajectory:
 
     samples: tuple[TrainingSample, ...]
     advantages: tuple[float, ...]  # [num_turns], of all samples in their order, or a single one for all turns
+    attempt: str = ""  # its key; "" where nobody asks for what the trainer thought of it
 
     @property
     def num_sampled(self) -> int:
@@ -80,6 +81,7 @@ class Update:
     padding_share: float  # of the places in attention; nothing else is padded
     shared_share: float  # of the tokens that went through the model as part of another conversation
     mismatch: Mismatch  # the sampler's log-probabilities against the trainer's
+    old_logprobs: dict[str, list[list[float]]]  # attempt -> [num_turns][num_tokens], before the step; 0 where the mask is 0
 
 
 class GRPOTrainer:
@@ -145,6 +147,7 @@ class GRPOTrainer:
             padding_share=work.padding_share,
             shared_share=work.shared_share,
             mismatch=_compare([micro for minibatch in minibatches for micro in minibatch]),
+            old_logprobs=dict(each for run, micros in zip(runs, minibatches, strict=True) for each in _of_turns(run, micros)),
         )
 
     def save(self, folder: Path, *, rng: dict[str, Any] | None = None, **more: Any) -> Path:
@@ -170,7 +173,8 @@ class GRPOTrainer:
             for row, i in enumerate(rows):
                 _write_advantages(advantages[row], parts[i])
             sizes = torch.tensor([parts[i].num_sampled for i in rows], dtype=batch.mask.dtype, device=device)
-            found.append(_MicroBatch(batch=batch, advantages=advantages, sizes=sizes, reference=self._score_reference(batch)))
+            reference = self._score_reference(batch)
+            found.append(_MicroBatch(rows=rows, batch=batch, advantages=advantages, sizes=sizes, reference=reference))
         return found
 
     def _step(self, minibatch: Sequence[_MicroBatch], *, num_sequences: int) -> _Step:
@@ -229,6 +233,7 @@ def shares(batch: Sequence[ScoredTrajectory], count: int) -> list[Sequence[Score
 
 @dataclass(slots=True, kw_only=True)
 class _MicroBatch:
+    rows: Sequence[int]  # [batch], the numbers of its samples among those of its minibatch
     batch: Batch
     advantages: Tensor  # [batch, time]
     sizes: Tensor  # [batch], sampled tokens of the trajectory that a row is of
@@ -258,6 +263,16 @@ def _write_advantages(row: Tensor, part: _Row) -> None:
         return
     for (start, end), value in zip(part.sample.turn_spans, part.advantages, strict=True):
         row[start:end] = value
+
+
+def _of_turns(run: Sequence[ScoredTrajectory], micro_batches: Sequence[_MicroBatch]) -> Iterator[tuple[str, list[list[float]]]]:
+    """The named trajectories of a minibatch, each with the old log-probabilities of its turns."""
+    rows = {n: micro.old[i] for micro in micro_batches if micro.old is not None for i, n in enumerate(micro.rows)}
+    numbers = count()
+    for trajectory in run:
+        samples = [(rows[next(numbers)], sample.turn_spans) for sample in trajectory.samples]
+        if trajectory.attempt:
+            yield trajectory.attempt, [row[start:end].tolist() for row, spans in samples for start, end in spans]
 
 
 def _mean(values: Sequence[float]) -> float:

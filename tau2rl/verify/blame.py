@@ -3,43 +3,20 @@
 Asked in this order, the first that answers has it: did our world break; is the task on the quarantine list; did the simulated
 user break its own rules; else it was the agent, whose failure gets a name from what it did against the reference actions.
 A user's mistake is looked for in successes too: a score that leaves out only the failures behind it would be too good.
-
-The gates see identifiers, words and order. A user that makes up a story without an identifier in it passes them.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from tau2rl.enums import TRANSFER_TOOL, UserSignal
+from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.reward.tiers import canonical
 from tau2rl.types import CallTool, Episode, Fault, Message, Status, TaskRef
-from tau2rl.verify.rules import ASKS_CONFIRMATION, REPEATS, Call, calls_of, consents, repeated_call, unconfirmed, writes_of
-
-SIGNAL = re.compile("|".join(UserSignal))
-IDENTIFIER = re.compile(  # an e-mail address; letters and digits together; a number of five digits or more
-    r"[\w.+-]+@[\w-]+(?:\.\w+)+|#?\b(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}\b|\b\d{5,}\b"
-)
-ASKED = re.compile(r"\?|\b(?:provide|tell me|give me|share|confirm|verify|send me|need your|let me know)\b", re.IGNORECASE)
-AGENTS_WORDS = re.compile(
-    r"<tool_call>|\"arguments\"\s*:|\bhow (?:can|may) i (?:help|assist)\b|\banything else i can (?:help|assist|do)\b"
-    r"|\bi can (?:help|assist) you\b|\bi(?:'ll| will| can)? (?:look up|pull up|check|locate) your\b"
-    r"|\b(?:could|can|may|would) (?:you|i) (?:please )?(?:provide|have|verify|confirm|get) your\b"
-    r"|\bi(?:'ve| have) (?:successfully |now |just )?(?:cancel+ed|processed|updated|refunded|exchanged|booked|modified) your\b"
-    r"|\byour (?:order|reservation|flight|request|refund|line) has been (?:successfully )?(?:cancel+ed|processed|updated|booked)",
-    re.IGNORECASE,
-)
-PROPOSES = re.compile(
-    r"\b(?:confirm|proceed|go ahead|shall i|should i|would you like (?:me )?to|do you want (?:me )?to"
-    r"|is (?:this|that) (?:ok|correct|right))\b",
-    re.IGNORECASE,
-)
-MEASURE = re.compile(r"\d{1,4}[a-z]{1,6}|\d+(?:-[a-z]+)+", re.IGNORECASE)  # 10am, 32GB, 2-hour: no identifiers
-WORDS = 16  # characters; shorter ones anybody may say again ("No, that is all.")
+from tau2rl.verify.rules import ASKS_CONFIRMATION, REPEATS, Call, calls_of, repeated_call, unconfirmed, writes_of
+from tau2rl.verify.user_faults import WORDS, Line, UserGates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,33 +56,18 @@ def blame(episode: Episode, facts: TaskFacts) -> Blame | None:
 
 def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
     """What the simulated user did against its own rules, in order."""
-    known, asked, opening = f"{facts.instructions}\n{facts.domain_policy}".lower(), facts.volunteers, True
-    said: Counter[str] = Counter()
-    answered: set[tuple[str, str]] = set()
-    last = ""
-    for who, text, acts in lines_of(episode):
-        if who == "user":
-            spoken = SIGNAL.sub("", text).strip()
-            if not text.strip() and not acts:
-                yield _user("empty_turn")
-            if AGENTS_WORDS.search(spoken):
-                yield _user("role_flip", spoken[:100])
-            identifiers = [one for one in IDENTIFIER.findall(spoken) if not MEASURE.fullmatch(one)]
-            if strange := [one for one in identifiers if not _stands_in(one, known)]:
-                yield _user("invented_fact", strange[0])
-            if early := [one for one in identifiers if not asked and not _stands_in(one, f"{facts.reason}\n{last}".lower())]:
-                yield _user("told_before_asked", early[0])
-            said[spoken.lower()] += "?" not in last or (last, spoken) not in answered  # who asks again is told the same again
-            answered.add((last, spoken))
-            if len(spoken) > WORDS and said[spoken.lower()] == REPEATS:
-                yield _user("repetition", spoken[:100])
-            if UserSignal.STOP in text and _cut_short(last, spoken) and against_reference(episode, facts)[1]:
-                yield _user("stopped_too_early", spoken[:100])
-            opening = False
-        elif who == "agent":
-            asked = asked or (not opening and bool(ASKED.search(text)))
-            last = text
-        known += "\n" + text.lower()
+    gates = UserGates(
+        instructions=facts.instructions,
+        reason=facts.reason,
+        domain_policy=facts.domain_policy,
+        unfinished=bool(against_reference(episode, facts)[1] or _undone(episode, facts)),
+        agent_tools=facts.tool_kinds,
+        user_tools=facts.user_tools if episode.trajectory else (),
+        volunteers=facts.volunteers,
+    )
+    for line in lines_of(episode):
+        for name, detail in gates.hear(line):
+            yield Blame(fault=Fault.USER, name=name, detail=detail)
 
 
 def facts_of(ref: TaskRef) -> TaskFacts:
@@ -167,11 +129,9 @@ def _by_writes(extra: Sequence[CallTool], missing: Sequence[CallTool]) -> Blame 
 
 def _by_what_is_missing(episode: Episode, calls: Sequence[Call], missing: Sequence[CallTool], facts: TaskFacts) -> Blame:
     """No write is wrong: one was not made, the user was left alone with what it found, or something was not said."""
-    made = [
-        str(call.get("name")) for message in episode.trajectory if message.get("role") == "user" for call in _tool_calls(message)
-    ]
-    undone = [name for name in facts.user_gold if name not in made]
-    if made and (missing or undone):
+    acted = any(line.who == "user" and line.calls for line in lines_of(episode))
+    undone = _undone(episode, facts)
+    if acted and (missing or undone):
         return _agent("missing_follow_up", ", ".join([*(c.name for c in missing), *undone]))
     if (missing or undone) and not calls:
         return _agent("gave_up", ", ".join([*(c.name for c in missing), *undone]))
@@ -204,34 +164,26 @@ def _repeated_words(messages: Sequence[Message]) -> str:
     return next((text[:100] for text, count in words.items() if count >= REPEATS), "")
 
 
-def _stands_in(identifier: str, text: str) -> bool:
-    """Whether a lower-case text has it; of a number the digits count, however they are grouped."""
-    plain = identifier.lower().lstrip("#")
-    return plain in text or (plain.isdigit() and plain in re.sub(r"[\s().-]", "", text))
-
-
-def _cut_short(last: str, spoken: str) -> bool:
-    """The agent had proposed something, and the user went without waiting for it to be done."""
-    proposal = re.sub(r"[^.?!]*\banything else\b[^.?!]*[.?!]?", "", last, flags=re.IGNORECASE)
-    return bool(PROPOSES.search(proposal)) and (not spoken or consents(spoken))
-
-
-def lines_of(episode: Episode) -> Iterator[tuple[str, str, bool]]:
-    """(who, text, whether there are calls) of both sides in order; who is agent, user or tool."""
+def lines_of(episode: Episode) -> Iterator[Line]:
+    """What both sides said, called and got back, in order; calls of the user are known from a trajectory alone."""
     if not episode.trajectory:
         for message in episode.messages:
-            yield {"assistant": "agent"}.get(message.role, message.role), message.content, bool(message.tool_calls)
+            calls = tuple(call.name for call in message.tool_calls)
+            yield Line(who={"assistant": "agent"}.get(message.role, message.role), text=message.content, calls=calls)
     for message in episode.trajectory:
         role = str(message.get("role"))
-        yield {"assistant": "agent"}.get(role, role), str(message.get("content") or ""), bool(_tool_calls(message))
+        calls = tuple(str(call.get("name")) for call in _tool_calls(message))
+        yield Line(who={"assistant": "agent"}.get(role, role), text=str(message.get("content") or ""), calls=calls)
+
+
+def _undone(episode: Episode, facts: TaskFacts) -> list[str]:
+    """What the user was to do in the references, and did not."""
+    made = {name for line in lines_of(episode) if line.who == "user" for name in line.calls}
+    return [name for name in facts.user_gold if name not in made]
 
 
 def _tool_calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", message.get("tool_calls") or [])
-
-
-def _user(name: str, detail: str = "") -> Blame:
-    return Blame(fault=Fault.USER, name=name, detail=detail)
 
 
 def _agent(name: str, detail: str = "") -> Blame:

@@ -76,7 +76,7 @@ def _review_question(episode: Episode, facts: TaskFacts, *, sees_reference: bool
     shown: dict[str, Any] = {
         "user_was_told": facts.instructions,
         "policy": facts.domain_policy,
-        "conversation": [{"who": who, "text": text} for who, text, _ in lines_of(episode)],
+        "conversation": [{"who": line.who, "text": line.text} for line in lines_of(episode)],
     }
     if sees_reference:
         shown["reference_actions"] = [asdict(call) for call in facts.gold]

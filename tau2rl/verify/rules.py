@@ -33,6 +33,7 @@ DEED = re.compile(
     re.IGNORECASE,
 )
 FACT = re.compile(r"#?\b(?=[\w-]*\d)[A-Za-z]*[\w-]{4,}\b|\b[\w.+-]+@[\w-]+\.\w+\b")  # an id, a code, an e-mail address
+LONGEST = 4000  # characters of a message that are looked through: what a pattern takes grows with their square
 RULES = (
     "unfinished", "refused_call", "repeated_call", "several_calls", "unauthenticated_write", "unconfirmed_write",
     "promised_not_done", "transfer_untried", "transfer_unsaid", "invented_fact",
@@ -116,7 +117,7 @@ def invented(messages: tuple[Message, ...], domain_policy: str) -> Iterator[str]
     known = domain_policy.lower()
     for message in messages:
         if message.role == "assistant":
-            for fact in FACT.findall(message.content):
+            for fact in FACT.findall(message.content[:LONGEST]):
                 if fact.lower().lstrip("#") not in known and not _is_plain_number(fact):
                     yield fact
         known += "\n" + message.content.lower()

@@ -47,6 +47,7 @@ class Scorer:
     score: Callable[[Sequence[Transcript]], list[float]]  # [num_transcripts] -> [num_transcripts]
     together: bool = False  # a score depends on the other attempts, so it takes all k of them
     fitted_on: frozenset[str] = frozenset()  # keys of tasks on which it must not be measured
+    signals: tuple[str, ...] = ()  # the verifiers whose scores it is made of
 
 
 def transcript_of(episode: Episode) -> Transcript:
@@ -110,7 +111,8 @@ def _learned(file: Path, model: AskedModel | None) -> Scorer:
     def score(transcripts: Sequence[Transcript]) -> list[float]:
         return [learned.score(row) for row in signals(chosen, transcripts)]
 
-    return Scorer(name=str(file), score=score, together=any(one.together for one in chosen), fitted_on=learned.tasks)
+    together = any(one.together for one in chosen)
+    return Scorer(name=str(file), score=score, together=together, fitted_on=learned.tasks, signals=learned.signals)
 
 
 def _seen(message: Message) -> Message | None:

@@ -6,29 +6,18 @@ Every text passes `visible`: what would steer a terminal or turn the direction o
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
+from tau2rl.runs.trainer_logprobs import Turns
+from tau2rl.terminal import visible
 from tau2rl.types import Episode, EpisodeRecord, Message, TaskRef, Think, Turn
 
 Json = dict[str, Any]
-LONGEST_TEXT = 20_000  # characters of one message or argument; the record has it whole
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 BASIS = {"action": "ACTION", "communicate": "COMMUNICATE", "env_assertion": "ENV_ASSERTION", "db": "DB", "nl": "NL_ASSERTION"}
-
-
-def visible(text: str, longest: int = LONGEST_TEXT) -> str:
-    r"""Text of a model, a server or a file without anything that acts; lines and tabs stay.
-
-    >>> visible("a\x1b[2Jb\u202ec"), visible("abcdef", 4)
-    ('a\\x1b[2Jb\\u202ec', 'abcd\n... 2 more characters')
-    """
-    more = f"\n... {len(text) - longest:,} more characters" if len(text) > longest else ""
-    return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), text[:longest]) + more
 
 
 def conversation(record: EpisodeRecord) -> Json:
@@ -144,21 +133,33 @@ def call_words(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items())})"
 
 
-def tokens(episode: Episode, tokenizer: Tokenizer | None, advantages: Sequence[float] | None) -> Json:
-    """The tokens as runs of one mask: `{"spans": [{"turn", "mask", "ids", "texts", "logprobs", "advantage"}], "reason"}`.
+def tokens(
+    episode: Episode, tokenizer: Tokenizer | None, advantages: Sequence[float] | None, trainer: Turns | None = None
+) -> Json:
+    """The tokens as runs of one mask: `{"spans": [{"turn", "mask", "ids", "texts", ...}], "reason"}`.
 
-    advantages: one value, or [num_turns]. Without a tokenizer `texts` is None. `reason`: why some turns are missing (the protocol
-    rewrote what was sampled).
+    A sampled span has its `logprobs`, those of the `trainer`, and its `advantage`; `texts` is None without a tokenizer. What was
+    put in to close a thought has the mask 0. advantages: one value, or [num_turns]. trainer: None where it is not known.
+    `reason`: why some turns are missing (the protocol rewrote what was sampled).
     """
     ids, spans, at, lost = episode.token_ids, list[Json](), 0, 0
     for number, turn in enumerate(episode.turns):
         if turn.start < at or turn.end > len(ids) or prefix_hash(ids[: turn.start]) != turn.prompt_hash:
             lost += 1
             continue
-        spans.append(_span(ids[at : turn.start], tokenizer, None, None, None))
-        spans.append(_span(ids[turn.start : turn.end], tokenizer, number, turn.logprobs, _of_turn_advantage(advantages, number)))
+        spans.append(_given(ids[at : turn.start], tokenizer))
+        known = {"logprobs": turn.logprobs, "trainer": trainer[number] if trainer and number < len(trainer) else None}
+        a, b = turn.forced or (turn.end, turn.end)
+        for start, end in ((turn.start, a), (a, b), (b, turn.end)):
+            if (start, end) == turn.forced:
+                spans.append(_given(ids[start:end], tokenizer))
+                continue
+            values = {name: _finite(each, start - turn.start, end - turn.start) for name, each in known.items()}
+            spans.append(
+                _span(ids[start:end], tokenizer, turn=number, advantage=_of_turn_advantage(advantages, number), **values)
+            )
         at = turn.end
-    spans.append(_span(ids[at:], tokenizer, None, None, None))
+    spans.append(_given(ids[at:], tokenizer))
     reason = ""
     if not ids:
         reason = "this policy exchanges messages: the record has no tokens"
@@ -230,10 +231,16 @@ def _of_turn_advantage(advantages: Sequence[float] | None, number: int) -> float
     return advantages[0] if len(advantages) == 1 else advantages[number] if number < len(advantages) else None
 
 
-def _span(
-    ids: Sequence[int], tokenizer: Tokenizer | None, turn: int | None, logprobs: Sequence[float] | None, advantage: float | None
-) -> Json:
-    finite = None if logprobs is None else [value if abs(value) < 1e30 else None for value in logprobs]
+def _given(ids: Sequence[int], tokenizer: Tokenizer | None) -> Json:
+    """What was not sampled."""
+    return _span(ids, tokenizer, turn=None, logprobs=None, trainer=None, advantage=None)
+
+
+def _span(ids: Sequence[int], tokenizer: Tokenizer | None, *, turn: int | None, **values: Any) -> Json:
     texts = None if tokenizer is None else [visible(tokenizer.decode([i])) for i in ids]
-    return {"turn": turn, "mask": int(turn is not None), "ids": list(ids), "texts": texts, "logprobs": finite,
-            "advantage": advantage}  # fmt: skip
+    return {"turn": turn, "mask": int(turn is not None), "ids": list(ids), "texts": texts, **values}
+
+
+def _finite(values: Sequence[float | None] | None, start: int, end: int) -> list[float | None] | None:
+    """A part of them, for JSON."""
+    return None if values is None else [v if v is not None and abs(v) < 1e30 else None for v in values[start:end]]

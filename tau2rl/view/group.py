@@ -28,7 +28,7 @@ def members(run: Path, index: Index, row: Json) -> tuple[list[Json], Advantages,
     In a run that trained, attempts are numbered through and a group is `rollout.num_samples` of them. Elsewhere it is all
     attempts at the task, with the advantages that the estimator of `AlgoConfig` would give them.
     """
-    config = _training(run)
+    config = training(run)
     rows = index.attempts(row)
     if config is not None and row["place"] == "run":
         size = config.rollout.num_samples
@@ -107,7 +107,8 @@ def _turn_rewards(episode: Episode, table: TierTable) -> list[float]:
     return episode_turn_rewards(episode, table)
 
 
-def _training(run: Path) -> GrpoConfig | None:
+def training(run: Path) -> GrpoConfig | None:
+    """The config of a run that trains with groups; None for any other."""
     try:
         config = read_config(run)
     except UserError:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -105,11 +105,19 @@ class Index:
         self.close()
 
     def update(self, *, seconds: float) -> bool:
-        """Read what was appended, for about so many seconds; whether all is read now. Files that were replaced start again."""
+        """Read what was appended, for about so many seconds; whether all is read now. Files that were replaced start again.
+
+        Raises UserError where the index cannot be written: the disk is full, or another process holds it.
+        """
         until = time.monotonic() + seconds
         while True:
-            with self._lock, self._transaction():
-                complete = self._read_batch(until)
+            try:
+                with self._lock, self._transaction():
+                    complete = self._read_batch(until)
+            except sqlite3.OperationalError as error:
+                raise UserError(
+                    f"cannot write `{self.run / NAME}`: {error}", hint="it is derived: free some space, or try again"
+                ) from None
             if complete or time.monotonic() >= until:
                 return complete
 
@@ -208,7 +216,8 @@ class Index:
         try:
             yield
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk has ended it already
+                self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
 
@@ -316,6 +325,9 @@ def _create(connection: sqlite3.Connection) -> None:
 
 
 def _conditions(query: Query) -> tuple[str, list[Any]]:
+    """The WHERE of a query. What a person types may be no UTF-8, and SQLite takes nothing behind a NUL."""
+    given = {name: value for name, value in asdict(query).items() if isinstance(value, str)}
+    query = replace(query, **{n: v.replace("\0", " ").encode("utf-8", "replace").decode() for n, v in given.items()})
     parts, values = ["1" if query.every else "counts"], list[Any]()
     for name in EXACT:
         if wanted := getattr(query, name):
@@ -330,14 +342,14 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
             raise UserError(f"`{query.score}` is not a comparison of scores", hint="such as `1`, `<0.5`, `>=0.9`")
         parts.append(f"score {found[1] or '='} ?")
         values.append(float(found[2]))
-    if query.text.strip():
+    if words := _match(query.text):
         parts.append("id IN (SELECT rowid FROM words WHERE words MATCH ?)")
-        values.append(_match(query.text))
+        values.append(words)
     return " AND ".join(parts), values
 
 
 def _match(text: str) -> str:
-    """A search as FTS5 reads it, in which nothing of what a person types is an operator.
+    """A search as FTS5 reads it, in which nothing of what a person types is an operator; "" where no word is in it.
 
     >>> _match('refund "order #W1" wi*')
     '"refund" "order #W1" "wi"*'

@@ -9,7 +9,7 @@ from typing import Any
 from tau2rl.errors import UserError
 from tau2rl.runs.files import read_json
 from tau2rl.runs.reports import REPORT, read_report
-from tau2rl.view.conversation import visible
+from tau2rl.terminal import visible
 from tau2rl.view.index import Index
 from tau2rl.view.runs import run_id, stages, summary
 

@@ -16,15 +16,16 @@ from tau2rl.errors import UserError
 from tau2rl.report.estimators import mean_over_tasks
 from tau2rl.runs.files import read_json
 from tau2rl.runs.reports import REPORT, read_report
+from tau2rl.runs.trainer_logprobs import FOLDER, Turns, read_logprobs
+from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
 from tau2rl.view import conversation, group
-from tau2rl.view.conversation import visible
 from tau2rl.view.index import Index, record_files
 
 Json = dict[str, Any]
 DEEPEST = 6  # folders below what was named in which runs are looked for
 LIVE_SECONDS = 60.0  # a run without a result whose files changed within this is being written
-_PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "state"}
+_PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "tensorboard", "state", FOLDER}
 
 
 def find_runs(places: Iterable[Path]) -> dict[str, Path]:
@@ -170,13 +171,25 @@ def episode(run: Path, index: Index, number: int) -> Json:
 
 
 def episode_tokens(run: Path, index: Index, number: int) -> Json:
-    """The tokens of an episode with what the trainer knows of them."""
+    """The tokens of an episode with what the trainer knows of them; `untrained`: why a training has not its log-probabilities."""
     row = index.find(number)
     rows, values, _ = group.members(run, index, row)
     mine = next((value for each, value in zip(rows, values, strict=True) if each["id"] == number), None)
     record: EpisodeRecord = index.record(row)
     tokenizer, reason = tokenizer_of_run(run) if record.episode.token_ids else (None, "")
-    return {**conversation.tokens(record.episode, tokenizer, mine), "tokenizer": reason}
+    trainer, untrained = _trainer_logprobs(run, row)
+    return {**conversation.tokens(record.episode, tokenizer, mine, trainer), "tokenizer": reason, "untrained": untrained}
+
+
+def _trainer_logprobs(run: Path, row: Json) -> tuple[Turns | None, str]:
+    """Those of an attempt of a training, or why there are none."""
+    config = group.training(run)
+    if config is None or row["place"] != "run":
+        return None, ""
+    if not (run / FOLDER).is_dir():
+        return None, "this training kept no log-probabilities of its trainer: the backend `local` does with `rollout.keep`"
+    found = read_logprobs(run, config, row["attempt"], row["key"])
+    return found, "" if found else "no step learned from this attempt: its group had no signal, or was one too many"
 
 
 def tokenizer_of_run(run: Path) -> tuple[Tokenizer | None, str]:

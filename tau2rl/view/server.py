@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ class Viewer:
         return index
 
     def _read_on(self, run: Path, index: Index) -> None:
-        while not self._closed.is_set() and not index.update(seconds=FIRST_SECONDS):
-            self._closed.wait(0.02)  # a page may come in between
+        with suppress(UserError):  # the next request says it
+            while not self._closed.is_set() and not index.update(seconds=FIRST_SECONDS):
+                self._closed.wait(0.02)  # a page may come in between
         with self._lock:
             self._reading.discard(run)
 
@@ -193,8 +195,17 @@ def _compare(viewer: Viewer, request: Request) -> Any:
 
 
 def _curves(viewer: Viewer, request: Request) -> Any:
+    """`runs=A,B`, and `metrics=X,Y` for some of the numbers alone."""
     found = [(name, viewer.run(name)) for name in _names(request)]
-    return [{"id": name, **runs.summary(run), "metrics": runs.curves(run)} for name, run in found]
+    wanted = {name for name in request.query_params.get("metrics", "").split(",") if name}
+    return [
+        {
+            "id": name,
+            **runs.summary(run),
+            "metrics": {metric: points for metric, points in runs.curves(run).items() if metric in wanted or not wanted},
+        }
+        for name, run in found
+    ]
 
 
 def _tasks(viewer: Viewer, request: Request) -> Any:

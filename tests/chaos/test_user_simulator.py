@@ -22,6 +22,7 @@ from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import UserConfig
 from tau2rl.env import user_simulator
 from tau2rl.env.chat_client import LitellmClient
+from tau2rl.env.user_simulator import UnusableAnswer, read_answer
 from tau2rl.types import CallTool, Episode, Fault, Say, Status, TaskRef
 from tests.play import mock_env, play
 from tests.stubs.http import Request, Response
@@ -68,7 +69,7 @@ def test_the_user_model_plays_the_user() -> None:
 Answer = Callable[[list[dict[str, Any]], list[dict[str, Any]]], Any]
 SERVERS = (
     "dead", "hang", "drip", "disconnect", "cut", "truncated", "html", "not_object", "400", "401", "404", "429", "500", "503",
-    "no_choices", "wrong_types", "empty", "null", "unknown_tool", "role_flip", "filtered", "length",
+    "no_choices", "wrong_types", "empty", "null", "unknown_tool", "role_flip", "filtered", "aborted", "length",
 )  # fmt: skip
 TEXTS = {
     "thoughts as text": "<think>I could say ###STOP### now.</think>Hello.",
@@ -78,10 +79,29 @@ TEXTS = {
     "ten megabytes": "word " * 2_000_000,
     "thirty thousand characters": "word " * 6_000,
     "white space": " \n\t",
+    "characters of no width": "\u200b\u200d\ufeff\u2060",
+    "characters without ink": "\u3164 \u2800\u034f\ufe0f\x07\u00ad",
     "half of a surrogate pair": "\ud800",
     "the agent's own words": TOGGLE,
     "as the agent": "Hello! How may I assist you today?",
 }
+# As the formats of open models have them: Llama, Mistral, DeepSeek, Gemma, Qwen3-Coder, GLM, Seed, Kimi, Phi, Granite, Nemotron.
+MARKS = (
+    "<thinking>", "</Thinking>", "<reasoning>", "<|eot_id|>", "<|python_tag|>", "<|eom_id|>", "[TOOL_CALLS]",
+    "[/INST]", "[THINK]", "</s>", "<<SYS>>", "<｜end▁of▁sentence｜>", "<｜tool▁calls▁begin｜>",
+    '<｜DSML｜invoke name="f">', "<|tool_call>", "<tool_call|>", "<|channel|>", "<start_of_turn>",
+    "<end_of_turn>", "<function=f>", "<parameter=p>", "<arg_key>", "<seed:think>", "<seed:tool_call>",
+    "<minimax:tool_call>", "<|tool_calls_section_begin|>", "◁think▷", "<|end|>", "<|end_of_text|>",
+    "<tool_response>", "<TOOLCALL>", "<function_calls>", '<invoke name="f">', "<|fim_middle|>",
+    "<|reserved_special_token_7|>",
+)  # fmt: skip
+PLAIN = (
+    "I pay < $5 and > $3 [about], a|b <3",
+    "My id is <user_1>, mail <a@b.com>",
+    "###STOP###",
+    "[S]",
+    "it says <Back> | <Next>",
+)
 MESSAGES: dict[str, Any] = {
     "parts in place of text": {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]},
     "another role": {"role": "user", "content": "Hello."},
@@ -92,6 +112,7 @@ MESSAGES: dict[str, Any] = {
     "calls that are no list": {"role": "assistant", "content": None, "tool_calls": {"name": "toggle_roaming"}},
     "calls that are no objects": {"role": "assistant", "content": None, "tool_calls": ["toggle_roaming"]},
     "a call without a function": {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]},
+    "a call of what cannot be written": [("\ud800\x1b[2J", "{}")],
     "a call without a name": {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": None}}]},
 }
 BODIES = {
@@ -144,7 +165,33 @@ def test_a_broken_user_fails_the_episode_and_is_never_a_zero(name: str) -> None:
     check_failed(episode)
 
 
-BEHIND_LITELLM = ("hang", "drip", "html", "500", "400", "empty", "filtered", "thoughts without a beginning", "no message")
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_mark_of_any_format_is_no_users_text(mark: str) -> None:
+    with pytest.raises(UnusableAnswer, match="should have parsed"):
+        read_answer(said(f"My phone{mark} is dead."), tools=())
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_what_people_type_is_none(text: str) -> None:
+    assert read_answer(said(text), tools=()).content == text
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}
+
+
+BEHIND_LITELLM = (
+    "hang",
+    "drip",
+    "html",
+    "500",
+    "400",
+    "empty",
+    "filtered",
+    "aborted",
+    "thoughts without a beginning",
+    "no message",
+)
 
 
 @pytest.mark.parametrize("name", BEHIND_LITELLM)

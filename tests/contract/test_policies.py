@@ -109,8 +109,8 @@ SERVED = {"sglang": sglang, "routed": routed, "api": api, "litellm": litellm}
 LIES = {
     "sglang": [mode for mode in SGLangStub.modes if mode not in (*MODES, *AGREED)],  # those are for the episode loop to see
     "routed": [mode for mode in SGLangStub.modes if mode not in (*MODES, *AGREED)],
-    "litellm": ["no_choices", "wrong_types", "filtered"],
-    "api": ["no_choices", "wrong_types", "filtered"],  # its other modes are the model's doing, not the server's
+    "litellm": ["no_choices", "wrong_types", "filtered", "aborted"],
+    "api": ["no_choices", "wrong_types", "filtered", "aborted"],  # its other modes are the model's doing, not the server's
 }
 FAILURES = ["dead", "disconnect", "html", "truncated", "cut", "not_object", "400", "401", "404", "413", "500", "503"]
 FLOODS = ["huge", "endless", "gzip_bomb"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -58,9 +59,12 @@ def test_a_run_whose_job_has_not_begun_is_not_taken_over(tmp_path: Path) -> None
     run = tmp_path / "run"
     first = start(run, 1)
     wait_until(lambda: (run / "config.json").exists() or first.poll() is not None)
+    first.send_signal(signal.SIGSTOP)  # it submits no job before the other one has its answer
     second = start(run, 2)
     _, refused = second.communicate(timeout=120)
-    assert not list(run.glob("logs/*_1")), "the job began too early for this test to say anything"
+    began = list(run.glob("logs/*_1"))
+    first.send_signal(signal.SIGCONT)
+    assert not began
     out, said = first.communicate(timeout=240)
     assert first.returncode == 0, said
     assert second.returncode == 2, refused

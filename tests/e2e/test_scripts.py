@@ -3,6 +3,7 @@
 - each is bash that reads, stops at the first error, shows no command with its values (`set -x`), and ends nothing by a name;
 - (programs of a virtual environment that write down how they were called) `quickstart.sh` does both of its parts, or the one that
   is named; options without a word before them go to `tau2rl eval`; values with blanks arrive whole;
+- `--help` of every script is said at once, and nothing is installed for it;
 - what is installed is installed once: a script whose extras are there, by whichever script, installs nothing;
 - (slow, for real) sft -> rft -> sft -> grpo -> eval, each by its script.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,25 @@ def test_the_scripts_make_a_chain(tmp_path: Path) -> None:
     run("eval.sh", "-c", laptop("eval"), "--set", f"policy.checkpoint={final('grpo')}", *few, "--output", f"{tmp_path}/eval")
     report = json.loads((tmp_path / "eval" / "report.json").read_text("utf-8"))
     assert (report["tasks"], report["attempts"], report["incomplete"]) == (2, 2, False)
+
+
+SAID = [script for script in [*SCRIPTS, *sorted((ROOT / "docker").glob("*.sh"))] if not script.name.startswith("_")]
+
+
+@pytest.mark.parametrize("script", SAID, ids=lambda p: p.name)
+def test_help_is_said_at_once_and_installs_nothing(script: Path, tmp_path: Path) -> None:
+    shutil.copytree(script.parent, tmp_path / "a clone" / script.parent.name)
+    command = [tmp_path / "a clone" / script.parent.name / script.name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] and done.stderr == ""
+    assert not (tmp_path / "a clone" / ".venv").exists()
+
+
+PROGRAMS = sorted(ROOT.glob("scripts/*.py"))
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+def test_a_program_of_the_scripts_explains_itself(program: Path) -> None:
+    done = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr

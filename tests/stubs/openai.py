@@ -6,7 +6,7 @@
 `answer(messages, tools)` returns the text, or a list of (name, arguments) tool calls, or a whole assistant message; arguments
 are an object, or text that is sent as it is. Modes beyond those of every stub: `empty` (no text), `null` (null content),
 `unknown_tool` (a call of a tool that nobody offered), `role_flip` (speaks as the other side would), `no_choices`,
-`wrong_types`, `filtered` (finish_reason content_filter), `length` (cut at max_tokens).
+`wrong_types`, `filtered` (finish_reason content_filter), `aborted` (finish_reason abort), `length` (cut at max_tokens).
 
 As the real API does, it refuses (HTTP 400) a conversation in which a tool call has no answer or a `tool` message no call.
 """
@@ -30,7 +30,7 @@ class OpenAIStub(StubServer):
     """Answers POST /v1/chat/completions and GET /v1/models. `requests` holds the calls of the former."""
 
     main_paths = ("/v1/chat/completions",)
-    modes = (*MODES, "empty", "null", "unknown_tool", "role_flip", "no_choices", "wrong_types", "filtered", "length")
+    modes = (*MODES, "empty", "null", "unknown_tool", "role_flip", "no_choices", "wrong_types", "filtered", "aborted", "length")
 
     def __init__(self, *, answer: Answer = lambda messages, tools: "Okay.", model: str = "stub-model", **options: Any) -> None:
         """`options`: see StubServer."""
@@ -64,7 +64,7 @@ class OpenAIStub(StubServer):
     def _completion(self, body: dict[str, Any], mode: str) -> dict[str, Any]:
         message = self._message(body, mode)
         reason = "tool_calls" if message.get("tool_calls") else "stop"
-        reason = {"filtered": "content_filter", "length": "length"}.get(mode, reason)
+        reason = {"filtered": "content_filter", "aborted": "abort", "length": "length"}.get(mode, reason)
         prompt, completion = _words(json.dumps(body["messages"])), _words(json.dumps(message))
         return {
             "id": "chatcmpl-stub",

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tau2rl"
 HEAVY = {
     "gymnasium", "litellm", "numpy", "openai", "pandas", "peft", "plotly", "ray", "safetensors", "scipy", "tau2", "tokenizers",
-    "torch", "transformers", "wandb",
+    "textual", "tensorboardX", "torch", "trackio", "transformers", "wandb",
 }  # fmt: skip
 
 HELP = """

@@ -29,7 +29,9 @@ async function show() {
   const [path, query = ""] = (location.hash.slice(1) || "/").split("?");
   const found = routes.map(([pattern, render]) => [path.match(pattern), render]).find(([match]) => match);
   try {
-    const view = found ? await found[1](found[0].slice(1), new URLSearchParams(query)) : { body: h("p", {}, "There is no such page.") };
+    const view = found
+      ? await found[1](found[0].slice(1), new URLSearchParams(query))
+      : { body: h("p", {}, "There is no such page.") };
     if (mine !== turn) return;
     current = view;
     page.replaceChildren(view.body);

@@ -52,4 +52,10 @@ export function table(heads, rows, numeric = [], name = "") {
 export const line = (name, value) => h("div", { class: "line" }, h("span", {}, name), h("b", {}, String(value)));
 
 export const duration = (seconds) =>
-  seconds == null ? "–" : seconds < 90 ? `${number(seconds, 1)} s` : seconds < 5400 ? `${number(seconds / 60, 1)} min` : `${number(seconds / 3600, 1)} h`;
+  seconds == null
+    ? "–"
+    : seconds < 90
+      ? `${number(seconds, 1)} s`
+      : seconds < 5400
+        ? `${number(seconds / 60, 1)} min`
+        : `${number(seconds / 3600, 1)} h`;

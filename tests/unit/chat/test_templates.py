@@ -237,7 +237,7 @@ def test_a_lone_surrogate_is_encoded_as_something(bpe: HFTokenizer) -> None:
 
 
 def test_a_missing_tokenizer_is_a_mistake_with_a_hint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot load a tokenizer from") as caught:
+    with pytest.raises(UserError, match="to load a tokenizer from") as caught:
         load_tokenizer(str(tmp_path / "nothing"))
     assert "tokenizer.json" in caught.value.hint
 

@@ -3,16 +3,21 @@
 - the hub's own loader reads the card: its model-index has the numbers of the report, with tasks, protocol and user simulator
 - results are those of the checkpoint's own hash; an evaluation of another model is refused, an incomplete one has no number
 - the chain goes from the data to the checkpoint by hash, and says where it ends; what no run shows is named, and not stated
-- test tasks that were looked at more than once are marked, also where only the access log knows
+- test tasks that were looked at more than once are marked, also where only the access log knows; grading again is no look
+- versions are those that the runs recorded, and nothing is said to be served that no server played
 - `.eval_results/`: whole base splits against an LLM user simulator, as huggingface_hub reads them, and nothing else
 - no name of a run breaks the card's YAML or Markdown
-- `push` uploads nothing by default, and refuses a checkpoint that was changed since
+- `push` uploads nothing by default, and refuses a checkpoint that was changed since; with `--upload` the hub, a stand-in asked by
+  the real huggingface_hub, has exactly the files that were named; a file with a secret, a public repository and a missing login
+  are refused before anything goes up; what the hub or the network refuses is told in a line
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +25,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tau2rl import __version__ as tau2rl_version
 from tau2rl.cli import app
 from tau2rl.runs.provenance import checkpoint_hash, file_hash
+from tests.stubs.hub import Hub, hub as stand_in
 
 hub = pytest.importorskip("huggingface_hub", reason="the extra `hub`")
 runner = CliRunner()
+LOGIN, SECRET = "hf_" + "l" * 20 + "9", "sk-" + "s" * 20 + "7"
 NAME = "<b>x</b>|`y`\n---\nlicense: evil\u202e\x1b[2J"
 
 
@@ -161,6 +169,32 @@ def test_a_second_look_at_test_tasks_is_marked(runs: Path, played: Path) -> None
     _, logged = card(runs, "--eval", runs / "eval")
     assert "**Test tasks were looked at 2 times**" in logged
     assert "in the test-set access log" in logged
+    (runs / "grpo" / "selection.json").unlink()
+    played_from = {"run": str(runs / "eval"), "digest": "digest-of-eval", "changed": 0}
+    regraded = evaluated(played, runs / "regraded", own, regraded_from=played_from)
+    data, once_more = card(runs, "--eval", runs / "eval", "--eval", regraded)
+    assert "Test tasks were looked at" not in once_more
+    assert "Looks at test tasks that these runs know of: 1;" in once_more
+    assert {result.metric_args["looks_at_test_tasks"] for result in data.eval_results} == {1}
+
+
+def test_versions_and_servers_are_those_that_the_runs_recorded(runs: Path) -> None:
+    _, text = card(runs)
+    assert "trained with tau2rl.\n" in text  # the training recorded no version
+    assert "evaluated with" not in text
+    (runs / "grpo" / "environment.json").write_text(
+        json.dumps({"schema": 2, "identity": {}, "recorded": {"libraries": {"tau2rl": "0.0.7"}}})
+    )
+    _, text = card(runs, "--eval", runs / "eval")
+    assert f"trained with tau2rl 0.0.7, evaluated with tau2rl {tau2rl_version}." in text
+    assert "that a server serves it" in text
+    config = json.loads((runs / "eval" / "config.json").read_text())
+    config["policy"] |= {"kind": "sglang", "url": "http://127.0.0.1:1"}
+    config["chat"] |= {"protocol": "native", "tokenizer": "bytes"}
+    (runs / "eval" / "config.json").write_text(json.dumps(config))
+    _, text = card(runs, "--eval", runs / "eval")
+    assert "that a server serves it" not in text
+    assert "| sglang |" in text
 
 
 def test_the_leaderboard_gets_whole_base_splits_against_a_model(runs: Path) -> None:
@@ -200,6 +234,92 @@ def test_push_uploads_nothing_unless_told_and_refuses_what_was_changed(runs: Pat
     assert set(told["files"]) == {"config.json", "model.safetensors", "README.md"}
     (runs / "grpo" / "checkpoints" / "final" / "model.safetensors").write_text("other weights")
     assert "it was changed since" in tau2rl("push", runs / "grpo", "--repo", "org/name", code=2).stderr
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The stand-in, and huggingface_hub as it is for somebody who is logged in there; large files by LFS and not by xet."""
+    with stand_in() as found:
+        for name, value in {"ENDPOINT": found.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setenv("HF_TOKEN", LOGIN)
+        yield found
+
+
+def test_push_puts_exactly_the_named_files_on_the_hub(runs: Path, online: Hub) -> None:
+    model = runs / "grpo" / "checkpoints" / "final"
+    (model / "optimizer.pt").write_text("of no use to a reader")
+    words = ["push", runs / "grpo", "--eval", runs / "eval", "--repo", "org/name", "--json"]
+    told = json.loads(tau2rl(*words).stdout)
+    assert (online.asked, told["uploaded"]) == ([], False)
+    told = json.loads(tau2rl(*words, "--upload").stdout)
+    assert told["address"] == f"{online.url}/org/name"
+    assert {name: len(content) for name, content in online.files.items()} == told["files"]
+    assert online.files["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert set(online.files) == {"config.json", "model.safetensors", "README.md"}
+    assert len(online.stored) == 1  # the card is long enough for LFS
+    assert online.private is True
+    assert {name for name, token in online.tokens.items() if token == f"Bearer {LOGIN}"} == set(online.tokens) - {"put"}
+    assert "went to" in tau2rl(*words[:-1], "--upload").stdout  # once more, into the repository that is there now
+
+
+def test_push_refuses_secrets_public_repositories_and_a_missing_login(
+    runs: Path, online: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["push", runs / "grpo", "--repo", "org/name", "--upload"]
+    config = runs / "grpo" / "checkpoints" / "final" / "config.json"
+    report = json.loads((runs / "grpo" / "report.json").read_text())
+    for held in (LOGIN, SECRET):
+        monkeypatch.setenv("SOME_API_KEY", SECRET)
+        config.write_text(json.dumps({"_name_or_path": f"http://me:{held}@host/model"}))
+        report["outputs"]["checkpoint"]["sha256"] = checkpoint_hash(config.parent)
+        (runs / "grpo" / "report.json").write_text(json.dumps(report))
+        refused = tau2rl(*words, code=2)
+        assert "`config.json` holds the value of a secret" in refused.stderr
+        assert held not in refused.output
+    assert online.asked == []
+    config.write_text("{}")
+    report["outputs"]["checkpoint"]["sha256"] = checkpoint_hash(config.parent)
+    (runs / "grpo" / "report.json").write_text(json.dumps(report))
+    online.private = False
+    assert "everybody can read it" in tau2rl(*words, code=2).stderr
+    assert online.asked == ["create", "info"]
+    tau2rl(*words, "--public")
+    assert set(online.files) == {"config.json", "model.safetensors", "README.md"}
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(runs / "no token"))
+    assert "there is no login for the hub" in tau2rl(*words, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("refuse", "said"),
+    [
+        ({"create": (401, {"error": "Invalid credentials in Authorization header"})}, "Invalid credentials"),
+        ({"create": (403, {"error": "You don't have the rights to create a model under org"})}, "don't have the rights"),
+        ({"validate": (400, {"errors": [{"message": '"license" must be one of them'}], "warnings": []})}, '"license" must be'),
+        (
+            {"batch": (200, {"objects": [{"oid": "1" * 64, "size": 1, "error": {"code": 507, "message": "no space\x1b[2J"}}]})},
+            "no space",
+        ),
+        ({"commit": (412, {"error": "A commit has happened since"})}, "A commit has happened since"),
+        (None, ""),
+    ],
+    ids=["not logged in", "not allowed", "a card that it does not read", "no space", "somebody else's commit", "nobody there"],
+)
+def test_what_the_hub_refuses_is_told_in_a_line(
+    runs: Path, online: Hub, refuse: dict[str, Any] | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online.refuse = refuse or {}
+    if refuse is None:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{gone.getsockname()[1]}")
+    failed = tau2rl("push", runs / "grpo", "--repo", "org/name", "--upload", code=1)
+    assert failed.stderr.count("the hub did not take it: ") == 1
+    assert said in failed.stderr
+    assert "Traceback" not in failed.output
+    assert not set(failed.output) & {"\x1b"}
+    assert LOGIN not in failed.output
+    assert online.files == {}
 
 
 def test_what_cannot_be_asked_is_refused(runs: Path) -> None:

@@ -4,7 +4,8 @@
   the whole table of `config/extras.py`, row by row, and every extra in it is one of pyproject.toml;
 - what settings name and nobody has (data, checkpoint, runs, split, ids, domain, keys, tokenizer, template, code of one's own) is
   refused by `--dry-run` with 2, behind the plan, and by the command before a head is started; all of it at once;
-- with the address of a cluster it is left to the job; in a pipeline what earlier steps make is not looked for;
+- with the address of a cluster, or for slime, all that is a matter of a machine is left to the job, the rest refused;
+- in a pipeline what earlier steps make is not looked for;
 - a name is asked of the hub only where it has the form of one, and a hub that does not answer is not waited for;
 - `doctor --for STAGE -c FILE` judges what that file needs, and says for what it judged; a config of another stage is named;
 - warnings of a run that leaves out what was asked for reach people.
@@ -58,6 +59,8 @@ COMMANDS = {  # of the parts that settings ask for: a stage and settings that do
     ("transformers", "backend"): ("sft", {}),
     ("peft", "backend"): ("sft", {"local": {"lora": {"rank": 8}}}),
     ("wandb", "tracking.wandb"): ("sft", {"tracking": {"wandb": "offline"}}),
+    ("trackio", "tracking.trackers"): ("sft", {"tracking": {"trackers": ["trackio"]}}),
+    ("tensorboardX", "tracking.trackers"): ("sft", {"tracking": {"trackers": ["tensorboard"]}}),
 }
 OF_SETTINGS = [part for part in PARTS if part.asked_by]
 
@@ -140,6 +143,7 @@ WRONG = {
     "no codec": (f"eval {PLAY} --tokenizer bytes --protocol no_pkg:Codec", "chat codec `no_pkg:Codec`"),
     "no prompt": (f"eval {PLAY} --tokenizer bytes --protocol cookbook --set chat.cookbook_prompt=no.py", "no.py"),
 }
+EVERYWHERE = {"no split", "no task", "no domain", "a test task"}  # wrong on any machine
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG.values(), ids=WRONG)
@@ -156,7 +160,10 @@ def test_what_is_not_there_is_refused_before_anything_begins(
     assert said in dry.stderr
     assert f"output: {run}" in dry.stdout and "# would run: " in dry.stdout
     there = runner.invoke(app, [*shlex.split(words), "--dry-run"], env={"RAY_ADDRESS": "http://cluster:8265"})
-    assert (there.exit_code, there.stderr) == (0, "")
+    if any(WRONG[name] == (words, said) for name in EVERYWHERE):
+        assert there.exit_code == 2 and said in there.stderr
+    else:
+        assert (there.exit_code, there.stderr) == (0, "")
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -170,6 +177,18 @@ def test_a_dry_run_of_a_training_for_a_cluster_leaves_its_files_to_the_cluster(f
     planned = runner.invoke(app, [stage, "-c", str(ROOT / "configs" / f"{file}.yaml"), "--dry-run"])
     assert planned.exit_code == 0, planned.stderr
     assert "# would run: " in planned.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--task-split tset", "no such split `tset`"),
+        ("--tasks.ids 999x", "no such tasks"),
+        ("--task-split test", "kept for tests"),
+    ],
+)
+def test_a_dry_run_of_a_training_for_a_cluster_refuses_what_no_cluster_has(words: str, said: str) -> None:
+    assert said in refused(f"grpo -c {ROOT}/configs/8xh100/grpo.yaml --dry-run {words}")
 
 
 def test_what_steps_of_a_pipeline_make_is_not_looked_for(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@
 - runs that differ in more than the agent are refused by key; `--force` shows them all the same, with a warning;
 - runs of other tasks, another chat protocol, thinking or user simulator are refused with the reason, even by force;
 - incomplete runs, and what is no evaluation, are never compared;
-- `plan` gives the textbook's numbers, from published passes or from runs.
+- `plan` gives the textbook's numbers, from published passes or from runs, and reads how much repetitions differ beyond luck.
 """
 
 from __future__ import annotations
@@ -208,6 +208,21 @@ def test_a_plan_from_runs_and_one_that_needs_repetitions(tmp_path: Path) -> None
     assert needed[16, 1] is None
     assert needed[16, 30] is not None
     assert "no number of tasks is enough" in runner.invoke(app, ["plan", "--effect", "3", "--run-sd", "8"]).stdout
+
+
+def test_a_plan_reads_how_much_repetitions_differ(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a", "11 10 10 11"), run_folder(tmp_path / "b", "10 10 11 00")
+    for run, sd, luck in ((a, 0.05, 0.03), (b, 0.02, 0.04)):
+        report = json.loads((run / "report.json").read_text("utf-8"))
+        overall = {"pass@1": [0.5, 0.6, 0.5], "sd": sd, "sd_by_attempts": luck}
+        repeated = {"count": 3, "overall": overall, "by_domain": {}}
+        (run / "report.json").write_text(json.dumps({**report, "repetitions": repeated}), "utf-8")
+    assert planned("--effect", "10", "--like", str(a))["run_sd"] == pytest.approx(0.04)  # 5 points, of which luck makes 3
+    both = planned("--effect", "10", "--like", str(a), "--like", str(b))
+    assert both["run_sd"] == pytest.approx(((0.05**2 - 0.03**2 + 0.02**2 - 0.04**2) / 2) ** 0.5)
+    assert planned("--effect", "10", "--like", str(b))["run_sd"] == 0  # luck makes more than they differ
+    assert planned("--effect", "10", "--like", str(a), "--run-sd", "7")["run_sd"] == pytest.approx(0.07)
+    assert "the last is of 3 repetitions" in runner.invoke(app, ["plan", "--effect", "10", "--like", str(a)]).stdout
 
 
 @pytest.mark.parametrize("words", [["--attempts", "four"], ["--attempts", "0"], ["--passes", "0.5"], ["--repetitions", ""]])

@@ -50,6 +50,16 @@ def test_a_log_gets_one_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split(" ")[0] for line in stream.getvalue().splitlines()] == ["0/500", "60/500", "120/500"]
 
 
+def test_in_a_log_nothing_stands_below_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    stream = io.StringIO()
+    with console.Follower(stream) as follower, follower.next_run(None):
+        for done in range(3):
+            follower.on_progress(event(done))
+        follower.on_line("error: it broke")
+    assert [line.split(" ")[0] for line in stream.getvalue().splitlines()] == ["0/10", "2/10", "error:"]
+
+
 def test_lines_of_the_run_are_passed_on_as_they_are() -> None:
     stream = io.StringIO()
     with console.Follower(stream) as follower:

@@ -5,17 +5,26 @@
 - a pass@k JSON of Tau2-RL-Pipeline: an aborted attempt is FAILED and no zero
 - `trl`, `hf`: rows of what was solved; test tasks only when asked for, and then the card says so; no name of a run breaks its
   YAML or Markdown, and 10 MB in a message are a row
-- `atif`: every step and call as harbor's schema has it; `inspect`: what inspect-ai wrote it reads (where it is installed)
+- the real programs: `tau2 view`, `tau2 evaluate-trajs` and `tau2 submit validate` take the files; `inspect view` shows a log in a
+  browser, hostile text as text; harbor's own model takes every document (where inspect-ai and harbor are installed)
+- `atif`: every call beside its result, steps numbered through; `inspect`: what inspect-ai wrote it reads
 - hostile text leaves as text: every file is UTF-8 without control characters of its own; nothing a terminal obeys reaches stdout
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -25,6 +34,7 @@ from tau2rl.cli import app
 from tau2rl.data.jsonl import read_file
 from tau2rl.runs import records
 from tau2rl.types import Failure, Fault, Message, Status, StopReason
+from tests.viewing import chromium
 
 runner = CliRunner()
 HOSTILE = (
@@ -106,6 +116,45 @@ def test_tau2_reads_what_is_exported_and_grades_it_the_same(run: Path, tmp_path:
     ours = {task: sum(value for (name, _), value in kept.items() if name == task) for task in solved}
     missing = {r.attempt.task.task_id for r in records.read(run / "failures.jsonl")}
     assert {k: v for k, v in ours.items() if k not in missing} == {k: v for k, v in solved.items() if k not in missing}
+
+
+def tau2_programs(folder: Path, *commands: list[str], typed: str = "") -> str:
+    """What tau2's own command line prints for these commands, in one process: it takes seconds to start."""
+    script = "import sys\nfrom tau2.cli import main\nfor sys.argv in {}: main()".format([["tau2", *each] for each in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, input=typed, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_tau2s_own_programs_take_the_files(run: Path, tmp_path: Path) -> None:
+    tau2rl("export", run, "--to", "tau2", "--output", tmp_path / "mock")
+    played = [*GOLD[:-1], "airline", "--task-split", "base", "--num-samples", "1", "--output", tmp_path / "airline"]
+    tau2rl(*played)
+    tau2rl("export", tmp_path / "airline", "--to", "tau2", "--output", tmp_path / "submission" / "trajectories")
+    results = {"airline": {"pass_1": 1.0, "cost": 0.0}}  # `validate` compares shares from 0 to 1, whatever its schema says
+    contact = {"organization": "o", "submission_date": "2026-01-01", "contact_info": {"email": "a@example.org"}}
+    said = {"model_name": "gold", "results": results, "methodology": {"user_simulator": None}, **contact}
+    (tmp_path / "submission" / "submission.json").write_text(json.dumps(said))
+    keys = "\n".join(
+        ["1", "1", "2", "3", "1", "", "4", "1", "5", ""]
+    )  # the file; metrics, a conversation, no note, a task; leave
+    shown = tau2_programs(
+        tmp_path,
+        ["evaluate-trajs", "mock/mock.json", "-o", "again"],
+        ["submit", "validate", "submission"],
+        ["view", "--file", "mock/mock.json"],
+        typed=keys,
+    )
+    assert "All files processed successfully" in shown
+    assert "All files passed all checks" in shown
+    assert "Submission metrics validation successful" in shown
+    assert "Loaded 23 simulations from mock.json" in shown
+    assert "Error" not in shown
+    again, kept = (json.loads((tmp_path / name).read_text("utf-8")) for name in ("again/updated_mock.json", "mock/mock.json"))
+    rewards = [[s["reward_info"]["reward"] for s in each["simulations"]] for each in (again, kept)]
+    assert rewards[0] == rewards[1]
 
 
 def test_tau2_results_come_back_as_they_went(run: Path, tmp_path: Path) -> None:
@@ -251,6 +300,18 @@ def test_atif_has_calls_beside_their_results(run: Path, tmp_path: Path) -> None:
     assert any("observation" in step for step in documents[0]["steps"])
 
 
+def test_harbors_own_model_takes_every_document(run: Path, tmp_path: Path) -> None:
+    harbor = pytest.importorskip("harbor.models.trajectories", reason="harbor is not installed")
+    tau2rl("export", run, "--to", "atif", "--output", tmp_path)
+    lines = (tmp_path / "trajectories.jsonl").read_text("utf-8").split("\n")[:-1]
+    read = [harbor.Trajectory.model_validate_json(line) for line in lines]
+    assert len(read) == 24
+    assert sum(step.llm_call_count or 0 for each in read for step in each.steps) == sum(
+        turn.malformed is None for file in ("episodes.jsonl", "failures.jsonl") for r in records.read(run / file)
+        for turn in r.episode.turns
+    )  # fmt: skip
+
+
 def test_inspect_reads_what_is_exported(run: Path, tmp_path: Path) -> None:
     log = pytest.importorskip("inspect_ai.log", reason="the extra `inspect`")
     tau2rl("export", run, "--to", "inspect", "--output", tmp_path)
@@ -264,6 +325,43 @@ def test_inspect_reads_what_is_exported(run: Path, tmp_path: Path) -> None:
         if r.episode.grade
     }
     assert rewards == kept
+
+
+@pytest.mark.browser
+def test_inspect_view_shows_hostile_text_as_text(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("inspect_ai", reason="the extra `inspect`")
+    tau2rl("export", run, "--to", "inspect", "--output", tmp_path / "log")
+    (file,) = (tmp_path / "log").iterdir()
+    hostile = next(r for r in records.read(run / "episodes.jsonl") if r.episode.messages[-1].content.startswith("<script>"))
+    sample = f"samples/sample/{quote(hostile.attempt.task.key, safe='')}/{hostile.attempt.index + 1}/"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["-m", "inspect_ai", "view", "start", "--host", "127.0.0.1", "--port", str(port), "--log-dir", str(tmp_path / "log")]
+    with chromium() as browser, subprocess.Popen([sys.executable, *words], stdout=DEVNULL, stderr=DEVNULL) as viewer:
+        try:
+            answering(port)
+            page, problems = browser.new_page(), list[str]()
+            page.on("dialog", lambda dialog: problems.append(dialog.message))
+            page.on("request", lambda request: f"//127.0.0.1:{port}/" in request.url or problems.append(request.url))
+            page.goto(f"http://127.0.0.1:{port}/#/tasks/{quote(file.name)}/{sample}")
+            said = page.wait_for_selector("text=<script>alert(1)</script>", timeout=60_000).inner_text()
+            assert "U+001B" in said
+            assert not set(said) & {"\x1b", "\0", "\u202e"}
+            page.goto(f"http://127.0.0.1:{port}/#/tasks/{quote(file.name)}")
+            page.wait_for_selector("text=24 rows", timeout=60_000)
+            assert problems == []
+        finally:
+            viewer.terminate()
+
+
+def answering(port: int) -> None:
+    """Wait until a server does."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    pytest.fail("nothing answers")
 
 
 def test_what_is_not_known_is_refused(run: Path, tmp_path: Path) -> None:

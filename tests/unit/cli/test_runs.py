@@ -136,3 +136,11 @@ def test_an_open_training_loses_nothing(tmp_path: Path) -> None:
 def test_a_place_that_is_not_there_is_said(tmp_path: Path) -> None:
     result = runner.invoke(app, ["runs", "list", str(tmp_path / "no")])
     assert result.exit_code == 2 and "is not a folder" in result.stderr
+
+
+def test_before_the_first_run_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path / "none"))
+    listed = runner.invoke(app, ["runs", "list"])
+    assert listed.exit_code == 0 and "0 runs" in listed.stderr
+    assert "none of 0 may go" in runner.invoke(app, ["runs", "prune"]).stderr
+    assert runner.invoke(app, ["runs", "list", str(tmp_path / "none")]).exit_code == 2

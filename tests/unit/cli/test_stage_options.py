@@ -52,6 +52,9 @@ NEEDS: dict[str, list[str]] = {
     "policy.retries": API,
     "rollout.adaptive": API,
     "local": LOCAL,
+    "budget.max_tokens": API,
+    "budget.policy_price": API,
+    "budget.user_price": ["--set", "user.kind=llm"],
     "policy.url": ["--policy", "sglang", "--tokenizer", "bytes", "--protocol", "native"],
     "policy.hedge_seconds": ["--policy", "sglang", "--tokenizer", "bytes", "--protocol", "native"],
     "user.max_stalled_turns": ["--user-model", "scripted"],
@@ -88,7 +91,11 @@ GRPO: dict[str, list[str]] = {
     "algo.eps_": ["--train.num_minibatches", "2"],
     "algo.dual_clip": ["--train.num_minibatches", "2"],
     "tracking.project": ["--tracking.wandb", "offline"],
+    "tracking.conversations": ["--tracking.wandb", "offline"],
+    "budget.max_tokens": [],
+    "budget.policy_price": [],
 }
+PIPELINE: dict[str, list[str]] = {key: [] for key in ("budget.max_tokens", "budget.policy_price", "budget.user_price")}
 SFT: dict[str, list[str]] = {
     "chat.thinking": [],
     "chat.date": [],
@@ -107,6 +114,7 @@ REFUSED = {  # whatever the others are
     ("seed", "policy.hedge_seconds"),
     ("rft-filter", "policy.hedge_seconds"),
     ("sft", "local.kv_cache_slots"),
+    ("sft", "tracking.conversations"),
     *(
         ("sft", f"slime.{key}")
         for key in (
@@ -142,11 +150,14 @@ VALUES = {
     "tasks.domains": ("mock", ["mock"]),
     "val.domains": ("mock", ["mock"]),
     "train.betas": ("0.5,0.6", [0.5, 0.6]),
+    "budget.policy_price": ("0.5,2", [0.5, 2.0]),
+    "budget.user_price": ("0.5,2", [0.5, 2.0]),
     "user.kind": None,
     "policy.kind": ("do-nothing", "do-nothing"),
     "launch.detach": ("", True),
     "slime.user.name": ("abc", "abc"),
     "algo.dual_clip": ("3", 3.0),
+    "monitors.turns_growth": ("3", 3.0),
     "steps": ("s={stage: seed}", None),
     "slime.saves": ("last", "last"),
 }
@@ -154,7 +165,7 @@ VALUES = {
 
 def needs_of(stage: str, name: str) -> list[str]:
     """The options that give a setting an effect: those of the longest matching beginning."""
-    table = NEEDS | {"grpo": GRPO, "sft": SFT}.get(stage, {})
+    table = NEEDS | {"grpo": GRPO, "sft": SFT, "pipeline": PIPELINE}.get(stage, {})
     found = [key for key in table if name.startswith(key)]
     return table[max(found, key=len)] if found else []
 

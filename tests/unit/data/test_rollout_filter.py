@@ -204,6 +204,7 @@ def test_form_users_and_cells_are_limited_and_the_total_is_even() -> None:
                     partial=1.0,
                     no_op=False,
                     fault="",
+                    excluded="",
                     signature=str(number),
                     user=user,
                     cell=cell,

@@ -48,7 +48,8 @@ def write(folder: Path, tasks: Any, splits: Any = None) -> Path:
 def file(tmp_path: Path) -> Path:
     tasks = [{**task, "id": f"mine_{task['id']}"} for task in tasks_of("mock", *IDS)]
     action = tasks[0]["evaluation_criteria"]["actions"][0]["action_id"]
-    tasks[0]["demonstration"] = [{"say": "Shall I?"}, {"action": action}, {"say": "It is there."}]
+    looks = {"call": "get_users", "arguments": {}}
+    tasks[0]["demonstration"] = [{"say": "Shall I?"}, looks, {"action": action}, {"say": "It is there."}]
     return write(tmp_path / "own", tasks, {"train": ["mine_create_task_1"], "test": ["mine_update_task_1"]})
 
 
@@ -68,7 +69,7 @@ def test_seed_plays_a_file_and_says_what_its_demonstration_says(file: Path, tmp_
     assert (report["tried"], report["solved"]) == (1, 1)
     (row,) = map(json.loads, (tmp_path / "run" / "rows.jsonl").read_text("utf-8").splitlines())
     assert row["metadata"]["task_id"] == "mine_create_task_1"
-    assert [m["content"] for m in row["messages"] if m["role"] == "assistant"][1:] == ["Shall I?", "", "It is there."]
+    assert [m["content"] for m in row["messages"] if m["role"] == "assistant"][1:] == ["Shall I?", "", "", "It is there."]
     gold = ["--policy", "gold", "--protocol", "transcript", "--user-model", "scripted", "--output", str(tmp_path / "eval")]
     evaluated = run("eval", "--domains", "mock", "--task-source", str(file), "--task-split", "test", *gold)
     assert {key: task["solved"] for key, task in evaluated["by_task"].items()} == {"mock/mine_update_task_1": 4}
@@ -139,7 +140,8 @@ def test_test_tasks_of_a_file_and_copies_of_tau2s_are_no_training_data(file: Pat
         ("{}", "is not a list of tasks"),
         ('[{"id": "a"}]', "row 1 is not a task of tau2: user_scenario"),
         ("twice", "row 2: a second task `create_task_1`"),
-        ("step", "a step of its demonstration is neither words nor a reference action"),
+        ("step", "a step of its demonstration is neither words nor an action"),
+        ("user", "a step of its demonstration takes an action of the user: toggle_data"),
         ("splits", "split `train` names tasks that are not in the file beside it, among them `nobody`"),
     ],
 )
@@ -148,6 +150,10 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(content: str, wor
     file = write(tmp_path / "bad", good * 2 if content == "twice" else good)
     if content == "step":
         write(tmp_path / "bad", [{**good[0], "demonstration": [{"action": "no such"}]}])
+    elif content == "user":
+        actions = good[0]["evaluation_criteria"]["actions"]
+        actions.append({"action_id": "u", "requestor": "user", "name": "toggle_data", "arguments": {}})
+        write(tmp_path / "bad", [{**good[0], "demonstration": [{"call": "toggle_data", "arguments": {}}]}])
     elif content == "splits":
         write(tmp_path / "bad", good, {"train": ["nobody"]})
     elif content != "twice":

@@ -46,7 +46,7 @@ def test_a_user_that_hears_something_new_stays() -> None:
 
     criteria = SimpleNamespace(actions=[], communicate_info=["11", "22", "33", "44"])
     task = SimpleNamespace(id="t", evaluation_criteria=criteria, user_scenario=None)
-    simulation = SimpleNamespace(task=task, trajectory=[], doing="")
+    simulation = SimpleNamespace(task=task, trajectory=[], doing="", loaded=SimpleNamespace(user_reads={}))
     simulation.trajectory.append(UserMessage(role="user", content="Hello."))
     user = ScriptedUser(simulation, max_stalled_turns=2)  # pyright: ignore[reportArgumentType]
     answers: list[str] = []

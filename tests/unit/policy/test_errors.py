@@ -16,8 +16,7 @@ from email.utils import formatdate
 import pytest
 
 from tau2rl.errors import ContextExceeded, PolicyFailure
-from tau2rl.policy.http import read_json
-from tau2rl.policy.retry import RateLimited, Unavailable, failure_of, says_context_exceeded, shorten
+from tau2rl.policy.retry import RateLimited, Unavailable, failure_of, read_json, says_context_exceeded, shorten
 from tau2rl.rate_limit import retry_after
 
 

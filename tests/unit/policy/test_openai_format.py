@@ -176,7 +176,7 @@ def test_tool_calls_that_are_none_are_the_apis_failure(calls: Any) -> None:
         ({"choices": []}, "without choices"),
         ({"error": {"message": "busy"}}, "without choices: `{'error': {'message': 'busy'}}`"),
         ({"choices": [{"finish_reason": "stop"}]}, "without a message"),
-        ({"choices": [{"finish_reason": "error", "message": {"content": "x"}}]}, "an error of the API"),
+        ({"choices": [{"finish_reason": "error", "message": {"content": "x"}}]}, "finish_reason `error`"),
     ],
 )
 def test_what_is_no_answer_is_the_apis_failure(payload: Any, words: str) -> None:
@@ -262,11 +262,28 @@ def test_any_answer_becomes_actions_or_a_malformed_turn(content: str | None, arg
     assert CallTool(name="get_user", arguments=json.loads(arguments or "{}")) in actions
 
 
-def test_a_filter_is_not_the_models_doing() -> None:
-    assert [finish_of(reason) for reason in ("stop", "tool_calls", None)] == [FinishReason.STOP] * 3
-    assert finish_of("length") is FinishReason.LENGTH
+@pytest.mark.parametrize("reason", ["stop", "tool_calls", None, "", "eos", "STOP", "MALFORMED_FUNCTION_CALL"])
+def test_the_model_ended_its_turn(reason: str | None) -> None:
+    assert finish_of({"finish_reason": reason}) is FinishReason.STOP
+
+
+@pytest.mark.parametrize("reason", ["length", "model_length", "max_tokens", "MAX_TOKENS"])
+def test_the_model_reached_its_limit(reason: str) -> None:
+    assert finish_of({"finish_reason": reason}) is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "SAFETY", "sensitive", "refusal"])
+def test_a_filter_is_not_the_models_doing(reason: str) -> None:
     with pytest.raises(PolicyFailure, match="content filter"):
-        finish_of("content_filter")
+        finish_of({"finish_reason": reason})
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "network_error", "insufficient_system_resource", "repetition", 5, {}, True])
+def test_an_answer_that_something_else_ended_is_not_the_models_doing(reason: Any) -> None:
+    with pytest.raises(PolicyFailure, match="ended the answer with finish_reason"):
+        finish_of({"finish_reason": reason})
+    with pytest.raises(PolicyFailure, match="ended the answer"):  # litellm's words for it
+        finish_of({"finish_reason": "stop", "provider_specific_fields": {"native_finish_reason": reason or "abort"}})
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 
 from tau2rl.config import PolicyConfig, SamplingConfig
 from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
-from tau2rl.policy.http import MAX_BODY
+from tau2rl.http_client import MAX_BODY
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.types import Completion, FinishReason
 from tests.stubs.http import HTML, Request, Response

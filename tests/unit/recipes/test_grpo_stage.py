@@ -2,7 +2,10 @@
 
 - every step has the same number of groups, also where an epoch ends in the middle of one;
 - tasks of a file (`tasks.source`) are trained and validated on, each in their split of it;
+- a sink of the user's gets conversations of each step and the lineage; progress says how many episodes are played at the time;
 - validation episodes are kept in `val/` and nowhere else, whatever `rollout.keep` says;
+- `rollout.keep` keeps the trainer's log-probabilities of what it learned from: `show --tokens` has them beside the sampler's, and
+  a training that goes on from an earlier step does not mix with those of later ones;
 - tasks that no training should see, and validation tasks that are trained on, are refused before anything is written;
 - both recipes of training write a report of one shape, and it names the backend;
 - a backend's errors refuse the start all at once, its warnings do not; what ends early is an incomplete run with a report;
@@ -15,14 +18,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tau2rl.backend import Issue, Plan, Trained, TrainingConfig
+from tau2rl.cli import app
 from tau2rl.config import GrpoConfig, SftConfig, ShapeConfig, build
 from tau2rl.env.domain import domain
 from tau2rl.errors import RunIncomplete, UserError
@@ -30,11 +36,12 @@ from tau2rl.recipes import grpo, sft
 from tau2rl.recipes.training import max_positions
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.progress import Progress
+from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.records import read
 from tau2rl.runs.reports import Result
 from tau2rl.train.backend import LocalBackend
 from tau2rl.train.tiny import create_tiny
+from tau2rl.types import Episode, Grade
 
 SHAPE = ShapeConfig(hidden=16, layers=1, heads=1, head_dim=16, intermediate=32, vocab_size=300)
 HELLO = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]
@@ -77,6 +84,33 @@ def test_every_step_has_the_same_number_of_groups(checkpoint: Path, tmp_path: Pa
     assert [None if path is None else path.name for path in kept] == [None, "step_00002", "step_00004"]
 
 
+def test_a_sink_gets_conversations_of_each_step_and_the_lineage(checkpoint: Path, tmp_path: Path) -> None:
+    tracking = {"sinks": ["tests.stubs.sink:Told"], "conversations": 3}
+    steps = {"steps": 2, "tasks_per_step": 2, "val_every": 2}
+    values = settings(checkpoint, train=steps, val={"limit": 2}, tracking=tracking)
+    config, heard = build(GrpoConfig, values), list[ProgressEvent]()
+    with RunFolder.open(RunFolder.create(tmp_path / "run", config, resume=True)) as opened:
+        report = grpo.run(config, opened, heard.append).report
+    told = [json.loads(line) for line in (tmp_path / "run" / "told.jsonl").read_text("utf-8").splitlines()]
+    assert [each[0] for each in told] == ["start", "write", "show", "write", "show", "lineage", "close"]
+    shown = {each[1]: each[2] for each in told if each[0] == "show"}
+    assert [len(rows) for rows in shown.values()] == [3, 3]  # of 4, and of 4 with 2 of the validation
+    assert all("user:" in row["conversation"] for rows in shown.values() for row in rows)
+    assert told[-2] == ["lineage", {"model": [report["inputs"]["parent"]]}, {"model": [report["outputs"]["checkpoint"]]}]
+    flying = [event.in_flight for event in heard if event.in_flight is not None]
+    assert (min(flying), max(flying), flying[-1]) == (0, 4, 0)  # the four attempts of a step, and all have ended
+
+
+def test_a_run_whose_state_is_gone_is_not_begun_again(checkpoint: Path, tmp_path: Path) -> None:
+    run, values = tmp_path / "run", settings(checkpoint, train={"steps": 1, "tasks_per_step": 2})
+    carry_out(run, values)
+    curves = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run / "checkpoints" / "state")
+    with pytest.raises(UserError, match="no training state, and the run was at step 1"):
+        carry_out(run, values | {"train": {"steps": 2, "tasks_per_step": 2}})
+    assert (run / "metrics.jsonl").read_bytes() == curves
+
+
 def test_tasks_of_a_file_are_trained_and_validated_on(checkpoint: Path, tmp_path: Path) -> None:
     tasks = [task.model_dump(mode="json") for task in islice(domain("mock").tasks("synth-train").values(), 5)]
     ids = [f"mine_{number}" for number in range(5)]
@@ -106,6 +140,38 @@ def test_validation_episodes_are_kept_in_val_alone(keep: bool, checkpoint: Path,
     assert {record.attempt.task.split for record in rollouts} == ({"synth-train"} if keep else set())
     assert len(rollouts) == (2 * 2 * 2 if keep else 0)
     assert list(report["training"]["validation"]) == [1, 2]
+
+
+def worth_by_seed(episode: Episode, grade: Grade) -> float:
+    """A reward term that gives a group a signal, whatever the model does."""
+    return episode.seed % 7 / 7
+
+
+def test_the_trainers_log_probabilities_stand_beside_the_samplers(checkpoint: Path, tmp_path: Path) -> None:
+    values = settings(checkpoint, train={"steps": 2, "tasks_per_step": 2, "save_every": 1})
+    values["rollout"]["keep"] = True
+    values["reward"]["terms"] = [{"fn": f"{__name__}:worth_by_seed", "weight": 0.1}]
+    carry_out(tmp_path / "run", values)
+    kept = tmp_path / "run" / "trainer_logprobs"
+    lines = {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in kept.iterdir()}
+    assert set(lines) == {"step_00001", "step_00002"}
+    key = lines["step_00002"][0]["attempt"]
+    task, attempt = key.split("#")
+    found = CliRunner().invoke(app, ["show", str(tmp_path / "run"), task, "--attempt", attempt, "--tokens", "--json"])
+    assert found.exit_code == 0, found.output
+    (span,) = [span for span in json.loads(found.stdout)["tokens"]["spans"] if span["mask"]]
+    assert span["trainer"] == lines["step_00002"][0]["turns"][0] == pytest.approx(span["logprobs"], abs=1e-4)
+    assert len(set(span["trainer"])) > 1
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "run"), task, "--attempt", attempt, "--tokens"])
+    assert re.search(
+        rf"^ +{span['ids'][0]} 1 +{span['logprobs'][0]:.4f} +[-+]0\.0000 +[-+]\d\.\d{{3}} ", shown.stdout, re.MULTILINE
+    )
+    measured = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert all(line["seconds/user_message"] is None or line["seconds/user_message"] >= 0 for line in measured)
+
+    (kept / "step_00003.jsonl").write_text('{"attempt": "of a step that was not saved", "turns": []}\n')
+    carry_out(tmp_path / "run", {**values, "train": {"steps": 3, "tasks_per_step": 2, "save_every": 1}})
+    assert "not saved" not in (kept / "step_00003.jsonl").read_text()
 
 
 @pytest.mark.parametrize(

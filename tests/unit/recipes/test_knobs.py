@@ -42,7 +42,16 @@ ALGO: dict[str, Any] = {
     "correction_level": (CORRECTS, "sequence"), "correction_low": (CORRECTS, 0.9), "correction_high": (CORRECTS, 1.1),
     "veto": ({"algo": {"correction": "tis"}}, 0.9),
 }  # fmt: skip
-OF_THE_ROLLOUTS = {"estimator", "gamma", "outcome_weight", "turn_rewards", "max_resample_rounds", "truncated", "curriculum"}
+OF_THE_ROLLOUTS = {
+    "estimator",
+    "exclude_faults",
+    "gamma",
+    "outcome_weight",
+    "turn_rewards",
+    "max_resample_rounds",
+    "truncated",
+    "curriculum",
+}
 OF_THE_LOOP = {"save_every", "export_every", "val_every", "tasks_per_step"}  # train/grpo.py
 
 

@@ -7,13 +7,15 @@
 - the checkpoint is one that transformers reads, with tokenizer and chat template, and its report names the parents' hashes;
 - no rows is a request that cannot be carried out, unless the run was told to hand the model on;
 - each published layout goes in;
-- the report says what the training took, and a start that goes on with it adds its own.
+- the report says what the training took, and a start that goes on with it adds its own;
+- a run whose training state is gone is not begun again in silence; where none was saved yet, it says so and begins again.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,14 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     longest = report["rows"]["dropped_rows"][0]
     assert (longest["id"], longest["reason"]) == ("b", "too long")
     assert longest["tokens"] > 100
+
+
+def test_rows_none_of_which_can_be_read_are_named(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": 5}]}] * 5
+    with pytest.raises(
+        UserError, match=r"no row to make a tokenizer from: rows\.jsonl:1: `tool_calls` that are no list; .*; \.\.\."
+    ):
+        carry_out(tmp_path, rows)
 
 
 def test_the_checkpoint_is_one_that_transformers_reads(tmp_path: Path) -> None:
@@ -170,3 +180,33 @@ def test_attempts_at_one_task_are_held_out_together() -> None:
     alone = [len(split_rows(Encoded(rows=((sample,),), ids=(name,), dropped=()), val_fraction=0.25).val) for name in names]
     assert sum(alone) == len(split.val)
     assert not split_rows(Encoded(rows=((sample,),), ids=(names[0],), dropped=()), val_fraction=0.0).val
+
+
+def test_a_run_whose_state_is_gone_is_not_begun_again(tmp_path: Path) -> None:
+    carry_out(tmp_path, [{"messages": HELLO}])
+    run = tmp_path / "run"
+    before = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run / "checkpoints" / "state")
+    with pytest.raises(UserError, match="no training state, and the run was at step 2") as caught:
+        carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 4, "batch_size": 2})
+    assert "metrics.jsonl" in caught.value.hint and (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("was", "now", "begins"), [(50, 50, True), (2, 2, False), (50, 2, True)])
+def test_a_run_without_a_state_begins_again_where_none_was_saved_yet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, was: int, now: int, begins: bool
+) -> None:
+    steps = {"steps": 4, "batch_size": 2}
+    carry_out(tmp_path, [{"messages": HELLO}], train={**steps, "save_every": was})
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for gone in ("state", "final"):  # as a kill behind the third step leaves it
+        shutil.rmtree(checkpoints / gone)
+    curves = tmp_path / "run" / "metrics.jsonl"
+    curves.write_text("".join(curves.read_text().splitlines(keepends=True)[:3]))
+    if not begins:
+        with pytest.raises(UserError, match="was at step 3"):
+            carry_out(tmp_path, [{"messages": HELLO}], train={**steps, "save_every": now})
+        return
+    report = carry_out(tmp_path, [{"messages": HELLO}], train={**steps, "save_every": now})
+    assert "ended at step 3 (train.save_every): it begins again at step 0" in caplog.text
+    assert report["training"]["steps"] == 4 and len(curves.read_text().splitlines()) == 4

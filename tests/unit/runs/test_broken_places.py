@@ -6,10 +6,13 @@
 - a disk that is full at the start, or later: what was written before is kept, and the run goes on when there is room
 - a damaged training state (one bit is enough), curves, account of a session: each refuses to go on, and stays as it is
 - a damaged `config.json`, `environment.json`, `report.json`, `selection.json` or file of a session
+- a `report.json` with values of other types: the first one is named
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
 import subprocess
@@ -22,8 +25,13 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, build
+from tau2rl.report import schema
+from tau2rl.report.report import build_report
+from tau2rl.report.schema import check_types
 from tau2rl.runs.claim import claimed
+from tau2rl.runs.reports import read_report
 from tau2rl.settings import child_environment
+from tau2rl.types import Attempt, TaskRef
 
 runner = CliRunner()
 SETTINGS = ["policy.kind=gold", "chat.protocol=transcript", "user.kind=scripted"]
@@ -118,25 +126,26 @@ def test_a_place_where_nobody_may_write() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder is a matter of being root")
-def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [False, True], ids=["new", "resume"])
+def test_a_folder_that_may_only_be_read(resume: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir(mode=0o555)
-    code = (
-        "import os, sys; from pathlib import Path\n"
-        "from tau2rl.config import EvalConfig, build; from tau2rl.errors import UserError\n"
-        "from tau2rl.runs.folder import RunFolder\n"
-        "config = build(EvalConfig, {'policy': {'kind': 'gold'}, 'chat': {'protocol': 'transcript'}})\n"
-        "os.setuid(65534)\n"
-        "try: RunFolder.create(Path(sys.argv[1]), config, resume=False)\n"
-        "except UserError as error: print(error)\n"
-    )
+    gold("--output", run) if resume else run.mkdir()
+    for folder in (run / "logs", run):
+        if folder.exists():
+            folder.chmod(0o555)
     for folder in (tmp_path, *tmp_path.parents):
         if not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
-    command = [sys.executable, "-c", code, str(run)]
+    words = [*GOLD, "--limit", "1", "--output", str(run), *(["--resume"] if resume else [])]
+    code = (  # another user may not read this interpreter: a run before it has loaded everything
+        "import os, sys; from typer.testing import CliRunner; from tau2rl.cli import app, main\n"
+        "CliRunner().invoke(app, [*sys.argv[2:], '--output', sys.argv[1]]); del sys.argv[1]; os.setuid(65534); main()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "before"), *words]
     asked = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
-    assert asked.stdout.startswith(f"cannot write `{run}") and "Permission denied" in asked.stdout, asked.stderr
-    assert "hint: choose an `--output` that you can write to" in asked.stdout
+    assert asked.returncode == 2, asked.stderr
+    assert f"cannot write `{run}" in asked.stderr and "Permission denied" in asked.stderr
+    assert "hint: choose an `--output` that you can write to" in asked.stderr
 
 
 def on_a_disk_of(size: int, *words: str) -> subprocess.CompletedProcess[str]:
@@ -194,6 +203,50 @@ def test_a_damaged_report(content: bytes, done: Path) -> None:
         told(invoke(*words, code=2), f"`{done / 'report.json'}`")
     gold("--output", done, "--resume")  # it is made anew
     invoke("report", done)
+
+
+OTHER_TYPES: dict[str, Any] = {
+    "overall": 5,
+    "overall.pass@1": [],
+    "overall.pass@1.value": "0.5",
+    "overall.pass@1.ci95": [0.5],
+    "by_domain.mock": None,
+    "tasks": True,
+    "attempts": "1",
+    "by_task": [],
+    "floor": {"do_nothing": {}},
+    "episodes.completed": None,
+    "failures": [{}],
+    "cost.tokens": [1],
+    "cost.wall": "an hour",
+    "incomplete": None,
+    "so_far": {"not_done": 5},
+}
+
+
+@pytest.mark.parametrize("place", OTHER_TYPES)
+def test_a_report_with_values_of_other_types(place: str, done: Path) -> None:
+    report = json.loads((done / "report.json").read_text("utf-8"))
+    *above, last = place.split(".")
+    inside = functools.reduce(lambda values, name: values[name], above, report)
+    inside[last] = OTHER_TYPES[place]
+    (done / "report.json").write_text(json.dumps(report))
+    for words in (["report", done], ["report", done, "--cost"], ["compare", done, done], ["plan", "--effect", 5, "--like", done]):
+        told(invoke(*words, code=2), f"`{done / 'report.json'}`: `{place}", "it is damaged")
+    invoke("show", done)  # what was played is there
+
+
+def test_every_report_of_this_version_has_the_types_of_the_table(tmp_path: Path) -> None:
+    gold("--output", tmp_path / "whole")
+    gold("--output", tmp_path / "greedy", "--set", "rollout.greedy=true")
+    gold("--output", tmp_path / "repeated", "--set", "repetitions=2")
+    invoke("seed", "--domains", "mock", "--limit", 2, "--output", tmp_path / "seed", "--inline")
+    for run in ("whole", "greedy", "repeated", "seed"):
+        read_report(tmp_path / run / "report.json")
+    task = TaskRef(domain="mock", task_id="create_task_1", split="test")
+    unfinished = build_report((), planned=[Attempt(task=task, index=0, seed=1)], floors={}, digest="d")
+    check_types(unfinished, {**schema.REPORT, **schema.STAGES["eval"]})
+    assert unfinished["incomplete"] and unfinished["so_far"]
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"{", "is not JSON"), (b"{}", "is not the account of a session")])

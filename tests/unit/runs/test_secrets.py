@@ -1,8 +1,10 @@
 """What is kept out of everything that is written; pinned here:
 
 - the value of every variable that is named like a credential, in the environment or the secrets file, and of those named by hand
-- in every spelling in which a server may quote it: raw, JSON, JSON in JSON, URL, HTML, base64 with anything around it, cut off
-- placeholders, words, numbers and paths are no secrets, and text without secrets stays as it is
+- in every spelling in which a server may quote it: raw, JSON, JSON in JSON, URL, HTML, hex, base64 within anything, cut off
+- whatever stands around it in its variable: a line break, quotes, `Bearer`, JSON
+- what stands where only a credential does, whoever's it is: behind `Bearer`, in a header or parameter that is named like a key
+- placeholders, words, counts of tokens and paths are no secrets, and text without secrets stays as it is
 - a config that holds one is refused
 """
 
@@ -64,7 +66,10 @@ def test_a_config_with_the_password_of_a_url_is_refused() -> None:
         Redactor().refuse({"user": {"api_base": "http://me:pw@host/v1"}})
     with pytest.raises(UserError, match=r"`policy\.urls` is a URL with a password"):
         Redactor().refuse({"policy": {"urls": ["http://host", "http://me:pw@host"]}})
-    Redactor().refuse({"user": {"api_base": "http://me@host:80/v1"}, "name": "a:b@c"})
+    for url in ("https://host/v1?v=2&api_key=abc", "https://host?access_token=abc", "https://ghp_0123456789abcdef0123@host"):
+        with pytest.raises(UserError, match=r"`user\.api_base` is a URL with a password or a key"):
+            Redactor().refuse({"user": {"api_base": url}})
+    Redactor().refuse({"user": {"api_base": "http://me@host:80/v1?version=2"}, "name": "a:b@c"})
 
 
 SPELLINGS = {
@@ -78,6 +83,18 @@ SPELLINGS = {
     "url in lower case": re.sub("%..", lambda match: match[0].lower(), quote(KEY, safe="")),
     "form": quote_plus(f"key={KEY}"),
     "html": html.escape(f"<b>{KEY}</b>"),
+    "slashes escaped": json.dumps(KEY).replace("/", r"\/"),
+    "slashes escaped, in json": json.dumps(json.dumps(KEY).replace("/", r"\/")),
+    "as gson and go have it": "".join(rf"\u{ord(char):04x}" if char in "=&/+" else char for char in KEY),
+    "all of it escaped": "".join(rf"\u{ord(char):04X}" for char in KEY),
+    "as bytes": repr(KEY.encode()),
+    "url in url": quote(quote(KEY, safe=""), safe=""),
+    "html by number": "".join(f"&#{ord(char)};" if char in '/="&' else char for char in KEY),
+    "html in html": html.escape(html.escape(KEY)),
+    "url, cut off": f"{quote(KEY, safe='')[:35]}…",
+    "hex": KEY.encode().hex(),
+    "hex in upper case": f"Bearer {KEY}".encode().hex().upper(),
+    "hex, apart": KEY.encode().hex(":"),
     "base64": base64.b64encode(KEY.encode()).decode(),
     "base64 of bearer": base64.b64encode(f"Bearer {KEY}".encode()).decode(),
     "base64 of basic": base64.b64encode(f"user:{KEY}".encode()).decode(),
@@ -95,6 +112,9 @@ def test_a_secret_is_found_however_it_is_spelled(how: str, monkeypatch: pytest.M
     assert clean.startswith("the server said ") and clean.endswith(" and left")
     for trace in (
         "0123456789",
+        "30313233343536",
+        "30:31:32:33",
+        "u0030",
         base64.b64encode(b"0123456789abcdef").decode()[4:12],
         "MDEyMzQ1Njc4",
         "AxMjM0NTY3OD",
@@ -119,11 +139,54 @@ def test_the_rest_of_a_text_stays(before: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["test", "EMPTY", "none", "anything", "changeme", "password", "not-needed", "sk-no-key-required", "20261128"]
+    "value", ["test", "EMPTY", "none", "anything", "changeme", "password", "not-needed", "sk-no-key-required"]
 )
-def test_a_word_or_a_number_is_no_secret(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_is_no_secret(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", value)
     assert Redactor().text(f"{value} of {value}") == f"{value} of {value}"
+
+
+def test_a_number_is_a_secret_where_it_counts_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "6021234567890123")
+    monkeypatch.setenv("MAX_TOKENS", "20261128")
+    assert Redactor().text("401 for 6021234567890123, 20261128 tokens") == "401 for [GROQ_API_KEY], 20261128 tokens"
+
+
+@pytest.mark.parametrize("form", ["{}\n", " {} ", '"{}"', "Bearer {}", "basic {}\r\n", "x\n{}\ny"])
+def test_a_secret_is_found_whatever_stands_around_it_in_its_variable(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", form.format(KEY))
+    assert Redactor().text(f"'{KEY}' is wrong") == "'[GROQ_API_KEY]' is wrong"
+
+
+def test_a_key_inside_of_json_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    account = {"type": "service_account", "client": {"private_key": f"-----BEGIN KEY-----\n{KEY}\nAbc-{KEY}\n-----END-----\n"}}
+    monkeypatch.setenv("VERTEXAI_CREDENTIALS", json.dumps(account, indent=1))
+    for said in (account["client"]["private_key"], json.dumps(account), f"Abc-{KEY}"):
+        assert KEY not in Redactor().text(said) and "[VERTEXAI_CREDENTIALS]" in Redactor().text(said)
+    assert Redactor().text("a service_account") == "a service_account"
+
+
+DERIVED = "ya29.a0ARW5m7-made_from/a+key=="
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Authorization: Bearer {}", "{{'authorization': 'bearer {}'}}", "Bearer%20{}", "x-goog-api-key: {}",
+        '{{"api-key": "{}"}}',
+        '{{\\"api_key\\": \\"{}\\"}}', "GET http://host/v1?v=1&api_key={}&x=1 failed", "https://blob/?sig={}", "?access_token={}",
+    ],
+)  # fmt: skip
+def test_what_stands_where_a_credential_does_is_one(said: str) -> None:
+    assert DERIVED[:20] not in Redactor().text(said.format(DERIVED))
+    assert "[CREDENTIAL]" in Redactor().text(said.format(DERIVED))
+
+
+@pytest.mark.parametrize(
+    "said", ["basic troubleshooting.", "api_key_env: MY_API_KEY_2", "a bearer of bad-news", "key=5", "?key=value"]
+)
+def test_where_none_stands_the_text_stays(said: str) -> None:
+    assert Redactor().text(said) == said
 
 
 def test_a_path_is_no_secret_and_what_looks_like_one_is(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where a training goes on, and what it left; pinned here:
 
-- a run begins where nothing is saved, goes on behind a whole save, and is refused where slime would silently begin again;
+- a run begins where nothing is saved, goes on behind a whole save, and is refused where slime would silently begin again, its
+  saves gone among them;
 - what was played behind the save is played again, and is not kept twice;
 - a save of another version, which does not say which task comes next, is refused in a sentence;
 - a model to start from that Megatron saved is refused, with the command that converts it;
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tau2rl.config import SftConfig, build
 from tau2rl.errors import UserError
+from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.tracking import rewind_episodes
 from tau2rl.slime.backend import SlimeBackend
 from tau2rl.slime.checkpoints import TRACKER, attempts_done, exports, point_final, read_saves, refuse_megatron, steps_done
+from tests.slime_configs import QWEN3_4B
 
 
 def saved(folder: Path, *iterations: int, tracker: str | None, tasks: tuple[int, ...] = (), rows: tuple[int, ...] = ()) -> Path:
@@ -94,6 +98,18 @@ def test_episodes_of_discarded_rollouts_go_as_their_numbers_do(tmp_path: Path) -
     assert kept.read_text().splitlines() == [lines[0], lines[2]] and not again.exists()
     rewind_episodes(kept, before=0)
     assert kept.read_text() == ""
+
+
+def test_a_run_whose_saves_are_gone_is_not_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "config.json").write_text(json.dumps(QWEN3_4B))
+    config = build(SftConfig, {"backend": "slime", "model": {"init": str(start)}, "data": {"val_fraction": 0.0}})
+    path = RunFolder.create(tmp_path / "run", config, resume=False)
+    (path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(1, config.train.save_every + 2)))
+    with RunFolder.open(path) as folder, pytest.raises(UserError, match=f"was at step {config.train.save_every + 1}"):
+        SlimeBackend().train(config, folder, lambda _: None)
+    assert len((path / "metrics.jsonl").read_text().splitlines()) == config.train.save_every + 1
 
 
 def test_the_save_of_another_version_is_refused_in_a_sentence(tmp_path: Path) -> None:

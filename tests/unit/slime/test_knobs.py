@@ -165,10 +165,13 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "reward.terms": [{"fn": "my_pkg:f", "weight": 0.1}],
         "plugins": ["my_pkg.domain"],
         "tracking.sinks": ["my_pkg:Sink"],
+        "tracking.trackers": ["tensorboard"],
+        "tracking.conversations": ({"tracking.trackers": ["tensorboard"]}, 2),
         "algo.gamma": ({"algo.estimator": "gtpo"}, 0.5),
         "algo.outcome_weight": ({"algo.estimator": "mt_gtpo"}, 0.5),
         "algo.turn_rewards": ({"algo.estimator": "gtpo"}, "dense"),
         "algo.truncated": "drop",
+        "algo.exclude_faults": ["user"],
         "algo.curriculum.enabled": True,
         "algo.curriculum.floor": ({"algo.curriculum.enabled": True}, 0.1),
         "algo.curriculum.decay": ({"algo.curriculum.enabled": True}, 0.5),
@@ -187,6 +190,7 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "train.export_every": 50,
         "plugins": ["my_pkg"],
         "tracking.sinks": ["my_pkg:Sink"],
+        "tracking.trackers": ["tensorboard"],
     },
 }
 REFUSED = {
@@ -209,6 +213,7 @@ REFUSED = {
         "train.export_every": 7,
         "chat.thinking": "keep",
         "chat.date": "2026-01-31",
+        "tracking.conversations": 2,
     },
 }
 

@@ -4,6 +4,7 @@
 - only rollouts add to its wall time, and it is written beside the log of the session that is going on;
 - a folder without a session, or a full disk, ends no rollout;
 - curves leave out what FAILED and count it; times are means;
+- a sink is told, by this process, what was played and validated;
 - monitors compare with the first rollouts of the run, of earlier sessions too; an alarm marks the curve and is said once.
 """
 
@@ -36,6 +37,21 @@ MARKS = SampleMetadata(task=CREATE.key, domain="mock", split="base", status="com
 def record(episode: Episode) -> EpisodeRecord:
     attempt = Attempt(task=CREATE, index=0, seed=0)
     return EpisodeRecord(schema=1, run="r", attempt=attempt, tries=1, episode=episode, score=None)
+
+
+def test_a_sink_gets_a_rollouts_conversations_and_those_of_a_validation(tmp_path: Path) -> None:
+    rollout_log = RolloutLog(tmp_path, settings(tracking={"sinks": ["tests.stubs.sink:Told"], "conversations": 2}))
+    for number in range(3):
+        one = replace(record(PLAYED), attempt=Attempt(task=CREATE, index=number, seed=0))
+        rollout_log.add(one, MARKS, validation=False)
+    rollout_log.add(record(FAILED), MARKS, validation=False)
+    rollout_log.end_rollout(0, [], 1.0)
+    rollout_log.add(record(PLAYED), MARKS, validation=True)
+    rollout_log.end_validation(0)
+    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text("utf-8").splitlines()]
+    shown = [(each[1], [row["attempt"] for row in each[2]]) for each in told if each[0] == "show"]
+    assert shown[0][0] == 1 and len(shown[0][1]) == 2
+    assert shown[1] == (1, [f"{CREATE.key}#0"])
 
 
 def written(run: Path, number: int) -> Session:

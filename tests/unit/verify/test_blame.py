@@ -2,7 +2,8 @@
 
 - simulator faults in many wordings are the user's, with at least 95% precision and 80% recall against clean conversations in as
   many; each kind gets its own name;
-- planted agent failures get their own name, and wrong arguments say which;
+- simulator faults and clean users on real tasks of three domains, in eight sets, each written before the gates had seen it;
+- planted agent failures get their own name, and wrong arguments say which; on real tasks too;
 - a broken world is infrastructure's, a quarantined task the task's, whatever the user did;
 - a user's mistake is seen in a success too; a clean success blames nobody;
 - `tau2rl blame` shows raw and adjusted side by side, and leaves lucky successes out of the adjusted one;
@@ -39,6 +40,7 @@ from tau2rl.types import (
     TaskRef,
 )
 from tau2rl.verify.blame import TaskFacts, blame, facts_of
+from tests.planted_users import cases_of
 from tests.stubs.openai import OpenAIStub
 
 WHO = CallTool(name="find_user_id_by_name_zip", arguments={"zip": "19122"})
@@ -195,6 +197,40 @@ def test_a_planted_agent_failure_gets_its_name(name: str, detail: str, made: Epi
     found = blame(made, FACTS)
     assert found is not None
     assert (found.fault, found.name, found.detail) == (Fault.AGENT, name, detail)
+
+
+def test_planted_failures_on_real_tasks_get_their_names() -> None:
+    cases = list(cases_of("agents"))
+    found = {case.name: (one.fault, one.name, one.detail) for case in cases if (one := case.blamed())}
+    wanted = {case.name: (Fault.AGENT, case.fault, case.detail) for case in cases}
+    assert found == wanted
+    planted = {case.fault for case in cases}
+    assert planted == {
+        "wrong_tool", "wrong_argument", "missing_write", "extra_write", "write_without_confirmation", "premature_transfer",
+        "tool_ownership", "missing_follow_up", "gave_up", "loop", "truncated", "malformed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"])
+def test_planted_users_of_three_domains(name: str) -> None:
+    """The sets that the gates were improved on; what each gave when it was new is in docs/decide.md."""
+    cases = list(cases_of(name))
+    blamed = {case.name: one for case in cases if (one := case.blamed()) is not None and one.fault is Fault.USER}
+    planted = {case.name for case in cases if case.fault}
+    caught = planted & blamed.keys()
+    assert len({case.episode.task.domain for case in cases}) == 3
+    assert len(planted) >= 50
+    assert len(caught) / len(planted) >= 0.8
+    assert len(caught) / len(blamed) >= 0.95
+    assert sum(blamed[case.name].name == case.fault for case in cases if case.name in caught) / len(caught) >= 0.9
+
+
+def test_a_scripted_user_that_reads_its_instructions_out_is_no_agent() -> None:
+    told = "You have your order cancelled."
+    facts = replace(FACTS, instructions=f"{FACTS.instructions}\n{told}")
+    found, elsewhere = (blame(episode(talk(first=told)), one) for one in (facts, FACTS))
+    assert found is not None and (found.fault, found.name) == (Fault.AGENT, "missing_write")
+    assert elsewhere is not None and (elsewhere.fault, elsewhere.name) == (Fault.USER, "role_flip")
 
 
 def test_a_user_that_is_left_alone_with_what_it_found() -> None:

@@ -3,36 +3,33 @@
 - runs load, are filtered and searched; an episode opens, two stand side by side with the first difference marked;
 - a pipeline leads to a task before and after its training; tokens have a legend; the keyboard reaches everything;
 - what a run writes appears by itself, and what is focused stays so; dark mode; 390 px without a horizontal scroll bar;
+- every kind of page has its picture, none wider than a phone (slow);
 - hostile text acts nowhere: no dialog, no request to elsewhere, no script; another token gets nothing.
 """
 
 from __future__ import annotations
 
-import shutil
+import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tau2rl.runs.records import encode
-from tests.viewing import append, make_pipeline, make_run, record, serving
+from tests.viewing import append, chromium, make_pipeline, make_run, record, serving
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LONG = "x" * 10_000_000
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     """One browser for all tests."""
-    if CHROMIUM is None:
-        pytest.skip("needs Debian's chromium: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
@@ -44,11 +41,11 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def page(chromium: Any, place: Path) -> Iterator[Any]:
+def page(browser: Any, place: Path) -> Iterator[Any]:
     """The list of runs, at a phone's width; fails the test for an error, a dialog or a request to elsewhere."""
     problems: list[str] = []
     with serving(place) as address:
-        context = chromium.new_context(viewport={"width": 390, "height": 800})
+        context = browser.new_context(viewport={"width": 390, "height": 800})
         page = context.new_page()
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -112,6 +109,7 @@ def test_keyboard_tokens_legend_and_dark_mode(page: Any) -> None:
     assert page.locator(".sampled .token[style*='background-color']").count() > 0
     page.keyboard.press("g")
     page.wait_for_selector("table.lanes .chip.call")
+    assert page.locator(".chip.call").first.bounding_box()["width"] > 80  # a turn is read on a phone, too
     assert width(page) <= 390
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.keyboard.press("d")
@@ -121,6 +119,21 @@ def test_keyboard_tokens_legend_and_dark_mode(page: Any) -> None:
     page.wait_for_selector("article")
     page.keyboard.press("u")
     page.wait_for_selector("#total")
+
+
+def test_tokens_have_the_color_of_the_mismatch_between_sampler_and_trainer(page: Any) -> None:
+    page.click("text=02-grpo >> nth=0")
+    page.click("tbody a.row >> text=mock/create_task_1#3")
+    page.wait_for_selector("article")
+    page.keyboard.press("t")
+    page.select_option("select[aria-label='colored by']", "sampler-trainer mismatch")
+    legend = page.wait_for_selector(".tokens .legendline >> text=+0.250").inner_text()
+    assert "mean size 0.25, largest 0.25" in legend
+    colored = page.locator(".sampled .token")
+    assert "trainer +0.2500" in colored.first.get_attribute("title")
+    assert "40, 170, 90" in colored.first.evaluate("each => each.style.backgroundColor")  # likelier: green
+    assert page.locator(".given .token[style]").count() == 0
+    assert width(page) <= 390
 
 
 def test_from_a_pipeline_to_a_task_before_and_after(page: Any) -> None:
@@ -140,12 +153,30 @@ def test_from_a_pipeline_to_a_task_before_and_after(page: Any) -> None:
 
 def test_curves_over_one_another_while_a_training_goes_on(page: Any, place: Path) -> None:
     page.click("text=02-grpo >> nth=0")
-    page.wait_for_selector("figure >> text=success")
+    page.wait_for_selector(".charts.key figure >> text=success")  # at the head of the training's own page
+    assert page.locator("text=pass@1").count() == 0  # its attempts are of several models
+    page.click("a.button >> text=curves")
+    page.wait_for_selector(".flat >> text=the same all the time: lr 0.5")
     assert page.locator("figure").count() == 1
     with (place / "pipeline" / "laptop" / "runs" / "02-grpo" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 4, "success": 1.0, "train/kl": 0.1}\n{"step": 5, "succ')
     page.wait_for_selector("figure >> text=train/kl")
     assert width(page) <= 390
+
+
+@pytest.mark.slow
+def test_every_kind_of_page_has_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("make_screenshots", ROOT / "scripts" / "make_screenshots.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "WAYS", {"phone": {"viewport": script.WAYS["phone"]["viewport"]}})
+    with ThreadPoolExecutor(1) as pool:  # the other tests' browser has an event loop in this thread
+        pool.submit(script.main, make_pipeline(tmp_path / "p"), tmp_path / "pictures").result()
+    taken = {file.name: file.read_bytes() for file in (tmp_path / "pictures").iterdir()}
+    assert len(taken) == 10
+    widths = {int.from_bytes(content[16:20], "big") for content in taken.values()}  # of the PNG's header
+    assert widths == {390}  # nothing is wider than the screen
 
 
 def test_another_token_shows_nothing(page: Any) -> None:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,12 @@ import pytest
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
+from tau2rl.errors import UserError
 from tau2rl.reward.recipe import write_recipe
 from tau2rl.reward.tiers import Tier
 from tau2rl.runs.records import encode
 from tau2rl.view.index import NAME, Index, Query
-from tests.viewing import append, make_pipeline, make_run, record, serving
+from tests.viewing import append, make_pipeline, make_run, record, serving, with_logprobs
 
 runner = CliRunner()
 
@@ -104,10 +107,22 @@ def test_show_lists_and_shows_one_with_what_was_expected(run: Path) -> None:
     assert 'failed (not in the reward) action: expected create_task(user_id="user_1", title="Important Meeting")' in shown.stdout
     assert "attempt 0: completed, score 1.000, advantage +1.000" in shown.stdout  # (1 - 0.5) / 0.5
     assert "attempt 1: completed, score 0.000, advantage -1.000" in shown.stdout
-    assert re.search(r"^ +\d+ 1 +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
+    assert re.search(r"^ +\d+ 1 +- +-  -1\.000 'N'$", shown.stdout, flags=re.MULTILINE)  # sampled, in the loss
     wrong = runner.invoke(app, ["show", str(run), "--score", "good"])
     assert (wrong.exit_code, "not a comparison" in wrong.stderr) == (2, True)
     assert runner.invoke(app, ["show", str(run), "--attempt", "1"]).exit_code == 2
+
+
+def test_what_closed_a_thought_at_its_budget_is_not_in_the_loss(run: Path) -> None:
+    one = with_logprobs(record(7))
+    first = one.episode.turns[0]
+    turns = (replace(first, forced=(first.start + 1, first.start + 3)), *one.episode.turns[1:])
+    append(run, encode(replace(one, episode=replace(one.episode, turns=turns))))
+    shown = runner.invoke(app, ["show", str(run), "create_task_1", "--attempt", "7", "--tokens", "--json"])
+    spans = json.loads(shown.stdout)["tokens"]["spans"]
+    masks = [(span["mask"], len(span["ids"]), span["logprobs"] and len(span["logprobs"])) for span in spans[1:4]]
+    assert masks == [(1, 1, 1), (0, 2, None), (1, first.end - first.start - 3, first.end - first.start - 3)]
+    assert [id for span in spans for id in span["ids"]] == list(one.episode.token_ids)
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -206,6 +221,7 @@ def test_what_is_written_while_it_serves_is_there_at_the_next_request(served: st
     assert data(served, f"version?runs={name}")["version"] != version
     assert data(served, f"runs/{name}")["so_far"]["solved"] == 2
     assert data(served, f"curves?runs={name}")[0]["metrics"] == {"loss": [[1.0, 2.0]]}
+    assert data(served, f"curves?runs={name}&metrics=success,reward/mean")[0]["metrics"] == {}
 
 
 def test_a_run_folder_that_cannot_be_written_is_read_all_the_same(run: Path) -> None:
@@ -214,6 +230,23 @@ def test_a_run_folder_that_cannot_be_written_is_read_all_the_same(run: Path) -> 
         assert len(keys(index)) == 4
     shown = runner.invoke(app, ["show", str(run), "--json"])
     assert json.loads(shown.stdout)["total"] == 4
+
+
+def test_an_index_that_cannot_be_written_is_told_in_words(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tau2rl.view.index.WAIT_SECONDS", 0.05)
+    with Index(run) as index:
+        assert len(keys(index)) == 4
+        held = sqlite3.connect(run / NAME, isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="database is locked"):
+            index.update(seconds=1)
+        held.close()
+        most = index._connection.execute("PRAGMA page_count").fetchone()[0]
+        index._connection.execute(f"PRAGMA max_page_count = {most}")  # as on a full disk
+        append(run, b"".join(encode(record(n, says="many words " * 50)) for n in range(20, 120)))
+        with pytest.raises(UserError, match="full"):
+            index.update(seconds=60)
+        assert index.page(Query()).total == 4
 
 
 def test_a_pipeline_as_data(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""`tau2rl serve`: an OpenAI-compatible endpoint that answers with the best of k."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tau2rl import console, plugins, settings
+from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model
+from tau2rl.config import PolicyConfig, SamplingConfig
+from tau2rl.config.extras import refuse_command
+from tau2rl.errors import UserError
+
+if TYPE_CHECKING:
+    from tau2rl.serve.app import Answers
+    from tau2rl.serve.candidates import PolicyServer
+    from tau2rl.verify.verifiers import Scorer
+
+POLICY, CHOICE, SANDBOX, SERVER = "The policy server", "The choice", "A sandbox of the tools", "The endpoint"
+DEFAULT = ("rules", "consistency")
+OF_POLICY, OF_SAMPLING = PolicyConfig.model_fields, SamplingConfig.model_fields
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="As litellm names it.", metavar="NAME", show_default=False, rich_help_panel=POLICY)],
+    api_base: Annotated[
+        str | None,
+        typer.Option(help="Base URL of an OpenAI-compatible server.", metavar="URL", show_default=False, rich_help_panel=POLICY),
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="The variable with its key.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Of the attempts; the client's own holds with k = 1.", rich_help_panel=POLICY)
+    ] = 1.0,
+    policy_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for one call of it, its retries included.", rich_help_panel=POLICY)
+    ] = 60.0,
+    policy_retries: Annotated[
+        int, typer.Option(min=0, help="Tries again after one that is overloaded or unreachable.", rich_help_panel=POLICY)
+    ] = OF_POLICY["retries"].default,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, max=64, help="Attempts to choose from.", rich_help_panel=CHOICE)] = 4,
+    verifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="rules, consistency, logprob, judge, a file of `select --fit`, or yours as `package.module:name`. "
+            "The first decides, the next ones break ties. (default: rules, then consistency)",
+            metavar="NAME", show_default=False, rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    read_tool: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Without a sandbox: tools that change nothing, as patterns; every other one writes. "
+            "(default: get_*, find_*, list_*, search_*, check_*, calculate, think)",
+            metavar="PATTERN", show_default=False, rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    judge_model: JudgeModel = None,
+    judge_api_base: JudgeApiBase = None,
+    judge_api_key_env: JudgeKey = None,
+    judgments: Judgments = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="A domain of tau2's registry, whose policy, tools and database this server then has itself.",
+            metavar="NAME", show_default=False, rich_help_panel=SANDBOX,
+        ),
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Carry out the writes in this file first, and write on it what is committed. "
+            "(default: nothing outlives the server)",
+            metavar="FILE", show_default=False, rich_help_panel=SANDBOX,
+        ),
+    ] = None,
+    max_calls: Annotated[int, typer.Option(min=1, help="Calls of an attempt before it answers.", rich_help_panel=SANDBOX)] = 30,
+    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=SERVER)] = 8000,
+    key_env: Annotated[
+        str | None,
+        typer.Option(
+            help="The variable with the key that clients send. (default: a new one, which is printed)",
+            metavar="NAME", show_default=False, rich_help_panel=SERVER,
+        ),
+    ] = None,
+    served_name: Annotated[str, typer.Option(help="The model's name for clients.", rich_help_panel=SERVER)] = "tau2rl",
+    max_body_mib: Annotated[
+        float, typer.Option(min=0.001, help="Of a request; a larger one gets 413.", rich_help_panel=SERVER)
+    ] = 4.0,
+    max_requests: Annotated[int, typer.Option(min=1, help="At once; a further one gets 429.", rich_help_panel=SERVER)] = 16,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a request; then it gets 504.", rich_help_panel=SERVER)
+    ] = 300.0,
+) -> None:  # fmt: skip
+    """Serve a policy with best of k behind an OpenAI-compatible endpoint, until it is interrupted.
+
+    Without `--domain` your program has the tools. Each message is chosen among k proposals,
+    before any of their calls is carried out. What a call leads to is not known, and the
+    conversation is not tried more than once. From the first write on (see `--read-tool`), a
+    message is asked for once and passed on.
+
+    With `--domain` the server has policy, tools and database of a tau2 domain, and your program
+    sends what the user says. Each answer is chosen among k attempts, which carry out their calls
+    on copies of the database; only the chosen attempt's writes are carried out on the database
+    itself. The database is tau2's, in memory: no other system is written to. An attempt ends where
+    the agent speaks: what the user would say to it is not simulated.
+    """
+    refuse_command("tau2rl serve")
+    if domain is None and journal is not None:
+        raise UserError("`--journal` keeps what is committed to a sandbox", hint="name one with `--domain`")
+    if domain is not None and read_tool:
+        raise UserError("a domain knows which of its tools write", hint="leave `--read-tool` out")
+    from tau2rl.serve.app import Limits, make_app, serve as serve_app
+    from tau2rl.serve.candidates import PolicyServer
+    from tau2rl.verify.verifiers import scorers
+
+    plugins.search([Path.cwd()])
+    judge = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments)
+    chosen = scorers(verifier or DEFAULT, model=judge)
+    key = _key(key_env)
+    config = PolicyConfig(
+        kind="api",
+        model=model,
+        api_base=api_base,
+        api_key_env=api_key_env,
+        timeout_seconds=policy_timeout,
+        retries=policy_retries,
+    )
+    server = PolicyServer(config, logprobs=any(one.name == "logprob" or "logprob" in one.signals for one in chosen))
+    answers = _answers(server, chosen, k, temperature, read_tool, domain, journal, max_calls)
+    limits = Limits(body_bytes=int(max_body_mib * 2**20), at_once=max_requests, seconds=timeout)
+    app = make_app(answers, server, model=served_name, key=key, limits=limits)
+    console.say(_mode_words(k, domain, [one.name for one in chosen]))
+
+    def ready(address: str) -> None:
+        console.emit(f"{address}  model {served_name}" + ("" if key_env else f"  key {key}"))
+
+    serve_app(app, host=host, port=port, ready=ready)
+
+
+def _answers(
+    server: PolicyServer, chosen: list[Scorer], k: int, temperature: float, read_tool: list[str] | None, domain: str | None,
+    journal: Path | None, max_calls: int,
+) -> Answers:  # fmt: skip
+    if domain is None:
+        from tau2rl.serve.turns import READS, Turns
+
+        return Turns(server, chosen, k=k, temperature=temperature, reads=read_tool or READS)
+    from tau2rl.env.sandbox import Sandbox
+    from tau2rl.serve.conversations import Conversations
+
+    sandbox = Sandbox(domain, journal=journal)
+    return Conversations(server, chosen, sandbox, k=k, temperature=temperature, max_calls=max_calls)
+
+
+def _key(variable: str | None) -> str:
+    if variable is None:
+        return f"sk-{secrets.token_urlsafe(24)}"
+    if not (key := settings.secret(variable)):
+        raise UserError(f"`{variable}` is not set", hint="`--key-env` names the variable with the key that clients send")
+    return key
+
+
+def _mode_words(k: int, domain: str | None, verifiers: list[str]) -> str:
+    by = ", then ".join(verifiers)
+    if domain is None:
+        return f"no sandbox: each message is the best of {k} by {by}, up to the first write; your program carries out the calls"
+    return f"sandbox of `{domain}`: each answer is the best of {k} attempts by {by}; the chosen one's writes are carried out here"

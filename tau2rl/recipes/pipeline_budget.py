@@ -1,0 +1,79 @@
+"""The budget of a pipeline: its caps hold over all runs together, and its prices where a run has none of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tau2rl.config import BudgetConfig, EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SeedConfig, SftConfig, StageConfig
+from tau2rl.errors import UserError
+from tau2rl.recipes.pipeline_plan import Planned
+from tau2rl.report.cost import Costs
+from tau2rl.runs import records
+from tau2rl.runs.budget import Spent, budget_of, caps_of, number, option, tokens_of
+from tau2rl.runs.prices import prices_of, refuse_free, refuse_unknown
+from tau2rl.runs.timing import sessions, usage
+
+
+def spent_by(config: PipelineConfig, runs: Sequence[Planned]) -> Spent:
+    """What runs of a pipeline have spent so far, at its prices; dollars of what has no price are not in it."""
+    found = [_spent(planned.folder, _with_prices(planned.config, config.budget)) for planned in runs]
+    return Spent(
+        tokens=sum(one.tokens for one in found),
+        usd=sum(one.usd or 0.0 for one in found),
+        seconds=sum(one.seconds for one in found),
+    )
+
+
+def refuse_uncapped(config: PipelineConfig, runs: Sequence[Planned]) -> None:
+    """Raise UserError where a run of a pipeline could not be held under the pipeline's caps, or has no price for them."""
+    caps, priced = caps_of(config.budget), [_with_prices(run.config, config.budget) for run in runs]
+    for run in priced:
+        if caps and isinstance(run, SftConfig | GrpoConfig) and run.backend != "local":
+            message = f"budget.{next(iter(caps))}: step `{run.name}` trains on `{run.backend}`, where nothing stops it at a cap"
+            raise UserError(message, hint="leave the cap out; a cluster's own scheduler has limits of time")
+    if config.budget.max_usd is not None:
+        found = [prices_of(run) for run in priced]
+        for prices in found:
+            refuse_unknown(prices)
+        refuse_free(found)
+
+
+def over(config: PipelineConfig, spent: Spent) -> str:
+    """Why no further run of a pipeline may begin; empty where one may."""
+    for cap, value in caps_of(config.budget).items():
+        if (spent.of(cap) or 0.0) >= value:
+            words = f"the cap budget.{cap} = {number(value)} of the pipeline is spent: {spent.words()}"
+            return f"{words}; to go on, give a higher `{option(cap)}`"
+    return ""
+
+
+def capped(planned: Planned, config: PipelineConfig, runs: Sequence[Planned]) -> StageConfig:
+    """The config of a run under what the other runs have left of the pipeline's budget; its own caps hold too."""
+    own = caps_of(budget_of(planned.config))
+    others = spent_by(config, [each for each in runs if each is not planned])
+    left = {cap: value - (others.of(cap) or 0) for cap, value in caps_of(config.budget).items()}
+    return _with_prices(planned.config, config.budget, {cap: min(value, own.get(cap, math.inf)) for cap, value in left.items()})
+
+
+def _with_prices(config: StageConfig, budget: BudgetConfig, caps: Mapping[str, float] | None = None) -> StageConfig:
+    """A run of a pipeline at the pipeline's prices, where it has none of its own."""
+    own = budget_of(config)
+    fields = type(own).model_fields
+    names = [name for name in ("usd_per_hour", "policy_price", "user_price") if name in fields]
+    prices = {name: getattr(budget, name) for name in names if getattr(own, name) is None}
+    update = {**prices, **{name: value for name, value in (caps or {}).items() if name in fields}}
+    return config.model_copy(update={"budget": own.model_copy(update=update)})
+
+
+def _spent(run: Path, config: StageConfig) -> Spent:
+    """What all sessions of a run have spent: tokens from its episodes, or from what its sessions have summed."""
+    costs = Costs()
+    if isinstance(config, EvalConfig | SeedConfig | RftConfig) and config.plays:
+        for record in records.read_run(run):
+            costs.add(record.episode)
+    for session in sessions(run):
+        costs += session.played or Costs()
+    seconds, _ = usage(run)
+    return Spent(tokens=tokens_of(costs), usd=prices_of(config).usd(costs, seconds), seconds=seconds)

@@ -1,0 +1,346 @@
+"""What a run has spent and will spend, and the cap before which it stops. Dollars: `prices.py`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from tau2rl.config import GrpoConfig, PipelineConfig, SftConfig, StageConfig, TrainBudgetConfig
+from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.report.cost import Costs
+from tau2rl.report.tables import clock
+from tau2rl.runs.folder import RunFolder, stage_of
+from tau2rl.runs.prices import HOUR, NO_MODEL, OF_THE_MACHINE, Prices, prices_of
+from tau2rl.runs.reports import REPORT, read_report
+from tau2rl.runs.timing import sessions, usage
+from tau2rl.types import Episode
+
+log = logging.getLogger(__name__)  # what it says people are told, see `launch/entry.py`
+
+TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out")
+PILOT = 4  # episodes that go on at once while no more have ended, where a cap must hold and nobody knows yet what one takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """`Spent(tokens=900, usd=0.01, seconds=3.0)`; `usd` None: something has no price."""
+
+    tokens: int = 0
+    usd: float | None = 0.0
+    seconds: float = 0.0
+
+    def of(self, cap: str) -> float | None:
+        """In the unit of a cap."""
+        return {"max_tokens": self.tokens, "max_usd": self.usd, "max_hours": self.seconds / HOUR}[cap]
+
+    def words(self) -> str:
+        """For people.
+
+        >>> Spent(tokens=1200, usd=0.5, seconds=90).words()
+        '1,200 tokens, $0.50, 1:30'
+        """
+        return f"{self.tokens:,} tokens, {dollars(self.usd)}, {clock(self.seconds)}"
+
+
+def dollars(usd: float | None) -> str:
+    """For people.
+
+    >>> dollars(1234.5), dollars(0.00123), dollars(None)
+    ('$1,234.50', '$0.0012', 'dollars unknown')
+    """
+    return "dollars unknown" if usd is None else f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.2g}"
+
+
+def tokens_of(costs: Costs) -> int:
+    """Read and written by both models."""
+    return costs.policy_in + costs.policy_out + costs.user_in + costs.user_out
+
+
+def budget_of(config: StageConfig) -> TrainBudgetConfig:
+    """The budget of a stage."""
+    return cast("TrainBudgetConfig", getattr(config, "budget", TrainBudgetConfig()))
+
+
+def caps_of(budget: TrainBudgetConfig) -> dict[str, float]:
+    """The caps that are set, by name."""
+    found = {name: getattr(budget, name, None) for name in ("max_usd", "max_tokens", "max_hours")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def option(cap: str) -> str:
+    """What is typed for a cap."""
+    return f"--{cap.replace('_', '-')}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Meter:
+    """What a run spends, in `unit`s that are alike: episodes, or steps. It says how many more may begin under its caps."""
+
+    config: StageConfig
+    unit: str  # "episodes" or "steps"
+    total: int  # units of the whole run
+    at_once: int = 1  # units that go on side by side
+    before: Costs = field(default_factory=Costs)  # of earlier sessions
+    now: Costs = field(default_factory=Costs)  # of this one
+    seconds_before: float = 0.0
+    stepping: float = 0.0  # of them, in steps of a training
+    largest_before: dict[str, float] = field(default_factory=dict[str, float])  # of the steps of earlier sessions
+    clock: Callable[[], float] = time.monotonic
+    began: float = -1.0  # by the clock; default: now
+    stopped: str = ""  # the cap that ended the run
+    estimate: dict[str, Any] | None = None
+    prices: Prices = field(init=False)
+    units: int = 0
+    _sum: Spent = Spent()
+    _most: Spent = Spent()
+
+    def __post_init__(self) -> None:
+        self.prices = prices_of(self.config)
+        self.began = self.clock() if self.began < 0 else self.began
+
+    @property
+    def budget(self) -> TrainBudgetConfig:
+        """The settings."""
+        return budget_of(self.config)
+
+    @property
+    def spent(self) -> Spent:
+        """So far, in all sessions."""
+        costs = replace(self.before)
+        costs += self.now
+        seconds = self.seconds_before + self.clock() - self.began
+        return Spent(tokens=tokens_of(costs), usd=self.prices.usd(costs, seconds), seconds=seconds)
+
+    def had(self, episode: Episode) -> None:
+        """Take over an episode of an earlier session."""
+        self._episode(self.before, episode)
+
+    def ended(self, episode: Episode) -> None:
+        """Count a try of an episode that ended now."""
+        self._episode(self.now, episode)
+
+    def _episode(self, costs: Costs, episode: Episode) -> None:
+        one = Costs()
+        one.add(episode)
+        self._refuse_uncounted(one, episode)
+        costs += one
+        self.count(Spent(tokens=tokens_of(one), usd=self.prices.usd(one, 0.0), seconds=episode.seconds))
+
+    def _refuse_uncounted(self, one: Costs, episode: Episode) -> None:
+        price, caps = self.prices.policy, caps_of(self.budget)
+        counts = price is not NO_MODEL and ("max_tokens" in caps or ("max_usd" in caps and price is not OF_THE_MACHINE))
+        if counts and episode.turns and not one.policy_in:
+            raise RunIncomplete(f"budget.{next(iter(caps))} cannot be held: the policy's server counts no tokens")
+
+    def count(self, unit: Spent, number: int = 1) -> None:
+        """Take in what a unit took; `number`: so many, in the mean."""
+        one, total, most = unit, self._sum, self._most
+        self.units += number
+        self._sum = Spent(
+            tokens=total.tokens + one.tokens * number,
+            usd=(total.usd or 0.0) + (one.usd or 0.0) * number,
+            seconds=total.seconds + one.seconds * number,
+        )
+        self._most = Spent(
+            tokens=max(most.tokens, one.tokens), usd=max(most.usd or 0.0, one.usd or 0.0), seconds=max(most.seconds, one.seconds)
+        )
+
+    @contextmanager
+    def step(self) -> Generator[None]:
+        """Count what runs inside as one step."""
+        before, began = replace(self.now), self.clock()
+        yield
+        tokens, usd = tokens_of(self.now) - tokens_of(before), self.prices.usd(self.now, 0.0)
+        dollars = None if usd is None else usd - (self.prices.usd(before, 0.0) or 0.0)
+        self.count(Spent(tokens=tokens, usd=dollars, seconds=self.clock() - began))
+
+    def count_done(self, steps: int) -> None:
+        """Let what earlier sessions took stand for the steps that are done, each alike."""
+        if steps:
+            usd = self.prices.usd(self.before, 0.0)
+            tokens, dollars = tokens_of(self.before) // steps, None if usd is None else usd / steps
+            self.count(Spent(tokens=tokens, usd=dollars, seconds=self.stepping / steps), steps)
+            most, known = self._most, self.largest_before
+            more = max(most.tokens, int(known.get("tokens", 0)))
+            usd = (most.usd or 0.0) * (more / most.tokens if most.tokens else 1.0)
+            self._most = Spent(tokens=more, usd=usd, seconds=max(most.seconds, known.get("seconds", 0.0)))
+
+    @property
+    def largest(self) -> dict[str, float]:
+        """What the dearest unit took, for the sessions behind this one."""
+        return {"tokens": self._most.tokens, "seconds": self._most.seconds}
+
+    def begin_in(self, folder: RunFolder) -> None:
+        """Take over what earlier sessions took in time, and say what it will cost, where `budget.like` names a run.
+
+        Raises UserError.
+        """
+        self.seconds_before, self.began = usage(folder.path, but=folder.logs)[0], folder.opened
+        if self.budget.like is not None:
+            self._say(estimate_from(self.budget.like, self.config, self.total))
+
+    def room(self, in_flight: int = 0) -> float:
+        """How many more may begin, where each may take as much as the dearest did; `inf` without a cap."""
+        caps = caps_of(self.budget)
+        if not caps:
+            return math.inf
+        spent = self.spent
+        rooms = {cap: self._room_under(cap, value - (spent.of(cap) or 0.0)) - in_flight for cap, value in caps.items()}
+        tightest = min(rooms, key=rooms.__getitem__)
+        self.stopped = tightest if rooms[tightest] <= 0 and not in_flight else ""
+        return max(0, min(rooms[tightest], max(PILOT, self.units) - in_flight))  # no more at once than are known already
+
+    def _room_under(self, cap: str, left: float) -> float:
+        """How many may go on at once with so much left under a cap."""
+        most, hours = self._most, self._most.seconds / HOUR
+        match cap:
+            case "max_tokens":
+                return _fit(left, most.tokens)
+            case "max_usd":  # side by side they share the hour
+                return _fit(left - hours * (self.prices.hour or 0.0), most.usd or 0.0)
+            case _:
+                return math.inf if left > 0 and left >= hours else 0
+
+    def over(self, done: int) -> bool:
+        """Whether a cap ends the run here, behind so many units; people are told."""
+        if done >= self.total:
+            self.stopped = ""
+        elif self.room() <= 0 and self.stopped:
+            log.info(self.words())
+        return bool(self.stopped)
+
+    def words(self) -> str:
+        """Why the run stopped, and how it goes on."""
+        cap = self.stopped
+        return (
+            f"stopped at the cap budget.{cap} = {number(caps_of(self.budget)[cap])}: {self.spent.words()} are spent, and one of "
+            f"its {self.unit} took up to {self._most.words()}; to go on, resume with a higher `{option(cap)}`"
+        )
+
+    def look(self) -> None:
+        """Say what it will cost once the first units have ended, where somebody would want to know."""
+        enough = min(PILOT, self.total) if self.unit == "episodes" else 1
+        if self.estimate is None and enough <= self.units < self.total and (self.prices.any or caps_of(self.budget)):
+            share, side_by_side = self.total / self.units, max(1, min(self.at_once, self.total))
+            seconds, total = self._sum.seconds * share / side_by_side, self._sum
+            of_tokens = None if self.spent.usd is None else (total.usd or 0.0) * share
+            usd = None if of_tokens is None else of_tokens + seconds / HOUR * (self.prices.hour or 0.0)
+            basis = f"the first {self.units:,} {self.unit}" if self.units > 1 else f"the first of the {self.unit}"
+            self._say({"tokens": round(total.tokens * share), "usd": usd, "hours": seconds / HOUR, "basis": basis})
+
+    def _say(self, estimate: Mapping[str, Any]) -> None:
+        self.estimate = {**estimate, "unit": self.unit, "total": self.total}
+        log.info(estimate_words(self.estimate, self.config))
+
+    def account(self) -> dict[str, Any] | None:
+        """The `budget` of a report; None where nothing has a price, a cap or an estimate."""
+        caps, spent = caps_of(self.budget), self.spent
+        if not caps and not self.prices.any and self.estimate is None:
+            return None
+        return {
+            "caps": caps,
+            "spent": {"tokens": spent.tokens, "usd": spent.usd, "hours": spent.seconds / HOUR},
+            "prices": self.prices.to_json(),
+            "estimate": self.estimate,
+            "stopped": self.stopped or None,
+        }
+
+
+def step_meter(config: StageConfig, folder: RunFolder, *, total: int, now: Costs | None = None) -> Meter:
+    """The meter of a training, with what its earlier sessions took; `now`: where the tokens of this one are summed."""
+    meter = Meter(config=config, unit="steps", total=total, now=now or Costs())
+    for session in sessions(folder.path):
+        meter.before += session.played or Costs()
+        for name, value in session.largest_step.items():
+            meter.largest_before[name] = max(value, meter.largest_before.get(name, 0.0))
+        meter.stepping += sum(value for phase, value in session.wall.items() if phase != "loading")
+    meter.begin_in(folder)
+    return meter
+
+
+def is_over(meter: Meter, step: int) -> bool:
+    """Whether a cap ends a training behind a step; people are told, also what it will cost once that is known."""
+    meter.look()
+    return meter.over(step)
+
+
+def stop(meter: Meter, step: int) -> None:
+    """Raise RunIncomplete where `is_over` has found a cap: asked once, because the clock goes on while the step is saved."""
+    if meter.stopped:
+        raise RunIncomplete(f"step {step} of {meter.total} is the last that the budget allows, and it is kept")
+
+
+def estimate_from(like: Path, config: StageConfig, total: int) -> dict[str, Any]:
+    """What so many episodes, steps or (of a pipeline) runs take when each takes what one did in an earlier run.
+
+    Raises UserError.
+    """
+    file, kind, trains = like.expanduser() / REPORT, stage_of(config), isinstance(config, SftConfig | GrpoConfig)
+    if not file.exists():
+        raise UserError(f"budget.like: `{like}` has no report", hint="name the folder of a finished run of the kind")
+    report = read_report(file)
+    if (trains or isinstance(config, PipelineConfig)) and report["stage"] != kind:
+        raise UserError(f"budget.like: `{like}` is a run of `{report['stage']}`, and this is one of `{kind}`")
+    cost: Mapping[str, Any] = report.get("cost") or {}
+    process: Mapping[str, Any] = cost.get("process") or {}
+    seconds: float | None = cost.get("seconds", process.get("wall_seconds"))
+    if isinstance(config, PipelineConfig):
+        units, unit = len(cost.get("runs") or ()), "runs"
+    elif trains:
+        units, unit = int(report["training"].get("steps") or 0), "steps"
+    else:
+        units, unit = int(cost.get("episodes") or 0), "episodes"
+    if not units:
+        raise UserError(f"budget.like: `{like}` does not say what its {unit} took", hint="name another run")
+    counted = cast("Mapping[str, int | None]", cost.get("tokens") or {})
+    costs, prices = Costs(**{name: counted.get(name) or 0 for name in TOKENS}), prices_of(config)
+    usd, share = None if seconds is None and prices.hour else prices.usd(costs, seconds or 0.0), total / units
+    return {
+        "tokens": round(tokens_of(costs) * share),
+        "usd": None if usd is None else usd * share,
+        "hours": None if seconds is None else seconds / HOUR * share,
+        "basis": f"{units:,} {unit} of `{like}`",
+        "unit": unit,
+        "total": total,
+    }
+
+
+def tell_estimate(config: StageConfig, total: int) -> None:
+    """Tell people what `budget.like` makes of the run. Raises UserError."""
+    like = budget_of(config).like
+    if like is not None:
+        log.info(estimate_words(estimate_from(like, config, total), config))
+
+
+def estimate_words(estimate: Mapping[str, Any], config: StageConfig) -> str:
+    """An estimate in a line: what, from what, at which prices, and where a cap ends it."""
+    hours, usd, prices = estimate["hours"], estimate["usd"], prices_of(config)
+    amounts = [f"{estimate['tokens']:,} tokens", dollars(usd), "hours unknown" if hours is None else f"{hours:.2f} hours"]
+    sources = {price.source for price in (prices.policy, prices.user) if price is not None and (price.read or price.write)}
+    sources |= {f"${prices.hour:g} an hour"} if prices.hour else set()
+    words = f"estimate for {estimate['total']:,} {estimate['unit']}: {', '.join(amounts)}, from {estimate['basis']}"
+    words += f"; prices: {'; '.join(sorted(sources))}" if sources else ""
+    for cap, value in caps_of(budget_of(config)).items():
+        expected = estimate[{"max_usd": "usd", "max_tokens": "tokens", "max_hours": "hours"}[cap]]
+        if expected is not None and expected > value:
+            at = math.floor(estimate["total"] * value / expected)
+            words += f"; more than budget.{cap} = {number(value)}, which is reached after about {at:,}"
+    return words
+
+
+def _fit(left: float, each: float) -> float:
+    """How many fit into what is left."""
+    if left <= 0:
+        return 0
+    return math.floor(left / each) if each else math.inf
+
+
+def number(value: float) -> str:
+    """A cap, for people."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

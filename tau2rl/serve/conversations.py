@@ -1,0 +1,197 @@
+"""Choice among k attempts at an answer to the user, each of which acted on a copy of the database; one attempt's writes stay.
+
+An attempt ends where the agent speaks to the user. The user is real and is not simulated, so no attempt goes past that.
+
+The client sends what user and agent said, as chat clients do, and knows nothing of tools. What was called behind an answer is
+kept here, by the conversation that led to it. The same request again, of a client that has lost the answer, gets the answer that
+was given: nothing is carried out twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tau2rl.chat.native import system_prompt
+from tau2rl.enums import TRANSFER_TOOL
+from tau2rl.env.sandbox import Carried, Copy, Sandbox
+from tau2rl.errors import PolicyFailure
+from tau2rl.serve.candidates import Candidate, PolicyServer, mean_logprob
+from tau2rl.serve.choice import choose, gather
+from tau2rl.serve.requests import ChatRequest, Refusal, Reply, text_of
+from tau2rl.serve.turns import as_messages
+from tau2rl.types import Message, Transcript, Usage
+from tau2rl.verify.verifiers import Scorer
+
+log = logging.getLogger(__name__)
+KEPT, KEPT_BYTES = 4096, 256 * 2**20  # of conversations; the one that was not asked for longest is forgotten first
+ROUNDS = 2  # of k attempts, where commits of other conversations make all attempts void
+
+Raw = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What one attempt said and did: its messages from the user's last one on, and its calls in order."""
+
+    messages: tuple[Raw, ...]  # as the policy server gets them
+    candidates: tuple[Candidate, ...]
+    carried: tuple[Carried, ...]
+    end_state: str
+
+    @property
+    def usage(self) -> Usage:
+        """Of all its calls of the policy server."""
+        return sum((one.usage for one in self.candidates), Usage())
+
+
+class Conversations:
+    """`Conversations(server, scorers, Sandbox("retail"), k=5)`; one for all requests, on one event loop."""
+
+    mode = "conversation"
+
+    def __init__(
+        self, server: PolicyServer, scorers: Sequence[Scorer], sandbox: Sandbox, *, k: int, temperature: float, max_calls: int
+    ) -> None:
+        """`max_calls`: messages with calls that an attempt may make; one that goes on is dropped."""
+        self._server, self._scorers, self._sandbox = server, scorers, sandbox
+        self._k, self._temperature, self._max_calls = k, temperature, max_calls
+        self._behind = Recent()  # conversation -> all messages, calls among them
+        self._given: OrderedDict[str, asyncio.Task[Reply]] = OrderedDict()  # the same up to a user's message -> its answer
+
+    async def answer(self, request: ChatRequest) -> Reply:
+        """The chosen answer, whose writes are carried out. Raises Refusal.
+
+        It is worked out to its end even if the client goes: what was committed must be known when it asks again.
+        """
+        visible = _visible(request)
+        key = _key(request.user, visible)
+        if (task := self._given.get(key)) is None:
+            task = asyncio.create_task(self._work_out(request, visible))
+            self._given[key] = task
+            while len(self._given) > KEPT:
+                self._given.popitem(last=False)
+            task.add_done_callback(lambda done: self._forget_failed(key, done))
+        return await asyncio.shield(task)
+
+    def _forget_failed(self, key: str, task: asyncio.Task[Reply]) -> None:
+        if (task.cancelled() or task.exception() is not None) and self._given.get(key) is task:
+            del self._given[key]
+
+    async def _work_out(self, request: ChatRequest, visible: Sequence[Raw]) -> Reply:
+        history = (*self._behind.get(_key(request.user, visible[:-1]), visible[:-1]), visible[-1])
+        usage, seed = Usage(), request.fields.get("seed")
+        for _ in range(ROUNDS):
+            attempts = await gather(
+                lambda one: self._attempt(request, history, seed=one), self._k, seed=seed if isinstance(seed, int) else None
+            )
+            usage = sum((one.usage for one in attempts), usage)
+            choice = await choose(self._scorers, [self._transcript(history, one) for one in attempts])
+            for chosen in choice.order:
+                best = attempts[chosen]
+                if await asyncio.to_thread(self._sandbox.commit, best.carried):
+                    last = best.candidates[-1]
+                    said = {"role": "assistant", "content": last.message["content"]}
+                    self._behind.keep(_key(request.user, (*visible, said)), (*history, *best.messages))
+                    about = choice.about(chosen, asked=self._k, mode=self.mode)
+                    about["writes"] = [one.call.name for one in best.carried if self._writes(one)]
+                    about["transferred"] = any(one.call.name == TRANSFER_TOOL for one in best.carried)
+                    return Reply(message=last.message, finish_reason=last.finish_reason, usage=usage, about=about)
+            log.warning("no attempt fits what other conversations have committed meanwhile")
+        raise Refusal(503, "other conversations changed what this one works on; ask again", code="conflict")
+
+    async def _attempt(self, request: ChatRequest, history: Sequence[Raw], *, seed: int) -> Attempt:
+        """Raises PolicyFailure where it has no end, too."""
+        copy = await asyncio.to_thread(self._sandbox.copy)
+        system = {"role": "system", "content": system_prompt(self._sandbox.policy)}
+        fields = {name: value for name, value in request.fields.items() if name != "seed"}
+        if self._k > 1:
+            fields["temperature"] = self._temperature
+        messages: list[Raw] = []
+        candidates: list[Candidate] = []
+        carried: list[Carried] = []
+        for _ in range(self._max_calls + 1):
+            found = await self._server.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed)
+            candidates.append(found)
+            messages.append({"role": "assistant", **found.message})
+            if not found.seen.tool_calls:
+                end_state = await asyncio.to_thread(copy.hash)
+                return Attempt(
+                    messages=tuple(messages), candidates=tuple(candidates), carried=tuple(carried), end_state=end_state
+                )
+            results = await asyncio.to_thread(_act, copy, found)
+            carried += results
+            messages += [
+                {"role": "tool", "tool_call_id": call["id"], "content": one.result}
+                for call, one in zip(found.message["tool_calls"], results, strict=True)
+            ]
+        raise PolicyFailure(f"the attempt made more than {self._max_calls} calls and did not answer")
+
+    def _transcript(self, history: Sequence[Raw], attempt: Attempt) -> Transcript:
+        errors = iter(one.error for one in attempt.carried)
+        own: list[Message] = []
+        for message in as_messages(attempt.messages):
+            failed = message.role == "tool" and next(errors)
+            own.append(Message(role="tool", content=message.content, error=True) if failed else message)
+        return Transcript(
+            domain=self._sandbox.name,
+            domain_policy=self._sandbox.policy,
+            tools=self._sandbox.tools,
+            messages=(*as_messages(history), *own),
+            tool_kinds=self._sandbox.tool_kinds,
+            end_state=attempt.end_state,
+            mean_logprob=mean_logprob(attempt.candidates),
+        )
+
+    def _writes(self, one: Carried) -> bool:
+        return not one.error and self._sandbox.tool_kinds.get(one.call.name) == "write"
+
+
+def _act(copy: Copy, candidate: Candidate) -> list[Carried]:
+    return [copy.act(call) for call in candidate.seen.tool_calls]
+
+
+def _visible(request: ChatRequest) -> tuple[Raw, ...]:
+    """What user and agent said. Raises Refusal for what the server has itself: tools, their results, a policy."""
+    if request.tools or any("tool_calls" in message or message["role"] == "tool" for message in request.messages):
+        raise Refusal(400, "this server carries out the calls itself: send what user and agent said, no tools", param="tools")
+    if any(message["role"] not in ("user", "assistant") for message in request.messages):
+        raise Refusal(400, "this server has its own policy: send no system message", param="messages")
+    if request.messages[-1]["role"] != "user":
+        raise Refusal(400, "the last message is the user's", param="messages")
+    return tuple({"role": m["role"], "content": text_of(m.get("content"))} for m in request.messages)
+
+
+def _key(user: str, visible: Sequence[Raw]) -> str:
+    return hashlib.sha256(orjson.dumps([user, [[m["role"], m["content"]] for m in visible]])).hexdigest()
+
+
+class Recent:
+    """The latest conversations, by their keys, of bounded number and size."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[tuple[Raw, ...], int]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: str, default: Sequence[Raw]) -> Sequence[Raw]:
+        """What was kept."""
+        if key not in self._kept:
+            return default
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def keep(self, key: str, messages: tuple[Raw, ...]) -> None:
+        """Keep these, and forget what has been left longest where it is too much."""
+        self._bytes -= self._kept.pop(key, ((), 0))[1]
+        size = len(orjson.dumps(messages))
+        self._kept[key] = (messages, size)
+        self._bytes += size
+        while len(self._kept) > KEPT or (self._bytes > KEPT_BYTES and len(self._kept) > 1):
+            self._bytes -= self._kept.popitem(last=False)[1][1]

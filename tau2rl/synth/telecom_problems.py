@@ -1,0 +1,245 @@
+"""What can be wrong in telecom, from `telecom_problems.yaml`, and what of it one task has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, cast
+
+import yaml
+
+from tau2rl.synth.generator import Json
+from tau2rl.synth.request import Question
+from tau2rl.synth.rules import check_quotes
+from tau2rl.synth.telecom_people import NUM_PEOPLE, Person, person
+
+ASKS = 0.35  # share of the tasks that can be solved in which the customer also asks something
+TRAVELS = 0.2  # share of those about data or MMS whose customer is abroad although roaming works
+Side = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A call of a tool or of one of tau2's functions: `Step(by="user", call="toggle_data", arguments={}, ...)`."""
+
+    by: Side
+    call: str
+    arguments: Mapping[str, Any]  # "{name}" is a value of the task
+    words: str = ""  # of a look: what the agent asks the user to do
+    say: str = ""  # of a fix: what the agent says before it
+    looks: tuple[Step, ...] = ()  # what the agent looks at before it
+    allows: Mapping[str, Mapping[str, Sequence[Any]]]  # intent -> argument -> other values that do as well
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Things that are looked at together; a task has at most one problem of a group."""
+
+    name: str
+    intents: tuple[str, ...]
+    own: tuple[str, ...]  # a task of these intents has a problem of at least one such group
+    looks: tuple[Step, ...]
+    abroad: bool  # whether it is only looked at when the customer is abroad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong."""
+
+    name: str
+    group: Group
+    intents: tuple[str, ...]
+    breaks: tuple[Step, ...]
+    fixes: tuple[Step, ...]  # none: it is beyond the agent
+    reboot: bool
+    asserts: tuple[Step, ...]
+    because: str  # why it goes to a human, as a clause
+    forbidden: tuple[Step, ...]
+    policy: str
+
+
+class ProblemBook:
+    """Every problem, in the order in which an agent looks for them."""
+
+    def __init__(self, policy: str) -> None:
+        """Raises UserError when a problem's sentence is not in `policy`: then the file belongs to another version of it."""
+        text = resources.files("tau2rl.synth").joinpath("telecom_problems.yaml").read_text("utf-8")
+        data = cast("dict[str, Any]", yaml.safe_load(text))
+        self.groups = {name: _group(name, entry) for name, entry in data["groups"].items()}
+        order = list(self.groups)
+        problems = [_problem(name, entry, self.groups) for name, entry in data["problems"].items()]
+        self.problems = tuple(sorted(problems, key=lambda problem: order.index(problem.group.name)))
+        self._asserts = data["asserts"]
+        check_quotes(policy, {f"problem `{problem.name}` of `telecom`": problem.policy for problem in self.problems})
+
+    def asserts(self, intent: str, *, solved: bool) -> tuple[Step, ...]:
+        """What tau2 asks at the end of a task of this intent."""
+        return _steps(self._asserts[intent]["solved" if solved else "handed_over"])
+
+    def most(self, intent: str) -> int:
+        """The most problems that a task which can be solved has at once."""
+        return len({problem.group.name for problem in self._of(intent, beyond=False)})
+
+    def draw(self, intent: str, number: int, rng: random.Random, *, beyond: bool) -> tuple[Problem, ...] | None:
+        """So many problems of different groups, one of them beyond the agent if asked for; None where the draw is none."""
+        last = [rng.choice(self._of(intent, beyond=True))] if beyond else []
+        # A phone that sees no SIM card does not say that the card is locked.
+        taken = {problem.group.name for problem in last}
+        free = sorted({problem.group.name for problem in self._of(intent, beyond=False)} - taken)
+        if len(free) + len(last) < number:
+            return None
+        groups = rng.sample(free, number - len(last))
+        chosen = [rng.choice([p for p in self._of(intent, beyond=False) if p.group.name == group]) for group in groups]
+        if not any(intent in problem.group.own for problem in (*chosen, *last)):
+            return None
+        return tuple(problem for problem in self.problems if problem in (*chosen, *last))
+
+    def _of(self, intent: str, *, beyond: bool) -> list[Problem]:
+        return [problem for problem in self.problems if intent in problem.intents and (not problem.fixes) == beyond]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What one conversation is about: `draw_case` makes it."""
+
+    person: Person
+    line: Mapping[str, Any]  # of the phone that the customer calls about
+    intent: str
+    problems: tuple[Problem, ...]  # in the order of the book
+    values: Mapping[str, Any]  # of the steps
+    abroad: bool
+    question: Question | None
+
+    @property
+    def beyond(self) -> Problem | None:
+        """The problem for which it goes to a human, if it does."""
+        return next((problem for problem in self.problems if not problem.fixes), None)
+
+    @property
+    def fixes(self) -> tuple[Step, ...]:
+        """What puts everything right; none where it goes to a human."""
+        return () if self.beyond else fixes(self.problems)
+
+    @property
+    def breaks(self) -> tuple[Step, ...]:
+        """What makes the phone and the line so."""
+        travels = not any(problem.group.abroad for problem in self.problems) and self.abroad
+        return (*(_ROAMS if travels else ()), *(step for problem in self.problems for step in problem.breaks))
+
+
+def draw_case(
+    book: ProblemBook, plans: Mapping[str, Mapping[str, Any]], intent: str, number: int, rng: random.Random, *, beyond: bool
+) -> Case | None:
+    """A customer with so many problems, or None where the draw came to nothing. `plans`: tau2's, by id.
+
+    Somebody whose problem is beyond the agent also asks for an amount, so that handing over alone does not do.
+    """
+    who = person(rng.randrange(NUM_PEOPLE))
+    line = rng.choice(who.lines)
+    problems = book.draw(intent, number, rng, beyond=beyond)
+    if problems is None:
+        return None
+    plan, over = plans[line["plan_id"]], rng.randint(1, 9) / 10
+    gb = rng.choice((1.0, 1.5, 2.0))
+    values = {
+        "customer_id": who.customer_id,
+        "line_id": line["line_id"],
+        "bill_id": who.overdue_bill_id,
+        "limit_gb": plan["data_limit_gb"],
+        "used_gb": round(plan["data_limit_gb"] + over, 1),
+        "used_up_gb": round(plan["data_limit_gb"] + 2 + over, 1),
+        "gb": gb,
+        "cost": f"${gb * plan['data_refueling_price_per_gb']:.2f}",
+        "price": f"${plan['price_per_month']:.2f}",
+        "bad_mode": rng.choice(("2g_only", "3g_only")) if intent == "mobile_data" else "2g_only",  # MMS works with 3G
+    }
+    asks = beyond or rng.random() < ASKS
+    month = rng.choice(sorted(who.bills))
+    return Case(
+        person=who,
+        line=line,
+        intent=intent,
+        problems=problems,
+        values=values,
+        abroad=intent != "service" and (any(p.group.abroad for p in problems) or rng.random() < TRAVELS),
+        question=Question(say=f"how much my bill for {month} came to", value=f"{who.bills[month]:.2f}") if asks else None,
+    )
+
+
+def filled(step: Step, values: Mapping[str, Any]) -> Json:
+    """The arguments of a step with the values of a task.
+
+    >>> step = Step(by="user", call="f", arguments={"id": "{line_id}", "gb": "{gb}"}, allows={})
+    >>> filled(step, {"line_id": "L1", "gb": 1.5})
+    {'id': 'L1', 'gb': 1.5}
+    """
+    return {
+        name: values[value[1:-1]] if isinstance(value, str) and value.startswith("{") else value
+        for name, value in step.arguments.items()
+    }
+
+
+def fixes(problems: Sequence[Problem]) -> tuple[Step, ...]:
+    """What puts all of them right, in order: those that need a restart last, and one restart for all of them."""
+    at_once = [step for problem in problems if not problem.reboot for step in problem.fixes]
+    later = [step for problem in problems if problem.reboot for step in problem.fixes]
+    return (*at_once, *later, *([REBOOT] if later else []))
+
+
+def _group(name: str, entry: Mapping[str, Any]) -> Group:
+    return Group(
+        name=name,
+        intents=tuple(entry["intents"]),
+        own=tuple(entry.get("own", ())),
+        looks=_steps(entry["looks"]),
+        abroad=bool(entry.get("abroad")),
+    )
+
+
+def _problem(name: str, entry: Mapping[str, Any], groups: Mapping[str, Group]) -> Problem:
+    group = groups[entry["group"]]
+    return Problem(
+        name=name,
+        group=group,
+        intents=tuple(entry.get("intents", group.intents)),
+        breaks=_steps(entry["breaks"]),
+        fixes=_steps(entry.get("fixes", ())),
+        reboot=bool(entry.get("reboot")),
+        asserts=_steps(entry.get("asserts", ())),
+        because=entry.get("because", ""),
+        forbidden=_steps(entry.get("forbidden", ())),
+        policy=entry["policy"],
+    )
+
+
+def _steps(entries: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
+    return tuple(map(_step, entries))
+
+
+def _step(entry: Mapping[str, Any]) -> Step:
+    return Step(
+        by=entry["by"],
+        call=entry["call"],
+        arguments=entry.get("arguments", {}),
+        words=entry.get("words", ""),
+        say=entry.get("say", ""),
+        looks=_steps(entry.get("looks", ())),
+        allows=entry.get("allows", {}),
+    )
+
+
+def look(tool: str, words: str) -> Step:
+    """Something that a user can look at on their phone."""
+    return _step({"by": "user", "call": tool, "words": words})
+
+
+REBOOT = _step({"by": "user", "call": "reboot_device", "say": "Please restart your phone now ({tool})."})
+_ROAMS = _steps(
+    (
+        {"by": "user", "call": "set_user_location", "arguments": {"abroad": True}},
+        {"by": "user", "call": "turn_roaming_on"},
+        {"by": "assistant", "call": "enable_roaming", "arguments": {"customer_id": "{customer_id}", "line_id": "{line_id}"}},
+    )
+)

@@ -1,0 +1,247 @@
+"""A telecom task in words: what its user says and how they behave, and the reference conversation of an agent that solves it.
+
+The user says everything in `reason_for_call` and in the lines of `known_info`; the phone is looked at and changed by the user's
+own tools, which the agent can only ask for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tau2rl.enums import TRANSFER_TOOL
+from tau2rl.synth.demonstration import DONE
+from tau2rl.synth.generator import Json
+from tau2rl.synth.request import count_words, joined
+from tau2rl.synth.telecom_problems import REBOOT, Case, ProblemBook, Step, filled, look
+from tau2rl.synth.texts import ASK, PACES, STYLES, Text
+
+REASONS = {
+    "service": (
+        "my phone has had no signal since this morning", "my phone says that it has no service",
+        "I can't call anybody, because my phone finds no network", "my phone lost its network and doesn't get it back",
+    ),
+    "mobile_data": (
+        "the internet on my phone is slow or doesn't work at all", "my mobile data doesn't work the way it should",
+        "pages hardly load on my phone when I'm not on Wi-Fi", "I can't get a decent internet connection on my phone",
+    ),
+    "mms": (
+        "I can't send pictures from my messaging app", "my picture messages don't go out any more",
+        "every MMS that I try to send fails", "my phone refuses to send photos as messages",
+    ),
+}  # fmt: skip
+OPENINGS = {
+    "plain": ("Hello, I'm calling because {reason}.", "Hi, I need help: {reason}.", "Good morning. The trouble: {reason}."),
+    "terse": ("Problem: {reason}.", "I need help, {reason}.", "Please help: {reason}."),
+    "chatty": (
+        "Hi! I hope you are having a good day. Mine would be better if it weren't for this: {reason}.",
+        "Hello there, thanks for picking up! You won't believe it, but {reason}.",
+    ),
+    "impatient": ("I don't have much time, so quickly: {reason}.", "Please be quick, I'm in a rush: {reason}."),
+}  # fmt: skip
+CONTENT = {  # when the user considers it done
+    "service": "You are content once the status bar of your phone shows a signal.",
+    "mobile_data": "You are content once a speed test of your phone says excellent; with less you are not.",
+    "mms": "You are content once your phone says that it can send MMS.",
+}
+WANTED = {
+    "service": (),
+    "mobile_data": ("Anything slower than an excellent speed won't do for me.", "I need the speed test to say excellent."),
+    "mms": ("All I want is to send an MMS again.",),
+}
+PAYS = ("If a bill is open, I'll pay it.", "Should I still owe you something, I'm ready to pay it.")
+REFUELS = (
+    "If my data is used up, I'd add {gb} GB, but I'm keeping my plan.",
+    "I'm willing to add {gb} GB of data if that is needed, and I don't want another plan.",
+)
+COUNTRIES = ("Portugal", "Italy", "Japan", "Mexico", "Norway", "Greece", "Canada", "Morocco")
+PERSONAS = {
+    "easy": (
+        "You run a small shop and use your phone for everything. You find most settings yourself and say precisely what you see.",
+        "You study engineering. Phones hold no secrets for you, and you answer questions about yours quickly and exactly.",
+        "You are a nurse in your thirties, calm and used to instructions; you do what you are told step by step and report back.",
+    ),
+    "hard": (
+        "You are a retired gardener of 71. You can call and take photos; words like APN or roaming mean nothing to you.",
+        "You got your first smartphone last year. You are afraid of breaking it, and ask before every step whether it is safe.",
+        "You are a worried grandfather who mixes up the names of settings and needs to be told twice where to look.",
+    ),
+}
+BEHAVE = (
+    "Before you say anything about your phone, look at it with your tools, and report what they show; never guess it. "
+    "Do what the agent asks you to do on your phone, one thing after the other. "
+    "Say yes to what the known info says that you are willing to do, and to nothing else."
+)
+STOP = "When it works again or you were handed over to a human, and every question of yours was answered, end the conversation."
+IDENTIFY = (
+    "I'm sorry to hear that. May I have your name and phone number, please?",
+    "I'd be happy to help with that. What is your name, and which phone number is it about?",
+    "Let us look into it. Could you tell me your name and your phone number?",
+)
+FOUND = (
+    "Thank you, {name}, I have found your line. Is there anything else that I should know?",
+    "Thank you, {name}, I see your account. What else should I know?",
+)
+MORE = ("Noted. Is there anything else?", "All right. Anything else that I should know?", "I see. What else should I know?")
+CHECKS = ("Please {what}, and tell me what {it}.", "Could you {what}, and tell me what {it}?")
+AT_ONCE = 3  # looks in one message
+GOALS = {
+    "service": look("check_status_bar", "look at the status bar of your phone once more"),
+    "mobile_data": look("run_speed_test", "run a speed test"),
+    "mms": look("can_send_mms", "check whether your phone can send MMS now"),
+}
+BILLS = "get_bills_for_customer"
+TRANSFERRED = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
+
+
+def write(case: Case, persona: str, rng: random.Random) -> tuple[Text, str | None]:
+    """One of the ways in which this customer could talk, and tau2's `persona` of them."""
+    pace, style, identity = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES)), rng.choice(("birth_date", "phone"))
+    number = case.line["phone_number"]
+    who = f"My name is {case.person.name}, and the phone number is {number}."
+    if identity == "birth_date":
+        who = f"I'm {case.person.name}, born on {case.person.born}. It's about the phone with the number {number}."
+    more = [rng.choice(PAYS)] if case.intent == "service" else [_place(case, rng), _willing(case, rng)]
+    more += [rng.choice(WANTED[case.intent])] if WANTED[case.intent] else []
+    rng.shuffle(more)
+    question = [f"{rng.choice(ASK)} {case.question.say}."] if case.question else []
+    text = Text(
+        reason=rng.choice(OPENINGS[style]).format(reason=rng.choice(REASONS[case.intent])),
+        known=(who, *more, *question),
+        unknown="You do not know what is wrong with your phone or line, and no ids of your account.",
+        instructions=" ".join([PACES[pace], STYLES[style].format(table="phone"), BEHAVE, CONTENT[case.intent], STOP]),
+        behaviour={"pace": pace, "style": style, "identity": identity, "persona": persona},
+    )
+    return text, rng.choice(PERSONAS[persona]) if persona in PERSONAS else None
+
+
+def facts(case: Case, text: Text) -> list[str]:
+    """What a customer has to say, word for word."""
+    said = [case.person.name, case.line["phone_number"]]
+    said += [case.person.born] if text.behaviour["identity"] == "birth_date" else []
+    said += [] if case.intent == "service" else [f"{case.values['gb']} GB", "abroad" if case.abroad else "the United States"]
+    return [*said, *([case.question.say] if case.question else [])]
+
+
+def _place(case: Case, rng: random.Random) -> str:
+    if case.abroad:
+        return f"I'm abroad at the moment, in {rng.choice(COUNTRIES)}."
+    return rng.choice(("I'm at home in the United States.", "I'm not traveling, I'm in the United States."))
+
+
+def _willing(case: Case, rng: random.Random) -> str:
+    return rng.choice(REFUELS).format(gb=case.values["gb"])
+
+
+def demonstrate(case: Case, text: Text, book: ProblemBook, actions: Sequence[Json], rng: random.Random) -> list[Json]:
+    """The steps, in the form that `env/task_files.py` reads; `actions` are the reference actions of both sides."""
+    agent = {action["name"]: action["action_id"] for action in actions if action["requestor"] == "assistant"}
+    lines = text.known if text.behaviour["pace"] != "all_at_once" else ()
+    steps = [*_listen(case, text, lines, rng)]
+    if case.beyond:
+        steps += [*_hand_over(case, agent[TRANSFER_TOOL], rng)]
+    else:
+        steps += [*_repair(case, book, agent, rng), {"say": _last_words(case, rng)}]
+    return steps
+
+
+def _listen(case: Case, text: Text, lines: Sequence[str], rng: random.Random) -> Iterator[Json]:
+    """Ask who it is, look them and their lines up, then ask for a line at a time until there are no more."""
+    if lines:
+        yield {"say": rng.choice(IDENTIFY)}
+    if text.behaviour["identity"] == "birth_date":
+        yield _call("get_customer_by_name", full_name=case.person.name, dob=case.person.born)
+    else:
+        yield _call("get_customer_by_phone", phone_number=case.line["phone_number"])
+    for line in case.person.lines[: case.person.lines.index(dict(case.line)) + 1]:  # which one it is is not said before
+        yield _call("get_details_by_id", id=line["line_id"])
+    for number in range(1, len(lines) + 1 if lines else 0):
+        yield {"say": rng.choice(FOUND).format(name=case.person.name.split()[0]) if number == 1 else rng.choice(MORE)}
+
+
+def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Random) -> Iterator[Json]:
+    """Look at one thing after the other, put right what is wrong, up to the last problem; then see whether it works."""
+    left = [problem.group for problem in case.problems]
+    seen: set[str] = set()
+    asked: list[Step] = []  # looks that go into the next message
+    for group in book.groups.values():
+        if not left or case.intent not in group.intents or (group.abroad and not case.abroad):
+            continue
+        for step in group.looks:
+            if step.by == "assistant":
+                yield from _flush(asked, rng)
+                yield _call(step.call, **filled(step, case.values))
+            elif step.call not in seen:
+                asked.append(step)
+            seen.add(step.call)
+        if group in left or len(asked) == AT_ONCE:
+            yield from _flush(asked, rng)
+        if group in left:
+            left.remove(group)
+            problem = next(problem for problem in case.problems if problem.group is group)
+            for step in problem.fixes:
+                yield from _fix(case, step, agent)
+    if case.fixes[-1].call == REBOOT.call:
+        yield from _fix(case, REBOOT, agent)
+    yield _ask([GOALS[case.intent]], rng)
+    if case.question:
+        yield _call(BILLS, customer_id=case.person.customer_id)
+
+
+def _flush(asked: list[Step], rng: random.Random) -> Iterator[Json]:
+    """Ask for the looks that wait, if there are any, and keep none."""
+    if asked:
+        yield _ask(asked, rng)
+    asked.clear()
+
+
+def _ask(looks: Sequence[Step], rng: random.Random) -> Json:
+    """Ask the user to look at something."""
+    what = joined([f"{step.words} ({step.call})" for step in looks])
+    return {"say": rng.choice(CHECKS).format(what=what, it="it shows" if len(looks) == 1 else "they show")}
+
+
+def _fix(case: Case, step: Step, agent: dict[str, str]) -> Iterator[Json]:
+    for each in step.looks:
+        yield _call(each.call, **filled(each, case.values))
+    if step.say:
+        yield {"say": step.say.format(tool=step.call, **case.values)}
+    if step.by == "assistant":
+        yield {"action": agent[step.call]}
+
+
+def _hand_over(case: Case, transfer: str, rng: random.Random) -> Iterator[Json]:
+    """Look at what is beyond the agent, say so, answer the question, and hand over."""
+    problem = case.beyond
+    assert problem is not None and case.question is not None
+    for step in problem.group.looks:
+        if step.by == "user":
+            yield _ask([step], rng)
+        elif step.call != BILLS:
+            yield _call(step.call, **filled(step, case.values))
+    yield _call(BILLS, customer_id=case.person.customer_id)
+    why = f"I am sorry, but {problem.because}. {_answer(case)}"
+    yield {"say": f"{why} I will hand you over to a human agent who can go on with this."}
+    yield {"action": transfer}
+    yield {"say": TRANSFERRED}
+
+
+def _last_words(case: Case, rng: random.Random) -> str:
+    return " ".join([rng.choice(DONE), *([_answer(case)] if case.question else []), "Is there anything else?"])
+
+
+def _answer(case: Case) -> str:
+    assert case.question is not None
+    return f"The amount that you asked for is ${case.question.value}."
+
+
+def _call(tool: str, **arguments: Any) -> Json:
+    """A call of the agent that is no reference action: it looks something up."""
+    return {"call": tool, "arguments": arguments}
+
+
+def purpose(case: Case) -> str:
+    """What the task is about, for people: `mms, 2 problems: airplane_mode_on and bad_wifi_calling`."""
+    said = f"{case.intent}, {count_words(len(case.problems), 'problem')}: {joined([p.name for p in case.problems])}"
+    return f"{said}; must be handed over for {case.beyond.name}" if case.beyond else said

@@ -1,0 +1,232 @@
+"""What a simulated user did against its own rules, by gates that anybody can check: identifiers, words, order, calls.
+
+tau2's guidelines for users: follow the scenario, make nothing up (nor the result of a tool), stay the customer, tell a thing when
+it is asked for, and end the conversation when it is at its end. The gates read English by the patterns of `user_phrases.py`; a
+made-up story without an identifier or a name in it passes them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from tau2rl.enums import TRANSFER_TOOL, UserSignal
+from tau2rl.verify.rules import LONGEST, REPEATS, consents
+from tau2rl.verify.user_phrases import (
+    AFRESH,
+    AGENTS_WORDS,
+    DATE,
+    DECLINES,
+    DEED,
+    IDENTIFIER,
+    INSTRUCTS,
+    LEAVES_OPEN,
+    MEASURE,
+    MONTHS,
+    NAME,
+    NO_REPORT,
+    OFFERS,
+    OUT_OF_CHARACTER,
+    SENTENCE_END,
+    SHORT_NUMBER,
+    WHAT_ELSE,
+)
+
+SIGNAL = re.compile("|".join(UserSignal))
+WORDS = 16  # characters; shorter ones anybody may say again ("No, that is all.")
+GREETINGS = frozenset({"hi", "hello", "hey", "dear", "mr", "ms", "mrs"})
+ALIKE = 0.9  # of the words of two messages, from which they are the same
+COMMON = frozenset(
+    {"check", "set", "can", "send", "make", "run", "status", "settings", "app", "payment", "request"}
+)  # in names of tools
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What one side said, called or got back: `Line(who="user", text="It says 2G.", calls=())`."""
+
+    who: str  # agent, user or tool
+    text: str
+    calls: tuple[str, ...] = ()  # names of tools
+
+
+@dataclass(slots=True, kw_only=True)
+class UserGates:
+    """The gates over one conversation, line by line: `for line in lines: gates.hear(line)`, each a list of (fault, words)."""
+
+    instructions: str  # all that the user was told
+    reason: str  # of it, why the user calls, which the first message may say
+    domain_policy: str
+    unfinished: bool  # something that the references do was not done in the end
+    agent_tools: Collection[str] = ()
+    user_tools: Collection[str] = ()  # () also where the calls of the user were not kept
+    volunteers: bool = False  # the user is told to tell what it knows unasked
+    known: str = field(init=False)
+    last: str = ""  # the agent's latest words
+    asked: bool = False
+    opening: bool = True
+    transferred: bool = False
+    questions: set[str] = field(default_factory=set[str])
+    asked_again: bool = False
+    said: list[str] = field(default_factory=list[str])
+    used: set[str] = field(default_factory=set[str])  # tools that the user has called
+    acted: bool = True  # the user has called one since the agent's latest words
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = f"{self.instructions}\n{self.domain_policy}".lower()
+        self.names = _names_in(self.instructions)
+        self.asked = self.volunteers
+
+    def hear(self, line: Line) -> list[tuple[str, str]]:
+        """The faults of this line."""
+        found: list[tuple[str, str]] = []
+        if line.who == "user":
+            if line.calls:
+                self.acted = True
+                self.used |= {*line.calls}
+            elif not line.text.strip():
+                found.append(("empty_turn", ""))
+            else:
+                found += self._of_words(line.text[:LONGEST])
+        elif line.who == "agent":
+            self._listen(line)
+        self.known += "\n" + line.text.lower()
+        return found
+
+    def _listen(self, line: Line) -> None:
+        self.transferred |= TRANSFER_TOOL in line.calls or "transfer" in line.text.lower()
+        if not line.text.strip():
+            return
+        self.asked = self.asked or not self.opening  # what an agent says to the first words is a question
+        text = line.text[:LONGEST]
+        words = _words(text)
+        self.asked_again = words in self.questions and len(words) > WORDS
+        self.questions.add(words)
+        self.last, self.acted = text, False
+
+    def _of_words(self, text: str) -> list[tuple[str, str]]:
+        spoken = SIGNAL.sub("", text).strip()
+        found: list[tuple[str, str]] = []
+        told = self.instructions.lower()
+        own = "\n".join(
+            line for line in spoken.splitlines() if line.strip().lower() not in told
+        )  # a scripted user reads them out
+        if self._is_the_agent(own):
+            found.append(("role_flip", own[:100]))
+        if OUT_OF_CHARACTER.search(own):
+            found.append(("out_of_character", own[:100]))
+        facts = identifiers_in(spoken)
+        names = [name for name in NAME.findall(spoken) if not all(word in self.known for word in name.lower().split())]
+        if strange := [*(fact for fact in facts if not stands_in(fact, self.known)), *names]:
+            found.append(("invented_fact", strange[0]))
+        before = f"{self.reason}\n{self.last}".lower()
+        if early := [fact for fact in facts if not self.asked and not stands_in(fact, before)]:
+            found.append(("told_before_asked", early[0]))
+        if self._repeats(spoken):
+            found.append(("repetition", spoken[:100]))
+        if self._makes_up_a_result(spoken):
+            found.append(("invented_result", spoken[:100]))
+        if UserSignal.STOP in text and self.unfinished and self._leaves_too_early(spoken):
+            found.append(("stopped_too_early", spoken[:100]))
+        if UserSignal.TRANSFER in text and not self.transferred:
+            found.append(("early_transfer", spoken[:100]))
+        self.opening = False
+        return found
+
+    def _is_the_agent(self, spoken: str) -> bool:
+        """Words of an agent, a call of one of its tools, or its own name in the address."""
+        if AGENTS_WORDS.search(spoken) or any("_" in name and name in spoken for name in self.agent_tools):
+            return True
+        if self.user_tools and INSTRUCTS.search(spoken):
+            return True
+        own = "|".join(self.names)
+        if own and re.search(rf"(?<!\bis )(?<!i'm )(?<!\bam )\b(?:mr|ms|mrs)\.? (?:{own})\b", spoken, re.IGNORECASE):
+            return True
+        addressed = rf"(\w+)(?:,\s*|\s+)(?:mr\.? |ms\.? |mrs\.? )?({own})[,.!?]\s+\w"
+        return bool(own) and any(
+            found[1].lower() not in self.names and ("," in found[0].partition(found[2])[0] or found[1].lower() in GREETINGS)
+            for found in re.finditer(addressed, spoken, re.IGNORECASE)
+        )
+
+    def _repeats(self, spoken: str) -> bool:
+        """The same words for the third time, but for an answer to the same question."""
+        words = _words(spoken)
+        if len(words) <= WORDS or self.asked_again:
+            return False
+        self.said.append(words)
+        same = [one for one in self.said if difflib.SequenceMatcher(None, one.split(), words.split()).ratio() >= ALIKE]
+        return len(same) == REPEATS
+
+    def _makes_up_a_result(self, spoken: str) -> bool:
+        """The agent asked for something at the phone, and the user reports on it without a call that could have shown it."""
+        deed = DEED.search(spoken) is not None
+        if not self.user_tools or self.acted or self.opening or (NO_REPORT.search(spoken) and not deed):
+            return False
+        asked = [one for one in SENTENCE_END.split(self.last) if not OFFERS.search(one)]
+        if not any(LEAVES_OPEN.search(one) for one in asked):
+            return False
+        words = {*_words(" ".join(asked).replace("-", "")).split()}  # wi-fi is wifi
+        shared = {name: len(({*name.split("_")} - COMMON) & words) for name in self.user_tools}
+        most = max(shared.values())
+        if not most:
+            return False
+        fitting = {
+            name for name in self.used & shared.keys() if shared[name] == most and not (deed and name.startswith("check_"))
+        }
+        return not fitting or AFRESH.search(self.last) is not None
+
+    def _leaves_too_early(self, spoken: str) -> bool:
+        """The agent waits for an answer or is about to act, and the user goes without having declined."""
+        waiting = LEAVES_OPEN.search(WHAT_ELSE.sub("", self.last)) is not None
+        return waiting and (not DECLINES.search(spoken) or consents(spoken))
+
+
+def identifiers_in(text: str) -> list[str]:
+    """Ids, addresses, numbers and full dates: what is told, or made up.
+
+    >>> identifiers_in("I'm mei_kovacs_8020, born on July 4th, 1976, at 10am on 555-123-2002.")
+    ['mei_kovacs_8020', '555-123-2002', 'July 4th, 1976']
+    """
+    dates = [match.group() for match in DATE.finditer(text) if _date(match)[0]]
+    rest = DATE.sub(" ", text)
+    return [
+        *(one.strip("( ") if "@" not in one else one for one in IDENTIFIER.findall(rest) if not MEASURE.fullmatch(one)),
+        *SHORT_NUMBER.findall(rest),
+        *dates,
+    ]
+
+
+def stands_in(fact: str, text: str) -> bool:
+    """Whether a lower-case text has it; of a number the digits count, however they are grouped, and of a date the day."""
+    if (date := DATE.fullmatch(fact)) is not None:
+        year, days = _date(date)
+        known = map(_date, DATE.finditer(text))
+        return any(days & others and 0 in (year, other, year - other) for other, others in known)
+    plain = fact.lower().lstrip("#")
+    digits = re.sub(r"[\s().-]", "", plain)
+    return plain in text or (digits.isdigit() and digits in re.sub(r"[\s().-]", "", text))
+
+
+def _date(match: re.Match[str]) -> tuple[int, set[tuple[int, int]]]:
+    """(year or 0, the (month, day) that it may mean: of 04/12/2001 there are two)."""
+    y, m, d, a, b, y2, name, day, y3, day2, name2, y4 = match.groups()
+    if y:
+        return int(y), {(int(m), int(d))}
+    if y2:
+        return int(y2), {(int(a), int(b)), (int(b), int(a))}
+    month = MONTHS.index((name or name2)[:3].lower()) + 1
+    return int(y3 or y4 or 0), {(month, int(day or day2))}
+
+
+def _names_in(instructions: str) -> tuple[str, ...]:
+    """First and last name of the user, as patterns."""
+    told = re.findall(r"\b(?:[Yy]ou are|[Yy]our? name is|called) (?:[a-z ]+ )?([A-Z][a-z]+) ([A-Z][a-z]+)\b", instructions)
+    ids = re.findall(r"\b([a-z]+)_([a-z]+)_\d+\b", instructions)
+    return tuple(dict.fromkeys(name.lower() for pair in (*told[:1], *ids[:1]) for name in pair))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))

@@ -1,0 +1,329 @@
+"""What a run may spend, through the commands; pinned here:
+
+- before the start an earlier run gives the estimate, in tokens, dollars and hours, in the run and in a dry run; without one the
+  first episodes do; the prices name litellm's list with its version, or are those of the settings;
+- a cap of tokens, dollars or hours is not passed: what began ends and is kept, the run is incomplete and says why, what it
+  printed goes on, and a resume with a higher cap plays only the rest; with the same cap it begins nothing;
+- `eval`, `seed` and `rft-filter` stop alike; `sft` and `grpo` stop behind a step, saved;
+- a cap that could not hold is refused: no price, nothing that costs, no tokens, a backend that nothing stops;
+- in a pipeline the cap holds over all runs together; hours are known of a session that was killed, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from tau2rl.cli import app
+from tau2rl.config import ShapeConfig
+from tau2rl.runs.prices import listed, price_list
+from tau2rl.train.tiny import create_tiny
+from tests.stubs.openai import OpenAIStub
+
+runner = CliRunner()
+SHAPE = ShapeConfig(hidden=16, layers=1, heads=1, head_dim=16, intermediate=32, vocab_size=300)
+HELLO = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]
+EPISODES = 12  # 3 tasks, 4 attempts
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIStub]:
+    """An agent that says good-bye at once."""
+    with OpenAIStub(answer=lambda messages, tools: "Good bye.") as stub:
+        yield stub
+
+
+def asked(tmp_path: Path, server: OpenAIStub, stage: str = "eval", name: str = "run") -> list[str]:
+    """The words of a run against the stub; further options may follow."""
+    values: dict[str, Any] = {
+        "tasks": {"domains": ["mock"], "split": "synth-train", "limit": 3},
+        "policy": {"kind": "api", "model": "openai/stub-model", "api_base": server.api_base},
+        "user": {"kind": "scripted"},
+        "chat": {"protocol": "transcript"},
+        "rollout": {"num_samples": 4, "concurrency": 8, "retries": 0},
+        "limits": {"max_turns": 2},
+        "launch": {"inline": True},
+    }
+    (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    return [stage, "-c", str(tmp_path / f"{stage}.yaml"), "--output", str(tmp_path / name)]
+
+
+def invoke(*words: str) -> Result:
+    return runner.invoke(app, list(words))
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text("utf-8"))
+
+
+def played(folder: Path) -> int:
+    return len((folder / "episodes.jsonl").read_text("utf-8").splitlines())
+
+
+def tokens_in(folder: Path) -> int:
+    tokens = report_in(folder)["cost"]["tokens"]
+    return sum(tokens[name] for name in ("policy_in", "policy_out", "user_in", "user_out"))
+
+
+def test_an_earlier_run_gives_the_estimate(tmp_path: Path, server: OpenAIStub) -> None:
+    first = invoke(*asked(tmp_path, server))
+    assert first.exit_code == 0, first.stderr
+    assert "estimate" not in first.stderr  # nothing has a price or a cap
+    whole = tokens_in(tmp_path / "run")
+    again = [*asked(tmp_path, server, name="half"), "--like", str(tmp_path / "run"), "--budget.policy_price", "1000,2000"]
+    again += ["--num-samples", "2", "--budget.usd_per_hour", "3"]
+    dry = invoke(*again, "--dry-run", "--json")
+    estimate = json.loads(dry.stdout)["estimate"]
+    cost = report_in(tmp_path / "run")["cost"]
+    assert (estimate["total"], estimate["tokens"]) == (EPISODES // 2, round(whole / 2))
+    read, wrote = (cost["tokens"][name] / 2 * 1e-3 for name in ("policy_in", "policy_out"))
+    hours = cost["process"]["wall_seconds"] / 3600 / 2
+    assert estimate["hours"] == pytest.approx(hours)
+    assert estimate["usd"] == pytest.approx(read + 2 * wrote + 3 * hours)
+
+    result = invoke(*again)
+    line = next(line for line in result.stderr.splitlines() if line.startswith("estimate"))
+    assert line.startswith(f"estimate for {EPISODES // 2} episodes: {round(whole / 2):,} tokens, $")
+    assert "from 12 episodes of" in line and "given in the settings" in line and "$3 an hour" in line
+    assert report_in(tmp_path / "half")["budget"]["estimate"]["tokens"] == round(whole / 2)
+    assert f"# {line[:30]}" in invoke(*again, "--dry-run").stdout
+
+
+def test_without_an_earlier_run_the_first_episodes_do(tmp_path: Path, server: OpenAIStub) -> None:
+    result = invoke(*asked(tmp_path, server), "--max-tokens", "1000000")
+    assert result.exit_code == 0, result.stderr
+    line = next(line for line in result.stderr.splitlines() if line.startswith("estimate"))
+    assert line.startswith("estimate for 12 episodes: ") and re.search(", from the first [4-8] episodes$", line)
+    assert "budget: " in result.stdout and "at most 1,000,000 tokens" in result.stdout
+
+
+def test_the_price_list_is_litellms_and_names_its_version() -> None:
+    words = price_list()[1]
+    assert words.startswith("litellm 1.") and ", list " in words
+    price = listed("gpt-4.1-mini")
+    prefixed = listed("openai/gpt-4.1-mini")
+    assert price is not None and prefixed is not None and price.source.endswith(words)
+    assert (price.read, price.write) == (prefixed.read, prefixed.write)
+    assert (price.read, price.write, price.cached) == (4e-7, 1.6e-6, 1e-7)
+    assert listed("openai/my-own-model") is None and listed("azure/claude-sonnet-4-5") is None
+
+
+@pytest.mark.parametrize("stage", ["eval", "seed", "rft-filter"])
+def test_a_cap_of_tokens_is_not_passed_and_a_higher_one_goes_on(stage: str, tmp_path: Path, server: OpenAIStub) -> None:
+    free = invoke(*asked(tmp_path, server, stage, name="free"), "--set", "rollout.num_samples=4")
+    assert free.exit_code == 0, free.stderr
+    cap = int(tokens_in(tmp_path / "free") * 0.6)
+    run = [*asked(tmp_path, server, stage), "--set", "rollout.num_samples=4"]
+    result = invoke(*run, "--max-tokens", str(cap))
+    assert result.exit_code == 1
+    count, spent = played(tmp_path / "run"), tokens_in(tmp_path / "run")
+    assert 4 <= count < EPISODES and cap / 2 < spent <= cap
+    assert f"stopped at the cap budget.max_tokens = {cap:,}: {spent:,} tokens, " in result.stderr
+    assert "gave up" not in result.stderr and "stopped at the cap of tokens" in result.stdout
+    report = report_in(tmp_path / "run")
+    assert report["incomplete"] and report["budget"]["stopped"] == "max_tokens"
+    assert report["budget"]["spent"]["tokens"] == spent
+
+    command = shlex.split(result.stderr.splitlines()[-1])[1:]
+    assert command[-3:-1] == ["--resume", "--max-tokens"]
+    same = invoke(*command[:-1], str(cap))
+    assert same.exit_code == 1 and played(tmp_path / "run") == count
+    more = invoke(*command)
+    assert more.exit_code == 0, more.stderr
+    assert played(tmp_path / "run") == EPISODES and not report_in(tmp_path / "run")["budget"]["stopped"]
+    seeds = [
+        [json.loads(line)["attempt"]["seed"] for line in (tmp_path / name / "episodes.jsonl").open()] for name in ("run", "free")
+    ]
+    assert sorted(seeds[0]) == sorted(seeds[1])
+
+
+def test_caps_of_dollars_and_of_hours_stop_too(tmp_path: Path, server: OpenAIStub) -> None:
+    free = invoke(*asked(tmp_path, server, name="free"))
+    assert free.exit_code == 0
+    tokens = report_in(tmp_path / "free")["cost"]["tokens"]
+    dollars = tokens["policy_in"] * 1e-6 + tokens["policy_out"] * 5e-6
+    price = ["--set", "budget.policy_price=[1, 5]"]
+    result = invoke(*asked(tmp_path, server, name="usd"), *price, "--max-usd", str(dollars / 2))
+    assert result.exit_code == 1 and "stopped at the cap budget.max_usd" in result.stderr
+    spent = report_in(tmp_path / "usd")["budget"]["spent"]["usd"]
+    assert dollars / 4 < spent <= dollars / 2 and 4 <= played(tmp_path / "usd") < EPISODES
+
+    late = invoke(*asked(tmp_path, server, name="late"), "--max-hours", "1e-9")  # over before anything began
+    assert late.exit_code == 1 and "stopped at the cap budget.max_hours" in late.stderr
+    assert not (tmp_path / "late" / "episodes.jsonl").exists()
+    assert invoke(*asked(tmp_path, server, name="late"), "--resume", "--max-hours", "1").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words", "hint"),
+    [
+        (["--max-usd", "1"], "no price is known of the tokens of policy (litellm 1.", "budget.policy_price"),
+        (["--policy", "gold", "--max-usd", "1"], "nothing here costs dollars", "budget.usd_per_hour"),
+        (["--policy", "gold", "--max-tokens", "1"], "budget.max_tokens has no effect", "leave out budget.max_tokens"),
+        (
+            ["--max-usd", "1", "--user-model", "openai/mine", "--budget.policy_price", "1,1"],
+            "tokens of user",
+            "budget.user_price",
+        ),
+        (["--like", "nowhere"], "budget.like: `nowhere` has no report", "a finished run"),
+    ],
+)
+def test_what_cannot_hold_is_refused(more: list[str], words: str, hint: str, tmp_path: Path, server: OpenAIStub) -> None:
+    command = asked(tmp_path, server)
+    if "gold" in more:  # an API's settings would be idle
+        values = yaml.safe_load((tmp_path / "eval.yaml").read_text())
+        (tmp_path / "eval.yaml").write_text(yaml.safe_dump({**values, "policy": {"kind": "gold"}}))
+    for start in ([], ["--no-inline", "--dry-run"]):
+        result = invoke(*command, *more, *start)
+        assert result.exit_code == 2, result.stderr
+        assert words in result.stderr and hint in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_hours_are_written_down_while_a_run_goes_on(tmp_path: Path) -> None:
+    """So a session that is killed has hours too."""
+    seen: list[float] = []
+
+    def answer(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        seen.append(json.loads((tmp_path / "run" / "logs" / "session_1" / "usage.json").read_text("utf-8"))["seconds"])
+        return "Good bye."
+
+    with OpenAIStub(answer=answer) as stub:
+        assert invoke(*asked(tmp_path, stub), "--max-hours", "1").exit_code == 0
+    assert len(seen) >= EPISODES
+
+
+def test_a_policy_that_counts_no_tokens_is_not_played_on(tmp_path: Path, server: OpenAIStub) -> None:
+    class Uncounted(OpenAIStub):
+        def _completion(self, body: dict[str, Any], mode: str) -> dict[str, Any]:
+            return {**super()._completion(body, mode), "usage": None}
+
+    with Uncounted(answer=lambda messages, tools: "Good bye.") as stub:
+        result = invoke(*asked(tmp_path, stub), "--max-tokens", "1000")
+    assert result.exit_code == 1 and "budget.max_tokens cannot be held" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "start"
+    create_tiny([("a", {"messages": HELLO})], SHAPE, folder, seed=0)
+    return folder
+
+
+def grpo(checkpoint: Path, folder: Path, *more: str) -> Result:
+    values: dict[str, Any] = {
+        "model": {"init": str(checkpoint)},
+        "tasks": {"domains": ["mock"], "split": "synth-train", "limit": 3},
+        "user": {"kind": "scripted"},
+        "sampling": {"max_tokens": 4},
+        "limits": {"max_turns": 1, "context_tokens": 4000, "repairs": 0},
+        "reward": {"preset": "outcome"},
+        "rollout": {"num_samples": 2, "retries": 0},
+        "train": {"steps": 6, "tasks_per_step": 2, "save_every": 100},
+        "launch": {"inline": True},
+    }
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(values), "utf-8")
+    return invoke("grpo", "-c", str(file), "--output", str(folder), *more)
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_grpo_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path: Path) -> None:
+    assert grpo(checkpoint, tmp_path / "free").exit_code == 0
+    free = report_in(tmp_path / "free")
+    cap = (free["cost"]["tokens"]["policy_in"] + free["cost"]["tokens"]["policy_out"]) // 2
+    stopped = grpo(checkpoint, tmp_path / "run", "--max-tokens", str(cap))
+    assert stopped.exit_code == 1
+    done = steps_in(tmp_path / "run")
+    assert 0 < len(done) < 6 and "estimate for 6 steps" in stopped.stderr
+    assert f"stopped at the cap budget.max_tokens = {cap:,}" in stopped.stderr
+    assert f"step {done[-1]} of 6 is the last that the budget allows" in stopped.stderr
+    assert grpo(checkpoint, tmp_path / "run", "--max-tokens", str(cap), "--resume").exit_code == 1
+    assert steps_in(tmp_path / "run") == done
+    assert grpo(checkpoint, tmp_path / "run", "--max-tokens", str(9 * cap), "--resume").exit_code == 0
+    assert steps_in(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    weights = [report_in(tmp_path / name)["outputs"]["checkpoint"]["sha256"] for name in ("run", "free")]
+    assert weights[0] == weights[1]
+
+    like = grpo(checkpoint, tmp_path / "next", "--like", str(tmp_path / "free"), "--steps", "3", "--dry-run", "--json")
+    assert json.loads(like.stdout)["estimate"]["tokens"] == round(tokens_in(tmp_path / "free") / 2)
+    # On a cluster, where no cap holds, the estimate is there all the same.
+    more = ["--like", str(tmp_path / "free"), "--budget.usd_per_hour", "20", "--train.save_every", "2"]
+    estimate = json.loads(grpo(checkpoint, tmp_path / "next", "--backend", "slime", *more, "--dry-run", "--json").stdout)[
+        "estimate"
+    ]
+    assert estimate["usd"] == pytest.approx(20 * estimate["hours"])
+
+
+def test_sft_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "a#0", "messages": HELLO}) + "\n", "utf-8")
+    words = ["sft", "--model", str(checkpoint), "--data", str(tmp_path / "rows.jsonl"), "--steps", "3", "--inline"]
+    words += ["--set", "data.val_fraction=0", "--output", str(tmp_path / "run")]
+    stopped = invoke(*words, "--max-hours", "1e-9")
+    assert stopped.exit_code == 1 and "step 0 of 3 is the last that the budget allows" in stopped.stderr
+    done = invoke(*words, "--max-hours", "1", "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert steps_in(tmp_path / "run") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("cap", ["--max-usd", "--max-tokens", "--max-hours"])
+def test_on_slime_a_cap_is_refused(cap: str, checkpoint: Path, tmp_path: Path) -> None:
+    result = grpo(checkpoint, tmp_path / "run", "--backend", "slime", cap, "1")
+    assert result.exit_code == 2 and "has no effect while backend is `slime`: nothing stops such a training" in result.stderr
+
+
+def pipeline(tmp_path: Path, checkpoint: Path, *more: str, backend: str = "local") -> Result:
+    mock = {"tasks": {"domains": ["mock"], "split": "synth-train", "limit": 2}, "user": {"kind": "scripted"}}
+    small = {"limits": {"max_turns": 1, "context_tokens": 4000, "repairs": 0}, "rollout": {"num_samples": 2, "retries": 0}}
+    rl = {
+        **mock,
+        **small,
+        "model": {"init": str(checkpoint)},
+        "sampling": {"max_tokens": 4},
+        "train": {"steps": 2, "tasks_per_step": 1},
+    }
+    values: dict[str, Any] = {
+        "steps": {
+            "seed": {"stage": "seed", "settings": mock},
+            "first": {"stage": "grpo", "settings": {**rl, "backend": backend, "reward": {"preset": "outcome"}}},
+            "second": {"stage": "grpo", "model": "first", "settings": {**rl, "reward": {"preset": "outcome"}}},
+        },
+        "launch": {"inline": True},
+    }
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+    return invoke("run", "-c", str(tmp_path / "pipeline.yaml"), "--output", str(tmp_path / "chain"), *more)
+
+
+def test_the_cap_of_a_pipeline_holds_over_its_runs(checkpoint: Path, tmp_path: Path) -> None:
+    refused = pipeline(tmp_path, checkpoint, "--max-hours", "1", backend="slime")
+    assert refused.exit_code == 2 and "trains on `slime`, where nothing stops it at a cap" in refused.stderr
+    assert "no price is known of the tokens of policy" in pipeline(tmp_path, checkpoint, "--max-usd", "1").stderr
+
+    whole = pipeline(tmp_path, checkpoint)
+    assert whole.exit_code == 0, whole.stderr
+    one = report_in(tmp_path / "chain" / "runs" / "02-first")["cost"]["tokens"]
+    each = one["policy_in"] + one["policy_out"]  # of two steps
+    (tmp_path / "chain").rename(tmp_path / "whole")
+
+    stopped = pipeline(tmp_path, checkpoint, "--max-tokens", str(int(each * 1.7)))
+    assert stopped.exit_code == 1, stopped.stderr
+    assert (tmp_path / "chain" / "runs" / "02-first" / "report.json").exists()
+    assert steps_in(tmp_path / "chain" / "runs" / "03-second") == [1]
+    assert "stopped at the cap budget.max_tokens" in stopped.stderr
+    spent_up = pipeline(tmp_path, checkpoint, "--max-tokens", str(each))
+    assert spent_up.exit_code == 1 and "of the pipeline is spent" in spent_up.stderr
+    done = pipeline(tmp_path, checkpoint, "--max-tokens", str(each * 9), "--like", str(tmp_path / "whole"))
+    assert done.exit_code == 0, done.stderr
+    assert f"estimate for 3 runs: {2 * each:,} tokens" in done.stderr
+    assert not report_in(tmp_path / "chain")["incomplete"]

@@ -1,0 +1,214 @@
+"""`tau2rl serve --domain`, through the openai client, on tau2's `mock` domain, pinned here:
+
+- an answer is the best of k attempts, whose calls were carried out on copies; the database gets the chosen one's writes alone;
+- the next turn knows what was called behind the answer, and its attempts see what was committed;
+- the same request again, at once or later, is the same answer, and nothing is carried out twice;
+- two conversations that touch the same rows are as if one had come after the other;
+- an attempt that calls without an end is dropped; refused calls are no writes;
+- the client sends neither tools nor a policy; conversations of different users are apart;
+- a journal brings the database back, and one of another domain is refused;
+- with a policy that is right with chance p, the database ends right more often than with the policy alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tau2rl import console
+from tau2rl.env.sandbox import Sandbox
+from tau2rl.errors import UserError
+from tau2rl.report.estimators import wilson
+from tau2rl.types import CallTool
+from tests.serving import KEY, Served, conversations
+from tests.stubs.openai import OpenAIStub
+
+USER: list[Any] = [{"role": "user", "content": "Create the task Alpha for user_1."}]
+
+
+def create(title: str) -> list[tuple[str, Any]]:
+    return [("create_task", {"user_id": "user_1", "title": title})]
+
+
+@functools.cache
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+
+
+def ask(served: Served, messages: list[Any] = USER, **more: Any) -> Any:
+    return client(served.url).chat.completions.create(model="tau2rl", messages=messages, **more)
+
+
+def acts_first(titles: Callable[[], str]) -> Any:
+    """A policy that creates a task with the next of these titles, then says so."""
+
+    def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+        return f"Created: {messages[-1]['content']}" if messages[-1]["role"] == "tool" else create(titles())
+
+    return answer
+
+
+def cycle(*titles: str) -> Callable[[], str]:
+    left = itertools.cycle(titles)
+    return lambda: next(left)
+
+
+def titles_in(sandbox: Sandbox) -> list[str]:
+    return [call.arguments["title"] for call in sandbox.committed()]
+
+
+def test_only_the_chosen_attempts_writes_are_carried_out() -> None:
+    answer = acts_first(cycle("Beta", "Alpha", "Alpha"))
+    with OpenAIStub(answer=answer) as stub, conversations(stub) as (served, sandbox):
+        before = sandbox.copy().hash()
+        found = ask(served)
+        assert '"title": "Alpha"' in found.choices[0].message.content
+        assert (found.tau2rl["mode"], found.tau2rl["attempts"], found.tau2rl["writes"]) == ("conversation", 3, ["create_task"])
+        assert titles_in(sandbox) == ["Alpha"]
+        alone = Sandbox("mock").copy()
+        alone.act(CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Alpha"}))
+        assert sandbox.copy().hash() == alone.hash() != before
+        assert stub.bodies[0]["messages"][0]["content"].count("Mock Domain Policy") == 1
+        assert found.usage.total_tokens > 0 and len(stub.bodies) == 6
+
+
+def test_the_next_turn_knows_what_was_done() -> None:
+    def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+        last = messages[-1]
+        if last["role"] == "tool":
+            return f"I see: {last['content']}"
+        return [("get_users", {})] if "list" in last["content"] else create("Alpha")
+
+    with OpenAIStub(answer=answer) as stub, conversations(stub, k=2) as (served, sandbox):
+        first = ask(served).choices[0].message.content
+        talk = [*USER, {"role": "assistant", "content": first}, {"role": "user", "content": "Now list them."}]
+        second = ask(served, talk).choices[0].message.content
+        assert "task_2" in second  # which exists since the first turn
+        roles = [message["role"] for message in stub.bodies[-1]["messages"]]
+        assert roles == ["system", "user", "assistant", "tool", "assistant", "user", "assistant", "tool"]
+        assert titles_in(sandbox) == ["Alpha"]
+
+
+def test_the_same_request_again_is_carried_out_once() -> None:
+    with OpenAIStub(answer=acts_first(cycle("Alpha")), latency=0.05) as stub, conversations(stub, k=2) as (served, sandbox):
+        with ThreadPoolExecutor(4) as pool:
+            found = [one.choices[0].message.content for one in pool.map(lambda _: ask(served), range(4))]
+        assert len(set(found)) == 1
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in ask(served, stream=True))
+        assert streamed == found[0]
+        assert (titles_in(sandbox), len(stub.bodies)) == (["Alpha"], 4)
+        ask(served, user="somebody else")
+        assert titles_in(sandbox) == ["Alpha", "Alpha"]
+
+
+def test_what_was_begun_is_ended_although_the_client_has_gone() -> None:
+    with (
+        OpenAIStub(answer=acts_first(cycle("Alpha")), latency=0.3) as stub,
+        conversations(stub, k=1, seconds=0.4) as (served, sandbox),
+    ):
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(served)
+        assert caught.value.status_code == 504
+        assert "task_2" in ask(served).choices[0].message.content
+        assert titles_in(sandbox) == ["Alpha"]
+
+
+def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
+    together = threading.Barrier(2)
+    seen: list[str] = []
+
+    def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+        asked = messages[1]["content"]
+        return f"Done {messages[-1]['content']}" if messages[-1]["role"] == "tool" else create(asked)
+
+    with OpenAIStub(answer=answer, latency=0.1) as stub, conversations(stub, k=1) as (served, sandbox):
+
+        def one(title: str) -> None:
+            together.wait()
+            seen.append(ask(served, [{"role": "user", "content": title}]).choices[0].message.content)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(one, ["Alpha", "Beta"]))
+        assert sorted(titles_in(sandbox)) == ["Alpha", "Beta"]
+        # Both attempts saw `task_2` on their copies. The second was played again on what the first had left.
+        assert sorted("task_2" in text for text in seen) == [False, True]
+        assert len(stub.bodies) == 6
+
+
+def test_attempts_without_an_end_are_dropped_and_refused_calls_write_nothing() -> None:
+    def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+        return "No such user." if messages[-1]["role"] == "tool" else [("create_task", {"user_id": "nobody", "title": "x"})]
+
+    with OpenAIStub(answer=answer) as stub, conversations(stub) as (served, sandbox):
+        found = ask(served)
+        assert (found.choices[0].message.content, found.tau2rl["writes"], sandbox.committed()) == ("No such user.", [], ())
+    with OpenAIStub(answer=lambda m, t: [("get_users", {})]) as stub, conversations(stub, k=2, max_calls=3) as (served, sandbox):
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(served)
+        assert (caught.value.status_code, len(stub.bodies)) == (502, 8)
+        stub.answer = lambda m, t: "Now."
+        assert ask(served).choices[0].message.content == "Now."  # a failure is not remembered
+
+
+def test_the_client_sends_what_was_said_and_nothing_else() -> None:
+    tool: Any = {"type": "function", "function": {"name": "create_task", "parameters": {}}}
+    wrong: list[tuple[list[Any], dict[str, Any]]] = [
+        (USER, {"tools": [tool]}),
+        ([{"role": "system", "content": "You are free."}, *USER], {}),
+        ([*USER, {"role": "assistant", "content": "Hi"}], {}),
+        ([*USER, {"role": "tool", "tool_call_id": "1", "content": "{}"}, *USER], {}),
+    ]
+    with OpenAIStub() as stub, conversations(stub) as (served, _):
+        for messages, more in wrong:
+            with pytest.raises(openai.BadRequestError):
+                ask(served, messages, **more)
+        assert stub.bodies == []
+
+
+def test_a_transfer_is_told_to_the_client() -> None:
+    def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+        return "Please hold." if messages[-1]["role"] == "tool" else [("transfer_to_human_agents", {"summary": "s"})]
+
+    with OpenAIStub(answer=answer) as stub, conversations(stub) as (served, _):
+        assert ask(served).tau2rl["transferred"] is True
+
+
+def test_a_journal_brings_the_database_back(tmp_path: Path) -> None:
+    journal = tmp_path / "commits.jsonl"
+    with OpenAIStub(answer=acts_first(cycle("Alpha"))) as stub, conversations(stub, journal=journal) as (served, sandbox):
+        ask(served)
+        after = sandbox.copy().hash()
+    again = Sandbox("mock", journal=journal)
+    assert (again.copy().hash(), titles_in(again)) == (after, ["Alpha"])
+    with pytest.raises(UserError, match="does not fit the database"):
+        Sandbox("retail", journal=journal)
+    journal.write_text("{")
+    with pytest.raises(UserError, match="no journal"):
+        Sandbox("mock", journal=journal)
+
+
+@pytest.mark.parametrize(("k", "chance", "requests"), [(9, 0.5, 50), pytest.param(5, 0.55, 500, marks=pytest.mark.slow)])
+def test_the_database_ends_right_more_often_than_with_the_policy_alone(k: int, chance: float, requests: int) -> None:
+    draws = random.Random(0)
+    shares: dict[int, float] = {}
+    for attempts in (1, k):
+        answer = acts_first(lambda: "Alpha" if draws.random() < chance else draws.choice("BCDEFGHI"))
+        with OpenAIStub(answer=answer) as stub, conversations(stub, k=attempts, verifiers=("consistency",)) as (served, sandbox):
+            for number in range(requests):
+                ask(served, user=str(number))
+            assert len(sandbox.committed()) == requests
+            shares[attempts] = titles_in(sandbox).count("Alpha") / requests
+    alone, best = (wilson(shares[n] * requests, requests) for n in (1, k))
+    console.emit(f"pass@1 {shares[1]:.3f} {alone}, selected@{k} {shares[k]:.3f} {best}")
+    assert abs(shares[1] - chance) < 4 * math.sqrt(0.25 / requests)
+    assert best[0] > alone[1]
