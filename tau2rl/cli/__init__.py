@@ -30,13 +30,6 @@ COMMANDS = {
         where="tau2rl.cli.synth:synth",
         panel=DATA,
         summary="Make tasks of a domain under its policy, and prove each of them; no model is asked.",
-        examples=(
-            "tau2rl synth --num-tasks 2000 --seed 1 --output data/retail-1",
-            "tau2rl synth --num-tasks 200 --writes 3,4,5 --burdens 6-9,10+ --refusals 0",
-            "tau2rl synth --domain telecom --num-tasks 300 --problems 2,3,4 --intents mms,service",
-            "tau2rl seed --domains retail --task-source data/retail-1/tasks.json --protocol native --tokenizer DIR",
-            "tau2rl tasks validate --domains retail --task-source data/retail-1/tasks.json --task-split base",
-        ),
     ),
     "rft-filter": Late(
         where="tau2rl.cli.stages:rft_filter",

@@ -56,6 +56,19 @@ def mix(
     ] = None,
     seed: Annotated[int, option("--seed", help="Decides which rows, and their order. (default: 0)", metavar="N")] = 0,
     licence: Licence = None,
+    near: Annotated[
+        float | None,
+        typer.Option(
+            "--near",
+            help="Leave out conversations that are nearly an earlier one: of the word 3-grams of what the user said and the "
+            "agent called, two such ones share at least this part (Jaccard, such as 0.9). (default: only equal ones)",
+            min=0.1,
+            max=1,
+            metavar="X",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
     skip_bad: Annotated[bool, option("--skip-bad", help="Leave out rows that cannot be read, and name them.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -71,21 +84,28 @@ def mix(
 
     named = [_source(text, licence or "") for text in sources]
     target = output.expanduser()
-    written, drawn = mixing.mix(named, target, seed=seed, rows=rows, skip_bad=skip_bad)
+    written, drawn = mixing.mix(named, target, seed=seed, rows=rows, skip_bad=skip_bad, near=near)
     sources_drawn = [_drawn(source, one) for source, one in zip(named, drawn, strict=True)]
-    report = {"file": written.file, "rows": written.rows, "sha256": written.sha256, "seed": seed, "sources": sources_drawn}
+    report = {
+        "file": written.file,
+        "rows": written.rows,
+        "sha256": written.sha256,
+        "seed": seed,
+        "near": near,
+        "sources": sources_drawn,
+    }
     write_json(target.with_name(f"{target.name}.mix.json"), report)
     for name in [name for one in drawn for name in one.bad]:
         console.say(f"left out: {name}")
     if as_json:
         console.emit_json(report)
         return
-    head = ["source", "weight", "rows", "bad", "duplicates", "kept", "licence"]
+    head = ["source", "weight", "rows", "bad", "duplicates", "near", "kept", "licence"]
     body = [
         [
             one["file"],
             str(one["weight"] or "all"),
-            *(str(one[key]) for key in ("read", "bad", "duplicates", "kept")),
+            *(str(one[key]) for key in ("read", "bad", "duplicates", "near_duplicates", "kept")),
             one["licence"],
         ]
         for one in sources_drawn
@@ -119,6 +139,7 @@ def _drawn(source: Source, drawn: Drawn) -> dict[str, Any]:
         "read": drawn.read,
         "bad": len(drawn.bad),
         "duplicates": drawn.duplicates,
+        "near_duplicates": drawn.near_duplicates,
         "kept": drawn.kept,
         "licence": ", ".join(sorted(drawn.licences)),
     }

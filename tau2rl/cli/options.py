@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from tau2rl.cli.lazy import escape
 from tau2rl.config import Section, Setting, every_setting, load, words_of
@@ -44,6 +44,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "train.tasks_per_step": ("--tasks-per-step",), "train.val_every": ("--val-every",), "algo.estimator": ("--estimator",),
     "sampling.temperature": ("--temperature",), "local.lora.rank": ("--lora-rank",), "local.device": ("--device",),
     "repetitions": ("--repetitions",), "card": ("--card",), "num_tasks": ("--num-tasks",), "per_user": ("--per-user",),
+    "from_failures": ("--from-failures",), "behaviours": ("--behaviours",), "twists": ("--twists",),
     "writer.kind": ("--writer",), "writer.model": ("--writer-model",),
     "budget.max_usd": ("--max-usd",), "budget.max_tokens": ("--max-tokens",), "budget.max_hours": ("--max-hours",),
     "budget.like": ("--like",),
@@ -53,7 +54,7 @@ SHORT: dict[str, tuple[str, ...]] = {
 COMMON = {
     "name", "output", "resume", "seed", "limit", "backend", "keep", "noise_prob", "sources", "keep.per_task",
     "domain", "num_tasks", "writes", "burdens", "problems", "intents", "personas", "refusals",
-    "per_user", "writer.kind", "writer.model", "tasks.source",
+    "per_user", "from_failures", "behaviours", "twists", "writer.kind", "writer.model", "tasks.source",
     "tasks.domains", "tasks.split", "tasks.limit", "policy.kind", "policy.url", "policy.model", "policy.checkpoint",
     "policy.sampling.temperature", "chat.tokenizer", "rollout.num_samples", "rollout.concurrency", "repetitions",
     "model.init", "data.files", "train.steps", "train.lr", "train.val_every", "launch.address", "launch.inline",
@@ -156,14 +157,48 @@ class StageCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the options that were asked for, each under one name."""
-        settings: dict[str, Setting] = getattr(self.callback, "settings", {})
-        whole, shown = WHOLE in ctx.meta, copy.copy(self)
-        shown.params = [
-            _as_shown(param, settings.get(str(param.name)), whole=whole)
-            for param in self.params
-            if whole or param.name not in settings or settings[param.name].name in COMMON
-        ]
-        TyperCommand.format_help(shown, ctx, formatter)
+        TyperCommand.format_help(_shortened(self, ctx), ctx, formatter)
+
+
+class StageGroup(TyperGroup):
+    """The same with commands below it; it acts itself where none of them is named."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the options that were asked for, each under one name."""
+        TyperGroup.format_help(_shortened(self, ctx), ctx, formatter)
+
+
+def _shortened(command: Any, ctx: Any) -> Any:
+    """A command with the options that its help shows."""
+    settings: dict[str, Setting] = getattr(command.callback, "settings", {})
+    whole, shown = WHOLE in ctx.meta, copy.copy(command)
+    shown.params = [
+        _as_shown(param, settings.get(str(param.name)), whole=whole)
+        for param in command.params
+        if whole or param.name not in settings or settings[param.name].name in COMMON
+    ]
+    return shown
+
+
+def with_commands(command: Callable[..., None], *, name: str, epilog: str) -> typer.Typer:
+    """A command of `stage_command` as an application that takes further commands."""
+    signature = inspect.signature(command)
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+    def act(ctx: typer.Context, **typed: Any) -> None:
+        if ctx.invoked_subcommand is None:
+            command(**typed)
+
+    act.__doc__ = command.__doc__
+    act.__annotations__ = {"ctx": typer.Context, **command.__annotations__}
+    extras: dict[str, Any] = {
+        "__signature__": signature.replace(parameters=[context, *signature.parameters.values()]),
+        "settings": command.__dict__["settings"],
+    }
+    act.__dict__.update(extras)
+    app = typer.Typer(name=name, cls=StageGroup, rich_markup_mode="rich", epilog=epilog, invoke_without_command=True)
+    app.callback(invoke_without_command=True)(act)
+    return app
 
 
 def _as_shown(param: Any, setting: Setting | None, *, whole: bool) -> Any:

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl import console
-from tau2rl.report.tables import blame_words, cost_words, interval, number, printable, report_rows, short_words, total_words
+from tau2rl.report.tables import (
+    blame_words,
+    cell_rows,
+    cost_words,
+    interval,
+    number,
+    printable,
+    report_rows,
+    short_words,
+    total_words,
+)
 from tau2rl.runs.budget import dollars
 
 
@@ -46,6 +56,8 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
 def print_evaluation(report: Mapping[str, Any]) -> None:
     """The table, and below it what became of every attempt."""
     console.emit_table(report_rows(report))
+    if by_cell := cell_rows(report):
+        console.emit_table(by_cell)
     if repeated := report.get("repetitions"):
         console.emit(_of_repetitions(repeated))
     ended = ", ".join(f"{count} {status}" for status, count in report["episodes"].items())

@@ -100,6 +100,7 @@ def export(
     license: Annotated[
         str | None, option("--license", help="hf: what the dataset's card says, such as `apache-2.0`.", metavar="NAME")
     ] = None,
+    parquet: Annotated[bool, option("--parquet", help="hf: Parquet files in place of JSON lines.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write the conversations of a run in the layout of another tool: tau2, trl, hf, inspect or atif.
@@ -117,10 +118,12 @@ def export(
         raise UserError(f"no such layout `{to}`", hint=f"`--to` one of: {', '.join(OTHERS)}")
     if keep not in ("solved", "all"):
         raise UserError(f"no such choice `{keep}`", hint="`--keep solved` or `--keep all`")
+    if parquet and to != "hf":
+        raise UserError(f"`--parquet` is for `--to hf`: `{to}` has files of its own kind")
     source = kept_run(run)
     load_plugins(source.config.plugins)
     folder = (output or source.path / "export" / to).expanduser().absolute()
-    files, left_out = _write(source, to, folder, keep=keep, allow_held_out=allow_held_out, license=license)
+    files, left_out = _write(source, to, folder, keep=keep, allow_held_out=allow_held_out, license=license, parquet=parquet)
     if as_json:
         console.emit_json({"files": {str(file): count for file, count in files.items()}, "left_out": left_out})
         return
@@ -131,7 +134,7 @@ def export(
 
 
 def _write(
-    source: KeptRun, to: str, folder: Path, *, keep: str, allow_held_out: bool, license: str | None
+    source: KeptRun, to: str, folder: Path, *, keep: str, allow_held_out: bool, license: str | None, parquet: bool
 ) -> tuple[dict[Path, int], dict[str, int]]:
     """Write one layout: each file with its number of episodes, and what was left out by its reason. Raises UserError."""
     match to:
@@ -143,7 +146,9 @@ def _write(
         case "trl" | "hf":
             from tau2rl.share import dataset
 
-            written = dataset.export(source, folder, layout=to, keep=keep, allow_held_out=allow_held_out, license=license)
+            written = dataset.export(
+                source, folder, layout=to, keep=keep, allow_held_out=allow_held_out, license=license, parquet=parquet
+            )
             return {file: written.counts[split].rows for split, file in written.files.items()}, dict(written.left_out)
         case "inspect":
             from tau2rl.share import inspect_log

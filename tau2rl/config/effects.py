@@ -155,10 +155,24 @@ IDLE: tuple[Idle, ...] = (
     # synth
     *(Idle(key, {"domain": ("telecom",)}, "its grid is problems, intents, personas") for key in ("writes", "burdens")),
     *(Idle(key, {"domain": Other(than=("telecom",))}) for key in ("problems", "intents", "personas")),
-    Idle("writer", {"domain": ("telecom",)}, "its texts are the templates'"),
+    *(
+        Idle(key, {"domain": ("telecom",)}, "its texts are the templates', each told in one way")
+        for key in ("writer", "behaviours", "twists")
+    ),
+    Idle("from_failures", {"domain": ("telecom",)}, "its tasks are made for no failures"),
     *(
         Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
-        for key in ("model", "api_base", "api_key_env", "temperature", "attempts", "timeout_seconds", "retries", "cache")
+        for key in (
+            "model",
+            "api_base",
+            "api_key_env",
+            "temperature",
+            "attempts",
+            "timeout_seconds",
+            "retries",
+            "concurrency",
+            "cache",
+        )
     ),
     # seed
     Idle("noise_prob", {"policy.kind": Other(than=("gold",), plugins=False)}, "it is the gold teacher's"),
@@ -194,7 +208,7 @@ IDLE: tuple[Idle, ...] = (
         for key in ("correction_level", "correction_low", "correction_high", "veto")
     ),
     Idle("algo.correction_low", {"algo.correction": ("tis",)}),
-    *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay")),
+    *(Idle(f"algo.curriculum.{key}", {"algo.curriculum.enabled": (False,)}) for key in ("floor", "decay", "profile")),
     Idle("val", {"train.val_every": UNSET}, stages=("grpo",)),
     Idle("monitors", {"monitors.action": ("off",)}),
     Idle("monitors.action", {"backend": ("slime",), "monitors.action": ("stop",)}, "an alarm warns there and marks the curve"),

@@ -30,6 +30,8 @@ class WriterConfig(Section):
     """Deadline of one call."""
     retries: int = Field(default=2, ge=0)
     """Calls tried again after an error."""
+    concurrency: int = Field(default=8, ge=1)
+    """Texts that are written at once; what comes of them does not depend on it."""
     cache: Path | None = None
     """Folder of the answers, by a hash of the question; default: `outputs/synth/writer-cache`."""
 
@@ -61,11 +63,20 @@ class SynthConfig(Section):
     """Share of the tasks in which the agent must refuse (telecom: hand over to a human), and answer a question."""
     per_user: int = Field(default=12, ge=1)
     """At most so many tasks about one user of the database."""
+    behaviours: int = Field(default=1, ge=1, le=8)
+    """Ways in which each task is told, by users of different pace, style or twist; each way is a task of its own in the file."""
+    twists: tuple[Literal["none", "corrected", "changes_mind", "does_not_know"], ...] = Field(
+        default=("none", "corrected", "changes_mind", "does_not_know"), min_length=1
+    )
+    """What users may do beside telling what they want: put a wrong fact right, take a wish back, not know a number."""
+    from_failures: tuple[Path, ...] = ()
+    """Run folders, on training tasks: the tasks are made for what the agent failed at there, each kind in its share of the
+    failures. `writes` and `burdens` then say which of the failures' cells are used."""
     writer: WriterConfig = WriterConfig()
 
     @model_validator(mode="after")
     def _once(self) -> SynthConfig:
-        for name in ("writes", "burdens", "problems", "intents", "personas"):
+        for name in ("writes", "burdens", "problems", "intents", "personas", "twists"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice: {', '.join(map(str, values))}")

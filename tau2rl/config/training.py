@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -155,6 +156,17 @@ class CurriculumConfig(Section):
     """Least weight of a task; a certain mixed group weighs 1."""
     decay: float = Field(default=0.9, gt=0, le=1)
     """What each step leaves of older evidence."""
+    profile: Path | None = None
+    """File of `tau2rl synth profile`, the evidence to begin with: what it sets aside is drawn by `floor` until one of its groups
+    ends otherwise. Given, it switches `enabled` on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_a_profile(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        given = cast("Mapping[str, Any]", values)
+        return {"enabled": True, **given} if given.get("profile") is not None else given
 
 
 class AlgoConfig(FaultsConfig):

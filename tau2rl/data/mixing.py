@@ -1,4 +1,4 @@
-"""Row files mixed by weight: duplicates across sources dropped, the origin and licence of every row kept with it.
+"""Row files mixed by weight: duplicates across sources dropped, near ones too, the origin and licence of every row kept with it.
 
 A row stays as it was, in its own layout, which every stage reads; its `metadata` gets what it lacks of `source`, `source_row`,
 `layout` and `licence`. Which rows are drawn, and in which order they stand, are hashes of the seed and of what a row teaches: the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from tau2rl.data.jsonl import Written, line_of, naming, read_file, save_rows
 from tau2rl.data.layouts import NOT_SAID, facts_of
+from tau2rl.data.near_duplicates import grams, near_duplicates
 from tau2rl.data.rows import BadRow
 from tau2rl.errors import UserError
 from tau2rl.runs.provenance import file_hash
@@ -43,18 +45,28 @@ class Drawn:
     read: int = 0
     bad: list[str] = field(default_factory=list[str])  # with name and reason
     duplicates: int = 0
+    near_duplicates: int = 0
+    grams: list[array[int]] = field(default_factory=list["array[int]"])  # of each place, where near duplicates are looked for
     places: list[tuple[bytes, int, int]] = field(default_factory=list[tuple[bytes, int, int]])  # hash, where it lies, its length
     kept: int = 0
     sha256: str = ""
     licences: set[str] = field(default_factory=set[str])
 
 
-def mix(sources: Sequence[Source], output: Path, *, seed: int, rows: int | None, skip_bad: bool) -> tuple[Written, list[Drawn]]:
-    """Write the mix. `rows`: of the whole; None: as many as the weights allow. Raises UserError."""
+def mix(
+    sources: Sequence[Source], output: Path, *, seed: int, rows: int | None, skip_bad: bool, near: float | None = None
+) -> tuple[Written, list[Drawn]]:
+    """Write the mix. Raises UserError.
+
+    `rows`: of the whole; None: as many as the weights allow. `near`: from which similarity on a conversation is a duplicate of an
+    earlier one, 0 < near <= 1.
+    """
     refuse_odd_weights(sources, rows)
     seen = set[bytes]()
     with tempfile.TemporaryFile() as spool:
-        drawn = [_read(source, spool, seen, seed=seed, skip_bad=skip_bad) for source in sources]
+        drawn = [_read(source, spool, seen, seed=seed, skip_bad=skip_bad, near=near is not None) for source in sources]
+        if near is not None:
+            _drop_near(drawn, near)
         for one, count in zip(drawn, shares(sources, [len(d.places) for d in drawn], rows), strict=True):
             one.places = sorted(one.places)[:count]
             one.kept = count
@@ -107,7 +119,18 @@ def shares(sources: Sequence[Source], available: Sequence[int], rows: int | None
     return counts
 
 
-def _read(source: Source, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_bad: bool) -> Drawn:
+def _drop_near(drawn: Sequence[Drawn], threshold: float) -> None:
+    """Take away what is nearly an earlier row of the same or an earlier source."""
+    found = near_duplicates([grams for one in drawn for grams in one.grams], threshold)
+    first = 0
+    for one in drawn:
+        kept = [place for number, place in enumerate(one.places, start=first) if number not in found]
+        first += len(one.places)
+        one.near_duplicates = len(one.places) - len(kept)
+        one.places, one.grams = kept, []
+
+
+def _read(source: Source, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_bad: bool, near: bool) -> Drawn:
     """Put a source's rows down, those that are new. Raises UserError."""
     found = Drawn()
     bad = naming(found.bad if skip_bad else None)
@@ -128,6 +151,8 @@ def _read(source: Source, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_
         line = line_of(row)
         found.places.append((_hash(f"draw/{seed}", said.fingerprint), spool.seek(0, 2), len(line)))
         spool.write(line)
+        if near:
+            found.grams.append(grams(f"{said.said}\n{[(call.name, call.arguments) for call in said.calls]}"))
     found.sha256 = file_hash(path)
     return found
 

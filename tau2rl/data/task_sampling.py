@@ -5,7 +5,8 @@
 The curriculum prefers tasks whose group of attempts is likely to hold both a success and a failure: only then has a group of N a
 signal, which at success chance p happens with 1 - p^N - (1-p)^N. Each task has a Beta posterior of p, and its weight is the
 expectation of that chance over the posterior, never below a floor: a task that has never been solved, or always, is still
-visited now and then and comes back when the policy has changed.
+visited now and then and comes back when the policy has changed. A profile (`task_profile.py`) gives the first evidence; what it
+sets aside has the floor's weight until one of its groups ends otherwise.
 
 States are explicit values that can be written to disk; the choice is a function of (state, seed) alone, so every worker and
 every resumed run that asks gets the same answer.
@@ -17,10 +18,11 @@ import heapq
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from tau2rl.config import CurriculumConfig
+from tau2rl.data.task_profile import read_profile
 from tau2rl.hashing import derive_seed
 from tau2rl.types import Episode, Status
 
@@ -82,11 +84,17 @@ class TaskSampler:
     """
 
     def __init__(self, tasks: Sequence[str], curriculum: CurriculumConfig, *, group_size: int, seed: int) -> None:
+        """Raises UserError for a profile that is gone or was changed."""
         self._tasks = list(dict.fromkeys(tasks))
         self._seed = seed
         self._epochs = ShuffledEpochs(len(self._tasks), seed=seed)
         self._spec = curriculum_spec(curriculum, group_size=group_size) if curriculum.enabled else None
         self.known = CurriculumState()
+        if self._spec is not None and curriculum.profile is not None:
+            profile = read_profile(curriculum.profile)
+            mine = profile.evidence.keys() & set(self._tasks)
+            self.known = CurriculumState(evidence={task: profile.evidence[task] for task in sorted(mine)})
+            self._spec = replace(self._spec, set_aside=profile.set_aside & mine)
         self.batches = 0  # so far
 
     def sample(self, count: int) -> list[str]:
@@ -121,6 +129,7 @@ class CurriculumSpec:
     decay: float = CurriculumConfig().decay  # what each update leaves of older evidence, which an older policy made
     prior_success: float = 1.0  # Beta prior; 1, 1 is uniform
     prior_failure: float = 1.0
+    set_aside: frozenset[str] = frozenset()  # of no weight above the floor while all their evidence is of one kind
 
     def __post_init__(self) -> None:
         if self.group_size < 2 or not 0 < self.floor <= 1 or not 0 < self.decay <= 1:
@@ -194,6 +203,8 @@ def mixed_group_chance(a: float, b: float, group_size: int) -> float:
 def weight(state: CurriculumState, task: str, spec: CurriculumSpec) -> float:
     """How much a task is wanted, from `floor` to 1."""
     won, tried = state.evidence.get(task, (0.0, 0.0))
+    if task in spec.set_aside and won in (0.0, tried):
+        return spec.floor
     chance = mixed_group_chance(spec.prior_success + won, spec.prior_failure + tried - won, spec.group_size)
     return max(spec.floor, chance)
 

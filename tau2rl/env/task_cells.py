@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ PROOFS = "proofs.jsonl"  # beside a file of tasks that `tau2rl synth` made
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCell:
-    """A task's place: `TaskCell(user="mei_li_1", cell="3 writes, 6-9 reads", behaviour="bit_by_bit/terse/none/email")`."""
+    """A task's place: `TaskCell(user="mei_li_1", cell="3 writes, 6-9 reads", behaviour="bit_by_bit/terse/none/email", ...)`."""
 
     user: str  # "" where it is not known
     cell: str
     behaviour: str  # "" of tasks whose users all behave as their texts say
+    writes: int
+    burden: str = ""  # the bin of its reads; "" where it is not known
+    breaks: str = ""  # the rule of the policy that its one request breaks
 
 
 @functools.lru_cache(maxsize=65536)
@@ -34,8 +37,19 @@ def cell_of(ref: TaskRef) -> TaskCell:
             user=str(proof["user_id"]),
             cell=proof.get("cell") or f"{proof['writes']} writes, {proof['burden_bin']} reads",
             behaviour="/".join(map(str, proof["behaviour"].values())),
+            writes=int(proof["writes"]),
+            burden=str(proof["burden_bin"]),
+            breaks=next((str(request["breaks"]) for request in proof["requests"] if request["breaks"]), ""),
         )
-    return TaskCell(user=_user(ref), cell=f"{describe(ref).writes} writes", behaviour="")
+    writes = describe(ref).writes
+    return TaskCell(user=_user(ref), cell=f"{writes} writes", behaviour="", writes=writes)
+
+
+def cells_of(refs: Iterable[TaskRef]) -> dict[str, str] | None:
+    """Task key -> its cell, for a report; None where no task has a proof that says how many reads it takes."""
+    tasks = list(refs)
+    proved = any(ref.source and _proofs(str(Path(ref.source).with_name(PROOFS))) for ref in tasks)
+    return {ref.key: cell_of(ref).cell for ref in tasks} if proved else None
 
 
 def _user(ref: TaskRef) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.config import GrpoConfig, TasksConfig
+from tau2rl.data.task_profile import Profile, profile_for
 from tau2rl.env import synth
 from tau2rl.env.domain import SELECT, domain
 from tau2rl.env.scripted_user import opening_words
@@ -280,7 +281,17 @@ def training_tasks(config: GrpoConfig) -> tuple[list[TaskRef], list[TaskRef]]:
         refuse_held_out(tasks)
     val_tasks = select(config.val) if config.train.val_every else []
     refuse_leak(tasks, val_tasks)
+    training_profile(config, tasks)
     return tasks, val_tasks
+
+
+def training_profile(config: GrpoConfig, tasks: Sequence[TaskRef]) -> Profile | None:
+    """What is known of the tasks to train on; None where no profile is named. Raises UserError for one of other tasks."""
+    file, source = config.algo.curriculum.profile, config.tasks.source
+    if file is None:
+        return None
+    sha256 = task_file(source_path(source)).sha256 if source else None
+    return profile_for(file, (task.key for task in tasks), tasks_sha256=sha256)
 
 
 def gold_actions(task: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from tau2rl.config import EvalConfig
+from tau2rl.env.task_cells import cells_of
 from tau2rl.env.tasks import describe
 from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.play import Prepared, floors, play, prepare, write_environment
@@ -61,6 +62,7 @@ def conclude(config: EvalConfig, folder: RunFolder, begun: Begun) -> dict[str, A
         digest=begun.digest,
         repetitions=config.repetitions,
         tasks_with_writes={t.key for t in prepared.tasks if describe(t).changes_state},
+        cells=cells_of(prepared.tasks),
         sessions=sessions(folder.path),
     )
     if begun.card:

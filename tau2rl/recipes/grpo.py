@@ -11,7 +11,7 @@ from tau2rl.backend import Backend
 from tau2rl.chat import fingerprint, make_codec
 from tau2rl.config import GrpoConfig
 from tau2rl.env.domain import env_identity
-from tau2rl.env.tasks import training_tasks
+from tau2rl.env.tasks import training_profile, training_tasks
 from tau2rl.env.user_simulator import check_answers, check_key
 from tau2rl.recipes.training import backend_for, conclude, planned, refuse_long_episodes
 from tau2rl.reward.presets import spec_from
@@ -45,6 +45,12 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     identity = {"chat": fingerprint(make_codec(config.chat)), "parent": parent["sha256"]}
     if recipe is not None:
         identity["recipe"] = recipe["digest"]
+    if (profile := training_profile(config, tasks)) is not None:
+        identity["profile"] = profile.digest
+        aside = sum(task.key in profile.set_aside for task in tasks)
+        log.info(
+            "the profile knows %d of %d tasks and sets %d aside", sum(t.key in profile.evidence for t in tasks), len(tasks), aside
+        )
     stands_on = environment(config, bench, identity, recorded=plan.recorded)
     folder.write_environment(stands_on)
 

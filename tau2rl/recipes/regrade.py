@@ -16,6 +16,7 @@ from typing import Any
 from tau2rl.config import EvalConfig, dump, flatten, load
 from tau2rl.env.domain import env_identity
 from tau2rl.env.grading import grade_again
+from tau2rl.env.task_cells import cells_of
 from tau2rl.env.tasks import describe, quarantined, select
 from tau2rl.errors import EnvironmentFailure, UserError
 from tau2rl.recipes.play import floors
@@ -94,6 +95,7 @@ def regrade(source: Path, config: EvalConfig, folder: RunFolder, progress: Progr
         floors=floors(tasks),
         digest=str(stands_on["digest"]),
         tasks_with_writes={task.key for task in tasks if describe(task).changes_state},
+        cells=cells_of(tasks),
     )
     report["cost"] = None  # what the conversations cost is in the report of the run that played them
     report |= {"regraded_from": {"run": str(source), "digest": stood_on["digest"], "changed": changed}}

@@ -8,6 +8,7 @@ A domain whose own attempts are all there keeps its numbers.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,12 +35,14 @@ def build_report(
     digest: str,
     repetitions: int = 1,
     tasks_with_writes: Collection[str] | None = None,
+    cells: Mapping[str, str] | None = None,
     sessions: Sequence[Session] = (),
 ) -> dict[str, Any]:
     """The report of a run, JSON-ready; reads `records` once and keeps none.
 
     `floors[domain]["do_nothing"]` is the success rate of that policy over the tasks of the run in the domain (likewise
     `always_transfer`; None = not known). `tasks_with_writes` are the task keys whose reference actions write.
+    `cells` are places of tasks on the grid of writes x reads, by key: "3 writes, 6-9 reads".
     Of several `repetitions` the numbers are those of all attempts, and k goes up to the attempts of one.
     `sessions` are what the sessions of the run measured of themselves.
     """
@@ -62,6 +65,7 @@ def build_report(
         "by_domain": sampled["by_domain"],
         "greedy": _results(aggregate.greedy, 1) if aggregate.greedy else None,
         "tasks_with_writes": None if tasks_with_writes is None else _writes(aggregate.sampled, tasks_with_writes),
+        "by_cell": None if cells is None else _by_cell(aggregate.sampled, cells, attempts),
         "floor": _floor(aggregate, floors),
         "floor_by_domain": {
             domain: {name: floors.get(domain, {}).get(name) for name in FLOORS} for domain in by_domain(_all_tasks(aggregate))
@@ -200,6 +204,28 @@ def _writes(counts: Mapping[str, TaskCount], keys: Collection[str]) -> dict[str,
         empty = Estimate(value=None, ci95=None, reason="no task of the run has reference writes")
         return {"tasks": 0, "pass@1": empty.to_json()}
     return {"tasks": len(chosen), "pass@1": _section(chosen, 1)["pass@1"].to_json()}
+
+
+def in_grid_order(cell: str) -> list[int]:
+    """What sorts cells by their writes, then their reads.
+
+    >>> sorted(["1 writes, 10+ reads", "1 writes, 3-5 reads"], key=in_grid_order)
+    ['1 writes, 3-5 reads', '1 writes, 10+ reads']
+    """
+    return [int(number) for number in re.findall(r"\d+", cell)]
+
+
+def _by_cell(counts: Mapping[str, TaskCount], cells: Mapping[str, str], largest_k: int) -> dict[str, Any]:
+    """Tasks and pass@1 to pass@k of each cell that the run has, in the order of writes and reads."""
+    parts: dict[str, list[TaskCount]] = {}
+    for key, count in counts.items():
+        parts.setdefault(cells[key], []).append(count)
+    wanted = {f"pass@{k}" for k in range(1, max(1, largest_k) + 1)}
+    sections = {cell: _json(_section(parts[cell], max(1, largest_k))) for cell in sorted(parts, key=in_grid_order)}
+    return {
+        cell: {"tasks": len(parts[cell]), **{name: one for name, one in section.items() if name in wanted}}
+        for cell, section in sections.items()
+    }
 
 
 def _floor(aggregate: Aggregate, floors: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -41,6 +41,21 @@ def report_rows(report: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def cell_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """A header and a row a cell of writes x reads: tasks, pass@1 with its interval, pass@k for the largest k.
+
+    Nothing of a run on tasks without cells.
+    """
+    cells: Mapping[str, Mapping[str, Any]] = report.get("by_cell") or {}
+    largest = max(1, int(report["attempts"]))
+    more = [f"pass@{largest}"] if largest > 1 else []
+    rows = [
+        [cell, str(part["tasks"]), interval(part["pass@1"]), *(number(part[name]["value"]) for name in more)]
+        for cell, part in cells.items()
+    ]
+    return [["cell", "tasks", "pass@1 [95%]", *more], *rows] if rows else []
+
+
 def blame_words(scores: Mapping[str, Any]) -> str:
     """Raw and adjusted success in a line, neither for the other, and the failures by whose they are.
 

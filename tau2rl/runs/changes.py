@@ -25,6 +25,7 @@ STARTED = {
 FREE = {
     "tasks.source": "where the file of tasks is; its hash is part of the identity",
     "val.source": "where the file of tasks is; its hash is part of the identity",
+    "algo.curriculum.profile": "where the profile is; its digest is part of the identity",
     "policy.url": "a server that moved gives the same answers",
     "policy.api_base": "a server that moved gives the same answers",
     "policy.api_key_env": "names a key, and no answer depends on it",

@@ -1,8 +1,8 @@
 """Conversations as a dataset of `messages` and `tools`: files for TRL, and a folder with a card for the Hugging Face hub.
 
-`trl`: `SPLIT.jsonl`, arguments of calls as objects, as chat templates take them. `hf`: `data/SPLIT.jsonl` and `README.md`,
-arguments as JSON text, because Arrow gives every object of a column the keys of all of them. `tools` is JSON text in both, which
-TRL reads.
+`trl`: `SPLIT.jsonl`, arguments of calls as objects, as chat templates take them. `hf`: `data/SPLIT.jsonl`, or Parquet, and
+`README.md`; arguments as JSON text, because Arrow gives every object of a column the keys of all of them. `tools` is JSON text
+in both, which TRL reads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Literal
 import yaml
 from markupsafe import Markup
 
+from tau2rl.data.jsonl import save_rows
 from tau2rl.env.tasks import held_out, is_test
 from tau2rl.errors import UserError
 from tau2rl.recipes.dataset import Source, row_of
@@ -56,8 +57,10 @@ class Written:
     left_out: Counter[str]
 
 
-def export(run: KeptRun, folder: Path, *, layout: Layout, keep: str, allow_held_out: bool, license: str | None) -> Written:
-    """Write the files. Raises UserError, as for test tasks that were not asked for."""
+def export(
+    run: KeptRun, folder: Path, *, layout: Layout, keep: str, allow_held_out: bool, license: str | None, parquet: bool = False
+) -> Written:
+    """Write the files, `parquet` where it is asked for (`hf`). Raises UserError, as for test tasks that were not asked for."""
     if license and not re.fullmatch(r"[A-Za-z0-9.+-]{1,60}", license):
         raise UserError("a licence is one word of the hub's list", hint="such as `--license apache-2.0`")
     source, left_out = source_of(run.path), Counter[str]()
@@ -72,9 +75,13 @@ def export(run: KeptRun, folder: Path, *, layout: Layout, keep: str, allow_held_
         place.mkdir(parents=True, exist_ok=True)
     files, counts = dict[str, Path](), dict[str, SplitCount]()
     for split in sorted({ref.split for ref in refs}):
-        file = files[split] = place / f"{split}.jsonl"
-        with writing(file), replacing(file) as out:
-            counts[split] = _write(out, _records(run, split, keep), source, layout)
+        file = files[split] = place / f"{split}.{'parquet' if parquet else 'jsonl'}"
+        with writing(file):
+            if parquet:
+                counts[split] = _write_parquet(file, run, split, keep, source)
+                continue
+            with replacing(file) as out:
+                counts[split] = _write(out, _records(run, split, keep), source, layout)
     for record in run.records():
         if reason := _left_out(record, keep):
             left_out[reason] += 1
@@ -106,18 +113,31 @@ def _write(out: BinaryIO, kept: Iterator[EpisodeRecord], source: Source, layout:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
         out.write(line)
         digest.update(line)
-        task = record.attempt.task
-        count.rows += 1
         count.bytes += len(line)
-        count.solved += record.episode.solved
-        count.domains[task.domain] += 1
-        count.tasks.add(task.key)
-        if is_test(task):
-            count.test_tasks.add(task.key)
-        if held_out(task):
-            count.held_out.add(task.key)
+        _count(count, record)
     count.sha256 = digest.hexdigest()
     return count
+
+
+def _write_parquet(file: Path, run: KeptRun, split: str, keep: str, source: Source) -> SplitCount:
+    """The same rows as one file of Arrow's columns. Raises UserError where its library is not installed."""
+    written = save_rows(file, lambda: (_row(record, source, "hf") for record in _records(run, split, keep)))
+    count = SplitCount(bytes=file.stat().st_size, sha256=written.sha256)
+    for record in _records(run, split, keep):
+        _count(count, record)
+    return count
+
+
+def _count(count: SplitCount, record: EpisodeRecord) -> None:
+    task = record.attempt.task
+    count.rows += 1
+    count.solved += record.episode.solved
+    count.domains[task.domain] += 1
+    count.tasks.add(task.key)
+    if is_test(task):
+        count.test_tasks.add(task.key)
+    if held_out(task):
+        count.held_out.add(task.key)
 
 
 def _row(record: EpisodeRecord, source: Source, layout: Layout) -> dict[str, Any]:
@@ -150,7 +170,7 @@ def dataset_card(run: KeptRun, written: Written, *, keep: str, license: str | No
         f"tau2-bench conversations of {run.model}",
         licence=license,
         rows=sum(count.rows for count in counts.values()),
-        files={split: f"data/{split}.jsonl" for split in counts},
+        files={split: f"data/{written.files[split].name}" for split in counts},
     )
     bench = run.identity.get("bench", {})
     tested = set[str]().union(*(count.test_tasks for count in counts.values()))

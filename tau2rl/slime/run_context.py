@@ -162,6 +162,9 @@ def absolute(config: TrainingConfig) -> TrainingConfig:
     for section, key in (("reward", "recipe"), ("tasks", "source"), ("val", "source")):
         if values.get(section, {}).get(key):
             values[section][key] = _absolute(values[section][key])
+    curriculum = values.get("algo", {}).get("curriculum", {})
+    if curriculum.get("profile"):
+        curriculum["profile"] = _absolute(curriculum["profile"])
     chat = values.get("chat")
     if chat:
         for key in ("tokenizer", "cookbook_prompt"):

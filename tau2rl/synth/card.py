@@ -14,7 +14,9 @@ from tau2rl.env.task_cells import PROOFS
 from tau2rl.synth.generator import Generator, Made
 
 WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hold for the words."
-NO_MATTER = tuple(f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "api_key_env"))  # they decide nothing
+NO_MATTER = tuple(
+    f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "concurrency", "api_key_env")
+)  # they decide nothing
 FILES = ("tasks.json", "split_tasks.json", PROOFS, "card.json", "README.md")
 
 
@@ -62,7 +64,7 @@ def card(
         "made_from": identity,
         "licence": f"{generator.licence} {WRITTEN.format(model=config.writer.model)}" if spent else generator.licence,
         "tasks": len(made),
-        "asked_for": config.num_tasks,
+        "asked_for": config.num_tasks * config.behaviours,
         "splits": {name: len(ids) for name, ids in splits(made).items()},
         "customers": counted(Counter(Counter(m.user_id for m in made).values())),
         "asks_something": sum(m.row["question"] is not None for m in made),
@@ -83,6 +85,9 @@ def command(config: SynthConfig) -> str:
         "personas": ",".join(config.personas),
         "refusals": config.refusals,
         "per_user": config.per_user,
+        "behaviours": config.behaviours,
+        "twists": ",".join(config.twists),
+        "from_failures": ",".join(map(str, config.from_failures)),
         **{name: value for name, value in flatten({"writer": dump(config.writer)}).items() if name not in NO_MATTER},
     }
     given, default = flatten(dump(config)), flatten(dump(SynthConfig()))

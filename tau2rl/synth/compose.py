@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tau2rl.synth.affordances import Affordances
+from tau2rl.synth.failure_clusters import Focus
 from tau2rl.synth.request import Identity, Question, Read, Request, burden, joined
 from tau2rl.synth.rules import RuleBook
 from tau2rl.types import CallTool
@@ -15,6 +16,15 @@ BURDENS = {"0-2": (0, 2), "3-5": (3, 5), "6-9": (6, 9), "10+": (10, 10**9)}  # n
 REFUSAL = (0, "0-2")  # the cell of tasks in which the agent must refuse and answer a question
 ASKS = 0.35  # share of tasks with writes in which the customer also asks something
 DRAWS = 30  # of requests for one composition
+ANYTHING = Focus()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """What a customer could ask for and then take back: `Withdrawn(request=Request(...), unknown="You do not know ...")`."""
+
+    request: Request
+    unknown: str  # what such a customer does not know, as a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +37,8 @@ class Composed:
     question: Question | None
     unknown: str  # what the customer does not know, as a sentence
     pinned: tuple[int, ...] = ()  # requests that must come after an earlier one on the same entity
+    withdrawn: Withdrawn | None = None  # for a customer who changes their mind
+    unnamed: tuple[int, ...] = ()  # requests about an order or reservation that the customer does not name by its number
 
     @property
     def writes(self) -> tuple[CallTool, ...]:
@@ -66,18 +78,19 @@ class Composer:
     def __init__(self, domain: Affordances, book: RuleBook) -> None:
         self._domain, self._book = domain, book
 
-    def compose(self, user_id: str, cell: tuple[int, str], rng: random.Random) -> Composed | None:
-        """A task of this customer in this cell, or None where the draw came to nothing."""
+    def compose(self, user_id: str, cell: tuple[int, str], rng: random.Random, focus: Focus = ANYTHING) -> Composed | None:
+        """A task of this customer in this cell that has what `focus` names, or None where the draw came to nothing."""
         writes = cell[0]
-        requests = self._requests(user_id, cell, rng) if writes else self._refusal(user_id, rng)
+        requests = self._requests(user_id, cell, rng, focus) if writes else self._refusal(user_id, rng, focus)
         if requests is None:
             return None
         asked = [r.question for r in requests if r.question and self._domain.is_clear(user_id, r.question.value)]
-        question = rng.choice(asked) if asked and (not writes or rng.random() < ASKS) else None
-        if not writes and question is None:
-            return None  # else doing nothing would solve it
+        question = rng.choice(asked) if asked and (not writes or focus.asks or rng.random() < ASKS) else None
+        if question is None and (not writes or focus.asks):
+            return None  # doing nothing would solve it, or nothing has to be said
         identity = self._domain.identity(user_id, rng)
         ordered, pinned = self._ordered(requests, rng)
+        aside = random.Random(rng.random())  # so that what may be withdrawn changes no other draw
         made = Composed(
             user_id=user_id,
             identity=identity,
@@ -85,8 +98,26 @@ class Composer:
             question=question,
             unknown=self._unknown(identity, ordered),
             pinned=pinned,
+            withdrawn=self._withdrawn(user_id, identity, ordered, aside) if writes else None,
+            unnamed=() if pinned else self._unnamed(ordered, question),
         )
         return made if made.cell == cell else None
+
+    def _withdrawn(self, user_id: str, identity: Identity, requests: Sequence[Request], rng: random.Random) -> Withdrawn | None:
+        """A legal request of another kind and about something else than all the others."""
+        for _ in range(DRAWS):
+            made = self._domain.draw(user_id, rng)
+            if made is None or self._book.broken(self._domain.rows, user_id, made.call, made.told):
+                continue
+            if all(made.entity != r.entity and made.call.name != r.call.name for r in requests):
+                return Withdrawn(request=made, unknown=self._unknown(identity, [*requests, made]))
+        return None
+
+    def _unnamed(self, requests: Sequence[Request], question: Question | None) -> tuple[int, ...]:
+        """The requests about something of the customer's whose number stands nowhere in their words."""
+        owned = self._domain.rows[self._domain.table]
+        told = " ".join([*(fact for request in requests for fact in request.facts), question.say if question else ""])
+        return tuple(i for i, r in enumerate(requests) if r.entity in owned and r.entity not in told)
 
     def _unknown(self, identity: Identity, requests: Sequence[Request]) -> str:
         entities, ids = self._domain.unknown(" ".join(fact for request in requests for fact in request.facts))
@@ -94,18 +125,25 @@ class Composer:
             f"You do not know {joined([*identity.unknown, *entities])}, and no {ids}. What the agent can look up, let it look up."
         )
 
-    def _refusal(self, user_id: str, rng: random.Random) -> list[Request] | None:
+    def _refusal(self, user_id: str, rng: random.Random, focus: Focus) -> list[Request] | None:
         made = self._domain.draw_refusal(user_id, rng)
         broken = self._book.broken(self._domain.rows, user_id, made.call, made.told) if made else []
-        return [replace(made, breaks=broken[0].id)] if made and len(broken) == 1 and broken[0].refusal else None
+        if made is None or len(broken) != 1 or not broken[0].refusal or focus.rule not in ("", broken[0].id):
+            return None
+        return [replace(made, breaks=broken[0].id)]
 
-    def _requests(self, user_id: str, cell: tuple[int, str], rng: random.Random) -> list[Request] | None:
-        """Legal requests that leave each other alone; one that would lead out of the cell is drawn again."""
+    def _requests(self, user_id: str, cell: tuple[int, str], rng: random.Random, focus: Focus) -> list[Request] | None:
+        """Legal requests that leave each other alone; one that would lead out of the cell is drawn again.
+
+        The tool in focus comes first.
+        """
         writes, (least, most) = cell[0], BURDENS[cell[1]]
         found: list[Request] = []
         for _ in range(DRAWS):
             made = self._domain.draw(user_id, rng)
-            if made is None or self._book.broken(self._domain.rows, user_id, made.call, made.told):
+            if made is None or (not found and focus.tool not in ("", made.call.name)):
+                continue
+            if self._book.broken(self._domain.rows, user_id, made.call, made.told):
                 continue
             reads = len(burden([*(other.reads for other in found), made.reads]))
             if reads > most or (len(found) == writes - 1 and reads < least):

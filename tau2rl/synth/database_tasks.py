@@ -14,9 +14,10 @@ from tau2rl.env.task_replay import Replayer
 from tau2rl.synth.affordances import Affordances
 from tau2rl.synth.airline import Airline
 from tau2rl.synth.card import counted, listed
-from tau2rl.synth.compose import BURDENS, REFUSAL, Composed, Composer
+from tau2rl.synth.compose import ANYTHING, BURDENS, REFUSAL, Composed, Composer
 from tau2rl.synth.demonstration import demonstrate
-from tau2rl.synth.generator import Cell, Draft, Generator, Json, Made, Rejected
+from tau2rl.synth.failure_clusters import Failures, Focus, calls_in_words, turns
+from tau2rl.synth.generator import Cell, Draft, Generator, Json, Made, Rejected, Wording
 from tau2rl.synth.guard import WORDS, Guard
 from tau2rl.synth.llm_writer import LlmWriter
 from tau2rl.synth.proof import SOLVED, Proof, Prover
@@ -24,9 +25,10 @@ from tau2rl.synth.request import call_of
 from tau2rl.synth.retail import Retail
 from tau2rl.synth.rules import Rows, RuleBook
 from tau2rl.synth.texts import Text, leaked, missing, write
+from tau2rl.synth.wording import SHARED, InWords, ModelWording
 
 AFFORDANCES: Mapping[str, Callable[[Rows], Affordances]] = {"airline": Airline, "retail": Retail}
-SHARED = "it shares something with the test tasks"
+TELLINGS = 20  # texts for one further way of a task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class Worded(Draft):
 
     composed: Composed
     text: Text
+    made_for: str = ""  # the key of a cluster of failures
 
 
 class DatabaseTasks(Generator[Worded]):
@@ -45,7 +48,11 @@ class DatabaseTasks(Generator[Worded]):
         "The rows of the database and the policy are tau2-bench's (MIT). The texts are made by templates of tau2rl (Apache-2.0)."
     )
 
-    def __init__(self, config: SynthConfig) -> None:
+    def __init__(self, config: SynthConfig, failures: Failures | None = None) -> None:
+        """`failures`: what the tasks are made for, where that is failures of runs."""
+        self._failures = failures
+        self._focus = {cluster.key: cluster.focus for cluster in failures.clusters} if failures else dict[str, Focus]()
+        self.played = failures.tasks if failures else frozenset()
         self._config, self._replayer = config, Replayer(config.domain)
         self._domain = AFFORDANCES[config.domain](self._replayer.rows())
         self._book = RuleBook(config.domain, self._replayer.policy, self._domain.checks, self._domain.task_checks)
@@ -54,53 +61,93 @@ class DatabaseTasks(Generator[Worded]):
         self._guard = Guard(domain=self._domain, tests=self._replayer.test_tasks(), writes=self._replayer.writes)
         self._users = [id for id in self._domain.users() if id not in self._guard.users]
         self._writer = _writer(config, self._replayer.writes)
+        self._wording: ModelWording | None = None
 
     @property
     def spent(self) -> Json | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What the model took that wrote the texts, where there was one."""
-        return asdict(self._writer.spent) if self._writer else None
+        return asdict(self._wording.spent) if self._wording else None
 
     def identity(self) -> Json:
         """tau2's distribution and version, hashes of its data."""
-        return self._replayer.identity()
+        runs = {"failures": [run["episodes_sha256"] for run in self._failures.runs]} if self._failures else {}
+        return {**self._replayer.identity(), **runs}
 
     def grid(self) -> list[Cell]:
         """Each number of writes with each bin of reads."""
         return [(writes, burden) for writes in self._config.writes for burden in self._config.burdens]
+
+    def plan(self, declined: float) -> list[Cell]:
+        """The cells in turn; or the clusters of failures in their share, each in its cells."""
+        if self._failures is None:
+            return super().plan(declined)
+        return [(*cell, cluster.key) for cell, cluster in turns(self._failures.clusters)]
 
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> Worded | None:
         """A composition in its words; None where the draw came to nothing."""
         user = rng.choice(self._users)
         if not free(user) or self._domain.room(user) < cell[0]:
             return None
-        made = self._composer.compose(user, (cell[0], cell[1]), rng)
+        cluster = cell[2] if len(cell) > 2 else ""
+        made = self._composer.compose(user, (cell[0], cell[1]), rng, self._focus.get(cluster, ANYTHING))
         if made is None:
             return None
-        text = write(made, self._domain.table, rng)
-        calls = "\n".join(sorted(str(asdict(request.call)) for request in made.requests))
-        return Worded(user_id=user, same=calls, task=self._as_task(id, made, text, rng), composed=made, text=text)
+        text = write(made, self._domain.table, rng, self._config.twists)
+        calls = calls_in_words([asdict(request.call) for request in made.requests])
+        task = self._as_task(id, made, text, rng)
+        return Worded(user_id=user, same=calls, task=task, composed=made, text=text, made_for=cluster)
 
     def prove(self, draft: Worded) -> Json:
         """Everything that `Prover` tries. Raises Rejected."""
-        made, text = draft.composed, draft.text
-        if missing(made, text):
-            raise Rejected("a fact is missing from the text")
-        if leaked(made, text, frozenset({made.user_id, *self._domain.rows["users"][made.user_id][self._domain.table]})):
-            raise Rejected("the text gives away an id")
+        if fault := self._faults(draft.composed, draft.text):
+            raise Rejected(fault)
         if self._guard.overlap(draft.task):
             raise Rejected(SHARED)
-        return asdict(self._prover.prove(made, draft.task))
+        return asdict(self._prover.prove(draft.composed, draft.task))
 
-    def finish(self, draft: Worded, proof: Json, split: str) -> Made:
-        """The task in the words of the writer, where there is one. Raises Rejected."""
-        text, task = draft.text, draft.task
-        if self._writer is not None:
-            text = self._writer.rewrite(draft.composed, text, table=self._domain.table)
-            task = {**task, "user_scenario": text.scenario(self._config.domain)}
-            if self._guard.overlap(task):
-                raise Rejected(SHARED)
-        row = Proof(**proof).row(task["id"], draft.composed, text.behaviour)
-        return Made(user_id=draft.user_id, task=task, row=row, split=split)
+    def _faults(self, made: Composed, text: Text) -> str:
+        """What is wrong with a text, or ""."""
+        if missing(made, text):
+            return "a fact is missing from the text"
+        ids = frozenset({made.user_id, *self._domain.rows["users"][made.user_id][self._domain.table]})
+        return "the text gives away an id" if leaked(made, text, ids) else ""
+
+    def finish(self, draft: Worded, proof: Json, split: str) -> list[Made]:
+        """The task as its first text has it, and in further ways, where it is asked for them and can be told so."""
+        id, made = draft.task["id"], draft.composed
+
+        def way(text: Text, task: Json) -> InWords:
+            row = Proof(**proof).row(task["id"], made, text.behaviour)
+            row |= {"made_for": draft.made_for} if draft.made_for else {}
+            anew = text is not draft.text
+            return InWords(user_id=made.user_id, task=task, row=row, split=split, composed=made, text=text, told_anew=anew)
+
+        ways, known = [way(draft.text, draft.task)], [draft.text.behaviour]
+        for place in range(TELLINGS * (self._config.behaviours - 1)):
+            if len(ways) == self._config.behaviours:
+                break
+            rng = random.Random(f"{id}/{place}")
+            other = write(made, self._domain.table, rng, self._config.twists)
+            if other.behaviour in known or self._faults(made, other):
+                continue
+            again = self._as_task(f"{id}-{len(ways)}", made, other, rng)
+            if not self._guard.overlap(again):
+                ways.append(way(other, again))
+                known.append(other.behaviour)
+        return list[Made](ways)
+
+    def wording(self, rejected: Counter[str]) -> Wording:
+        """A model's, where one writes the texts."""
+        if self._writer is None:
+            return super().wording(rejected)
+        self._wording = ModelWording(
+            self._writer,
+            domain=self._config.domain,
+            table=self._domain.table,
+            overlaps=lambda made: self._guard.overlap(made.task),
+            rejected=rejected,
+        )
+        return self._wording
 
     def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> Json:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
@@ -130,8 +177,9 @@ class DatabaseTasks(Generator[Worded]):
         requests = [request for row in rows for request in row["requests"]]
         perturbed = [write for row in rows for write in row["perturbed"]]
         cells = Counter((row["writes"], row["burden_bin"]) for row in rows)
-        guard = self._guard
+        guard, for_failures = self._guard, Counter(row["made_for"] for row in rows if "made_for" in row)
         return {
+            "told_anew": sum(isinstance(m, InWords) and m.told_anew for m in made),
             "grid_head": ["writes", *(f"{name} reads" for name in BURDENS)],
             "grid": {
                 str(writes): {name: cells[writes, name] for name in BURDENS} for writes in sorted({row["writes"] for row in rows})
@@ -156,6 +204,7 @@ class DatabaseTasks(Generator[Worded]):
                 "shared": guard.domain.shared,
                 "tasks_that_share_something": sum(bool(guard.overlap(m.task)) for m in made),
             },
+            **({"from_failures": self._failures.card(for_failures)} if self._failures else {}),
         }
 
     def in_words(self, facts: Mapping[str, Any]) -> str:
@@ -167,20 +216,48 @@ forbids.
 
 Tools: {listed(facts["tools"])}. Rules to refuse by: {listed(facts["refused_rules"])}.
 {facts["asks_something"]} tasks ask for an amount that must be said.
-
+{_ways(facts)}
 ## Proofs
 
 tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]} of {facts["tasks"]} tasks. Doing nothing solves
 {proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}.
 {proofs["writes"]} writes were left out, doubled ({listed(proofs["doubled"])})
 and altered in {proofs["altered_arguments"]} arguments; {proofs["orders_tried"]} orders were tried.
-
+{_from(facts)}
 ## Overlap with the test tasks
 
 {guard["tasks_that_share_something"]} tasks share a customer, one of the {guard["table"]}, a gold call with its arguments, or
 a run of {guard["run_of_words"]} words with one of the {guard["test_tasks"]} test tasks, whose
 {guard["customers_of_test_tasks"]} customers and {guard["entities_of_test_tasks"]} {guard["table"]} are left out.
 {guard["shared"]}
+"""
+
+
+def _ways(facts: Mapping[str, Any]) -> str:
+    told = facts["told_anew"]
+    return f"{told} tasks have the calls of another one, whose user behaves in another way: `ID-1`, ...\n" if told else ""
+
+
+def _from(facts: Mapping[str, Any]) -> str:
+    """Which failures the tasks were made from, where they were."""
+    found = facts.get("from_failures")
+    if found is None:
+        return ""
+    rows = "\n".join(
+        f"| {c['name']} | {c['rule'] or c['tool'] or '-'} | {c['argument'] or '-'} | {len(c['failures'])} | {c['tasks']} |"
+        for c in found["clusters"]
+    )
+    runs = ", ".join(f"`{run['run']}` (episodes `{run['episodes_sha256'][:16]}`)" for run in found["runs"])
+    return f"""
+## The failures that they were made from
+
+{found["failures"]} of {found["attempts"]} attempts failed by the agent's own fault in {runs}.
+A task made for a cluster has a call of its tool among its writes, or a request that its rule forbids; `made_for` in
+`proofs.jsonl` names its cluster, `card.json` the attempts. Left out: {listed(found["left_out"]) or "nothing"}.
+
+| what went wrong | tool or rule | argument | failures | tasks |
+| --- | --- | --- | --- | --- |
+{rows}
 """
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from tau2rl.synth.affordances import Affordances
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.rules import RuleBook
-from tau2rl.synth.texts import Text
+from tau2rl.synth.texts import NOT_KNOWN, Text
 from tau2rl.types import CallTool
 
 FOUND = (
     "Thank you, {name}, I have found your account. What else can I do for you?",
     "Thank you, {name}. Is there anything else?",
 )
+NUMBER = ("Do you have the number of that {entity}?", "Could you tell me the number of that {entity}?")
 MORE = ("Noted. Is there anything else?", "All right, and what else can I do for you?", "I have that. Anything else?")
 CONFIRM = (
     "This is what I will do: {what}. Do you confirm (yes or no)?",
@@ -48,8 +49,14 @@ def _listen(
         yield {"say": domain.manners.identify_again if number else rng.choice(domain.manners.identify)}
     yield {"action": identify}
     name = domain.rows["users"][made.user_id]["name"]["first_name"]
+    entity = domain.table.removesuffix("s")
+    not_known = {words.format(entity=entity) for words in NOT_KNOWN}
     for number in range(known, len(lines) + 1 if lines else 0):
-        yield {"say": rng.choice(FOUND).format(name=name) if number == known else rng.choice(MORE)}
+        if number < len(lines) and lines[number] in not_known:
+            heard = f"Thank you, {name}, I have found your account." if number == known else "Noted."
+            yield {"say": f"{heard} {rng.choice(NUMBER).format(entity=entity)}"}
+        else:
+            yield {"say": rng.choice(FOUND).format(name=name) if number == known else rng.choice(MORE)}
 
 
 def _act(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
 Json = dict[str, Any]
-Cell = tuple[Any, ...]  # a place on the grid, JSON values: (3, "6-9"), (4, "mms", "hard")
+Cell = tuple[Any, ...]  # a place on the grid, JSON values: (3, "6-9"), (4, "mms", "hard"), (1, "0-2", "KEY of a cluster")
 
 
 class Rejected(Exception):
@@ -35,6 +37,33 @@ class Made:
     split: str  # "train-learn", "train-select" or "test"
 
 
+class Wording:
+    """Puts proved tasks into their last words, in the order in which they were given; here they stay as they are.
+
+    with Wording() as wording:
+        wording.add([made])
+        told = wording.settle()  # [[made in its words], ...]
+    """
+
+    def __init__(self) -> None:
+        self._told: list[list[Made]] = []
+
+    def __enter__(self) -> Wording:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End what is still under way."""
+
+    def add(self, same: Sequence[Made]) -> None:
+        """Take these ways of one task."""
+        self._told.append(list(same))
+
+    def settle(self) -> list[list[Made]]:
+        """What was added since the last call, in its order; nothing in the place of a task that has no words."""
+        told, self._told = self._told, []
+        return told
+
+
 D = TypeVar("D", bound=Draft)
 
 
@@ -44,10 +73,27 @@ class Generator(ABC, Generic[D]):
     licence: ClassVar[str]
     declined: ClassVar[Cell]  # of the tasks in which the agent must not do what it is asked for; no part of `grid`
     spent: Json | None = None  # what a model took that wrote the texts
+    played: frozenset[tuple[str, str]] = frozenset()  # (user_id, same) of tasks that must not be made again
 
     @abstractmethod
     def grid(self) -> Sequence[Cell]:
         """The cells that get equal parts."""
+
+    def plan(self, declined: float) -> list[Cell]:
+        """The cells in turn, the declined ones spread between them in their share."""
+        grid = list(self.grid())
+        if declined == 0:
+            return grid
+        rounds = max(1, round(declined * len(grid) / (1 - declined) * 20))  # in 20 turns of the grid
+        cells = grid * 20
+        step = len(cells) / rounds
+        for index in reversed(range(rounds)):
+            cells.insert(int(index * step), self.declined)
+        return cells
+
+    def is_declined(self, cell: Cell) -> bool:
+        """Whether the agent must not do what it is asked for in the tasks of a cell."""
+        return cell[: len(self.declined)] == self.declined
 
     @abstractmethod
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> D | None:
@@ -58,8 +104,12 @@ class Generator(ABC, Generic[D]):
         """What was tried on it, JSON-ready. Raises Rejected."""
 
     @abstractmethod
-    def finish(self, draft: D, proof: Json, split: str) -> Made:
-        """The task in its last words, with its proof. Raises Rejected."""
+    def finish(self, draft: D, proof: Json, split: str) -> list[Made]:
+        """The task with its proof, in the ways in which it is told; the first is the draft."""
+
+    def wording(self, rejected: Counter[str]) -> Wording:
+        """What puts the tasks into their last words; `rejected` counts what it throws away."""
+        return Wording()
 
     @abstractmethod
     def counts(self, made: Sequence[Made]) -> Json:

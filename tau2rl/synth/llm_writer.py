@@ -22,8 +22,7 @@ from tau2rl.env.user_simulator import UserModel, first_choice, usage_of
 from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.runs.files import make_folder, read_json, write_json, writing
 from tau2rl.synth.compose import Composed
-from tau2rl.synth.generator import Rejected
-from tau2rl.synth.texts import STYLES, Text
+from tau2rl.synth.texts import NOT_KNOWN, STYLES, TAKEN_BACK, Text, facts_of, withdrawn_of
 
 REWRITE = (
     "You write what a user types to a service agent. You get lines that a program made, and the manner in which this user "
@@ -37,7 +36,7 @@ READ = (
     'the line as it stands. Answer with JSON alone: {"lines": [{"kind": "...", "facts": ["...", ...]}, ...]}'
 )
 IDENTIFY, CORRECT, ASK = "says_who_they_are", "corrects_a_mistake", "asks_for_information"
-GIVE_UP = 10  # texts in a row that the model cannot write
+TAKE_BACK, NOT_KNOW = "takes_the_last_wish_back", "does_not_know_a_number"
 FILLERS = frozenset(
     (
         *("a", "an", "the", "my", "your", "me", "i", "to", "for", "of", "in", "on", "at", "and", "or", "with", "it", "is", "be"),
@@ -73,68 +72,75 @@ class Spent:
     rewritten: int = 0  # texts that were asked for again
     faults: dict[str, int] = field(default_factory=dict[str, int])
 
+    def add(self, other: Spent) -> None:
+        """Count another one's too."""
+        for name in ("calls", "from_cache", "prompt_tokens", "completion_tokens", "cost_usd", "texts", "rewritten"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        counts = {kind: self.faults.get(kind, 0) + other.faults.get(kind, 0) for kind in {*self.faults, *other.faults}}
+        self.faults = dict(sorted(counts.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What came of a text: `Written(text=Text(...), faults=(), spent=Spent(calls=2, ...))`; no text: no try kept the facts."""
+
+    text: Text | None
+    faults: tuple[str, ...]  # of the last try
+    spent: Spent
+
 
 class LlmWriter:
-    """Puts texts into other words; `spent` says what that took."""
+    """Puts texts into other words; safe from several threads."""
 
     def __init__(self, config: WriterConfig, *, cache: Path, kinds: Sequence[str]) -> None:
         """`kinds`: the tools that a user may ask for. Raises UserError for a key that is not set."""
         self._config, self._cache = config, cache
-        self._kinds = [*sorted(kinds), IDENTIFY, CORRECT, ASK]
+        self._kinds = [*sorted(kinds), IDENTIFY, CORRECT, TAKE_BACK, NOT_KNOW, ASK]
+        self.model, self.concurrency = config.model, config.concurrency
         shared = config.model_dump(include={"model", "api_base", "api_key_env", "temperature", "timeout_seconds", "retries"})
         asked = UserConfig(kind="llm", omit=("seed",), **shared)
         self._model = UserModel(asked, (), seed=0, aside=lambda call: call(), who="writer")
-        self.spent = Spent()
-        self._lost = 0  # texts in a row
 
-    def rewrite(self, made: Composed, text: Text, *, table: str) -> Text:
-        """The text in other words. Raises Rejected where no try kept the facts, UserError where the model does not answer."""
-        lines = lines_of(made, text)
+    def rewrite(self, made: Composed, text: Text, *, table: str) -> Written:
+        """The text in other words. Raises UserError where the model does not answer."""
+        lines = lines_of(made, text, table=table)
         manner = STYLES[text.behaviour["style"]].format(table=table)
         asked = {"manner": manner, "lines": [{"say": line.say, "keep": list(line.keep)} for line in lines]}
         messages = [{"role": "system", "content": REWRITE}, {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
-        self.spent.texts += 1
-        faults: list[str] = []
+        spent, faults = Spent(texts=1), list[str]()
         for attempt in range(self._config.attempts):
-            answer = self._ask(messages)
+            answer = self._ask(messages, spent)
             said = _strings(_json(answer).get("lines"))
-            faults = faults_of(lines, said) or self._read_back(lines, said)
+            faults = faults_of(lines, said) or self._read_back(lines, said, spent)
             if not faults:
-                self._lost = 0
-                return replace(text, reason=said[0], known=tuple(said[1:]))
+                return Written(text=replace(text, reason=said[0], known=tuple(said[1:])), faults=(), spent=spent)
             for fault in faults:
                 kind = fault.partition(":")[0]
-                self.spent.faults[kind] = self.spent.faults.get(kind, 0) + 1
-            self.spent.rewritten += attempt == 0
+                spent.faults[kind] = spent.faults.get(kind, 0) + 1
+            spent.rewritten += attempt == 0
             wrong = "This is wrong:\n" + "\n".join(faults) + "\nWrite all lines again."
             messages = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": wrong}]
-        self._lost += 1
-        if self._lost == GIVE_UP:
-            raise UserError(
-                f"the writer `{self._config.model}` changed facts in {GIVE_UP} texts in a row; of the last: {'; '.join(faults)}",
-                hint="another model, more `writer.attempts`, or a lower `writer.temperature`",
-            )
-        raise Rejected("the writer changed a fact")
+        return Written(text=None, faults=tuple(faults), spent=spent)
 
-    def _read_back(self, lines: Sequence[Line], said: Sequence[str]) -> list[str]:
+    def _read_back(self, lines: Sequence[Line], said: Sequence[str], spent: Spent) -> list[str]:
         """The faults of a round trip: what was read from the new lines is not what was put into them."""
         asked = json.dumps({"kinds": self._kinds, "lines": list(said)}, ensure_ascii=False)
-        read = _json(self._ask([{"role": "system", "content": READ}, {"role": "user", "content": asked}])).get("lines")
+        read = _json(self._ask([{"role": "system", "content": READ}, {"role": "user", "content": asked}], spent)).get("lines")
         found = cast("list[Any]", read) if isinstance(read, list) else []
         if len(found) != len(lines):
             return [f"read back: {len(found)} lines instead of {len(lines)}"]
         return [fault for number, line in enumerate(lines) for fault in round_trip(number, line, found[number])]
 
-    def _ask(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The model's answer, from the cache where it has been asked that before. Raises UserError."""
+    def _ask(self, messages: Sequence[Mapping[str, str]], spent: Spent) -> str:
+        """The model's answer, from the cache where it has been asked that before, counted. Raises UserError."""
         config = self._config
         question = json.dumps([config.model, config.api_base, config.temperature, list(messages)])
         file = self._cache / f"{hashlib.sha256(question.encode()).hexdigest()}.json"
         if file.exists():
-            self.spent.from_cache += 1
+            spent.from_cache += 1
             return str(read_json(file)["answer"])
         try:
-            answer = self._model.ask([dict(message) for message in messages], read=self._read)
+            answer = self._model.ask([dict(message) for message in messages], read=lambda answer: _read(answer, spent))
         except UserSimulatorFailure as failure:
             raise UserError(str(failure), hint="go on with `--resume` when it answers; what it has answered is kept") from None
         make_folder(self._cache)
@@ -142,37 +148,45 @@ class LlmWriter:
             write_json(file, {"model": config.model, "answer": answer})
         return answer
 
-    def _read(self, answer: ChatAnswer) -> str:
-        """What it says, counted. Raises UnusableAnswer."""
-        usage, spent = usage_of(answer.body), self.spent
-        spent.calls += 1
-        spent.prompt_tokens += usage.prompt_tokens
-        spent.completion_tokens += usage.completion_tokens
-        spent.cost_usd += answer.cost_usd
-        message: Any = first_choice(answer.body).get("message")
-        return str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
+
+def _read(answer: ChatAnswer, spent: Spent) -> str:
+    """What it says, counted. Raises UnusableAnswer."""
+    usage = usage_of(answer.body)
+    spent.calls += 1
+    spent.prompt_tokens += usage.prompt_tokens
+    spent.completion_tokens += usage.completion_tokens
+    spent.cost_usd += answer.cost_usd
+    message: Any = first_choice(answer.body).get("message")
+    return str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
 
 
-def lines_of(made: Composed, text: Text) -> list[Line]:
+def lines_of(made: Composed, text: Text, *, table: str) -> list[Line]:
     """The lines of a text with what each is for and the words that must stay."""
-    kinds = {made.identity.say: IDENTIFY}
-    facts = [*made.identity.facts, *(fact for request in made.requests for fact in request.facts)]
+    entity = table.removesuffix("s")
+    kinds = {made.identity.say: IDENTIFY, **dict.fromkeys(TAKEN_BACK, TAKE_BACK)}
+    kinds |= {words.format(entity=entity): NOT_KNOW for words in NOT_KNOWN}
+    facts = facts_of(made, text)
     for request in made.requests:
         if request.slip:
             facts += [request.slip.wrong, request.slip.right]
             kinds[request.slip.correction] = CORRECT
     if made.question:
         facts.append(made.question.say)
-    facts += QUALIFIERS
+    facts += [*QUALIFIERS, f"the number of that {entity}", "that last one"]
     return [
-        Line(say=line, kind=kinds.get(line) or _kind(made, line), keep=(*FIRST_THE_OTHER.findall(line), *_within(line, facts)))
+        Line(
+            say=line,
+            kind=kinds.get(line) or _kind(made, text, line),
+            keep=(*FIRST_THE_OTHER.findall(line), *_within(line, facts)),
+        )
         for line in (text.reason, *text.known)
     ]
 
 
-def _kind(made: Composed, line: str) -> str:
+def _kind(made: Composed, text: Text, line: str) -> str:
     """The tool that a line asks for, by its clause; a question asks for none."""
-    for request in made.requests:
+    withdrawn = withdrawn_of(made, text)
+    for request in (*made.requests, *([withdrawn.request] if withdrawn else [])):
         wrong = request.say.replace(request.slip.right, request.slip.wrong) if request.slip else request.say
         if request.say in line or wrong in line:
             return request.call.name

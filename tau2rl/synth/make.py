@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from itertools import cycle
@@ -20,14 +20,10 @@ from tau2rl.config import SynthConfig
 from tau2rl.errors import UserError
 from tau2rl.synth.card import FILES, command, write_folder
 from tau2rl.synth.database_tasks import DatabaseTasks
+from tau2rl.synth.failure_clusters import Failures
 from tau2rl.synth.generator import Cell, Draft, Generator, Made, Rejected
 from tau2rl.synth.telecom import TelecomTasks
 
-DOMAINS: Mapping[str, Callable[[SynthConfig], Generator[Any]]] = {
-    "airline": DatabaseTasks,
-    "retail": DatabaseTasks,
-    "telecom": TelecomTasks,
-}
 SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers; the others are `train-learn`
 TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
@@ -42,50 +38,49 @@ class Maker:
         self.rejected: Counter[str] = Counter()
         self._config, self._generator = config, generator
         self._used: Counter[str] = Counter()
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set(generator.played)
 
     def make(self, earlier: list[Entry], keep: Callable[[Entry], object], on_task: Callable[[int, int], object]) -> list[Made]:
-        """The tasks, in the order of their numbers; fewer than asked for where every cell has given up.
+        """The tasks with their ways, in the order of their numbers; fewer than asked for where every cell has given up.
 
         `earlier`: what an interrupted run of the same command kept, which is not proved again.
         """
-        done: list[Made] = []
-        failures: Counter[Cell] = Counter()
-        declined, num_declined = self._generator.declined, 0
-        most = int(self._config.refusals * self._config.num_tasks)
-        kept, plan = iter(earlier), self._plan()
-        for cell in cycle(plan):
-            if len(done) == self._config.num_tasks or all(failures[c] >= GIVE_UP for c in plan if c != declined):
-                break
-            if failures[cell] >= GIVE_UP or (cell == declined and num_declined >= most):
-                continue
-            entry = next(kept, None)
-            made = self._again(entry, cell) if entry else self._one(len(done), cell, failures[cell], keep)
-            if made is None:
-                failures[cell] += 1
-                continue
-            failures[cell] = 0
-            num_declined += cell == declined
-            done.append(made)
-            on_task(len(done), self._config.num_tasks)
-        return done
+        told: list[tuple[Cell, list[Made]]] = []  # a task in its ways
+        empty: Counter[Cell] = Counter()  # turns in a row that came to nothing
+        wanted, plan = self._config.num_tasks, self._generator.plan(self._config.refusals)
+        kept, coming, number = iter(earlier), cycle(plan), 0
+        with self._generator.wording(self.rejected) as wording:
+            while True:
+                cells = [cell for cell, _ in told]  # of the tasks that there are, and of those that wait for their words
+                for cell in coming:
+                    over = self._over(plan, cells, empty)
+                    if len(cells) == wanted or over.issuperset(plan):
+                        break
+                    if cell in over:
+                        continue
+                    entry = next(kept, None)
+                    found = self._again(entry, cell) if entry else self._one(number, cell, empty[cell], keep)
+                    empty[cell] = 0 if found else empty[cell] + 1
+                    if found:
+                        number += 1
+                        cells.append(cell)
+                        wording.add(found)
+                        on_task(len(cells), wanted)
+                settled = wording.settle()
+                told += [(cell, ways) for cell, ways in zip(cells[len(told) :], settled, strict=True) if ways]
+                if not settled or all(settled):  # else others are made in the place of those that have no words
+                    return [made for _, ways in told for made in ways]
 
-    def _plan(self) -> list[Cell]:
-        """The cells in turn, the declined ones spread between them in their share."""
-        grid = list(self._generator.grid())
-        share = self._config.refusals
-        if share == 0:
-            return grid
-        rounds = max(1, round(share * len(grid) / (1 - share) * 20))  # in 20 turns of the grid
-        cells = grid * 20
-        step = len(cells) / rounds
-        for index in reversed(range(rounds)):
-            cells.insert(int(index * step), self._generator.declined)
-        return cells
+    def _over(self, plan: list[Cell], cells: list[Cell], empty: Counter[Cell]) -> set[Cell]:
+        """The cells that get no further task: they have no more, or as many are declined as may be."""
+        declined = self._generator.is_declined
+        full = sum(map(declined, cells)) >= int(self._config.refusals * self._config.num_tasks)
+        return {cell for cell in plan if empty[cell] >= GIVE_UP or (full and declined(cell))}
 
-    def _one(self, number: int, cell: Cell, again: int, keep: Callable[[Entry], object]) -> Made | None:
+    def _one(self, number: int, cell: Cell, again: int, keep: Callable[[Entry], object]) -> list[Made]:
+        """A task in its ways; nothing where the cell could not give one."""
         entry: Entry = {"number": number, "cell": list(cell), "again": again, "found": None, "proof": None}
-        before, found = Counter(self.rejected), None
+        before, found = Counter(self.rejected), list[Made]()
         for place in range(TRIES):
             draft = self._draw(entry, place)
             if draft is None:
@@ -94,16 +89,16 @@ class Maker:
                 if (draft.user_id, draft.same) in self._seen:
                     raise Rejected("the same task of the same customer as an earlier one")
                 proof = self._generator.prove(draft)
-                found = self._finished(draft, proof)
             except Rejected as reason:
                 self.rejected[str(reason)] += 1
                 continue
+            found = self._finished(draft, proof)
             entry |= {"found": place, "proof": proof}
             break
         keep({**entry, "rejected": self.rejected - before})
         return found
 
-    def _again(self, entry: Entry, cell: Cell) -> Made | None:
+    def _again(self, entry: Entry, cell: Cell) -> list[Made]:
         """The task of an entry, composed again with the same draws."""
         if entry["cell"] != list(cell):
             raise UserError(
@@ -111,7 +106,7 @@ class Maker:
             )
         self.rejected.update(entry["rejected"])
         if entry["found"] is None:
-            return None
+            return []
         draft = self._draw(entry, entry["found"])
         assert draft is not None  # it was found with these draws
         return self._finished(draft, entry["proof"])
@@ -122,12 +117,10 @@ class Maker:
         id = f"synth-{self._config.domain}-{self._config.seed}-{number:05}"
         return self._generator.draw(id, tuple(cell), rng, lambda user: self._used[user] < self._config.per_user)
 
-    def _finished(self, draft: Draft, proof: Entry) -> Made:
-        """Raises Rejected."""
-        made = self._generator.finish(draft, proof, split_of(draft.user_id))
+    def _finished(self, draft: Draft, proof: Entry) -> list[Made]:
         self._used[draft.user_id] += 1
         self._seen.add((draft.user_id, draft.same))
-        return made
+        return self._generator.finish(draft, proof, split_of(draft.user_id))
 
 
 def split_of(user_id: str) -> str:
@@ -143,11 +136,18 @@ def split_of(user_id: str) -> str:
 
 
 def synthesise(
-    config: SynthConfig, folder: Path, on_task: Callable[[int, int], object] = lambda done, total: None
+    config: SynthConfig,
+    folder: Path,
+    on_task: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    failures: Failures | None = None,
 ) -> dict[str, Any]:
-    """Make the tasks and write them to `folder`; the card's numbers, JSON-ready. Raises UserError."""
+    """Make the tasks and write them to `folder`; the card's numbers, JSON-ready. Raises UserError.
+
+    `failures`: what `config.from_failures` failed at, where that is what the tasks are made for; not of telecom.
+    """
     _refuse_taken(folder, resume=config.resume)
-    generator = DOMAINS[config.domain](config)
+    generator: Generator[Any] = TelecomTasks(config) if config.domain == "telecom" else DatabaseTasks(config, failures)
     identity = {**generator.identity(), "synth": source_hash()}
     with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
         maker = Maker(config, generator)

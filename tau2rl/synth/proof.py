@@ -51,6 +51,7 @@ class Proof:
             "reads": [asdict(call_of(read)) for read in made.reads],
             "behaviour": behaviour,
             "requests": requests,
+            "withdrawn": asdict(made.withdrawn.request.call) if made.withdrawn and behaviour["twist"] == "changes_mind" else None,
             "question": {"say": made.question.say, "value": made.question.value} if made.question else None,
             "replayed_twice": True,
             "gold_hash": self.gold_hash,

@@ -89,7 +89,7 @@ class TelecomTasks(Generator[Told]):
             raise Rejected("it shares something with the test tasks")
         return prove(case, draft.task, [case.question.value] if case.question else [])
 
-    def finish(self, draft: Told, proof: Json, split: str) -> Made:
+    def finish(self, draft: Told, proof: Json, split: str) -> list[Made]:
         """The task with its proof."""
         case, behaviour = draft.case, draft.text.behaviour
         place = f"{count_words(len(case.problems), 'problem')}, {case.intent}, {behaviour['persona']}"
@@ -106,7 +106,7 @@ class TelecomTasks(Generator[Told]):
             "replayed_twice": True,
             **proof,
         }
-        return Made(user_id=draft.user_id, task=draft.task, row=row, split=split)
+        return [Made(user_id=draft.user_id, task=draft.task, row=row, split=split)]
 
     def _as_task(self, id: str, case: Case, text: Text, persona: str | None, rng: random.Random) -> Json:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""

@@ -6,11 +6,12 @@ Everything the customer says is in `reason_for_call` and in the lines of `known_
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tau2rl.env.scripted_user import ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION
-from tau2rl.synth.compose import Composed
+from tau2rl.synth.compose import Composed, Withdrawn
 from tau2rl.synth.request import Request
 
 PACES = {"all_at_once": ALL_AT_ONCE, "bit_by_bit": ONE_LINE_A_MESSAGE, "when_asked": ONE_LINE_A_QUESTION}
@@ -39,6 +40,23 @@ LATER = (
 ASK = ("Please also tell me", "I'd also like to know", "And could you tell me")
 OWN = "If the agent says that something cannot be done, accept that, and take no alternative that is offered instead."
 CORRECT = "You get one thing wrong at first and put it right by the next line, before you agree to anything."
+TAKEN_BACK = (
+    "On second thought, please leave that last one as it is.",
+    "I have changed my mind about that last one: leave it as it is, please.",
+    "Actually, forget that last one. I would rather keep it as it is.",
+)
+CHANGES_MIND = (
+    "At first you also ask for one thing that you take back by the next line. From then on you do not want it any more, and you "
+    "say no where the agent is about to do it."
+)
+NOT_KNOWN = (
+    "I don't know the number of that {entity}, I'm afraid. You would have to look it up.",
+    "Sorry, I don't have the number of that {entity} at hand. Could you look it up?",
+    "I couldn't tell you the number of that {entity}. Please find it in my account.",
+)
+DOES_NOT_KNOW = "When the agent asks you for the number of an {entity}, you do not know it, and ask the agent to look it up."
+TWISTS = ("none", "corrected", "changes_mind", "does_not_know")
+TWISTED = 0.5  # share of the texts with another twist than `none`, of those that can have one
 CONFIRM = (
     "When the agent describes what it is about to do, say yes if it is what you asked for, and say what is wrong if it is not. "
     "Ask for nothing else, and agree to nothing else."
@@ -73,45 +91,71 @@ class Text:
         return "\n".join((self.reason, *self.known))
 
 
-def write(made: Composed, table: str, rng: random.Random) -> Text:
+def write(made: Composed, table: str, rng: random.Random, twists: Sequence[str] = TWISTS) -> Text:
     """One of the ways in which this customer could talk; `table`: what customers have, "orders"."""
     pace, style = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES))
+    twist = _twist(made, pace, rng, twists)
     slips = [i for i, request in enumerate(made.requests) if request.slip]
-    slip = rng.choice(slips) if slips and pace == "bit_by_bit" and rng.random() < 0.5 else None
+    slip = rng.choice(slips) if twist == "corrected" else None
+    unsure = rng.choice(made.unnamed) if twist == "does_not_know" else None
+    entity = table.removesuffix("s")
     lines: list[str] = []
     for index, request in enumerate(made.requests):
         first = rng.choice(LATER if index in made.pinned else OPENINGS[style] if index == 0 else MORE)
         several = sum(other.entity == request.entity for other in made.requests[:index]) > 1
-        first = first.format(
-            change="changes" if several else "change", done="are" if several else "is", entity=table.removesuffix("s")
-        )
+        first = first.format(change="changes" if several else "change", done="are" if several else "is", entity=entity)
         lines.append(f"{first} {_clause(request, wrong=index == slip)}.")
         if index == slip and request.slip:
             lines.append(request.slip.correction)
+        if index == unsure:
+            lines.append(rng.choice(NOT_KNOWN).format(entity=entity))
     lines.insert(2 if slip == 0 else 1, made.identity.say)  # a correction follows its mistake at once
+    if twist == "changes_mind" and made.withdrawn:
+        lines += [f"{rng.choice(MORE)} {made.withdrawn.request.say}.", rng.choice(TAKEN_BACK)]
     question = [f"{rng.choice(ASK)} {made.question.say}."] if made.question else []
-    behaviour = {"pace": pace, "style": style, "twist": "none" if slip is None else "corrected", "identity": made.identity.kind}
+    of_twist = {"corrected": CORRECT, "changes_mind": CHANGES_MIND, "does_not_know": DOES_NOT_KNOW.format(entity=entity)}
+    told = [PACES[pace], STYLES[style].format(table=table), *([of_twist[twist]] if twist in of_twist else []), CONFIRM, OWN, STOP]
     return Text(
         reason=lines[0],
         known=(*lines[1:], *question),
-        unknown=made.unknown,
-        instructions=" ".join(
-            [PACES[pace], STYLES[style].format(table=table), *([CORRECT] if slip is not None else []), CONFIRM, OWN, STOP]
-        ),
-        behaviour=behaviour,
+        unknown=made.withdrawn.unknown if twist == "changes_mind" and made.withdrawn else made.unknown,
+        instructions=" ".join(told),
+        behaviour={"pace": pace, "style": style, "twist": twist, "identity": made.identity.kind},
     )
+
+
+def _twist(made: Composed, pace: str, rng: random.Random, twists: Sequence[str]) -> str:
+    """One of the twists that this customer can have; nobody corrects themselves who says everything in one breath."""
+    can = {
+        "corrected": pace == "bit_by_bit" and any(request.slip for request in made.requests),
+        "changes_mind": pace != "all_at_once" and made.withdrawn is not None,
+        "does_not_know": pace != "all_at_once" and bool(made.unnamed),
+    }
+    possible = [twist for twist in TWISTS if twist in twists and can.get(twist, False)]
+    return rng.choice(possible) if possible and ("none" not in twists or rng.random() < TWISTED) else "none"
+
+
+def withdrawn_of(made: Composed, text: Text) -> Withdrawn | None:
+    """What the customer of this text takes back."""
+    return made.withdrawn if text.behaviour["twist"] == "changes_mind" else None
+
+
+def facts_of(made: Composed, text: Text) -> list[str]:
+    """What the customer has to say, word for word, beside a question."""
+    withdrawn = withdrawn_of(made, text)
+    requests = [*made.requests, *([withdrawn.request] if withdrawn else [])]
+    return [*made.identity.facts, *(fact for request in requests for fact in request.facts)]
 
 
 def missing(made: Composed, text: Text) -> list[str]:
     """The facts that the customer needs and the text lacks."""
-    facts = [*made.identity.facts, *(fact for request in made.requests for fact in request.facts)]
-    return [fact for fact in (*facts, *([made.question.say] if made.question else [])) if fact not in text.spoken]
+    asked = [made.question.say] if made.question else []
+    return [fact for fact in (*facts_of(made, text), *asked) if fact not in text.spoken]
 
 
 def leaked(made: Composed, text: Text, ids: frozenset[str]) -> list[str]:
     """The ids among `ids` that the text gives away although no fact of it has them."""
-    facts = [*made.identity.facts, *(fact for request in made.requests for fact in request.facts)]
-    named = " ".join([*facts, *([made.question.say] if made.question else [])])
+    named = " ".join([*facts_of(made, text), *([made.question.say] if made.question else [])])
     return sorted(id for id in ids if id in text.spoken and id not in named)
 
 

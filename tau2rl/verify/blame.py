@@ -31,6 +31,7 @@ class TaskFacts:
     domain_policy: str = ""
     tool_kinds: Mapping[str, str] = field(default_factory=dict[str, str])
     user_tools: frozenset[str] = frozenset()
+    volunteers: bool = False  # whether the user is told to tell what it knows unasked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +60,10 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
         instructions=facts.instructions,
         reason=facts.reason,
         domain_policy=facts.domain_policy,
-        unfinished=bool(_against_reference(episode, facts)[1] or _undone(episode, facts)),
+        unfinished=bool(against_reference(episode, facts)[1] or _undone(episode, facts)),
         agent_tools=facts.tool_kinds,
         user_tools=facts.user_tools if episode.trajectory else (),
+        volunteers=facts.volunteers,
     )
     for line in lines_of(episode):
         for name, detail in gates.hear(line):
@@ -71,6 +73,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
 def facts_of(ref: TaskRef) -> TaskFacts:
     """The facts of a task of the benchmark."""
     from tau2rl.env.domain import domain
+    from tau2rl.env.scripted_user import ALL_AT_ONCE, ONE_LINE_A_MESSAGE, pace
     from tau2rl.env.tasks import gold_actions, quarantined
 
     loaded = domain(ref.domain)
@@ -86,16 +89,17 @@ def facts_of(ref: TaskRef) -> TaskFacts:
         domain_policy=loaded.policy,
         tool_kinds=loaded.tool_types,
         user_tools=frozenset(schema["function"]["name"] for schema in loaded.user_tool_schemas),
+        volunteers=pace(task)[0] in (ALL_AT_ONCE, ONE_LINE_A_MESSAGE),
     )
 
 
 def _of_the_agent(episode: Episode, facts: TaskFacts) -> Blame:
     calls = list(calls_of(episode.messages))
     kinds = facts.tool_kinds
-    extra, missing = _against_reference(episode, facts)
+    extra, missing = against_reference(episode, facts)
     if episode.status is Status.MALFORMED:
         return _agent("malformed", next((str(turn.malformed) for turn in episode.turns[::-1] if turn.malformed), ""))
-    if looped := _looped(episode.messages, calls):
+    if looped := repeated_call(calls) or (_repeated_words(episode.messages) if episode.status is Status.TRUNCATED else ""):
         return _agent("loop", looped)
     if episode.status is Status.TRUNCATED:
         return _agent("truncated", episode.stop_reason.value)
@@ -105,7 +109,11 @@ def _of_the_agent(episode: Episode, facts: TaskFacts) -> Blame:
         return _agent("premature_transfer", ", ".join(c.name for c in missing))
     if ASKS_CONFIRMATION in facts.domain_policy.lower() and (hasty := unconfirmed(episode.messages, extra)):
         return _agent("write_without_confirmation", hasty[0].call.name)
-    return _by_writes([call.call for call in extra], missing) or _by_what_is_missing(episode, calls, missing, facts)
+    if (wrong := _by_writes([call.call for call in extra], missing)) is not None:
+        return wrong
+    if looped := _repeated_words(episode.messages):
+        return _agent("loop", looped)
+    return _by_what_is_missing(episode, calls, missing, facts)
 
 
 def _by_writes(extra: Sequence[CallTool], missing: Sequence[CallTool]) -> Blame | None:
@@ -135,7 +143,7 @@ def _by_what_is_missing(episode: Episode, calls: Sequence[Call], missing: Sequen
     return _agent("other")
 
 
-def _against_reference(episode: Episode, facts: TaskFacts) -> tuple[list[Call], list[CallTool]]:
+def against_reference(episode: Episode, facts: TaskFacts) -> tuple[list[Call], list[CallTool]]:
     """The writes that no reference write explains, and the reference writes that were not made."""
     left = [call for call in facts.gold if facts.tool_kinds.get(call.name) == "write"]
     extra: list[Call] = []
@@ -150,9 +158,10 @@ def _against_reference(episode: Episode, facts: TaskFacts) -> tuple[list[Call], 
     return extra, left
 
 
-def _looped(messages: Sequence[Message], calls: Sequence[Call]) -> str:
+def _repeated_words(messages: Sequence[Message]) -> str:
+    """What the agent said again and again; behind a wrong write it is no reason of its own: the user waits for the right one."""
     words = Counter(m.content.strip().lower() for m in messages if m.role == "assistant" and len(m.content.strip()) > WORDS)
-    return repeated_call(calls) or next((text[:100] for text, count in words.items() if count >= REPEATS), "")
+    return next((text[:100] for text, count in words.items() if count >= REPEATS), "")
 
 
 def lines_of(episode: Episode) -> Iterator[Line]:

@@ -35,7 +35,7 @@ from tau2rl.verify.user_phrases import (
 )
 
 SIGNAL = re.compile("|".join(UserSignal))
-WORDS = 15  # characters; shorter ones anybody may say again
+WORDS = 16  # characters; shorter ones anybody may say again ("No, that is all.")
 GREETINGS = frozenset({"hi", "hello", "hey", "dear", "mr", "ms", "mrs"})
 ALIKE = 0.9  # of the words of two messages, from which they are the same
 COMMON = frozenset(
@@ -62,6 +62,7 @@ class UserGates:
     unfinished: bool  # something that the references do was not done in the end
     agent_tools: Collection[str] = ()
     user_tools: Collection[str] = ()  # () also where the calls of the user were not kept
+    volunteers: bool = False  # the user is told to tell what it knows unasked
     known: str = field(init=False)
     last: str = ""  # the agent's latest words
     asked: bool = False
@@ -77,6 +78,7 @@ class UserGates:
     def __post_init__(self) -> None:
         self.known = f"{self.instructions}\n{self.domain_policy}".lower()
         self.names = _names_in(self.instructions)
+        self.asked = self.volunteers
 
     def hear(self, line: Line) -> list[tuple[str, str]]:
         """The faults of this line."""

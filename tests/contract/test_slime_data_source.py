@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from tau2rl.config import GrpoConfig
+from tau2rl.data.task_profile import write_profile
 from tau2rl.data.task_sampling import TaskSampler, outcome
 from tau2rl.env.tasks import write_prompts
 from tau2rl.errors import RunIncomplete, UserError
@@ -113,11 +114,16 @@ def test_what_takes_seconds_to_import_is_there_before_anything_plays(
     assert {slow, "tau2"} <= sys.modules.keys()
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_both_backends_choose_the_same_tasks(source: Callable[..., Any], enabled: bool) -> None:
-    config = configured(enabled=enabled)
+@pytest.mark.parametrize("steered", ["curriculum", "profile", "nothing"])
+def test_both_backends_choose_the_same_tasks(source: Callable[..., Any], steered: str, tmp_path: Path) -> None:
+    config = configured(enabled=steered != "nothing")
+    if steered == "profile":
+        known = {ref.key: {"solved": i, "valid": 4, "bucket": "never" if i == 0 else "medium"} for i, ref in enumerate(TASKS[:3])}
+        write_profile(tmp_path / "profile.json", {"tasks": known, "tasks_sha256": None})
+        config = settings(algo={"curriculum": {"profile": str(tmp_path / "profile.json")}}, train={"tasks_per_step": 2}, seed=11)
     world = source(config)
     local = TaskSampler([ref.key for ref in TASKS], config.algo.curriculum, group_size=SIZE, seed=config.seed)
+    assert bool(world.slime._sampler.known.evidence) == (steered == "profile")
     by_key = {ref.key: ref for ref in TASKS}
     chosen: list[list[str]] = []
     for number in range(12):

@@ -4,7 +4,8 @@
 - a bad row is named by file and line with what is wrong, and the exit code is 2; the others are still read;
 - stats count what can be counted by hand;
 - Parquet reads back as it was written, and `sft`'s reader and a mix take it as they take JSON lines;
-- a mix has its shares, no conversation twice, the origin and licence of every row, and the same bytes for the same seed;
+- a mix has its shares, no conversation twice (nor nearly, where that is asked for), the origin and licence of every row, and the
+  same bytes for the same seed;
 - a row that was made from a test task is found, one about another user is not, and the card says so;
 - WRIT-2K, AReaL and seed rows become OpenAI messages of which the same turns are learned;
 - AReaL's tasks are played on the databases that they name.
@@ -62,7 +63,8 @@ def areal(order: str) -> dict[str, Any]:
 def seed_v3(order: str) -> dict[str, Any]:
     text = f'<tool_call>{{"name": "cancel_pending_order", "arguments": {{"order_id": "{order}"}}}}</tool_call>'
     prompt = [SYSTEM, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}]
-    metadata = {"domain": "retail", "tau2_task_id": "50", "success": True, "partial_score": 1.0}
+    metadata = {"domain": "retail", "tau2_task_id": "50", "success": True, "partial_score": 1.0,
+                "tool_sequence": ["cancel_pending_order"]}  # fmt: skip
     return {"task_id": "[retail]50[sample_0]", "prompt": prompt, "response": "", "metadata": metadata}
 
 
@@ -184,6 +186,19 @@ def test_a_mix_has_its_shares_and_every_rows_origin(tmp_path: Path) -> None:
     said = [row["messages"] for _, row in read_file(tmp_path / "turned.jsonl")]
     assert said == [row["messages"] for row in rows]
     assert json.loads((tmp_path / "mix.jsonl.mix.json").read_text())["sources"][0]["weight"] == 3.0
+
+
+def test_a_mix_leaves_out_what_is_nearly_an_earlier_conversation(tmp_path: Path) -> None:
+    a = lines(tmp_path / "a.jsonl", writ("#W1"), writ("#W2"))
+    b = lines(tmp_path / "b.jsonl", areal("#W1"), {"messages": conversation("#W9")})
+    arguments = ["mix", "--from", a, "--from", b, "--output", tmp_path / "mix.jsonl"]
+    counts = [(s["duplicates"], s["near_duplicates"], s["kept"]) for s in run(*arguments)["sources"]]
+    assert counts == [(0, 0, 2), (0, 0, 2)]
+    # Two orders share 4 of 16 runs of three words; the AReaL row asks and does what the first one does, with other thoughts.
+    for near, kept in (("0.26", [(0, 2), (1, 1)]), ("0.25", [(1, 1), (2, 0)])):
+        report = run(*arguments, "--near", near)
+        assert [(s["near_duplicates"], s["kept"]) for s in report["sources"]] == kept
+        assert report["rows"] == sum(count for _, count in kept)
 
 
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
+from tau2rl.data.jsonl import read_file
 from tau2rl.runs import records
 from tau2rl.types import Failure, Fault, Message, Status, StopReason
 from tests.viewing import chromium
@@ -256,6 +257,25 @@ def test_a_dataset_has_what_was_solved_and_a_card_that_no_name_breaks(trained_on
     assert len(everything) == 23 > len(rows)
     objects = [c["function"]["arguments"] for row in everything for m in row["messages"] for c in m.get("tool_calls") or ()]
     assert all(isinstance(arguments, dict) for arguments in objects)
+
+
+def test_a_dataset_in_parquet_has_the_same_rows(trained_on: Path, tmp_path: Path) -> None:
+    tau2rl("export", trained_on, "--to", "hf", "--output", tmp_path / "text")
+    tau2rl("export", trained_on, "--to", "hf", "--parquet", "--output", tmp_path / "arrow")
+    lines = (tmp_path / "text" / "data" / "synth-train.jsonl").read_text("utf-8").split("\n")[:-1]
+    written = [json.loads(line) for line in lines]
+    read = [row for _, row in read_file(tmp_path / "arrow" / "data" / "synth-train.parquet")]
+    assert [_without_nulls(row) for row in read] == [_without_nulls(row) for row in written] != []
+    card = (tmp_path / "arrow" / "README.md").read_text("utf-8")
+    assert "path: data/synth-train.parquet" in card
+    assert "is for `--to hf`" in tau2rl("export", trained_on, "--to", "trl", "--parquet", code=2).stderr
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every message of a column the keys of all of them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def test_test_tasks_are_trained_on_only_by_those_who_ask(run: Path, tmp_path: Path) -> None:

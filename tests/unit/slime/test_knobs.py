@@ -176,6 +176,7 @@ HANDED = {  # our hooks, our data source or the stage that writes the rows read 
         "algo.curriculum.enabled": True,
         "algo.curriculum.floor": ({"algo.curriculum.enabled": True}, 0.1),
         "algo.curriculum.decay": ({"algo.curriculum.enabled": True}, 0.5),
+        "algo.curriculum.profile": ({"algo.curriculum.enabled": True}, "profile.json"),
         "monitors.action": "off",
         "monitors.window": 3,
         "monitors.rise": 0.5,

@@ -51,6 +51,9 @@ def test_paths_hold_in_any_working_directory(tmp_path: Path, monkeypatch: pytest
     assert isinstance(made, GrpoConfig)
     assert (made.tasks.source, made.val.source) == (tmp_path / "own/tasks.json", tmp_path / "own/tasks.json")
     assert made.reward.recipe == tmp_path / "recipe.json"
+    profiled = absolute(load_slime("8xh100/grpo.yaml", "algo.curriculum.profile=profile.json"))
+    assert isinstance(profiled, GrpoConfig)
+    assert profiled.algo.curriculum.profile == tmp_path / "profile.json"
     named = absolute(load_slime("8xh100/grpo.yaml", "chat.tokenizer=Qwen/Qwen3-4B"))
     assert isinstance(named, GrpoConfig)
     assert named.chat.tokenizer == "Qwen/Qwen3-4B"

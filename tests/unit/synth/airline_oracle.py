@@ -44,9 +44,21 @@ def database() -> Json:
     return json.loads(Path(AIRLINE_DB_PATH).read_text("utf-8"))
 
 
-def words(task: Json) -> str:
+def spoken(task: Json) -> list[str]:
+    """Everything that the user has to say, line by line."""
     told = task["user_scenario"]["instructions"]
-    return f"{told['reason_for_call']}\n{told['known_info']}"
+    return [told["reason_for_call"], *told["known_info"].splitlines()]
+
+
+def words(task: Json) -> str:
+    """What the user wants: without a wish that the next line takes back, and without what they say that they do not know."""
+    lines: list[str] = []
+    for line in spoken(task):
+        if re.search(r"that last one", line):
+            lines.pop()
+        elif not re.search(r"(know|have|tell you) the number of that (order|reservation)", line):
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def writes(task: Json) -> list[Json]:

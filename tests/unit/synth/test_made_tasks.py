@@ -5,6 +5,7 @@
 - a reference path scores 1 and does not without any one of its writes; doing nothing and always transferring score 0;
 - every write is legal under an independent reading of the policy, and is what the customer's words come to;
 - a task that shares a customer, an order, a call or a run of words with a test task is found;
+- users change their minds and do not know a number, in words that their demonstrations deal with; a task is told in several ways;
 - the gold teacher plays them: it asks line by line for what the customer knows, and confirms before each write;
 - a folder that holds something else is refused, and so is the progress of another command.
 """
@@ -246,9 +247,42 @@ def test_the_gold_teacher_asks_and_confirms(folder: Path, domain: str, tasks: li
         task, messages = by_id[row["metadata"]["task_id"]], row["messages"]
         said = [m["content"] for m in messages if m["role"] == "user"]
         lines = [text for text in said if not text.startswith(("Yes, ", "No, ", "Thank you, "))]
-        assert ORACLES[domain].words(task) == "\n".join(lines), task["id"]
+        assert ORACLES[domain].spoken(task) == [line for text in lines for line in text.splitlines()], task["id"]
         paces.add("once" if len(said[0].splitlines()) > 1 else "bits")
         for place, message in enumerate(messages):
             if any(call["function"]["name"] in Replayer(domain).writes for call in message.get("tool_calls") or ()):
                 assert messages[place - 1]["content"] == "Yes, please go ahead.", task["id"]
     assert paces == {"once", "bits"}
+
+
+def test_users_change_their_minds_and_do_not_know(domain: str, tmp_path: Path) -> None:
+    made = ["synth", "--domain", domain, "--num-tasks", "8", "--seed", "6", "--burdens", "3-5,6-9", "--refusals", "0"]
+    twists = ("changes_mind", "does_not_know")
+    card = command(*made, "--behaviours", "4", "--twists", ",".join(twists), "--output", str(tmp_path / "made"))
+    tasks = json.loads((tmp_path / "made" / "tasks.json").read_text("utf-8"))
+    proofs = [json.loads(line) for line in (tmp_path / "made" / "proofs.jsonl").read_text("utf-8").splitlines()]
+    assert (card["tasks"], card["told_anew"]) == (len(tasks), len(tasks) - 8) and len(tasks) > 24
+    ways: dict[str, list[Json]] = {}
+    for task, proof in zip(tasks, proofs, strict=True):
+        assert task["id"] == proof["task_id"]
+        ways.setdefault("-".join(task["id"].split("-")[:4]), []).append(proof)
+    for same in ways.values():
+        assert len({proof["gold_hash"] for proof in same}) == 1
+        assert len({json.dumps(proof["behaviour"]) for proof in same}) == len(same)
+    for task, proof in zip(tasks, proofs, strict=True):
+        lines, told = ORACLES[domain].spoken(task), task["user_scenario"]["instructions"]
+        twist, names = proof["behaviour"]["twist"], {call["name"] for call in writes(domain, task)}
+        back = [line for line in lines if "that last one" in line]
+        unsure = [line for line in lines if "the number of that" in line]
+        assert (bool(back), bool(unsure)) == (twist == "changes_mind", twist == "does_not_know"), task["id"]
+        assert twist == "none" or proof["behaviour"]["pace"] != "all_at_once"
+        assert ("take back by the next line" in told["task_instructions"]) == bool(back)
+        assert (proof["withdrawn"] is not None) == bool(back)
+        assert not back or proof["withdrawn"]["name"] not in names
+        steps = [step["say"] for step in task["demonstration"] if "say" in step]
+        assert not unsure or any("number of that" in say and say.endswith("?") for say in steps)
+    assert {proof["behaviour"]["twist"] for proof in proofs} == {"none", *twists}
+    check_by_oracle(tmp_path / "made", domain)
+    source = ["--domains", domain, "--task-source", str(tmp_path / "made" / "tasks.json"), "--task-split", "base"]
+    played = command("seed", *source, "--output", str(tmp_path / "seed"), "--set", "allow_held_out=true", "--inline")
+    assert (played["solved"], played["tried"]) == (len(tasks), len(tasks))

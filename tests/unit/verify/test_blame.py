@@ -127,6 +127,7 @@ FAULTS: dict[str, list[tuple[Message, ...]]] = {
     "empty_turn": [talk(told=""), talk(answer="  ")],
 }  # fmt: skip
 CLEAN = [
+    (*talk()[:-1], *(4 * (*agent("Is there anything else?"), *user("No, that is really all."))), *user("###STOP###")),
     talk(),
     talk(first="Hi there, there's an order I would like to cancel."),
     talk(first="I want to get rid of order #W2378156, please?", told="It's Yusuf Rossi, and the zip code is 19122"),
