@@ -114,10 +114,13 @@ def on_cluster(head: LocalHead, asked: EvalConfig, directory: Path) -> subproces
 
 
 def test_what_the_job_refuses_comes_back_as_2_in_its_words(head: LocalHead, tmp_path: Path) -> None:
-    asked = config(tmp_path / "run", tasks={"domains": ["mock"], "split": "tset"}, launch={"address": head.address})
+    policy = {"kind": "local", "checkpoint": "/no/such/model"}  # files are the cluster's: nobody looks for them before the job
+    asked = config(
+        tmp_path / "run", policy=policy, chat={"protocol": "native", "tokenizer": "bytes"}, launch={"address": head.address}
+    )
     done = on_cluster(head, asked, tmp_path)
     assert done.returncode == 2
-    assert "`tset`" in done.stderr
+    assert "`/no/such/model`" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

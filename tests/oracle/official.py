@@ -41,6 +41,7 @@ class OfficialEnv(AgentGymEnv):
 
         class View:
             task = env._get_task()
+            loaded = domain(env.domain)
             environment = None
             doing = ""
 
