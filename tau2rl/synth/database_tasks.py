@@ -86,10 +86,11 @@ class DatabaseTasks(Generator[Worded]):
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> Worded | None:
         """A composition in its words; None where the draw came to nothing."""
         user = rng.choice(self._users)
-        if not free(user) or self._domain.room(user) < cell[0]:
+        writes, burden, *made_for = cell
+        if not free(user) or self._domain.room(user) < writes:
             return None
-        cluster = cell[2] if len(cell) > 2 else ""
-        made = self._composer.compose(user, (cell[0], cell[1]), rng, self._focus.get(cluster, ANYTHING))
+        cluster = made_for[0] if made_for else ""
+        made = self._composer.compose(user, (writes, burden), rng, self._focus.get(cluster, ANYTHING))
         if made is None:
             return None
         text = write(made, self._domain.table, rng, self._config.twists)
