@@ -31,6 +31,7 @@ class Turns:
     """`Turns(server, scorers, k=5)`; one for all requests."""
 
     mode = "turn"
+    left = 0  # a request ends with its client
 
     def __init__(
         self, server: PolicyServer, scorers: Sequence[Scorer], *, k: int, temperature: float, reads: Sequence[str] = READS
@@ -74,6 +75,9 @@ class Turns:
             usage=sum((one.usage for one in found), Usage()),
             about=choice.about(choice.order[0], asked=k, mode=self.mode),
         )
+
+    async def aclose(self) -> None:
+        """Nothing goes on behind a request."""
 
     def _kind(self, name: str) -> str:
         if name == GENERIC:
