@@ -56,6 +56,10 @@ class PolicyFailure(EpisodeFailure):
     """The policy server did not answer, refused, aborted, or sent something that is not a completion."""
 
 
+class BadField(PolicyFailure):
+    """The policy server answered HTTP 400: a field or message of the request is not to its liking."""
+
+
 class ContextExceeded(PolicyFailure):
     """The conversation is longer than the context of the model that answers. The loop cuts it off there: TRUNCATED."""
 

@@ -15,7 +15,7 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +48,6 @@ class Attempt:
     candidates: tuple[Candidate, ...]
     carried: tuple[Carried, ...]
     end_state: str
-
-    @property
-    def usage(self) -> Usage:
-        """Of all its calls of the policy server."""
-        return sum((one.usage for one in self.candidates), Usage())
 
 
 @dataclass(slots=True)
@@ -144,12 +139,13 @@ class Conversations:
         return (*known, *visible[end:])
 
     async def _work_out(self, request: ChatRequest, visible: Sequence[Raw], history: Sequence[Raw]) -> Reply:
-        usage, seed = Usage(), request.fields.get("seed")
-        for _ in range(ROUNDS):
+        spent, seed = list[Usage](), request.fields.get("seed")
+        for number in range(1, ROUNDS + 1):
             attempts = await gather(
-                lambda one: self._attempt(request, history, seed=one), self._k, seed=seed if isinstance(seed, int) else None
+                lambda one: self._attempt(request, history, spent.append, seed=one),
+                self._k,
+                seed=seed if isinstance(seed, int) else None,
             )
-            usage = sum((one.usage for one in attempts), usage)
             choice = await choose(self._scorers, [self._transcript(history, one) for one in attempts])
             for chosen in choice.order:
                 best = attempts[chosen]
@@ -157,14 +153,16 @@ class Conversations:
                     last = best.candidates[-1]
                     said = {"role": "assistant", "content": last.message["content"]}
                     self._behind.keep(_key(request.user, (*visible, said)), (*history, *best.messages))
-                    about = choice.about(chosen, asked=self._k, mode=self.mode)
+                    about = choice.about(chosen, asked=number * self._k, mode=self.mode)
                     about["writes"] = [one.call.name for one in best.carried if self._writes(one)]
                     about["transferred"] = any(one.call.name == TRANSFER_TOOL for one in best.carried)
-                    return Reply(message=last.message, finish_reason=last.finish_reason, usage=usage, about=about)
+                    return Reply(message=last.message, finish_reason=last.finish_reason, usage=sum(spent, Usage()), about=about)
             log.warning("no attempt fits what other conversations have committed meanwhile")
         raise Refusal(503, "other conversations changed what this one works on; ask again", code="conflict")
 
-    async def _attempt(self, request: ChatRequest, history: Sequence[Raw], *, seed: int) -> Attempt:
+    async def _attempt(
+        self, request: ChatRequest, history: Sequence[Raw], spent: Callable[[Usage], None], *, seed: int
+    ) -> Attempt:
         """Raises PolicyFailure where it has no end, too."""
         copy = await asyncio.to_thread(self._sandbox.copy)
         system = {"role": "system", "content": system_prompt(self._sandbox.policy)}
@@ -175,7 +173,7 @@ class Conversations:
         candidates: list[Candidate] = []
         carried: list[Carried] = []
         for _ in range(self._max_calls + 1):
-            found = await self._server.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed)
+            found = await self._server.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed, spent=spent)
             candidates.append(found)
             messages.append({"role": "assistant", **found.message})
             if not found.seen.tool_calls:

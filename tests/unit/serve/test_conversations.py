@@ -218,6 +218,7 @@ def test_at_the_end_of_the_server_what_is_worked_on_is_given_up() -> None:
 def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
     together = threading.Barrier(2)
     seen: list[str] = []
+    attempts: list[int] = []
 
     def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
         asked = messages[1]["content"]
@@ -227,7 +228,9 @@ def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
 
         def one(title: str) -> None:
             together.wait()
-            seen.append(ask(served, [{"role": "user", "content": title}]).choices[0].message.content)
+            found = ask(served, [{"role": "user", "content": title}])
+            seen.append(found.choices[0].message.content)
+            attempts.append(found.tau2rl["attempts"])
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(one, ["Alpha", "Beta"]))
@@ -235,6 +238,7 @@ def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
         # Both attempts saw `task_2` on their copies. The second was played again on what the first had left.
         assert sorted("task_2" in text for text in seen) == [False, True]
         assert len(stub.bodies) == 6
+        assert sorted(attempts) == [1, 2]  # both rounds of the second
 
 
 def test_attempts_without_an_end_are_dropped_and_refused_calls_write_nothing() -> None:
@@ -250,6 +254,19 @@ def test_attempts_without_an_end_are_dropped_and_refused_calls_write_nothing() -
         assert (caught.value.status_code, len(stub.bodies)) == (502, 8)
         stub.answer = lambda m, t: "Now."
         assert ask(served).choices[0].message.content == "Now."  # a failure is not remembered
+
+
+def test_usage_counts_attempts_that_were_dropped() -> None:
+    left = itertools.count()
+
+    def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+        first = len(messages) == 2
+        return "Done." if first and not next(left) else [("get_users", {})]
+
+    with OpenAIStub(answer=answer) as stub, conversations(stub, k=2, max_calls=2) as (served, _):
+        found = ask(served)
+        assert (found.tau2rl["attempts"], found.tau2rl["usable"], len(stub.bodies)) == (2, 1, 4)
+        assert found.usage.prompt_tokens == sum(len(json.dumps(body["messages"]).split()) for body in stub.bodies)
 
 
 def test_the_client_sends_what_was_said_and_nothing_else() -> None:

@@ -137,7 +137,7 @@ def test_a_policy_server_that_fails_is_asked_again(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["400", "html", "truncated", "no_choices", "wrong_types", "filtered", "null", "gzip_bomb", "not_object"]
+    "mode", ["html", "truncated", "no_choices", "wrong_types", "filtered", "null", "gzip_bomb", "not_object"]
 )
 def test_a_policy_server_that_cannot_answer_is_a_clean_error(mode: str) -> None:
     with OpenAIStub(mode=mode) as stub, turns(stub, k=2) as served:
@@ -165,6 +165,38 @@ def test_a_conversation_that_is_too_long_is_the_clients_error() -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             ask(served)
         assert caught.value.code == "context_length_exceeded"
+
+
+def test_what_the_policy_server_refuses_is_the_clients_error() -> None:
+    with OpenAIStub(mode="400") as stub, turns(stub, k=2) as served:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(served, extra_body={"reasoning_effort": "none of these"})
+        assert caught.value.code == "refused_upstream"
+        assert str(stub.port) not in str(caught.value) and "stub says" not in str(caught.value)
+        stub.set_mode(["400", "null"])  # not all of them
+        with pytest.raises(openai.InternalServerError):
+            ask(served)
+
+
+def test_arguments_that_are_nested_too_deeply_are_the_clients_error() -> None:
+    def called(depth: int) -> list[Any]:
+        text = '{"a":' * depth + "1" + "}" * depth
+        call = {"id": "c", "type": "function", "function": {"name": "get_order", "arguments": text}}
+        return [*USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "ok"}, *USER]
+
+    with OpenAIStub() as stub, turns(stub) as served:
+        for depth in (65, 250, 900, 100_000):
+            if depth < 1024:  # as far as JSON is read
+                with pytest.raises(openai.BadRequestError, match="nested more than 64 deep"):
+                    ask(served, messages=called(depth))
+            else:
+                assert ask(served, messages=called(depth)) == "Okay."  # no arguments but a text
+        assert ask(served, messages=called(64)) == "Okay."
+        nested: Any = []
+        for _ in range(70):
+            nested = [nested]
+        with pytest.raises(openai.BadRequestError, match="nested more than 64 deep"):
+            ask(served, extra_body={"response_format": nested})
 
 
 HOSTILE = [
