@@ -55,9 +55,10 @@ class TaskFailure(EpisodeFailure):
 class PolicyFailure(EpisodeFailure):
     """The policy server did not answer, refused, aborted, or sent something that is not a completion."""
 
-
-class BadField(PolicyFailure):
-    """The policy server answered HTTP 400: a field or message of the request is not to its liking."""
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        """`status`: the HTTP status with which it refused for good."""
+        super().__init__(message)
+        self.status = status
 
 
 class ContextExceeded(PolicyFailure):

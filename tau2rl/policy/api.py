@@ -15,7 +15,7 @@ from tau2rl import settings
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.config import PolicyConfig
 from tau2rl.config.extras import part_of
-from tau2rl.errors import BadField, ContextExceeded, PolicyFailure, UserError
+from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
 from tau2rl.http_client import Connections, Unreachable, Unusable, limit_httpx, unusable
 from tau2rl.policy.openai_format import OwnMessages, read_answer, to_openai
 from tau2rl.policy.retry import (
@@ -212,9 +212,7 @@ class LiteLLM:
         if limits_rate(status, str(error)):
             headers: Any = getattr(error, "litellm_response_headers", None)
             return RateLimited(said, retry_after=retry_after(headers.get("retry-after") if headers else None))
-        if status in BUSY:
-            return Unavailable(said)
-        return (BadField if status == 400 else PolicyFailure)(said)
+        return Unavailable(said) if status in BUSY else PolicyFailure(said, status=status)
 
     def _reason(self, error: Exception) -> str:
         """The provider's words, without litellm's prefix, its stack and the key."""

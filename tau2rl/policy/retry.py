@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import orjson
 
 from tau2rl.config import PolicyConfig
-from tau2rl.errors import BadField, ContextExceeded, PolicyFailure
+from tau2rl.errors import ContextExceeded, PolicyFailure
 from tau2rl.rate_limit import Throttle, limits_rate, pause_seconds
 from tau2rl.types import Completion
 
@@ -154,7 +154,7 @@ def failure_of(
         return RateLimited(f"`{server}` is overloaded: HTTP {status}: `{said}`", retry_after=retry_after)
     if status in busy or (status == 500 and ENGINE_GONE in whole):
         return Unavailable(f"`{server}` is overloaded: HTTP {status}: `{said}`")
-    return (BadField if status == 400 else PolicyFailure)(f"the server answered HTTP {status}: `{said}`")
+    return PolicyFailure(f"the server answered HTTP {status}: `{said}`", status=status)
 
 
 def read_json(body: bytes) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tau2rl.errors import BadField, ContextExceeded, PolicyFailure, UserError
+from tau2rl.errors import ContextExceeded, PolicyFailure, UserError
 from tau2rl.serve.requests import Refusal
 from tau2rl.types import Transcript
 from tau2rl.verify.verifiers import Scorer
@@ -63,7 +63,7 @@ async def gather(ask: Callable[[int], Awaitable[T]], k: int, *, seed: int | None
         raise Refusal(
             400, "the conversation is longer than the model's context", code="context_length_exceeded", param="messages"
         )
-    if not good and all(isinstance(failure, BadField) for failure in failures):
+    if not good and all(failure.status == 400 for failure in failures):
         raise Refusal(400, "the policy server refuses a field or a message of this request", code="refused_upstream")
     if not good:
         raise Refusal(502, "the policy server gave no usable answer", code="upstream_error")

@@ -106,10 +106,13 @@ class Conversations:
 
     def _ended(self, key: str, task: asyncio.Task[Reply]) -> None:
         """Failures are forgotten at once."""
-        if task.cancelled() or task.exception() is not None:
+        failed = task.cancelled() or task.exception() is not None
+        if (given := self._given.get(key)) is None or given.task is not task:
+            return
+        if failed:
             del self._given[key]
         else:
-            self._given[key].until = time.monotonic() + GIVEN_SECONDS
+            given.until = time.monotonic() + GIVEN_SECONDS
 
     def _forget_old(self) -> None:
         """Answers whose time is over, and the oldest where there are too many; never what is worked on."""

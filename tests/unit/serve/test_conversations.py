@@ -175,7 +175,8 @@ def test_answers_that_are_not_known_are_refused_and_nothing_is_written_twice() -
 def test_the_same_request_is_another_one_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tau2rl.serve.conversations.GIVEN_SECONDS", 0.2)
     with OpenAIStub(answer=acts_first(cycle("Alpha"))) as stub, conversations(stub, k=1) as (served, sandbox):
-        ask(served), ask(served)
+        ask(served)
+        ask(served)
         assert titles_in(sandbox) == ["Alpha"]
         time.sleep(0.25)
         ask(served)

@@ -8,7 +8,7 @@
 - a conversation that is too long for the model is the client's error, as with OpenAI;
 - hostile bodies get 400 and never 500, and the server goes on;
 - many requests at once each get their own answer;
-- the command prints address and key, and serves litellm.
+- the command prints address and key, and serves litellm; it refuses options that would have no effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import openai
 import orjson
 import pytest
 from hypothesis import given, strategies as st
+from typer.testing import CliRunner
 
+from tau2rl.cli import app
 from tau2rl.serve.requests import Refusal, read_request
 from tests.serving import KEY, Served, turns
 from tests.stubs.openai import OpenAIStub
@@ -282,3 +284,19 @@ def test_the_command_serves_litellm() -> None:
             _, said = process.communicate(timeout=20)
         assert "no sandbox: each message is the best of 2 by rules, then consistency, up to the first write" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-calls", "5"], "name one with `--domain`"),
+        (["--journal", "x.jsonl"], "name one with `--domain`"),
+        (["--judge-model", "openai/judge"], "add `--verifier judge`"),
+        (["--judge-model", "openai/judge", "--verifier", "rules", "--verifier", "consistency"], "add `--verifier judge`"),
+        (["--domain", "mock", "--read-tool", "get_*"], "leave `--read-tool` out"),
+    ],
+)
+def test_options_without_effect_are_refused(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--model", "openai/stub", *words])
+    assert result.exit_code != 0
+    assert said in f"{result.output} {getattr(result.exception, 'hint', '')}"
