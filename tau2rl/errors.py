@@ -55,6 +55,11 @@ class TaskFailure(EpisodeFailure):
 class PolicyFailure(EpisodeFailure):
     """The policy server did not answer, refused, aborted, or sent something that is not a completion."""
 
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        """`status`: the HTTP status with which it refused for good."""
+        super().__init__(message)
+        self.status = status
+
 
 class ContextExceeded(PolicyFailure):
     """The conversation is longer than the context of the model that answers. The loop cuts it off there: TRUNCATED."""

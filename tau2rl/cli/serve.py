@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tau2rl.serve.candidates import PolicyServer
     from tau2rl.verify.verifiers import Scorer
 
+MAX_CALLS = 30
 POLICY, CHOICE, SANDBOX, SERVER = "The policy server", "The choice", "A sandbox of the tools", "The endpoint"
 DEFAULT = ("rules", "consistency")
 OF_POLICY, OF_SAMPLING = PolicyConfig.model_fields, SamplingConfig.model_fields
@@ -78,7 +79,13 @@ def serve(
             metavar="FILE", show_default=False, rich_help_panel=SANDBOX,
         ),
     ] = None,
-    max_calls: Annotated[int, typer.Option(min=1, help="Calls of an attempt before it answers.", rich_help_panel=SANDBOX)] = 30,
+    max_calls: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Messages with calls, of one call or of several, that an attempt may make before it answers; one that "
+            "goes on is dropped. (default: 30)", show_default=False, rich_help_panel=SANDBOX,
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=SERVER)] = 8000,
     key_env: Annotated[
@@ -113,6 +120,8 @@ def serve(
     refuse_command("tau2rl serve")
     if domain is None and journal is not None:
         raise UserError("`--journal` keeps what is committed to a sandbox", hint="name one with `--domain`")
+    if domain is None and max_calls is not None:
+        raise UserError("`--max-calls` bounds what an attempt does in a sandbox", hint="name one with `--domain`")
     if domain is not None and read_tool:
         raise UserError("a domain knows which of its tools write", hint="leave `--read-tool` out")
     from tau2rl.serve.app import Limits, make_app, serve as serve_app
@@ -122,6 +131,8 @@ def serve(
     plugins.search([Path.cwd()])
     judge = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments)
     chosen = scorers(verifier or DEFAULT, model=judge)
+    if judge is not None and not any(name == "judge" for one in chosen for name in (one.name, *one.signals)):
+        raise UserError("`--judge-model` is never asked", hint="add `--verifier judge`")
     key = _key(key_env)
     config = PolicyConfig(
         kind="api",
@@ -132,7 +143,7 @@ def serve(
         retries=policy_retries,
     )
     server = PolicyServer(config, logprobs=any(one.name == "logprob" or "logprob" in one.signals for one in chosen))
-    answers = _answers(server, chosen, k, temperature, read_tool, domain, journal, max_calls)
+    answers = _answers(server, chosen, k, temperature, read_tool, domain, journal, max_calls or MAX_CALLS)
     limits = Limits(body_bytes=int(max_body_mib * 2**20), at_once=max_requests, seconds=timeout)
     app = make_app(answers, server, model=served_name, key=key, limits=limits)
     console.say(_mode_words(k, domain, [one.name for one in chosen]))

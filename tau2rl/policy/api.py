@@ -212,7 +212,7 @@ class LiteLLM:
         if limits_rate(status, str(error)):
             headers: Any = getattr(error, "litellm_response_headers", None)
             return RateLimited(said, retry_after=retry_after(headers.get("retry-after") if headers else None))
-        return Unavailable(said) if status in BUSY else PolicyFailure(said)
+        return Unavailable(said) if status in BUSY else PolicyFailure(said, status=status)
 
     def _reason(self, error: Exception) -> str:
         """The provider's words, without litellm's prefix, its stack and the key."""

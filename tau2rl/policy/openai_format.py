@@ -118,8 +118,7 @@ def read_answer(payload: Any, *, max_tokens: int) -> Answer:
     ids = line_of(message)
     if len(ids) > max_tokens:
         ids, reason = ids[:max_tokens], FinishReason.LENGTH
-    usage = _usage(_object(answer.get("usage")))
-    completion = Completion(token_ids=tuple(ids), logprobs=None, finish_reason=reason, usage=usage)
+    completion = Completion(token_ids=tuple(ids), logprobs=None, finish_reason=reason, usage=usage_of(payload))
     return Answer(completion=completion, message=message)
 
 
@@ -229,7 +228,9 @@ def _arguments(text: Any) -> Any:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else text
 
 
-def _usage(usage: dict[str, Any]) -> Usage:
+def usage_of(payload: Any) -> Usage:
+    """What a chat completion took, be it usable or not; 0 where it does not say."""
+    usage = _object(_object(payload).get("usage"))
     cost = usage.get("cost")
     return Usage(
         prompt_tokens=_count(usage.get("prompt_tokens")),

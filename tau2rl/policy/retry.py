@@ -154,7 +154,7 @@ def failure_of(
         return RateLimited(f"`{server}` is overloaded: HTTP {status}: `{said}`", retry_after=retry_after)
     if status in busy or (status == 500 and ENGINE_GONE in whole):
         return Unavailable(f"`{server}` is overloaded: HTTP {status}: `{said}`")
-    return PolicyFailure(f"the server answered HTTP {status}: `{said}`")
+    return PolicyFailure(f"the server answered HTTP {status}: `{said}`", status=status)
 
 
 def read_json(body: bytes) -> Any:

@@ -35,8 +35,17 @@ class Answers(Protocol):
 
     mode: str
 
+    @property
+    def left(self) -> int:
+        """Answers that are worked on although no request waits for them."""
+        ...
+
     async def answer(self, request: ChatRequest) -> Reply:
         """Raises Refusal."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give up what is worked on."""
         ...
 
 
@@ -45,7 +54,7 @@ class Limits:
     """What one client cannot exceed: `Limits(body_bytes=4 * 2**20, at_once=16, seconds=300.0)`."""
 
     body_bytes: int
-    at_once: int  # requests that are worked on; a further one is refused and may come again
+    at_once: int  # requests that are worked on, those without a client among them; a further one is refused and may come again
     seconds: float  # that a request may take
 
 
@@ -76,8 +85,8 @@ class Endpoint:
     async def chat(self, request: Request) -> Response:
         """One chat completion, plain or as a stream."""
         self._let_in(request)
-        if self._busy >= self._limits.at_once:
-            raise Refusal(429, f"{self._busy} requests are worked on, which is the limit; ask again", code="too_many_requests")
+        if (busy := self._busy + self._answers.left) >= self._limits.at_once:
+            raise Refusal(429, f"{busy} requests are worked on, which is the limit; ask again", code="too_many_requests")
         self._busy += 1
         try:
             asked = read_request(await self._body(request), model=self._model)
@@ -118,12 +127,13 @@ class Endpoint:
 
 
 def make_app(answers: Answers, server: PolicyServer, *, model: str, key: str, limits: Limits) -> Starlette:
-    """The ASGI application; it closes the connections to the policy server at its end."""
+    """The ASGI application; at its end it gives up what is worked on, then closes the connections to the policy server."""
     endpoint = Endpoint(answers, model=model, key=key, limits=limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         yield
+        await answers.aclose()
         await server.aclose()
 
     routes = [

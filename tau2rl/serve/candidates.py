@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,9 +14,10 @@ import orjson
 from tau2rl.config import PolicyConfig
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.api import chat_server
-from tau2rl.policy.openai_format import read_answer
+from tau2rl.policy.openai_format import read_answer, usage_of
 from tau2rl.policy.retry import with_retries
 from tau2rl.rate_limit import Throttle
+from tau2rl.serve.requests import MOST_DEPTH, within_depth
 from tau2rl.types import CallTool, Message, Usage
 
 MOST_BYTES = 4 * 2**20  # of an answer
@@ -47,9 +48,13 @@ class PolicyServer:
         await self._server.aclose()
 
     async def ask(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], fields: Mapping[str, Any], *, seed: int
-    ) -> Candidate:
-        """One answer. Raises PolicyFailure, for calls of tools that are not offered and arguments that are none too."""
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], fields: Mapping[str, Any], *, seed: int,
+        spent: Callable[[Usage], None] = lambda usage: None,
+    ) -> Candidate:  # fmt: skip
+        """One answer; `spent` is told what it took, usable or not.
+
+        Raises PolicyFailure, for calls of tools that are not offered and arguments that are none or nested too deeply too.
+        """
         request: dict[str, Any] = {**fields, "messages": list(messages)}
         if "seed" not in self._config.omit:
             request["seed"] = seed
@@ -59,6 +64,7 @@ class PolicyServer:
             request["logprobs"] = True
         call = functools.partial(self._server.ask, request)
         payload, _ = await with_retries(call, self._config, throttle=self._throttle, server=str(self._config.model))
+        spent(usage_of(payload))
         return candidate_of(payload, {str(tool["function"]["name"]) for tool in tools})
 
 
@@ -106,6 +112,8 @@ def _call(line: Mapping[str, Any], offered: set[str]) -> CallTool:
         raise PolicyFailure("the policy server called a tool that was not offered")
     if not isinstance(arguments, dict):
         raise PolicyFailure("the policy server called a tool with arguments that are no JSON object")
+    if not within_depth(cast("Any", arguments)):
+        raise PolicyFailure(f"the policy server called a tool with arguments that are nested more than {MOST_DEPTH} deep")
     return CallTool(name=str(name), arguments=cast("dict[str, Any]", arguments))
 
 

@@ -27,7 +27,7 @@ class Choice:
     scores: dict[str, list[float]]
 
     def about(self, chosen: int, *, asked: int, mode: str) -> dict[str, Any]:
-        """What the client is told; `asked` attempts were begun, of which those that have scores came to an end."""
+        """What the client is told; `asked` attempts were begun, in all rounds; `usable`: of the last round."""
         return {"mode": mode, "attempts": asked, "usable": len(self.order), "chosen": chosen, "scores": self.scores}
 
 
@@ -63,6 +63,8 @@ async def gather(ask: Callable[[int], Awaitable[T]], k: int, *, seed: int | None
         raise Refusal(
             400, "the conversation is longer than the model's context", code="context_length_exceeded", param="messages"
         )
+    if not good and all(failure.status == 400 for failure in failures):
+        raise Refusal(400, "the policy server refuses a field or a message of this request", code="refused_upstream")
     if not good:
         raise Refusal(502, "the policy server gave no usable answer", code="upstream_error")
     return good

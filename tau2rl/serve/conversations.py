@@ -3,8 +3,9 @@
 An attempt ends where the agent speaks to the user. The user is real and is not simulated, so no attempt goes past that.
 
 The client sends what user and agent said, as chat clients do, and knows nothing of tools. What was called behind an answer is
-kept here, by the conversation that led to it. The same request again, of a client that has lost the answer, gets the answer that
-was given: nothing is carried out twice.
+kept here, by the conversation that led to it, whatever its white space. Answers that are not known here are refused: the policy
+would not know what it has written, and write again. The same request again, of a client that has lost the answer, gets the answer
+that was given: nothing is carried out twice.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,7 @@ from tau2rl.verify.verifiers import Scorer
 
 log = logging.getLogger(__name__)
 KEPT, KEPT_BYTES = 4096, 256 * 2**20  # of conversations; the one that was not asked for longest is forgotten first
+GIVEN_SECONDS = 600.0  # for which the same request gets the same answer
 ROUNDS = 2  # of k attempts, where commits of other conversations make all attempts void
 
 Raw = dict[str, Any]
@@ -46,10 +49,14 @@ class Attempt:
     carried: tuple[Carried, ...]
     end_state: str
 
-    @property
-    def usage(self) -> Usage:
-        """Of all its calls of the policy server."""
-        return sum((one.usage for one in self.candidates), Usage())
+
+@dataclass(slots=True)
+class Given:
+    """The work on an answer, or the answer."""
+
+    task: asyncio.Task[Reply]
+    until: float = float("inf")  # monotonic seconds; set when it is done
+    left: bool = False  # the last client who waited has gone
 
 
 class Conversations:
@@ -64,7 +71,19 @@ class Conversations:
         self._server, self._scorers, self._sandbox = server, scorers, sandbox
         self._k, self._temperature, self._max_calls = k, temperature, max_calls
         self._behind = Recent()  # conversation -> all messages, calls among them
-        self._given: OrderedDict[str, asyncio.Task[Reply]] = OrderedDict()  # the same up to a user's message -> its answer
+        self._given: OrderedDict[str, Given] = OrderedDict()  # a conversation up to a user's message -> its answer
+
+    @property
+    def left(self) -> int:
+        """Answers that are worked on and that nobody waits for."""
+        return sum(one.left and not one.task.done() for one in self._given.values())
+
+    async def aclose(self) -> None:
+        """Give up what is worked on; what is not committed by now never is."""
+        tasks = [one.task for one in self._given.values() if not one.task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def answer(self, request: ChatRequest) -> Reply:
         """The chosen answer, whose writes are carried out. Raises Refusal.
@@ -73,26 +92,63 @@ class Conversations:
         """
         visible = _visible(request)
         key = _key(request.user, visible)
-        if (task := self._given.get(key)) is None:
-            task = asyncio.create_task(self._work_out(request, visible))
-            self._given[key] = task
-            while len(self._given) > KEPT:
-                self._given.popitem(last=False)
-            task.add_done_callback(lambda done: self._forget_failed(key, done))
-        return await asyncio.shield(task)
+        self._forget_old()
+        if (given := self._given.get(key)) is None:
+            history = self._history(request.user, visible)
+            given = self._given[key] = Given(asyncio.create_task(self._work_out(request, visible, history)))
+            given.task.add_done_callback(lambda done: self._ended(key, done))
+        given.left = False
+        try:
+            return await asyncio.shield(given.task)
+        except asyncio.CancelledError:
+            given.left = True
+            raise
 
-    def _forget_failed(self, key: str, task: asyncio.Task[Reply]) -> None:
-        if (task.cancelled() or task.exception() is not None) and self._given.get(key) is task:
+    def _ended(self, key: str, task: asyncio.Task[Reply]) -> None:
+        """Failures are forgotten at once."""
+        failed = task.cancelled() or task.exception() is not None
+        if (given := self._given.get(key)) is None or given.task is not task:
+            return
+        if failed:
             del self._given[key]
+        else:
+            given.until = time.monotonic() + GIVEN_SECONDS
 
-    async def _work_out(self, request: ChatRequest, visible: Sequence[Raw]) -> Reply:
-        history = (*self._behind.get(_key(request.user, visible[:-1]), visible[:-1]), visible[-1])
-        usage, seed = Usage(), request.fields.get("seed")
-        for _ in range(ROUNDS):
+    def _forget_old(self) -> None:
+        """Answers whose time is over, and the oldest where there are too many; never what is worked on."""
+        now, done = time.monotonic(), [key for key, one in self._given.items() if one.task.done()]
+        for at, key in enumerate(done):
+            if self._given[key].until < now or at < len(done) - KEPT:
+                del self._given[key]
+
+    def _history(self, user: str, visible: Sequence[Raw]) -> tuple[Raw, ...]:
+        """All messages, calls among them. Raises Refusal for answers that are not known, and for known ones left out."""
+        roles = [message["role"] for message in visible]
+        for end in range(1, len(visible)):
+            if roles[end - 1] == roles[end] == "user" and _key(user, visible[:end]) in self._given:
+                raise Refusal(
+                    409, f"messages[{end - 1}] has an answer that is left out: ask for it again, without what follows",
+                    code="answer_left_out", param="messages",
+                )  # fmt: skip
+        if "assistant" not in roles[roles.index("user") :]:
+            return tuple(visible)  # a greeting at most, which called nothing
+        end = len(roles) - roles[::-1].index("assistant")
+        known = self._behind.get(_key(user, visible[:end]))
+        if known is None:
+            raise Refusal(
+                409, "this server does not know these answers (it has forgotten them, was started since, or they were changed), "
+                "nor what they have written: begin a new conversation", code="unknown_conversation", param="messages",
+            )  # fmt: skip
+        return (*known, *visible[end:])
+
+    async def _work_out(self, request: ChatRequest, visible: Sequence[Raw], history: Sequence[Raw]) -> Reply:
+        spent, seed = list[Usage](), request.fields.get("seed")
+        for number in range(1, ROUNDS + 1):
             attempts = await gather(
-                lambda one: self._attempt(request, history, seed=one), self._k, seed=seed if isinstance(seed, int) else None
+                lambda one: self._attempt(request, history, spent.append, seed=one),
+                self._k,
+                seed=seed if isinstance(seed, int) else None,
             )
-            usage = sum((one.usage for one in attempts), usage)
             choice = await choose(self._scorers, [self._transcript(history, one) for one in attempts])
             for chosen in choice.order:
                 best = attempts[chosen]
@@ -100,14 +156,16 @@ class Conversations:
                     last = best.candidates[-1]
                     said = {"role": "assistant", "content": last.message["content"]}
                     self._behind.keep(_key(request.user, (*visible, said)), (*history, *best.messages))
-                    about = choice.about(chosen, asked=self._k, mode=self.mode)
+                    about = choice.about(chosen, asked=number * self._k, mode=self.mode)
                     about["writes"] = [one.call.name for one in best.carried if self._writes(one)]
                     about["transferred"] = any(one.call.name == TRANSFER_TOOL for one in best.carried)
-                    return Reply(message=last.message, finish_reason=last.finish_reason, usage=usage, about=about)
+                    return Reply(message=last.message, finish_reason=last.finish_reason, usage=sum(spent, Usage()), about=about)
             log.warning("no attempt fits what other conversations have committed meanwhile")
         raise Refusal(503, "other conversations changed what this one works on; ask again", code="conflict")
 
-    async def _attempt(self, request: ChatRequest, history: Sequence[Raw], *, seed: int) -> Attempt:
+    async def _attempt(
+        self, request: ChatRequest, history: Sequence[Raw], spent: Callable[[Usage], None], *, seed: int
+    ) -> Attempt:
         """Raises PolicyFailure where it has no end, too."""
         copy = await asyncio.to_thread(self._sandbox.copy)
         system = {"role": "system", "content": system_prompt(self._sandbox.policy)}
@@ -118,7 +176,7 @@ class Conversations:
         candidates: list[Candidate] = []
         carried: list[Carried] = []
         for _ in range(self._max_calls + 1):
-            found = await self._server.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed)
+            found = await self._server.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed, spent=spent)
             candidates.append(found)
             messages.append({"role": "assistant", **found.message})
             if not found.seen.tool_calls:
@@ -170,7 +228,8 @@ def _visible(request: ChatRequest) -> tuple[Raw, ...]:
 
 
 def _key(user: str, visible: Sequence[Raw]) -> str:
-    return hashlib.sha256(orjson.dumps([user, [[m["role"], m["content"]] for m in visible]])).hexdigest()
+    """Of a conversation; how its white space is laid out does not matter."""
+    return hashlib.sha256(orjson.dumps([user, [[m["role"], " ".join(m["content"].split())] for m in visible]])).hexdigest()
 
 
 class Recent:
@@ -180,10 +239,10 @@ class Recent:
         self._kept: OrderedDict[str, tuple[tuple[Raw, ...], int]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: str, default: Sequence[Raw]) -> Sequence[Raw]:
+    def get(self, key: str) -> Sequence[Raw] | None:
         """What was kept."""
         if key not in self._kept:
-            return default
+            return None
         self._kept.move_to_end(key)
         return self._kept[key][0]
 

@@ -13,6 +13,7 @@ import orjson
 from tau2rl.types import Usage
 
 MOST_NAME = 256  # characters of a name or id
+MOST_DEPTH = 64  # of objects and lists in each other
 PASSED_ON = (  # fields of a request that the policy server gets as they are
     "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "tool_choice", "parallel_tool_calls",
     "response_format", "seed", "presence_penalty", "frequency_penalty", "reasoning_effort",
@@ -53,6 +54,8 @@ def read_request(body: bytes, *, model: str) -> ChatRequest:
         orjson.dumps(value)  # what is nested too deeply to be sent on
     except (ValueError, TypeError) as error:
         raise Refusal(400, f"the body is not JSON that can be used: {error}") from None
+    if not within_depth(value):
+        raise Refusal(400, f"the body is nested more than {MOST_DEPTH} deep")
     given = _object(value, "the body")
     asked = given.get("model")
     if asked != model:
@@ -95,11 +98,32 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         function = _object(_object(call, f"a call of `{where}`").get("function"), f"the function of a call of `{where}`")
         if not isinstance(function.get("name"), str) or not isinstance(function.get("arguments"), str):
             raise Refusal(400, f"a call of `{where}` has a name and arguments, both text", param=where)
+        if not within_depth(arguments_of(function)):
+            raise Refusal(400, f"the arguments of a call of `{where}` are nested more than {MOST_DEPTH} deep", param=where)
     if role == "tool" and not isinstance(message.get("tool_call_id"), str):
         raise Refusal(400, f"`{where}` is a result and names its call: `tool_call_id`", param=where)
     if not (content is None and role == "assistant"):
         text_of(content, where)
     return message
+
+
+def arguments_of(function: Mapping[str, Any]) -> Any:
+    """The JSON of a call's arguments; None where it is none."""
+    try:
+        return orjson.loads(function["arguments"] or "{}")
+    except ValueError:
+        return None
+
+
+def within_depth(value: Any) -> bool:
+    """No more than `MOST_DEPTH` objects and lists in each other: what walks a value later calls itself for each."""
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH + 1):
+        inner = [one for one in level if isinstance(one, (dict, list))]
+        if not inner:
+            return True
+        level = [part for one in inner for part in (one.values() if isinstance(one, dict) else one)]
+    return False
 
 
 def text_of(content: Any, where: str = "content") -> str:

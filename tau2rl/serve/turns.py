@@ -14,12 +14,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
-import orjson
-
 from tau2rl.reward.tiers import canonical
 from tau2rl.serve.candidates import Candidate, PolicyServer, mean_logprob
 from tau2rl.serve.choice import choose, gather
-from tau2rl.serve.requests import ChatRequest, Reply, text_of
+from tau2rl.serve.requests import ChatRequest, Reply, arguments_of, text_of
 from tau2rl.types import CallTool, Message, Transcript, Usage
 from tau2rl.verify.verifiers import Scorer
 
@@ -31,6 +29,7 @@ class Turns:
     """`Turns(server, scorers, k=5)`; one for all requests."""
 
     mode = "turn"
+    left = 0  # a request ends with its client
 
     def __init__(
         self, server: PolicyServer, scorers: Sequence[Scorer], *, k: int, temperature: float, reads: Sequence[str] = READS
@@ -49,8 +48,10 @@ class Turns:
             fields["temperature"] = self._temperature
         seed = request.fields.get("seed")
 
+        spent: list[Usage] = []
+
         async def ask(one: int) -> Candidate:
-            return await self._server.ask(request.messages, request.tools, fields, seed=one)
+            return await self._server.ask(request.messages, request.tools, fields, seed=one, spent=spent.append)
 
         found = await gather(ask, k, seed=seed if isinstance(seed, int) else None)
         policy = "\n".join(text_of(m["content"]) for m in request.messages if m["role"] in ("system", "developer"))
@@ -71,9 +72,12 @@ class Turns:
         return Reply(
             message=best.message,
             finish_reason=best.finish_reason,
-            usage=sum((one.usage for one in found), Usage()),
+            usage=sum(spent, Usage()),
             about=choice.about(choice.order[0], asked=k, mode=self.mode),
         )
+
+    async def aclose(self) -> None:
+        """Nothing goes on behind a request."""
 
     def _kind(self, name: str) -> str:
         if name == GENERIC:
@@ -104,10 +108,7 @@ def as_messages(messages: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
 
 
 def _seen_call(function: dict[str, Any]) -> CallTool:
-    try:
-        arguments: Any = orjson.loads(function["arguments"] or "{}")
-    except ValueError:
-        arguments = None
+    arguments = arguments_of(function)
     known = cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else {"": function["arguments"]}
     return CallTool(name=function["name"], arguments=known)
 

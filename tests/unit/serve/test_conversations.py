@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,12 +28,15 @@ import openai
 import pytest
 
 from tau2rl import console
+from tau2rl.env.domain import domain
 from tau2rl.env.sandbox import Sandbox
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import wilson
 from tau2rl.types import CallTool
 from tests.serving import KEY, Served, conversations
 from tests.stubs.openai import OpenAIStub
+
+from tau2.data_model.message import ToolCall
 
 USER: list[Any] = [{"role": "user", "content": "Create the task Alpha for user_1."}]
 
@@ -123,9 +128,98 @@ def test_what_was_begun_is_ended_although_the_client_has_gone() -> None:
         assert titles_in(sandbox) == ["Alpha"]
 
 
+def said(*texts: str) -> list[Any]:
+    """What a user and the agent said in turn."""
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+
+
+def writes_until_it_knows(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+    """A policy that creates a task if it does not see that it has."""
+    done = any(message["role"] == "tool" for message in messages)
+    return "Created the task.\n\nAnything  else?" if done else create("Alpha")
+
+
+@pytest.mark.parametrize(
+    "echo",
+    ["Created the task.\n\nAnything  else?", " Created the task. Anything else?\n", "Created the\ttask.\r\nAnything else?"],
+)
+def test_other_white_space_is_the_same_conversation(echo: str) -> None:
+    with OpenAIStub(answer=writes_until_it_knows) as stub, conversations(stub, k=1) as (served, sandbox):
+        ask(served, said("Create it."))
+        ask(served, said("Create it.", echo, "Thanks."))
+        ask(served, said(" Create  it.", echo, "Thanks."))
+        assert (titles_in(sandbox), len(stub.bodies)) == (["Alpha"], 3)
+
+
+def test_answers_that_are_not_known_are_refused_and_nothing_is_written_twice() -> None:
+    def code(messages: list[Any], **more: Any) -> Any:
+        with pytest.raises(openai.ConflictError) as caught:
+            ask(served, messages, **more)
+        return caught.value.code
+
+    with OpenAIStub(answer=writes_until_it_knows) as stub, conversations(stub, k=1) as (served, sandbox):
+        answer = ask(served, said("Create it.")).choices[0].message.content
+        assert code(said("Create it.", "Created another.", "Thanks.")) == "unknown_conversation"
+        assert code(said("Create it.", answer, "Thanks."), user="somebody else") == "unknown_conversation"
+        assert code([*said("Create it."), *said("Hello?")]) == "answer_left_out"  # its answer was lost on the way
+        assert titles_in(sandbox) == ["Alpha"]
+        ask(served, [*said("Create it.", answer, "Thanks."), *said("Bye.")])  # two messages of the user
+        assert titles_in(sandbox) == ["Alpha"]
+        ask(served, [{"role": "assistant", "content": "Welcome!"}, *said("Create one more.")])  # a greeting
+        assert titles_in(sandbox) == ["Alpha", "Alpha"]
+        with conversations(stub, sandbox, k=1) as (served, _):  # after a restart
+            assert code(said("Create it.", answer, "Thanks.")) == "unknown_conversation"
+        assert titles_in(sandbox) == ["Alpha", "Alpha"]
+
+
+def test_the_same_request_is_another_one_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tau2rl.serve.conversations.GIVEN_SECONDS", 0.2)
+    with OpenAIStub(answer=acts_first(cycle("Alpha"))) as stub, conversations(stub, k=1) as (served, sandbox):
+        ask(served)
+        ask(served)
+        assert titles_in(sandbox) == ["Alpha"]
+        time.sleep(0.25)
+        ask(served)
+        assert titles_in(sandbox) == ["Alpha", "Alpha"]
+
+
+def test_what_goes_on_without_a_client_counts_towards_the_limit() -> None:
+    with (
+        OpenAIStub(answer=lambda m, t: "Hello.", latency=0.6) as stub,
+        conversations(stub, k=1, seconds=0.2, at_once=2) as (served, _),
+    ):
+        for user in "ab":
+            with pytest.raises(openai.InternalServerError):
+                ask(served, user=user)
+        with pytest.raises(openai.RateLimitError):
+            ask(served, user="c")
+        time.sleep(0.6)
+        assert [ask(served, user=user).choices[0].message.content for user in "ab"] == ["Hello."] * 2
+        assert len(stub.bodies) == 2
+
+
+def test_what_is_worked_on_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tau2rl.serve.conversations.KEPT", 1)
+    with OpenAIStub(answer=lambda m, t: "Hello.", latency=0.4) as stub, conversations(stub, k=1) as (served, _):
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda at: ask(served, user=str(at % 6)), range(12)))
+        assert len(stub.bodies) == 6
+
+
+def test_at_the_end_of_the_server_what_is_worked_on_is_given_up() -> None:
+    with OpenAIStub(answer=acts_first(cycle("Alpha")), latency=5.0) as stub:
+        with conversations(stub, k=1, seconds=0.2) as (served, sandbox):
+            with pytest.raises(openai.InternalServerError):
+                ask(served)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 3
+        assert (sandbox.committed(), len(stub.bodies)) == ((), 1)
+
+
 def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
     together = threading.Barrier(2)
     seen: list[str] = []
+    attempts: list[int] = []
 
     def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
         asked = messages[1]["content"]
@@ -135,7 +229,9 @@ def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
 
         def one(title: str) -> None:
             together.wait()
-            seen.append(ask(served, [{"role": "user", "content": title}]).choices[0].message.content)
+            found = ask(served, [{"role": "user", "content": title}])
+            seen.append(found.choices[0].message.content)
+            attempts.append(found.tau2rl["attempts"])
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(one, ["Alpha", "Beta"]))
@@ -143,6 +239,7 @@ def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
         # Both attempts saw `task_2` on their copies. The second was played again on what the first had left.
         assert sorted("task_2" in text for text in seen) == [False, True]
         assert len(stub.bodies) == 6
+        assert sorted(attempts) == [1, 2]  # both rounds of the second
 
 
 def test_attempts_without_an_end_are_dropped_and_refused_calls_write_nothing() -> None:
@@ -158,6 +255,19 @@ def test_attempts_without_an_end_are_dropped_and_refused_calls_write_nothing() -
         assert (caught.value.status_code, len(stub.bodies)) == (502, 8)
         stub.answer = lambda m, t: "Now."
         assert ask(served).choices[0].message.content == "Now."  # a failure is not remembered
+
+
+def test_usage_counts_attempts_that_were_dropped() -> None:
+    left = itertools.count()
+
+    def answer(messages: list[dict[str, Any]], tools: list[Any]) -> Any:
+        first = len(messages) == 2
+        return "Done." if first and not next(left) else [("get_users", {})]
+
+    with OpenAIStub(answer=answer) as stub, conversations(stub, k=2, max_calls=2) as (served, _):
+        found = ask(served)
+        assert (found.tau2rl["attempts"], found.tau2rl["usable"], len(stub.bodies)) == (2, 1, 4)
+        assert found.usage.prompt_tokens == sum(len(json.dumps(body["messages"]).split()) for body in stub.bodies)
 
 
 def test_the_client_sends_what_was_said_and_nothing_else() -> None:
@@ -192,9 +302,96 @@ def test_a_journal_brings_the_database_back(tmp_path: Path) -> None:
     assert (again.copy().hash(), titles_in(again)) == (after, ["Alpha"])
     with pytest.raises(UserError, match="does not fit the database"):
         Sandbox("retail", journal=journal)
-    journal.write_text("{")
-    with pytest.raises(UserError, match="no journal"):
-        Sandbox("mock", journal=journal)
+    for text in ("{\n", "my notes", "[1]\n"):
+        journal.write_text(text)
+        with pytest.raises(UserError, match="no journal"):
+            Sandbox("mock", journal=journal)
+        assert journal.read_text() == text
+    with pytest.raises(UserError, match="is no folder"):
+        Sandbox("mock", journal=tmp_path / "nowhere" / "commits.jsonl")
+
+
+def written(journal: Path, *titles: str) -> Sandbox:
+    """A sandbox that has committed tasks of these titles."""
+    sandbox = Sandbox("mock", journal=journal)
+    for title in titles:
+        call = CallTool(name="create_task", arguments={"user_id": "user_1", "title": title})
+        assert sandbox.commit([sandbox.copy().act(call)])
+    return sandbox
+
+
+def test_a_journal_whose_writer_was_stopped_is_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = tmp_path / "commits.jsonl"
+    written(journal, "Alpha", "Beta")
+    whole = journal.read_bytes()
+    for kept in range(len(whole) - 1, 0, -7):  # a file that ends anywhere
+        journal.write_bytes(whole[:kept])
+        there = [line for line in whole.splitlines() if whole.index(line) + len(line) <= kept]
+        expected = [json.loads(line)["arguments"]["title"] for line in there]
+        again = written(journal, "Gamma")
+        assert titles_in(again) == titles_in(Sandbox("mock", journal=journal)) == [*expected, "Gamma"]
+    assert "is dropped" in caplog.text
+
+
+def test_a_journal_that_cannot_be_written_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "commits.jsonl"
+    sandbox = written(journal, "Alpha")
+    before, text = sandbox.copy().hash(), journal.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        written(journal, "Beta")
+    with pytest.raises(OSError, match="No space"):
+        sandbox.commit([sandbox.copy().act(CallTool(name="create_task", arguments={"user_id": "user_1", "title": "Beta"}))])
+    assert (sandbox.copy().hash(), titles_in(sandbox), journal.read_bytes()) == (before, ["Alpha"], text)
+
+
+def booking(sandbox: Sandbox) -> CallTool:
+    """A reservation that is paid with one certificate, listed twice: tau2 takes the seats, then raises."""
+    database = domain("airline").environment().tools.db
+    user, payment = next(
+        (user, payment)
+        for user in database.users.values()
+        for payment in user.payment_methods.values()
+        if payment.source == "certificate"
+    )
+    flight, date, seats = next(
+        (flight, date, seats)
+        for flight in database.flights.values()
+        for date, seats in flight.dates.items()
+        if seats.status == "available" and 0 < seats.prices["economy"] <= payment.amount and seats.available_seats["economy"]
+    )
+    half = {"payment_id": payment.id, "amount": seats.prices["economy"] / 2}
+    passenger = {"first_name": "Ada", "last_name": "Byron", "dob": "1990-01-01"}
+    arguments = {
+        "user_id": user.user_id, "origin": flight.origin, "destination": flight.destination, "flight_type": "one_way",
+        "cabin": "economy", "flights": [{"flight_number": flight.flight_number, "date": date}], "passengers": [passenger],
+        "payment_methods": [half, half], "total_baggages": 0, "nonfree_baggages": 0, "insurance": "no",
+    }  # fmt: skip
+    return CallTool(name="book_reservation", arguments=arguments)
+
+
+def test_a_refused_call_has_no_effect(tmp_path: Path) -> None:
+    journal = tmp_path / "commits.jsonl"
+    sandbox = Sandbox("airline", journal=journal)
+    twice = booking(sandbox)
+    alone = domain("airline").environment()
+    before = alone.get_db_hash()
+    answer = alone.get_response(ToolCall(id="1", name=twice.name, arguments=twice.arguments, requestor="assistant"))
+    assert answer.error and alone.get_db_hash() != before  # tau2 itself
+    once = CallTool(
+        name=twice.name, arguments={**twice.arguments, "payment_methods": [{**twice.arguments["payment_methods"][0]}]}
+    )
+    once.arguments["payment_methods"][0]["amount"] *= 2
+    attempt = sandbox.copy()
+    assert attempt.act(twice).error and attempt.hash() == before
+    carried = [attempt.act(once), attempt.act(twice)]
+    assert [one.error for one in carried] == [False, True]
+    assert sandbox.commit(carried)
+    assert before != attempt.hash() == sandbox.copy().hash() == Sandbox("airline", journal=journal).copy().hash()
 
 
 @pytest.mark.parametrize(("k", "chance", "requests"), [(9, 0.5, 50), pytest.param(5, 0.55, 500, marks=pytest.mark.slow)])

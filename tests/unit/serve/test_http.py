@@ -8,7 +8,7 @@
 - a conversation that is too long for the model is the client's error, as with OpenAI;
 - hostile bodies get 400 and never 500, and the server goes on;
 - many requests at once each get their own answer;
-- the command prints address and key, and serves litellm.
+- the command prints address and key, and serves litellm; it refuses options that would have no effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import openai
 import orjson
 import pytest
 from hypothesis import given, strategies as st
+from typer.testing import CliRunner
 
+from tau2rl.cli import app
 from tau2rl.serve.requests import Refusal, read_request
 from tests.serving import KEY, Served, turns
 from tests.stubs.openai import OpenAIStub
@@ -137,7 +139,7 @@ def test_a_policy_server_that_fails_is_asked_again(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["400", "html", "truncated", "no_choices", "wrong_types", "filtered", "null", "gzip_bomb", "not_object"]
+    "mode", ["html", "truncated", "no_choices", "wrong_types", "filtered", "null", "gzip_bomb", "not_object"]
 )
 def test_a_policy_server_that_cannot_answer_is_a_clean_error(mode: str) -> None:
     with OpenAIStub(mode=mode) as stub, turns(stub, k=2) as served:
@@ -165,6 +167,38 @@ def test_a_conversation_that_is_too_long_is_the_clients_error() -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             ask(served)
         assert caught.value.code == "context_length_exceeded"
+
+
+def test_what_the_policy_server_refuses_is_the_clients_error() -> None:
+    with OpenAIStub(mode="400") as stub, turns(stub, k=2) as served:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(served, extra_body={"reasoning_effort": "none of these"})
+        assert caught.value.code == "refused_upstream"
+        assert str(stub.port) not in str(caught.value) and "stub says" not in str(caught.value)
+        stub.set_mode(["400", "null"])  # not all of them
+        with pytest.raises(openai.InternalServerError):
+            ask(served)
+
+
+def test_arguments_that_are_nested_too_deeply_are_the_clients_error() -> None:
+    def called(depth: int) -> list[Any]:
+        text = '{"a":' * depth + "1" + "}" * depth
+        call = {"id": "c", "type": "function", "function": {"name": "get_order", "arguments": text}}
+        return [*USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "ok"}, *USER]
+
+    with OpenAIStub() as stub, turns(stub) as served:
+        for depth in (65, 250, 900, 100_000):
+            if depth < 1024:  # as far as JSON is read
+                with pytest.raises(openai.BadRequestError, match="nested more than 64 deep"):
+                    ask(served, messages=called(depth))
+            else:
+                assert ask(served, messages=called(depth)) == "Okay."  # no arguments but a text
+        assert ask(served, messages=called(64)) == "Okay."
+        nested: Any = []
+        for _ in range(70):
+            nested = [nested]
+        with pytest.raises(openai.BadRequestError, match="nested more than 64 deep"):
+            ask(served, extra_body={"response_format": nested})
 
 
 HOSTILE = [
@@ -250,3 +284,19 @@ def test_the_command_serves_litellm() -> None:
             _, said = process.communicate(timeout=20)
         assert "no sandbox: each message is the best of 2 by rules, then consistency, up to the first write" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-calls", "5"], "name one with `--domain`"),
+        (["--journal", "x.jsonl"], "name one with `--domain`"),
+        (["--judge-model", "openai/judge"], "add `--verifier judge`"),
+        (["--judge-model", "openai/judge", "--verifier", "rules", "--verifier", "consistency"], "add `--verifier judge`"),
+        (["--domain", "mock", "--read-tool", "get_*"], "leave `--read-tool` out"),
+    ],
+)
+def test_options_without_effect_are_refused(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--model", "openai/stub", *words])
+    assert result.exit_code != 0
+    assert said in f"{result.output} {getattr(result.exception, 'hint', '')}"

@@ -123,11 +123,22 @@ def test_from_the_first_write_on_a_message_is_asked_for_once() -> None:
         assert (len(stub.bodies), stub.bodies[-1]["temperature"]) == (5, 0.2)
 
 
-@pytest.mark.parametrize("bad", [[("launch_rocket", {})], [("get_order", "{no json")], [("get_order", "[1]")], "", "  "])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [("launch_rocket", {})],
+        [("get_order", "{no json")],
+        [("get_order", "[1]")],
+        [("get_order", '{"a":' * 65 + "1" + "}" * 65)],
+        "",
+        "  ",
+    ],
+)
 def test_what_is_no_proposal_is_dropped(bad: Any) -> None:
     with OpenAIStub(answer=in_turn(bad, bad, "Which order?")) as stub, turns(stub) as served:
         found = ask(served, tools=TOOLS)
         assert (found.choices[0].message.content, found.tau2rl["usable"]) == ("Which order?", 1)
+        assert found.usage.prompt_tokens == sum(len(json.dumps(body["messages"]).split()) for body in stub.bodies)
         stub.answer = in_turn(bad)
         with pytest.raises(openai.InternalServerError) as caught:
             ask(served, tools=TOOLS)
