@@ -98,6 +98,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
     from tau2rl.launch.submit import job_argv, look, run_chain
+    from tau2rl.recipes.pipeline_budget import estimate_words_of
     from tau2rl.recipes.pipeline_plan import plan, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())
@@ -109,8 +110,8 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_json({"config": dump(config), "runs": plans})
         else:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
-        if config.budget.like is not None and not asked.as_json:
-            console.emit(estimate_words(estimate_from(config.budget.like, config, len(runs)), config))
+        if not asked.as_json and (estimate := estimate_words_of(config, runs)):
+            console.emit(estimate)
         look([planned.config for planned in runs], made=folder, dry=True)
         return
     with console.Follower() as follower:

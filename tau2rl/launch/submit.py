@@ -15,11 +15,10 @@ from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig, dump
 from tau2rl.errors import UserError
 from tau2rl.launch import checks, entry, jobs
 from tau2rl.launch.ray_head import LocalHead
-from tau2rl.recipes.pipeline_budget import capped, over, refuse_uncapped, spent_by
+from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of, refuse_uncapped
 from tau2rl.recipes.pipeline_plan import Planned, plan
 from tau2rl.recipes.pipeline_report import build_report, finished
 from tau2rl.recipes.training import trains_on_actors
-from tau2rl.runs.budget import estimate_from, estimate_words
 from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Place, Progress, ProgressEvent, seconds_left
@@ -102,10 +101,11 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
     waiting = [planned for planned in runs if not finished(planned)]
     look([planned.config for planned in waiting], made=run_path(config))
 
+    budget = PipelineBudget(config, runs)
     ended: list[tuple[str, float]] = []  # stage and seconds of the runs of this start
 
     def one(planned: Planned, run: CarryOut) -> int:
-        stage, began = capped(planned, config, runs), time.monotonic()
+        stage, began = budget.capped(planned), time.monotonic()
         left, all_known = seconds_left(ended, [stage_of(each.config) for each in waiting[len(ended) :]])
         number = runs.index(planned) + 1
         place = Place(words=_words(planned), number=number, total=len(runs), left=left, all_known=all_known)
@@ -117,8 +117,8 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
     def carry_out(folder: RunFolder) -> int:
         if len(waiting) < len(runs):
             say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
-        if config.budget.like is not None:
-            say(estimate_words(estimate_from(config.budget.like, config, len(runs)), config))
+        if estimate := estimate_words_of(config, runs):
+            say(estimate)
         with ExitStack() as stack:
             if waiting:
                 training = any(trains_on_actors(planned.config) for planned in runs)
@@ -126,7 +126,7 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
                     place = _place(config.launch, _cluster(config.launch), watcher.on_progress, training=training)
                     run = stack.enter_context(place)
                 for planned in waiting:
-                    if spent_up := over(config, spent_by(config, runs)):
+                    if spent_up := budget.over():
                         say(f"{spent_up}; the next run is {_words(planned)}")
                         return entry.EXIT_INCOMPLETE
                     if code := one(planned, run):

@@ -9,21 +9,12 @@ from pathlib import Path
 from tau2rl.config import BudgetConfig, EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SeedConfig, SftConfig, StageConfig
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_plan import Planned
+from tau2rl.recipes.pipeline_report import finished
 from tau2rl.report.cost import Costs
 from tau2rl.runs import records
-from tau2rl.runs.budget import Spent, budget_of, caps_of, number, option, tokens_of
-from tau2rl.runs.prices import prices_of, refuse_free, refuse_unknown
+from tau2rl.runs.budget import Spent, budget_of, caps_of, estimate_from, estimate_words, number, option, tokens_of
+from tau2rl.runs.prices import common, prices_of, refuse_free, refuse_unknown
 from tau2rl.runs.timing import sessions, usage
-
-
-def spent_by(config: PipelineConfig, runs: Sequence[Planned]) -> Spent:
-    """What runs of a pipeline have spent so far, at its prices; dollars of what has no price are not in it."""
-    found = [_spent(planned.folder, _with_prices(planned.config, config.budget)) for planned in runs]
-    return Spent(
-        tokens=sum(one.tokens for one in found),
-        usd=sum(one.usd or 0.0 for one in found),
-        seconds=sum(one.seconds for one in found),
-    )
 
 
 def refuse_uncapped(config: PipelineConfig, runs: Sequence[Planned]) -> None:
@@ -40,21 +31,62 @@ def refuse_uncapped(config: PipelineConfig, runs: Sequence[Planned]) -> None:
         refuse_free(found)
 
 
-def over(config: PipelineConfig, spent: Spent) -> str:
-    """Why no further run of a pipeline may begin; empty where one may."""
-    for cap, value in caps_of(config.budget).items():
-        if (spent.of(cap) or 0.0) >= value:
-            words = f"the cap budget.{cap} = {number(value)} of the pipeline is spent: {spent.words()}"
-            return f"{words}; to go on, give a higher `{option(cap)}`"
-    return ""
+def estimate_words_of(config: PipelineConfig, runs: Sequence[Planned]) -> str:
+    """What `budget.like` makes of a pipeline, in a line; empty without it. Raises UserError.
+
+    An earlier report has the tokens of all its runs together: dollars are known where these runs have one price for each model.
+    """
+    if config.budget.like is None:
+        return ""
+    prices = common(prices_of(_with_prices(run.config, config.budget)) for run in runs)
+    return estimate_words(estimate_from(config.budget.like, config, len(runs), prices), config, prices)
 
 
-def capped(planned: Planned, config: PipelineConfig, runs: Sequence[Planned]) -> StageConfig:
-    """The config of a run under what the other runs have left of the pipeline's budget; its own caps hold too."""
-    own = caps_of(budget_of(planned.config))
-    others = spent_by(config, [each for each in runs if each is not planned])
-    left = {cap: value - (others.of(cap) or 0) for cap, value in caps_of(config.budget).items()}
-    return _with_prices(planned.config, config.budget, {cap: min(value, own.get(cap, math.inf)) for cap, value in left.items()})
+class PipelineBudget:
+    """What the caps of a pipeline leave for each of its runs: `PipelineBudget(config, runs).capped(runs[0])`.
+
+    Without a cap no file of a run is read; what a finished run spent is read once.
+    """
+
+    def __init__(self, config: PipelineConfig, runs: Sequence[Planned]) -> None:
+        self._config, self._runs = config, runs
+        self._caps = caps_of(config.budget)
+        self._finished: dict[str, Spent] = {}
+
+    def over(self) -> str:
+        """Why no further run may begin; empty where one may. Raises UserError."""
+        spent = self._spent_by(self._runs) if self._caps else Spent()
+        for cap, value in self._caps.items():
+            if (spent.of(cap) or 0.0) >= value:
+                words = f"the cap budget.{cap} = {number(value)} of the pipeline is spent: {spent.words()}"
+                return f"{words}; to go on, give a higher `{option(cap)}`"
+        return ""
+
+    def capped(self, planned: Planned) -> StageConfig:
+        """The config of a run under what the other runs have left; its own caps hold too. Raises UserError."""
+        own, left = caps_of(budget_of(planned.config)), dict(self._caps)
+        if left:
+            others = self._spent_by([each for each in self._runs if each is not planned])
+            left = {cap: min(value - (others.of(cap) or 0), own.get(cap, math.inf)) for cap, value in left.items()}
+        return _with_prices(planned.config, self._config.budget, left)
+
+    def _spent_by(self, runs: Sequence[Planned]) -> Spent:
+        """At the pipeline's prices; dollars of what has no price are not in it."""
+        found = [self._spent(planned) for planned in runs]
+        return Spent(
+            tokens=sum(one.tokens for one in found),
+            usd=sum(one.usd or 0.0 for one in found),
+            seconds=sum(one.seconds for one in found),
+        )
+
+    def _spent(self, planned: Planned) -> Spent:
+        if planned.label in self._finished:
+            return self._finished[planned.label]
+        ended = finished(planned)
+        spent = _spent(planned.folder, _with_prices(planned.config, self._config.budget))
+        if ended:
+            self._finished[planned.label] = spent
+        return spent
 
 
 def _with_prices(config: StageConfig, budget: BudgetConfig, caps: Mapping[str, float] | None = None) -> StageConfig:

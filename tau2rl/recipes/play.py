@@ -135,7 +135,7 @@ async def play(
                     if breaker.opens_at(outcome):
                         log.error("%d episodes in a row failed, giving up: %s", breaker.failures, outcome.episode.failure)
                         return
-    meter.over(counter.event.done)
+    meter.over(counter.event.valid)  # a FAILED attempt is one that a resume plays again
 
 
 def reference_length(task: TaskRef) -> int:

@@ -87,6 +87,10 @@ class Permits(Protocol):
         """Take in a try that ended, and is still counted in `in_flight`."""
         ...
 
+    def allows_retry(self) -> bool:
+        """Whether an episode whose try FAILED, and which is still counted in `in_flight`, may be played again."""
+        ...
+
 
 class FixedConcurrency:
     """A number of episodes in flight that stays: `FixedConcurrency(32)`."""
@@ -98,6 +102,10 @@ class FixedConcurrency:
 
     def ended(self, episode: Episode) -> None:
         """Nothing follows from it."""
+
+    def allows_retry(self) -> bool:
+        """Always."""
+        return True
 
 
 class CappedConcurrency:
@@ -131,6 +139,10 @@ class CappedConcurrency:
         """Count what it took."""
         self._meter.ended(episode)
         self._inner.ended(episode)
+
+    def allows_retry(self) -> bool:
+        """Whether the budget has room for one more try beside the other episodes in flight."""
+        return self._meter.room(self._in_flight - 1) >= 1
 
 
 class AdaptiveConcurrency:
@@ -187,6 +199,10 @@ class AdaptiveConcurrency:
             self._cut("the server limits its rate, and calls wait for each other")
         elif episode.status is not Status.FAILED and self._room and not throttled and not self._hold and self._was_tried:
             self._grow(1.0 if not self.cuts else max(1.0, self.peak / RECOVERY_STEPS) / self._limit)
+
+    def allows_retry(self) -> bool:
+        """Always: a try again takes no further permit."""
+        return True
 
     @property
     def _was_tried(self) -> bool:

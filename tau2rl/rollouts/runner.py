@@ -111,10 +111,10 @@ async def outcomes(
 ) -> AsyncGenerator[Outcome, None]:
     """Run the attempts, at most `concurrency` at a time, or as many as `control` permits, and yield each as it ends.
 
-    An episode that FAILED for a reason that may pass is played again in a fresh environment, at most `retries` times, after a
-    pause that doubles. An attempt is asked for when it can begin. It counts as running until its outcome was taken: while nobody
-    takes them, no more than so many wait in memory, and nothing new begins. Leaving the iteration (an exception, Ctrl-C,
-    `aclose`) cancels what is in flight and waits for it.
+    An episode that FAILED for a reason that may pass is played again in a fresh environment, at most `retries` times and while
+    the permits allow it, after a pause that doubles. An attempt is asked for when it can begin. It counts as running until its
+    outcome was taken: while nobody takes them, no more than so many wait in memory, and nothing new begins. Leaving the iteration
+    (an exception, Ctrl-C, `aclose`) cancels what is in flight and waits for it.
     """
     waiting = iter(attempts)
     running: set[asyncio.Task[Outcome]] = set()
@@ -132,7 +132,7 @@ async def outcomes(
     try:
         while True:
             while len(running) < min(concurrency, permits.limit) and (attempt := next(waiting, None)) is not None:
-                task = asyncio.create_task(_with_retries(once, attempt, retries, retry_pause_seconds), name=attempt.key)
+                task = asyncio.create_task(_with_retries(once, attempt, retries, retry_pause_seconds, permits), name=attempt.key)
                 task.add_done_callback(changes.put_nowait)
                 running.add(task)
                 permits.in_flight += 1
@@ -151,11 +151,13 @@ async def outcomes(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _with_retries(play: PlayAttempt, attempt: Attempt, retries: int, pause_seconds: float) -> Outcome:
+async def _with_retries(play: PlayAttempt, attempt: Attempt, retries: int, pause_seconds: float, permits: Permits) -> Outcome:
     failed: list[Episode] = []
     episode = await play(attempt)
     while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
         await asyncio.sleep(pause_seconds * 2 ** len(failed))
+        if not permits.allows_retry():
+            break
         failed.append(episode)
         episode = await play(attempt)
     return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))

@@ -19,7 +19,7 @@ from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.prices import HOUR, NO_MODEL, OF_THE_MACHINE, Prices, prices_of
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.runs.timing import sessions, usage
-from tau2rl.types import Episode
+from tau2rl.types import Episode, Fault, Status
 
 log = logging.getLogger(__name__)  # what it says people are told, see `launch/entry.py`
 
@@ -96,7 +96,7 @@ class Meter:
     stopped: str = ""  # the cap that ended the run
     estimate: dict[str, Any] | None = None
     prices: Prices = field(init=False)
-    units: int = 0
+    units: int = 0  # that ended, and say what others take
     _sum: Spent = Spent()
     _most: Spent = Spent()
 
@@ -128,20 +128,31 @@ class Meter:
     def _episode(self, costs: Costs, episode: Episode) -> None:
         one = Costs()
         one.add(episode)
-        self._refuse_uncounted(one, episode)
         costs += one
-        self.count(Spent(tokens=tokens_of(one), usd=self.prices.usd(one, 0.0), seconds=episode.seconds))
+        took = Spent(tokens=tokens_of(one), usd=self.prices.usd(one, 0.0), seconds=episode.seconds)
+        self.count(took, known=took.tokens > 0 or episode.status is not Status.FAILED)
+        self._refuse_uncounted(one, episode)
 
     def _refuse_uncounted(self, one: Costs, episode: Episode) -> None:
-        price, caps = self.prices.policy, caps_of(self.budget)
-        counts = price is not NO_MODEL and ("max_tokens" in caps or ("max_usd" in caps and price is not OF_THE_MACHINE))
-        if counts and episode.turns and not one.policy_in:
-            raise RunIncomplete(f"budget.{next(iter(caps))} cannot be held: the policy's server counts no tokens")
+        """Raise RunIncomplete where a model answered, its tokens are under a cap, and its server counts none."""
+        # A user that failed may not have answered once; only its time says whether it was asked.
+        user = one.user_seconds > 0 and (episode.failure is None or episode.failure.fault is not Fault.USER)
+        uncounted = {
+            "policy": self.prices.policy if episode.turns and not one.policy_in else NO_MODEL,
+            "user simulator": self.prices.user if user and not one.user_in else NO_MODEL,
+        }
+        for name, price in uncounted.items():
+            for cap in caps_of(self.budget) if price is not NO_MODEL else ():
+                if cap == "max_tokens" or (cap == "max_usd" and price is not OF_THE_MACHINE):
+                    raise RunIncomplete(f"budget.{cap} cannot be held: the {name}'s server counts no tokens")
 
-    def count(self, unit: Spent, number: int = 1) -> None:
-        """Take in what a unit took; `number`: so many, in the mean."""
+    def count(self, unit: Spent, number: int = 1, *, known: bool = True) -> None:
+        """Take in what a unit took; `number`: so many, in the mean.
+
+        `known`: it says what others take. A failure that took no tokens does not: it is no unit of a pilot or an estimate.
+        """
         one, total, most = unit, self._sum, self._most
-        self.units += number
+        self.units += number if known else 0
         self._sum = Spent(
             tokens=total.tokens + one.tokens * number,
             usd=(total.usd or 0.0) + (one.usd or 0.0) * number,
@@ -276,10 +287,10 @@ def stop(meter: Meter, step: int) -> None:
         raise RunIncomplete(f"step {step} of {meter.total} is the last that the budget allows, and it is kept")
 
 
-def estimate_from(like: Path, config: StageConfig, total: int) -> dict[str, Any]:
+def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices | None = None) -> dict[str, Any]:
     """What so many episodes, steps or (of a pipeline) runs take when each takes what one did in an earlier run.
 
-    Raises UserError.
+    At `prices`, else those of the settings. Raises UserError.
     """
     file, kind, trains = like.expanduser() / REPORT, stage_of(config), isinstance(config, SftConfig | GrpoConfig)
     if not file.exists():
@@ -299,7 +310,7 @@ def estimate_from(like: Path, config: StageConfig, total: int) -> dict[str, Any]
     if not units:
         raise UserError(f"budget.like: `{like}` does not say what its {unit} took", hint="name another run")
     counted = cast("Mapping[str, int | None]", cost.get("tokens") or {})
-    costs, prices = Costs(**{name: counted.get(name) or 0 for name in TOKENS}), prices_of(config)
+    costs, prices = Costs(**{name: counted.get(name) or 0 for name in TOKENS}), prices or prices_of(config)
     usd, share = None if seconds is None and prices.hour else prices.usd(costs, seconds or 0.0), total / units
     return {
         "tokens": round(tokens_of(costs) * share),
@@ -318,9 +329,9 @@ def tell_estimate(config: StageConfig, total: int) -> None:
         log.info(estimate_words(estimate_from(like, config, total), config))
 
 
-def estimate_words(estimate: Mapping[str, Any], config: StageConfig) -> str:
+def estimate_words(estimate: Mapping[str, Any], config: StageConfig, prices: Prices | None = None) -> str:
     """An estimate in a line: what, from what, at which prices, and where a cap ends it."""
-    hours, usd, prices = estimate["hours"], estimate["usd"], prices_of(config)
+    hours, usd, prices = estimate["hours"], estimate["usd"], prices or prices_of(config)
     amounts = [f"{estimate['tokens']:,} tokens", dollars(usd), "hours unknown" if hours is None else f"{hours:.2f} hours"]
     sources = {price.source for price in (prices.policy, prices.user) if price is not None and (price.read or price.write)}
     sources |= {f"${prices.hour:g} an hour"} if prices.hour else set()

@@ -95,13 +95,11 @@ def listed(model: str) -> Price | None:
 
 
 def prices_of(config: StageConfig) -> Prices:
-    """What the settings of a stage say, and litellm's list."""
+    """What the settings of a stage say, and litellm's list; of a pipeline what it gives to its steps."""
     budget: TrainBudgetConfig = getattr(config, "budget", TrainBudgetConfig())
     hour = budget.usd_per_hour
     if isinstance(config, PipelineConfig):
-        given = (config.budget.policy_price, config.budget.user_price)
-        policy, user = (_given(price) or OF_THE_MACHINE for price in given)
-        return Prices(policy=policy, user=user, hour=hour)
+        return Prices(policy=_given(config.budget.policy_price), user=_given(config.budget.user_price), hour=hour)
     if not isinstance(config, EvalConfig | SeedConfig | RftConfig | GrpoConfig) or not getattr(config, "plays", True):
         return Prices(policy=NO_MODEL, user=NO_MODEL, hour=hour)
     own = None if hour is None else OF_THE_MACHINE
@@ -124,6 +122,20 @@ def prices_of(config: StageConfig) -> Prices:
     else:
         user = user or listed(config.user.model) or (own if config.user.api_base else None)
     return Prices(policy=policy, user=user, hour=hour)
+
+
+def common(prices: Iterable[Prices]) -> Prices:
+    """The prices of runs that are summed before they are priced: what their models and hours have in common, else unknown.
+
+    A model that one of them does not ask takes no tokens there.
+    """
+    found = list(prices)
+    hours = {each.hour or 0.0 for each in found}
+    models: list[Price | None] = []
+    for name in ("policy", "user"):
+        asked = {getattr(each, name) for each in found} - {NO_MODEL}
+        models.append(NO_MODEL if not asked else asked.pop() if len(asked) == 1 and len(hours) == 1 else None)
+    return Prices(policy=models[0], user=models[1], hour=hours.pop() if len(hours) == 1 else None)
 
 
 def refuse_unpriced(config: StageConfig) -> str:

@@ -26,6 +26,7 @@ from tau2rl.cli import app
 from tau2rl.config import ShapeConfig
 from tau2rl.runs.prices import listed, price_list
 from tau2rl.train.tiny import create_tiny
+from tests.stubs.http import Request, Response
 from tests.stubs.openai import OpenAIStub
 
 runner = CliRunner()
@@ -209,6 +210,75 @@ def test_a_policy_that_counts_no_tokens_is_not_played_on(tmp_path: Path, server:
     with Uncounted(answer=lambda messages, tools: "Good bye.") as stub:
         result = invoke(*asked(tmp_path, stub), "--max-tokens", "1000")
     assert result.exit_code == 1 and "budget.max_tokens cannot be held" in result.stderr
+
+
+def test_a_user_simulator_that_counts_no_tokens_is_not_played_on(tmp_path: Path, server: OpenAIStub) -> None:
+    class Uncounted(OpenAIStub):
+        def _completion(self, body: dict[str, Any], mode: str) -> dict[str, Any]:
+            return {**super()._completion(body, mode), "usage": None}
+
+    with Uncounted(answer=lambda messages, tools: "I want to create a task.") as user:
+        command = asked(tmp_path, server)
+        values = yaml.safe_load((tmp_path / "eval.yaml").read_text())
+        values["user"] = {"kind": "llm", "model": "openai/mine", "api_base": user.api_base}
+        (tmp_path / "eval.yaml").write_text(yaml.safe_dump(values))
+        # The dollars of both are those of the machine: it is the tokens that cannot be held.
+        result = invoke(*command, "--max-usd", "9", "--budget.usd_per_hour", "1", "--max-tokens", "100000")
+        assert result.exit_code == 1, result.stderr
+        assert "budget.max_tokens cannot be held: the user simulator's server counts no tokens" in result.stderr
+        free = invoke(*command[:-1], str(tmp_path / "free"), "--max-usd", "9", "--budget.usd_per_hour", "1")
+        assert free.exit_code == 0, free.stderr
+
+
+def is_check(request: Request) -> bool:
+    """Whether it is the question that a run asks before it plays, or none about a chat."""
+    return not request.body or request.body["messages"][-1]["content"] == "Are you there?"
+
+
+class Failing(OpenAIStub):
+    """An agent whose first turn is counted, and whose second call the server refuses; `paid` is what it counted in all."""
+
+    paid = 0
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        if not is_check(request) and sum(message["role"] == "assistant" for message in request.body["messages"]) > 1:
+            return Response(status=400, payload={"error": {"message": "no more"}})
+        response = await super().reply(request, mode)
+        if not is_check(request):
+            self.paid += response.payload["usage"]["total_tokens"]
+        return response
+
+
+def test_tries_of_failed_episodes_stay_under_the_cap(tmp_path: Path) -> None:
+    with Failing(answer=lambda messages, tools: "What else?") as stub:
+        command = asked(tmp_path, stub)
+        command += ["--set", "rollout.num_samples=1", "--set", "rollout.give_up_after=100"]
+        assert invoke(*command, "--set", "rollout.retries=0").exit_code == 1
+        dearest, stub.paid = stub.paid, 0  # of one try each
+        cap = 2 * dearest
+        command[command.index("--output") + 1] = str(tmp_path / "capped")
+        result = invoke(*command, "--set", "rollout.retries=2", "--max-tokens", str(cap))
+        assert result.exit_code == 1, result.stderr
+        assert dearest < stub.paid <= cap
+    assert f"stopped at the cap budget.max_tokens = {cap:,}" in result.stderr
+    assert report_in(tmp_path / "capped")["budget"]["spent"]["tokens"] == stub.paid
+
+
+def test_failures_that_cost_nothing_do_not_open_the_cap(tmp_path: Path) -> None:
+    """Forty of them, and the rest still begin as carefully as the first."""
+    refused = iter([True] * 40)
+
+    class Late(OpenAIStub):
+        async def reply(self, request: Request, mode: str) -> Response:
+            if not is_check(request) and next(refused, False):
+                return Response(status=400, payload={"error": {"message": "not yet"}})
+            return await super().reply(request, mode)
+
+    with Late(answer=lambda messages, tools: "Good bye.", latency=0.1) as stub:
+        command = asked(tmp_path, stub)
+        more = ["--set", "rollout.num_samples=16", "--set", "rollout.concurrency=48", "--set", "rollout.give_up_after=100"]
+        assert invoke(*command, *more, "--max-tokens", "1000000").exit_code == 1  # of the failures
+        assert len(stub.requests) > 40 and stub.max_in_flight <= 8  # 4, and as many as have been paid for
 
 
 @pytest.fixture(scope="module")
