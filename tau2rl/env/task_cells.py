@@ -37,16 +37,16 @@ def cell_of(ref: TaskRef) -> TaskCell:
             user=str(proof["user_id"]),
             cell=proof.get("cell") or f"{proof['writes']} writes, {proof['burden_bin']} reads",
             behaviour="/".join(map(str, proof["behaviour"].values())),
-            writes=int(proof["writes"]),
-            burden=str(proof["burden_bin"]),
-            breaks=next((str(request["breaks"]) for request in proof["requests"] if request["breaks"]), ""),
+            writes=proof["writes"] if "writes" in proof else describe(ref).writes,
+            burden=proof.get("burden_bin", ""),
+            breaks=next((str(request["breaks"]) for request in proof.get("requests", ()) if request["breaks"]), ""),
         )
     writes = describe(ref).writes
     return TaskCell(user=_user(ref), cell=f"{writes} writes", behaviour="", writes=writes)
 
 
 def cells_of(refs: Iterable[TaskRef]) -> dict[str, str] | None:
-    """Task key -> its cell, for a report; None where no task has a proof that says how many reads it takes."""
+    """Task key -> its cell, for a report; None where no task has a proof."""
     tasks = list(refs)
     proved = any(ref.source and _proofs(str(Path(ref.source).with_name(PROOFS))) for ref in tasks)
     return {ref.key: cell_of(ref).cell for ref in tasks} if proved else None

@@ -42,7 +42,7 @@ def build_report(
 
     `floors[domain]["do_nothing"]` is the success rate of that policy over the tasks of the run in the domain (likewise
     `always_transfer`; None = not known). `tasks_with_writes` are the task keys whose reference actions write.
-    `cells` are places of tasks on the grid of writes x reads, by key: "3 writes, 6-9 reads".
+    `cells` are places of tasks on the grid that they were made for, by key: "3 writes, 6-9 reads", "2 problems, mms, hard".
     Of several `repetitions` the numbers are those of all attempts, and k goes up to the attempts of one.
     `sessions` are what the sessions of the run measured of themselves.
     """
@@ -206,17 +206,17 @@ def _writes(counts: Mapping[str, TaskCount], keys: Collection[str]) -> dict[str,
     return {"tasks": len(chosen), "pass@1": _section(chosen, 1)["pass@1"].to_json()}
 
 
-def in_grid_order(cell: str) -> list[int]:
-    """What sorts cells by their writes, then their reads.
+def in_grid_order(cell: str) -> tuple[list[int], str]:
+    """What sorts cells by their writes, then their reads; those of telecom by their problems.
 
     >>> sorted(["1 writes, 10+ reads", "1 writes, 3-5 reads"], key=in_grid_order)
     ['1 writes, 3-5 reads', '1 writes, 10+ reads']
     """
-    return [int(number) for number in re.findall(r"\d+", cell)]
+    return [int(number) for number in re.findall(r"\d+", cell)], cell
 
 
 def _by_cell(counts: Mapping[str, TaskCount], cells: Mapping[str, str], largest_k: int) -> dict[str, Any]:
-    """Tasks and pass@1 to pass@k of each cell that the run has, in the order of writes and reads."""
+    """Tasks and pass@1 to pass@k of each cell that the run has, in the order of the grid."""
     parts: dict[str, list[TaskCount]] = {}
     for key, count in counts.items():
         parts.setdefault(cells[key], []).append(count)

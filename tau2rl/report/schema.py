@@ -164,6 +164,7 @@ _EVALUATION = {
         {**_RESULTS, "tasks": int, "attempts": int, "tasks_by_domain": _COUNTS, "greedy": Maybe(_RESULTS), "not_done": [str]}
     ),
     "floor": _FLOOR, "floor_by_domain": {str: _FLOOR}, "tasks_by_domain": _COUNTS, "episodes": _COUNTS, "missing": int,
+    "by_cell?": Maybe({str: {"tasks": int, str: _ESTIMATE}}),
     "failed_tries?": int, "failures?": [{"fault": str, "message": str, "count": int}], "terminations": _COUNTS, "faults": _COUNTS,
     "tokens": _COUNTS, "by_task": {str: {"attempts": int, "valid": int, "solved": int}}, "partial?": _MEAN, "shaped?": _MEAN,
     "cost?": Maybe(_RUN_COST), "test_access?": Maybe(_ACCESS),

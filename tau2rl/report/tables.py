@@ -42,7 +42,7 @@ def report_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cell_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """A header and a row a cell of writes x reads: tasks, pass@1 with its interval, pass@k for the largest k.
+    """A header and a row a cell of the grid of made tasks: tasks, pass@1 with its interval, pass@k for the largest k.
 
     Nothing of a run on tasks without cells.
     """

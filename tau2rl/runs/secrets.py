@@ -6,11 +6,11 @@ import base64
 import dataclasses
 import functools
 import json
+import os
 import re
 import string
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, cast
 
 from tau2rl import settings
@@ -104,7 +104,7 @@ def is_secret(value: str, name: str = "KEY") -> bool:
         return False
     if value.isalpha() and value.islower() and len(value) < WORD_LENGTH:
         return False
-    return not ("/" in value and "\0" not in value and len(value) < 1024 and Path(value).exists())  # a file that holds the key
+    return not ("/" in value and os.path.exists(value))
 
 
 def key_variables(values: Mapping[str, Any]) -> list[str]:
@@ -189,7 +189,7 @@ def _unit(char: str) -> str:
 SCHEME = re.compile(r"^(bearer|basic|token|apikey)\s+", re.IGNORECASE)
 BEARER = re.compile(
     r"(?P<before>\b(?:bearer|basic)(?:\s+|%20|\+)"
-    r"|\b(?:x-|goog-|ocp-apim-)*(?:api[-_]?key|subscription-key)\\*[\"']?\s*[:=]\s*\\*[\"']?"
+    r"|\b(?:x-|goog-|ocp-apim-){0,3}(?:api[-_]?key|subscription-key)\\*[\"']?\s*[:=]\s*\\*[\"']?"
     r"|[?&](?:[\w-]*(?:key|token|secret|password|passwd)|sig|signature)=)"
     r"(?!\[)(?=[\w.~+/%=-]*\d)[\w.~+/%=-]{12,}",
     re.IGNORECASE,

@@ -195,6 +195,12 @@ def test_a_path_is_no_secret_and_what_looks_like_one_is(tmp_path: Path) -> None:
     assert is_secret("/not/a/path/but+a/key")
 
 
+def test_a_secret_that_is_too_long_for_a_path_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = f"{'a1' * 150}/x"  # a part of a path has 255 characters at most, and asking for a longer one is an error
+    monkeypatch.setenv("AWS_SESSION_TOKEN", key)
+    assert Redactor().text(f"it is {key}.") == "it is [AWS_SESSION_TOKEN]."
+
+
 def test_json_values_are_clean_to_their_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", KEY)
     values = {"failures": [{"message": f"no {KEY}", "count": 3}], KEY: None, "shares": (0.5, True)}

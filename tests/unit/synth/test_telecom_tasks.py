@@ -280,6 +280,12 @@ def test_eval_and_rft_filter_play_the_file(folder: Path, tmp_path: Path) -> None
     gold = ["--policy", "gold", "--protocol", "transcript", "--user-model", "scripted", "--limit", "6", "--inline"]
     evaluated = command("eval", *named(folder), *gold, "--num-samples", "1", "--output", str(tmp_path / "eval"))
     assert evaluated["overall"]["pass@1"]["value"] == 1.0
+    cells = Counter(
+        row["cell"] for row in rows_of(folder / "proofs.jsonl") if f"telecom/{row['task_id']}" in evaluated["by_task"]
+    )
+    assert {cell: part["tasks"] for cell, part in evaluated["by_cell"].items()} == cells
+    profile = command("synth", "profile", str(tmp_path / "eval"), "--output", str(tmp_path / "profile.json"))
+    assert {cell: sum(buckets.values()) for cell, buckets in profile["by_cell"].items()} == cells
     train = [*named(folder)[:-1], "train"]
     kept = command("rft-filter", *train, *gold, "--num-samples", "1", "--output", str(tmp_path / "rft"))
     assert (kept["tried"], kept["kept"]) == (6, 6)
