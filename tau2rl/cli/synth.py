@@ -74,8 +74,9 @@ make = stage_command(
     run,
     """Make tasks of a domain under its policy, and prove each of them; no model is asked.
 
-    `tasks.json` in the folder has the tasks in tau2's layout, `split_tasks.json` their splits, which share no customer,
-    `proofs.jsonl` what was tried on each, `README.md` and `card.json` the data card.
+    `tasks.json` in the folder has the tasks in tau2's layout, `split_tasks.json` their splits, `proofs.jsonl` what was tried on
+    each, `README.md` and `card.json` the data card. Training, selection and test tasks share no customer; of telecom, no
+    intent with the same problems.
     `--task-source tasks.json` lets every stage play them.
 
     A task is an order of writes (calls that change the database) and a burden (the reads after which the arguments of the writes

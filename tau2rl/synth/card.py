@@ -17,6 +17,7 @@ WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hol
 NO_MATTER = tuple(
     f"writer.{key}" for key in ("cache", "timeout_seconds", "retries", "concurrency", "api_key_env")
 )  # they decide nothing
+APART = ("train-learn", "train-select", "test")  # the splits that are disjoint
 FILES = ("tasks.json", "split_tasks.json", PROOFS, "card.json", "README.md")
 
 
@@ -42,8 +43,8 @@ def write_folder(
 
 
 def splits(made: Sequence[Made]) -> dict[str, list[str]]:
-    """Split -> ids, in tau2's layout; no two of `train-learn`, `train-select` and `test` share a customer."""
-    of = {name: [m.task["id"] for m in made if m.split == name] for name in ("train-learn", "train-select", "test")}
+    """Split -> ids, in tau2's layout; no two of `APART` share what the generator keeps apart."""
+    of = {name: [m.task["id"] for m in made if m.split == name] for name in APART}
     return {"base": [m.task["id"] for m in made], "train": [m.task["id"] for m in made if m.split != "test"], **of}
 
 
@@ -118,7 +119,8 @@ numbers. Play them with `--domains {facts["domain"]} --task-source tasks.json`.
 |{" --- |" * len(facts["grid_head"])}
 {grid}
 
-Splits, which share no customer: {listed(facts["splits"])}.
+Splits, no two of which share {generator.apart}: {listed({name: facts["splits"][name] for name in APART})}.
+`train` is the first two of them, `base` all.
 Behaviours: {"; ".join(f"{key}: {listed(counts)}" for key, counts in facts["behaviours"].items())}.
 Thrown away: {listed(facts["thrown_away"]) or "nothing"}.
 {_writer(facts)}

@@ -71,6 +71,7 @@ class Generator(ABC, Generic[D]):
     """One domain; every draw is from `rng`, so that the same seed gives the same task."""
 
     licence: ClassVar[str]
+    apart: ClassVar[str] = "a customer"  # what no two of `train-learn`, `train-select` and `test` share
     declined: ClassVar[Cell]  # of the tasks in which the agent must not do what it is asked for; no part of `grid`
     spent: Json | None = None  # what a model took that wrote the texts
     played: frozenset[tuple[str, str]] = frozenset()  # (user_id, same) of tasks that must not be made again
@@ -98,6 +99,10 @@ class Generator(ABC, Generic[D]):
     @abstractmethod
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> D | None:
         """A task of this cell about a customer who is `free`, or None where the draw came to nothing."""
+
+    def split_key(self, draft: D) -> str:
+        """What stays in one split, with all its tasks: what `apart` says, of this task."""
+        return draft.user_id
 
     @abstractmethod
     def prove(self, draft: D) -> Json:

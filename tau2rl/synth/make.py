@@ -24,7 +24,7 @@ from tau2rl.synth.failure_clusters import Failures
 from tau2rl.synth.generator import Cell, Draft, Generator, Made, Rejected
 from tau2rl.synth.telecom import TelecomTasks
 
-SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers; the others are `train-learn`
+SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers (telecom: of the compositions); the others are `train-learn`
 TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
 JOURNAL = "progress.jsonl"
@@ -120,16 +120,16 @@ class Maker:
     def _finished(self, draft: Draft, proof: Entry) -> list[Made]:
         self._used[draft.user_id] += 1
         self._seen.add((draft.user_id, draft.same))
-        return self._generator.finish(draft, proof, split_of(draft.user_id))
+        return self._generator.finish(draft, proof, split_of(self._generator.split_key(draft)))
 
 
-def split_of(user_id: str) -> str:
-    """The split of a customer, the same for every seed and size.
+def split_of(key: str) -> str:
+    """The split of a customer, or of what else a generator keeps apart, the same for every seed and size.
 
     >>> split_of("mei_li_1") in ("train-learn", "train-select", "test")
     True
     """
-    place = int.from_bytes(hashlib.sha256(f"synth/{user_id}".encode()).digest()[:8]) / 2**64
+    place = int.from_bytes(hashlib.sha256(f"synth/{key}".encode()).digest()[:8]) / 2**64
     if place < SHARES["test"]:
         return "test"
     return "train-select" if place < SHARES["test"] + SHARES["train-select"] else "train-learn"

@@ -37,6 +37,7 @@ class TelecomTasks(Generator[Told]):
     """Composed tasks of telecom."""
 
     declined = ("to a human",)
+    apart = "an intent with its problems"
     licence = "The plans, the phone and the policy are tau2-bench's (MIT). Customers and texts are made by tau2rl (Apache-2.0)."
 
     def __init__(self, config: SynthConfig) -> None:
@@ -76,6 +77,10 @@ class TelecomTasks(Generator[Told]):
         """A place for a task that goes to a human, spread as the others are."""
         numbers = [number for number in self._config.problems if number <= MOST_BEYOND] or [1]
         return rng.choice(numbers), rng.choice(self._config.intents), rng.choice(self._config.personas)
+
+    def split_key(self, draft: Told) -> str:
+        """The intent with its problems: it is what is to be found out and done, while people are made up."""
+        return draft.same
 
     def prove(self, draft: Told) -> Json:
         """Everything that `telecom_proof.prove` tries. Raises Rejected."""

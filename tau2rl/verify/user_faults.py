@@ -35,6 +35,8 @@ from tau2rl.verify.user_phrases import (
 )
 
 SIGNAL = re.compile("|".join(UserSignal))
+SEPARATORS = re.compile(r"[\s().-]")  # which group the digits of a number
+PIECE_END = re.compile(r"(?<=[.?!:])\s+|\n")  # of what may be a quotation: "It says: Your SIM card is active."
 WORDS = 16  # characters; shorter ones anybody may say again ("No, that is all.")
 GREETINGS = frozenset({"hi", "hello", "hey", "dear", "mr", "ms", "mrs"})
 ALIKE = 0.9  # of the words of two messages, from which they are the same
@@ -52,6 +54,40 @@ class Line:
     calls: tuple[str, ...] = ()  # names of tools
 
 
+class Known:
+    """What was said so far, in lower case; each text is read once, when it is added.
+
+    >>> known = Known("you are mei, born on july 4th, 1976.")
+    >>> known.add("is it 555-123-2002?")
+    >>> known.has("1976-07-04"), known.has("(555) 123 2002"), known.has("July 5th")
+    (True, True, False)
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = self._bare = ""
+        self._years: dict[tuple[int, int], set[int]] = {}  # of each (month, day) that was named; 0: without a year
+        self.add(text)
+
+    def add(self, text: str) -> None:
+        """Take in a further text, in lower case."""
+        self.text += f"\n{text}"
+        self._bare += SEPARATORS.sub("", text)
+        for match in DATE.finditer(text):
+            year, days = _date(match)
+            for day in days:
+                self._years.setdefault(day, set()).add(year)
+
+    def has(self, fact: str) -> bool:
+        """Whether it was said; of a number the digits count, however they are grouped, and of a date the day."""
+        if (date := DATE.fullmatch(fact)) is not None:
+            year, days = _date(date)
+            years = set[int]().union(*(self._years.get(day, ()) for day in days))
+            return bool(years) and (year == 0 or not years.isdisjoint((0, year)))
+        plain = fact.lower().lstrip("#")
+        digits = SEPARATORS.sub("", plain)
+        return plain in self.text or (digits.isdigit() and digits in self._bare)
+
+
 @dataclass(slots=True, kw_only=True)
 class UserGates:
     """The gates over one conversation, line by line: `for line in lines: gates.hear(line)`, each a list of (fault, words)."""
@@ -63,7 +99,9 @@ class UserGates:
     agent_tools: Collection[str] = ()
     user_tools: Collection[str] = ()  # () also where the calls of the user were not kept
     volunteers: bool = False  # the user is told to tell what it knows unasked
-    known: str = field(init=False)
+    known: Known = field(init=False)
+    shown: str = ""  # what the user's tools gave back, in lower case, with single spaces
+    users_turn: bool = False  # the latest calls were the user's
     last: str = ""  # the agent's latest words
     asked: bool = False
     opening: bool = True
@@ -76,7 +114,7 @@ class UserGates:
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.known = f"{self.instructions}\n{self.domain_policy}".lower()
+        self.known = Known(f"{self.instructions}\n{self.domain_policy}".lower())
         self.names = _names_in(self.instructions)
         self.asked = self.volunteers
 
@@ -93,7 +131,11 @@ class UserGates:
                 found += self._of_words(line.text[:LONGEST])
         elif line.who == "agent":
             self._listen(line)
-        self.known += "\n" + line.text.lower()
+        elif self.users_turn:
+            self.shown += f" {_single_spaced(line.text)}"
+        if line.calls:
+            self.users_turn = line.who == "user"
+        self.known.add(line.text.lower())
         return found
 
     def _listen(self, line: Line) -> None:
@@ -110,20 +152,17 @@ class UserGates:
     def _of_words(self, text: str) -> list[tuple[str, str]]:
         spoken = SIGNAL.sub("", text).strip()
         found: list[tuple[str, str]] = []
-        told = self.instructions.lower()
-        own = "\n".join(
-            line for line in spoken.splitlines() if line.strip().lower() not in told
-        )  # a scripted user reads them out
+        own = self._own_words(spoken)
         if self._is_the_agent(own):
             found.append(("role_flip", own[:100]))
         if OUT_OF_CHARACTER.search(own):
             found.append(("out_of_character", own[:100]))
         facts = identifiers_in(spoken)
-        names = [name for name in NAME.findall(spoken) if not all(word in self.known for word in name.lower().split())]
-        if strange := [*(fact for fact in facts if not stands_in(fact, self.known)), *names]:
+        names = [name for name in NAME.findall(spoken) if not all(word in self.known.text for word in name.lower().split())]
+        if strange := [*(fact for fact in facts if not self.known.has(fact)), *names]:
             found.append(("invented_fact", strange[0]))
-        before = f"{self.reason}\n{self.last}".lower()
-        if early := [fact for fact in facts if not self.asked and not stands_in(fact, before)]:
+        before = Known("" if self.asked else f"{self.reason}\n{self.last}".lower())
+        if early := [fact for fact in facts if not self.asked and not before.has(fact)]:
             found.append(("told_before_asked", early[0]))
         if self._repeats(spoken):
             found.append(("repetition", spoken[:100]))
@@ -135,6 +174,15 @@ class UserGates:
             found.append(("early_transfer", spoken[:100]))
         self.opening = False
         return found
+
+    def _own_words(self, spoken: str) -> str:
+        """Without the lines of its instructions, which a scripted user reads out, and what its tools showed it."""
+        told = self.instructions.lower()
+        lines = "\n".join(line for line in spoken.splitlines() if line.strip().lower() not in told)
+        for piece in PIECE_END.split(lines) if self.shown else ():
+            if len(piece) > WORDS and _single_spaced(piece) in self.shown:
+                lines = lines.replace(piece, "")
+        return lines
 
     def _is_the_agent(self, spoken: str) -> bool:
         """Words of an agent, a call of one of its tools, or its own name in the address."""
@@ -152,9 +200,9 @@ class UserGates:
         )
 
     def _repeats(self, spoken: str) -> bool:
-        """The same words for the third time, but for an answer to the same question."""
+        """The same words for the third time, but for an answer to the same question, or a yes to another one."""
         words = _words(spoken)
-        if len(words) <= WORDS or self.asked_again:
+        if len(words) <= WORDS or self.asked_again or ("?" in self.last and consents(spoken)):
             return False
         self.said.append(words)
         same = [one for one in self.said if difflib.SequenceMatcher(None, one.split(), words.split()).ratio() >= ALIKE]
@@ -199,17 +247,6 @@ def identifiers_in(text: str) -> list[str]:
     ]
 
 
-def stands_in(fact: str, text: str) -> bool:
-    """Whether a lower-case text has it; of a number the digits count, however they are grouped, and of a date the day."""
-    if (date := DATE.fullmatch(fact)) is not None:
-        year, days = _date(date)
-        known = map(_date, DATE.finditer(text))
-        return any(days & others and 0 in (year, other, year - other) for other, others in known)
-    plain = fact.lower().lstrip("#")
-    digits = re.sub(r"[\s().-]", "", plain)
-    return plain in text or (digits.isdigit() and digits in re.sub(r"[\s().-]", "", text))
-
-
 def _date(match: re.Match[str]) -> tuple[int, set[tuple[int, int]]]:
     """(year or 0, the (month, day) that it may mean: of 04/12/2001 there are two)."""
     y, m, d, a, b, y2, name, day, y3, day2, name2, y4 = match.groups()
@@ -230,3 +267,7 @@ def _names_in(instructions: str) -> tuple[str, ...]:
 
 def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _single_spaced(text: str) -> str:
+    return " ".join(text.lower().split())

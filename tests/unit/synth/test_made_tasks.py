@@ -116,6 +116,8 @@ def test_cells_get_equal_parts_and_splits_share_no_customer(
     splits = json.loads((folder / "split_tasks.json").read_text("utf-8"))
     users = {proof["task_id"]: proof["user_id"] for proof in proofs}
     apart = [{users[id] for id in splits[name]} for name in ("train-learn", "train-select", "test")]
+    listed = ", ".join(f"{name} {len(splits[name])}" for name in ("train-learn", "train-select", "test"))
+    assert f"no two of which share a customer: {listed}." in (folder / "README.md").read_text("utf-8")
     assert sum(map(len, apart)) == len(set(users.values()))
     assert sorted(splits["base"]) == sorted(id for name in ("train-learn", "train-select", "test") for id in splits[name])
 

@@ -1,7 +1,8 @@
 """Telecom tasks that `tau2rl synth` made, on tau2's own phone, lines and grader:
 
 - the same command gives the same bytes, also when it was interrupted and went on;
-- cells of problems x intents x personas get equal parts, tasks for a human their share, and no two splits share a customer;
+- cells of problems x intents x personas get equal parts, tasks for a human their share, and no two splits an intent
+  with the same problems, which the data card says of the disjoint splits alone;
 - a reference path scores 1 and does not without any one of its actions; doing nothing and always transferring score 0;
 - what is done, and by whom, is what an independent diagnosis of the phone and the line comes to, and tau2's own check of a
   telecom task passes;
@@ -102,7 +103,7 @@ def test_an_interrupted_command_goes_on_and_gives_the_same_bytes(tmp_path: Path)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_cells_get_equal_parts_and_splits_share_no_customer(folder: Path, proofs: list[Json]) -> None:
+def test_cells_get_equal_parts_and_splits_share_no_composition(folder: Path, proofs: list[Json]) -> None:
     solvable = [proof for proof in proofs if not proof["to_a_human"]]
     cells = Counter((len(p["problems"]), p["intent"], p["behaviour"]["persona"]) for p in solvable)
     assert NUMBER - len(solvable) == 5  # a tenth
@@ -110,9 +111,12 @@ def test_cells_get_equal_parts_and_splits_share_no_customer(folder: Path, proofs
     assert len(cells) == 3 * (4 + 6 + 6)
     assert set(cells.values()) == {1, 2}
     splits = json.loads((folder / "split_tasks.json").read_text("utf-8"))
-    users = {proof["task_id"]: proof["user_id"] for proof in proofs}
-    apart = [{users[id] for id in splits[name]} for name in ("train-learn", "train-select", "test")]
-    assert sum(map(len, apart)) == len(set(users.values()))
+    compositions = {proof["task_id"]: (proof["intent"], *proof["problems"]) for proof in proofs}
+    apart = {name: {compositions[id] for id in splits[name]} for name in ("train-learn", "train-select", "test")}
+    assert all(apart.values())
+    assert sum(map(len, apart.values())) == len(set(compositions.values())) < NUMBER
+    listed = ", ".join(f"{name} {len(splits[name])}" for name in apart)
+    assert f"no two of which share an intent with its problems: {listed}." in (folder / "README.md").read_text("utf-8")
     assert sorted(splits["base"]) == sorted(id for name in ("train-learn", "train-select", "test") for id in splits[name])
 
 
