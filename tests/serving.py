@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -79,10 +78,10 @@ def turns(
 @contextlib.contextmanager
 def conversations(
     stub: OpenAIStub, sandbox: Sandbox | None = None, *, k: int = 3, verifiers: tuple[str, ...] = ("rules", "consistency"),
-    max_calls: int = 10, journal: Path | None = None, **limits: Any,
+    max_calls: int = 10, **limits: Any,
 ) -> Iterator[tuple[Served, Sandbox]]:  # fmt: skip
     """Choice of answers in front of a stub, in the sandbox of `mock`."""
-    server, made = policy(stub), sandbox or Sandbox("mock", journal=journal)
+    server, made = policy(stub), sandbox or Sandbox("mock")
     answers = Conversations(server, scorers(verifiers), made, k=k, temperature=1.0, max_calls=max_calls)
     with serving(answers, server, **limits) as served:
         yield served, made

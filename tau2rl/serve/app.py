@@ -152,6 +152,8 @@ async def _refused(request: Request, refusal: Refusal) -> Response:
     headers = dict(PRIVATE)
     if refusal.status in (429, 503):
         headers["Retry-After"] = "1"
+    if refusal.status == 409:
+        headers["x-should-retry"] = "false"  # the openai client would ask again
     if refusal.status in (408, 413):
         headers["Connection"] = "close"  # the rest of the body is not read
     return JSONResponse(refusal.payload(), status_code=refusal.status, headers=headers)
