@@ -138,8 +138,8 @@ def test_each_text_is_read_once_however_many_facts_come(monkeypatch: pytest.Monk
             monkeypatch.setattr(user_faults, name, pattern)
         heard = gates(domain_policy="Nothing is returned. " * 500)
         for place in range(number):
-            heard.hear(Line(who="agent", text=f"Anything about {10000 + place} of July {place % 28 + 1}, 1976?"))
-            heard.hear(Line(who="user", text=f"It is {10000 + place}, from July {place % 28 + 1}, 1976."))
+            heard.hear(Line(who="agent", text=f"Anything about 555-123-{1000 + place} of July {place % 28 + 1}, 1976?"))
+            heard.hear(Line(who="user", text=f"It is (555) 123 {1000 + place}, from July {place % 28 + 1}, 1976."))
         read.append([pattern.read for pattern in patterns])
         monkeypatch.undo()
     lines = 60 * 2 * 50  # characters of the further lines, at most
