@@ -13,16 +13,18 @@ from datasets import Dataset
 from training_data import GROUP, NEW, OPTIM, TURNS, Contender, Data, heard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tau2rl.config import GrpoTrainConfig
 from tau2rl.train.trainer import ScoredTrajectory
 
+OPTIMIZER = GrpoTrainConfig(steps=1000, **OPTIM)  # as our side of the comparison has it
 PLAIN: dict[str, Any] = {
     "gradient_checkpointing": False,
     "bf16": False,
     "use_cpu": True,
     "report_to": "none",
-    "learning_rate": OPTIM.lr,
-    "weight_decay": OPTIM.weight_decay,
-    "max_grad_norm": OPTIM.max_grad_norm,
+    "learning_rate": OPTIMIZER.lr,
+    "weight_decay": OPTIMIZER.weight_decay,
+    "max_grad_norm": OPTIMIZER.max_grad_norm,
 }
 
 
@@ -66,7 +68,7 @@ def _sft_step(trainer: Any, parts: Sequence[Sequence[int]]) -> Callable[[], None
         for part in parts:
             batch = trainer.data_collator([examples[i] for i in part])
             trainer.compute_loss(trainer.model, batch, num_items_in_batch=count).backward()
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIM.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIMIZER.max_grad_norm)
         trainer.optimizer.step()
 
     return run
@@ -136,7 +138,7 @@ def _grpo_step(trainer: Any, batches: Sequence[dict[str, Any]], *, sampled: int)
         for batch in batches:
             inputs = {**batch, "num_items_in_batch": torch.tensor(float(sampled))}
             trainer.compute_loss(trainer.model, inputs).backward()
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIM.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), OPTIMIZER.max_grad_norm)
         trainer.optimizer.step()
 
     return run
