@@ -38,6 +38,12 @@ export const signed = (value, digits = 3) => (value == null ? "–" : `${value >
 
 export const interval = (estimate) => (estimate?.ci95 ? `[${number(estimate.ci95[0])}, ${number(estimate.ci95[1])}]` : "");
 
+/** The head of a run's page: its name, its state, what it is, and buttons. */
+export function runHead(run, kind, ...buttons) {
+  const state = h("span", { class: `state ${run.state}` }, run.state);
+  return h("div", { class: "bar" }, h("h1", {}, run.name), state, h("span", { class: "dim" }, kind), ...buttons);
+}
+
 export function badge(status, solved) {
   const kind = status === "completed" ? (solved ? "good" : "bad") : status === "failed" ? "none" : "warn";
   return h("span", { class: `badge ${kind}` }, status === "completed" ? (solved ? "solved" : "unsolved") : status);

@@ -1,5 +1,5 @@
 // A pipeline: each model's pass@1 over the one before it, its stages, and what changed task by task.
-import { h, svg, get, number, count, interval, signed, table, line, duration } from "./dom.js";
+import { h, svg, runHead, get, number, count, interval, signed, table, line, duration } from "./dom.js";
 import { taskGrid } from "./tasks.js";
 
 const [WIDE, NARROW, PHONE] = [680, 400, 760]; // the drawing on a desk and on a phone, which is a page below so many pixels
@@ -21,12 +21,9 @@ export async function pipelineBody(run) {
   return h(
     "div",
     {},
-    h(
-      "div",
-      { class: "bar" },
-      h("h1", {}, run.name),
-      h("span", { class: `state ${run.state}` }, run.state),
-      h("span", { class: "dim" }, "pipeline"),
+    runHead(
+      run,
+      "pipeline",
       trainings.length > 0 && h("a", { class: "button", href: `#/curves/${trainings}` }, "curves"),
     ),
     missing.length > 0 && h("p", { class: "notice" }, `not done: ${missing.join(", ")}`),

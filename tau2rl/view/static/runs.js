@@ -1,5 +1,5 @@
 // The list of runs; a run with its headline and the table of its episodes.
-import { h, get, number, count, interval, badge, table, line } from "./dom.js";
+import { h, runHead, get, number, count, interval, badge, table, line } from "./dom.js";
 import { keyCharts } from "./curves.js";
 import { pipelineBody } from "./pipeline.js";
 
@@ -133,12 +133,9 @@ function headline(run) {
   return h(
     "div",
     {},
-    h(
-      "div",
-      { class: "bar" },
-      h("h1", {}, run.name),
-      h("span", { class: `state ${run.state}` }, run.state),
-      h("span", { class: "dim" }, run.stage),
+    runHead(
+      run,
+      run.stage,
       run.above && h("a", { class: "button", href: `#/run/${run.above}` }, "its pipeline"),
       run.curves && h("a", { class: "button", href: `#/curves/${run.id}` }, "curves"),
     ),
