@@ -105,9 +105,9 @@ PLAYED = ("eval", "seed", "rft-filter")
 
 @synth.command(
     epilog=examples(
-        "tau2rl eval -c eval.yaml --task-source data/retail-1/tasks.json --task-split train-learn --num-samples 8 --name rates",
+        "tau2rl eval -c configs/1gpu/eval.yaml --domains retail --task-source data/retail-1/tasks.json --name rates",
         "tau2rl synth profile outputs/eval/rates --output profile.json",
-        "tau2rl grpo -c grpo.yaml --task-source data/retail-1/tasks.json --set algo.curriculum.profile=profile.json",
+        "tau2rl grpo -c configs/1gpu/grpo.yaml --task-source data/retail-1/tasks.json --set algo.curriculum.profile=profile.json",
     )
 )
 def profile(

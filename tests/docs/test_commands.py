@@ -50,6 +50,7 @@ NOT_RUN = {
     "a server, a hub, or another program": ("tau2rl view", "tau2rl push", "tau2rl convert", "AReaL", "--judge-model"),
     "minutes": ("tau2rl bench", "calibrate", "recipe.json"),
     "the reader's own": ("my_pkg", "at-20", "chat.thinking=keep", "val.parquet"),
+    "a model that solves some of the tasks, tests/unit/cli/test_profile.py": ("profile", "--from-failures", "--name rates"),
     "run by docs/local.md": ("configs/laptop/sft.yaml", "configs/laptop/grpo.yaml"),
 }
 
