@@ -124,15 +124,10 @@ async def outcomes(
     permits = control or FixedConcurrency(concurrency)
     permits.on_growth = lambda: changes.put_nowait(None)
 
-    async def once(attempt: Attempt) -> Episode:
-        episode = await play(attempt)
-        permits.ended(episode)
-        return episode
-
     try:
         while True:
             while len(running) < min(concurrency, permits.limit) and (attempt := next(waiting, None)) is not None:
-                task = asyncio.create_task(_with_retries(once, attempt, retries, retry_pause_seconds, permits), name=attempt.key)
+                task = asyncio.create_task(_with_retries(play, attempt, retries, retry_pause_seconds, permits), name=attempt.key)
                 task.add_done_callback(changes.put_nowait)
                 running.add(task)
                 permits.in_flight += 1
@@ -153,14 +148,16 @@ async def outcomes(
 
 async def _with_retries(play: PlayAttempt, attempt: Attempt, retries: int, pause_seconds: float, permits: Permits) -> Outcome:
     failed: list[Episode] = []
-    episode = await play(attempt)
-    while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
+    while True:
+        episode = await play(attempt)
+        permits.ended(episode)
+        outcome = Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
+        if len(failed) == retries or episode.failure is None or episode.failure.fault is Fault.TASK:
+            return outcome
         await asyncio.sleep(pause_seconds * 2 ** len(failed))
         if not permits.allows_retry():
-            break
+            return outcome
         failed.append(episode)
-        episode = await play(attempt)
-    return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
 
 
 def never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:
