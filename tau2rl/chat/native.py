@@ -39,7 +39,7 @@ def system_prompt(domain_policy: str) -> str:
     return SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=domain_policy)
 
 
-def conversation(opening: Opening) -> list[ChatDict]:
+def native_messages(opening: Opening) -> list[ChatDict]:
     """A conversation as this protocol's chat messages, the system message first."""
     return [{"role": "system", "content": system_prompt(opening.domain_policy)}, *chat_dicts(opening.messages)]
 
@@ -67,7 +67,7 @@ class NativeCodec:
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn: tau2's system prompt, the tools, the messages so far."""
-        return self.chat.open(conversation(opening), opening.tools)
+        return self.chat.open(native_messages(opening), opening.tools)
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
         """The prompt of the next turn; see `ChatCodec.extend`."""

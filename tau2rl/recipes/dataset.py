@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from tau2rl.chat import make_codec
 from tau2rl.chat.cookbook import CookbookCodec
-from tau2rl.chat.native import conversation
+from tau2rl.chat.native import native_messages
 from tau2rl.chat.template import openai_message
 from tau2rl.chat.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from tau2rl.config import ChatConfig, PolicyConfig
@@ -276,7 +276,7 @@ def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
         "digest": source.digest,
     }
     opening = Opening(domain_policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
-    dicts = source.cookbook.conversation(opening) if source.cookbook else conversation(opening)
+    dicts = source.cookbook.conversation(opening) if source.cookbook else native_messages(opening)
     return {
         "messages": [openai_message(message) for message in _with_lost_turns(dicts, episode, source)],
         "tools": [] if source.cookbook else list(loaded.tools),  # the cookbook has them in its system message
