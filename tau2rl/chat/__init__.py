@@ -40,7 +40,7 @@ def make_codec(config: ChatConfig) -> ChatCodec:
     return importlib.import_module(f"tau2rl.chat.{config.protocol}").codec(config)
 
 
-def fingerprint(codec: ChatCodec) -> str:
+def codec_fingerprint(codec: ChatCodec) -> str:
     """16 hex digits that name what a codec writes: the token ids of one fixed conversation.
 
     A different tokenizer, chat template, system prompt or way to think gives another; it belongs to a run's identity.

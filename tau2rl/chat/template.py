@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from tau2rl.chat.families import HERMES, Hermes, Schemas
-from tau2rl.chat.parsing import fail, text_of
+from tau2rl.chat.parsing import raise_malformed, turn_text
 from tau2rl.chat.tokenizers import PINNED_DATE, ChatDict, Tokenizer
 from tau2rl.errors import MalformedTurn, UserError
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Think, Thinking
@@ -153,16 +153,16 @@ class TemplateChat:
         thought, text = self.read(completion_ids)
         actions = self.family.read(text, schemas)
         if self.one_call and sum(isinstance(a, CallTool) for a in actions) > 1:
-            fail(MalformedKind.TWO_CALLS, "several tool calls, where one a turn is allowed")
+            raise_malformed(MalformedKind.TWO_CALLS, "several tool calls, where one a turn is allowed")
         marks = self.family.thought
         if any(not isinstance(a, CallTool | Think) and any(mark in a.text for mark in marks) for a in actions):
-            fail(MalformedKind.TEXT_OUTSIDE, "a thought in the middle of a turn")
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, "a thought in the middle of a turn")
         return (Think(text=thought), *actions) if thought and thought.strip() else actions
 
     def read(self, completion_ids: Sequence[int]) -> tuple[str | None, str]:
         """The thought and the text of a sampled turn, without the token that ended it. Raises MalformedTurn."""
         ended = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
-        text = text_of(self.tokenizer, completion_ids[:-1] if ended else completion_ids, self._control)
+        text = turn_text(self.tokenizer, completion_ids[:-1] if ended else completion_ids, self._control)
         return self.family.split(text, opened=self.opens_thinking)
 
     def write(self, text: str, thought: str = "") -> list[int]:

@@ -81,7 +81,7 @@ def push(
     from tau2rl.share import card as cards, hub
 
     made = cards.make(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
-    files = hub.files_of(made, run.expanduser().absolute())
+    files = hub.hub_files(made, run.expanduser().absolute())
     address = None if dry_run else hub.upload(repo, files, private=not public)
     sizes = {name: hub.size_of(content) for name, content in files.items()}
     if as_json:

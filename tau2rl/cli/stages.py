@@ -80,7 +80,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
         if code:
             console.say(f"the rehearsal ended with {code} at {words}; its logs are in {shown(folder / 'logs')}")
             raise typer.Exit(code)
-    found, numbers = list(rehearsal.checks(second)), rehearsal.numbers(second)
+    found, numbers = list(rehearsal.rehearsal_checks(second)), rehearsal.numbers(second)
     holds = all(check.holds for check in found)
     if as_json:
         values = {"run": str(folder), "holds": holds, "checks": [asdict(check) for check in found]}

@@ -51,7 +51,7 @@ def floor_hashes(name: str) -> dict[str, str]:
     return {key: hashes[key] for key in ("database", "tasks")}
 
 
-def measure(name: str, refs: Iterable[TaskRef]) -> dict[str, Any]:
+def measure_floors(name: str, refs: Iterable[TaskRef]) -> dict[str, Any]:
     """One domain's entry of `floors.json`, by replay."""
     refs = list(refs)
     entry: dict[str, Any] = {"hashes": floor_hashes(name), "tasks": [r.task_id for r in refs]}

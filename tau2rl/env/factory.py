@@ -133,12 +133,12 @@ def bounded(calculate: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
         # Models call it with numbers and lists, too: tau2 says what is wrong with those.
         if not isinstance(expression, str) or "**" not in expression or not ALLOWED.issuperset(expression):
             return calculate(self, expression)
-        return str(round(float(evaluate(expression)), 2))
+        return str(round(float(evaluate_expression(expression)), 2))
 
     return guarded
 
 
-def evaluate(expression: str) -> Any:
+def evaluate_expression(expression: str) -> Any:
     """The value of an arithmetic expression. Raises what Python raises, and OverflowError for numbers past `MAX_BITS`.
 
     >>> evaluate(" 2 ** 10 + 6 / 4")

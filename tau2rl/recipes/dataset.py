@@ -100,7 +100,7 @@ def write(folder: Path, name: str, sources: Sequence[Source], rollouts: RolloutF
     return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
 
 
-def described(sources: Sequence[Source], seen: Seen) -> list[dict[str, str]]:
+def described_sources(sources: Sequence[Source], seen: Seen) -> list[dict[str, str]]:
     """Whose episodes were read, for the report."""
     return [
         {"path": str(source.path), "digest": source.digest, "episodes_sha256": sha256}
@@ -206,7 +206,7 @@ def _kept_rows(sources: Sequence[Source], rollouts: RolloutFilter) -> Iterator[d
                     opened[1].close()
                 opened = number, (sources[number].path / "episodes.jsonl").open("rb")
             opened[1].seek(position)
-            yield row_of(records.decode(opened[1].readline()), sources[number])
+            yield dataset_row(records.decode(opened[1].readline()), sources[number])
     finally:
         if opened:
             opened[1].close()
@@ -254,7 +254,7 @@ def make_source(path: Path, name: str, policy: PolicyConfig, chat: ChatConfig, *
     )
 
 
-def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
+def dataset_row(record: EpisodeRecord, source: Source) -> dict[str, Any]:
     """The row of one episode, with its origin. Raises UserError for a tokenizer that is gone."""
     episode, task = record.episode, record.episode.task
     loaded, place = domain(task.domain), cell_of(task)

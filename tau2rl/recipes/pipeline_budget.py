@@ -13,7 +13,7 @@ from tau2rl.recipes.pipeline_report import finished
 from tau2rl.report.cost import Costs
 from tau2rl.runs import records
 from tau2rl.runs.budget import Spent, budget_of, caps_of, estimate_from, estimate_words, number, option, tokens_of
-from tau2rl.runs.prices import common, prices_of, refuse_free, refuse_unknown
+from tau2rl.runs.prices import common_prices, prices_of, refuse_free, refuse_unknown
 from tau2rl.runs.timing import sessions, usage
 
 
@@ -38,7 +38,7 @@ def estimate_words_of(config: PipelineConfig, runs: Sequence[Planned]) -> str:
     """
     if config.budget.like is None:
         return ""
-    prices = common(prices_of(_with_prices(run.config, config.budget)) for run in runs)
+    prices = common_prices(prices_of(_with_prices(run.config, config.budget)) for run in runs)
     return estimate_words(estimate_from(config.budget.like, config, len(runs), prices), config, prices)
 
 

@@ -48,7 +48,7 @@ def account(planned: Planned) -> Account:
     }
 
 
-def build_report(runs: list[Planned], compared: Sequence[str] = ()) -> dict[str, Any]:
+def build_pipeline_report(runs: list[Planned], compared: Sequence[str] = ()) -> dict[str, Any]:
     """The pipeline's report over the runs that are finished; it is incomplete until all are.
 
     `compared`: the evaluations that are compared with one another, by their names.

@@ -84,7 +84,7 @@ def regrade(source: Path, config: EvalConfig, folder: RunFolder, progress: Progr
     stood_on = read_environment(source, read_config(source))
     bench = env_identity(config.tasks, config.user)
     named = {key: value for key, value in stood_on["identity"].items() if key not in ("settings", "bench")}
-    parent = {"digest": stood_on["digest"], "episodes": [file_hash(file) for file in records.files_of(source)]}
+    parent = {"digest": stood_on["digest"], "episodes": [file_hash(file) for file in records.record_files_of(source)]}
     stands_on = environment(config, bench, {**named, "regraded": parent}, recorded={"regraded_from": str(source)})
     folder.write_environment(stands_on)
     changed = _grade_all(source, folder, {task.key for task in tasks}, spec, progress)

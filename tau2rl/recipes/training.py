@@ -100,7 +100,7 @@ def within_positions(config: SftConfig, checkpoint: Path) -> SftConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": positions})})
 
 
-def conclude(
+def conclude_training(
     config: TrainingConfig, folder: RunFolder, trained: Trained, *, digest: str, inputs: Mapping[str, Any], **data: Any
 ) -> Result:
     """Write the report. `data`: what it was trained on. Raises RunIncomplete where training ended before its last step."""

@@ -30,7 +30,7 @@ from tau2rl.runs.files import read_json, replacing, section, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, checkpoint_hash
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
-from tau2rl.share.kept import benchmark_of, sampling_of, split_of, user_of
+from tau2rl.share.kept import benchmark_of, sampling_of, split_words, user_of
 from tau2rl.share.lineage import Link, lineage
 from tau2rl.share.render import markdown_page
 
@@ -52,7 +52,7 @@ class Evidence:
     @property
     def split(self) -> str:
         """Of its tasks."""
-        return split_of(self.config.tasks)
+        return split_words(self.config.tasks)
 
     @property
     def user(self) -> str:

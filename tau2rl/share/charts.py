@@ -30,7 +30,7 @@ class Bar:
     published: bool = False  # somebody else's number: drawn paler
 
 
-def bars(rows: Sequence[Bar]) -> Markup:
+def bar_chart(rows: Sequence[Bar]) -> Markup:
     """Shares from 0 to 1, a row each: the name and the number as text, which a phone can read, and between them the bar.
 
     The interval is a whisker, the floor a tick.

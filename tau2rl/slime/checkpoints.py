@@ -111,7 +111,7 @@ def refuse_megatron(start: Path) -> None:
         )
 
 
-def exports(checkpoints: Path) -> dict[int, Path]:
+def slime_exports(checkpoints: Path) -> dict[int, Path]:
     """Whole Hugging Face directories by their step, in order; slime counts rollouts from 0, we count steps done."""
     found = {int(item.name) + 1: item for item in (checkpoints / "hf").glob("*") if item.name.isdigit() and is_whole(item)}
     return dict(sorted(found.items()))

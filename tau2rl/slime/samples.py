@@ -232,9 +232,9 @@ def metadata_of(sample: Sample) -> SampleMetadata:
     return _aborted(task_of(sample))
 
 
-def flat(group: Sequence[Any]) -> list[Sample]:
+def flat_samples(group: Sequence[Any]) -> list[Sample]:
     """The samples of a group, or of groups, in order: an attempt that fanned out is a list of them."""
-    return [leaf for item in group for leaf in (flat(item) if isinstance(item, list) else [item])]
+    return [leaf for item in group for leaf in (flat_samples(item) if isinstance(item, list) else [item])]
 
 
 def said(messages: Sequence[Message]) -> str:

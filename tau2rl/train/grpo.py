@@ -36,7 +36,7 @@ from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.tracking import Curves, rewind_episodes
 from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_logprobs
 from tau2rl.runs.validation import write_validation
-from tau2rl.train.group import Group, score_group
+from tau2rl.train.group import ScoredGroup, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint
 from tau2rl.train.policy import LocalPolicy, local_policy
@@ -238,13 +238,13 @@ class Rollouts:
         self.circuit_breaker = CircuitBreaker(after=config.rollout.give_up_after)
         self.sample = ConversationSample(config)
 
-    async def groups(self, step: int, policy: Policy) -> list[Group]:
+    async def groups(self, step: int, policy: Policy) -> list[ScoredGroup]:
         """All groups of a step: `tasks_per_step` of them, and as many again while too few have a signal, up to the cap.
 
         Raises RunIncomplete.
         """
         wanted, by_key = self.config.train.tasks_per_step, {task.key: task for task in self.tasks}
-        groups: list[Group] = []
+        groups: list[ScoredGroup] = []
         for resample in range(self.config.algo.max_resample_rounds + 1):
             tasks = [by_key[key] for key in self.sampler.sample(wanted)]
             groups += await self._roll_out(tasks, policy, first=first_index(self.config, step, resample))
@@ -256,7 +256,7 @@ class Rollouts:
         self.sampler.observe(solved)
         return groups
 
-    async def _roll_out(self, tasks: Sequence[TaskRef], policy: Policy, *, first: int) -> list[Group]:
+    async def _roll_out(self, tasks: Sequence[TaskRef], policy: Policy, *, first: int) -> list[ScoredGroup]:
         """One group a task; their attempts are numbered from `first`, whoever ends first."""
         size = self.config.rollout.num_samples
         attempts = [

@@ -146,7 +146,7 @@ def curves(run: Path) -> dict[str, list[list[float]]]:
     return out
 
 
-def version(run: Path) -> str:
+def run_version(run: Path) -> str:
     """Another string whenever the run has written something, or a run of the pipeline that it is."""
     stamps = [
         _stamp(file)
@@ -166,7 +166,7 @@ def episode(run: Path, index: Index, number: int) -> Json:
     """A conversation with the other attempts of its group, their scores and advantages."""
     row = index.find(number)
     rows, values, estimator = group.members(run, index, row)
-    found = conversation.conversation(index.record(row))
+    found = conversation.conversation_view(index.record(row))
     return {**found, "id": number, "place": row["place"], "group": group.lines(rows, values), "estimator": estimator}
 
 

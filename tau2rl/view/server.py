@@ -144,7 +144,7 @@ def _version(viewer: Viewer, request: Request) -> Any:
     names = _names(request)
     looked = [viewer.run(name) for name in names] if names else list(viewer.runs().values())
     progress = [viewer.index(run).progress() for run in looked if names and record_files(run)]
-    version = hashlib.sha256("".join(f"{run}{runs.version(run)}" for run in looked).encode()).hexdigest()[:12]
+    version = hashlib.sha256("".join(f"{run}{runs.run_version(run)}" for run in looked).encode()).hexdigest()[:12]
     return {"version": version, "indexed": sum(done for done, _ in progress), "size": sum(size for _, size in progress)}
 
 

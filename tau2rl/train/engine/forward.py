@@ -196,7 +196,7 @@ def micro_batches(rows: Sequence[tuple[int, ...]], *, max_tokens: int) -> list[l
     computed = held = 0
     for i in sorted(range(len(rows)), key=rows.__getitem__):
         size = len(rows[i])
-        new = size - (common(rows[groups[-1][-1]], rows[i]) if groups else 0)
+        new = size - (common_length(rows[groups[-1][-1]], rows[i]) if groups else 0)
         if groups and computed + new <= max_tokens and held + size <= REPEATS * max_tokens:
             groups[-1].append(i)
             computed, held = computed + new, held + size
@@ -224,7 +224,7 @@ def padded_batches(lengths: Sequence[int], *, max_tokens: int, call: int = CALL)
     return groups
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading tokens two sequences of one type share; as fast as comparing them.
 
     >>> common([1, 2, 3], [1, 2, 4, 5])

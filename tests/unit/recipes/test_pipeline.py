@@ -26,7 +26,7 @@ from tau2rl.cli import app
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SftConfig, build, load
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_plan import Planned, plan, with_files
-from tau2rl.recipes.pipeline_report import build_report, chain
+from tau2rl.recipes.pipeline_report import build_pipeline_report, chain
 from tau2rl.report.tables import clock
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -287,7 +287,7 @@ def test_the_report_of_every_stage_can_be_printed(run: str, words: list[str], sm
 def test_a_pipeline_that_is_not_finished_names_what_is_left(smoke: tuple[Path, list[str]], tmp_path: Path) -> None:
     config = with_files(load(PipelineConfig, LAPTOP, (), {"limit": 1}), LAPTOP.parent)
     runs = plan(config, smoke[0])
-    (tmp_path / "report.json").write_text(json.dumps(build_report([*runs[:2], *plan(config, tmp_path)[2:]])), "utf-8")
+    (tmp_path / "report.json").write_text(json.dumps(build_pipeline_report([*runs[:2], *plan(config, tmp_path)[2:]])), "utf-8")
     text = shown(str(tmp_path), code=1)
     assert "not done: base-eval, sft-eval, rft-filter, rft, rft-eval, grpo, grpo-eval\n" in text
     assert "chain of hashes: 1 links, sound\n" in text

@@ -23,7 +23,7 @@ from tau2rl.config import AlgoConfig, GrpoConfig, build
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.run_context import SlimeRun
 from tau2rl.train.engine.forward import collate, score_tokens
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.optim import learning_rate
 from tau2rl.train.trainer import ScoredTrajectory, shares
 from tau2rl.types import TrainingSample
@@ -43,7 +43,7 @@ def play(model: nn.Module, round_: int, *, sign: float = 1.0, pulls: int = 64) -
         SampleRequest(session=f"{i}", prompt=[2, 3], sampling=SAMPLING, seed=1000 * round_ + i, max_tokens=1)
         for i in range(pulls)
     ]
-    done = Generator(model, slots=pulls).run(asks)
+    done = TokenGenerator(model, slots=pulls).run(asks)
     coin = torch.rand(pulls, generator=torch.Generator().manual_seed(round_)).tolist()
     paid = [float(u < ARMS.get(c.token_ids[0], 0.0)) for c, u in zip(done, coin, strict=True)]
     mean = sum(paid) / pulls
