@@ -25,7 +25,7 @@ from torch import nn
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig
 from tau2rl.config.training import LoraConfig
-from tau2rl.recipes.pipeline_report import rows as table_of
+from tau2rl.recipes.pipeline_report import pipeline_rows as table_of
 from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora

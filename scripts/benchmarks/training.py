@@ -39,7 +39,7 @@ from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, Samplin
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
 from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.engine.proof import engine_of
-from tau2rl.train.model import load
+from tau2rl.train.model import load_model
 from tau2rl.train.sft import train
 from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
 from tau2rl.types import TrainingSample
@@ -100,7 +100,7 @@ def quiet() -> None:
 
 def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
     """What `tau2rl sft`, `tau2rl grpo` and the local policy do."""
-    model, reinforced, sampled = load(data.checkpoint), load(data.checkpoint), load(data.checkpoint)
+    model, reinforced, sampled = load_model(data.checkpoint), load_model(data.checkpoint), load_model(data.checkpoint)
     for each in (model, reinforced, sampled):
         engine_of(each)
     trainer = GRPOTrainer(

@@ -36,7 +36,7 @@ def make_codec(config: ChatConfig) -> ChatCodec:
         from tau2rl.chat.tokenizers import load_tokenizer
 
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-        return plugins.make(config.protocol, tokenizer, kind="chat codec", options=config.options)
+        return plugins.make_plugin(config.protocol, tokenizer, kind="chat codec", options=config.options)
     return importlib.import_module(f"tau2rl.chat.{config.protocol}").codec(config)
 
 

@@ -30,7 +30,7 @@ from tau2rl.chat.parsing import (
 )
 from tau2rl.chat.proof import PLAIN, prove
 from tau2rl.chat.short_policies import SHORT_POLICIES
-from tau2rl.chat.template import TemplateChat, said
+from tau2rl.chat.template import TemplateChat, split_thought
 from tau2rl.chat.tokenizers import ChatDict, Tokenizer, date_of, tokenizer_of
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn, UserError
@@ -117,7 +117,7 @@ def tools_text(tools: Sequence[ToolSchema]) -> str:
 def upstream_domain(tools: Sequence[ToolSchema]) -> str:
     """The tau2 domain that has these tools, "general" for tools of none.
 
-    >>> domain_of([{"type": "function", "function": {"name": "refuel_data"}}])
+    >>> upstream_domain([{"type": "function", "function": {"name": "refuel_data"}}])
     'telecom'
     """
     names = (tool.get("function", tool).get("name", "") for tool in tools)
@@ -240,7 +240,7 @@ class CookbookCodec:
 
     def write(self, actions: Actions) -> list[int]:
         """The turn, up to the stop string. Raises ValueError for more than one action, or a message without text."""
-        body, thought = said(actions)
+        body, thought = split_thought(actions)
         return write_back(actions, lambda dump: self.chat.write("\n".join(_block(a, dump) for a in body), thought), self._read)
 
     def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:

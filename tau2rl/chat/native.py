@@ -9,7 +9,7 @@ from datetime import date as Date
 from tau2rl.chat.families import Schemas, schemas_of
 from tau2rl.chat.parsing import check_call
 from tau2rl.chat.proof import TOOL_USE, family_chat, prove
-from tau2rl.chat.template import TemplateChat, chat_dicts, said
+from tau2rl.chat.template import TemplateChat, chat_dicts, split_thought
 from tau2rl.chat.tokenizers import ChatDict, Tokenizer, date_of, tokenizer_of
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn, UserError
@@ -86,7 +86,7 @@ class NativeCodec:
 
         `tools` give the types of arguments that a family writes as text.
         """
-        body, thought = said(actions)
+        body, thought = split_thought(actions)
         schemas = schemas_of(tools) if tools else _strings_of(actions)
         end = self.chat.end_of(body)
         spellings = [self.chat.with_thought(text, thought) + end.text for text in self.chat.family.spellings(body)]

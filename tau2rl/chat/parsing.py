@@ -235,7 +235,7 @@ Dump = Callable[[Any], str]
 def template_json(value: Any) -> str:
     """JSON as chat templates write it.
 
-    >>> readable({"city": "Zürich"})
+    >>> template_json({"city": "Zürich"})
     '{"city": "Zürich"}'
     """
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

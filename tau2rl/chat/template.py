@@ -55,7 +55,7 @@ class TemplateChat:
         self.tokenizer = tokenizer
         self.family = family
         self.thinking: Thinking = thinking
-        self._variables = variables(thinking, date)
+        self._variables = template_variables(thinking, date)
         tags = {ids[0] for tag in family.tags if len(ids := tokenizer.encode(tag)) == 1}
         self._control = tokenizer.control_ids - (tags - set(tokenizer.end_of_turn_ids))
         self._refuse_endless_thought()
@@ -250,7 +250,7 @@ class TemplateChat:
         """Raises UserError for a template that complains of nothing but that thinking is off."""
 
         def complaint(thinking: Thinking) -> str:
-            told = {**self._variables, **variables(thinking, None)}
+            told = {**self._variables, **template_variables(thinking, None)}
             try:
                 self.tokenizer.render(BASE, None, add_generation_prompt=True, variables=told)
             except _faults() as error:
@@ -282,7 +282,7 @@ class TemplateChat:
         date: Date | None = None,
     ) -> str:
         """The template's text. Raises UserError with the template's own complaint."""
-        told = variables(self.thinking, date) if date else self._variables
+        told = template_variables(self.thinking, date) if date else self._variables
         try:
             return self.tokenizer.render(messages, tools, add_generation_prompt=generation, variables=told)
         except _faults() as error:
@@ -306,7 +306,7 @@ def _faults() -> tuple[type[Exception], ...]:
     return TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
 
 
-def variables(thinking: Thinking, date: Date | None) -> dict[str, Any]:
+def template_variables(thinking: Thinking, date: Date | None) -> dict[str, Any]:
     """What templates of several families ask for, by the names that they have for it."""
     told: dict[str, Any] = {
         "enable_thinking": thinking != "off",
@@ -377,10 +377,10 @@ def openai_message(message: ChatDict) -> ChatDict:
     return {**message, **({"tool_calls": written} if written else {})}
 
 
-def said(actions: Actions) -> tuple[tuple[Action, ...], str]:
+def split_thought(actions: Actions) -> tuple[tuple[Action, ...], str]:
     """A turn's actions without its thought, and the thought.
 
-    >>> said((Think(text="Hm."),))
+    >>> split_thought((Think(text="Hm."),))
     ((), 'Hm.')
     """
     return tuple(a for a in actions if not isinstance(a, Think)), "\n".join(a.text for a in actions if isinstance(a, Think))

@@ -66,7 +66,7 @@ def bench_summary(file: Path) -> str:
     return _first_line(file).partition(": `python")[0].rstrip(".:")
 
 
-def measure(name: str, file: Path, arguments: Sequence[str], *, limit_seconds: float = LIMIT_SECONDS) -> dict[str, Any]:
+def measure_suite(name: str, file: Path, arguments: Sequence[str], *, limit_seconds: float = LIMIT_SECONDS) -> dict[str, Any]:
     """Run a script in a process of its own; what it says on the way goes to stderr.
 
     `digest` names what makes the number: the scripts, the arguments, the source's commit, Python and the libraries.
@@ -190,7 +190,7 @@ def bench(
     results: list[dict[str, Any]] = []
     for number, (name, script) in enumerate(suite.items(), 1):
         console.say(f"{number} of {len(suite)}, {name}: {bench_summary(script)}")
-        result = measure(name, script, () if full else QUICK.get(name, ()))
+        result = measure_suite(name, script, () if full else QUICK.get(name, ()))
         results.append(result)
         write_json(file, {**head, "benchmarks": results})
         if not as_json:

@@ -13,7 +13,7 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
 from tau2rl.cli.show import conversation_pieces
-from tau2rl.cli.top import HEAD, Piece, cells, lines
+from tau2rl.cli.top import HEAD, Piece, cells, top_lines
 from tau2rl.errors import UserError
 from tau2rl.terminal import clean
 from tau2rl.view import runs
@@ -83,7 +83,7 @@ class Dashboard(App[None]):
 
     def draw(self, frame: Frame) -> None:
         """Show a frame; the cursor stays at its episode."""
-        self.screen_stack[0].query_one("#text", Static).update(pane_text(lines(frame)))
+        self.screen_stack[0].query_one("#text", Static).update(pane_text(top_lines(frame)))
         table = self.table
         keys = [str(row["id"]) for row in frame.episodes]
         if keys == [key.value for key in table.rows]:

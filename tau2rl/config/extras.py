@@ -20,7 +20,7 @@ from tau2rl.errors import UserError
 class OptionalPart:
     """A package, and who asks for it: a stage whose settings all have one of the values beside them, or a command.
 
-    `Part(module="wandb", extra="tracking", asked_by={"tracking.wandb": ("offline", "online")})`.
+    `OptionalPart(module="wandb", extra="tracking", asked_by={"tracking.wandb": ("offline", "online")})`.
     """
 
     module: str

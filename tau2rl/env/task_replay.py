@@ -27,7 +27,7 @@ class ReplayOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayEnded:
-    """Where actions of both sides leave a task: `Ended(hash="9f2c...", errors=("", ""), holds=True)`."""
+    """Where actions of both sides leave a task: `ReplayEnded(hash="9f2c...", errors=("", ""), holds=True)`."""
 
     hash: str  # of both databases
     errors: tuple[str, ...]  # one an action; "" where it succeeded

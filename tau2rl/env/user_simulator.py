@@ -224,7 +224,7 @@ def read_user_answer(body: dict[str, Any], *, tools: Collection[str], heard: str
     `tools` are the names of the tools that the user has, `heard` is what the agent said last. Raises UnusableAnswer.
 
     >>> body = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "My phone is dead."}}]}
-    >>> read_answer(body, tools=()).content
+    >>> read_user_answer(body, tools=()).content
     'My phone is dead.'
     """
     choice = first_choice(body)

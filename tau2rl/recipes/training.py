@@ -36,7 +36,7 @@ def backend_for(config: TrainingConfig) -> Backend:
 
             return SlimeBackend()
         case reference:
-            return plugins.make(reference, kind="backend")
+            return plugins.make_plugin(reference, kind="backend")
 
 
 def trains_on_actors(config: StageConfig) -> bool:

@@ -164,11 +164,11 @@ class RunFolder:
 
     def records(self) -> Iterator[EpisodeRecord]:
         """The episodes that are evidence, of this session and of those before it."""
-        return records.read(self.episodes)
+        return records.read_records(self.episodes)
 
     def failed_records(self) -> Iterator[EpisodeRecord]:
         """The episodes that FAILED; a later session may have repeated one."""
-        return records.read(self.failures)
+        return records.read_records(self.failures)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what `provenance.environment` made; on a resumed run, refuse an identity that is not the stored one.

@@ -52,7 +52,7 @@ def decode(line: bytes) -> EpisodeRecord:
     return record
 
 
-def read(path: Path) -> Iterator[EpisodeRecord]:
+def read_records(path: Path) -> Iterator[EpisodeRecord]:
     """The records of a file, one at a time; nothing where there is no file.
 
     A last line without its newline was cut by a kill while it was written and is not a record. Any other line that
@@ -77,7 +77,7 @@ def record_files_of(run: Path) -> list[Path]:
 
 def read_run(run: Path) -> Iterator[EpisodeRecord]:
     """Every record of a run folder, one at a time, those that FAILED behind the others. Raises UserError."""
-    return chain.from_iterable(map(read, record_files_of(run)))
+    return chain.from_iterable(map(read_records, record_files_of(run)))
 
 
 @cache

@@ -32,7 +32,7 @@ Lineage = Mapping[str, Sequence[Described]]  # kind -> what there is of it: {"da
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedConversation:
-    """A conversation for a tracker: `Conversation(attempt="mock/a#3", status="completed", reward=1.0, ..., messages=[...])`."""
+    """A conversation for a tracker: `TrackedConversation(attempt="mock/a#3", status="completed", reward=1.0, messages=[...])`."""
 
     attempt: str
     status: str

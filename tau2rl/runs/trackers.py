@@ -137,7 +137,7 @@ def open_trackers(folder: Path, config: SftConfig | GrpoConfig, *, process: str 
     }
     made += [(name, known[name]) for name in dict.fromkeys(asked.trackers)]
     for name in asked.sinks:
-        sink: Sink = plugins.make(name, folder, dump(config), kind="sink")
+        sink: Sink = plugins.make_plugin(name, folder, dump(config), kind="sink")
         made.append((f"sink `{name}`", lambda _, sink=sink: sink))
     return Trackers([Tracker(name, start, conversations=asked.conversations) for name, start in made])
 

@@ -77,7 +77,7 @@ class Card:
     unknown: tuple[str, ...]  # what the card says that no run shows
 
 
-def make(
+def make_card(
     run: Path, evaluations: Sequence[Path], *, step: str | None, license: str | None, base_model: str | None, repo: str | None
 ) -> Card:
     """The card of the model that a training, or a pipeline's last or named step, has made. Raises UserError."""
@@ -171,7 +171,7 @@ def evidence(path: Path) -> Evidence:
     return Evidence(path=path, config=config, report=read_report(path / REPORT), environment=environment, sha256=sha256)
 
 
-def write(card: Card, folder: Path) -> list[Path]:
+def write_card(card: Card, folder: Path) -> list[Path]:
     """Write `README.md` and, where there is one, `.eval_results/tau2-bench.yaml`. Raises UserError."""
     files = {folder / "README.md": card.text}
     if card.eval_results:

@@ -55,7 +55,7 @@ def _bar(bar: Bar) -> Markup:
     ).format(_label(bar.label, 60), told, Markup("").join(plot), told)
 
 
-def lines(
+def line_chart(
     title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, share: bool = False, integers: bool = False
 ) -> Markup:
     """One small chart: name -> points (x, y), drawn over one another. `share`: y from 0 to 1."""

@@ -22,7 +22,7 @@ from markupsafe import Markup
 import tau2rl
 from tau2rl.config import EvalConfig, PipelineConfig, PlayConfig, StageConfig, dump
 from tau2rl.errors import UserError
-from tau2rl.recipes.pipeline_report import comparison_rows, rows as pipeline_rows, step_rows
+from tau2rl.recipes.pipeline_report import comparison_rows, pipeline_rows as pipeline_rows, step_rows
 from tau2rl.report.published import Published, beside
 from tau2rl.report.tables import cost_words, number, total_words
 from tau2rl.runs import records
@@ -238,7 +238,7 @@ def _charts(values: Json) -> Json:
             constant.append((name, seen.pop()))
         elif seen:
             points = {run: [(x, y) for x, y in found.get(name, ())] for run, found in series.items()}
-            drawn.append((name, charts.lines(f"{name} by step", points, share=share)))
+            drawn.append((name, charts.line_chart(f"{name} by step", points, share=share)))
     return {
         "over_k": [(f"pass{kind}k", _over_k(kind, measures)) for kind in "@^"] if several else [],
         "over_k_legend": charts.legend(measures),
@@ -250,7 +250,7 @@ def _charts(values: Json) -> Json:
 
 
 def _over_k(kind: str, measures: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> Markup:
-    return charts.lines(f"pass{kind}k by k", {name: of[kind] for name, of in measures.items()}, share=True, integers=True)
+    return charts.line_chart(f"pass{kind}k by k", {name: of[kind] for name, of in measures.items()}, share=True, integers=True)
 
 
 def _bars(each: Mapping[str, Any]) -> list[charts.Bar]:

@@ -124,7 +124,7 @@ def is_whole(export: Path) -> bool:
 
 def point_final(checkpoints: Path, export: Path) -> Path:
     """Let `checkpoints/final` be an export, so that it is found where every training leaves its model."""
-    files.point(checkpoints / FINAL, str(export.relative_to(checkpoints)))
+    files.point_link(checkpoints / FINAL, str(export.relative_to(checkpoints)))
     link = checkpoints / FINAL
     return link if link.exists() else export  # a file system without links
 

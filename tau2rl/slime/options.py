@@ -45,7 +45,7 @@ class Contract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenOption:
-    """One option of a command line with its values: `Given(name="--lr", values=("1e-06",))`."""
+    """One option of a command line with its values: `GivenOption(name="--lr", values=("1e-06",))`."""
 
     name: str
     values: tuple[str, ...]
@@ -55,10 +55,10 @@ class GivenOption:
 def contract() -> Contract:
     """The contract of the pinned versions."""
     data = json.loads(files("tau2rl.slime").joinpath(FILE).read_text(encoding="utf-8"))
-    return read(data)
+    return read_contract(data)
 
 
-def read(data: Mapping[str, Any]) -> Contract:
+def read_contract(data: Mapping[str, Any]) -> Contract:
     """The contract in the layout of `options.json`."""
     options: dict[str, Option] = {}
     for entry in data["options"]:

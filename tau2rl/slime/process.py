@@ -97,7 +97,7 @@ def shared_variables(present: Mapping[str, str], made: Mapping[str, str]) -> dic
 def slime_environment(present: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
     """The environment of slime's driver: the present one with ours, the same for its actors by way of the job's description.
 
-    >>> made = child_environment({"HOME": "/h", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/slime", "X": "1"})
+    >>> made = slime_environment({"HOME": "/h", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/slime", "X": "1"})
     >>> made["PYTHONPATH"], json.loads(made[JOB_CONFIG])["runtime_env"]["env_vars"]
     ('/slime:/a', {'PYTHONPATH': '/slime:/a', 'X': '1'})
     """

@@ -19,7 +19,7 @@ from tau2rl.verify.evidence import is_evidence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """The attempts at one task: `Group(task=..., episodes=(...), scores=(1.0, 0.0), advantages=((0.5,), (-0.5,)))`."""
+    """The attempts at one task: `ScoredGroup(task=..., episodes=(...), scores=(1.0, 0.0), advantages=((0.5,), (-0.5,)))`."""
 
     task: TaskRef
     episodes: tuple[Episode, ...]  # [group]

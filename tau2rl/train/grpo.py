@@ -25,7 +25,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor
-from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
+from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan_attempts, record_of
 from tau2rl.runs.budget import is_over, step_meter, stop
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
@@ -135,7 +135,7 @@ class GRPO:
     async def validate(self, step: int, policy: LocalPolicy) -> float | None:
         """The share of the validation tasks that is solved: the same attempts every time. Its episodes are kept in `val/`."""
         config = self.config
-        attempts = plan(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
+        attempts = plan_attempts(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
         async with aclosing(self.rollouts.play(attempts, validation_policy(policy, config))) as played:
             records = [record_of(one, config, self.rollouts.spec) async for one in played]
         for record in records:

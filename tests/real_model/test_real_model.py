@@ -24,7 +24,7 @@ from tau2rl.chat import codec_fingerprint
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import HFTokenizer
 from tau2rl.runs.files import read_json
-from tau2rl.runs.records import read
+from tau2rl.runs.records import read_records
 from tau2rl.types import CallTool, Message, Opening
 from tests.learning.chain import carry_out, demonstrate, final, tasks
 
@@ -107,7 +107,7 @@ def test_a_few_steps_of_it_go_through_sft_and_eval(checkpoint: Path, tmp_path: P
         policy={"kind": "local", "checkpoint": str(trained), "sampling": {"temperature": 1.0, "max_tokens": 16}},
         limits={"max_turns": 1, "context_tokens": 2048, "repairs": 0},
     )  # fmt: skip
-    played = list(read(tmp_path / "eval" / "episodes.jsonl"))
+    played = list(read_records(tmp_path / "eval" / "episodes.jsonl"))
     assert len(played) == 1
     assert all(record.episode.turns for record in played)
 

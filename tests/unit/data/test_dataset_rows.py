@@ -28,7 +28,7 @@ from tau2rl.data.encoding import encode_rows, pack
 from tau2rl.data.jsonl import read_file
 from tau2rl.env.tasks import changed_something, gold_script, select
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.dataset import Source, dataset_row, make_source, signature
+from tau2rl.recipes.dataset import SourceRun, dataset_row, make_source, signature
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import environment
@@ -78,7 +78,7 @@ def row(episode: Episode, chat: ChatConfig = CHAT) -> dict[str, Any]:
     return dataset_row(record, source(chat))
 
 
-def source(chat: ChatConfig = CHAT) -> Source:
+def source(chat: ChatConfig = CHAT) -> SourceRun:
     return make_source(Path("run"), "r", PolicyConfig(kind="gold"), chat, fingerprint="f" * 16, digest="d" * 16)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tau2rl.config import TasksConfig
-from tau2rl.env.audit import POLICIES, measure_floors, validate
+from tau2rl.env.audit import POLICIES, measure_floors, validate_tasks
 from tau2rl.env.domain import readable_data
 from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.tasks import select
@@ -73,6 +73,6 @@ def test_the_shipped_floors_are_what_a_replay_finds(name: str, counts: tuple[int
 
 @pytest.mark.oracle
 def test_every_reference_path_of_the_test_split_earns_its_reward() -> None:
-    results = list(validate(TasksConfig(split="test")))
+    results = list(validate_tasks(TasksConfig(split="test")))
     assert len(results) == 100
     assert [v.ref.key for v in results if v.why] == []
