@@ -39,9 +39,9 @@ from tau2rl.recipes.agents import open_given
 from tau2rl.recipes.play import play
 from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.runner import PolicyFor
-from tau2rl.runs.claim import claimed
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress
+from tau2rl.runs.sessions import claimed
 from tau2rl.types import Attempt, Episode, EpisodeRecord, TaskRef
 
 P = ParamSpec("P")

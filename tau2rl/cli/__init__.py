@@ -228,7 +228,7 @@ COMMANDS = {
         examples=("tau2rl import data/simulations/retail.json", "tau2rl report outputs/eval/mine outputs/eval/retail"),
     ),
     "card": Late(
-        where="tau2rl.cli.publish:card",
+        where="tau2rl.cli.share:card",
         panel=SHARE,
         summary="Write a Hugging Face model card from what the runs recorded, and name what no run shows.",
         examples=(
@@ -237,7 +237,7 @@ COMMANDS = {
         ),
     ),
     "push": Late(
-        where="tau2rl.cli.publish:push",
+        where="tau2rl.cli.share:push",
         panel=SHARE,
         summary="Upload a checkpoint with its card to the Hugging Face hub. "
         "By default it uploads nothing and says what it would.",

@@ -20,9 +20,9 @@ from tau2rl.recipes.training import backend_for
 from tau2rl.runs.checkpoints import last_step
 from tau2rl.runs.files import writing
 from tau2rl.runs.folder import run_path, stage_of
+from tau2rl.runs.records import validations
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.runs.sessions import RunLock, session_folders
-from tau2rl.runs.validation import validations
 
 STEPS, ATTEMPTS = 2, 2  # the second step is that of a resumed run
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # tasks, or rows, of a step: the first one that the layout takes

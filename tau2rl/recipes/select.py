@@ -24,8 +24,8 @@ from tau2rl.runs.checkpoints import SELECTED, step_of, training_run
 from tau2rl.runs.files import point_link, write_json, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, described_checkpoint, differences, file_hash, is_subject, read_environment
+from tau2rl.runs.records import validations
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
-from tau2rl.runs.validation import validations
 from tau2rl.types import TaskRef
 
 Shares = dict[str, float]  # task key -> share of attempts that solved it

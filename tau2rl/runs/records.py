@@ -2,12 +2,17 @@
 
 A reader takes what it knows: a field that a line lacks has its default, and one that is not known is passed over. `SCHEMA` is
 raised when that is not enough.
+
+A validation of a training is `val/step_00020.jsonl`: the episodes of the model behind step 20; step 0 is before training. It is
+written when it is over, whole or not at all, because a part of it would be taken for the result of all tasks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -17,11 +22,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from tau2rl.errors import UserError
+from tau2rl.runs.secrets import Redactor
 from tau2rl.types import EpisodeRecord
 
 # The layout of a line; raised when a reader of the old one would misread the new one. 2: turns may have `kept` and `forced`.
 SCHEMA = 2
 READ = (1, SCHEMA)
+VALIDATIONS, FIRST_VALIDATIONS = "val", "select"  # folders; the second in runs of the first format
 FILES = ("episodes.jsonl", "failures.jsonl")  # of a run: what is evidence, and what FAILED
 
 
@@ -106,3 +113,33 @@ def _other_schema(schema: object) -> UserError:
         f"record of schema {schema!r}, this version reads schemas 1 and {SCHEMA}",
         hint="read it with the version of tau2rl that `environment.json` beside it names",
     )
+
+
+def validation_file(run: Path, step: int) -> Path:
+    """Where the validation behind a step goes.
+
+    >>> validation_file(Path("outputs/grpo/a"), 20).as_posix()
+    'outputs/grpo/a/val/step_00020.jsonl'
+    """
+    return run / VALIDATIONS / f"step_{step:05}.jsonl"
+
+
+def write_validation(run: Path, step: int, episodes: Iterable[EpisodeRecord], *, redactor: Redactor) -> Path:
+    """Keep every episode of a validation, FAILED ones too; replaces an earlier one behind the same step."""
+    path = validation_file(run, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            file.writelines(encode(redactor.record(episode)) for episode in episodes)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def validations(run: Path) -> dict[int, Path]:
+    """Step -> file of every validation of a run, by step. A run that goes on in the present format replaces older files."""
+    files = [file for folder in (FIRST_VALIDATIONS, VALIDATIONS) for file in (run / folder).glob("step_*.jsonl")]
+    named = ((re.fullmatch(r"step_(\d+)\.jsonl", file.name), file) for file in files)
+    return dict(sorted({int(name[1]): file for name, file in named if name}.items()))

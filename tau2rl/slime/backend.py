@@ -27,8 +27,7 @@ from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import sessions, timed
-from tau2rl.runs.trackers import trackers_of
-from tau2rl.runs.tracking import rewind, rewind_episodes
+from tau2rl.runs.trackers import rewind, rewind_episodes, trackers_of
 from tau2rl.slime import rollout_log
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.checkpoints import attempts_done, point_final, read_saves, refuse_megatron, slime_exports, steps_done

@@ -38,7 +38,7 @@ from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.protocols import Sink
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.tracking import JsonlSink
+from tau2rl.runs.trackers import JsonlSink
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # ray/_private/runtime_env/constants.py
 LISTS = {"PYTHONPATH": ":", "no_proxy": ",", "NO_PROXY": ","}  # added to, in place of replaced

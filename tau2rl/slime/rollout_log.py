@@ -15,11 +15,10 @@ from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor, dominated, habit_metrics
 from tau2rl.runs import records
 from tau2rl.runs.files import json_lines, write_json
+from tau2rl.runs.records import write_validation
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.sessions import session_folders
-from tau2rl.runs.trackers import open_trackers
-from tau2rl.runs.tracking import JsonlSink
-from tau2rl.runs.validation import write_validation
+from tau2rl.runs.trackers import JsonlSink, open_trackers
 from tau2rl.settings import available_cores
 from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.samples import ABORTED, SampleMetadata

@@ -28,7 +28,7 @@ from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, begins_anew, exports,
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import PhaseTimer, sessions, timed
-from tau2rl.runs.tracking import Curves
+from tau2rl.runs.trackers import Curves
 from tau2rl.train.engine.proof import record_engine
 from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import metrics_summary

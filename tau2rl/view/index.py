@@ -23,8 +23,7 @@ from pydantic_core import from_json
 
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import replaces
-from tau2rl.runs.records import READ, SCHEMA, decode, record_files_of
-from tau2rl.runs.validation import validations
+from tau2rl.runs.records import READ, SCHEMA, decode, record_files_of, validations
 from tau2rl.types import EpisodeRecord
 from tau2rl.view.rows import COLUMNS, Json, index_row, searchable_text
 

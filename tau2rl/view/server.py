@@ -28,7 +28,7 @@ from tau2rl.errors import UserError
 from tau2rl.view import group, runs
 from tau2rl.view.conversation import first_difference
 from tau2rl.view.index import Index, Query, record_files
-from tau2rl.view.pipeline import pipeline, pipeline_tasks
+from tau2rl.view.runs import pipeline, pipeline_tasks
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

@@ -27,8 +27,7 @@ from tau2rl.errors import RunIncomplete
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.records import read_records
-from tau2rl.runs.validation import validation_file
+from tau2rl.runs.records import read_records, validation_file
 from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.rollout import Rollout
 from tau2rl.slime.samples import Played

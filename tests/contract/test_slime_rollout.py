@@ -27,8 +27,7 @@ from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import CHATML_TEMPLATE, HFTokenizer
 from tau2rl.data.encoding import pack
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.runs.records import read_records
-from tau2rl.runs.validation import validation_file
+from tau2rl.runs.records import read_records, validation_file
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.samples import KEY, metadata_of, task_of
 from tests.contract.slime_episodes import DONE, RIGHT, SAMPLING, SCRIPTS, WRONG, agent, codec_of, rollout

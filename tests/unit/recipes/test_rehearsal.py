@@ -25,7 +25,7 @@ from tau2rl.recipes.rehearsal import rehearsed
 from tau2rl.recipes.training import backend_for
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
-from tau2rl.runs.validation import validation_file
+from tau2rl.runs.records import validation_file
 from tau2rl.train.backend import LocalBackend
 from tau2rl.train.tiny import create_tiny
 from tests.slime_configs import CONFIGS, load_slime

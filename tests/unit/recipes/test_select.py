@@ -31,8 +31,8 @@ from tau2rl.recipes.test_access import find_test_access, log_test_access
 from tau2rl.report.report import build_report
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.records import write_validation
 from tau2rl.runs.secrets import Redactor
-from tau2rl.runs.validation import write_validation
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Say, Score, Status, StopReason, TaskRef
 from tests.stubs.sglang import SGLangStub
 

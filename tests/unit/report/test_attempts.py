@@ -22,9 +22,8 @@ from tau2rl.report.aggregate import counted
 from tau2rl.report.report import build_report
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import environment
-from tau2rl.runs.records import SCHEMA
+from tau2rl.runs.records import SCHEMA, write_validation
 from tau2rl.runs.secrets import Redactor
-from tau2rl.runs.validation import write_validation
 from tau2rl.types import Attempt, EpisodeRecord, Failure, Fault, Grade, Score, Status, TaskRef
 from tests.play import play
 

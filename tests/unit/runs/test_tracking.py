@@ -25,8 +25,7 @@ import pytest
 from tau2rl.config import GrpoConfig, build
 from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.trackers import trackers_of
-from tau2rl.runs.tracking import Curves, JsonlSink
+from tau2rl.runs.trackers import Curves, JsonlSink, trackers_of
 from tau2rl.types import Message
 from tests.viewing import HOSTILE, failed, record
 

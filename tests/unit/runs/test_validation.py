@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tau2rl.runs import records
+from tau2rl.runs.records import validations, write_validation
 from tau2rl.runs.secrets import Redactor
-from tau2rl.runs.validation import validations, write_validation
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Status, StopReason, TaskRef
 
 

@@ -18,7 +18,7 @@ import pytest
 from tau2rl.config import SftConfig, build
 from tau2rl.errors import UserError
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.tracking import rewind_episodes
+from tau2rl.runs.trackers import rewind_episodes
 from tau2rl.slime.backend import SlimeBackend
 from tau2rl.slime.checkpoints import TRACKER, attempts_done, point_final, read_saves, refuse_megatron, slime_exports, steps_done
 from tests.slime_configs import QWEN3_4B
