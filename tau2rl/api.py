@@ -31,6 +31,7 @@ from tau2rl.config import (
     build,
     dump,
 )
+from tau2rl.config.kinds import POLICIES
 from tau2rl.env import tau2_env
 from tau2rl.env.tasks import select
 from tau2rl.protocols import ChatCodec, Env, Policy
@@ -39,15 +40,13 @@ from tau2rl.recipes.agents import open_given
 from tau2rl.recipes.play import play
 from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.runner import PolicyFor
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import Progress
-from tau2rl.runs.sessions import claimed
 from tau2rl.types import Attempt, Episode, EpisodeRecord, TaskRef
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-SERVED_BY_TOKENS = ("sglang", "local")  # kinds of policy that read a checkpoint's own chat template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +253,7 @@ def _policy(policy: Any) -> tuple[Any, dict[str, Any]]:
 
 def _codec(codec: Any, kind: str) -> tuple[ChatCodec | None, dict[str, Any]]:
     if codec is None:
-        return None, {"protocol": "native" if kind in SERVED_BY_TOKENS else "transcript"}
+        return None, {"protocol": "native" if kind in POLICIES and POLICIES[kind].exchanges == "tokens" else "transcript"}
     if isinstance(codec, str):
         return None, {"protocol": codec}
     if isinstance(codec, (ChatConfig, Mapping)):

@@ -31,6 +31,32 @@ def in_short(report: Mapping[str, Any]) -> str:
     )
 
 
+MixRows = Annotated[
+    int | None,
+    typer.Option(
+        "--rows",
+        help="Rows of the mix. (default: as many as the weights allow without a row twice)",
+        min=1,
+        metavar="N",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+Near = Annotated[
+    float | None,
+    typer.Option(
+        "--near",
+        help="Leave out conversations that are nearly an earlier one: of the word 3-grams of what the user said and the "
+        "agent called, two such ones share at least this part (Jaccard, such as 0.9). (default: only equal ones)",
+        min=0.1,
+        max=1,
+        metavar="X",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+
+
 def mix(
     sources: Annotated[
         list[str],
@@ -43,32 +69,10 @@ def mix(
     output: Annotated[
         Path, option("--output", help="The file to write: `.jsonl`, `.jsonl.gz` or `.parquet`.", metavar="FILE", panel=OUTPUT)
     ],
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            "--rows",
-            help="Rows of the mix. (default: as many as the weights allow without a row twice)",
-            min=1,
-            metavar="N",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
+    rows: MixRows = None,
     seed: Annotated[int, option("--seed", help="Decides which rows, and their order. (default: 0)", metavar="N")] = 0,
     licence: Licence = None,
-    near: Annotated[
-        float | None,
-        typer.Option(
-            "--near",
-            help="Leave out conversations that are nearly an earlier one: of the word 3-grams of what the user said and the "
-            "agent called, two such ones share at least this part (Jaccard, such as 0.9). (default: only equal ones)",
-            min=0.1,
-            max=1,
-            metavar="X",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
-    ] = None,
+    near: Near = None,
     skip_bad: Annotated[bool, option("--skip-bad", help="Leave out rows that cannot be read, and name them.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -26,31 +26,33 @@ if TYPE_CHECKING:
     from tau2rl.verify.verifiers import Scorer
 
 SHIPPED = ("rules", "consistency", "logprob")
+VerifierNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="rules, consistency, logprob, judge, a file of `--fit`, or yours as `package.module:name`; may be repeated. "
+        "(default: the first three)",
+        metavar="NAME",
+        show_default=False,
+    ),
+]
+Fit = Annotated[
+    Path | None,
+    typer.Option(
+        help="Fit a logistic regression on the scores of the verifiers, on a run of training tasks, and write it here.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
 
 
 def select(
     run: Annotated[Path, typer.Argument(help="A finished evaluation.", metavar="RUN_DIR", show_default=False)],
     k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="Attempts to choose from. (default: all)")] = None,
-    verifier: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="rules, consistency, logprob, judge, a file of `--fit`, or yours as `package.module:name`; may be repeated. "
-            "(default: the first three)",
-            metavar="NAME",
-            show_default=False,
-        ),
-    ] = None,
+    verifier: VerifierNames = None,
     accept_from: Annotated[
         float, typer.Option(min=0, max=1, help="The score from which an attempt is accepted, and early stop ends.")
     ] = 0.5,
-    fit: Annotated[
-        Path | None,
-        typer.Option(
-            help="Fit a logistic regression on the scores of the verifiers, on a run of training tasks, and write it here.",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ] = None,
+    fit: Fit = None,
     judge_model: JudgeModel = None,
     judge_api_base: JudgeApiBase = None,
     judge_api_key_env: JudgeKey = None,

@@ -12,9 +12,9 @@ from tau2rl import console
 from tau2rl.cli.options import OUTPUT, Json, RunDir, Sets, option
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.errors import UserError
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, run_path
-from tau2rl.runs.sessions import claimed
 
 if TYPE_CHECKING:
     from tau2rl.share.kept import KeptRun

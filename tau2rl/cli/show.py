@@ -6,7 +6,7 @@ import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from tau2rl.cli.printing import shown
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 from tau2rl.report.tables import blame_words, number
+
+if TYPE_CHECKING:
+    from tau2rl.view.index import Index
 
 FOLD = 300  # characters of a tool's result that show without `--whole`
 WIDTH = 100
@@ -54,7 +57,6 @@ def show(
     The first call makes `index.sqlite` in the run folder, which later ones bring up to date; it may be deleted at any time.
     """
     from tau2rl.verify.attribution import kept
-    from tau2rl.view import runs
     from tau2rl.view.index import Index, Query
 
     if attempt is not None and not task:
@@ -77,16 +79,8 @@ def show(
                     hint=f"`tau2rl show {shown(run)} {task}` lists them",
                 )
         if task and len(rows) == 1 and (attempt is not None or found.total == 1):
-            number_ = int(rows[0]["id"])
-            values = runs.episode(run, index, number_)
-            drawn = runs.episode_tokens(run, index, number_) if tokens else None
             who = blamed.get(rows[0]["key"]) if rows[0]["place"] == "run" else None
-            if as_json:
-                console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
-            else:
-                lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
-                pieces = conversation_pieces(values, whole=whole)
-                console.emit_styled([*pieces, *lines, *(_tokens(drawn) if drawn else ())])
+            _print_episode(run, index, int(rows[0]["id"]), who, tokens=tokens, whole=whole, as_json=as_json)
         elif tokens:
             raise UserError(f"`--tokens` shows one episode, and {found.total} fit", hint="name its task, and `--attempt N`")
         elif as_json:
@@ -98,6 +92,21 @@ def show(
                 console.emit_words(f"success: {blame_words(scores['overall'])}")
         if bad := index.unreadable():
             console.say(f"warning: {bad} lines are no records of this version and are not shown")
+
+
+def _print_episode(
+    run: Path, index: Index, number: int, who: Mapping[str, Any] | None, *, tokens: bool, whole: bool, as_json: bool
+) -> None:
+    """One conversation; `who`: to blame for it."""
+    from tau2rl.view import runs
+
+    values = runs.episode(run, index, number)
+    drawn = runs.episode_tokens(run, index, number) if tokens else None
+    if as_json:
+        console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
+        return
+    lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
+    console.emit_styled([*conversation_pieces(values, whole=whole), *lines, *(_tokens(drawn) if drawn else ())])
 
 
 def view(

@@ -12,7 +12,6 @@ from tau2rl.config.fields import Setting, every_setting, known_names, words_of
 from tau2rl.config.loading import build, dump, flatten, load_config, put, read_config_file, type_of
 from tau2rl.config.making import SynthConfig, WriterConfig
 from tau2rl.config.sections import (
-    PRESETS,
     BudgetConfig,
     ChatConfig,
     DataConfig,
@@ -64,7 +63,6 @@ from tau2rl.config.training import (
 
 __all__ = [
     "DOMAINS",
-    "PRESETS",
     "STAGES",
     "TEST_SPLITS",
     "AgentConfig",

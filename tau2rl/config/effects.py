@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from tau2rl.config.fields import arms_of, every_setting, leaves, value_of, words_of
+from tau2rl.config.fields import arms_of, every_setting, leaves, takes_reference, value_of, words_of
+from tau2rl.config.kinds import POLICIES, PROTOCOLS, SCRIPTED, SERVED, TRAJECTORY_ESTIMATORS
 from tau2rl.errors import UserError
 
 
@@ -106,10 +107,7 @@ def matches(value: Any, values: Values) -> bool:
     return values.holds(value)
 
 
-NOT_SERVED = Other(than=("sglang", "api"))
-NOT_SAMPLED = Other(than=("sglang", "api", "local"))
-SCRIPTED = ("gold", "do-nothing", "always-transfer")
-TRAJECTORY = ("grpo", "dr_grpo", "rloo")
+NOT_SERVED = Other(than=SERVED)
 OF_ENGINES = ("layout", "policy_gpus", "gpus_per_engine", "mem_fraction", "overlap", "user")
 OF_ROLLOUTS = ("fault_tolerance", "health_seconds", "circuit_breaker_seconds")
 
@@ -118,10 +116,10 @@ IDLE: tuple[Idle, ...] = (
     Idle("launch.address", {"launch.inline": (True,)}),
     Idle("launch.detach", {"launch.inline": (True,)}),
     # who plays the agent
-    Idle("policy.url", {"policy.kind": Other(than=("sglang",))}),
-    *(Idle(f"policy.{key}", {"policy.kind": Other(than=("api",))}) for key in ("model", "api_base", "api_key_env")),
-    Idle("policy.checkpoint", {"policy.kind": Other(than=("local",))}),
-    Idle("policy.sampling", {"policy.kind": NOT_SAMPLED}),
+    *(Idle(f"policy.{key}", {"policy.kind": Other(than=(kind,))}) for kind, traits in POLICIES.items() for key in traits.reads),
+    Idle("policy.options", {"policy.kind": tuple(POLICIES)}, "they are those of a policy of your own"),
+    Idle("chat.options", {"chat.protocol": PROTOCOLS}, "they are those of a codec of your own"),
+    Idle("policy.sampling", {"policy.kind": SCRIPTED}),
     *(Idle(f"policy.sampling.{key}", {"policy.sampling.temperature": (0,)}, "it is greedy") for key in ("top_p", "top_k")),
     *(Idle(f"policy.{key}", {"policy.kind": NOT_SERVED}, "no server is asked") for key in ("timeout_seconds", "retries")),
     Idle("local", {"policy.kind": Other(than=("local",))}),
@@ -151,7 +149,7 @@ IDLE: tuple[Idle, ...] = (
     Idle("reward.normalise", {"reward.alpha": (0,)}),
     Idle("reward.normalise", {"reward.preset": ("outcome", "guarded"), "reward.alpha": (None,)}, "it weighs no partial score"),
     Idle("reward.recipe", {}, "it is for training by turns", ("eval", "seed", "rft-filter")),
-    Idle("reward.recipe", {"algo.estimator": TRAJECTORY}),
+    Idle("reward.recipe", {"algo.estimator": TRAJECTORY_ESTIMATORS}),
     # synth
     *(Idle(key, {"domain": ("telecom",)}, "its grid is problems, intents, personas") for key in ("writes", "burdens")),
     *(Idle(key, {"domain": Other(than=("telecom",))}) for key in ("problems", "intents", "personas")),
@@ -193,9 +191,9 @@ IDLE: tuple[Idle, ...] = (
     Idle("keep.form", {"keep.attempts": Other(than=("solved+form",))}),
     Idle("balance.form", {"keep": Other(than=("solved+form",))}),
     # the policy gradient
-    Idle("algo.gamma", {"algo.estimator": (*TRAJECTORY, "mt_grpo")}),
+    Idle("algo.gamma", {"algo.estimator": (*TRAJECTORY_ESTIMATORS, "mt_grpo")}),
     Idle("algo.outcome_weight", {"algo.estimator": Other(than=("mt_gtpo",))}),
-    Idle("algo.turn_rewards", {"algo.estimator": TRAJECTORY}),
+    Idle("algo.turn_rewards", {"algo.estimator": TRAJECTORY_ESTIMATORS}),
     Idle("algo.turn_rewards", {"reward.recipe": SET}),
     *(
         Idle(f"algo.{key}", {"train.num_minibatches": (1,)}, "the ratio is 1 in the only update on a batch")
@@ -300,6 +298,8 @@ def _way_out(rule: Idle, model: type[BaseModel]) -> str:
         words = [word for word in words_of(setting.type) if not matches(word, values)]
         if words:
             return f", or set {gate} to {' or '.join(f'`{word}`' for word in words)}"
+        if takes_reference(setting.type):
+            return f", or name code of your own as {gate}: `package.module:Name`"
         if isinstance(values, Set):
             return f", or {gate}"
         if isinstance(values, Apart):

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from tau2rl.config.base import IsoDate, Reference, Section, Url, VariableName, WordOrReference
+from tau2rl.config.kinds import POLICIES, PROTOCOLS
 
-PolicyKind = Annotated[str, AfterValidator(WordOrReference("sglang", "api", "local", "gold", "do-nothing", "always-transfer"))]
-ChatProtocol = Annotated[str, AfterValidator(WordOrReference("native", "cookbook", "transcript"))]
-PRESETS = ("cookbook", "pipeline", "outcome", "guarded")
+PolicyKind = Annotated[str, AfterValidator(WordOrReference(*POLICIES))]
+ChatProtocol = Annotated[str, AfterValidator(WordOrReference(*PROTOCOLS))]
 
 
 class TasksConfig(Section):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import AfterValidator, Field, model_validator
 
 from tau2rl.config.base import TEST_SPLITS, Module, Section, WordOrReference
+from tau2rl.config.kinds import BACKENDS, POLICIES, SERVED
 from tau2rl.config.sections import (
     BalanceConfig,
     BudgetConfig,
@@ -50,8 +51,7 @@ from tau2rl.config.training import (
     ValConfig,
 )
 
-BackendName = Annotated[str, AfterValidator(WordOrReference("local", "slime"))]
-SERVED = ("sglang", "api")  # the kinds of policy that a server answers for
+BackendName = Annotated[str, AfterValidator(WordOrReference(*BACKENDS))]
 
 
 class StageConfig(Section):
@@ -171,22 +171,19 @@ def _only_mock(domains: Any) -> bool:
 
 
 def _check_agent(policy: PolicyConfig, chat: ChatConfig) -> None:
-    """Refuse a policy that does not speak the protocol."""
-    if policy.kind == "local":
-        if chat.protocol == "transcript":
-            raise ValueError("chat.protocol `transcript` has no tokens for policy.kind `local`: use `native` or `cookbook`")
-        if policy.checkpoint is None:
-            raise ValueError("policy.kind `local` needs policy.checkpoint, the directory of a checkpoint")
-    if policy.kind == "sglang":
-        if chat.protocol == "transcript":
-            raise ValueError("chat.protocol `transcript` has no tokens for policy.kind `sglang`: use `native` or `cookbook`")
-        if not chat.tokenizer:
-            raise ValueError("policy.kind `sglang` needs chat.tokenizer: the directory of the checkpoint's tokenizer")
-    elif policy.kind == "api":
-        if chat.protocol != "transcript":
-            raise ValueError("policy.kind `api` exchanges messages, not tokens: set chat.protocol to `transcript`")
-        if not policy.model:
-            raise ValueError("policy.kind `api` needs policy.model, a litellm model name")
+    """Refuse a policy that does not speak the protocol, or lacks what it needs."""
+    traits = POLICIES.get(policy.kind)
+    if traits is None:
+        return
+    if traits.exchanges == "tokens" and chat.protocol == "transcript":
+        raise ValueError(f"chat.protocol `transcript` has no tokens for policy.kind `{policy.kind}`: use `native` or `cookbook`")
+    if traits.exchanges == "messages" and chat.protocol != "transcript":
+        raise ValueError(f"policy.kind `{policy.kind}` exchanges messages, not tokens: set chat.protocol to `transcript`")
+    if traits.needs is not None:
+        setting, what = traits.needs
+        section, _, name = setting.partition(".")
+        if not getattr({"policy": policy, "chat": chat}[section], name):
+            raise ValueError(f"policy.kind `{policy.kind}` needs {setting}, {what}")
 
 
 class MakesDataConfig(LearnConfig, AgentConfig):
@@ -260,6 +257,11 @@ class GrpoConfig(LearnConfig):
     tracking: TrackingConfig = TrackingConfig()
     local: LocalTrainConfig = LocalTrainConfig()
     slime: SlimeConfig = SlimeConfig()
+
+    @property
+    def serves_user(self) -> bool:
+        """Whether the run serves the model of the user simulator itself."""
+        return bool(self.slime.user.gpus)
 
     @model_validator(mode="after")
     def _fits(self) -> GrpoConfig:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, model_validator
 
 from tau2rl.config.base import Reference, Section
+from tau2rl.config.kinds import TrajectoryEstimator, TurnEstimator
 from tau2rl.config.sections import FaultsConfig, LocalConfig, RolloutConfig, SamplingConfig, TasksConfig
 
 
@@ -172,7 +173,7 @@ class CurriculumConfig(Section):
 class AlgoConfig(FaultsConfig):
     """The policy gradient, on any backend."""
 
-    estimator: Literal["grpo", "dr_grpo", "rloo", "mt_grpo", "gtpo", "mt_gtpo"] = "grpo"
+    estimator: Literal[TrajectoryEstimator, TurnEstimator] = "grpo"
     """Scores to advantages: `grpo`, `dr_grpo`, `rloo` for an episode; `mt_grpo`, `gtpo`, `mt_gtpo` for each turn."""
     gamma: float = Field(default=0.9, ge=0, le=1)
     """Discount of a turn's return, `gtpo` and `mt_gtpo`."""

@@ -9,6 +9,7 @@ from tau2rl.config.base import Section
 from tau2rl.config.effects import UNSET
 from tau2rl.config.extras import PARTS, part_of
 from tau2rl.config.fields import value_of
+from tau2rl.config.kinds import backend_traits
 from tau2rl.doctor import machine, services
 from tau2rl.doctor.services import CheckResult
 
@@ -51,12 +52,12 @@ def examine(
 
 def examine_for(config: Section, *, address: str | None) -> Iterator[CheckResult]:
     """Every check of the machine for a stage with these settings, one at a time; what else they name is not looked for here."""
-    slime = value_of(config, "backend") == "slime"
+    container = backend_traits(value_of(config, "backend")).in_container
     yield from _installed(address)
     for module in dict.fromkeys(part.module for part in PARTS if part.asked_by and part.module not in ("ray", "tau2")):
         yield _module(module, needed=any(part.module == module and part.asked(config) for part in PARTS))
-    yield machine.check_gpu(needed=slime or str(value_of(config, "local.device")).startswith("cuda"))
-    if slime:
+    yield machine.check_gpu(needed=container or str(value_of(config, "local.device")).startswith("cuda"))
+    if container:
         yield from _of_the_container(needed=True)
     yield services.check_keys()
     user, policy = value_of(config, "user"), value_of(config, "policy")
@@ -64,7 +65,7 @@ def examine_for(config: Section, *, address: str | None) -> Iterator[CheckResult
         yield services.check_user(user)
     if isinstance(policy, PolicyConfig):
         yield services.check_policy(policy)
-    yield from _room("train" if slime else "laptop")
+    yield from _room("train" if container else "laptop")
 
 
 def _installed(address: str | None) -> Iterator[CheckResult]:

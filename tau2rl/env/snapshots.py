@@ -20,16 +20,16 @@ from tau2.data_model.tasks import Task
 from tau2.environment.environment import Environment
 from tau2.registry import registry
 
-DOMAINS = "domains.json"
+DOMAINS_FILE = "domains.json"
 DATABASES = {"airline": "FlightDB", "retail": "RetailDB", "telecom": "TelecomDB"}  # tau2's classes
 
 
 def register(folder: Path) -> list[str]:
     """Make the domains of a folder known to tau2's registry; their names. Raises UserError."""
     try:
-        named: dict[str, dict[str, str]] = json.loads((folder / DOMAINS).read_text("utf-8"))
+        named: dict[str, dict[str, str]] = json.loads((folder / DOMAINS_FILE).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"`{folder / DOMAINS}` cannot be read: {error}", hint="`tau2rl data import` writes it") from None
+        raise UserError(f"`{folder / DOMAINS_FILE}` cannot be read: {error}", hint="`tau2rl data import` writes it") from None
     for name, parts in named.items():
         if name not in registry.get_domains():
             registry.register_domain(_constructor(folder / parts["database"], parts["base"]), name)

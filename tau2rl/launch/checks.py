@@ -150,7 +150,7 @@ def _runs(sources: list[Path]) -> str:
 def _checkpoint(config: StageConfig) -> Path | None:
     """The model that a run starts from or plays with, where it is a folder."""
     if isinstance(config, AgentConfig):
-        return config.policy.checkpoint if config.plays and config.policy.kind == "local" else None
+        return config.policy.checkpoint if config.plays else None
     if isinstance(config, SftConfig | GrpoConfig) and config.model.init != "tiny":
         return Path(config.model.init)
     return None
@@ -181,7 +181,7 @@ def _keys(config: PlayConfig) -> str:
 
 def _asks_a_user(config: PlayConfig) -> bool:
     """Whether a user model is asked that the run does not serve itself."""
-    return config.user.kind == "llm" and not (isinstance(config, GrpoConfig) and config.slime.user.gpus)
+    return config.user.kind == "llm" and not (isinstance(config, GrpoConfig) and config.serves_user)
 
 
 def _tasks(config: PlayConfig) -> str:

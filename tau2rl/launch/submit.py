@@ -19,10 +19,10 @@ from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of, re
 from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline
 from tau2rl.recipes.pipeline_report import build_pipeline_report, finished
 from tau2rl.recipes.training import trains_on_actors
+from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Place, Progress, ProgressEvent, seconds_left
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.sessions import Claim, claimed
 
 OnDetached = Callable[[str, str], None]  # (job, address of its server)
 CarryOut = Callable[[StageConfig, Path, jobs.OnLine, Progress], int]  # the exit code of the run in a folder

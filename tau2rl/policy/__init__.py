@@ -3,14 +3,17 @@
 `sglang` samples from a server's `/generate` and brings token ids with their log-probabilities. `api` asks a server of one's own
 or any model that litellm knows; it exchanges messages, so it serves eval and data generation only. `scripted` plays what was
 written beforehand. What crosses the wire is read and written by `sglang_format` and `openai_format`, which know no network;
-`http`, `errors` and `retry` are what every server needs. One more kind of server is a file like `sglang.py` and a case below.
+`retry` is what every server needs. One more kind of server is a file like `sglang.py` and a row in `config/kinds.py`.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from tau2rl.config import PolicyConfig
+from tau2rl.config.kinds import POLICIES
 from tau2rl.protocols import ChatCodec, Policy
 
 if TYPE_CHECKING:
@@ -38,19 +41,13 @@ class ServedPolicy(Policy, Protocol):
 
 
 def make_policy(config: PolicyConfig, codec: ChatCodec, *, concurrency: int) -> ServedPolicy:
-    """The policy of a `sglang` or `api` config; scripts are made one an episode, by `scripted.ScriptedPolicy`.
+    """The policy of a kind that a server answers for.
 
-    Raises UserError for a bad URL, a missing key or a missing model name, and ValueError for the kinds that are scripts.
+    Raises UserError for a bad URL, a missing key or a missing model name, and ValueError for a kind without a server.
     """
-    # Imported here: each brings a library that the other does not need.
-    match config.kind:
-        case "sglang":
-            from tau2rl.policy.sglang import SGLangPolicy
-
-            return SGLangPolicy(config, stop=codec.stop, stop_token_ids=codec.stop_token_ids, concurrency=concurrency)
-        case "api":
-            from tau2rl.policy.api import ApiPolicy
-
-            return ApiPolicy(config, concurrency=concurrency)
-        case _:
-            raise ValueError(f"policy.kind `{config.kind}` is a script, played by ScriptedPolicy")
+    module, _, name = POLICIES[config.kind].made_by.partition(":")
+    if not module:
+        raise ValueError(f"no server answers for policy.kind `{config.kind}`")
+    # Imported here: each kind brings a library that the others do not need.
+    make: Callable[..., ServedPolicy] = getattr(importlib.import_module(module), name)
+    return make(config, codec, concurrency=concurrency)

@@ -27,6 +27,7 @@ from tau2rl.policy.retry import (
     says_context_exceeded,
     shorten,
 )
+from tau2rl.protocols import ChatCodec
 from tau2rl.rate_limit import Throttle, limits_rate, retry_after
 from tau2rl.types import Completion, Message, Opening
 
@@ -123,6 +124,11 @@ class ApiPolicy:
         if sampling.top_k > 0:
             request["top_k"] = sampling.top_k
         return request
+
+
+def make(config: PolicyConfig, codec: ChatCodec, *, concurrency: int) -> ApiPolicy:
+    """The policy of a config. Raises UserError for a missing key or model name."""
+    return ApiPolicy(config, concurrency=concurrency)
 
 
 def chat_server(config: PolicyConfig) -> OpenAIServer | LiteLLM:

@@ -22,6 +22,7 @@ from tau2rl.http_client import Connections, Unreachable, Unusable
 from tau2rl.policy.retry import Unavailable, complete_with_retries, failure_of, read_json
 from tau2rl.policy.sglang_format import build_request, read_completion
 from tau2rl.policy.sglang_load import OLD_WORKERS, WORKERS, worker_urls
+from tau2rl.protocols import ChatCodec
 from tau2rl.rate_limit import Throttle
 from tau2rl.types import Completion
 
@@ -99,6 +100,11 @@ class SGLangPolicy:
         async with self._permits:
             answer = await self._server.generate(orjson.dumps(body), rid=rid, session=session, max_tokens=max_tokens)
         return read_completion(read_json(answer), num_prompt=len(prompt_ids), max_tokens=max_tokens)
+
+
+def make(config: PolicyConfig, codec: ChatCodec, *, concurrency: int) -> SGLangPolicy:
+    """The policy of a config, which stops where the codec says. Raises UserError for a bad URL."""
+    return SGLangPolicy(config, stop=codec.stop, stop_token_ids=codec.stop_token_ids, concurrency=concurrency)
 
 
 BUSY = (502, 503, 504)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
+from tau2rl.config.kinds import SERVED
 from tau2rl.env.tasks import gold_script
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.errors import UserError
@@ -107,7 +108,7 @@ async def open_agent(
             async with open_checkpoint(config, codec, record) as local:
                 greedy_local = local.greedy()
                 yield lambda attempt: greedy_local if attempt.greedy else local
-        case "sglang" | "api":
+        case served if served in SERVED:
             async with make_policy(config.policy, codec, concurrency=config.rollout.concurrency) as policy:
                 log.info("the agent is %s", await policy.ready(context_tokens=config.limits.context_tokens))
                 greedy = policy.greedy()

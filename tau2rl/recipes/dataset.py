@@ -34,6 +34,7 @@ from tau2rl.recipes.play import floors
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
+from tau2rl.rollouts.episode import REPAIR_REQUEST
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
@@ -305,7 +306,7 @@ def _repair_request(dicts: list[Chat], start: int, turn: Turn) -> int:
     """Where the answer to a malformed turn stands; the end of the conversation where there was none."""
     if turn.malformed is None:
         return len(dicts)
-    begins = f"FORMAT ERROR ({turn.malformed.value})"
+    begins = f"{REPAIR_REQUEST}{turn.malformed.value})"
     found = (i for i in range(start, len(dicts)) if dicts[i]["role"] == "user" and dicts[i]["content"].startswith(begins))
     return next(found, len(dicts))
 

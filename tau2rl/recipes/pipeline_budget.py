@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tau2rl.config import BudgetConfig, EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SeedConfig, SftConfig, StageConfig
+from tau2rl.config.kinds import backend_traits
 from tau2rl.errors import UserError
 from tau2rl.recipes.pipeline_plan import Planned
 from tau2rl.recipes.pipeline_report import finished
@@ -21,7 +22,7 @@ def refuse_uncapped(config: PipelineConfig, runs: Sequence[Planned]) -> None:
     """Raise UserError where a run of a pipeline could not be held under the pipeline's caps, or has no price for them."""
     caps, priced = caps_of(config.budget), [_with_prices(run.config, config.budget) for run in runs]
     for run in priced:
-        if caps and isinstance(run, SftConfig | GrpoConfig) and run.backend != "local":
+        if caps and isinstance(run, SftConfig | GrpoConfig) and not backend_traits(run.backend).in_job:
             message = f"budget.{next(iter(caps))}: step `{run.name}` trains on `{run.backend}`, where nothing stops it at a cap"
             raise UserError(message, hint="leave the cap out; a cluster's own scheduler has limits of time")
     if config.budget.max_usd is not None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from tau2rl import plugins
 from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, StageConfig
+from tau2rl.config.kinds import backend_traits
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.budget import tell_estimate
 from tau2rl.runs.files import read_json
@@ -44,13 +45,13 @@ def trains_on_actors(config: StageConfig) -> bool:
 
     Those of slime do, and nobody knows of a backend of the user's; the local one trains in the job itself.
     """
-    return isinstance(config, SftConfig | GrpoConfig) and config.backend != "local"
+    return isinstance(config, SftConfig | GrpoConfig) and not backend_traits(config.backend).in_job
 
 
 def planned(backend: Backend, config: TrainingConfig) -> Plan:
     """What is going to happen, on this machine. Raises UserError with all that speaks against it; warnings are logged."""
     refuse_unpriced(config)
-    if config.budget.like is not None and config.backend != "local":  # which says it itself
+    if config.budget.like is not None and not backend_traits(config.backend).in_job:  # which says it itself
         tell_estimate(config, config.train.steps)
     plan = backend.plan(config, probe=True)
     if errors := [issue for issue in plan.issues if issue.kind == "error"]:

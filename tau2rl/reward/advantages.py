@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from tau2rl.config import AlgoConfig
+from tau2rl.config.kinds import TURN_ESTIMATORS
 
-TRAJECTORY_ESTIMATORS = ("grpo", "dr_grpo", "rloo")
-TURN_ESTIMATORS = ("mt_grpo", "gtpo", "mt_gtpo")
 EPS = 1e-6  # added to the deviation, the population's
 FLAT = 1e-9  # a group whose scores differ by no more than this has no variance
 

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from tau2rl.config import EvalConfig, RftConfig, SeedConfig
+from tau2rl.config.kinds import POLICIES
 from tau2rl.errors import PolicyFailure
 from tau2rl.policy.retry import Unavailable
 from tau2rl.policy.sglang_load import LoadReader
@@ -252,7 +253,7 @@ async def adaptive_concurrency(config: EvalConfig | SeedConfig | RftConfig) -> A
         yield None
         return
     overloaded = functools.partial(was_overloaded, timeout_seconds=policy.timeout_seconds)
-    async with LoadReader(policy.url if policy.kind == "sglang" else None) as reader:
+    async with LoadReader(policy.url if POLICIES[policy.kind].tells_load else None) as reader:
         first = await reader.read()
         # Whoever is not told what a server has to do must not hold back from it: the ceiling is somebody's word.
         control = AdaptiveConcurrency(ceiling, start=START * first.engines if first else ceiling, overloaded=overloaded)

@@ -267,6 +267,9 @@ def check_completion(completion: Completion, *, vocab_size: int | None = None) -
         raise PolicyFailure(f"the policy sent a log-probability of {wrong:g}")
 
 
+REPAIR_REQUEST = "FORMAT ERROR ("  # how one begins
+
+
 def repair_request(error: MalformedTurn) -> Message:
     """What the model is told after a turn that the protocol cannot read; it stays in the history, in training and in eval.
 
@@ -276,6 +279,6 @@ def repair_request(error: MalformedTurn) -> Message:
     """
     return Message(
         role="user",
-        content=f"FORMAT ERROR ({error.kind.value}): {error.message}. "
+        content=f"{REPAIR_REQUEST}{error.kind.value}): {error.message}. "
         "Your last turn was not carried out. Answer again in the required format.",
     )

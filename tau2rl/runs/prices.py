@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SeedConfig, StageConfig, TrainBudgetConfig
-from tau2rl.config.effects import SCRIPTED
+from tau2rl.config.kinds import POLICIES
 from tau2rl.errors import UserError
 from tau2rl.report.cost import Costs
 
@@ -106,12 +106,13 @@ def prices_of(config: StageConfig) -> Prices:
     policy, user = _given(config.budget.policy_price), _given(config.budget.user_price)
     if isinstance(config, GrpoConfig):
         policy = policy or own
-        served = bool(config.slime.user.gpus)
+        served = config.serves_user
     else:
         agent, served = config.policy, False
-        if agent.kind in SCRIPTED:
+        exchanges = POLICIES[agent.kind].exchanges if agent.kind in POLICIES else "tokens"
+        if exchanges == "script":
             policy = NO_MODEL
-        elif agent.kind == "api":
+        elif exchanges == "messages":
             policy = policy or listed(agent.model or "") or (own if agent.api_base else None)
         else:
             policy = policy or own

@@ -18,6 +18,7 @@ from typing import Any
 
 from tau2rl import plugins
 from tau2rl.config import GrpoConfig, SftConfig, TrackingConfig, dump
+from tau2rl.config.kinds import backend_traits
 from tau2rl.errors import UserError
 from tau2rl.protocols import Sink
 from tau2rl.runs.files import DAMAGED, json_lines, read_json, replacing, section
@@ -130,12 +131,12 @@ def trackers_of(folder: RunFolder, config: SftConfig | GrpoConfig, *, process: s
 
 
 def open_trackers(folder: Path, config: SftConfig | GrpoConfig, *, process: str = "") -> Trackers:
-    """What `tracking` asks for, without W&B on slime, which has its own. Raises UserError for a sink that is not there."""
+    """What `tracking` asks for, without W&B where the backend has its own. Raises UserError for a sink that is not there."""
     asked = config.tracking
     run = TrackedRun(name=config.name, group=group_of(folder), folder=folder, config=config, process=process)
     made: list[tuple[str, Callable[[int], Any]]] = []
     mode = asked.wandb
-    if mode != "off" and config.backend != "slime":
+    if mode != "off" and not backend_traits(config.backend).own_wandb:
         made.append(("w&b", lambda _: WandbSink(run, mode=mode)))
     known: dict[str, Callable[[int], Any]] = {
         "trackio": lambda _: TrackioSink(run),

@@ -25,11 +25,11 @@ from tau2rl.report.report import build_report
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import grade_from_tau2, score_episode
 from tau2rl.rollouts.runner import plan_attempts
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.provenance import environment, file_hash
 from tau2rl.runs.records import SCHEMA
-from tau2rl.runs.sessions import claimed
 from tau2rl.types import (
     Actions,
     Attempt,

@@ -88,7 +88,7 @@ def openai_messages(row: Row, *, thoughts: bool = True) -> list[dict[str, Any]]:
 
 def _tasks(file: Path, output: Path, *, bad: list[str] | None) -> dict[str, Any]:
     """AReaL's tasks in a folder: one file and one database for each database that the rows name. Raises UserError."""
-    from tau2rl.env.snapshots import DOMAINS, load_database
+    from tau2rl.env.snapshots import DOMAINS_FILE, load_database
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"`{output}` is there already", hint="name a new folder with `--output`")
@@ -105,7 +105,7 @@ def _tasks(file: Path, output: Path, *, bad: list[str] | None) -> dict[str, Any]
     for parts, key in zip(domains.values(), sorted(groups), strict=True):
         (output / parts["tasks"]).write_text(json.dumps(groups[key], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copyfile(file.parent / key[1], output / parts["database"])
-    write_json(output / DOMAINS, domains)
+    write_json(output / DOMAINS_FILE, domains)
     (output / f"{PLUGIN}.py").write_text(MODULE, encoding="utf-8")
     options = f"--plugins {PLUGIN} --domains {','.join(domains)} --task-split train"
     play = f"PYTHONPATH={shlex.quote(str(output))} tau2rl rft-filter {options}"

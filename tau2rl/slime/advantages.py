@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tau2rl.config import AlgoConfig
-from tau2rl.reward.advantages import TURN_ESTIMATORS, group_advantages
+from tau2rl.config.kinds import TURN_ESTIMATORS
+from tau2rl.reward.advantages import group_advantages
 from tau2rl.slime.samples import SampleMetadata
 
 

@@ -12,7 +12,7 @@ import math
 
 from tau2rl.backend import TrainingConfig
 from tau2rl.config import AlgoConfig, GrpoConfig, SftConfig, SlimeConfig, TrainConfig
-from tau2rl.reward.advantages import TURN_ESTIMATORS
+from tau2rl.config.kinds import TURN_ESTIMATORS
 from tau2rl.slime.layout import ClusterLayout, layout_of
 from tau2rl.slime.model import shape_options
 from tau2rl.slime.options import check, with_extra

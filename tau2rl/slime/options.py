@@ -72,7 +72,7 @@ def split(argv: Sequence[str]) -> list[GivenOption]:
     """The options of a command line. Raises UserError for a value that no option stands before.
 
     >>> split(["--lr", "1e-06", "--colocate"])
-    [Given(name='--lr', values=('1e-06',)), Given(name='--colocate', values=())]
+    [GivenOption(name='--lr', values=('1e-06',)), GivenOption(name='--colocate', values=())]
     """
     found: list[GivenOption] = []
     for word in argv:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
 from tau2rl.config import GrpoConfig, PolicyConfig, SamplingConfig
+from tau2rl.config.kinds import TURN_ESTIMATORS
 from tau2rl.data.encoding import pack
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.env.turn_rewards import episode_turn_rewards
@@ -28,7 +29,6 @@ from tau2rl.env.user_simulator import check_key
 from tau2rl.errors import EpisodeFailure, RunIncomplete, UserError
 from tau2rl.hashing import derive_seed
 from tau2rl.policy.sglang import SGLangPolicy
-from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.recipe import turn_table
 from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan_attempts, record_of

@@ -19,10 +19,10 @@ from tau2rl.config import SftConfig
 from tau2rl.data.encoding import TOO_LONG, Dropped, RowEncoder, learned_turns
 from tau2rl.data.jsonl import write_rows
 from tau2rl.data.rows import BadRow, Row, read_row
+from tau2rl.rollouts.episode import REPAIR_REQUEST
 from tau2rl.types import TrainingSample
 
 MARK = "step_loss_mask"  # slime's word on a message, and ours in a row: 0 = not learned
-REPAIR_REQUEST = "FORMAT ERROR ("  # how `rollout.episode.repair_request` begins
 DROPPED_SHOWN = 20  # rows that the report names; it counts all of them
 SLACK_TOKENS = 16  # what a conversation rendered in one piece may have more: the end of its last turn, merges at the seams
 

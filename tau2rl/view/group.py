@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.config import AlgoConfig, GrpoConfig, RewardConfig
+from tau2rl.config.kinds import TURN_ESTIMATORS
 from tau2rl.errors import UserError
-from tau2rl.reward.advantages import TURN_ESTIMATORS, group_advantages
+from tau2rl.reward.advantages import group_advantages
 from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.tiers import TierTable
 from tau2rl.runs.folder import read_config

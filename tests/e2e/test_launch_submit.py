@@ -31,9 +31,9 @@ from tau2rl.errors import UserError
 from tau2rl.launch import jobs, supervisor
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import submit
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import ProgressEvent
-from tau2rl.runs.sessions import claimed
 from tau2rl.settings import child_environment
 
 pytestmark = pytest.mark.e2e

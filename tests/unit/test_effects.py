@@ -29,7 +29,7 @@ from tau2rl.config import (
     words_of,
 )
 from tau2rl.config.effects import IDLE, Idle, refuse_idle
-from tau2rl.config.fields import arms_of, items_of, value_of, values_of
+from tau2rl.config.fields import arms_of, items_of, takes_reference, value_of, values_of
 from tau2rl.errors import UserError
 
 EVAL = ["chat.tokenizer=bytes"]
@@ -185,8 +185,8 @@ def away_from(setting: Setting) -> Any:
 
 
 def values_to_try(setting: Setting) -> list[Any]:
-    """What a setting may be when another one is looked at: every word, both switches, nothing and something."""
-    words: list[Any] = list(words_of(setting.type))
+    """What a setting may be beside another: every word, code of one's own, both switches, nothing and something."""
+    words: list[Any] = [*words_of(setting.type), *(["my_pkg.mod:Mine"] if takes_reference(setting.type) else [])]
     return words or [setting.default, away_from(setting)]
 
 

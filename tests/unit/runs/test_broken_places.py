@@ -28,8 +28,8 @@ from tau2rl.config import EvalConfig, build
 from tau2rl.report import schema
 from tau2rl.report.report import build_report
 from tau2rl.report.schema import check_types
+from tau2rl.runs.claim import claimed
 from tau2rl.runs.reports import read_report
-from tau2rl.runs.sessions import claimed
 from tau2rl.settings import child_environment
 from tau2rl.types import Attempt, TaskRef
 

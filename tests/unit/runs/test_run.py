@@ -26,8 +26,8 @@ import pytest
 from tau2rl.config import EvalConfig, build
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs import files, provenance, records
+from tau2rl.runs.claim import claimed, withdraw
 from tau2rl.runs.folder import RunFolder, read_config, run_path
-from tau2rl.runs.sessions import claimed, withdraw
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Grade, Status, StopReason, TaskRef
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from tau2rl.config import AlgoConfig
-from tau2rl.reward.advantages import TRAJECTORY_ESTIMATORS, TURN_ESTIMATORS, trajectory_advantages, turn_advantages
+from tau2rl.config.kinds import TRAJECTORY_ESTIMATORS, TURN_ESTIMATORS
+from tau2rl.reward.advantages import trajectory_advantages, turn_advantages
 from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.trainer import ScoredTrajectory, Update
 from tau2rl.types import TrainingSample
