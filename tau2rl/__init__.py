@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tau2rl.chat.tokenizers import Tokenizer
     from tau2rl.chat.transcript import read as read_transcript
     from tau2rl.config import LimitsConfig
-    from tau2rl.enums import Fault, FinishReason, MalformedKind, Status
+    from tau2rl.enums import Fault, FinishReason, MalformedKind, Status, StopReason
     from tau2rl.errors import EnvironmentFailure, MalformedTurn, PolicyFailure, UserError, UserSimulatorFailure
     from tau2rl.policy.scripted import ScriptedPolicy
     from tau2rl.protocols import ChatCodec, Env, Policy, RewardFn, Sink, Verifier
@@ -61,7 +61,7 @@ _MODULES = {
     "backend": ("Backend", "Issue", "Plan", "Trained", "TrainingConfig"),
     "chat.tokenizers": ("Tokenizer",),
     "chat.transcript": ("read_transcript",),
-    "enums": ("Fault", "FinishReason", "MalformedKind", "Status"),
+    "enums": ("Fault", "FinishReason", "MalformedKind", "Status", "StopReason"),
     "errors": ("EnvironmentFailure", "MalformedTurn", "PolicyFailure", "UserError", "UserSimulatorFailure"),
     "policy.scripted": ("ScriptedPolicy",),
     "config": ("LimitsConfig",),
@@ -79,8 +79,8 @@ __all__ = [
     "Action", "Actions", "Attempt", "Backend", "CallTool", "ChatCodec", "Checks", "Completion", "Env", "EnvTime",
     "EnvironmentFailure", "Episode", "EpisodeRecord", "EvalReport", "Failure", "Fault", "FinishReason", "Grade", "Issue",
     "LimitsConfig", "MalformedKind", "MalformedTurn", "Message", "Opening", "Plan", "Policy", "PolicyFailure", "Progress",
-    "ProgressEvent", "Reply", "RewardFn", "RunFolder", "Say", "Score", "ScriptedPolicy", "Sink", "Status", "TaskRef",
-    "Think", "Tokenizer", "ToolSchema", "Trained", "TrainingConfig", "Transcript", "Turn", "Usage", "UserError",
+    "ProgressEvent", "Reply", "RewardFn", "RunFolder", "Say", "Score", "ScriptedPolicy", "Sink", "Status", "StopReason",
+    "TaskRef", "Think", "Tokenizer", "ToolSchema", "Trained", "TrainingConfig", "Transcript", "Turn", "Usage", "UserError",
     "UserSimulatorFailure", "Verifier", "__version__", "evaluate", "evaluate_sync", "make_codec", "make_env", "read_transcript",
     "rollout", "tasks",
 ]  # fmt: skip

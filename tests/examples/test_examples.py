@@ -7,7 +7,8 @@
 - gold through the codec solves what gold solves, and its records have the codec's own tokens
 - the sink gets the numbers of a training
 - the backend trains: the model that it leaves is the run's and can be played; what it refuses is refused
-- the script says what it found
+- the verifier chooses among attempts; the environment is played by `rollout`
+- the script says what it found; every name that docs/library.md calls public is
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import tau2rl as public
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -152,6 +156,33 @@ def test_a_backend_of_ones_own_trains_a_step_of_the_chain(here: Path) -> None:
     assert "no backend `my_pkg.plain_sft:Plain`" in tau2rl(
         here, "sft", "--inline", *given[2:], "--backend", "my_pkg.plain_sft:Plain", code=2
     )
+
+
+def test_a_verifier_of_ones_own_chooses(here: Path) -> None:
+    gold = ("--policy", "gold", "--protocol", "transcript", "--num-samples", "2")
+    tau2rl(here, "eval", "--inline", *gold, *MOCK, "--set", "tasks.ids=[create_task_1,update_task_1]", "--output", "run")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tau2rl", "select", "run", "--verifier", "my_pkg.polite:Polite", "--json"],
+        cwd=here, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert list(found["verifiers"]) == ["my_pkg.polite:Polite"] and found["k"] == 2
+
+
+def test_an_environment_of_ones_own_is_played(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "my_pkg/guess_env.py"], cwd=here, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.strip() == "completed 2 turns, reward 1.0"
+
+
+def test_what_the_documentation_calls_public_is() -> None:
+    table = (ROOT / "docs" / "library.md").read_text(encoding="utf-8").partition("## Public names")[2].partition("## ")[0]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("|")][2:]
+    names = {name for row in rows for name in re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row))}
+    listed = set(public.__all__) - {"__version__"}
+    assert names <= listed, names - listed
+    assert listed <= names, listed - names
 
 
 def test_the_script_evaluates_a_policy(here: Path) -> None:
