@@ -60,7 +60,16 @@ class Apart:
         return not str(value).startswith(self.start)
 
 
-Values = tuple[Any, ...] | Set | Other | With | Apart
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIn:
+    """Anything but a plug-in (`pkg.mod:Name`)."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one."""
+        return ":" not in str(value)
+
+
+Values = tuple[Any, ...] | Set | Other | With | Apart | BuiltIn
 SET = Set()
 UNSET: tuple[Any, ...] = (None, False, 0, (), "")
 
@@ -119,8 +128,9 @@ IDLE: tuple[Idle, ...] = (
     Idle("launch.detach", {"launch.inline": (True,)}),
     # who plays the agent
     Idle("policy.url", {"policy.kind": Other(than=("sglang",))}),
-    *(Idle(f"policy.{key}", {"policy.kind": Other(than=("api",))}) for key in ("model", "api_base", "api_key_env")),
+    *(Idle(f"policy.{key}", {"policy.kind": Other(than=("api",))}) for key in ("model", "api_base", "api_key_env", "omit")),
     Idle("policy.checkpoint", {"policy.kind": Other(than=("local",))}),
+    Idle("policy.options", {"policy.kind": BuiltIn()}, "they are for a policy of your own"),
     Idle("policy.sampling", {"policy.kind": NOT_SAMPLED}),
     *(Idle(f"policy.sampling.{key}", {"policy.sampling.temperature": (0,)}, "it is greedy") for key in ("top_p", "top_k")),
     *(Idle(f"policy.{key}", {"policy.kind": NOT_SERVED}, "no server is asked") for key in ("timeout_seconds", "retries")),
@@ -143,6 +153,7 @@ IDLE: tuple[Idle, ...] = (
     ),
     # how messages become tokens
     *(Idle(f"chat.{key}", {"chat.protocol": Other(than=("cookbook",))}) for key in ("policy_text", "cookbook_prompt")),
+    Idle("chat.options", {"chat.protocol": BuiltIn()}, "they are for a codec of your own"),
     Idle("chat.tokenizer", {"chat.protocol": ("transcript",)}),
     *(Idle(f"chat.{key}", {"chat.protocol": ("transcript",)}) for key in ("thinking", "date")),
     Idle("chat.thinking_tokens", {"chat.thinking": ("off",)}),
@@ -300,6 +311,8 @@ def _way_out(rule: Idle, model: type[BaseModel]) -> str:
         words = [word for word in words_of(setting.type) if not matches(word, values)]
         if words:
             return f", or set {gate} to {' or '.join(f'`{word}`' for word in words)}"
+        if isinstance(values, BuiltIn):
+            return f", or set {gate} to `package.module:Name`"
         if isinstance(values, Set):
             return f", or {gate}"
         if isinstance(values, Apart):

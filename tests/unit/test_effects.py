@@ -44,6 +44,9 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("eval", "policy.model=other", EVAL, API),
     ("eval", "policy.api_base=http://h/v1", EVAL, API),
     ("eval", "policy.api_key_env=KEY", LOCAL, API),
+    ("eval", "policy.omit=[seed]", EVAL, API),
+    ("eval", "policy.options={size: 3}", EVAL, ["policy.kind=my_pkg.mod:MyPolicy", "chat.protocol=transcript"]),
+    ("eval", "chat.options={size: 3}", EVAL, [*EVAL, "chat.protocol=my_pkg.mod:MyCodec"]),
     ("eval", "policy.checkpoint=c", [*EVAL], ["policy.kind=local"]),
     ("eval", "policy.sampling.temperature=0.1", GOLD, LOCAL),
     ("eval", "policy.sampling.top_p=0.9", [*EVAL, "policy.sampling.temperature=0"], EVAL),
@@ -181,6 +184,8 @@ def away_from(setting: Setting) -> Any:
 def values_to_try(setting: Setting) -> list[Any]:
     """What a setting may be when another one is looked at: every word, both switches, nothing and something."""
     words: list[Any] = list(words_of(setting.type))
+    if setting.name in ("policy.kind", "chat.protocol"):
+        words.append("my_pkg.mod:Mine")
     return words or [setting.default, away_from(setting)]
 
 
@@ -210,13 +215,11 @@ ACTS = {
     "algo.curriculum": "enabled",
     "balance": "dedupe per_cell per_user total",
     "budget": "like max_hours max_tokens max_usd policy_price usd_per_hour user_price",
-    "chat": "options",
     "data": "files limit max_tokens val_fraction",
     "evaluation": "file settings",
     "keep": "attempts dedupe exclude_faults exclude_no_op per_cell per_domain per_kind per_task per_user total",
     "limits": "context_tokens episode_timeout_seconds grade_timeout_seconds max_steps max_turns repairs step_timeout_seconds",
     "model": "init",
-    "policy": "omit options",
     "reward": "allow_dominated alpha preset step_penalty terms tool_penalty",
     "rollout": "concurrency give_up_after greedy keep num_samples retries",
     "sampling": "max_tokens temperature top_k top_p",
