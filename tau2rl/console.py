@@ -222,6 +222,8 @@ class Follower:
             raise
         if self._bars is None:
             self._last_line()
+        elif place is not None and not self.ended_well:
+            self.on_line(f"{_numbered(place)} did not end well, {clock(time.monotonic() - self._began)}")
         elif place is not None:
             ended = f": {progress_words(self._fitting(self._event), self._first)}" if self._event and self._event.total else ""
             self.on_line(f"{_numbered(place)}{ended}, {clock(time.monotonic() - self._began)}")
@@ -283,7 +285,10 @@ def _left(place: Place, passed: float = 0.0) -> str:
     """What the pipeline takes still, so many seconds after its run began; nothing while nobody knows."""
     if not place.left:
         return ""
-    return f", {'about' if place.all_known else 'more than'} {clock(max(0.0, place.left - passed))} left"
+    left = place.left - passed
+    if left < 1:  # it takes longer than was thought, and nobody knows how much
+        return ""
+    return f", {'about' if place.all_known else 'more than'} {clock(left)} left"
 
 
 def _numbered(place: Place) -> str:

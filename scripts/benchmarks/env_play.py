@@ -207,4 +207,7 @@ def main(side: str) -> None:
 SIDES = {"tau2": Official, "ours": Ours}
 
 if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
     main(sys.argv[1])

@@ -22,6 +22,9 @@ from tau2rl.config import ChatConfig
 from tau2rl.env.tasks import gold_script
 from tau2rl.types import TaskRef
 
+if sys.argv[1:] in (["-h"], ["--help"]):
+    print(__doc__)
+    sys.exit()
 CODEC = make_codec(ChatConfig(protocol="native", tokenizer=sys.argv[2]))
 MODELS = {"data": [{"id": "reference turns", "max_model_len": 10**9}]}
 turns_of: Counter[str] = Counter()

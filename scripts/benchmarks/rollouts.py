@@ -113,5 +113,6 @@ def measure(folder: Path, domain: str, turns: str, tokenizer: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] in (["-h"], ["--help"]):
-        sys.exit(__doc__)
+        print(__doc__)
+        sys.exit()
     main(*sys.argv[1:])

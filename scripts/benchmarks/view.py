@@ -90,4 +90,7 @@ def measured(address: str, pid: int, run: Path, records: list[dict[str, Any]]) -
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit()
     main(Path(sys.argv[1]), int(sys.argv[2]))

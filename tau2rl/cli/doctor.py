@@ -73,6 +73,8 @@ def doctor(
     stored = read_config_file(config).get("stage") if config else None
     if use not in (None, *KNOWN):
         raise UserError(f"no such use `{use}`", hint=f"one of: {', '.join(KNOWN)}")
+    if use in STAGES and stored not in (None, use):
+        raise UserError(f"`{config}` is a config of stage `{stored}`, not of `{use}`", hint="leave out `--for`: the file says it")
     if config and (use is None or use not in STAGES):  # a file says itself for what it is
         use = str(stored or "eval")
     use = use or "laptop"
@@ -117,10 +119,12 @@ def _of_the_config(
 
 
 def _each_once(checks: Iterator[CheckResult]) -> Iterator[CheckResult]:
-    seen: set[CheckResult] = set()
+    seen: set[object] = set()
     for check in checks:
-        if check not in seen:
-            seen.add(check)
+        # What is free may have changed in between.
+        what = (check.name, check.state) if check.name in ("memory", "disk") else check
+        if what not in seen:
+            seen.add(what)
             yield check
 
 

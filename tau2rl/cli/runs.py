@@ -12,6 +12,7 @@ from tau2rl import console, settings
 from tau2rl.cli.lazy import examples
 from tau2rl.cli.options import Json
 from tau2rl.cli.printing import shown
+from tau2rl.config import STAGES
 from tau2rl.errors import UserError
 from tau2rl.runs.files import section
 
@@ -22,13 +23,14 @@ Places = Annotated[
     typer.Argument(help="Run folders, or folders of them. (default: the outputs folder)", metavar="[RUN...]", show_default=False),
 ]
 Sort = Literal["path", "changed", "size", "pass@1"]
+State = Literal["done", "live", "incomplete"]
 
 
 @app.command("list", epilog=examples("tau2rl runs list", "tau2rl runs list --stage eval --sort pass@1 --descending"))
 def list_(
     places: Places = None,
     stage: Annotated[str, typer.Option("--stage", help="Only of this stage.", metavar="NAME")] = "",
-    state: Annotated[str, typer.Option("--state", help="Only done, live or incomplete ones.", metavar="NAME")] = "",
+    state: Annotated[State | None, typer.Option("--state", help="Only these.", show_default=False)] = None,
     sort: Annotated[Sort, typer.Option("--sort", help="What the lines are ordered by.")] = "path",
     descending: Annotated[bool, typer.Option("--descending", help="The greatest first.")] = False,
     as_json: Json = False,
@@ -40,10 +42,13 @@ def list_(
     from tau2rl.runs.pruning import disk_size
     from tau2rl.view.runs import run_summary
 
+    if stage and stage not in STAGES:
+        raise UserError(f"no such stage `{stage}`", hint=f"one of: {', '.join(STAGES)}")
     rows: list[dict[str, Any]] = []
-    for run in _runs(places):
+    runs, unread = _runs(places)
+    for run in runs:
         values = run_summary(run)
-        if stage in ("", values["stage"]) and state in ("", values["state"]):
+        if stage in ("", values["stage"]) and state in (None, values["state"]):
             rows.append({**values, "size": disk_size(run)})
     keys = {"path": "path", "changed": "changed", "size": "size"}
     rows.sort(key=lambda row: _score(row) if sort == "pass@1" else row[keys[sort]], reverse=descending)
@@ -52,7 +57,7 @@ def list_(
         return
     head = ["run", "stage", "state", "pass@1 [95%]", "floor", "changed", "MB"]
     console.emit_table([head, *(_line(row) for row in rows)])
-    console.say(f"{len(rows)} runs")
+    console.say(f"{len(rows)} runs" + (f"; {_cannot_be_read(unread)}" if unread else ""))
 
 
 @app.command(epilog=examples("tau2rl runs prune", "tau2rl runs prune --keep-last 2 --yes"))
@@ -73,7 +78,12 @@ def prune(
     """
     from tau2rl.runs.pruning import plan_pruning, remove
 
-    found = plan_pruning(_runs(places), keep_last=keep_last, state=state)
+    runs, unread = _runs(places)
+    if unread:
+        raise UserError(
+            f"{_cannot_be_read(unread)}: nobody knows what runs in there need", hint="name the folders of your own runs"
+        )
+    found = plan_pruning(runs, keep_last=keep_last, state=state)
     going = [one for one in found if not one.kept_because]
     if yes:
         remove(going)
@@ -82,19 +92,28 @@ def prune(
         console.emit_json({"deleted": yes, "checkpoints": values})
         return
     rows = [[shown(one.path), _megabytes(one.size), one.kept_because or ("deleted" if yes else "may go")] for one in found]
+    if not rows:
+        console.say("there is no checkpoint of a training")
+        return
     console.emit_table([["checkpoint", "MB", ""], *rows])
     size = _megabytes(sum(one.size for one in going))
     words = "deleted" if yes else "may go: `--yes` deletes them"
     console.say(f"{len(going)} of {len(found)}, {size} MB, {words}" if going else f"none of {len(found)} may go")
 
 
-def _runs(places: list[Path] | None) -> list[Path]:
+def _cannot_be_read(folders: list[Path]) -> str:
+    return f"{len(folders)} folders cannot be read, among them `{folders[0]}`"
+
+
+def _runs(places: list[Path] | None) -> tuple[list[Path], list[Path]]:
+    """The runs, and the folders that cannot be read."""
     from tau2rl.view.runs import find_runs
 
     looked = places or [place for place in [settings.output_root()] if place.exists()]  # before the first run there is none
     if missing := [place for place in looked if not place.is_dir()]:
         raise UserError(f"`{missing[0]}` is not a folder", hint="name run folders, or a folder of them")
-    return list(find_runs(looked).values())
+    unread: list[Path] = []
+    return list(find_runs(looked, unread).values()), unread
 
 
 def _line(row: dict[str, Any]) -> list[str]:

@@ -166,7 +166,7 @@ def _print_list(rows: list[dict[str, Any]], total: int, offset: int, blamed: Map
         console.emit_table([head, *body])
     last = offset + len(rows)
     console.say(f"{offset + 1}-{last} of {total} episodes" + ("; `--page` has the others" if last < total else "") if rows else
-                f"no episode fits ({total} on other pages)" if total else "no episode fits")  # fmt: skip
+                f"no episode fits ({total} on other pages)" if total else "no episode fits, or none was played yet")  # fmt: skip
 
 
 def conversation_pieces(values: Mapping[str, Any], *, whole: bool) -> list[Piece]:

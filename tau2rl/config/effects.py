@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from tau2rl.config.fields import arms_of, every_setting, leaves, takes_reference, value_of, words_of
-from tau2rl.config.kinds import POLICIES, PROTOCOLS, SCRIPTED, SERVED, TRAJECTORY_ESTIMATORS
+from tau2rl.config.fields import arms_of, every_setting, leaves, value_of, words_of
+from tau2rl.config.kinds import POLICIES, SCRIPTED, SERVED, TRAJECTORY_ESTIMATORS
 from tau2rl.errors import UserError
 
 
@@ -61,7 +61,16 @@ class Apart:
         return not str(value).startswith(self.start)
 
 
-Values = tuple[Any, ...] | Set | Other | With | Apart
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIn:
+    """Anything but a plug-in (`pkg.mod:Name`)."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one."""
+        return ":" not in str(value)
+
+
+Values = tuple[Any, ...] | Set | Other | With | Apart | BuiltIn
 SET = Set()
 UNSET: tuple[Any, ...] = (None, False, 0, (), "")
 
@@ -117,8 +126,7 @@ IDLE: tuple[Idle, ...] = (
     Idle("launch.detach", {"launch.inline": (True,)}),
     # who plays the agent
     *(Idle(f"policy.{key}", {"policy.kind": Other(than=(kind,))}) for kind, traits in POLICIES.items() for key in traits.reads),
-    Idle("policy.options", {"policy.kind": tuple(POLICIES)}, "they are those of a policy of your own"),
-    Idle("chat.options", {"chat.protocol": PROTOCOLS}, "they are those of a codec of your own"),
+    Idle("policy.options", {"policy.kind": BuiltIn()}, "they are for a policy of your own"),
     Idle("policy.sampling", {"policy.kind": SCRIPTED}),
     *(Idle(f"policy.sampling.{key}", {"policy.sampling.temperature": (0,)}, "it is greedy") for key in ("top_p", "top_k")),
     *(Idle(f"policy.{key}", {"policy.kind": NOT_SERVED}, "no server is asked") for key in ("timeout_seconds", "retries")),
@@ -141,6 +149,7 @@ IDLE: tuple[Idle, ...] = (
     ),
     # how messages become tokens
     *(Idle(f"chat.{key}", {"chat.protocol": Other(than=("cookbook",))}) for key in ("policy_text", "cookbook_prompt")),
+    Idle("chat.options", {"chat.protocol": BuiltIn()}, "they are for a codec of your own"),
     Idle("chat.tokenizer", {"chat.protocol": ("transcript",)}),
     *(Idle(f"chat.{key}", {"chat.protocol": ("transcript",)}) for key in ("thinking", "date")),
     Idle("chat.thinking_tokens", {"chat.thinking": ("off",)}),
@@ -298,8 +307,8 @@ def _way_out(rule: Idle, model: type[BaseModel]) -> str:
         words = [word for word in words_of(setting.type) if not matches(word, values)]
         if words:
             return f", or set {gate} to {' or '.join(f'`{word}`' for word in words)}"
-        if takes_reference(setting.type):
-            return f", or name code of your own as {gate}: `package.module:Name`"
+        if isinstance(values, BuiltIn):
+            return f", or set {gate} to `package.module:Name`"
         if isinstance(values, Set):
             return f", or {gate}"
         if isinstance(values, Apart):

@@ -6,8 +6,12 @@ A run that asks for one which is not there is refused before it begins: nothing 
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 from tau2rl.config.base import Section
@@ -39,7 +43,8 @@ class OptionalPart:
     @property
     def hint(self) -> str:
         """How to install it."""
-        return f"pip install -e '.[{self.extra}]' in the clone of tau2rl" if self.extra else f"pip install {self.name}"
+        where = " in the clone of tau2rl" if self.extra else ""
+        return pip_install(f"-e '.[{self.extra}]'" if self.extra else self.name) + where
 
     @property
     def name(self) -> str:
@@ -83,6 +88,13 @@ PARTS = (
     OptionalPart(module="pyarrow", extra="data"),
     OptionalPart(module="sklearn", extra="select", package="scikit-learn"),
 )
+
+
+def pip_install(what: str) -> str:
+    """The command that installs into the environment that runs this; `pip` alone only where the shell finds that one's."""
+    found, beside = shutil.which("pip"), Path(sys.executable).with_name("pip")
+    own = found and beside.exists() and Path(found).samefile(beside)
+    return f"{'pip' if own else f'{shlex.quote(sys.executable)} -m pip'} install {what}"
 
 
 def importable(name: str) -> bool:

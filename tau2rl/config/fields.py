@@ -96,15 +96,10 @@ def words_of(annotation: Any) -> tuple[str, ...]:
     >>> words_of(Literal["local", "slime"])
     ('local', 'slime')
     """
-    if takes_reference(annotation):
+    if get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], WordOrReference):
         return annotation.__metadata__[0].words
     literals = [arm for arm in arms_of(annotation) if get_origin(arm) is Literal]
     return tuple(str(word) for arm in literals for word in get_args(arm))
-
-
-def takes_reference(annotation: Any) -> bool:
-    """Whether a setting may name code of the user's own beside its words."""
-    return get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], WordOrReference)
 
 
 def items_of(annotation: Any) -> Any:

@@ -21,6 +21,7 @@ from tau2rl.config.effects import refuse_idle
 from tau2rl.config.fields import known_names
 from tau2rl.config.reading import DEEPEST, inner_type, read_mapping, read_text
 from tau2rl.config.renamed import new_name, with_new_names
+from tau2rl.config.stages import STAGES
 from tau2rl.errors import UserError
 
 SHOWN = 200  # characters of a name or value that a message repeats
@@ -36,11 +37,17 @@ def explain(model: type[BaseModel], error: ValidationError) -> UserError:
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"no such setting `{name}`")
-            hints += _meant(_nearest_setting(name, names))
+            hints += _elsewhere(model, name) or _meant(_nearest_setting(name, names))
         else:
             lines.append(_sentence(name, item))
             hints += _meant(_nearest_word(item))
     return UserError("\n".join(lines), hint="; ".join(dict.fromkeys(hints)) or "`tau2rl config show` lists every setting")
+
+
+def _elsewhere(model: type[BaseModel], name: str) -> list[str]:
+    """The stages that have a setting which the stage of this config has not."""
+    stages = [stage for stage, other in STAGES.items() if name in known_names(other)] if "stage" in model.model_fields else []
+    return [f"`{name}` is a setting of {', '.join(stages)}"] if stages else []
 
 
 def _nearest_setting(name: str, names: list[str]) -> list[str]:

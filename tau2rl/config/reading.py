@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,10 +121,19 @@ def _text_of(file: Path) -> str:
             )
         return data.decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"no such config file `{file}`", hint="the ready-made ones are in `configs/`") from None
+        raise UserError(f"no such config file `{file}`", hint=_ready_made(file)) from None
     except (OSError, ValueError) as error:  # ValueError: no text, or a name with a NUL in it
         message = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "it is not text in UTF-8"
         raise UserError(f"cannot read config file `{file}`: {message}") from None
+
+
+def _ready_made(file: Path) -> str:
+    """Where a config is that was looked for from another folder than the clone's."""
+    clone = Path(__file__).parents[2]
+    if (clone / file).is_file():
+        return f"there is {shlex.quote(str(clone / file))}; paths are meant from where you are"
+    here = Path.cwd() == clone or not (clone / "configs").is_dir()
+    return f"the ready-made ones are in {'`configs/`' if here else shlex.quote(str(clone / 'configs'))}"
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tau2rl import settings
 from tau2rl.config import DOMAINS
-from tau2rl.config.extras import importable
+from tau2rl.config.extras import importable, pip_install
 from tau2rl.doctor.services import CheckResult, State, connects, need
 from tau2rl.env import package
 from tau2rl.errors import UserError
@@ -24,6 +24,7 @@ PORTS = {8265: "Ray's job server", 30000: "SGLang"}
 # What Ray's job server imports (ray/dashboard/optional_deps.py); plain `pip install ray` leaves these out.
 JOB_SERVER_MODULES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry", "prometheus_client")
 # What tau2 reads of a domain (tau2/domains/*/utils.py, environment.py).
+RAY = "'ray[default]'"
 _FILES = ("db.json", "policy.md", "tasks.json", "split_tasks.json")
 DOMAIN_FILES: dict[str, tuple[str, ...]] = {
     "telecom": ("db.toml", "user_db.toml", "main_policy.md", "tech_support_manual.md", "tasks.json", "split_tasks.json")
@@ -60,7 +61,7 @@ def check_gpu(*, needed: bool) -> CheckResult:
         )
     if not importable("torch"):
         return CheckResult(
-            name="gpu", state=absent, detail=f"{len(gpus)} x {gpus[0]}, but no torch to use it", hint="pip install torch"
+            name="gpu", state=absent, detail=f"{len(gpus)} x {gpus[0]}, but no torch to use it", hint=pip_install("torch")
         )
     import torch
 
@@ -187,14 +188,14 @@ def _lacking(domains: Path) -> list[str]:
 
 def check_ray() -> CheckResult:
     """Ray itself."""
-    return check_module("ray", needed=True, hint="pip install 'ray[default]', or run with `--inline`")
+    return check_module("ray", needed=True, hint=f"{pip_install(RAY)}, or run with `--inline`")
 
 
 def check_job_server() -> CheckResult:
     """What `ray[default]` adds to `ray`: without it there is no job server to submit to."""
     absent = [module for module in JOB_SERVER_MODULES if not importable(module)]
     detail = f"not importable: {', '.join(absent)}" if absent else "all parts of ray[default] are there"
-    return need("ray job server", not absent, detail, "pip install 'ray[default]'")
+    return need("ray job server", not absent, detail, pip_install(RAY))
 
 
 def check_module(name: str, *, needed: bool, hint: str) -> CheckResult:

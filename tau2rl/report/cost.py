@@ -222,7 +222,7 @@ MOST = 0.5  # of the CPU time: then it is what the CPU is busy with
 EPISODES = {
     "policy": "waits for the policy",
     "user": "waits for the user simulator",
-    "environment": "goes into the environment: reset, tools, grading",
+    "environment": "goes into the environment (reset, tools, grading)",
     "rest": "is neither policy nor environment",
 }
 WALL = {

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from tau2rl.errors import UserError
 
 T = TypeVar("T")
-DAMAGED = "it is damaged: restore it from a copy"
+DAMAGED = "it is damaged (restore it from a copy), or not the file that was meant"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ def checkpoint_hash(folder: Path) -> str:
 def refuse_no_checkpoint(folder: Path) -> None:
     """Raise UserError where a folder holds no model."""
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
+        raise UserError(f"no checkpoint in `{folder}`", hint="a checkpoint is a folder with config.json and model.safetensors")
 
 
 def described_files(files: Sequence[Path]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def load_model(folder: Path | str, *, device: str = "cpu", dtype: DType = "float
 
     _refuse_adapter(Path(folder))
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
+        raise UserError(f"no checkpoint in `{folder}`", hint="a checkpoint is a folder with config.json and model.safetensors")
     refuse_code(Path(folder), trusting=False)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(

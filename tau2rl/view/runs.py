@@ -28,9 +28,13 @@ LIVE_SECONDS = 60.0  # a run without a result whose files changed within this is
 _PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "tensorboard", "state", FOLDER}
 
 
-def find_runs(places: Iterable[Path]) -> dict[str, Path]:
-    """Id -> folder of every run at or below the places, pipelines before their runs. An id is of the path, so links stay."""
-    found = [run.resolve() for place in places for run in _below(place, DEEPEST)]
+def find_runs(places: Iterable[Path], unread: list[Path] | None = None) -> dict[str, Path]:
+    """Id -> folder of every run at or below the places, pipelines before their runs. An id is of the path, so links stay.
+
+    Folders that cannot be read are passed over; `unread` gets them.
+    """
+    passed_over = [] if unread is None else unread
+    found = [run.resolve() for place in places for run in _below(place, DEEPEST, passed_over)]
     return {run_id(run): run for run in found}
 
 
@@ -39,13 +43,18 @@ def run_id(run: Path) -> str:
     return hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:10]
 
 
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / "config.json").is_file():
+def _below(folder: Path, depth: int, unread: list[Path]) -> Iterator[Path]:
+    try:
+        is_run = (folder / "config.json").is_file()
+        children = sorted(folder.iterdir()) if depth and folder.is_dir() else []
+        folders = [child for child in children if child.name not in _PASSED_OVER and child.is_dir() and not child.is_symlink()]
+    except OSError:  # somebody else's
+        unread.append(folder)
+        return
+    if is_run:
         yield folder
-    if depth and folder.is_dir():
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.is_symlink() and child.name not in _PASSED_OVER:
-                yield from _below(child, depth - 1)
+    for child in folders:
+        yield from _below(child, depth - 1, unread)
 
 
 def run_summary(run: Path) -> Json:

@@ -77,6 +77,7 @@ PROVIDED = {
     "--task-split synth-train --limit 2 --num-samples 2 --set train.tasks_per_step=2 --set sampling.max_tokens=32 "
     "--set val.domains=mock --set val.split=synth-select --set val.limit=1 --set val.num_samples=1 --set train.val_every=1",
     "outputs/pipeline/default": "run -c configs/laptop/pipeline.yaml --limit 1 --inline --name default",
+    "data/retail-1": "synth --num-tasks 4 --seed 1 --output data/retail-1",
     "outputs/eval/retail": "import data/simulations/retail.json",
     "data/simulations/retail.json": "export outputs/eval/mine --to tau2 --output data/simulations",
 }
@@ -162,7 +163,8 @@ class World:
             return
         assert words[0] == "tau2rl", f"`{words[0]}` is nothing that is carried out here: mark the block `not run`"
         small = self.small(words[1:])
-        self.provide(small)
+        if small[0] != "synth":  # it makes what it names
+            self.provide(small)
         if small[0] in STAGES and "--resume" not in small:
             self._make_room(small)
         result = self.call(*small)

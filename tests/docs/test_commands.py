@@ -39,32 +39,38 @@ def test_the_commands_of_a_document_run(document: Path, tmp_path: Path) -> None:
     assert not failed, "\n\n".join(failed)
 
 
-def examples(command: Any, *path: str) -> Iterator[str]:
-    """The examples at the ends of all helps, in order."""
-    yield from re.findall(r"^  (tau2rl .*)$", command.epilog or "", re.MULTILINE)
+def examples(command: Any, *path: str) -> Iterator[tuple[str, list[str]]]:
+    """The examples at the end of each help, in order: `("tau2rl top", ["tau2rl top outputs/grpo/default", ...])`."""
+    yield " ".join(("tau2rl", *path)), re.findall(r"^  (tau2rl .*)$", command.epilog or "", re.MULTILINE)
     for name, inner in getattr(command, "commands", {}).items():
         yield from examples(inner, *path, name)
 
 
 NOT_RUN = {
-    "a server, a hub, or another program": ("tau2rl view", "tau2rl push", "tau2rl convert", "AReaL", "--judge-model"),
+    "a server, a hub, a terminal, or another program": (
+        *("tau2rl view", "tau2rl serve", "tau2rl push", "tau2rl convert", "AReaL", "--judge-model"),
+        "tau2rl top outputs/grpo/default",
+    ),
     "minutes": ("tau2rl bench", "calibrate", "recipe.json"),
     "the reader's own": ("my_pkg", "at-20", "chat.thinking=keep", "val.parquet"),
     "a model that solves some of the tasks, tests/unit/cli/test_profile.py": ("profile", "--from-failures", "--name rates"),
     "run by docs/local.md": ("configs/laptop/sft.yaml", "configs/laptop/grpo.yaml"),
 }
+EXAMPLES = {
+    name: [line for line in lines if not any(word in line for words in NOT_RUN.values() for word in words)]
+    for name, lines in examples(typer.main.get_command(app))
+}
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_helps_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, lines in EXAMPLES.items() if lines])
+def test_the_examples_of_a_help_run(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "a clone"
     folder.mkdir()
     world = World(folder)
     failed: list[str] = []
     with world.server, world.user:
-        for line in dict.fromkeys(examples(typer.main.get_command(app))):
-            if any(word in line for words in NOT_RUN.values() for word in words):
-                continue
+        for line in EXAMPLES[name]:
             world.forget()
             try:
                 world.run(Command(variables={}, words=tuple(shlex.split(line.partition(" > ")[0])), printed=()))

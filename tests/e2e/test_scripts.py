@@ -193,3 +193,13 @@ PROGRAMS = sorted(ROOT.glob("scripts/*.py"))
 def test_a_program_of_the_scripts_explains_itself(program: Path) -> None:
     done = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
+BENCHMARKS = [file for file in sorted(ROOT.glob("scripts/benchmarks/*.py")) if "__main__" in file.read_text("utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", BENCHMARKS, ids=lambda p: p.name)
+def test_a_benchmark_explains_itself(program: Path) -> None:
+    done = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr

@@ -90,6 +90,12 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(values: dict[str, obje
     assert refused.value.hint == f"did you mean `{near}`?"
 
 
+def test_a_setting_of_other_stages_is_named_with_them() -> None:
+    with pytest.raises(UserError) as refused:
+        build(EvalConfig, SCRIPTED | {"tracking": {"wandb": "online"}})
+    assert refused.value.hint == "`tracking` is a setting of sft, grpo"
+
+
 def test_a_setting_like_no_other_is_pointed_to_the_list() -> None:
     with pytest.raises(UserError) as refused:
         build(EvalConfig, SCRIPTED | {"zzzzzzzz": 1})

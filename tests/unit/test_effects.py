@@ -3,18 +3,23 @@
 - each line of the table by an example: refused where it is idle, with the settings that make it so, accepted where it is not;
 - over all pairs of a stage's settings: what is refused is what the table says, it is named, and the way out that is told works;
 - a default counts as not set, so that a config in which everything is written out loads, and a stored one always does;
+- every setting of every stage is in one list: it has a line in the table, it asks for a package that is looked for before a run
+  (tests/unit/cli/test_checks.py), or it always acts, and then something outside `config/` reads it;
 - a plug-in may read any setting, so none is refused beside one;
 - KL as a loss takes an estimate that has a gradient.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tau2rl
 from tau2rl.config import (
     STAGES,
     EvalConfig,
@@ -29,7 +34,8 @@ from tau2rl.config import (
     words_of,
 )
 from tau2rl.config.effects import IDLE, Idle, refuse_idle
-from tau2rl.config.fields import arms_of, items_of, takes_reference, value_of, values_of
+from tau2rl.config.extras import PARTS
+from tau2rl.config.fields import arms_of, items_of, value_of, values_of
 from tau2rl.errors import UserError
 
 EVAL = ["chat.tokenizer=bytes"]
@@ -50,6 +56,9 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("eval", "policy.model=other", EVAL, API),
     ("eval", "policy.api_base=http://h/v1", EVAL, API),
     ("eval", "policy.api_key_env=KEY", LOCAL, API),
+    ("eval", "policy.omit=[seed]", EVAL, API),
+    ("eval", "policy.options={size: 3}", EVAL, ["policy.kind=my_pkg.mod:MyPolicy", "chat.protocol=transcript"]),
+    ("eval", "chat.options={size: 3}", EVAL, [*EVAL, "chat.protocol=my_pkg.mod:MyCodec"]),
     ("eval", "policy.checkpoint=c", [*EVAL], ["policy.kind=local"]),
     ("eval", "policy.sampling.temperature=0.1", GOLD, LOCAL),
     ("eval", "policy.sampling.top_p=0.9", [*EVAL, "policy.sampling.temperature=0"], EVAL),
@@ -185,8 +194,10 @@ def away_from(setting: Setting) -> Any:
 
 
 def values_to_try(setting: Setting) -> list[Any]:
-    """What a setting may be beside another: every word, code of one's own, both switches, nothing and something."""
-    words: list[Any] = [*words_of(setting.type), *(["my_pkg.mod:Mine"] if takes_reference(setting.type) else [])]
+    """What a setting may be when another one is looked at: every word, both switches, nothing and something."""
+    words: list[Any] = list(words_of(setting.type))
+    if setting.name in ("policy.kind", "chat.protocol"):
+        words.append("my_pkg.mod:Mine")
     return words or [setting.default, away_from(setting)]
 
 
@@ -207,6 +218,53 @@ def with_values(model: type[StageConfig], values: dict[str, Any]) -> StageConfig
 def replaced(section: Any, path: list[str], value: Any) -> Any:
     key, *rest = path
     return section.model_copy(update={key: replaced(getattr(section, key), rest, value) if rest else value})
+
+
+# What always acts, where no line of the table speaks of it and no package is needed for it: section -> settings.
+ACTS = {
+    "": "allow_held_out compare keep limit name output plugins repetitions resume seed sources stage steps",
+    "algo": "correction entropy_coef estimator exclude_faults kl_coef loss_aggregation max_resample_rounds ratio truncated",
+    "algo.curriculum": "enabled",
+    "balance": "dedupe per_cell per_user total",
+    "budget": "like max_hours max_tokens max_usd policy_price usd_per_hour user_price",
+    "data": "files limit max_tokens val_fraction",
+    "evaluation": "file settings",
+    "keep": "attempts dedupe exclude_faults exclude_no_op per_cell per_domain per_kind per_task per_user total",
+    "limits": "context_tokens episode_timeout_seconds grade_timeout_seconds max_steps max_turns repairs step_timeout_seconds",
+    "model": "init",
+    "reward": "allow_dominated alpha preset step_penalty terms tool_penalty",
+    "rollout": "concurrency give_up_after greedy keep num_samples retries",
+    "sampling": "max_tokens temperature top_k top_p",
+    "tasks": "exclude_quarantined ids limit skip source split",
+    "tracking": "sinks",
+    "train": "batch_size betas export_every lr max_grad_norm num_minibatches save_every schedule steps "
+    "tasks_per_step val_every warmup_steps weight_decay",
+}
+
+
+def always_act() -> set[str]:
+    return {f"{section}.{name}".lstrip(".") for section, names in ACTS.items() for name in names.split()}
+
+
+def in_no_other_list(model: type[StageConfig]) -> set[str]:
+    """The settings of a stage of which no line of the table speaks there, and that ask for no package."""
+    names = [setting.name for setting in every_setting(model)]
+    idle = {name for rule in IDLE if rule.concerns(model) for name in rule.below(names)}
+    return set(names) - idle - {name for part in PARTS for name in part.asked_by}
+
+
+def test_every_setting_acts_or_stands_in_a_table_of_when_it_does_not() -> None:
+    # A new setting fails here until somebody has said when it does nothing. A line is no opinion: the other tests carry it out.
+    found = {name for model in STAGES.values() for name in in_no_other_list(model)}
+    assert found - always_act() == set(), "when do these do nothing? add a line to config/effects.py, or to ACTS above"
+    assert always_act() - found == set()
+
+
+def test_what_always_acts_is_read() -> None:
+    package = Path(tau2rl.__file__).parent
+    text = "".join(file.read_text("utf-8") for file in package.rglob("*.py") if file.parent.name != "config")
+    read = set(re.findall(r"[.\"'](\w+)", text))
+    assert [name for name in sorted(always_act()) if name.rpartition(".")[2] not in read] == []
 
 
 @cache

@@ -14,7 +14,7 @@ import re
 import pytest
 
 from tau2rl import console
-from tau2rl.runs.progress import ProgressEvent
+from tau2rl.runs.progress import Place, ProgressEvent
 
 
 def event(done: int, *, total: int | None = 10, seconds: float = 0.0) -> ProgressEvent:
@@ -91,6 +91,30 @@ def test_no_color_is_respected_on_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
             follower.on_progress(event(3))
         shown.append(bool(coloured.search(stream.getvalue())))
     assert shown == [True, False]
+
+
+def test_in_a_pipeline_a_run_that_failed_is_not_told_as_one_that_ended() -> None:
+    stream = Terminal()
+    with console.Follower(stream) as follower:
+        for number, well in ((1, True), (2, False)):
+            with follower.next_run(Place(words=f"`{number}`", number=number, total=3, left=0.0, all_known=True)) as watcher:
+                watcher.on_progress(event(10))
+                watcher.ended_well = well
+    said = stream.getvalue()
+    assert "1 of 3: `1`: 10/10" in said and "2 of 3: `2` did not end well" in said and "2 of 3: `2`: 10/10" not in said
+
+
+def test_nothing_is_said_of_the_time_left_when_it_has_passed() -> None:
+    stream = io.StringIO()
+    for left in (0.5, 90.0):
+        with (
+            console.Follower(stream) as follower,
+            follower.next_run(Place(words="`a`", number=1, total=3, left=left, all_known=False)),
+        ):
+            pass
+    assert [line for line in stream.getvalue().splitlines() if "`a`" in line] == [
+        "1 of 3: `a`", "1 of 3: `a`, more than 1:30 left",
+    ]  # fmt: skip
 
 
 def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

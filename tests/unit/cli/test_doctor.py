@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.stubs.openai import OpenAIStub
 from tests.stubs.sglang import SGLangStub
 
 runner = CliRunner()
+ROOT = Path(__file__).parents[3]
 
 
 def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -273,6 +275,18 @@ def test_a_secrets_file_that_others_can_read_is_reported(tmp_path: Path, monkeyp
     code, report = doctor()
     assert code == 1
     assert checks(report)["keys"]["hint"] == f"chmod 600 {file}"
+
+
+def test_a_config_of_another_stage_is_no_invitation_to_start_it() -> None:
+    result = runner.invoke(app, ["doctor", "--for", "sft", "-c", str(ROOT / "configs" / "laptop" / "grpo.yaml")])
+    assert result.exit_code == 2
+    assert "is a config of stage `grpo`, not of `sft`" in result.stderr and "tau2rl grpo" not in result.stderr
+
+
+def test_the_room_is_looked_at_once_for_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = runner.invoke(app, ["doctor", "-c", "configs/laptop/pipeline.yaml"]).stdout
+    assert [line.split()[1] for line in shown.splitlines() if re.match(r"\S+ +(memory|disk)  ", line)] == ["memory", "disk"]
 
 
 def test_an_unknown_use_is_refused() -> None:

@@ -87,6 +87,31 @@ def test_the_list_says_what_there_is(tmp_path: Path) -> None:
         assert shown.exit_code == 0 and "3 runs" in shown.stderr
 
 
+def test_a_stage_or_state_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    for option in ("--stage", "--state"):
+        assert runner.invoke(app, ["runs", "list", str(tmp_path), option, "banana"]).exit_code == 2
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over_by_the_list_and_stops_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training(tmp_path / "run")
+    (tmp_path / "theirs").mkdir()
+    whole = Path.iterdir
+
+    def refused(folder: Path) -> Any:
+        if folder.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return whole(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refused)  # root reads everything
+    shown = runner.invoke(app, ["runs", "list", str(tmp_path)])
+    assert shown.exit_code == 0 and "1 runs; 1 folders cannot be read" in shown.stderr
+    pruned = runner.invoke(app, ["runs", "prune", str(tmp_path), "--yes"])
+    assert pruned.exit_code == 2 and "1 folders cannot be read" in pruned.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step_00001").is_dir()
+
+
 def test_what_nothing_needs_may_go(tmp_path: Path) -> None:
     run = training(tmp_path / "run")
     model(run / "checkpoints" / "mine")
@@ -142,5 +167,5 @@ def test_before_the_first_run_there_is_none(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path / "none"))
     listed = runner.invoke(app, ["runs", "list"])
     assert listed.exit_code == 0 and "0 runs" in listed.stderr
-    assert "none of 0 may go" in runner.invoke(app, ["runs", "prune"]).stderr
+    assert "there is no checkpoint of a training" in runner.invoke(app, ["runs", "prune"]).stderr
     assert runner.invoke(app, ["runs", "list", str(tmp_path / "none")]).exit_code == 2
