@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
+from tau2rl.chat.content import NotText, read_content
 from tau2rl.config import DataConfig
 from tau2rl.data.jsonl import read_file
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
@@ -171,17 +172,18 @@ def _message(data: object) -> Message:
     fields = _mapping(data)
     if fields.get("role") not in ROLES:
         raise BadRow(f"a message with the role {fields.get('role') if fields else data!r}"[:200])
-    content = fields.get("content")
-    if content is not None and not isinstance(content, str):
-        raise BadRow("a message whose content is not text")
-    thought = next((fields[name] for name in THOUGHTS if fields["role"] == "assistant" and fields.get(name)), "")
+    try:
+        content = read_content(fields)
+    except NotText as error:
+        raise BadRow(f"a message that has {error}"[:200]) from None
+    thought = next((fields[name] for name in THOUGHTS if fields["role"] == "assistant" and fields.get(name)), content.thought)
     if not isinstance(thought, str):
         raise BadRow("a message whose thought is not text")
     calls = fields.get("tool_calls") or ()
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise BadRow("`tool_calls` that are no list")
     made = tuple(map(_call, cast("Sequence[object]", calls)))
-    return Message(role=fields["role"], content=content or "", tool_calls=made, reasoning=thought)
+    return Message(role=fields["role"], content=content.text or content.refusal, tool_calls=made, reasoning=thought)
 
 
 def _call(data: object) -> CallTool:

@@ -103,7 +103,9 @@ PLAIN = (
     "it says <Back> | <Next>",
 )
 MESSAGES: dict[str, Any] = {
-    "parts in place of text": {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]},
+    "a part that is no text": {"role": "assistant", "content": [{"type": "text", "text": "Look:"}, {"type": "image_url"}]},
+    "content that is neither text nor parts": {"role": "assistant", "content": 5},
+    "a refusal": {"role": "assistant", "content": None, "refusal": "I cannot play a customer."},
     "another role": {"role": "user", "content": "Hello."},
     "arguments that are no JSON": [("toggle_roaming", "{")],
     "arguments that are a list": [("toggle_roaming", "[1]")],

@@ -38,7 +38,8 @@ def test_a_row_has_the_name_that_its_metadata_gives() -> None:
         ({}, "no `messages`"),
         ({"messages": [{"role": "narrator"}]}, "narrator"),
         ({"messages": ["hello"]}, "hello"),
-        ({"messages": [{"role": "user", "content": [1]}]}, "not text"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "a part as int"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "no text: `video_url`"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]}, "without a name"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "not JSON"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[]"}]}]}, "not an object"),
@@ -47,6 +48,16 @@ def test_a_row_has_the_name_that_its_metadata_gives() -> None:
 def test_what_cannot_be_trained_on_says_why(row: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRow, match=words):
         read_row(row, name="n")
+
+
+def test_content_in_parts_is_their_text_and_their_thought() -> None:
+    said = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Hel"}, {"type": "text", "text": "lo."}]
+    asked = [{"type": "text", "text": "Hi", "image_url": None}]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    assert read_row({"messages": turns}, name="n").messages == (
+        Message(role="user", content="Hi"),
+        Message(role="assistant", content="Hello.", reasoning="Hm."),
+    )
 
 
 def test_exact_tokens_come_back_with_their_spans() -> None:
