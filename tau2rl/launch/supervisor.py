@@ -49,15 +49,16 @@ def main(folder: Path, command: list[str]) -> int:
 
 
 def _lost(head: int, parts: set[int]) -> bool:
-    """Whether a part of Ray has ended since the raylet, which is started last, was there; notes the parts in `parts`.
+    """Whether a part of Ray has ended; notes the parts in `parts`: the GCS, and when the raylet is there, which comes last, all.
 
     `ray start --block` ends with its parts, but not when they end in peace, as the raylet does when one of its agents is killed.
+    While it starts it waits for a GCS that has ended for most of a minute.
     """
-    if parts:
-        return any(_parent(part) != head for part in parts)
-    children = {child for child, parent in _parents() if parent == head}
-    if any(_program(child) == "raylet" for child in children):
-        parts |= children
+    if any(_parent(part) != head for part in parts):
+        return True
+    if "raylet" not in map(_program, parts):
+        children = {child: _program(child) for child, parent in _parents() if parent == head}
+        parts.update(children if "raylet" in children.values() else (c for c, name in children.items() if name == "gcs_server"))
     return False
 
 
