@@ -1,8 +1,8 @@
 """kill -9 of every kind of process of a run, at random moments, as a table: `python -m tests.chaos.kill_table --times 3`.
 
 The run is an evaluation on `mock` with a scripted policy and user, on a head of its own or `--inline`, with two workers. A kind
-is found by its command line below the command. The victim is killed 0 to 15 seconds after it has come, be the run in its
-beginning or its middle. What is told:
+is found by its command line below the command. The victim is killed 0 to 10 seconds after it has come, in one run of three, or
+after the first episode. What is told:
 
 - after how many seconds the command ended, or that it went on, and with which word
 - after how many seconds `--resume` plays again
@@ -29,7 +29,7 @@ from tau2rl.launch import supervisor
 from tau2rl.settings import child_environment
 
 MINUTE = 60.0
-LATEST = 15.0  # seconds between the beginning of a process and its end
+LATEST = 10.0  # seconds until a process is killed
 MARK = "TAU2RL_KILL_TABLE"
 COMMAND = "the command"
 # name -> what stands in the command line.
@@ -185,7 +185,7 @@ class Killed:
     """What became of a run."""
 
     kind: str
-    after: float  # seconds that the victim had lived
+    after: float  # seconds since it had come, or since the first episode
     played: int  # episodes by then
     outcome: str  # "1 after 4.2 s", or that it went on
     word: str  # the last line that is an error
@@ -204,10 +204,12 @@ class Killed:
         return "STILL" not in self.outcome and "NOT" not in self.resumed and not self.left
 
 
-def kill_once(kind: str, folder: Path, wait: float) -> Killed:
-    """Kill one process of this kind in a run in `folder`, `wait` seconds after it has come."""
+def kill_once(kind: str, folder: Path, wait: float, *, playing: bool) -> Killed:
+    """Kill one process of this kind in a run in `folder`, `wait` seconds after it has come, or after the first episode."""
     output, place = folder / "run", ("--inline",) if kind in INLINE else ("--set", "rollout.workers=2")
     with running(output, *place) as run:
+        if playing:
+            until(lambda: episodes(output) or run.command.poll() is not None, 3 * MINUTE)
         for number, part in enumerate(MODULES if kind == ALL_MODULES else (kind,)):
             kill_in(run, part, 1.0 if number else wait)
         played = episodes(output)
@@ -236,13 +238,16 @@ def kill_in(run: Run, kind: str, wait: float) -> None:
 
 
 def end_of(run: Run) -> tuple[str, str]:
-    """How the run ended, or went on for a minute, and what it said."""
+    """How the run ended, or went on, and what it said. A run that goes on is one that still plays a minute later."""
     began = time.monotonic()
     with suppress(subprocess.TimeoutExpired):
-        _, said = run.command.communicate(timeout=MINUTE - 5)
+        _, said = run.command.communicate(timeout=MINUTE)
         return f"{run.command.returncode} after {time.monotonic() - began:.1f} s", said
     before = episodes(run.output)
-    goes_on = until(lambda: episodes(run.output) > before, 5) is not None
+    until(lambda: episodes(run.output) > before or run.command.poll() is not None, 3 * MINUTE)
+    seconds = time.monotonic() - began
+    went_on = run.command.poll() is None and episodes(run.output) > before
+    told = "went on" if went_on and seconds < MINUTE + 5 else f"{'went on' if went_on else 'STILL silent'} after {seconds:.0f} s"
     run.command.send_signal(signal.SIGTERM)
     interrupted = time.monotonic()
     try:
@@ -252,7 +257,7 @@ def end_of(run: Run) -> tuple[str, str]:
         run.command.kill()
         _, said = run.command.communicate()
         end = "then SIGTERM: STILL there after two minutes"
-    return f"{'went on' if goes_on else 'STILL silent'}; {end}", said
+    return f"{told}; {end}", said
 
 
 def resume(output: Path) -> str:
@@ -276,11 +281,12 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", help=", ".join((COMMAND, *INLINE, *KINDS, ALL_MODULES)))
     asked = parser.parse_args()
     moments, lines = random.Random(asked.seed), list[Killed]()
-    sys.stdout.write("| kind | lived, s | episodes | the command | resumed after | left |\n|---|---|---|---|---|---|\n")
+    sys.stdout.write("| kind | at, s | episodes | the command | resumed after | left |\n|---|---|---|---|---|---|\n")
     for number in range(asked.times):
         for kind in asked.kinds or (COMMAND, *INLINE, *KINDS, ALL_MODULES):
             with tempfile.TemporaryDirectory(prefix=f"kill-{number}-") as folder:
-                lines.append(kill_once(kind, Path(folder), moments.uniform(0, LATEST)))
+                wait, playing = moments.uniform(0, LATEST), number % 3 > 0
+                lines.append(kill_once(kind, Path(folder), wait, playing=playing))
             sys.stdout.write(f"{lines[-1]}\n")
             sys.stdout.flush()
     wrong = [line for line in lines if not line.well]
