@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -46,6 +47,22 @@ def read_content(message: Mapping[str, Any]) -> Content:
         raise NotText(f"content with a part that is no text: {names}", types=unknown)
     said = {wanted: "".join(text for kind, text in parts if text and kind == wanted) for wanted in ("text", "thought", "refusal")}
     return Content(**{**said, "refusal": said["refusal"] or refusal})
+
+
+def read_arguments(value: Any) -> Any:
+    """The arguments of a call: a value, or what its JSON text spells. Null, blank text and `"null"` are no arguments.
+
+    Raises ValueError for text that is not JSON.
+
+    >>> read_arguments('{"a": 1}'), read_arguments(" "), read_arguments("null"), read_arguments(None)
+    ({'a': 1}, {}, {}, {})
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+    return {} if value is None else value
 
 
 def _parts(content: list[Any]) -> Iterator[tuple[str, str | None]]:

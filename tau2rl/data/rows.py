@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
-from tau2rl.chat.content import NotText, read_content
+from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.config import DataConfig
 from tau2rl.data.jsonl import read_file
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
@@ -193,15 +193,12 @@ def _call(data: object) -> CallTool:
     if not isinstance(name, str):
         raise BadRow("a tool call without a name")
     arguments = inner.get("arguments")
-    if isinstance(arguments, str) and arguments.strip():  # OpenAI writes them as JSON in a string: every null in it was meant
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise BadRow(f"arguments of `{name}` that are not JSON"[:200]) from None
-    elif isinstance(arguments, Mapping):
+    if isinstance(arguments, Mapping):  # OpenAI writes them as JSON in a string: every null in it was meant
         arguments = _without_nulls(cast("Mapping[str, object]", arguments))
-    elif arguments is None or isinstance(arguments, str):  # null and "" are no arguments
-        arguments = {}
+    try:
+        arguments = read_arguments(arguments)
+    except ValueError:
+        raise BadRow(f"arguments of `{name}` that are not JSON"[:200]) from None
     if not isinstance(arguments, dict):
         raise BadRow(f"arguments of `{name}` that are not an object"[:200])
     return CallTool(name=name, arguments=cast("dict[str, Any]", arguments))

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
-from tau2rl.chat.content import NotText, read_content
+from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.config import UserConfig
 from tau2rl.enums import Ending, ending_of
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
@@ -311,11 +311,9 @@ def _calls(listed: Any, tools: Collection[str]) -> list[ToolCall]:
 def _arguments(name: str, value: Any) -> dict[str, Any]:
     """The arguments of a call: an object, or its JSON text; nothing and empty text are no arguments."""
     try:
-        read: Any = json.loads(value or "{}") if isinstance(value, str | None) else value
-    except (ValueError, RecursionError):
+        read = read_arguments(value)
+    except ValueError:
         raise UnusableAnswer(f"the arguments of its call of `{name}` are not JSON") from None
-    if read is None:
-        return {}
     arguments = _object(read, f"the arguments of its call of `{name}` are not an object")
     if not _is_text(json.dumps(arguments, ensure_ascii=False)):
         raise UnusableAnswer(f"the arguments of its call of `{name}` are not Unicode text")

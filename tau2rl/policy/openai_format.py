@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from tau2rl.chat.content import NotText, read_content
+from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.chat.native import system_prompt
 from tau2rl.enums import Ending, ending_of
 from tau2rl.errors import PolicyFailure
@@ -225,8 +225,8 @@ def _list(value: Any) -> list[Any]:
 def _arguments(text: Any) -> Any:
     """The object that the text spells, else the text; some APIs write nothing where a tool takes no arguments."""
     try:
-        value: Any = json.loads(text or "{}")
-    except (ValueError, TypeError, RecursionError):
+        value = read_arguments(text)
+    except ValueError:
         return text
     return cast("dict[str, Any]", value) if isinstance(value, dict) else text
 

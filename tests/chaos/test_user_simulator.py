@@ -266,7 +266,7 @@ def test_a_request_that_is_refused_is_not_made_again() -> None:
 # --- tool calls ---
 
 
-@pytest.mark.parametrize("nothing", ["{}", "", "null", None, {}], ids=json.dumps)
+@pytest.mark.parametrize("nothing", ["{}", "", " ", "null", None, {}], ids=json.dumps)
 def test_the_telecom_user_works_its_own_phone(nothing: Any) -> None:
     def phone(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Any:
         last = str(messages[-1]["content"])

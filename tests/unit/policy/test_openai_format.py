@@ -123,8 +123,9 @@ def test_text_and_calls_become_actions() -> None:
     assert parse(answer("Wait.", ("cancel", "{}"))) == (Say(text="Wait."), CANCEL)
 
 
-def test_no_arguments_at_all_are_none() -> None:
-    assert parse(answer(None, ("cancel", ""))) == (CANCEL,)
+@pytest.mark.parametrize("nothing", ["", " ", "null", None])
+def test_no_arguments_at_all_are_none(nothing: Any) -> None:
+    assert parse(answer(None, ("cancel", nothing))) == (CANCEL,)
 
 
 @pytest.mark.parametrize(
