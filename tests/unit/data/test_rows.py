@@ -13,6 +13,8 @@ import pytest
 from tau2rl.data.rows import BadRow, exact_sample, read_row
 from tau2rl.types import CallTool, Message
 
+LOOKUP = CallTool(name="get_user", arguments={"id": "u1"})
+
 
 def test_openai_arguments_are_json_in_a_string_or_an_object() -> None:
     calls = [{"function": {"name": "f", "arguments": '{"x": 1}'}}, {"name": "f", "arguments": {"x": 1}}]
@@ -58,6 +60,25 @@ def test_content_in_parts_is_their_text_and_their_thought() -> None:
         Message(role="user", content="Hi"),
         Message(role="assistant", content="Hello.", reasoning="Hm."),
     )
+
+
+@pytest.mark.parametrize("mark", ["step_loss_mask", "weight", "train", "training", "trainable", "loss_mask"])
+def test_a_turn_that_is_not_to_be_learned_is_masked_in_every_dialect(mark: str) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?", mark: False}]
+    assert read_row({"messages": turns}, name="n").masked == {1}
+    with pytest.raises(BadRow, match="message 1 has a `train_detail`"):
+        read_row({"messages": [turns[0], {**turns[1], "train_detail": [{"begin_offset": 0}]}]}, name="n")
+
+
+def test_openais_older_calls_are_read() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "function_call": {"name": "get_user", "arguments": '{"id": "u1"}'}},
+        {"role": "function", "name": "get_user", "content": "found"},
+    ]
+    row = read_row({"messages": turns, "functions": [{"name": "get_user", "parameters": {}}]}, name="n")
+    assert row.messages[1:] == (Message(role="assistant", tool_calls=(LOOKUP,)), Message(role="tool", content="found"))
+    assert [tool["name"] for tool in row.tools] == ["get_user"]
 
 
 def test_exact_tokens_come_back_with_their_spans() -> None:
