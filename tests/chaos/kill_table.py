@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import pty
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from pathlib import Path
 
 from tau2rl.launch import supervisor
 from tau2rl.settings import child_environment
+from tests.stubs.openai import OpenAIStub
 
 MINUTE = 60.0
 LATEST = 10.0  # seconds until a process is killed
@@ -55,6 +58,11 @@ MODULES = tuple(
 )
 ALL_MODULES = "every module of the dashboard, one by one"
 INLINE = ("the command, inline",)
+PROGRAMS = {  # what looks at runs, and what serves a policy: the words behind `tau2rl`
+    "view": ("view", "{run}", "--port", "0"),
+    "top": ("top", "{run}"),
+    "serve": ("serve", "--model", "openai/m", "--api-base", "{server}", "--port", "0"),
+}
 
 
 def words_of(process: int) -> str:
@@ -161,6 +169,9 @@ def argv(output: Path, samples: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "tau2rl", "eval", *settings, *options, *more]
 
 
+ALL = (COMMAND, *INLINE, *KINDS, ALL_MODULES, *PROGRAMS)
+
+
 @contextmanager
 def running(output: Path, *more: str) -> Iterator[Run]:
     """A run that goes on until it is ended."""
@@ -204,8 +215,10 @@ class Killed:
         return "STILL" not in self.outcome and "NOT" not in self.resumed and not self.left
 
 
-def kill_once(kind: str, folder: Path, wait: float, *, playing: bool) -> Killed:
+def kill(kind: str, folder: Path, wait: float, *, playing: bool) -> Killed:
     """Kill one process of this kind in a run in `folder`, `wait` seconds after it has come, or after the first episode."""
+    if kind in PROGRAMS:
+        return kill_program(kind, folder, wait)
     output, place = folder / "run", ("--inline",) if kind in INLINE else ("--set", "rollout.workers=2")
     with running(output, *place) as run:
         if playing:
@@ -273,20 +286,58 @@ def resume(output: Path) -> str:
     return f"{seconds:.1f} s" if seconds < MINUTE else f"NOT within a minute: {seconds:.1f} s"
 
 
+def kill_program(name: str, folder: Path, wait: float) -> Killed:
+    """Kill `view`, `top` or `serve`, `wait` seconds after it has said something, and start it again over the same run."""
+    output = folder / "run"
+    subprocess.run(argv(output, 20, "--inline"), capture_output=True, check=True)
+    with OpenAIStub() as server:
+        places = {"run": str(output), "server": server.api_base}
+        words = [sys.executable, "-m", "tau2rl", *(word.format(**places) for word in PROGRAMS[name])]
+        with program(words, folder) as run:
+            time.sleep(wait)
+            run.note([run.command.pid, *supervisor.descendants(run.command.pid)])
+            run.command.kill()
+            run.command.wait()
+            until(lambda: not run.left())
+            left = run.left()
+        began = time.monotonic()
+        with program(words, folder):
+            again = f"{time.monotonic() - began:.1f} s"
+    return Killed(kind=f"`{name}`", after=wait, played=20, outcome="-9", word="", resumed=again, left=left)
+
+
+@contextmanager
+def program(words: Sequence[str], folder: Path) -> Iterator[Run]:
+    """A command on a terminal of its own that has said its first words."""
+    scratch = folder / f"tmp-{time.monotonic_ns()}"
+    scratch.mkdir()
+    terminal, its_end = pty.openpty()
+    environment = child_environment({MARK: folder.name, "TMPDIR": str(scratch), "TERM": "xterm"})
+    command = subprocess.Popen(words, stdin=its_end, stdout=its_end, stderr=its_end, text=True, env=environment)
+    os.close(its_end)
+    try:
+        assert select.select([terminal], [], [], MINUTE)[0] and os.read(terminal, 1), f"{words} says nothing"
+        yield Run(command, folder / "run", scratch, folder.name)
+    finally:
+        command.kill()
+        command.wait()
+        os.close(terminal)
+
+
 def main() -> int:
     """Print the table; 1 when a line of it is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("kinds", nargs="*", help=", ".join((COMMAND, *INLINE, *KINDS, ALL_MODULES)))
+    parser.add_argument("kinds", nargs="*", help=", ".join(ALL))
     asked = parser.parse_args()
     moments, lines = random.Random(asked.seed), list[Killed]()
     sys.stdout.write("| kind | at, s | episodes | the command | resumed after | left |\n|---|---|---|---|---|---|\n")
     for number in range(asked.times):
-        for kind in asked.kinds or (COMMAND, *INLINE, *KINDS, ALL_MODULES):
+        for kind in asked.kinds or ALL:
             with tempfile.TemporaryDirectory(prefix=f"kill-{number}-") as folder:
                 wait, playing = moments.uniform(0, LATEST), number % 3 > 0
-                lines.append(kill_once(kind, Path(folder), wait, playing=playing))
+                lines.append(kill(kind, Path(folder), wait, playing=playing))
             sys.stdout.write(f"{lines[-1]}\n")
             sys.stdout.flush()
     wrong = [line for line in lines if not line.well]
