@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
+from tau2rl.chat.content import NotText, read_content
 from tau2rl.chat.parsing import Dump, check_call, raise_malformed, read_call, read_call_json, turn_text, write_back
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import ChatConfig
@@ -119,13 +120,15 @@ def read_message(value: object) -> Message:
     content, calls, reasoning = fields.get("content"), fields.get("tool_calls"), fields.get("reasoning_content")
     if fields.get("role") not in ("system", "user", "assistant", "tool"):
         raise_malformed(MalformedKind.NO_CONTENT, "a message needs a `role`")
-    if not isinstance(content, str | None):
-        raise_malformed(MalformedKind.NO_CONTENT, "`content` must be text")
+    try:
+        said = read_content({"content": content}).text
+    except NotText as error:
+        raise_malformed(MalformedKind.NO_CONTENT, f"`content` must be text, and this is {error}")
     if not isinstance(reasoning, str | None):
         raise_malformed(MalformedKind.NO_CONTENT, "`reasoning_content` must be text")
     if not isinstance(calls, list | None):
         raise_malformed(MalformedKind.NOT_AN_OBJECT, "`tool_calls` must be a list of objects")
     made = tuple(read_call(call) for call in cast("list[Any]", calls or []))
     return Message(
-        role=fields["role"], content=content or "", tool_calls=made, error=fields.get("error") is True, reasoning=reasoning or ""
+        role=fields["role"], content=said, tool_calls=made, error=fields.get("error") is True, reasoning=reasoning or ""
     )

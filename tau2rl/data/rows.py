@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
+from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.config import DataConfig
 from tau2rl.data.jsonl import read_file
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
+MARKS = ("step_loss_mask", "weight", "train", "training", "trainable", "loss_mask")  # of a message, in as many dialects
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where the thought of a turn stands, in three dialects
 
 
@@ -76,7 +78,7 @@ def _row(data: Mapping[str, Any], name: str) -> Row:
     return Row(
         id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
         messages=tuple(map(_message, turns)),
-        tools=read_tools(data.get("tools")),
+        tools=read_tools(data["functions"] if data.get("tools") is None and "functions" in data else data.get("tools")),
         last_only=bool(answer),
         masked=frozenset(i for i, turn in enumerate(turns) if _is_masked(_mapping(turn), i)),
         at=name,
@@ -154,7 +156,9 @@ def _without_nulls(value: object, *, keep: str = "") -> object:
 def _is_masked(message: Mapping[str, Any], number: int) -> bool:
     if message.get("role") != "assistant":
         return False
-    return not all(_is_on(message, name, f"message {number}") for name in ("step_loss_mask", "weight"))
+    if message.get("train_detail"):
+        raise BadRow(f"message {number} has a `train_detail`: a turn is learned as a whole")
+    return not all(_is_on(message, name, f"message {number}") for name in MARKS)
 
 
 def _is_on(values: Mapping[str, Any], name: str, whose: str) -> bool:
@@ -169,19 +173,21 @@ def _is_on(values: Mapping[str, Any], name: str, whose: str) -> bool:
 
 def _message(data: object) -> Message:
     fields = _mapping(data)
-    if fields.get("role") not in ROLES:
+    role = "tool" if fields.get("role") == "function" else fields.get("role")  # OpenAI's older way to call
+    if role not in ROLES:
         raise BadRow(f"a message with the role {fields.get('role') if fields else data!r}"[:200])
-    content = fields.get("content")
-    if content is not None and not isinstance(content, str):
-        raise BadRow("a message whose content is not text")
-    thought = next((fields[name] for name in THOUGHTS if fields["role"] == "assistant" and fields.get(name)), "")
+    try:
+        content = read_content(fields)
+    except NotText as error:
+        raise BadRow(f"a message that has {error}"[:200]) from None
+    thought = next((fields[name] for name in THOUGHTS if role == "assistant" and fields.get(name)), content.thought)
     if not isinstance(thought, str):
         raise BadRow("a message whose thought is not text")
-    calls = fields.get("tool_calls") or ()
+    calls = fields.get("tool_calls") or ([fields["function_call"]] if fields.get("function_call") else ())
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise BadRow("`tool_calls` that are no list")
     made = tuple(map(_call, cast("Sequence[object]", calls)))
-    return Message(role=fields["role"], content=content or "", tool_calls=made, reasoning=thought)
+    return Message(role=role, content=content.text or content.refusal, tool_calls=made, reasoning=thought)
 
 
 def _call(data: object) -> CallTool:
@@ -191,15 +197,12 @@ def _call(data: object) -> CallTool:
     if not isinstance(name, str):
         raise BadRow("a tool call without a name")
     arguments = inner.get("arguments")
-    if isinstance(arguments, str) and arguments.strip():  # OpenAI writes them as JSON in a string: every null in it was meant
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise BadRow(f"arguments of `{name}` that are not JSON"[:200]) from None
-    elif isinstance(arguments, Mapping):
+    if isinstance(arguments, Mapping):  # OpenAI writes them as JSON in a string: every null in it was meant
         arguments = _without_nulls(cast("Mapping[str, object]", arguments))
-    elif arguments is None or isinstance(arguments, str):  # null and "" are no arguments
-        arguments = {}
+    try:
+        arguments = read_arguments(arguments)
+    except ValueError:
+        raise BadRow(f"arguments of `{name}` that are not JSON"[:200]) from None
     if not isinstance(arguments, dict):
         raise BadRow(f"arguments of `{name}` that are not an object"[:200])
     return CallTool(name=name, arguments=cast("dict[str, Any]", arguments))

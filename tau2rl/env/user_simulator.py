@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
+from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.config import UserConfig
 from tau2rl.enums import Ending, ending_of
 from tau2rl.env import quiet_tau2  # noqa: F401 - before tau2
@@ -240,22 +241,32 @@ def read_user_answer(body: dict[str, Any], *, tools: Collection[str], heard: str
             raise UnusableAnswer(f"its answer ended with finish_reason `{one_line(str(choice.get('finish_reason')))}`")
     if message.get("role") not in ("assistant", None):
         raise UnusableAnswer("its message has a role other than `assistant`")
-    content = message.get("content")
-    if not isinstance(content, str | None):
-        raise UnusableAnswer(f"its content is {type(content).__name__}, not text")
+    said = answer_text(body)
     calls = _calls(message.get("tool_calls"), tools)
-    _check_text(content or "", heard)
-    if not calls and not can_be_seen(content or ""):
+    _check_text(said, heard)
+    if not calls and not can_be_seen(said):
         raise UnusableAnswer("its answer was empty")
     usage = user_usage(body)
     return UserMessage(
         role="user",
-        content=content,
+        content=None if message.get("content") is None else said,
         tool_calls=calls or None,
         cost=cost_usd,
         usage={"completion_tokens": usage.completion_tokens, "prompt_tokens": usage.prompt_tokens},
         raw_data=choice,
     )
+
+
+def answer_text(body: dict[str, Any]) -> str:
+    """What a chat answer says; "" for a call alone. Raises UnusableAnswer: it is no text, or the model refused."""
+    message = _object(first_choice(body).get("message"), "its message is not an object")
+    try:
+        content = read_content(message)
+    except NotText as error:
+        raise UnusableAnswer(f"its answer has {one_line(str(error))}") from None
+    if content.refusal:
+        raise UnusableAnswer(f"it refused: {one_line(content.refusal)}")
+    return content.text
 
 
 def user_usage(body: dict[str, Any]) -> Usage:
@@ -300,11 +311,9 @@ def _calls(listed: Any, tools: Collection[str]) -> list[ToolCall]:
 def _arguments(name: str, value: Any) -> dict[str, Any]:
     """The arguments of a call: an object, or its JSON text; nothing and empty text are no arguments."""
     try:
-        read: Any = json.loads(value or "{}") if isinstance(value, str | None) else value
-    except (ValueError, RecursionError):
+        read = read_arguments(value)
+    except ValueError:
         raise UnusableAnswer(f"the arguments of its call of `{name}` are not JSON") from None
-    if read is None:
-        return {}
     arguments = _object(read, f"the arguments of its call of `{name}` are not an object")
     if not _is_text(json.dumps(arguments, ensure_ascii=False)):
         raise UnusableAnswer(f"the arguments of its call of `{name}` are not Unicode text")

@@ -9,9 +9,10 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tau2rl.config.extras import importable, part_of
@@ -49,12 +50,12 @@ def connect(
     lost_seconds: float = LOST_SECONDS,
     alive: Callable[[], bool] = lambda: True,
     last_words: Callable[[], str] = lambda: "",
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> JobServer:
     """The job server at `http://HOST:8265`, or of the cluster at `HOST:PORT`, `ray://HOST:PORT` or `auto`.
 
     `lost_seconds`, `alive`: after how long a silence, and by whose word, the cluster counts as gone; `last_words`: what it said
-    before. Raises UserError within
-    seconds when nobody answers there.
+    before. `variables`: of the environment of jobs. Raises UserError within seconds when nobody answers there.
     """
     _reach(address, headers or {})
     from ray.exceptions import RayError
@@ -70,7 +71,7 @@ def connect(
             f"Ray would use `{client.get_address()}` instead of `{address}`: its own environment variables win",
             hint="unset RAY_ADDRESS and RAY_API_SERVER_ADDRESS",
         )
-    return JobServer(client, lost_seconds, alive, last_words)
+    return JobServer(client, lost_seconds, alive, last_words, variables)
 
 
 def _reach(address: str, headers: dict[str, str]) -> None:
@@ -99,6 +100,7 @@ class JobServer:
     lost_seconds: float
     alive: Callable[[], bool]
     last_words: Callable[[], str]
+    variables: Mapping[str, str]
 
     @property
     def address(self) -> str:
@@ -111,7 +113,7 @@ class JobServer:
         A server with much to do may drop the connection without an answer: it is asked whether it has the job, and again.
         """
         # Nothing secret in the environment of the job: the dashboard shows it to everybody. Its actors inherit it.
-        environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), UTF8_MODE: "1"}}
+        environment = {"env_vars": {**self.variables, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), UTF8_MODE: "1"}}
         for attempt, patience in enumerate((1.0, 5.0, None)):
             try:
                 if not attempt or not self._has(job):

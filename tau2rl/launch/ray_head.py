@@ -52,6 +52,7 @@ class LocalHead:
         self._folder, self._token = Path(), ""
         self.address = ""
         self.headers: dict[str, str] = {}
+        self.job_variables = {"TMPDIR": tempfile.gettempdir()}  # jobs are no part of the head: compiled kernels are kept there
 
     def __enter__(self) -> LocalHead:
         settings.loopback_without_proxy()
@@ -111,7 +112,7 @@ class LocalHead:
                 [*supervise, *supervise, *self._command(folder, dashboard, agent, client)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=settings.child_environment(_environment(token, metrics)),
+                env=settings.child_environment(_environment(folder, token, metrics)),
                 cwd=folder,  # Python puts it on the path of every process: the user's files must not hide libraries
                 start_new_session=True,  # Ctrl-C in the terminal is ours to handle, not the head's
             )
@@ -172,8 +173,9 @@ def _python_for_shells(folder: Path) -> str:
     return str(link / python.relative_to(sys.prefix)) if python.is_relative_to(sys.prefix) else str(python)
 
 
-def _environment(token: str, metrics_port: int) -> dict[str, str]:
+def _environment(folder: Path, token: str, metrics_port: int) -> dict[str, str]:
     return {
+        "TMPDIR": str(folder),  # the dashboard has sockets there, which it leaves behind when it is killed
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # without it Ray turns 127.0.0.1 into this machine's public address
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,

@@ -173,8 +173,10 @@ def _place(launch: LaunchConfig, cluster: jobs.JobServer | None, on_progress: Pr
     else:
         on_progress(ProgressEvent(done=0, total=None, note="starting a local Ray head"))
         with LocalHead(training=training) as head:
-            lost = jobs.OWN_HEAD_LOST_SECONDS
-            own = jobs.connect(head.address, head.headers, lost_seconds=lost, alive=head.alive, last_words=head.last_words)
+            own = jobs.connect(
+                head.address, head.headers, lost_seconds=jobs.OWN_HEAD_LOST_SECONDS, alive=head.alive,
+                last_words=head.last_words, variables=head.job_variables,
+            )  # fmt: skip
             yield lambda config, path, on_line, on_progress: _follow(own, config, path, on_line, on_progress)
 
 

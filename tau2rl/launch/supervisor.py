@@ -23,6 +23,7 @@ from pathlib import Path
 
 LOG = "head.log"  # below FOLDER: what the command says
 POLL_SECONDS = 0.2
+RAYLET, FORK_SERVER = "raylet", b"multiprocessing.forkserver"
 SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
 
 
@@ -33,7 +34,7 @@ def main(folder: Path, command: list[str]) -> int:
         signal.signal(number, lambda received, _frame: asked_to_stop.append(received))
     adopt_orphans()
     log, broke, outer = folder / LOG, False, __file__ in command
-    parts: set[int] = set()
+    parts: dict[int, int] = {}
     try:
         with contextlib.nullcontext() if outer else log.open("wb") as file:
             # Its standard input is a pipe of ours, which closes when we are killed.
@@ -48,16 +49,25 @@ def main(folder: Path, command: list[str]) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lost(head: int, parts: set[int]) -> bool:
-    """Whether a part of Ray has ended since the raylet, which is started last, was there; notes the parts in `parts`.
+def _lost(head: int, parts: dict[int, int]) -> bool:
+    """Whether a part of Ray has ended; notes the parts and their parents in `parts`.
 
-    `ray start --block` ends with its parts, but not when they end in peace, as the raylet does when one of its agents is killed.
+    When the raylet is there, which comes last, they are the children of `ray start --block`, which ends with them, but not when
+    they end in peace, as the raylet does when one of its agents is killed. Before, they are those without which it would wait for
+    a minute and longer: the GCS, and the fork server of the dashboard, which nobody needs later.
     """
-    if parts:
-        return any(_parent(part) != head for part in parts)
-    children = {child for child, parent in _parents() if parent == head}
-    if any(_program(child) == "raylet" for child in children):
-        parts |= children
+    if any(_parent(part) != parent for part, parent in parts.items()):
+        return True
+    if not any(_program(part) == RAYLET for part in parts):
+        listed = _parents()
+        children = {process: head for process, parent in listed if parent == head}
+        names = {child: _program(child) for child in children}
+        if RAYLET in names.values():
+            parts.clear()
+            parts.update(children)
+        else:
+            parts.update({child: head for child, name in names.items() if name == "gcs_server"})
+            parts.update({p: parent for p, parent in listed if parent in children and FORK_SERVER in _words(p)})
     return False
 
 
@@ -147,10 +157,15 @@ def _parent(process: int) -> int | None:
     return None
 
 
-def _program(process: int) -> str:
+def _words(process: int) -> bytes:
+    """Its command line; b"" when it has ended."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2].decode(errors="replace")
-    return ""
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""
+
+
+def _program(process: int) -> str:
+    return _words(process).split(b"\0")[0].rpartition(b"/")[2].decode(errors="replace")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.chat.native import system_prompt
 from tau2rl.enums import Ending, ending_of
 from tau2rl.errors import PolicyFailure
@@ -126,10 +127,11 @@ def line_of(message: RawMessage) -> list[int]:
     """The transcript line, as bytes, of an API's assistant message (`content`, `tool_calls`).
 
     Arguments that are no JSON object stay the text that they are: `TranscriptCodec.parse` names what is wrong with them. A
-    thought that the server left in the text is set apart: neither the user nor a check may read it.
-    Raises PolicyFailure for content that is no text.
+    thought that the server left in the text is set apart: neither the user nor a check may read it. So it is with content that
+    has other parts than text: of those the line keeps the types.
+    Raises PolicyFailure for content that is none.
     """
-    thought, said = _thought_apart(_text(message.get("content")))
+    thought, said = _said(message)
     fields: dict[str, Any] = {"role": "assistant", "content": said} | ({"reasoning_content": thought} if thought else {})
     calls: object = message.get("tool_calls")
     functions = [_object(_object(call).get("function")) for call in _list(calls)]
@@ -186,15 +188,16 @@ def _call(call: CallTool) -> dict[str, Any]:
     return {"type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
 
 
-def _text(content: Any) -> str:
-    """Text, or the text of content that comes in parts. Raises PolicyFailure."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    parts = [_object(part) for part in _list(content)]
-    texts = [part.get("text") for part in parts if part.get("type") == "text"]
-    if not parts or not all(parts) or not all(isinstance(text, str) for text in texts):
-        raise PolicyFailure(f"the API sent content as {type(content).__name__}, not as text")
-    return "".join(map(str, texts))
+def _said(message: RawMessage) -> tuple[str, Any]:
+    """The thought and the text of a message, or its refusal; parts that are no text by their types. Raises PolicyFailure."""
+    try:
+        content = read_content(message)
+    except NotText as error:
+        if not error.types:
+            raise PolicyFailure(f"the API sent {error}") from None
+        return "", [{"type": kind} for kind in error.types]
+    thought, said = _thought_apart(content.text)
+    return content.thought or thought, said or content.refusal
 
 
 def _thought_apart(text: str) -> tuple[str, str]:
@@ -222,8 +225,8 @@ def _list(value: Any) -> list[Any]:
 def _arguments(text: Any) -> Any:
     """The object that the text spells, else the text; some APIs write nothing where a tool takes no arguments."""
     try:
-        value: Any = json.loads(text or "{}")
-    except (ValueError, TypeError, RecursionError):
+        value = read_arguments(text)
+    except ValueError:
         return text
     return cast("dict[str, Any]", value) if isinstance(value, dict) else text
 

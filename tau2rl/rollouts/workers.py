@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MEMORY_GB = 4.0
 START_SECONDS = 300.0
+START_TRIES = 3  # of a worker that ends before it can play
 REVIVE_SECONDS = 60.0  # for one of the workers that are all gone to come back
 REVIVE_PAUSE_SECONDS = 1.0
 CALL_OFF_SECONDS = 5.0  # for a worker to close an episode that nobody wants any more
@@ -224,13 +225,23 @@ class Workers:
         self._back.set()
 
     async def _nodes(self) -> list[str]:
-        """The node of each worker, once all of them can play. Raises what opening a player raised."""
-        from ray.exceptions import RayTaskError
+        """The node of each worker, once all of them can play. Raises what opening a player raised, and RunIncomplete."""
+        return list(await asyncio.gather(*map(self._node, self._actors)))
 
-        try:
-            return list(await asyncio.gather(*(actor.open.remote() for actor in self._actors)))
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from None
+    async def _node(self, actor: Any) -> str:
+        from ray.exceptions import RayError, RayTaskError
+
+        why = ""
+        for _ in range(START_TRIES):
+            try:
+                return await actor.open.remote()
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, UserError) else error from None
+            except RayError as error:  # the process is gone, and Ray starts another
+                why = str(error).strip().partition("\n")[0]
+                log.warning("a worker is gone before it could play: %s", why)
+                await asyncio.sleep(REVIVE_PAUSE_SECONDS)
+        raise RunIncomplete(f"a worker ended {START_TRIES} times before it could play: {why}")
 
     def _end(self) -> None:
         for waiting in self._reviving:

@@ -73,7 +73,9 @@ def candidate_of(payload: Any, offered: set[str]) -> Candidate:
     answer = read_answer(payload, max_tokens=MOST_BYTES)
     line: dict[str, Any] = orjson.loads(bytes(answer.completion.token_ids))
     calls = [_call(one, offered) for one in line.get("tool_calls", ())]
-    content = str(line["content"])
+    content: Any = line["content"]
+    if not isinstance(content, str):
+        raise PolicyFailure("the policy server sent content that is no text")
     if not content.strip() and not calls:
         raise PolicyFailure("the policy server sent an empty message")
     message: dict[str, Any] = {"content": content or None}

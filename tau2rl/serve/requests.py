@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import orjson
 
+from tau2rl.chat.content import NotText, read_content
 from tau2rl.types import Usage
 
 MOST_NAME = 256  # characters of a name or id
@@ -132,10 +133,11 @@ def text_of(content: Any, where: str = "content") -> str:
         if content is None and where != "content":
             raise Refusal(400, f"`{where}` has no content", param=where)
         return content or ""
-    parts = [_object(part, f"a part of `{where}`") for part in _list(content, f"`{where}.content`")]
-    if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
-        raise Refusal(400, f"`{where}`: content is text, or a list of parts with text", param=where)
-    return "".join(part["text"] for part in parts)
+    try:
+        said = read_content({"content": content})
+    except NotText as error:
+        raise Refusal(400, f"`{where}`: {error}; content is text, or a list of parts with text", param=where) from None
+    return said.text or said.refusal
 
 
 def _tools(value: Any) -> tuple[dict[str, Any], ...]:

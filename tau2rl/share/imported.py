@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tau2rl.chat.content import NotText, read_content
 from tau2rl.config import EvalConfig, build
 from tau2rl.enums import UserSignal
 from tau2rl.env.domain import Domain, domain, known_domains
@@ -340,9 +341,19 @@ def _flat(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         parts = message.get("tool_messages")
         out += parts if isinstance(parts, list) else [message]
     return [
-        {key: value for key, value in message.items() if value is not None and key not in ("turn_idx", "raw_data")}
+        {key: value for key, value in _in_text(message).items() if value is not None and key not in ("turn_idx", "raw_data")}
         for message in out
     ]
+
+
+def _in_text(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the text of content that comes in parts. Raises EnvironmentFailure."""
+    if not isinstance(message.get("content"), list):
+        return message
+    try:
+        return {**message, "content": read_content(message).text}
+    except NotText as error:
+        raise EnvironmentFailure(f"a message that has {error}") from None
 
 
 def _seen_by_agent(messages: Iterable[Mapping[str, Any]]) -> Iterable[Message]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from tau2rl.config import UserConfig, WriterConfig
 from tau2rl.env.chat_client import ChatAnswer
-from tau2rl.env.user_simulator import UserModel, first_choice, user_usage
+from tau2rl.env.user_simulator import UserModel, answer_text, user_usage
 from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.runs.files import make_folder, read_json, write_json, writing
 from tau2rl.synth.compose import Composed
@@ -156,8 +156,7 @@ def _read(answer: ChatAnswer, spent: Spent) -> str:
     spent.prompt_tokens += usage.prompt_tokens
     spent.completion_tokens += usage.completion_tokens
     spent.cost_usd += answer.cost_usd
-    message: Any = first_choice(answer.body).get("message")
-    return str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
+    return answer_text(answer.body)
 
 
 def lines_of(made: Composed, text: Text, *, table: str) -> list[Line]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from tau2rl.config import UserConfig
 from tau2rl.errors import UserError, UserSimulatorFailure
@@ -87,15 +87,14 @@ class AskedModel:
 
     def _ask(self, question: str, read: Callable[[str], T | None]) -> tuple[str, T, Usage]:
         from tau2rl.env.chat_client import ChatAnswer
-        from tau2rl.env.user_simulator import UnusableAnswer, UserModel, first_choice, user_usage
+        from tau2rl.env.user_simulator import UnusableAnswer, UserModel, answer_text, user_usage
 
         usage = Usage()
 
         def read_body(answer: ChatAnswer) -> tuple[str, T]:
             nonlocal usage
             usage += user_usage(answer.body) + Usage(cost_usd=answer.cost_usd)
-            message: Any = first_choice(answer.body).get("message")
-            text = str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
+            text = answer_text(answer.body)
             if (value := read(text)) is None:
                 raise UnusableAnswer("its answer does not end as it was told to")
             return text, value

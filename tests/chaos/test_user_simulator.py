@@ -103,7 +103,9 @@ PLAIN = (
     "it says <Back> | <Next>",
 )
 MESSAGES: dict[str, Any] = {
-    "parts in place of text": {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]},
+    "a part that is no text": {"role": "assistant", "content": [{"type": "text", "text": "Look:"}, {"type": "image_url"}]},
+    "content that is neither text nor parts": {"role": "assistant", "content": 5},
+    "a refusal": {"role": "assistant", "content": None, "refusal": "I cannot play a customer."},
     "another role": {"role": "user", "content": "Hello."},
     "arguments that are no JSON": [("toggle_roaming", "{")],
     "arguments that are a list": [("toggle_roaming", "[1]")],
@@ -264,7 +266,7 @@ def test_a_request_that_is_refused_is_not_made_again() -> None:
 # --- tool calls ---
 
 
-@pytest.mark.parametrize("nothing", ["{}", "", "null", None, {}], ids=json.dumps)
+@pytest.mark.parametrize("nothing", ["{}", "", " ", "null", None, {}], ids=json.dumps)
 def test_the_telecom_user_works_its_own_phone(nothing: Any) -> None:
     def phone(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Any:
         last = str(messages[-1]["content"])

@@ -207,8 +207,9 @@ from tau2rl.launch import jobs
 from tau2rl.launch.ray_head import LocalHead
 head = LocalHead(num_cpus=1)
 with head:
-    server = jobs.connect(head.address, head.headers)
-    command = [sys.executable, "-u", "-c", "import os, time; print(os.getpid()); time.sleep(600)"]
+    server = jobs.connect(head.address, head.headers, variables=head.job_variables)
+    said = "import os, tempfile, time; print(os.getpid(), tempfile.gettempdir()); time.sleep(600)"
+    command = [sys.executable, "-u", "-c", said]
     server.submit("exec " + shlex.join(command), job := jobs.new_id("test"))
     def say(line):
         sys.stdout.write(f"{head.pid} {line}\\n"); sys.stdout.flush()
@@ -216,17 +217,21 @@ with head:
 """
 
 
-def test_a_head_and_its_job_go_when_their_owner_is_killed() -> None:
-    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+def test_a_head_and_its_job_go_when_their_owner_is_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, env=environment)
     assert owner.stdout is not None
     with owner.stdout:
-        outer, job = map(int, owner.stdout.readline().split())
+        *processes, temporary = owner.stdout.readline().split()
+        outer, job = map(int, processes)
+        assert temporary == str(tmp_path)
         folder = Path(folder_of_process(outer))
         owned = [outer, *supervisor.descendants(outer)]
         assert job in owned
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait()
     wait_until(lambda: not any(alive(process) for process in owned) and not folder.exists())
+    assert list(tmp_path.iterdir()) == []  # the dashboard's sockets were in the folder
 
 
 def test_memory_that_something_else_has_filled_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 - whichever is killed, their owner, the outer or the inner one: all that runs below goes, also what left its parents' session and
   whose parents have died, and the folder goes with it
 - a command that ends by itself ends both, with its last words
+- a part of Ray that ends ends the head: the GCS at any time, the fork server of the dashboard until the raylet is there
 """
 
 from __future__ import annotations
@@ -32,9 +33,18 @@ time.sleep(600)
 
 
 def supervised(folder: Path, *command: str) -> subprocess.Popen[bytes]:
+    return run_below_two(folder, sys.executable, *command)
+
+
+def shell(folder: Path, script: str) -> subprocess.Popen[bytes]:
+    """The two with a shell script for a head."""
+    return run_below_two(folder, "bash", "-c", script)
+
+
+def run_below_two(folder: Path, *command: str) -> subprocess.Popen[bytes]:
     folder.mkdir()
     one = [sys.executable, "-I", "-S", supervisor.__file__, str(folder)]
-    return subprocess.Popen([*one, *one, sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    return subprocess.Popen([*one, *one, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
 
 def wait_until(what: Callable[[], bool]) -> None:
@@ -78,3 +88,48 @@ def test_a_command_that_ends_by_itself_is_told_with_its_last_words(tmp_path: Pat
         assert outer.stdout.read() == b"no port is free\n"
     assert outer.wait(60) == 1
     assert not (tmp_path / "folder").exists()
+
+
+HEAD = """
+bash -c 'exec -a ray/gcs_server sleep 600' &
+bash -c "bash -c 'exec -a multiprocessing.forkserver sleep 600'; sleep 600" &
+{raylet}
+wait
+"""
+RAYLET = "sleep 1; bash -c 'exec -a ray/raylet sleep 600' &"
+
+
+def part_of(outer: int, words: bytes) -> int | None:
+    below = [process for process in supervisor.descendants(outer) if supervisor.__file__.encode() not in words_of(process)]
+    return next((process for process in below if words_of(process).startswith(words)), None)
+
+
+def words_of(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("part", [b"ray/gcs_server", b"multiprocessing.forkserver"])
+def test_a_part_that_ends_before_the_raylet_is_there_ends_the_head(tmp_path: Path, part: bytes) -> None:
+    outer = shell(tmp_path / "folder", HEAD.format(raylet=""))
+    assert outer.stdin is not None and outer.stdout is not None
+    with outer.stdin, outer.stdout:
+        wait_until(lambda: part_of(outer.pid, part) is not None)
+        time.sleep(3 * supervisor.POLL_SECONDS)  # for it to be seen
+        os.kill(part_of(outer.pid, part) or 0, signal.SIGKILL)
+        assert outer.wait(60) == 1
+
+
+def test_behind_the_raylet_the_fork_server_may_end_and_the_gcs_may_not(tmp_path: Path) -> None:
+    outer = shell(tmp_path / "folder", HEAD.format(raylet=RAYLET))
+    assert outer.stdin is not None and outer.stdout is not None
+    with outer.stdin, outer.stdout:
+        wait_until(lambda: part_of(outer.pid, b"ray/raylet") is not None)
+        time.sleep(3 * supervisor.POLL_SECONDS)
+        os.kill(part_of(outer.pid, b"multiprocessing.forkserver") or 0, signal.SIGKILL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            outer.wait(10 * supervisor.POLL_SECONDS)
+        os.kill(part_of(outer.pid, b"ray/gcs_server") or 0, signal.SIGKILL)
+        assert outer.wait(60) == 1

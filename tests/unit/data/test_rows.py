@@ -13,6 +13,8 @@ import pytest
 from tau2rl.data.rows import BadRow, exact_sample, read_row
 from tau2rl.types import CallTool, Message
 
+LOOKUP = CallTool(name="get_user", arguments={"id": "u1"})
+
 
 def test_openai_arguments_are_json_in_a_string_or_an_object() -> None:
     calls = [{"function": {"name": "f", "arguments": '{"x": 1}'}}, {"name": "f", "arguments": {"x": 1}}]
@@ -38,7 +40,8 @@ def test_a_row_has_the_name_that_its_metadata_gives() -> None:
         ({}, "no `messages`"),
         ({"messages": [{"role": "narrator"}]}, "narrator"),
         ({"messages": ["hello"]}, "hello"),
-        ({"messages": [{"role": "user", "content": [1]}]}, "not text"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "a part as int"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "no text: `video_url`"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]}, "without a name"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "not JSON"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[]"}]}]}, "not an object"),
@@ -47,6 +50,35 @@ def test_a_row_has_the_name_that_its_metadata_gives() -> None:
 def test_what_cannot_be_trained_on_says_why(row: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRow, match=words):
         read_row(row, name="n")
+
+
+def test_content_in_parts_is_their_text_and_their_thought() -> None:
+    said = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Hel"}, {"type": "text", "text": "lo."}]
+    asked = [{"type": "text", "text": "Hi", "image_url": None}]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    assert read_row({"messages": turns}, name="n").messages == (
+        Message(role="user", content="Hi"),
+        Message(role="assistant", content="Hello.", reasoning="Hm."),
+    )
+
+
+@pytest.mark.parametrize("mark", ["step_loss_mask", "weight", "train", "training", "trainable", "loss_mask"])
+def test_a_turn_that_is_not_to_be_learned_is_masked_in_every_dialect(mark: str) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?", mark: False}]
+    assert read_row({"messages": turns}, name="n").masked == {1}
+    with pytest.raises(BadRow, match="message 1 has a `train_detail`"):
+        read_row({"messages": [turns[0], {**turns[1], "train_detail": [{"begin_offset": 0}]}]}, name="n")
+
+
+def test_openais_older_calls_are_read() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "function_call": {"name": "get_user", "arguments": '{"id": "u1"}'}},
+        {"role": "function", "name": "get_user", "content": "found"},
+    ]
+    row = read_row({"messages": turns, "functions": [{"name": "get_user", "parameters": {}}]}, name="n")
+    assert row.messages[1:] == (Message(role="assistant", tool_calls=(LOOKUP,)), Message(role="tool", content="found"))
+    assert [tool["name"] for tool in row.tools] == ["get_user"]
 
 
 def test_exact_tokens_come_back_with_their_spans() -> None:

@@ -21,7 +21,7 @@ from tau2rl.chat.native import system_prompt
 from tau2rl.chat.transcript import TranscriptCodec, read
 from tau2rl.errors import MalformedTurn, PolicyFailure
 from tau2rl.policy.openai_format import OwnMessages, finish_of, line_of, read_answer, to_openai
-from tau2rl.types import Actions, CallTool, FinishReason, MalformedKind, Message, Opening, Say
+from tau2rl.types import Actions, CallTool, FinishReason, MalformedKind, Message, Opening, Say, Think
 
 LOOKUP = CallTool(name="get_user", arguments={"id": "u1"})
 CANCEL = CallTool(name="cancel", arguments={})
@@ -123,8 +123,9 @@ def test_text_and_calls_become_actions() -> None:
     assert parse(answer("Wait.", ("cancel", "{}"))) == (Say(text="Wait."), CANCEL)
 
 
-def test_no_arguments_at_all_are_none() -> None:
-    assert parse(answer(None, ("cancel", ""))) == (CANCEL,)
+@pytest.mark.parametrize("nothing", ["", " ", "null", None])
+def test_no_arguments_at_all_are_none(nothing: Any) -> None:
+    assert parse(answer(None, ("cancel", nothing))) == (CANCEL,)
 
 
 @pytest.mark.parametrize(
@@ -154,13 +155,29 @@ def test_an_answer_with_nothing_in_it_is_the_models_malformed_turn(content: str 
 
 def test_content_in_parts_is_their_text() -> None:
     thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
-    assert parse(answer([thoughts, {"type": "text", "text": "Hel"}, {"type": "text", "text": "lo."}])) == (Say(text="Hello."),)
+    parts = [thoughts, {"type": "text", "text": "Hel"}, {"type": "output_text", "text": "lo", "annotations": []}, "."]
+    assert parse(answer(parts)) == (Think(text="Hm."), Say(text="Hello."))
+    assert parse(answer([{"text": {"value": "Hello."}}, {"type": "redacted_thinking", "data": "x"}])) == (Say(text="Hello."),)
 
 
-@pytest.mark.parametrize("content", [5, {"text": "Hi"}, [{"type": "text", "text": 5}], ["Hi"], []])
+def test_a_refusal_is_what_the_model_says() -> None:
+    told = {"role": "assistant", "content": None, "refusal": "I cannot do that."}
+    for message in (told, answer([{"type": "refusal", "refusal": "I cannot do that."}])):
+        assert parse(message) == (Say(text="I cannot do that."),)
+
+
+@pytest.mark.parametrize("content", [5, {"text": "Hi"}, [{"type": "text", "text": 5}], [5]])
 def test_content_that_is_no_text_is_the_apis_failure(content: Any) -> None:
-    with pytest.raises(PolicyFailure, match=f"content as {type(content).__name__}"):
+    with pytest.raises(PolicyFailure, match="the API sent content "):
         line_of(answer(content))
+
+
+def test_a_part_that_is_no_text_is_the_models_malformed_turn_and_is_named() -> None:
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 100_000}"}}
+    line = line_of(answer([{"type": "text", "text": "Look:"}, image, image]))
+    assert len(line) < 200
+    with pytest.raises(MalformedTurn, match="a part that is no text: `image_url`"):
+        TranscriptCodec().parse(line, ())
 
 
 @pytest.mark.parametrize("calls", ["none", 5, [None], [{"id": "a"}], [{"function": "f"}], {"function": {"name": "f"}}])

@@ -124,7 +124,7 @@ def test_a_long_row_is_left_out_whole_and_named(tokenizer: Tokenizer) -> None:
         ({"messages": MESSAGES[:3]}, "no assistant turn"),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "narrator"),
         ({"messages": [*MESSAGES[:3], {"role": "assistant", "content": " "}]}, "empty assistant turn"),
-        ({"messages": [*MESSAGES[:3], {"role": "assistant", "content": [{"text": "x"}]}]}, "not text"),
+        ({"messages": [*MESSAGES[:3], {"role": "assistant", "content": [{"type": "image"}]}]}, "no text: `image`"),
         (
             {"messages": [*MESSAGES[:3], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
             "not JSON",
