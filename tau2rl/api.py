@@ -86,7 +86,8 @@ class EvalReport:
     @property
     def stopped_at(self) -> str:
         """The cap of the budget that ended it: "max_usd", "max_tokens" or "max_hours"; "" where none did."""
-        return (self.report.get("budget") or {}).get("stopped") or ""
+        budget: Mapping[str, Any] = self.report.get("budget") or {}
+        return budget.get("stopped") or ""
 
     @property
     def floors(self) -> Mapping[str, Mapping[str, float | None]]:

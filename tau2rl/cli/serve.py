@@ -17,7 +17,7 @@ from tau2rl.errors import UserError
 if TYPE_CHECKING:
     from tau2rl.serve.app import Answers
     from tau2rl.serve.candidates import PolicyServer
-    from tau2rl.verify.verifiers import Scorer
+    from tau2rl.serve.choice import VerifierPool
 
 MAX_CALLS = 30
 POLICY, CHOICE, SANDBOX, SERVER = "The policy server", "The choice", "A sandbox of the tools", "The endpoint"
@@ -52,6 +52,12 @@ def serve(
             metavar="NAME", show_default=False, rich_help_panel=CHOICE,
         ),
     ] = None,
+    verifier_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Seconds for a judgement; a verifier that takes longer is left out.", rich_help_panel=CHOICE
+        ),
+    ] = 60.0,
     read_tool: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,13 +132,16 @@ def serve(
         raise UserError("a domain knows which of its tools write", hint="leave `--read-tool` out")
     from tau2rl.serve.app import Limits, make_app, serve as serve_app
     from tau2rl.serve.candidates import PolicyServer
+    from tau2rl.serve.choice import VerifierPool
     from tau2rl.verify.verifiers import scorers
 
     plugins.search([Path.cwd()])
     judge = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments)
-    chosen = scorers(verifier or DEFAULT, model=judge)
-    if judge is not None and not any(name == "judge" for one in chosen for name in (one.name, *one.signals)):
-        raise UserError("`--judge-model` is never asked", hint="add `--verifier judge`")
+    chosen = scorers(verifier or DEFAULT, model=judge, seconds=verifier_timeout)
+    if judge is not None:
+        if not any(name == "judge" for one in chosen for name in (one.name, *one.signals)):
+            raise UserError("`--judge-model` is never asked", hint="add `--verifier judge`")
+        judge.timeout_seconds, judge.retries = verifier_timeout, 1  # what is late by then does not go on for long
     key = _key(key_env)
     config = PolicyConfig(
         kind="api",
@@ -143,7 +152,8 @@ def serve(
         retries=policy_retries,
     )
     server = PolicyServer(config, logprobs=any(one.name == "logprob" or "logprob" in one.signals for one in chosen))
-    answers = _answers(server, chosen, k, temperature, read_tool, domain, journal, max_calls or MAX_CALLS)
+    verifiers = VerifierPool(chosen, seconds=verifier_timeout, at_once=max_requests)
+    answers = _answers(server, verifiers, k, temperature, read_tool, domain, journal, max_calls or MAX_CALLS)
     limits = Limits(body_bytes=int(max_body_mib * 2**20), at_once=max_requests, seconds=timeout)
     app = make_app(answers, server, model=served_name, key=key, limits=limits)
     console.say(_mode_words(k, domain, [one.name for one in chosen]))
@@ -155,18 +165,18 @@ def serve(
 
 
 def _answers(
-    server: PolicyServer, chosen: list[Scorer], k: int, temperature: float, read_tool: list[str] | None, domain: str | None,
+    server: PolicyServer, verifiers: VerifierPool, k: int, temperature: float, read_tool: list[str] | None, domain: str | None,
     journal: Path | None, max_calls: int,
 ) -> Answers:  # fmt: skip
     if domain is None:
         from tau2rl.serve.turns import READS, Turns
 
-        return Turns(server, chosen, k=k, temperature=temperature, reads=read_tool or READS)
+        return Turns(server, verifiers, k=k, temperature=temperature, reads=read_tool or READS)
     from tau2rl.env.sandbox import Sandbox
     from tau2rl.serve.conversations import Conversations
 
     sandbox = Sandbox(domain, journal=journal)
-    return Conversations(server, chosen, sandbox, k=k, temperature=temperature, max_calls=max_calls)
+    return Conversations(server, verifiers, sandbox, k=k, temperature=temperature, max_calls=max_calls)
 
 
 def _key(variable: str | None) -> str:

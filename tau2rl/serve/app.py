@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,7 +91,7 @@ class Endpoint:
         try:
             asked = read_request(await self._body(request), model=self._model)
             async with asyncio.timeout(self._limits.seconds):
-                reply = await self._answers.answer(asked)
+                reply = await _unless_gone(request, self._answers.answer(asked))
         except TimeoutError:
             raise Refusal(504, f"no answer within {self._limits.seconds:g} s", code="timeout") from None
         finally:
@@ -124,6 +124,25 @@ class Endpoint:
 
     def _card(self) -> dict[str, Any]:
         return {"id": self._model, "object": "model", "created": 0, "owned_by": "tau2rl"}
+
+
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, Reply]) -> Reply:
+    """The answer, which is given up when its client goes. Raises ClientDisconnect."""
+    working, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def make_app(answers: Answers, server: PolicyServer, *, model: str, key: str, limits: Limits) -> Starlette:

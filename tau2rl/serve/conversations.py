@@ -26,11 +26,10 @@ from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.env.sandbox import Carried, Copy, Sandbox
 from tau2rl.errors import PolicyFailure
 from tau2rl.serve.candidates import Candidate, PolicyServer, mean_logprob
-from tau2rl.serve.choice import choose, gather
+from tau2rl.serve.choice import VerifierPool, gather
 from tau2rl.serve.requests import ChatRequest, Refusal, Reply, text_of
 from tau2rl.serve.turns import as_messages
 from tau2rl.types import Message, Transcript, Usage
-from tau2rl.verify.verifiers import Scorer
 
 log = logging.getLogger(__name__)
 KEPT, KEPT_BYTES = 4096, 256 * 2**20  # of conversations; the one that was not asked for longest is forgotten first
@@ -60,15 +59,15 @@ class Given:
 
 
 class Conversations:
-    """`Conversations(server, scorers, Sandbox("retail"), k=5)`; one for all requests, on one event loop."""
+    """`Conversations(server, VerifierPool(scorers), Sandbox("retail"), k=5, ...)`; one for all requests, on one event loop."""
 
     mode = "conversation"
 
     def __init__(
-        self, server: PolicyServer, scorers: Sequence[Scorer], sandbox: Sandbox, *, k: int, temperature: float, max_calls: int
+        self, server: PolicyServer, verifiers: VerifierPool, sandbox: Sandbox, *, k: int, temperature: float, max_calls: int
     ) -> None:
         """`max_calls`: messages with calls that an attempt may make; one that goes on is dropped."""
-        self._server, self._scorers, self._sandbox = server, scorers, sandbox
+        self._server, self._verifiers, self._sandbox = server, verifiers, sandbox
         self._k, self._temperature, self._max_calls = k, temperature, max_calls
         self._behind = Recent()  # conversation -> all messages, calls among them
         self._given: OrderedDict[str, Given] = OrderedDict()  # a conversation up to a user's message -> its answer
@@ -84,6 +83,7 @@ class Conversations:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._verifiers.close()
 
     async def answer(self, request: ChatRequest) -> Reply:
         """The chosen answer, whose writes are carried out. Raises Refusal.
@@ -149,7 +149,7 @@ class Conversations:
                 self._k,
                 seed=seed if isinstance(seed, int) else None,
             )
-            choice = await choose(self._scorers, [self._transcript(history, one) for one in attempts])
+            choice = await self._verifiers.choose([self._transcript(history, one) for one in attempts])
             for chosen in choice.order:
                 best = attempts[chosen]
                 if await asyncio.to_thread(self._sandbox.commit, best.carried):
