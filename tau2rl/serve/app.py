@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tau2rl.errors import UserError
-from tau2rl.serve.candidates import PolicyServer
+from tau2rl.serve.candidates import MessagePolicy
 from tau2rl.serve.requests import ChatRequest, Refusal, Reply, completion, events, read_request
 
 MOST_BODY_SECONDS = 30.0  # until a body is there
@@ -145,15 +145,16 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def make_app(answers: Answers, server: PolicyServer, *, model: str, key: str, limits: Limits) -> Starlette:
-    """The ASGI application; at its end it gives up what is worked on, then closes the connections to the policy server."""
+def make_app(answers: Answers, policy: MessagePolicy, *, model: str, key: str, limits: Limits) -> Starlette:
+    """The ASGI application; at its end it gives up what is worked on, then closes the policy."""
     endpoint = Endpoint(answers, model=model, key=key, limits=limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        await policy.open()
         yield
         await answers.aclose()
-        await server.aclose()
+        await policy.aclose()
 
     routes = [
         Route("/health", endpoint.health),
@@ -191,7 +192,7 @@ async def _broken(request: Request, error: Exception) -> Response:
     return JSONResponse(Refusal(500, "an error of this server", code="internal_error").payload(), status_code=500)
 
 
-def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(app: Starlette, policy: MessagePolicy, *, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve until interrupted; `ready` is told the address. Port 0: a free one. Raises UserError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -207,5 +208,10 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None])
             app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS, ws="none"
         )
         shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listener.getsockname()[1]}/v1")
-        uvicorn.Server(config).run(sockets=[listener])
+
+        async def run() -> None:
+            await policy.open()  # here, where what speaks against it is told as any refusal
+            ready(f"http://{shown}:{listener.getsockname()[1]}/v1")
+            await uvicorn.Server(config).serve(sockets=[listener])
+
+        asyncio.run(run())

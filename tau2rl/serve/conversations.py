@@ -25,7 +25,7 @@ from tau2rl.chat.native import system_prompt
 from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.env.sandbox import Carried, Copy, Sandbox
 from tau2rl.errors import PolicyFailure
-from tau2rl.serve.candidates import Candidate, PolicyServer, mean_logprob
+from tau2rl.serve.candidates import Candidate, MessagePolicy, mean_logprob
 from tau2rl.serve.choice import VerifierPool, gather
 from tau2rl.serve.requests import ChatRequest, Refusal, Reply, text_of
 from tau2rl.serve.turns import as_messages
@@ -64,10 +64,10 @@ class Conversations:
     mode = "conversation"
 
     def __init__(
-        self, server: PolicyServer, verifiers: VerifierPool, sandbox: Sandbox, *, k: int, temperature: float, max_calls: int
+        self, policy: MessagePolicy, verifiers: VerifierPool, sandbox: Sandbox, *, k: int, temperature: float, max_calls: int
     ) -> None:
         """`max_calls`: messages with calls that an attempt may make; one that goes on is dropped."""
-        self._server, self._verifiers, self._sandbox = server, verifiers, sandbox
+        self._policy, self._verifiers, self._sandbox = policy, verifiers, sandbox
         self._k, self._temperature, self._max_calls = k, temperature, max_calls
         self._behind = Recent()  # conversation -> all messages, calls among them
         self._given: OrderedDict[str, Given] = OrderedDict()  # a conversation up to a user's message -> its answer
@@ -176,7 +176,7 @@ class Conversations:
         candidates: list[Candidate] = []
         carried: list[Carried] = []
         for _ in range(self._max_calls + 1):
-            found = await self._server.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed, spent=spent)
+            found = await self._policy.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed, spent=spent)
             candidates.append(found)
             messages.append({"role": "assistant", **found.message})
             if not found.seen.tool_calls:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from tau2rl.reward.tiers import canonical
-from tau2rl.serve.candidates import Candidate, PolicyServer, mean_logprob
+from tau2rl.serve.candidates import Candidate, MessagePolicy, mean_logprob
 from tau2rl.serve.choice import VerifierPool, gather
 from tau2rl.serve.requests import ChatRequest, Reply, arguments_of, text_of
 from tau2rl.types import CallTool, Message, Transcript, Usage
@@ -31,10 +31,10 @@ class Turns:
     left = 0  # a request ends with its client
 
     def __init__(
-        self, server: PolicyServer, verifiers: VerifierPool, *, k: int, temperature: float, reads: Sequence[str] = READS
+        self, policy: MessagePolicy, verifiers: VerifierPool, *, k: int, temperature: float, reads: Sequence[str] = READS
     ) -> None:
         """`temperature`: of the proposals among which is chosen; the client's own would make them alike."""
-        self._server, self._verifiers, self._k = server, verifiers, k
+        self._policy, self._verifiers, self._k = policy, verifiers, k
         self._temperature, self._reads = temperature, tuple(reads)
 
     async def answer(self, request: ChatRequest) -> Reply:
@@ -50,7 +50,7 @@ class Turns:
         spent: list[Usage] = []
 
         async def ask(one: int) -> Candidate:
-            return await self._server.ask(request.messages, request.tools, fields, seed=one, spent=spent.append)
+            return await self._policy.ask(request.messages, request.tools, fields, seed=one, spent=spent.append)
 
         found = await gather(ask, k, seed=seed if isinstance(seed, int) else None)
         policy = "\n".join(text_of(m["content"]) for m in request.messages if m["role"] in ("system", "developer"))
