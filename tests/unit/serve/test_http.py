@@ -325,9 +325,17 @@ def test_the_command_serves_litellm(tmp_path: Path) -> None:
         (["--judge-model", "openai/judge"], "add `--verifier judge`"),
         (["--judge-model", "openai/judge", "--verifier", "rules", "--verifier", "consistency"], "add `--verifier judge`"),
         (["--domain", "mock", "--read-tool", "get_*"], "leave `--read-tool` out"),
+        (["--checkpoint", "somewhere"], "one policy is served"),
+        (["--device", "cuda"], "name one with `--checkpoint`"),
     ],
 )
 def test_options_without_effect_are_refused(words: list[str], said: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--model", "openai/stub", *words])
     assert result.exit_code != 0
-    assert said in f"{result.output} {getattr(result.exception, 'hint', '')}"
+    assert said in f"{result.output} {result.exception} {getattr(result.exception, 'hint', '')}"
+
+
+@pytest.mark.parametrize("idle", ["--api-base=http://127.0.0.1:1/v1", "--api-key-env=KEY", "--policy-retries=2"])
+def test_options_of_a_server_are_refused_beside_a_checkpoint(idle: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--checkpoint", "somewhere", idle])
+    assert f"`{idle.partition('=')[0]}` is about a policy server" in f"{result.output} {result.exception}"
