@@ -189,7 +189,7 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
 
 async def _broken(request: Request, error: Exception) -> Response:
     """A bug: the client learns that there is one, the log where."""
-    return JSONResponse(Refusal(500, "an error of this server", code="internal_error").payload(), status_code=500)
+    return await _refused(request, Refusal(500, "an error of this server", code="internal_error"))
 
 
 def serve(app: Starlette, policy: MessagePolicy, *, host: str, port: int, ready: Callable[[str], None]) -> None:

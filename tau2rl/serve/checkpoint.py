@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tau2rl.chat.native import NativeCodec, codec as native_codec
 from tau2rl.config import EvalConfig, build
+from tau2rl.config.extras import lacking
 from tau2rl.errors import ContextExceeded, MalformedTurn, PolicyFailure, UserError
 from tau2rl.recipes.training import max_positions
 from tau2rl.serve.candidates import Candidate, candidate
@@ -44,6 +45,9 @@ class CheckpointPolicy:
         if self._positions is not None:
             values["limits"] = {"context_tokens": self._positions}
         self._config, self._seconds = build(EvalConfig, values), seconds
+        for name, part in lacking(self._config):
+            if name.startswith(("policy.", "chat.", "local.")):
+                raise part.refusal("`--checkpoint`")
         self._codec: NativeCodec = native_codec(self._config.chat)
         self._stack = contextlib.AsyncExitStack()
         self._policy: LocalPolicy | None = None

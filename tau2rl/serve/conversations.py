@@ -152,7 +152,7 @@ class Conversations:
             choice = await self._verifiers.choose([self._transcript(history, one) for one in attempts])
             for chosen in choice.order:
                 best = attempts[chosen]
-                if await asyncio.to_thread(self._sandbox.commit, best.carried):
+                if await self._commit(best):
                     last = best.candidates[-1]
                     said = {"role": "assistant", "content": last.message["content"]}
                     self._behind.keep(_key(request.user, (*visible, said)), (*history, *best.messages))
@@ -162,6 +162,14 @@ class Conversations:
                     return Reply(message=last.message, finish_reason=last.finish_reason, usage=sum(spent, Usage()), about=about)
             log.warning("no attempt fits what other conversations have committed meanwhile")
         raise Refusal(503, "other conversations changed what this one works on; ask again", code="conflict")
+
+    async def _commit(self, attempt: Attempt) -> bool:
+        """Whether its writes are carried out, and kept. Raises Refusal where the journal cannot be written; then none is."""
+        try:
+            return await asyncio.to_thread(self._sandbox.commit, attempt.carried)
+        except OSError as error:
+            log.error("the journal cannot be written, so nothing is committed: %s", error)
+            raise Refusal(500, "the writes could not be kept, and none was made", code="journal_error") from None
 
     async def _attempt(
         self, request: ChatRequest, history: Sequence[Raw], spent: Callable[[Usage], None], *, seed: int

@@ -187,7 +187,7 @@ def completion(reply: Reply, *, model: str) -> dict[str, Any]:
 
 def events(reply: Reply, *, model: str, include_usage: bool) -> Iterator[bytes]:
     """The same as server-sent events: the final answer in pieces, for clients that read streams."""
-    head = _head(model, "chat.completion.chunk")
+    head = {**_head(model, "chat.completion.chunk"), **({"usage": None} if include_usage else {})}
 
     def event(delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
         choices = [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]

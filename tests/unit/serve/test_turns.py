@@ -77,6 +77,7 @@ def test_the_pieces_of_a_stream_are_the_answer(text: str) -> None:
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
         assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
         assert chunks[-1].usage.total_tokens > 0 and not chunks[-1].choices
+        assert all("usage" in c.model_fields_set and c.usage is None for c in chunks[:-1])  # as OpenAI's own
         assert chunks[0].tau2rl["attempts"] == 3
         assert not any(getattr(c, "usage", None) for c in ask(served, stream=True))
 
