@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from tau2rl import chat, plugins as references, settings
 from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import (
+    BudgetConfig,
     ChatConfig,
     EvalConfig,
     LimitsConfig,
@@ -34,6 +35,7 @@ from tau2rl.config import (
 from tau2rl.config.kinds import POLICIES
 from tau2rl.env import tau2_env
 from tau2rl.env.tasks import select
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.protocols import ChatCodec, Env, Policy
 from tau2rl.recipes import eval as recipe
 from tau2rl.recipes.agents import open_given
@@ -42,7 +44,9 @@ from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.runner import PolicyFor
 from tau2rl.runs.claim import claimed
 from tau2rl.runs.folder import RunFolder, run_path
+from tau2rl.runs.prices import refuse_unpriced
 from tau2rl.runs.progress import Progress
+from tau2rl.runs.timing import usage_kept
 from tau2rl.types import Attempt, Episode, EpisodeRecord, TaskRef
 
 P = ParamSpec("P")
@@ -79,6 +83,12 @@ class EvalReport:
         return self.report["reason"] or ""
 
     @property
+    def stopped_at(self) -> str:
+        """The cap of the budget that ended it: "max_usd", "max_tokens" or "max_hours"; "" where none did."""
+        budget: Mapping[str, Any] = self.report.get("budget") or {}
+        return budget.get("stopped") or ""
+
+    @property
     def floors(self) -> Mapping[str, Mapping[str, float | None]]:
         """Domain -> `do_nothing`, `always_transfer` -> what an agent that never helps scores on these very tasks."""
         return self.report["floor_by_domain"]
@@ -107,6 +117,7 @@ async def evaluate(
     user: UserConfig | Mapping[str, Any] | str | None = None,
     reward: RewardConfig | Mapping[str, Any] | str | None = None,
     limits: LimitsConfig | Mapping[str, Any] | None = None,
+    budget: BudgetConfig | Mapping[str, Any] | None = None,
     seed: int = 300,
     plugins: Sequence[str] = (),
     output: Path | str | None = None,
@@ -124,6 +135,8 @@ async def evaluate(
     template for `sglang` and `local`, JSON lines (`transcript`) for everything else.
     `user`: "scripted", "llm" or a litellm model name; default: tau2's own user simulator, as for the command.
     `reward`: the name of a preset, or settings. `plugins`: modules to import first, such as one that registers a domain.
+    `budget`: caps and prices, as for the command: `{"max_usd": 5, "max_hours": 2}`. Before a cap is passed nothing more begins,
+    what has begun is kept, and the report is incomplete and names the cap in `stopped_at`.
     `output`: a run folder to keep; with `resume` an evaluation that stands there is continued.
     `on_episode` is given each attempt's last record as it ends.
 
@@ -143,6 +156,7 @@ async def evaluate(
         "user": _user(user),
         "reward": {"preset": reward} if isinstance(reward, str) else _values(reward),
         "limits": _values(limits),
+        "budget": _values(budget),
         "plugins": plugins,
         "seed": seed,
         "repetitions": repetitions,
@@ -150,11 +164,16 @@ async def evaluate(
     }
     with tempfile.TemporaryDirectory(prefix="tau2rl-") as scratch:
         config = build(EvalConfig, {**values, "output": str(output if output is not None else Path(scratch) / "eval")})
+        refuse_unpriced(config)
         with claimed(run_path(config), config, resume=resume) as claim, RunFolder.open(claim.path) as folder:
-            begun = await asyncio.to_thread(recipe.begin, config, folder, on_progress, codec=given_codec)
-            async with _policies(given, begun.prepared.codec) as policies:
-                await play(config, folder, begun.prepared, on_progress, policies=policies, on_episode=on_episode)
-            report = await asyncio.to_thread(recipe.conclude, config, folder, begun)
+            with usage_kept(folder, on_progress) as heard:
+                begun = await asyncio.to_thread(recipe.begin, config, folder, heard, codec=given_codec)
+                try:
+                    async with _policies(given, begun.prepared.codec) as policies:
+                        await play(config, folder, begun.prepared, heard, policies=policies, on_episode=on_episode)
+                except RunIncomplete as refused:  # a cap that cannot be held
+                    raise UserError(str(refused)) from None
+                report = await asyncio.to_thread(recipe.conclude, config, folder, begun)
             return EvalReport(report=report, episodes=tuple(folder.records()), failures=tuple(folder.failed_records()))
 
 

@@ -1,6 +1,6 @@
 """`tau2rl serve` in this process: its application behind a real port, in a thread, for the real clients of other people.
 
-with serving(Turns(server, scorers, k=3, temperature=1.0), server) as served:
+with serving(Turns(server, VerifierPool(scorers), k=3, temperature=1.0), server) as served:
 openai.OpenAI(base_url=served.url, api_key=served.key)
 """
 
@@ -20,6 +20,7 @@ from tau2rl.config import PolicyConfig
 from tau2rl.env.sandbox import Sandbox
 from tau2rl.serve.app import Answers, Limits, make_app
 from tau2rl.serve.candidates import PolicyServer
+from tau2rl.serve.choice import VerifierPool
 from tau2rl.serve.conversations import Conversations
 from tau2rl.serve.turns import Turns
 from tau2rl.verify.verifiers import scorers
@@ -67,11 +68,12 @@ def policy(stub: OpenAIStub, *, logprobs: bool = False, **values: Any) -> Policy
 
 @contextlib.contextmanager
 def turns(
-    stub: OpenAIStub, *, k: int = 3, verifiers: tuple[str, ...] = ("rules", "consistency"), **limits: Any
-) -> Iterator[Served]:
-    """Choice of the next message in front of a stub."""
+    stub: OpenAIStub, *, k: int = 3, verifiers: tuple[str, ...] = ("rules", "consistency"), pool: VerifierPool | None = None,
+    **limits: Any,
+) -> Iterator[Served]:  # fmt: skip
+    """Choice of the next message in front of a stub; `pool` stands in for the verifiers of these names."""
     server = policy(stub, logprobs="logprob" in verifiers)
-    with serving(Turns(server, scorers(verifiers), k=k, temperature=1.0), server, **limits) as served:
+    with serving(Turns(server, pool or VerifierPool(scorers(verifiers)), k=k, temperature=1.0), server, **limits) as served:
         yield served
 
 
@@ -82,6 +84,6 @@ def conversations(
 ) -> Iterator[tuple[Served, Sandbox]]:  # fmt: skip
     """Choice of answers in front of a stub, in the sandbox of `mock`."""
     server, made = policy(stub), sandbox or Sandbox("mock")
-    answers = Conversations(server, scorers(verifiers), made, k=k, temperature=1.0, max_calls=max_calls)
+    answers = Conversations(server, VerifierPool(scorers(verifiers)), made, k=k, temperature=1.0, max_calls=max_calls)
     with serving(answers, server, **limits) as served:
         yield served, made

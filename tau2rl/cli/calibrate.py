@@ -91,6 +91,8 @@ def calibrate(
         _print(after, plain, start)
         for problem in problems:
             console.emit(f"not accepted: {problem}")
+        if wrong := [tier.tier.value for tier in after.tiers if tier.aligned is False and not tier.kept]:
+            console.say(f"hint: `--free {wrong[0]}` where what is intended of such a turn does not hold on your tasks")
         if digest:
             console.emit(f"{shown(output)}: recipe {digest}; train with `--set reward.recipe={shown(output)}`")
     raise typer.Exit(1 if problems else 0)
@@ -122,7 +124,7 @@ def _json(report: CalibrationReport) -> dict[str, Any]:
         tier.tier.value: {
             "value": tier.value, "support": tier.support, "phi": tier.phi, "kept": tier.kept or None, "intended": tier.intended,
             "advantage": tier.advantage, "immediate_advantage": tier.immediate_advantage, "aligned": tier.aligned,
-            "gradient_share": tier.gradient_share,
+            "gradient_share": tier.gradient_share, "held_out_turns": tier.held_out_turns,
         }
         for tier in report.tiers
     }  # fmt: skip

@@ -10,23 +10,32 @@ import typer
 
 from tau2rl import console, plugins, settings
 from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model
-from tau2rl.config import PolicyConfig, SamplingConfig
+from tau2rl.config import PolicyConfig
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 
 if TYPE_CHECKING:
     from tau2rl.serve.app import Answers
-    from tau2rl.serve.candidates import PolicyServer
-    from tau2rl.verify.verifiers import Scorer
+    from tau2rl.serve.candidates import MessagePolicy
+    from tau2rl.serve.choice import VerifierPool
 
 MAX_CALLS = 30
-POLICY, CHOICE, SANDBOX, SERVER = "The policy server", "The choice", "A sandbox of the tools", "The endpoint"
+POLICY, CHOICE, SANDBOX, SERVER = "The policy", "The choice", "A sandbox of the tools", "The endpoint"
 DEFAULT = ("rules", "consistency")
-OF_POLICY, OF_SAMPLING = PolicyConfig.model_fields, SamplingConfig.model_fields
+RETRIES: int = PolicyConfig.model_fields["retries"].default
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="As litellm names it.", metavar="NAME", show_default=False, rich_help_panel=POLICY)],
+    model: Annotated[
+        str | None, typer.Option(help="As litellm names it.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of a model: a checkpoint's directory, sampled in this process.",
+            metavar="DIR", show_default=False, rich_help_panel=POLICY,
+        ),
+    ] = None,
     api_base: Annotated[
         str | None,
         typer.Option(help="Base URL of an OpenAI-compatible server.", metavar="URL", show_default=False, rich_help_panel=POLICY),
@@ -41,8 +50,16 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds for one call of it, its retries included.", rich_help_panel=POLICY)
     ] = 60.0,
     policy_retries: Annotated[
-        int, typer.Option(min=0, help="Tries again after one that is overloaded or unreachable.", rich_help_panel=POLICY)
-    ] = OF_POLICY["retries"].default,
+        int | None,
+        typer.Option(
+            min=0, help=f"Tries again after one that is overloaded or unreachable. (default: {RETRIES})",
+            show_default=False, rich_help_panel=POLICY,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Of a checkpoint: `cpu`, `cuda`. (default: cpu)", show_default=False, rich_help_panel=POLICY),
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, max=64, help="Attempts to choose from.", rich_help_panel=CHOICE)] = 4,
     verifier: Annotated[
         list[str] | None,
@@ -52,6 +69,12 @@ def serve(
             metavar="NAME", show_default=False, rich_help_panel=CHOICE,
         ),
     ] = None,
+    verifier_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Seconds for a judgement; a verifier that takes longer is left out.", rich_help_panel=CHOICE
+        ),
+    ] = 60.0,
     read_tool: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,48 +148,70 @@ def serve(
     if domain is not None and read_tool:
         raise UserError("a domain knows which of its tools write", hint="leave `--read-tool` out")
     from tau2rl.serve.app import Limits, make_app, serve as serve_app
-    from tau2rl.serve.candidates import PolicyServer
+    from tau2rl.serve.choice import VerifierPool
     from tau2rl.verify.verifiers import scorers
 
     plugins.search([Path.cwd()])
     judge = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments)
-    chosen = scorers(verifier or DEFAULT, model=judge)
-    if judge is not None and not any(name == "judge" for one in chosen for name in (one.name, *one.signals)):
-        raise UserError("`--judge-model` is never asked", hint="add `--verifier judge`")
+    chosen = scorers(verifier or DEFAULT, model=judge, seconds=verifier_timeout)
+    if judge is not None:
+        if not any(name == "judge" for one in chosen for name in (one.name, *one.signals)):
+            raise UserError("`--judge-model` is never asked", hint="add `--verifier judge`")
+        judge.timeout_seconds, judge.retries = verifier_timeout, 1  # what is late by then does not go on for long
     key = _key(key_env)
-    config = PolicyConfig(
-        kind="api",
-        model=model,
-        api_base=api_base,
-        api_key_env=api_key_env,
-        timeout_seconds=policy_timeout,
-        retries=policy_retries,
-    )
-    server = PolicyServer(config, logprobs=any(one.name == "logprob" or "logprob" in one.signals for one in chosen))
-    answers = _answers(server, chosen, k, temperature, read_tool, domain, journal, max_calls or MAX_CALLS)
+    logprobs = any(one.name == "logprob" or "logprob" in one.signals for one in chosen)
+    policy = _policy(model, api_base, api_key_env, policy_retries, checkpoint, device, seconds=policy_timeout, logprobs=logprobs)
+    verifiers = VerifierPool(chosen, seconds=verifier_timeout, at_once=max_requests)
+    answers = _answers(policy, verifiers, k, temperature, read_tool, domain, journal, max_calls or MAX_CALLS)
     limits = Limits(body_bytes=int(max_body_mib * 2**20), at_once=max_requests, seconds=timeout)
-    app = make_app(answers, server, model=served_name, key=key, limits=limits)
+    app = make_app(answers, policy, model=served_name, key=key, limits=limits)
     console.say(_mode_words(k, domain, [one.name for one in chosen]))
 
     def ready(address: str) -> None:
         console.emit(f"{address}  model {served_name}" + ("" if key_env else f"  key {key}"))
 
-    serve_app(app, host=host, port=port, ready=ready)
+    serve_app(app, policy, host=host, port=port, ready=ready)
+
+
+def _policy(
+    model: str | None, api_base: str | None, api_key_env: str | None, retries: int | None, checkpoint: Path | None,
+    device: str | None, *, seconds: float, logprobs: bool,
+) -> MessagePolicy:  # fmt: skip
+    """Who proposes: a server's model, or a checkpoint in this process. Raises UserError for both, neither, and idle options."""
+    if (model is None) == (checkpoint is None):
+        raise UserError("one policy is served", hint="`--model` names that of a server, `--checkpoint` one on this machine")
+    if model is not None:
+        if device is not None:
+            raise UserError("`--device` is where a checkpoint is sampled in this process", hint="name one with `--checkpoint`")
+        from tau2rl.serve.candidates import PolicyServer
+
+        config = PolicyConfig(
+            kind="api", model=model, api_base=api_base, api_key_env=api_key_env, timeout_seconds=seconds,
+            retries=RETRIES if retries is None else retries,
+        )  # fmt: skip
+        return PolicyServer(config, logprobs=logprobs)
+    idle = {"--api-base": api_base, "--api-key-env": api_key_env, "--policy-retries": retries}
+    if named := [option for option, value in idle.items() if value is not None]:
+        raise UserError(f"`{named[0]}` is about a policy server, and a checkpoint has none", hint="leave it out")
+    from tau2rl.serve.checkpoint import CheckpointPolicy
+
+    assert checkpoint is not None
+    return CheckpointPolicy(checkpoint, seconds=seconds, device=device or "cpu")
 
 
 def _answers(
-    server: PolicyServer, chosen: list[Scorer], k: int, temperature: float, read_tool: list[str] | None, domain: str | None,
+    policy: MessagePolicy, verifiers: VerifierPool, k: int, temperature: float, read_tool: list[str] | None, domain: str | None,
     journal: Path | None, max_calls: int,
 ) -> Answers:  # fmt: skip
     if domain is None:
         from tau2rl.serve.turns import READS, Turns
 
-        return Turns(server, chosen, k=k, temperature=temperature, reads=read_tool or READS)
+        return Turns(policy, verifiers, k=k, temperature=temperature, reads=read_tool or READS)
     from tau2rl.env.sandbox import Sandbox
     from tau2rl.serve.conversations import Conversations
 
     sandbox = Sandbox(domain, journal=journal)
-    return Conversations(server, chosen, sandbox, k=k, temperature=temperature, max_calls=max_calls)
+    return Conversations(policy, verifiers, sandbox, k=k, temperature=temperature, max_calls=max_calls)
 
 
 def _key(variable: str | None) -> str:

@@ -24,17 +24,17 @@ from tau2rl import plugins, settings
 from tau2rl.config import EvalConfig, GrpoConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.config.extras import refuse_lacking
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.runs.files import WAYS_OUT, write_json
+from tau2rl.runs.files import WAYS_OUT
 from tau2rl.runs.folder import RunFolder, stage_of
-from tau2rl.runs.progress import FILE as PROGRESS, FileProgress, JsonProgress, Progress, ProgressEvent
+from tau2rl.runs.progress import FILE as PROGRESS, FileProgress, JsonProgress, Progress
 from tau2rl.runs.secrets import Redactor, key_variables
+from tau2rl.runs.timing import usage_kept
 from tau2rl.terminal import clean
 
 if TYPE_CHECKING:
     from tau2rl.runs.reports import Result
 
 
-USAGE_SECONDS = 5.0  # so much of what it took a session that is killed may leave unsaid
 EXIT_DONE, EXIT_INCOMPLETE, EXIT_WRONG_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -76,25 +76,8 @@ def run_stage(folder: RunFolder, progress: Progress) -> Result:
     config = folder.config
     if type(config) not in _RECIPES:
         raise UserError(f"stage `{stage_of(config)}` cannot be run")
-    began, cpu, written = time.monotonic(), time.process_time(), 0.0
-
-    def write() -> None:
-        nonlocal written
-        written = time.monotonic()
-        try:
-            write_json(folder.usage, {"seconds": written - began, "cpu_seconds": time.process_time() - cpu})
-        except OSError as error:  # a full disk has been told already
-            _log.warning("cannot write `%s`: %s", folder.usage, error.strerror)
-
-    def heard(event: ProgressEvent) -> None:
-        progress(event)
-        if time.monotonic() - written > USAGE_SECONDS:
-            write()
-
-    try:
+    with usage_kept(folder, progress) as heard:
         return importlib.import_module(f"tau2rl.recipes.{_RECIPES[type(config)]}").run(config, folder, heard)
-    finally:
-        write()
 
 
 _log = logging.getLogger("tau2rl.launch")  # as a job this module is `__main__`

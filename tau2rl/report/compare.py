@@ -58,7 +58,7 @@ def compare(values_a: Mapping[str, float], values_b: Mapping[str, float], *, dra
     keys = sorted(values_a)
     a, b = [values_a[key] for key in keys], [values_b[key] for key in keys]
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    difference = _paired(differences)
+    difference = paired_t(differences)
     strata: dict[str, list[float]] = {}
     for key, value in zip(keys, differences, strict=True):
         strata.setdefault(key.partition("/")[0], []).append(value)
@@ -174,7 +174,8 @@ def _mcnemar(a: Sequence[float], b: Sequence[float]) -> McNemar:
     return McNemar(only_a=only_a, only_b=only_b, p=mcnemar_p(only_a, only_b), mid_p=mcnemar_mid_p(only_a, only_b))
 
 
-def _paired(differences: Sequence[float]) -> Estimate:
+def paired_t(differences: Sequence[float]) -> Estimate:
+    """The mean of one difference per task with its t interval, or why there is none."""
     value = math.fsum(differences) / len(differences)
     if len(differences) < 2:
         return Estimate(value=value, ci95=None, reason="one task has no spread to measure")

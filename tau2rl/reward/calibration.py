@@ -61,6 +61,7 @@ class TierReport:
     advantage: float | None  # mean over the held-out turns with this tier
     immediate_advantage: float | None  # the same without future rewards, the quantity that the paper checks
     gradient_share: float  # of the held-out sum of |advantage|; a turn counts for each tier in it
+    held_out_turns: int = 0  # with this tier, which the advantages are means of
 
     @property
     def aligned(self) -> bool | None:
@@ -117,6 +118,7 @@ def calibrate(
             advantage=_mean(_at(tier, check, advantages)),
             immediate_advantage=_mean(_at(tier, check, immediate)),
             gradient_share=math.fsum(map(abs, _at(tier, check, advantages))) / total if total else 0.0,
+            held_out_turns=len(_at(tier, check, advantages)),
         )
         for tier in Tier
     )
@@ -207,7 +209,10 @@ def _problems(tiers: Sequence[TierReport], correlation: float | None, spec: Cali
             problems.append(f"`{report.tier.value}` does not occur on the held-out tasks")
         elif not report.aligned:
             want = "positive" if report.intended > 0 else "negative"
-            problems.append(f"`{report.tier.value}` should have a {want} advantage, has {report.advantage:.3f}")
+            has = f"{report.advantage:.3f} over {report.held_out_turns} held-out turns"
+            against = report.phi is not None and report.phi * report.intended < 0
+            why = f"; it goes with {'failure' if report.intended > 0 else 'success'}, phi {report.phi:.3f}" if against else ""
+            problems.append(f"`{report.tier.value}` should have a {want} advantage, has {has}{why}")
     if correlation is None:
         problems.append("turn rewards or outcomes do not vary on the held-out tasks")
     elif correlation <= spec.min_correlation:

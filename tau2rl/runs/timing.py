@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from tau2rl.errors import UserError
 from tau2rl.report.cost import Costs, Session
 from tau2rl.runs.files import DAMAGED, read_json, write_json
 from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.sessions import session_folders
 from tau2rl.settings import available_cores
 
+log = logging.getLogger(__name__)
 FILE, FIRST_FORMAT = "timing.json", "play.json"
 USAGE = "usage.json"  # wall and CPU seconds of the whole job, its loading too
+USAGE_SECONDS = 5.0  # so much of what it took a session that is killed may leave unsaid
 
 
 class PhaseTimer:
@@ -75,6 +79,30 @@ def sessions(run: Path, name: str = FILE) -> list[Session]:
     names = (name, FIRST_FORMAT) if name == FILE else (name,)
     files = [folder / each for folder in session_folders(run).values() for each in names]
     return [_session(file) for file in files if file.exists()]
+
+
+@contextmanager
+def usage_kept(folder: RunFolder, progress: Progress) -> Generator[Progress]:
+    """Write down what this session takes, its loading too, at its end and every few seconds at which it says how far it is."""
+    began, cpu, written = time.monotonic(), time.process_time(), 0.0
+
+    def write() -> None:
+        nonlocal written
+        written = time.monotonic()
+        try:
+            write_json(folder.usage, {"seconds": written - began, "cpu_seconds": time.process_time() - cpu})
+        except OSError as error:  # a full disk has been told already
+            log.warning("cannot write `%s`: %s", folder.usage, error.strerror)
+
+    def heard(event: ProgressEvent) -> None:
+        progress(event)
+        if time.monotonic() - written > USAGE_SECONDS:
+            write()
+
+    try:
+        yield heard
+    finally:
+        write()
 
 
 def usage(run: Path, *, but: Path | None = None) -> tuple[float, float]:

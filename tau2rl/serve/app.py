@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tau2rl.errors import UserError
-from tau2rl.serve.candidates import PolicyServer
+from tau2rl.serve.candidates import MessagePolicy
 from tau2rl.serve.requests import ChatRequest, Refusal, Reply, completion, events, read_request
 
 MOST_BODY_SECONDS = 30.0  # until a body is there
@@ -91,7 +91,7 @@ class Endpoint:
         try:
             asked = read_request(await self._body(request), model=self._model)
             async with asyncio.timeout(self._limits.seconds):
-                reply = await self._answers.answer(asked)
+                reply = await _unless_gone(request, self._answers.answer(asked))
         except TimeoutError:
             raise Refusal(504, f"no answer within {self._limits.seconds:g} s", code="timeout") from None
         finally:
@@ -126,15 +126,35 @@ class Endpoint:
         return {"id": self._model, "object": "model", "created": 0, "owned_by": "tau2rl"}
 
 
-def make_app(answers: Answers, server: PolicyServer, *, model: str, key: str, limits: Limits) -> Starlette:
-    """The ASGI application; at its end it gives up what is worked on, then closes the connections to the policy server."""
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, Reply]) -> Reply:
+    """The answer, which is given up when its client goes. Raises ClientDisconnect."""
+    working, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def make_app(answers: Answers, policy: MessagePolicy, *, model: str, key: str, limits: Limits) -> Starlette:
+    """The ASGI application; at its end it gives up what is worked on, then closes the policy."""
     endpoint = Endpoint(answers, model=model, key=key, limits=limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        await policy.open()
         yield
         await answers.aclose()
-        await server.aclose()
+        await policy.aclose()
 
     routes = [
         Route("/health", endpoint.health),
@@ -169,10 +189,10 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
 
 async def _broken(request: Request, error: Exception) -> Response:
     """A bug: the client learns that there is one, the log where."""
-    return JSONResponse(Refusal(500, "an error of this server", code="internal_error").payload(), status_code=500)
+    return await _refused(request, Refusal(500, "an error of this server", code="internal_error"))
 
 
-def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(app: Starlette, policy: MessagePolicy, *, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve until interrupted; `ready` is told the address. Port 0: a free one. Raises UserError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -188,5 +208,10 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None])
             app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS, ws="none"
         )
         shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listener.getsockname()[1]}/v1")
-        uvicorn.Server(config).run(sockets=[listener])
+
+        async def run() -> None:
+            await policy.open()  # here, where what speaks against it is told as any refusal
+            ready(f"http://{shown}:{listener.getsockname()[1]}/v1")
+            await uvicorn.Server(config).serve(sockets=[listener])
+
+        asyncio.run(run())

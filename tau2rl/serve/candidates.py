@@ -1,4 +1,4 @@
-"""One answer of the policy server to a chat request, checked: what an attempt is made of."""
+"""One answer of the policy to a chat request, checked: what an attempt is made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import orjson
 
@@ -34,6 +34,28 @@ class Candidate:
     logprobs: tuple[float, ...] | None = None  # [num_tokens]; None: not asked for, or the server gave none
 
 
+class MessagePolicy(Protocol):
+    """Who proposes messages: `PolicyServer`, or `checkpoint.CheckpointPolicy` in this process."""
+
+    async def open(self) -> None:
+        """Get ready, once, on the loop that asks. Raises UserError."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+    async def ask(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], fields: Mapping[str, Any], *, seed: int,
+        spent: Callable[[Usage], None] = lambda usage: None,
+    ) -> Candidate:  # fmt: skip
+        """One message; `spent` is told what it took, usable or not.
+
+        Raises PolicyFailure, for calls of tools that are not offered and arguments that are none or nested too deeply too.
+        """
+        ...
+
+
 class PolicyServer:
     """Whoever answers for the policy. Its own sampling holds: fields of a request that it sets are not passed on."""
 
@@ -43,6 +65,9 @@ class PolicyServer:
         self._server = chat_server(config)
         self._throttle = Throttle(str(config.model))
 
+    async def open(self) -> None:
+        """Connections are made when they are needed."""
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._server.aclose()
@@ -51,10 +76,7 @@ class PolicyServer:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], fields: Mapping[str, Any], *, seed: int,
         spent: Callable[[Usage], None] = lambda usage: None,
     ) -> Candidate:  # fmt: skip
-        """One answer; `spent` is told what it took, usable or not.
-
-        Raises PolicyFailure, for calls of tools that are not offered and arguments that are none or nested too deeply too.
-        """
+        """One answer; see `MessagePolicy`."""
         request: dict[str, Any] = {**fields, "messages": list(messages)}
         if "seed" not in self._config.omit:
             request["seed"] = seed
@@ -72,31 +94,35 @@ def candidate_of(payload: Any, offered: set[str]) -> Candidate:
     """The candidate in the JSON of a chat completion. Raises PolicyFailure."""
     answer = read_answer(payload, max_tokens=MOST_BYTES)
     line: dict[str, Any] = orjson.loads(bytes(answer.completion.token_ids))
-    calls = [_call(one, offered) for one in line.get("tool_calls", ())]
-    content: Any = line["content"]
-    if not isinstance(content, str):
-        raise PolicyFailure("the policy server sent content that is no text")
-    if not content.strip() and not calls:
-        raise PolicyFailure("the policy server sent an empty message")
-    message: dict[str, Any] = {"content": content or None}
+    calls = tuple(_call(one, offered) for one in line.get("tool_calls", ()))
     thought = line.get("reasoning_content") or answer.message.get("reasoning_content")
-    if isinstance(thought, str) and thought:
-        message["reasoning_content"] = thought
-    if calls:
+    said = Message(
+        role="assistant", content=str(line["content"]), tool_calls=calls, reasoning=thought if isinstance(thought, str) else ""
+    )
+    reason, usage = answer.completion.finish_reason.value, answer.completion.usage
+    return candidate(said, finish_reason=reason, usage=usage, logprobs=_logprobs(payload))
+
+
+def candidate(said: Message, *, finish_reason: str, usage: Usage, logprobs: tuple[float, ...] | None) -> Candidate:
+    """A candidate that says this, its calls with ids. Raises PolicyFailure for an empty one, and arguments nested too deeply."""
+    if not said.content.strip() and not said.tool_calls:
+        raise PolicyFailure("the policy sent an empty message")
+    if not all(within_depth(call.arguments) for call in said.tool_calls):
+        raise PolicyFailure(f"the policy called a tool with arguments that are nested more than {MOST_DEPTH} deep")
+    message: dict[str, Any] = {"content": said.content or None}
+    if said.reasoning:
+        message["reasoning_content"] = said.reasoning
+    if said.tool_calls:
         message["tool_calls"] = [
-            {
-                "id": f"call_{uuid.uuid4().hex[:24]}",
-                "type": "function",
-                "function": {"name": call.name, "arguments": orjson.dumps(call.arguments).decode()},
-            }
-            for call in calls
+            {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": call.name, "arguments": _text(call)}}
+            for call in said.tool_calls
         ]
     return Candidate(
         message=message,
-        seen=Message(role="assistant", content=content, tool_calls=tuple(calls)),
-        finish_reason="tool_calls" if calls else answer.completion.finish_reason.value,
-        usage=answer.completion.usage,
-        logprobs=_logprobs(payload),
+        seen=Message(role="assistant", content=said.content, tool_calls=said.tool_calls),
+        finish_reason="tool_calls" if said.tool_calls else finish_reason,
+        usage=usage,
+        logprobs=logprobs,
     )
 
 
@@ -114,9 +140,15 @@ def _call(line: Mapping[str, Any], offered: set[str]) -> CallTool:
         raise PolicyFailure("the policy server called a tool that was not offered")
     if not isinstance(arguments, dict):
         raise PolicyFailure("the policy server called a tool with arguments that are no JSON object")
-    if not within_depth(cast("Any", arguments)):
-        raise PolicyFailure(f"the policy server called a tool with arguments that are nested more than {MOST_DEPTH} deep")
     return CallTool(name=str(name), arguments=cast("dict[str, Any]", arguments))
+
+
+def _text(call: CallTool) -> str:
+    """Its arguments. Raises PolicyFailure for what JSON has no place for, as a number of a hundred digits."""
+    try:
+        return orjson.dumps(call.arguments).decode()
+    except TypeError as error:
+        raise PolicyFailure(f"the policy called a tool with arguments that are none: {error}") from None
 
 
 def _logprobs(payload: Any) -> tuple[float, ...] | None:

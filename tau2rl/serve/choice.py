@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,25 +26,62 @@ class Choice:
 
     order: tuple[int, ...]
     scores: dict[str, list[float]]
+    left_out: dict[str, str]  # verifiers that gave no scores, and why
 
     def about(self, chosen: int, *, asked: int, mode: str) -> dict[str, Any]:
         """What the client is told; `asked` attempts were begun, in all rounds; `usable`: of the last round."""
-        return {"mode": mode, "attempts": asked, "usable": len(self.order), "chosen": chosen, "scores": self.scores}
+        told = {"mode": mode, "attempts": asked, "usable": len(self.order), "chosen": chosen, "scores": self.scores}
+        return {**told, "left_out": self.left_out}
 
 
-async def choose(scorers: Sequence[Scorer], transcripts: Sequence[Transcript]) -> Choice:
-    """The first verifier decides, the next ones break ties. A single attempt is not judged. Raises Refusal."""
-    if len(transcripts) == 1:
-        return Choice(order=(0,), scores={})
-    scores: dict[str, list[float]] = {}
-    for scorer in scorers:
+class VerifierPool:
+    """The verifiers, each with threads of its own and a deadline: `VerifierPool(scorers, seconds=60.0, at_once=16)`.
+
+    A request takes one thread of each. What hangs holds threads of its own verifier alone, and never a request for longer than
+    the deadline, waiting for a thread included.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer], *, seconds: float = 60.0, at_once: int = 16) -> None:
+        """`seconds`: for one judgement; `at_once`: judgements of one verifier side by side."""
+        self._seconds = seconds
+        self._scorers = [(one, ThreadPoolExecutor(at_once, thread_name_prefix=one.name)) for one in scorers]
+
+    async def choose(self, transcripts: Sequence[Transcript]) -> Choice:
+        """The first verifier decides, the next ones break ties. A single attempt is not judged.
+
+        A verifier that cannot judge, or not in time, is left out. Raises Refusal where no other is left.
+        """
+        if len(transcripts) == 1:
+            return Choice(order=(0,), scores={}, left_out={})
+        found = await asyncio.gather(*(self._judge(scorer, pool, transcripts) for scorer, pool in self._scorers))
+        judged = {scorer.name: one for (scorer, _), one in zip(self._scorers, found, strict=True)}
+        scores = {name: one for name, one in judged.items() if not isinstance(one, str)}
+        left_out = {name: one for name, one in judged.items() if isinstance(one, str)}
+        if not scores:
+            raise Refusal(502, f"no verifier could judge: {_listed(left_out)}", code="verifier_error")
+        order = sorted(range(len(transcripts)), key=lambda i: [-values[i] for values in scores.values()])
+        return Choice(order=tuple(order), scores=scores, left_out=left_out)
+
+    def close(self) -> None:
+        """Judge nothing more; what is judged now is not waited for."""
+        for _, pool in self._scorers:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _judge(self, scorer: Scorer, pool: ThreadPoolExecutor, transcripts: Sequence[Transcript]) -> list[float] | str:
+        """Its scores, or why there are none, without what only the log may say."""
         try:
-            scores[scorer.name] = await asyncio.to_thread(scorer.score, transcripts)
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.get_running_loop().run_in_executor(pool, scorer.score, transcripts)
+        except TimeoutError:
+            log.warning("verifier `%s` is left out: no judgement within %g s", scorer.name, self._seconds)
+            return f"no judgement within {self._seconds:g} s"
         except UserError as error:
-            log.warning("verifier `%s`: %s", scorer.name, error.message)
-            raise Refusal(502, f"the verifier `{scorer.name}` could not judge", code="verifier_error") from None
-    order = sorted(range(len(transcripts)), key=lambda i: [-values[i] for values in scores.values()])
-    return Choice(order=tuple(order), scores=scores)
+            log.warning("verifier `%s` is left out: %s", scorer.name, error.message)
+            return "could not judge"
+
+
+def _listed(left_out: Mapping[str, str]) -> str:
+    return "; ".join(f"`{name}`: {reason}" for name, reason in left_out.items())
 
 
 async def gather(ask: Callable[[int], Awaitable[T]], k: int, *, seed: int | None) -> list[T]:

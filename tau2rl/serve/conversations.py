@@ -25,12 +25,11 @@ from tau2rl.chat.native import system_prompt
 from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.env.sandbox import Carried, Copy, Sandbox
 from tau2rl.errors import PolicyFailure
-from tau2rl.serve.candidates import Candidate, PolicyServer, mean_logprob
-from tau2rl.serve.choice import choose, gather
+from tau2rl.serve.candidates import Candidate, MessagePolicy, mean_logprob
+from tau2rl.serve.choice import VerifierPool, gather
 from tau2rl.serve.requests import ChatRequest, Refusal, Reply, text_of
 from tau2rl.serve.turns import as_messages
 from tau2rl.types import Message, Transcript, Usage
-from tau2rl.verify.verifiers import Scorer
 
 log = logging.getLogger(__name__)
 KEPT, KEPT_BYTES = 4096, 256 * 2**20  # of conversations; the one that was not asked for longest is forgotten first
@@ -60,15 +59,15 @@ class Given:
 
 
 class Conversations:
-    """`Conversations(server, scorers, Sandbox("retail"), k=5)`; one for all requests, on one event loop."""
+    """`Conversations(server, VerifierPool(scorers), Sandbox("retail"), k=5, ...)`; one for all requests, on one event loop."""
 
     mode = "conversation"
 
     def __init__(
-        self, server: PolicyServer, scorers: Sequence[Scorer], sandbox: Sandbox, *, k: int, temperature: float, max_calls: int
+        self, policy: MessagePolicy, verifiers: VerifierPool, sandbox: Sandbox, *, k: int, temperature: float, max_calls: int
     ) -> None:
         """`max_calls`: messages with calls that an attempt may make; one that goes on is dropped."""
-        self._server, self._scorers, self._sandbox = server, scorers, sandbox
+        self._policy, self._verifiers, self._sandbox = policy, verifiers, sandbox
         self._k, self._temperature, self._max_calls = k, temperature, max_calls
         self._behind = Recent()  # conversation -> all messages, calls among them
         self._given: OrderedDict[str, Given] = OrderedDict()  # a conversation up to a user's message -> its answer
@@ -84,6 +83,7 @@ class Conversations:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._verifiers.close()
 
     async def answer(self, request: ChatRequest) -> Reply:
         """The chosen answer, whose writes are carried out. Raises Refusal.
@@ -149,10 +149,10 @@ class Conversations:
                 self._k,
                 seed=seed if isinstance(seed, int) else None,
             )
-            choice = await choose(self._scorers, [self._transcript(history, one) for one in attempts])
+            choice = await self._verifiers.choose([self._transcript(history, one) for one in attempts])
             for chosen in choice.order:
                 best = attempts[chosen]
-                if await asyncio.to_thread(self._sandbox.commit, best.carried):
+                if await self._commit(best):
                     last = best.candidates[-1]
                     said = {"role": "assistant", "content": last.message["content"]}
                     self._behind.keep(_key(request.user, (*visible, said)), (*history, *best.messages))
@@ -162,6 +162,14 @@ class Conversations:
                     return Reply(message=last.message, finish_reason=last.finish_reason, usage=sum(spent, Usage()), about=about)
             log.warning("no attempt fits what other conversations have committed meanwhile")
         raise Refusal(503, "other conversations changed what this one works on; ask again", code="conflict")
+
+    async def _commit(self, attempt: Attempt) -> bool:
+        """Whether its writes are carried out, and kept. Raises Refusal where the journal cannot be written; then none is."""
+        try:
+            return await asyncio.to_thread(self._sandbox.commit, attempt.carried)
+        except OSError as error:
+            log.error("the journal cannot be written, so nothing is committed: %s", error)
+            raise Refusal(500, "the writes could not be kept, and none was made", code="journal_error") from None
 
     async def _attempt(
         self, request: ChatRequest, history: Sequence[Raw], spent: Callable[[Usage], None], *, seed: int
@@ -176,7 +184,7 @@ class Conversations:
         candidates: list[Candidate] = []
         carried: list[Carried] = []
         for _ in range(self._max_calls + 1):
-            found = await self._server.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed, spent=spent)
+            found = await self._policy.ask((system, *history, *messages), self._sandbox.tools, fields, seed=seed, spent=spent)
             candidates.append(found)
             messages.append({"role": "assistant", **found.message})
             if not found.seen.tool_calls:

@@ -146,6 +146,8 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
             raise Refusal(400, "a tool is of type `function` and has a function", param="tools")
+        if not isinstance(cast("dict[str, Any]", function).get("parameters"), dict | None):
+            raise Refusal(400, "the parameters of a tool are a JSON object", param="tools")
         name: Any = cast("dict[str, Any]", function).get("name")
         if not isinstance(name, str) or not 0 < len(name) <= MOST_NAME:
             raise Refusal(400, f"a tool has a name of at most {MOST_NAME} characters", param="tools")
@@ -187,7 +189,7 @@ def completion(reply: Reply, *, model: str) -> dict[str, Any]:
 
 def events(reply: Reply, *, model: str, include_usage: bool) -> Iterator[bytes]:
     """The same as server-sent events: the final answer in pieces, for clients that read streams."""
-    head = _head(model, "chat.completion.chunk")
+    head = {**_head(model, "chat.completion.chunk"), **({"usage": None} if include_usage else {})}
 
     def event(delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
         choices = [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]

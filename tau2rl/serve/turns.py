@@ -15,27 +15,26 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from tau2rl.reward.tiers import canonical
-from tau2rl.serve.candidates import Candidate, PolicyServer, mean_logprob
-from tau2rl.serve.choice import choose, gather
+from tau2rl.serve.candidates import Candidate, MessagePolicy, mean_logprob
+from tau2rl.serve.choice import VerifierPool, gather
 from tau2rl.serve.requests import ChatRequest, Reply, arguments_of, text_of
 from tau2rl.types import CallTool, Message, Transcript, Usage
-from tau2rl.verify.verifiers import Scorer
 
 READS = ("get_*", "find_*", "list_*", "search_*", "check_*", "calculate", "think")  # names of tools that change nothing
 GENERIC = "transfer_to_human_agents"
 
 
 class Turns:
-    """`Turns(server, scorers, k=5)`; one for all requests."""
+    """`Turns(server, VerifierPool(scorers), k=5, temperature=1.0)`; one for all requests."""
 
     mode = "turn"
     left = 0  # a request ends with its client
 
     def __init__(
-        self, server: PolicyServer, scorers: Sequence[Scorer], *, k: int, temperature: float, reads: Sequence[str] = READS
+        self, policy: MessagePolicy, verifiers: VerifierPool, *, k: int, temperature: float, reads: Sequence[str] = READS
     ) -> None:
         """`temperature`: of the proposals among which is chosen; the client's own would make them alike."""
-        self._server, self._scorers, self._k = server, scorers, k
+        self._policy, self._verifiers, self._k = policy, verifiers, k
         self._temperature, self._reads = temperature, tuple(reads)
 
     async def answer(self, request: ChatRequest) -> Reply:
@@ -51,7 +50,7 @@ class Turns:
         spent: list[Usage] = []
 
         async def ask(one: int) -> Candidate:
-            return await self._server.ask(request.messages, request.tools, fields, seed=one, spent=spent.append)
+            return await self._policy.ask(request.messages, request.tools, fields, seed=one, spent=spent.append)
 
         found = await gather(ask, k, seed=seed if isinstance(seed, int) else None)
         policy = "\n".join(text_of(m["content"]) for m in request.messages if m["role"] in ("system", "developer"))
@@ -67,7 +66,7 @@ class Turns:
             )
             for one in found
         ]
-        choice = await choose(self._scorers, transcripts)
+        choice = await self._verifiers.choose(transcripts)
         best = found[choice.order[0]]
         return Reply(
             message=best.message,
@@ -77,7 +76,8 @@ class Turns:
         )
 
     async def aclose(self) -> None:
-        """Nothing goes on behind a request."""
+        """Nothing but a verifier that is late goes on behind a request."""
+        self._verifiers.close()
 
     def _kind(self, name: str) -> str:
         if name == GENERIC:

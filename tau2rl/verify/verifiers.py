@@ -19,10 +19,12 @@ import inspect
 import math
 import multiprocessing
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -69,12 +71,15 @@ def transcript_of(episode: Episode) -> Transcript:
     )
 
 
-def scorers(names: Sequence[str], *, model: AskedModel | None = None) -> list[Scorer]:
-    """The verifiers of these names; `model` is who judges. Raises UserError for one that is not known."""
-    return [scorer_of(name, model=model) for name in dict.fromkeys(names)]
+def scorers(names: Sequence[str], *, model: AskedModel | None = None, seconds: float | None = None) -> list[Scorer]:
+    """The verifiers of these names; `model` is who judges. Raises UserError for one that is not known.
+
+    `seconds`: after which the process of the user's own code is ended; default: never.
+    """
+    return [scorer_of(name, model=model, seconds=seconds) for name in dict.fromkeys(names)]
 
 
-def scorer_of(name: str, *, model: AskedModel | None = None) -> Scorer:
+def scorer_of(name: str, *, model: AskedModel | None = None, seconds: float | None = None) -> Scorer:
     """The verifier of a name. Raises UserError."""
     match name:
         case "judge":
@@ -82,7 +87,7 @@ def scorer_of(name: str, *, model: AskedModel | None = None) -> Scorer:
                 raise UserError("nobody is named who judges", hint="name a model with `--judge-model`")
             return Scorer(name=name, score=functools.partial(judged, model))
         case _ if name.endswith(".json"):
-            return _learned(Path(name), model)
+            return _learned(Path(name), model, seconds)
         case "rules":
             return Scorer(name=name, score=lambda transcripts: [1 / (1 + 2 * len(violations(one))) for one in transcripts])
         case "consistency":
@@ -90,7 +95,7 @@ def scorer_of(name: str, *, model: AskedModel | None = None) -> Scorer:
         case "logprob":
             return Scorer(name=name, score=_logprob)
         case _ if plugins.is_reference(name):
-            return Scorer(name=name, score=lambda transcripts: _apart(name, transcripts))
+            return Scorer(name=name, score=lambda transcripts: _apart(name, transcripts, seconds))
         case _:
             raise UserError(
                 f"no verifier `{name}`",
@@ -103,10 +108,10 @@ def signals(chosen: Sequence[Scorer], transcripts: Sequence[Transcript]) -> list
     return features_of({one.name: () if one.name == RULE_SIGNAL else one.score(transcripts) for one in chosen}, transcripts)
 
 
-def _learned(file: Path, model: AskedModel | None) -> Scorer:
+def _learned(file: Path, model: AskedModel | None, seconds: float | None) -> Scorer:
     """A verifier from its file, on the signals that it was fitted on."""
     learned = read_learned(file)
-    chosen = scorers(learned.signals, model=model)
+    chosen = scorers(learned.signals, model=model, seconds=seconds)
 
     def score(transcripts: Sequence[Transcript]) -> list[float]:
         return [learned.score(row) for row in signals(chosen, transcripts)]
@@ -138,18 +143,24 @@ def _logprob(transcripts: Sequence[Transcript]) -> list[float]:
     return [0.0 if one.mean_logprob is None else math.exp(min(0.0, one.mean_logprob)) for one in transcripts]
 
 
-def _apart(reference: str, transcripts: Sequence[Transcript]) -> list[float]:
-    """The scores of the user's verifier, from a process of its own. Raises UserError: no such code, or no score."""
+def _apart(reference: str, transcripts: Sequence[Transcript], seconds: float | None) -> list[float]:
+    """The scores of the user's verifier, from a process of its own. Raises UserError: no such code, no score, it ended early."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_keep_away, initargs=(list(sys.path),)) as pool:
-        found = pool.submit(_run_verifier, reference, list(transcripts)).result()
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_keep_away, initargs=(list(sys.path), seconds)) as pool:
+        try:
+            found = pool.submit(_run_verifier, reference, list(transcripts)).result()
+        except BrokenProcessPool:
+            late = "" if seconds is None else f", perhaps because it took more than {seconds:g} s"
+            raise UserError(f"the process of verifier `{reference}` ended before it gave its scores{late}") from None
     for value in found:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
             raise UserError(f"verifier `{reference}` gave {value!r}, and a score is a number from 0 to 1")
     return [float(value) for value in cast("list[float]", found)]
 
 
-def _keep_away(path: list[str]) -> None:
+def _keep_away(path: list[str], seconds: float | None) -> None:
+    if seconds is not None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends the process, also where its code never lets go
     sys.path[:] = path
     for name in KEPT_AWAY:
         sys.modules[name] = cast(Any, None)  # importing it raises ModuleNotFoundError

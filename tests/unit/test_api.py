@@ -5,6 +5,7 @@
 - its defaults are those of the settings;
 - its report is that of `tau2rl eval`; with `output` it leaves the same folder, which can be continued;
 - it works where an event loop runs already, as in a notebook;
+- caps end it as they end the command: in time, kept, said, resumable; one that could not be held is refused;
 - a policy is entered and closed; a wrong request is a UserError; a changed plug-in is not resumed;
 - `rollout` plays one conversation, and stays a function whatever else is imported.
 """
@@ -37,7 +38,8 @@ from tau2rl import (
     Status,
     UserError,
 )  # fmt: skip
-from tau2rl.config import EvalConfig
+from tau2rl.config import BudgetConfig, EvalConfig
+from tests.stubs.openai import OpenAIStub
 
 CODEC = tau2rl.make_codec()
 ONE: dict[str, Any] = {"domains": ["mock"], "split": "base", "ids": ["create_task_1"], "num_samples": 2, "user": "scripted"}
@@ -226,3 +228,51 @@ def test_rollout_plays_one_conversation() -> None:
     assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.reward == 1.0
     assert tau2rl.rollouts.runner.plan_attempts([task], num_samples=1, seed=1)  # imported before, and the function still one
     assert inspect.isfunction(tau2rl.rollout)
+
+
+CAPPED: dict[str, Any] = {**ONE, "num_samples": 12, "concurrency": 4, "limits": {"max_turns": 2}}  # all attempts take the same
+
+
+def tokens_of(report: tau2rl.EvalReport) -> int:
+    return report.to_dict()["cost"]["tokens"]["policy_in"] + report.to_dict()["cost"]["tokens"]["policy_out"]
+
+
+def test_a_cap_ends_an_evaluation_and_a_higher_one_goes_on(tmp_path: Path) -> None:
+    with OpenAIStub(answer=lambda messages, tools: "Good bye.") as stub:
+        asked: dict[str, Any] = {**CAPPED, "policy": {"kind": "api", "model": "openai/stub-model", "api_base": stub.api_base}}
+        free = tau2rl.evaluate_sync(**asked)
+        assert free.complete and free.stopped_at == ""
+        cap = int(tokens_of(free) * 0.6)
+        report = tau2rl.evaluate_sync(**asked, budget={"max_tokens": cap}, output=tmp_path / "run")
+        assert (report.complete, report.stopped_at, report.pass_at_1) == (False, "max_tokens", None)
+        assert (len(report.episodes), report.reason) == (7, "5 of 12 attempts missing or failed")
+        assert tokens_of(report) <= cap
+        assert json.loads((tmp_path / "run" / "report.json").read_text())["budget"]["stopped"] == "max_tokens"
+        more = tau2rl.evaluate_sync(**asked, budget={"max_tokens": 2 * cap}, output=tmp_path / "run", resume=True)
+        assert more.complete and len(more.episodes) == 12 and more.stopped_at == ""
+
+
+def test_caps_of_dollars_and_hours_hold_over_sessions(tmp_path: Path) -> None:
+    with OpenAIStub(answer=lambda messages, tools: "Good bye.", latency=0.05) as stub:
+        asked: dict[str, Any] = {**CAPPED, "policy": {"kind": "api", "model": "openai/stub-model", "api_base": stub.api_base}}
+        with pytest.raises(UserError, match="no price is known of the tokens of policy"):
+            tau2rl.evaluate_sync(**asked, budget={"max_usd": 1.0})
+        prices = BudgetConfig(policy_price=(1.0, 1.0))
+        whole = tau2rl.evaluate_sync(**asked, budget=prices, output=tmp_path / "run").to_dict()["budget"]
+        assert whole["spent"]["usd"] == pytest.approx(1e-6 * whole["spent"]["tokens"])
+        half = tau2rl.evaluate_sync(**asked, budget={**prices.model_dump(), "max_usd": whole["spent"]["usd"] / 2})
+        assert half.stopped_at == "max_usd" and 4 <= len(half.episodes) <= 6
+        first = tau2rl.evaluate_sync(**asked, budget={"max_tokens": whole["spent"]["tokens"] // 2}, output=tmp_path / "hours")
+        hours = first.to_dict()["budget"]["spent"]["hours"]
+        again = tau2rl.evaluate_sync(**asked, budget={"max_hours": hours / 2}, output=tmp_path / "hours", resume=True)
+        assert again.stopped_at == "max_hours" and len(again.episodes) == len(first.episodes)
+        assert again.to_dict()["budget"]["spent"]["hours"] >= hours  # the first session counts
+
+
+def test_a_cap_that_could_not_be_held_is_refused() -> None:
+    with pytest.raises(UserError, match="the policy's server counts no tokens"):
+        tau2rl.evaluate_sync(policy=Polite, **ONE, budget={"max_tokens": 100})
+    with pytest.raises(UserError, match=r"did you mean `budget\.max_tokens`"):
+        tau2rl.evaluate_sync(policy="gold", **ONE, budget={"max_token": 100})
+    with pytest.raises(UserError, match=r"budget\.max_tokens"):  # no model is asked
+        tau2rl.evaluate_sync(policy="gold", **ONE, budget={"max_tokens": 100})

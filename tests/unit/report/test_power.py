@@ -5,28 +5,34 @@
 - Over 2,000 simulated runs of Beta distributed tasks the intervals hold the truth in 93 to 97% of cases (nearer to 0 and 1
   in more), and where nothing differs the paired t test, sign flips and McNemar's mid-p reject in 4 to 6%.
   All of them are `slow`; 300 always run, with bounds that are wider by the luck of fewer.
+- So do those of a difference (every measure, t and bootstrap), of selected@k and its gain, of a break-even, of what is left of
+  tasks; a useless verifier gains, and Holm finds anything among equal runs, as rarely as the level says.
 - On a grid of benchmarks, sizes and measures (`slow`): the counts that docs/decide.md states.
 - Holm's p-values by hand.
 """
 
 import functools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from tau2rl.report.break_even import BetaTasks
-from tau2rl.report.compare import compare, flips, holm, mcnemar_mid_p, sign_flip_p
+from tau2rl.report.best_of_k import Scored, point, selected_at
+from tau2rl.report.break_even import BetaTasks, MeasuredTasks, Strategy, by_cost_per_success, resampled, success_of
+from tau2rl.report.compare import compare, flips, holm, mcnemar_mid_p, paired_t, sign_flip_p
 from tau2rl.report.estimators import bootstrap_mean, mean_over_groups, mean_over_tasks, pass_at_k, pass_hat_k, rerun_se
 from tau2rl.report.power import Design, Spread, effect_sd_of, luck_of, power, smallest_effect, tasks_needed
 
 SFT1 = BetaTasks(0.80, 1.97)  # fits the published pass@1 and pass@4 of a 4B model
+FEWER = [pytest.param(60, 0.09, id="60"), pytest.param(2000, 0.02, id="2000", marks=pytest.mark.slow)]  # where each takes longer
 SIMULATED = [pytest.param(300, 0.04, id="300"), pytest.param(2000, 0.02, id="2000", marks=pytest.mark.slow)]
 
 
 def near(inside, expected, within):
-    """Whether a share of simulated runs is what it should be, within so much."""
+    """Whether a share of simulated runs is what it should be, within so much; `-s` shows it."""
+    print(f"{np.mean(inside):.4f} of {len(inside)}, expected {expected:g}")  # noqa: T201
     return abs(float(np.mean(inside)) - expected) <= within
 
 
@@ -136,6 +142,120 @@ def test_the_other_intervals_do_too(runs, within):
         for pair in zip(again, solved, strict=True)
     ]
     assert near([a <= gain <= b for a, b in paired], 0.95, within)
+
+
+@pytest.mark.parametrize(("runs", "within"), FEWER)
+def test_intervals_of_a_difference_hold_it_for_every_measure(runs, within):
+    """The paired t interval and the paired bootstrap of two runs whose tasks are all easier by so much for the first."""
+    generator = np.random.default_rng(14)
+    chances = generator.beta(SFT1.a, SFT1.b, size=(runs, 100))
+    many = generator.beta(SFT1.a, SFT1.b, 400_000)
+    one, other = generator.binomial(4, np.clip(chances + 0.05, 0, 1)), generator.binomial(4, chances)
+    for estimator, k in ((pass_at_k, 1), (pass_at_k, 4), (pass_hat_k, 4)):
+        table = np.array([estimator(4, c, k) for c in range(5)])
+        true = np.mean(truth_of(np.clip(many + 0.05, 0, 1), table) - truth_of(many, table))
+        differences = table[one] - table[other]
+        t = [paired_t(list(row)).ci95 for row in differences]
+        assert near([low <= true <= high for low, high in t], 0.95, within), (estimator.__name__, k)
+        boots = [bootstrap_mean({"airline": list(row[:50]), "retail": list(row[50:])}, draws=500) for row in differences]
+        # Percentiles of draws are a little narrow where few tasks carry a measure: 92.6% of 2,000 for pass^4.
+        assert near([low <= true <= high for low, high in boots], 0.95, within + 0.01), (estimator.__name__, k)
+
+
+def truth_of(chances, table):
+    """The mean of a measure over runs of four attempts, at each chance of success."""
+    return sum(stats.binom.pmf(c, 4, chances) * table[c] for c in range(5))
+
+
+def verified(generator, chances, skill):
+    """[runs][tasks] with four attempts each: solved or not, and a verifier's score, higher by `skill` where solved."""
+    solved = generator.random((*chances.shape, 4)) < chances[..., None]
+    return solved, solved * skill + generator.normal(size=solved.shape)
+
+
+@pytest.mark.parametrize(("runs", "within"), FEWER)
+@pytest.mark.parametrize("k", [2, 4])
+def test_intervals_of_selected_and_its_gain_hold_the_truth(k, runs, within):
+    generator = np.random.default_rng(9)
+    solved, scores = verified(generator, generator.beta(SFT1.a, SFT1.b, size=(400_000,)), 1.0)
+    best = np.take_along_axis(solved[:, :k], scores[:, :k].argmax(1)[:, None], 1)
+    true, gained = float(best.mean()), float(best.mean() - solved.mean())
+    inside, gains = [], []
+    for attempts, values in zip(*verified(generator, generator.beta(SFT1.a, SFT1.b, size=(runs, 100)), 1.0), strict=True):
+        tasks = {
+            f"r/{i}": Scored(solved=tuple(map(bool, one)), scores=lambda played, row=row: [row[j] for j in played])
+            for i, (one, row) in enumerate(zip(attempts, values, strict=True))
+        }
+        low, high = point(tasks, k, accept_from=None).selected.ci95
+        inside.append(low <= true <= high)
+        low, high = paired_t([value - np.mean(tasks[key].solved) for key, value in selected_at(tasks, k).items()]).ci95
+        gains.append(low <= gained <= high)
+    assert near(inside, 0.95, within), float(np.mean(inside))
+    assert near(gains, 0.95, within), float(np.mean(gains))
+
+
+@pytest.mark.parametrize(("runs", "within"), [pytest.param(100, 0.07), pytest.param(2000, 0.01, marks=pytest.mark.slow)])
+def test_a_useless_verifier_gains_as_rarely_as_a_test_errs(runs, within):
+    generator = np.random.default_rng(10)
+    rejected = []
+    for attempts, values in zip(*verified(generator, generator.beta(SFT1.a, SFT1.b, size=(runs, 100)), 0.0), strict=True):
+        chosen = np.take_along_axis(attempts, values.argmax(1)[:, None], 1)[:, 0]
+        rejected.append(sign_flip_p(list(chosen - attempts.mean(1)), draws=499) <= 0.05)
+    assert near(rejected, 0.05, within), float(np.mean(rejected))
+
+
+@pytest.mark.parametrize(("runs", "within"), [pytest.param(100, 0.07), pytest.param(2000, 0.01, marks=pytest.mark.slow)])
+def test_holm_finds_anything_among_equal_runs_as_rarely_as_it_says(runs, within):
+    """Three runs that are equal: the chance of any finding among their pairs is at most 5%, and not far below."""
+    generator = np.random.default_rng(11)
+    chances = generator.beta(SFT1.a, SFT1.b, size=(runs, 100))
+    played = [generator.binomial(4, chances) / 4 for _ in range(3)]
+    found = [
+        min(holm([sign_flip_p(list(x - y), draws=499) for x, y in ((a, b), (a, c), (b, c))])) <= 0.05
+        for a, b, c in zip(*played, strict=True)
+    ]
+    print(f"{np.mean(found):.4f} of {runs}")  # noqa: T201
+    assert np.mean(found) <= 0.05 + within
+    assert np.mean(found) >= 0.025 - within
+
+
+@pytest.mark.parametrize(("runs", "within"), FEWER)
+def test_the_interval_of_a_break_even_holds_it(runs, within):
+    """Up to four attempts with a good verifier against one attempt of a better policy; by the cost of a success."""
+    generator = np.random.default_rng(12)
+    better, verifier = BetaTasks(1.6, 1.6), {"recall": 0.9, "false_accepts": 0.1}
+
+    def answer(sampled, trained):
+        sides = Strategy(attempts=4, attempt_cost=0.01, success=sampled), Strategy(attempts=1, attempt_cost=0.01, success=trained)
+        return by_cost_per_success(*sides, 16.0)
+
+    true = answer(success_of(SFT1, 4, **verifier), success_of(better, 1)).tasks
+    # Over tasks the success is a mean, so that one value for each count of successes is all that a draw needs.
+    tables = [np.array([success_of(MeasuredTasks([(4, c)]), k, **how) for c in range(5)]) for k, how in ((4, verifier), (1, {}))]
+    inside = []
+    for _ in range(runs):
+        rank = generator.random(100)  # what is hard for one policy is hard for the other
+        values = [
+            table[generator.binomial(4, stats.beta.ppf(rank, tasks.a, tasks.b))]
+            for table, tasks in zip(tables, (SFT1, better), strict=True)
+        ]
+        low, high = resampled(lambda chosen, v=values: answer(v[0][chosen].mean(), v[1][chosen].mean()), 100, draws=250)
+        inside.append((math.inf if low is None else low) <= true <= (math.inf if high is None else high))
+    assert near(inside, 0.95, within), float(np.mean(inside))
+
+
+@pytest.mark.parametrize(("runs", "within"), SIMULATED)
+def test_an_interval_over_what_is_left_of_tasks_holds_the_truth(runs, within):
+    """As adjusted scores have it: episodes are left out at random, so that tasks have from none to four attempts."""
+    generator = np.random.default_rng(13)
+    left = generator.binomial(4, 0.8, size=(runs, 100))
+    solved = generator.binomial(left, generator.beta(SFT1.a, SFT1.b, size=(runs, 100)))
+    inside = []
+    for n, c in zip(left, solved, strict=True):
+        n, c = n[n > 0], c[n > 0]
+        low, high = mean_over_tasks(list(c / n), trials=len(n) / np.sum(1 / n)).ci95
+        inside.append(low <= SFT1.a / (SFT1.a + SFT1.b) <= high)
+    assert near(inside, 0.95, within), float(np.mean(inside))
 
 
 @pytest.mark.parametrize(("runs", "within"), [pytest.param(300, 0.03), pytest.param(2000, 0.01, marks=pytest.mark.slow)])

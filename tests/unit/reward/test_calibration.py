@@ -81,7 +81,9 @@ def test_a_tier_in_every_rollout_or_in_none_keeps_its_value_and_says_why():
 def test_a_wrong_sign_is_found_on_the_held_out_tasks():
     report = calibrate(rollouts(gold_goes_with_success=False), DENSE.values, SPEC)
     assert not report.accepted
-    assert any("`gold` should have a positive advantage" in p for p in report.problems)
+    [problem] = [p for p in report.problems if p.startswith("`gold` should have a positive advantage")]
+    gold = by_tier(report)[Tier.GOLD]
+    assert f"over {gold.held_out_turns} held-out turns; it goes with failure, phi -0." in problem and gold.held_out_turns > 0
 
 
 def test_rewards_that_say_nothing_about_success_are_a_problem():

@@ -2,7 +2,8 @@
 
 - an answer is the best of k attempts, whose calls were carried out on copies; the database gets the chosen one's writes alone;
 - the next turn knows what was called behind the answer, and its attempts see what was committed;
-- the same request again, at once or later, is the same answer, and nothing is carried out twice;
+- the same request again, at once or later, is the same answer, and nothing is carried out twice; what the journal cannot keep is
+  not carried out at all;
 - two conversations that touch the same rows are as if one had come after the other;
 - an attempt that calls without an end is dropped; refused calls are no writes;
 - the client sends neither tools nor a policy; conversations of different users are apart;
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -111,6 +113,22 @@ def test_the_same_request_again_is_carried_out_once() -> None:
         assert (titles_in(sandbox), len(stub.bodies)) == (["Alpha"], 4)
         ask(served, user="somebody else")
         assert titles_in(sandbox) == ["Alpha", "Alpha"]
+
+
+def test_what_cannot_be_kept_is_not_carried_out_and_can_be_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    sandbox = Sandbox("mock", journal=tmp_path / "writes.jsonl")
+    with OpenAIStub(answer=acts_first(lambda: "Alpha")) as stub, conversations(stub, sandbox) as (served, _):
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            with pytest.raises(openai.InternalServerError) as caught:
+                ask(served)
+        assert (caught.value.status_code, caught.value.code) == (500, "journal_error")
+        assert sandbox.committed() == () and not (tmp_path / "writes.jsonl").read_bytes()
+        assert ask(served).tau2rl["writes"] == ["create_task"] == ask(served).tau2rl["writes"]
+        assert len((tmp_path / "writes.jsonl").read_text().splitlines()) == len(sandbox.committed()) == 1
 
 
 def test_what_was_begun_is_ended_although_the_client_has_gone() -> None:

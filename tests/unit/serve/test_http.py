@@ -4,11 +4,13 @@
 - another model, another path and another method have errors that the openai client knows;
 - bodies that are too large are refused unread, announced or not; those that do not come in time too;
 - too many requests at once get 429, one that takes too long gets 504, and the server goes on;
+- a client that goes takes its attempts with it: the policy server is not asked on, and the next request has its place;
 - a policy server that fails is asked again; one that stays away gives a clean error, in which its address is not;
 - a conversation that is too long for the model is the client's error, as with OpenAI;
 - hostile bodies get 400 and never 500, and the server goes on;
 - many requests at once each get their own answer;
-- the command prints address and key, and serves litellm; it refuses options that would have no effect.
+- the command prints address and key, and serves litellm, with a verifier that hangs left out;
+- it refuses options that would have no effect.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ import json
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
 import litellm
 import openai
 import orjson
@@ -64,6 +70,13 @@ def raw(served: Served, head: str, body: bytes = b"") -> bytes:
 def post(served: Served, body: bytes, key: str = KEY) -> bytes:
     head = f"POST /v1/chat/completions HTTP/1.1\nHost: x\nConnection: close\nAuthorization: Bearer {key}\n"
     return raw(served, f"{head}Content-Length: {len(body)}\n", body)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_only_the_key_opens() -> None:
@@ -129,6 +142,20 @@ def test_too_many_and_too_long() -> None:
         assert (caught.value.status_code, caught.value.code) == (504, "timeout")
         stub.set_mode("ok")
         assert ask(served) == "Okay."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_takes_its_attempts_with_it(stream: bool) -> None:
+    with OpenAIStub(mode="hang") as stub, turns(stub, at_once=1, k=3) as served:
+        impatient = client(served).with_options(timeout=httpx.Timeout(20, read=1))
+        with ThreadPoolExecutor(1) as pool:
+            gone = pool.submit(impatient.chat.completions.create, model="tau2rl", messages=USER, stream=stream)
+            wait_until(lambda: stub.traffic.in_flight == 3)
+            assert isinstance(gone.exception(), openai.APITimeoutError)  # it has closed the connection
+        wait_until(lambda: stub.traffic.in_flight == 0, 5.0)  # the policy server would have been given 10
+        stub.set_mode("ok")
+        assert ask(served) == "Okay."  # there is room again
+        assert len(stub.bodies) == 6
 
 
 @pytest.mark.parametrize("mode", ["503", "disconnect"])
@@ -255,7 +282,8 @@ def test_many_at_once_each_get_their_own() -> None:
         assert stub.max_in_flight > 8
 
 
-def test_the_command_serves_litellm() -> None:
+def test_the_command_serves_litellm(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import time\ndef stuck(transcript):\n    time.sleep(3600)\n")
     with OpenAIStub(answer=lambda m, t: "Good day.") as stub:
         words = [
             "serve",
@@ -270,19 +298,22 @@ def test_the_command_serves_litellm() -> None:
             "--served-name",
             "best",
         ]
+        words += ["--verifier", "rules", "--verifier", "own:stuck", "--verifier-timeout", "1"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "tau2rl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tau2rl", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
             assert process.stdout is not None
             url, _, model, _, key = process.stdout.readline().split()
             found: Any = litellm.completion(model=f"openai/{model}", api_base=url, api_key=key, messages=USER)
             assert (model, found.choices[0].message.content) == ("best", "Good day.")
+            assert found.tau2rl["left_out"] == {"own:stuck": "no judgement within 1 s"}
             assert json.loads(stub.requests[0].headers["content-length"]) > 0
         finally:
             process.terminate()
             _, said = process.communicate(timeout=20)
-        assert "no sandbox: each message is the best of 2 by rules, then consistency, up to the first write" in said
+        assert "no sandbox: each message is the best of 2 by rules, then own:stuck, up to the first write" in said
+        assert "verifier `own:stuck` is left out: no judgement within 1 s" in said
         assert "Traceback" not in said
 
 
@@ -294,9 +325,17 @@ def test_the_command_serves_litellm() -> None:
         (["--judge-model", "openai/judge"], "add `--verifier judge`"),
         (["--judge-model", "openai/judge", "--verifier", "rules", "--verifier", "consistency"], "add `--verifier judge`"),
         (["--domain", "mock", "--read-tool", "get_*"], "leave `--read-tool` out"),
+        (["--checkpoint", "somewhere"], "one policy is served"),
+        (["--device", "cuda"], "name one with `--checkpoint`"),
     ],
 )
 def test_options_without_effect_are_refused(words: list[str], said: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--model", "openai/stub", *words])
     assert result.exit_code != 0
-    assert said in f"{result.output} {getattr(result.exception, 'hint', '')}"
+    assert said in f"{result.output} {result.exception} {getattr(result.exception, 'hint', '')}"
+
+
+@pytest.mark.parametrize("idle", ["--api-base=http://127.0.0.1:1/v1", "--api-key-env=KEY", "--policy-retries=2"])
+def test_options_of_a_server_are_refused_beside_a_checkpoint(idle: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--checkpoint", "somewhere", idle])
+    assert f"`{idle.partition('=')[0]}` is about a policy server" in f"{result.output} {result.exception}"

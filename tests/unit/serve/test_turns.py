@@ -6,6 +6,8 @@
 - before the first write k proposals are asked for, after its result one, at the client's own temperature;
 - calls of tools that nobody offered and arguments that are none never reach the client;
 - log-probabilities and a model that judges can choose;
+- a verifier that hangs, dies or fails is left out, which the answer says; it holds up no request beyond its deadline; where no
+  other is left the request fails;
 - with a policy that is right with chance p, the choice is right as often as counting says, and more often than the policy alone.
 """
 
@@ -14,7 +16,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import litellm
@@ -23,9 +30,10 @@ import pytest
 
 from tau2rl import console, settings
 from tau2rl.report.estimators import wilson
+from tau2rl.serve.choice import VerifierPool
 from tau2rl.serve.turns import Turns
 from tau2rl.verify.llm_judge import AskedModel
-from tau2rl.verify.verifiers import scorers
+from tau2rl.verify.verifiers import Scorer, scorers
 from tests.serving import Served, policy, serving, turns
 from tests.stubs.openai import OpenAIStub
 
@@ -69,6 +77,7 @@ def test_the_pieces_of_a_stream_are_the_answer(text: str) -> None:
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
         assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
         assert chunks[-1].usage.total_tokens > 0 and not chunks[-1].choices
+        assert all("usage" in c.model_fields_set and c.usage is None for c in chunks[:-1])  # as OpenAI's own
         assert chunks[0].tau2rl["attempts"] == 3
         assert not any(getattr(c, "usage", None) for c in ask(served, stream=True))
 
@@ -176,8 +185,76 @@ def test_a_judge_chooses(tmp_path: Any) -> None:
     with OpenAIStub(answer=in_turn("bad", "the good one", "bad")) as stub, OpenAIStub(answer=judge) as other:
         model = AskedModel(model="openai/judge", api_base=other.api_base, api_key_env=None, cache=tmp_path)
         server = policy(stub)
-        with serving(Turns(server, scorers(["judge"], model=model), k=3, temperature=1.0), server) as served:
+        with serving(Turns(server, VerifierPool(scorers(["judge"], model=model)), k=3, temperature=1.0), server) as served:
             assert ask(served).choices[0].message.content == "the good one"
+
+
+def hanging(name: str, until: threading.Event) -> Scorer:
+    """A verifier that judges when it may."""
+
+    def score(transcripts: Any) -> list[float]:
+        until.wait()
+        return [0.0] * len(transcripts)
+
+    return Scorer(name=name, score=score)
+
+
+def test_a_verifier_that_hangs_is_left_out_and_stops_no_other_request() -> None:
+    released = threading.Event()
+    pool = VerifierPool([hanging("stuck", released), *scorers(["consistency"])], seconds=0.5, at_once=2)
+    with OpenAIStub(answer=in_turn("A", "A", "B")) as stub, turns(stub, pool=pool) as served, ThreadPoolExecutor(8) as clients:
+        began = time.monotonic()
+        found = list(clients.map(lambda _: ask(served), range(8)))  # more than the threads that the stuck one has
+        assert time.monotonic() - began < 20  # and not for ever
+        assert all(one.tau2rl["left_out"] == {"stuck": "no judgement within 0.5 s"} for one in found)
+        assert all(list(one.tau2rl["scores"]) == ["consistency"] for one in found)
+        assert sum(thread.name.startswith("stuck") for thread in threading.enumerate()) == 2
+        released.set()
+        assert ask(served).tau2rl["left_out"] == {}  # it is asked again
+
+
+def test_where_no_verifier_judges_the_request_fails() -> None:
+    released = threading.Event()
+    with OpenAIStub() as stub, turns(stub, pool=VerifierPool([hanging("stuck", released)], seconds=0.2)) as served:
+        with pytest.raises(openai.InternalServerError, match=r"`stuck`: no judgement within 0\.2 s") as caught:
+            ask(served)
+        assert (caught.value.status_code, caught.value.code) == (502, "verifier_error")
+        released.set()
+        assert ask(served).choices[0].message.content == "Okay."
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("    while True: pass", "no judgement within 4 s"),
+        ("    __import__('os')._exit(3)", "could not judge"),
+        ("    return 'good'", "could not judge"),
+    ],
+)
+def test_a_verifier_of_ones_own_that_never_ends_or_dies_is_ended(
+    body: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_verifier.py").write_text(f"def judge(transcript):\n{body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    seconds = 4.0 if "no judgement" in reason else 60.0
+    names = ["own_verifier:judge", "consistency"]
+    pool = VerifierPool(scorers(names, seconds=seconds), seconds=seconds)
+    with OpenAIStub() as stub, turns(stub, pool=pool) as served:
+        assert ask(served).tau2rl["left_out"] == {"own_verifier:judge": reason}
+        left = time.monotonic() + 60
+        while multiprocessing.active_children() and time.monotonic() < left:
+            time.sleep(0.05)
+        assert not multiprocessing.active_children()
+
+
+def test_a_judge_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
+    with OpenAIStub() as stub, OpenAIStub(mode="hang") as other:
+        model = AskedModel(
+            model="openai/judge", api_base=other.api_base, api_key_env=None, cache=tmp_path, timeout_seconds=0.5, retries=0
+        )
+        pool = VerifierPool(scorers(["judge", "rules"], model=model), seconds=0.3)
+        with turns(stub, pool=pool) as served:
+            assert ask(served).tau2rl["left_out"] == {"judge": "no judgement within 0.3 s"}
 
 
 RIGHT, WRONG = "7", "12345689"
