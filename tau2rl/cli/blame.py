@@ -18,7 +18,7 @@ from tau2rl.runs import records
 from tau2rl.types import Fault
 
 if TYPE_CHECKING:
-    from tau2rl.verify.llm_judge import AskedModel
+    from tau2rl.env.asked_model import AskedModel
 
 
 def blame(

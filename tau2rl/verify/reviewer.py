@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tau2rl.env.asked_model import AskedModel
 from tau2rl.types import Episode
 from tau2rl.verify.blame import TaskFacts, lines_of
-from tau2rl.verify.llm_judge import AskedModel
 
 REVIEWER = "reviewer/1"  # of the prompt below: change it, and count it up
 REVIEWER_PROMPT = """\
