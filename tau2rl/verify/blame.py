@@ -60,7 +60,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
         instructions=facts.instructions,
         reason=facts.reason,
         domain_policy=facts.domain_policy,
-        unfinished=bool(against_reference(episode, facts)[1] or _undone(episode, facts)),
+        unfinished=not episode.solved and bool(against_reference(episode, facts)[1] or _undone(episode, facts)),
         agent_tools=facts.tool_kinds,
         user_tools=facts.user_tools if episode.trajectory else (),
         volunteers=facts.volunteers,
