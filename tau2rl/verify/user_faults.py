@@ -37,10 +37,12 @@ from tau2rl.verify.user_phrases import (
     SERVICE,
     SHORT_NUMBER,
     STREET,
+    TIME,
     WHAT_ELSE,
 )
 
 SIGNAL = re.compile("|".join(UserSignal))
+MAKES_UP = re.compile(r"\b(?:make|making) up (?:a|an|some)\b", re.IGNORECASE)
 SEPARATORS = re.compile(r"[\s().-]")  # which group the digits of a number
 PIECE_END = re.compile(r"(?<=[.?!:])\s+|\n")  # of what may be a quotation: "It says: Your SIM card is active."
 WORDS = 16  # characters; shorter ones anybody may say again ("No, that is all.")
@@ -99,7 +101,7 @@ class Known:
             years = set[int]().union(*(self._years.get(day, ()) for day in near))
             return bool(years) and (year == 0 or not years.isdisjoint((0, year)))
         plain = fact.lower().lstrip("#")
-        digits = SEPARATORS.sub("", plain)
+        digits = SEPARATORS.sub("", plain).removeprefix("w")  # the letter of an order, which may be left out
         return plain in self.text or (digits.isdigit() and digits in self._bare)
 
     def follows(self, number: str) -> bool:
@@ -139,11 +141,13 @@ class UserGates:
     used: set[str] = field(default_factory=set[str])  # tools that the user has called
     acted: bool = True  # the user has called one since the agent's latest words
     names: tuple[str, ...] = field(init=False)
+    free: bool = field(init=False)  # the user was told to make up a story
 
     def __post_init__(self) -> None:
         self.known = Known(self.instructions.lower())
         self.known.add(self.domain_policy.lower(), heard=False)
         self.names = _names_in(self.instructions)
+        self.free = MAKES_UP.search(self.instructions) is not None
         self.asked = self.volunteers
 
     def hear(self, line: Line) -> list[tuple[str, str]]:
@@ -186,7 +190,9 @@ class UserGates:
         if OUT_OF_CHARACTER.search(own):
             found.append(("out_of_character", own[:100]))
         facts = identifiers_in(spoken)
-        if strange := [*(fact for fact in [*facts, *details_in(spoken)] if not self.known.has(fact)), *self._unheard(spoken)]:
+        if not self.free and (
+            strange := [*(fact for fact in [*facts, *details_in(spoken)] if not self.known.has(fact)), *self._unheard(spoken)]
+        ):
             found.append(("invented_fact", strange[0]))
         before = Known("" if self.asked else f"{self.reason}\n{self.last}".lower())
         if early := [fact for fact in facts if not self.asked and not before.has(fact)]:
@@ -206,7 +212,13 @@ class UserGates:
         """Names that the user introduces and numbers that come from nowhere."""
         names = [name for pair in NAME.findall(spoken) for name in pair if name]
         strange = [name for name in names if not all(word in self.known.text for word in name.lower().split())]
+        strange += [time[0] for time in TIME.finditer(spoken) if not self._knows_time(*map(int, time.groups()))]
         return strange + [number for number in numbers_in(spoken) if not self.known.follows(number)]
+
+    def _knows_time(self, hour: int, minute: int) -> bool:
+        """Whether somebody named it, in 12 or 24 hours; a full or half hour is a manner of speaking."""
+        named = {(int(h) % 12, int(m)) for h, m in TIME.findall(self.known.text)}
+        return minute in (0, 30) or (hour % 12, minute) in named
 
     def _own_words(self, spoken: str) -> str:
         """Without the lines of its instructions, which a scripted user reads out, and what its tools showed it."""

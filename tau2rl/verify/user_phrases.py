@@ -18,7 +18,7 @@ def any_of(*patterns: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
 IDENTIFIER = any_of(
     r"[\w.+-]+@[\w-]+(?:\.\w+)+",  # an e-mail address
     r"#?\b(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}\b",  # letters and digits together
-    r"\(?\b\d{3}\)?[\s.-]?\d{3}[\s.-]?\d{4}\b",  # a telephone number
+    r"\(?\b\d{3}\)?[\s.-]?\d{3}[\s.-]?\d{4}\b|\+\d[\d ]{8,}\d\b",  # a telephone number
     r"\b\d{5,}\b",
 )
 SHORT_NUMBER = any_of(  # the last digits of a card, a PIN
@@ -32,15 +32,19 @@ STREET = re.compile(  # what it is called without the last word, which may be sh
 )
 NUMBER = re.compile(  # of three digits at least, or with hundredths: fewer are counts, sizes and times of day
     r"(?<![\w#@/:.,-])\$?((?=[\d,]*\d[\d,]*\d[\d,]*\d|\d+\.\d\d)\d{1,3}(?:,\d{3})+(?:\.\d+)?"
-    r"|(?=\d{3}|\d+\.\d\d)\d+(?:\.\d+)?)(?![\w@/:-]|[.,]\d)"
+    r"|(?=\d{3}|\d+\.\d\d)\d+(?:\.\d+)?)(?![\w@/:%-]|[.,]\d)"
 )
 ANY_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+TIME = re.compile(r"\b(\d{1,2}):([0-5]\d)\b(?!:)")
 DEVICE = any_of(r"\b(?:iphone|galaxy|pixel|oneplus|xperia)\b(?: (?:s|note )?\d+\w*)?")
 MEASURE = re.compile(r"\d{1,4}[a-z]{1,6}|\d+(?:-[a-z]+)+", re.IGNORECASE)  # 10am, 32GB, 2-hour: no identifiers
-_KIN = "sister|brother|wife|husband|friend|son|daughter|mother|father|colleague|partner|cousin"
+_KIN = (
+    "sister|brother|wife|husband|(?:girl|boy)?friend|(?:grand)?(?:son|daughter|mother|father)|colleague|partner|cousin|assistant"
+    "|boss|neighbor|aunt|uncle|niece|nephew"
+)
 NAME = re.compile(  # whom the user introduces; in this case alone, capitals matter
-    rf"\b(?:[Mm]y name is|[Mm]y name's|I am|I'm|[Tt]his is|(?:{_KIN})(?:'s name is|,| is| named| called)?)"
-    rf" ([A-Z][a-z]+ [A-Z][a-z]+)\b|\b[Mm]y (?:{_KIN}),? (?:called |named )?([A-Z][a-z]+)\b"
+    rf"\b(?:[Mm]y name is|[Mm]y name's|I am|I'm|[Tt]his is|(?:{_KIN})(?:'s name is|,| is called| is named| named| called| is)?)"
+    rf" ([A-Z][a-z]+ [A-Z][a-z]+)\b|\b[Mm]y (?:{_KIN}),? (?:called |named |is called )?([A-Z][a-z]+)\b"
 )
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = (
@@ -126,7 +130,8 @@ SERVICE = any_of(  # no customer says it, whatever else is said
 CUSTOMERS_WORDS = any_of(  # whoever says it speaks for itself: what an agent might say as well is then a customer's
     r"\bmy (?!records?\b|side\b|end\b|systems?\b|screen\b|supervisor|colleagues?\b|pleasure|apolog)\w",
     r"\bi(?:'d| would) (?:like|prefer|love|rather|appreciate)\b(?! to apologi)",
-    r"\bi (?:want|wanted|don't|do not|didn't|agree|prefer|can't (?:remember|recall|find))\b",
+    r"\bi (?:really |just |still |also |actually )?"
+    r"(?:want|wanted|don't|do not|didn't|agree|prefer|can't (?:remember|recall|find))\b",
     r"\b(?:help|transfer|refund|charge|verify|verifying|from|to) me\b",
     r"\bplease (?:just |now )?(?:proceed|go ahead|cancel|process|update|change|refund|return|exchange|book|upgrade|use|issue"
     r"|charge)\b",
@@ -151,18 +156,21 @@ AGENTS_WORDS = any_of(
     r"\bassist you\b|\byou(?:'re| are) (?:very |most )?welcome\b|\bpleasure (?:to|helping|serving|assisting)\b",
     r"\b(?:anything|something) (?:else|more|further)\b[^.?!]{0,20}\b(?:you (?:need|want|wish)|you'd like|on your mind)\b",
     r"\bif you need anything\b|\b(?:do not|don't) hesitate\b|\bfeel free to\b|\byou(?:'re| are) all set\b",
-    r"\b(?:sorry to hear|happy to (?:hear|sort)|safe travels|please (?:hold|allow|accept|bear with)|be right back)\b",
-    r"\bapologi[sz]e for (?:the|any|this) \w+|\b(?:i|we) regret\b|\bget back to you\b|\bwill (?:contact|call|e-?mail) you\b",
+    r"\b(?:sorry to hear|happy to (?:hear|sort)|(?:glad|happy) (?:i|we) could (?:help|be of)|safe travels)\b",
+    r"\bplease (?:hold(?! off)|allow|accept|bear with)\b|\bbe right back\b",
+    r"\bapologi[sz]e for (?:the|any|this) (?:inconvenience|trouble|delay|wait)|\b(?:i|we) regret\b",
+    r"\bget back to you\b|\bwill (?:contact|call|e-?mail) you\b",
     r"\bthank(?:s| you) for (?:verifying|holding|bringing|providing|your (?:request|cooperation|order|call|business))\b",
     r"\bi (?:\w+ly |do )?understand (?:how|that this|that must|your (?:frustration|concern|disappointment))\b",
-    r"\blet's (?:troubleshoot|go through|get (?:this|that) (?:sorted|fixed))\b|\bwe'll get (?:this|that|it)\b|\bto get started,",
+    r"\blet's (?:troubleshoot|go through|get (?:this|that) (?:sorted|fixed))\b|\bwe'll get (?:this|that|it)\b",
+    r"\bto get started,|\blet(?:'s| us) (?:have a look|take a look)\b",
     r"\bi(?:'d| would)? (?:recommend|advise|suggest (?:that (?:you|we)|to\b|\w+ing\b))",
     r"\bmoment,? (?:please,? )?while i\b|\bcan you hold\b",
     # what an agent does for somebody, did, or announces
     r"\b(?:let me|i'll|i will|i can|i could|i would|should i|shall i|may i|can i|could i|i've|i have|i am|i'm)\b"
     r"(?! (?:a|one|another)\b)[^.?!]{3,60}(?<!question )(?<!task )(?<!works )\bfor you\b",
     rf"\bi(?:'ll| will|'m| am)(?: going to)? {_I_DO}(?:{_DOES})\w*\b(?! (?:it |that )?back\b)",
-    rf"\bi (?:can|could) {_I_DO}(?:{_DOES})\b",
+    rf"\bi (?:can|could) {_I_DO}(?!add\b)(?:{_DOES})\b|\bi can refuel\b|\byou(?:'ve| have) (?:exceeded|used up)\b",
     r"\bi(?:'ll| will) (?:now|gladly|go ahead and) (?:cancel|exchange|return|book|transfer)\b",
     rf"\bi(?:'ve| have) {_I_DO}(?:{_DID})\w*\b|\bi(?:'ll| will) (?:now )?get (?:[\w-]+ ){{1,4}}(?:{_SERVED}|done|sorted)\b",
     r"\bi(?:'ve| have)? found (?:an?|the|one|two|three|several|some) [^.?!]{0,20}"
@@ -179,30 +187,38 @@ AGENTS_WORDS = any_of(
     r"\b(?:what|which|how|when|where|do|would|are|will)\b[^.?!]{0,40}\b(?:you|we) (?:\w+ )?"
     r"(?:like|prefer|want|wish|take|intend|going to pay|begin|start|pay|have a prefer\w+|be (?:travel|pay)\w+)\b"
     r"(?! (?:me|my)\b)[^.?!]*\?",
-    r"\b(?:may|shall|should|might) i (?:charge|process|ask you|go ahead)\b|\bi have to ask\b|\bconvenient for you\b",
+    r"\b(?:may|shall|should|might) i (?:charge|process|proceed|ask you|go ahead)\b|\bi have to ask\b|\bconvenient for you\b",
     r"\bi(?:'ll| will)(?: first| also)? need (?:some|a few|a bit of|more|to (?:know|verify|ask)|you)\b|\bi need you to\b",
     r"\bdoes that (?:work|sound (?:good|right|ok(?:ay)?)) ?(?:for you)?\?",
     r"\bhow many passengers\b[^.?!]*\?|\bverify (?:the|your) identity\b",
     r"\b(?:confirm|specify|choose|select|indicate)\b[^.?!]{0,60}\byou(?:'d like| want| wish| prefer| would like)\b",
-    r"\b(?:could|can|may|would) (?:you|i) (?:please )?(?:provide|have|verify|confirm|get|describe) (?:your|the)\b",
+    r"\b(?:could|can|may|would) (?:you|i) (?:please )?(?:(?:provide|have|verify|confirm|get|describe) your|describe the)\b",
+    r"\bso (?:that )?i can (?:check|look|verify|find|locate|help)\b|\breply yes\b|\bverify that the following\b|\bsuit you\b",
     r"\b(?:do you have|trouble you for|give me) the (?:order|reservation|booking) (?:number|id)\b[^.?!]*\?",
     r"\bwhat(?:'s| is) the (?:user id|date of birth|zip(?: code)?)\b",
-    r"\btell me (?:what you (?:see|want|need)|which of|whether|when you)\b",
+    r"\btell me (?:what you (?:see|want|need)|which of|whether (?:the bars|you)|when you)\b",
     flags=re.MULTILINE,
 )
-_AT_A_PHONE = "remove|reseat|disconnect|restart|reboot|take out|open|dial|wipe|slide|tap|head over|go to|run|toggle|insert|try"
+_AT_A_PHONE = (
+    "remove|reseat|take|switch|turn|disconnect|restart|reboot|take out|open|dial|wipe|slide|tap|head over|go to|run|toggle"
+    "|insert|try"
+)
 INSTRUCTS = any_of(  # the other side at a phone, which only the user has
-    rf"(?:^|[.!?,;] )(?:(?:now|next|then|so|please|first|simply),? )*(?:{_AT_A_PHONE}) (?:the|your|it|to|into|a|restarting)\b",
+    rf"(?:^|[.!?,;] )(?:(?:now|next|then|so|please|first|simply),? )*(?:{_AT_A_PHONE})"
+    r" (?:the|your|it|to|into|a|another|restarting)\b",
+    rf"\b(?:please|could you|can you|would you) (?:{_AT_A_PHONE}) (?:the|your|it|to|into|a|another|sending)\b",
     flags=re.MULTILINE,
 )
 OUT_OF_CHARACTER = any_of(
     r"\bas an? (?:ai|artificial|language|llm)\b",
     r"\blanguage model\b",
     r"\bmy (?:instructions?|script|scenario|persona|role|prompt|task) (?:says?|tells?|states?|is|are|asks?|now)\b",
-    r"\b(?:according to|per|following|based on) (?:my|the) (?:instructions?|script|scenario|persona|prompt)\b",
+    r"\b(?:according to|per|following|based on) (?:my (?:instructions?|prompt)|(?:my|the) (?:script|scenario|persona|prompt))\b",
+    r"\bthe persona\b|\bthe scenario (?:also )?(?:asks|says|wants)\b",
     r"\bi (?:was|am|have been) instructed\b|\bif the agent\b|\bthe scenario\b|\bsystem prompt\b",
     r"\bsimulat(?:ed|ion|or)\b|\brole-?play",
-    r"\bthe (?:user|customer|caller) (?:wants?|would|is|has|should|asks?|says?|will|needs?|prefers?|can|agrees?|confirms?)\b",
+    r"\bthe (?:user|customer|caller) (?:wants?|would|is|has|should|asks?|says?|will|needs?|prefers?|can|agrees?|confirms?"
+    r"|declines?|accepts?)\b",
     r"^\s*[(\[*]+\s*[A-Za-z][^)\]*]{10,}[)\]*]",  # a stage direction
 )
 

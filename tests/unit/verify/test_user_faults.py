@@ -81,14 +81,15 @@ def stood_in(fact: str, text: str) -> bool:
     if (date := DATE.fullmatch(fact)) is not None:
         year, days = user_faults._date(date)
         known = map(user_faults._date, DATE.finditer(text))
-        return any(days & others and 0 in (year, other, year - other) for other, others in known)
+        near = {(month, day + by) for month, day in days for by in (-1, 0, 1)}
+        return any(near & others and 0 in (year, other, year - other) for other, others in known)
     plain = fact.lower().lstrip("#")
     digits = re.sub(r"[\s().-]", "", plain)
     return plain in text or (digits.isdigit() and digits in re.sub(r"[\s().-]", "", text))
 
 
 def some_date(rng: random.Random) -> str:
-    month, day, year = rng.randint(1, 3), rng.randint(1, 3), rng.choice((1976, 2001))
+    month, day, year = rng.randint(1, 3), rng.randint(1, 9), rng.choice((1976, 2001))
     name = ("January", "feb.", "Mar")[month - 1]
     return rng.choice((
         f"{year}-{month:02}-{day:02}", f"{month}/{day}/{year}", f"{name} {day}th, {year}", f"{name} {day}", f"{day} of {name}",
