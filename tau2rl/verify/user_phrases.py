@@ -65,6 +65,7 @@ WHAT_ELSE = any_of(  # a sentence that offers more help: it leaves nothing open
     r"[^.?!\n]*[.?!]?",
     r"[^.?!\n]*\bif you(?: ever)? (?:need|want|have|wish|would like|prefer)\b(?![^.?!\n]*\b(?:proceed|go ahead|confirm|yes)\b)"
     r"[^.?!\n]*\b(?:let me know|say the word|reach out|contact us|just ask|transfer you|connect you)\b[^.?!\n]*[.?!]?",
+    r"[^.?!\n]*\bfeel free to (?:reach out|contact|ask|call|come back|let)\b[^.?!\n]*[.?!]?",
 )
 _WORKS = "check|look|proceed|change|update|modify|return|run|find|search|do|go|take|get|make|apply|add|submit|see"
 _SERVES = "look up|pull up|locate|process|issue|arrange|book|switch|move|transfer|rebook|refund|upgrade|credit|offer|send|cancel"
@@ -73,7 +74,8 @@ LEAVES_OPEN = any_of(  # a question, a request, a proposal, or a promise that ha
     r"\?",
     rf"\bplease (?!(?:{_NOT_TO_DO})\b)\w+",
     r"\bplease[.!]\s*$",
-    r"(?:^|[.!?:;] )(?:(?:just|now|then|first|next),? )?(?:set|test|toggle|check|run|turn|switch|restart|reboot|reseat|take|open"
+    r"(?:^|[.!?:;] )(?:(?:just|now|then|first|next),? )?(?:set|test|toggle|check|run|turn|switch|restart|reboot|reseat"
+    r"|take(?! care| your time)|open"
     r"|read|tell|give|say|enter|describe|start|look|try|confirm|choose|send|show|let's)\b",
     r"\b(?:i await|all i need|i must know|i have to (?:ask|know))\b",
     r"\b(?:shall|should) i\b",
@@ -118,8 +120,8 @@ SERVICE = any_of(  # no customer says it, whatever else is said
     r"\"arguments\"\s*:",
     r"^\s*(?:agent|assistant|representative|customer|user)\s*:",
     r"\bhow (?:can|may) i (?:help|assist|be of)\b",
-    r"\b(?:anything|something) (?:else|more|further)\b[^.?!]{0,20}\b(?:i can|i could|for you)\b",
-    r"\b(?:happy|glad|pleased|delighted|here) to (?:help|assist)\b|\b(?:gladly|certainly) (?:help|assist)\b",
+    r"\b(?:anything|something) (?:else|more|further)\b[^.?!]{0,20}\b(?:(?:i|we) (?:can|could) (?:help|assist|clarify)|for you)\b",
+    r"\b(?:happy|glad|pleased|delighted|here) to (?:help|assist) you\b|\b(?:gladly|certainly) (?:help|assist) you\b",
     r"\bi can (?:certainly )?help you\b",
     r"\bthank(?:s| you) for (?:contacting|calling|reaching out|choosing|being a)\b",
     rf"\bi(?:'ve| have) (?:(?:now|successfully|just|also|gone ahead and) )+(?:{_SERVED})\b",
@@ -153,13 +155,15 @@ AGENTS_WORDS = any_of(
     r"\b(?:call|contact|reach|visit|write to|choosing|calling) us\b",
     r"\bon my side\b|\bi (?:can )?(?:see|have) [^.?!]{0,50}(?:in the system|on file)\b",
     # formulas of service
-    r"\bassist you\b|\byou(?:'re| are) (?:very |most )?welcome\b|\bpleasure (?:to|helping|serving|assisting)\b",
+    r"\bassist you\b",
+    r"\b(?:happy|glad|pleased|delighted|here) to (?:help|assist)(?! others)\b",
+    r"\byou(?:'re| are) (?:very |most )?welcome\b|\bpleasure (?:to|helping|serving|assisting)\b",
     r"\b(?:anything|something) (?:else|more|further)\b[^.?!]{0,20}\b(?:you (?:need|want|wish)|you'd like|on your mind)\b",
     r"\bif you need anything\b|\b(?:do not|don't) hesitate\b|\bfeel free to\b|\byou(?:'re| are) all set\b",
     r"\b(?:sorry to hear|happy to (?:hear|sort)|(?:glad|happy) (?:i|we) could (?:help|be of)|safe travels)\b",
     r"\bplease (?:hold(?! off)|allow|accept|bear with)\b|\bbe right back\b",
     r"\bapologi[sz]e for (?:the|any|this) (?:inconvenience|trouble|delay|wait)|\b(?:i|we) regret\b",
-    r"\bget back to you\b|\bwill (?:contact|call|e-?mail) you\b",
+    r"\bwill (?:contact|call|e-?mail) you\b",
     r"\bthank(?:s| you) for (?:verifying|holding|bringing|providing|your (?:request|cooperation|order|call|business))\b",
     r"\bi (?:\w+ly |do )?understand (?:how|that this|that must|your (?:frustration|concern|disappointment))\b",
     r"\blet's (?:troubleshoot|go through|get (?:this|that) (?:sorted|fixed))\b|\bwe'll get (?:this|that|it)\b",
@@ -169,7 +173,7 @@ AGENTS_WORDS = any_of(
     # what an agent does for somebody, did, or announces
     r"\b(?:let me|i'll|i will|i can|i could|i would|should i|shall i|may i|can i|could i|i've|i have|i am|i'm)\b"
     r"(?! (?:a|one|another)\b)[^.?!]{3,60}(?<!question )(?<!task )(?<!works )\bfor you\b",
-    rf"\bi(?:'ll| will|'m| am)(?: going to)? {_I_DO}(?:{_DOES})\w*\b(?! (?:it |that )?back\b)",
+    rf"\bi(?:'ll| will|'m| am)(?: going to)? {_I_DO}(?:{_DOES})\w*\b(?! (?:it |that )?back\b)(?![^.?!]*\bmyself\b)",
     rf"\bi (?:can|could) {_I_DO}(?!add\b)(?:{_DOES})\b|\bi can refuel\b|\byou(?:'ve| have) (?:exceeded|used up)\b",
     r"\bi(?:'ll| will) (?:now|gladly|go ahead and) (?:cancel|exchange|return|book|transfer)\b",
     rf"\bi(?:'ve| have) {_I_DO}(?:{_DID})\w*\b|\bi(?:'ll| will) (?:now )?get (?:[\w-]+ ){{1,4}}(?:{_SERVED}|done|sorted)\b",
@@ -190,7 +194,7 @@ AGENTS_WORDS = any_of(
     r"\b(?:may|shall|should|might) i (?:charge|process|proceed|ask you|go ahead)\b|\bi have to ask\b|\bconvenient for you\b",
     r"\bi(?:'ll| will)(?: first| also)? need (?:some|a few|a bit of|more|to (?:know|verify|ask)|you)\b|\bi need you to\b",
     r"\bdoes that (?:work|sound (?:good|right|ok(?:ay)?)) ?(?:for you)?\?",
-    r"\bhow many passengers\b[^.?!]*\?|\bverify (?:the|your) identity\b",
+    r"\bverify (?:the|your) identity\b",
     r"\b(?:confirm|specify|choose|select|indicate)\b[^.?!]{0,60}\byou(?:'d like| want| wish| prefer| would like)\b",
     r"\b(?:could|can|may|would) (?:you|i) (?:please )?(?:(?:provide|have|verify|confirm|get|describe) your|describe the)\b",
     r"\bso (?:that )?i can (?:check|look|verify|find|locate|help)\b|\breply yes\b|\bverify that the following\b|\bsuit you\b",
