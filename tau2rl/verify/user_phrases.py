@@ -100,6 +100,7 @@ DECLINES = any_of(
     r"\bnot (?:now|today|interested|anymore|any more|worth|going to)\b",
     r"\brather (?:not|keep|leave|wait)\b",
     r"\b(?:leave|keep) (?:it|them|things|everything|the)\b",
+    r"\bcall (?:you )?back\b|\banother (?:day|time)\b|\bthink (?:it over|about it)\b",
 )
 
 # --- words that are not a customer's ----------------------------------------------------------------------------------
