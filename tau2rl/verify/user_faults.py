@@ -1,8 +1,8 @@
 """What a simulated user did against its own rules, by gates that anybody can check: identifiers, words, order, calls.
 
-tau2's guidelines for users: follow the scenario, make nothing up (nor the result of a tool), stay the customer, tell a thing when
+tau2's guidelines for users: follow the scenario, make nothing up (nor the result of a tool), stay the user, tell a thing when
 it is asked for, and end the conversation when it is at its end. The gates read English by the patterns of `user_phrases.py`; a
-made-up story without an identifier or a name in it passes them.
+made-up story without an identifier, a name, a day, a time or a number in it passes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from tau2rl.verify.user_phrases import (
     AFRESH,
     AGENTS_WORDS,
     ANY_NUMBER,
-    CUSTOMERS_WORDS,
     DATE,
     DECLINES,
     DEED,
@@ -38,6 +37,7 @@ from tau2rl.verify.user_phrases import (
     SHORT_NUMBER,
     STREET,
     TIME,
+    USERS_WORDS,
     WHAT_ELSE,
 )
 
@@ -233,7 +233,7 @@ class UserGates:
         """Words of an agent, a call of one of its tools, or its own name in the address."""
         if SERVICE.search(spoken) or any("_" in name and name in spoken for name in self.agent_tools):
             return True
-        if not CUSTOMERS_WORDS.search(spoken) and (AGENTS_WORDS.search(spoken) or (self.user_tools and INSTRUCTS.search(spoken))):
+        if not USERS_WORDS.search(spoken) and (AGENTS_WORDS.search(spoken) or (self.user_tools and INSTRUCTS.search(spoken))):
             return True
         own = "|".join(self.names)
         if own and re.search(rf"(?<!\bis )(?<!i'm )(?<!\bam )\b(?:mr|ms|mrs)\.? (?:{own})\b", spoken, re.IGNORECASE):

@@ -103,9 +103,9 @@ DECLINES = any_of(
     r"\bcall (?:you )?back\b|\banother (?:day|time)\b|\bthink (?:it over|about it)\b",
 )
 
-# --- words that are not a customer's ----------------------------------------------------------------------------------
+# --- words that are not a user's --------------------------------------------------------------------------------------
 
-_THINGS = (  # that belong to the customer, who does not call them "yours"
+_THINGS = (  # that belong to the user, who does not call them "yours"
     "orders?|reservations?|bookings?|accounts?|lines?|sim(?: card)?|zip(?: code)?|postcode|user id|identity|e-?mail address"
     "|(?:shipping )?address|date of birth|(?:credit |gift )?card|payment method|bag(?:gage|s)?|luggage|seats?|tickets?|itinerary"
     "|membership|profile|tracking number|phone number|data usage|bill|plan|phone|device|handset"
@@ -116,7 +116,7 @@ _SERVED = (
     "|submitted|completed|approved"
 )
 _CASE = "(?<!my )(?<!that )(?:order|reservation|booking|refund|return|exchange)"
-SERVICE = any_of(  # no customer says it, whatever else is said
+SERVICE = any_of(  # no user says it, whatever else is said
     r"<tool_call>",
     r"\"arguments\"\s*:",
     r"^\s*(?:agent|assistant|representative|customer|user)\s*:",
@@ -130,7 +130,7 @@ SERVICE = any_of(  # no customer says it, whatever else is said
     rf"(?:successfully )?(?:{_SERVED})\b",
     flags=re.MULTILINE,
 )
-CUSTOMERS_WORDS = any_of(  # whoever says it speaks for itself: what an agent might say as well is then a customer's
+USERS_WORDS = any_of(  # whoever says it speaks for itself: what an agent might say as well is then a user's
     r"\bmy (?!records?\b|side\b|end\b|systems?\b|screen\b|supervisor|colleagues?\b|pleasure|apolog)\w",
     r"\bi(?:'d| would) (?:like|prefer|love|rather|appreciate)\b(?! to apologi)",
     r"\bi (?:really |just |still |also |actually )?"
@@ -139,7 +139,7 @@ CUSTOMERS_WORDS = any_of(  # whoever says it speaks for itself: what an agent mi
     r"\bplease (?:just |now )?(?:proceed|go ahead|cancel|process|update|change|refund|return|exchange|book|upgrade|use|issue"
     r"|charge)\b",
 )
-_DOES = (  # for a customer, in any form
+_DOES = (  # for a user, in any form
     r"process|issu|arrang|refund|upgrad|credit|offer|send(?:ing)? (?:you|an?)\b|look(?:ing)? (?:up|into)|pull(?:ing)? up|locat"
     r"|submit|apply|appli|schedul|modif|rebook|forward|add|charg|restor|escalat|connect(?:ing)? you|verif"
 )
@@ -149,7 +149,7 @@ _DID = (
 )
 _I_DO = r"(?:now |just |also |gladly |first |then |go ahead and |gone ahead and |successfully |certainly )*"
 AGENTS_WORDS = any_of(
-    # what is the customer's, and what is the company's
+    # what is the user's, and what is the company's
     rf"\byour\s+(?:(?!{_AGENTS_OWN})[\w-]+\s+){{0,2}}(?:{_THINGS})\b(?!\s+(?:system|department|team|policy|page))",
     r"\bour (?:network|systems?|side|records|end|team|polic(?:y|ies)|database|website|store|company|customers?|rules|terms"
     r"|hotline)\b",
