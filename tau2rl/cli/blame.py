@@ -18,7 +18,7 @@ from tau2rl.runs import records
 from tau2rl.types import Fault
 
 if TYPE_CHECKING:
-    from tau2rl.verify.llm_judge import AskedModel
+    from tau2rl.env.asked_model import AskedModel
 
 
 def blame(
@@ -83,8 +83,8 @@ def attributed_run(run: Path) -> dict[str, Any]:
 
 def _reviews(run: Path, model: AskedModel, *, sees_reference: bool) -> dict[str, Any]:
     """What the reviewer says of each user that was played to an end, and how that agrees with the gates, JSON-ready."""
+    from tau2rl.verify.attribution import agreement, reviewed
     from tau2rl.verify.blame import facts_of, user_faults
-    from tau2rl.verify.reviewer import agreement, reviewed
 
     played = [one for one in counted(records.read_run(run)) if one.episode.failure is None and not one.attempt.greedy]
     facts = {one.attempt.task: facts_of(one.attempt.task) for one in played}

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tau2rl import settings
+from tau2rl.config import UserConfig
 from tau2rl.errors import UserError
 
 if TYPE_CHECKING:
-    from tau2rl.verify.llm_judge import AskedModel
+    from tau2rl.env.asked_model import AskedModel
 
 PANEL = "The model that is asked"
 JudgeModel = Annotated[
@@ -52,10 +53,13 @@ def asked_model(name: str | None, api_base: str | None, api_key_env: str | None,
         if api_base or api_key_env or kept:
             raise UserError("it says how to ask a model, and none is named", hint="name it with `--judge-model`")
         return None
-    from tau2rl.verify.llm_judge import AskedModel
+    from tau2rl.env.asked_model import AskedModel
 
     cache = kept or settings.output_root() / "judgments"
-    return AskedModel(model=name, api_base=api_base, api_key_env=api_key_env, cache=cache)
+    config = UserConfig(
+        kind="llm", model=name, api_base=api_base, api_key_env=api_key_env, temperature=0.0, timeout_seconds=120, retries=3
+    )
+    return AskedModel(config, cache=cache, who="judge")
 
 
 def spent_words(model: AskedModel) -> str:

@@ -38,7 +38,7 @@ from tau2rl.rollouts.episode import REPAIR_REQUEST
 from tau2rl.runs import records
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
-from tau2rl.verify.evidence import excluded
+from tau2rl.verify.blame import excluded
 from tau2rl.verify.rules import calls_of, violations
 from tau2rl.verify.verifiers import transcript_of
 

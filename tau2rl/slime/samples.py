@@ -14,7 +14,7 @@ from tau2rl.errors import UserError
 from tau2rl.rollouts.monitors import habits_of
 from tau2rl.rollouts.runner import Outcome
 from tau2rl.types import Episode, Message, Score, TaskRef, TrainingSample, Turn
-from tau2rl.verify.evidence import is_evidence
+from tau2rl.verify.blame import is_evidence
 
 if TYPE_CHECKING:
     from slime.utils.types import Sample
@@ -65,7 +65,7 @@ class SampleMetadata:
     ) -> SampleMetadata:
         """What an attempt was. `turn_rewards` is [turns], or empty where no estimator asks for it.
 
-        No evidence: what tau2 did not grade, and what `verify.evidence` says of the settings of `algo`.
+        No evidence: what tau2 did not grade, and what `verify.blame` says of the settings of `algo`.
         """
         episode, task = played.episode, played.attempt.task
         shaped = None if score is None else score.shaped

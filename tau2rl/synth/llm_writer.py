@@ -8,7 +8,6 @@ Answers are kept by a hash of the question, so the same command gives the same b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tau2rl.config import UserConfig, WriterConfig
-from tau2rl.env.chat_client import ChatAnswer
-from tau2rl.env.user_simulator import UserModel, answer_text, user_usage
-from tau2rl.errors import UserError, UserSimulatorFailure
-from tau2rl.runs.files import make_folder, read_json, write_json, writing
+from tau2rl.env.asked_model import AskedModel
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.texts import NOT_KNOWN, STYLES, TAKEN_BACK, Text, facts_of, withdrawn_of
 
@@ -94,12 +90,11 @@ class LlmWriter:
 
     def __init__(self, config: WriterConfig, *, cache: Path, kinds: Sequence[str]) -> None:
         """`kinds`: the tools that a user may ask for. Raises UserError for a key that is not set."""
-        self._config, self._cache = config, cache
+        self._attempts = config.attempts
         self._kinds = [*sorted(kinds), IDENTIFY, CORRECT, TAKE_BACK, NOT_KNOW, ASK]
         self.model, self.concurrency = config.model, config.concurrency
         shared = config.model_dump(include={"model", "api_base", "api_key_env", "temperature", "timeout_seconds", "retries"})
-        asked = UserConfig(kind="llm", omit=("seed",), **shared)
-        self._model = UserModel(asked, (), seed=0, aside=lambda call: call(), who="writer")
+        self._model = AskedModel(UserConfig(kind="llm", omit=("seed",), **shared), cache=cache, who="writer")
 
     def rewrite(self, made: Composed, text: Text, *, table: str) -> Written:
         """The text in other words. Raises UserError where the model does not answer."""
@@ -108,7 +103,7 @@ class LlmWriter:
         asked = {"manner": manner, "lines": [{"say": line.say, "keep": list(line.keep)} for line in lines]}
         messages = [{"role": "system", "content": REWRITE}, {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
         spent, faults = Spent(texts=1), list[str]()
-        for attempt in range(self._config.attempts):
+        for attempt in range(self._attempts):
             answer = self._ask(messages, spent)
             said = _strings(_json(answer).get("lines"))
             faults = faults_of(lines, said) or self._read_back(lines, said, spent)
@@ -133,30 +128,13 @@ class LlmWriter:
 
     def _ask(self, messages: Sequence[Mapping[str, str]], spent: Spent) -> str:
         """The model's answer, from the cache where it has been asked that before, counted. Raises UserError."""
-        config = self._config
-        question = json.dumps([config.model, config.api_base, config.temperature, list(messages)])
-        file = self._cache / f"{hashlib.sha256(question.encode()).hexdigest()}.json"
-        if file.exists():
-            spent.from_cache += 1
-            return str(read_json(file)["answer"])
-        try:
-            answer = self._model.ask([dict(message) for message in messages], read=lambda answer: _read(answer, spent))
-        except UserSimulatorFailure as failure:
-            raise UserError(str(failure), hint="go on with `--resume` when it answers; what it has answered is kept") from None
-        make_folder(self._cache)
-        with writing(self._cache):
-            write_json(file, {"model": config.model, "answer": answer})
-        return answer
-
-
-def _read(answer: ChatAnswer, spent: Spent) -> str:
-    """What it says, counted. Raises UnusableAnswer."""
-    usage = user_usage(answer.body)
-    spent.calls += 1
-    spent.prompt_tokens += usage.prompt_tokens
-    spent.completion_tokens += usage.completion_tokens
-    spent.cost_usd += answer.cost_usd
-    return answer_text(answer.body)
+        answer = self._model.ask(messages, read=str)
+        spent.from_cache += answer.calls == 0
+        spent.calls += answer.calls
+        spent.prompt_tokens += answer.usage.prompt_tokens
+        spent.completion_tokens += answer.usage.completion_tokens
+        spent.cost_usd += answer.usage.cost_usd
+        return answer.value
 
 
 def lines_of(made: Composed, text: Text, *, table: str) -> list[Line]:

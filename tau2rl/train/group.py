@@ -15,7 +15,7 @@ from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.score import score_episode
 from tau2rl.train.trainer import ScoredTrajectory
 from tau2rl.types import Attempt, Episode, TaskRef
-from tau2rl.verify.evidence import is_evidence
+from tau2rl.verify.blame import is_evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,20 +3,25 @@
 Asked in this order, the first that answers has it: did our world break; is the task on the quarantine list; did the simulated
 user break its own rules; else it was the agent, whose failure gets a name from what it did against the reference actions.
 A user's mistake is looked for in successes too: a score that leaves out only the failures behind it would be too good.
+`is_evidence` is the one rule for which episodes count in a dataset, a loss, a group's mean.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tau2rl.config import AlgoConfig
 from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.reward.tiers import canonical
 from tau2rl.types import CallTool, Episode, Fault, Message, Status, TaskRef
 from tau2rl.verify.rules import ASKS_CONFIRMATION, REPEATS, Call, calls_of, repeated_call, unconfirmed, writes_of
 from tau2rl.verify.user_faults import WORDS, Line, UserGates
+
+KNOWN_TASKS = 4096  # whose facts are kept: tens of kilobytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +65,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
         instructions=facts.instructions,
         reason=facts.reason,
         domain_policy=facts.domain_policy,
-        unfinished=bool(against_reference(episode, facts)[1] or _undone(episode, facts)),
+        unfinished=not episode.solved and bool(against_reference(episode, facts)[1] or _undone(episode, facts)),
         agent_tools=facts.tool_kinds,
         user_tools=facts.user_tools if episode.trajectory else (),
         volunteers=facts.volunteers,
@@ -68,6 +73,31 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
     for line in lines_of(episode):
         for name, detail in gates.hear(line):
             yield Blame(fault=Fault.USER, name=name, detail=detail)
+
+
+def is_evidence(episode: Episode, algo: AlgoConfig) -> bool:
+    """Whether an episode says something about the policy.
+
+    Not one that FAILED or holds no sampled turn, nor, where `algo` says so, one that was cut off or spoiled.
+    """
+    if episode.status is Status.FAILED or not episode.turns:
+        return False
+    if episode.status is Status.TRUNCATED and algo.truncated == "drop":
+        return False
+    return excluded(episode, algo.exclude_faults) is None
+
+
+def excluded(episode: Episode, faults: Collection[str]) -> Blame | None:
+    """What user or task did to an episode, solved or not, where it is among the faults to leave out; None for what stays."""
+    if not faults or episode.failure is not None:
+        return None
+    found = blame(episode, _kept_facts(episode.task))
+    return found if found is not None and found.fault is not Fault.AGENT and found.fault.value in faults else None
+
+
+@functools.lru_cache(maxsize=KNOWN_TASKS)
+def _kept_facts(task: TaskRef) -> TaskFacts:
+    return facts_of(task)
 
 
 def facts_of(ref: TaskRef) -> TaskFacts:

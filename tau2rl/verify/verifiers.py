@@ -27,14 +27,17 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tau2rl import plugins
 from tau2rl.errors import UserError
 from tau2rl.types import Episode, Message, Transcript
 from tau2rl.verify.learned import RULE_SIGNAL, features_of, read_learned
-from tau2rl.verify.llm_judge import AskedModel, judged
+from tau2rl.verify.llm_judge import judged
 from tau2rl.verify.rules import violations
+
+if TYPE_CHECKING:
+    from tau2rl.env.asked_model import AskedModel
 
 STOP_WORDS = re.compile(r"###[A-Z-]+###")  # what tau2's simulated user ends with; a real one hangs up
 AT_ONCE = 16  # calls of a verifier in flight

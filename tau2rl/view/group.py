@@ -14,7 +14,7 @@ from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.tiers import TierTable
 from tau2rl.runs.folder import read_config
 from tau2rl.types import Episode, EpisodeRecord
-from tau2rl.verify.evidence import is_evidence
+from tau2rl.verify.blame import is_evidence
 from tau2rl.view.conversation import items
 from tau2rl.view.index import Index
 

@@ -29,10 +29,11 @@ import openai
 import pytest
 
 from tau2rl import console, settings
+from tau2rl.config import UserConfig
+from tau2rl.env.asked_model import AskedModel
 from tau2rl.report.estimators import wilson
 from tau2rl.serve.choice import VerifierPool
 from tau2rl.serve.turns import Turns
-from tau2rl.verify.llm_judge import AskedModel
 from tau2rl.verify.verifiers import Scorer, scorers
 from tests.serving import Served, policy, serving, turns
 from tests.stubs.openai import OpenAIStub
@@ -183,7 +184,7 @@ def test_a_judge_chooses(tmp_path: Any) -> None:
         return "SCORE: 90" if "the good one" in messages[0]["content"] else "SCORE: 10"
 
     with OpenAIStub(answer=in_turn("bad", "the good one", "bad")) as stub, OpenAIStub(answer=judge) as other:
-        model = AskedModel(model="openai/judge", api_base=other.api_base, api_key_env=None, cache=tmp_path)
+        model = AskedModel(UserConfig(model="openai/judge", api_base=other.api_base), cache=tmp_path, who="judge")
         server = policy(stub)
         with serving(Turns(server, VerifierPool(scorers(["judge"], model=model)), k=3, temperature=1.0), server) as served:
             assert ask(served).choices[0].message.content == "the good one"

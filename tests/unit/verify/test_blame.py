@@ -2,7 +2,7 @@
 
 - simulator faults in many wordings are the user's, with at least 95% precision and 80% recall against clean conversations in as
   many; each kind gets its own name;
-- simulator faults and clean users on real tasks of three domains, in eight sets, each written before the gates had seen it;
+- simulator faults and clean users on real tasks of three domains, in eleven sets, each written before the gates had seen it;
 - planted agent failures get their own name, and wrong arguments say which; on real tasks too;
 - a broken world is infrastructure's, a quarantined task the task's, whatever the user did;
 - a user's mistake is seen in a success too; a clean success blames nobody;
@@ -211,9 +211,12 @@ def test_planted_failures_on_real_tasks_get_their_names() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"])
+SETS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh")
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_planted_users_of_three_domains(name: str) -> None:
-    """The sets that the gates were improved on; what each gave when it was new is in docs/decide.md."""
+    """The gates were improved on all but the last; what each gave when it was new is in docs/decide.md."""
     cases = list(cases_of(name))
     blamed = {case.name: one for case in cases if (one := case.blamed()) is not None and one.fault is Fault.USER}
     planted = {case.name for case in cases if case.fault}

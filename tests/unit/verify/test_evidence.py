@@ -26,7 +26,7 @@ from tau2rl.runs.records import encode
 from tau2rl.slime.samples import SampleMetadata
 from tau2rl.train.group import score_group
 from tau2rl.types import Attempt, Episode, EpisodeRecord, Fault, Message
-from tau2rl.verify.evidence import excluded
+from tau2rl.verify.blame import excluded
 from tau2rl.view.group import advantages
 from tests.contract.slime_episodes import ASK, DONE, RIGHT, WRONG
 from tests.play import CREATE, attempt, play

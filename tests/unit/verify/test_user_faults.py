@@ -3,6 +3,9 @@
 - a scripted user on made tasks of each domain, whose gold evaluation is 1, is blamed for nothing;
 - what a tool showed the user is no agent's words in its mouth, what no tool showed is, and so is what the agent's tools showed;
 - a yes to another proposal is no repetition;
+- what users say and agents say too is no flip beside words of their own; sums, roundings, the day after, percentages and a story
+  that was asked for are no inventions; days, times, amounts and streets from nowhere are;
+- courtesy and a finished episode leave nothing open, a proposal does, in JSON and with typographic apostrophes too;
 - a fact is known exactly where reading the whole text again finds it; each text is read once, however many facts come.
 """
 
@@ -76,19 +79,73 @@ def test_a_yes_to_another_proposal_is_no_repetition() -> None:
         assert names(gates(), *lines) == found
 
 
+FIRST = Line(who="user", text="I have a question.")
+ASKED = Line(who="agent", text="Your order of $120.50 and the lamp of $80 arrive on May 18. May I have your zip code?")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "If you need anything else from me, just let me know.",
+        "I’d like to wait. Please hold off on the transfer, I understand your policy.",
+        "I apologize for the confusion. I'll get back to you.",
+        "Could you please provide the details? How many passengers are there?",
+        "I don't have it. Is there anything else I can provide?",
+        "So that's $200.50 together, or about 200, and 241 for two of them?",
+        "I'm not 100% sure, but May 19 would do.",
+    ],
+)
+def test_what_users_say_is_theirs(text: str) -> None:
+    assert names(gates(), FIRST, ASKED, Line(who="user", text=text)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("Great. Your order has been processed. Is there anything else I can assist you with?", "role_flip"),
+        ("I will now cancel the order and start the return.", "role_flip"),
+        ("I paid $412.75 for it.", "invented_fact"),
+        ("It must be there on June 3.", "invented_fact"),
+        ("It must be there by 10:47.", "invented_fact"),
+        ("Send it to 77 Lakeview Ave.", "invented_fact"),
+        ("My sister Karen will take it.", "invented_fact"),
+    ],
+)
+def test_what_comes_from_nowhere_or_is_an_agents_is_a_fault(text: str, fault: str) -> None:
+    assert names(gates(), FIRST, ASKED, Line(who="user", text=text)) == [fault]
+    told = gates(instructions="You are Mei Kovacs. Make up a story about a lost parcel.")
+    assert names(told, FIRST, ASKED, Line(who="user", text=text)) == ([] if fault == "invented_fact" else [fault])
+
+
+@pytest.mark.parametrize(
+    ("agent", "faults"),
+    [
+        ("I would cancel it. Shall I?", ["stopped_too_early"]),
+        ("I’ll cancel it then.", ["stopped_too_early"]),
+        ('{"message": "It is cancelled.\\n\\nAnything else I can help with?"}', []),
+        ("It is cancelled. If you need a copy, let me know. Take care, and feel free to reach out.", []),
+    ],
+)
+def test_courtesy_leaves_nothing_open(agent: str, faults: list[str]) -> None:
+    stop = Line(who="user", text="Thanks, bye. ###STOP###")
+    assert names(gates(unfinished=True), Line(who="agent", text=agent), stop) == faults
+    assert names(gates(unfinished=False), Line(who="agent", text=agent), stop) == []
+
+
 def stood_in(fact: str, text: str) -> bool:
     """The plain way, which reads the whole text for each fact."""
     if (date := DATE.fullmatch(fact)) is not None:
         year, days = user_faults._date(date)
         known = map(user_faults._date, DATE.finditer(text))
-        return any(days & others and 0 in (year, other, year - other) for other, others in known)
+        near = {(month, day + by) for month, day in days for by in (-1, 0, 1)}
+        return any(near & others and 0 in (year, other, year - other) for other, others in known)
     plain = fact.lower().lstrip("#")
     digits = re.sub(r"[\s().-]", "", plain)
     return plain in text or (digits.isdigit() and digits in re.sub(r"[\s().-]", "", text))
 
 
 def some_date(rng: random.Random) -> str:
-    month, day, year = rng.randint(1, 3), rng.randint(1, 3), rng.choice((1976, 2001))
+    month, day, year = rng.randint(1, 3), rng.randint(1, 9), rng.choice((1976, 2001))
     name = ("January", "feb.", "Mar")[month - 1]
     return rng.choice((
         f"{year}-{month:02}-{day:02}", f"{month}/{day}/{year}", f"{name} {day}th, {year}", f"{name} {day}", f"{day} of {name}",
