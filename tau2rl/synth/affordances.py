@@ -64,13 +64,17 @@ class Affordances(ABC):
     def apart(self, left: Request, right: Request) -> bool:
         """Whether two different tools may write the same entity in one conversation."""
 
+    def fits(self, left: Request, right: Request) -> bool:
+        """Whether one person would ask for both in one conversation."""
+        return True
+
     @abstractmethod
     def looked_at(self, request: Request) -> list[Read]:
         """What an agent reads to see whether the policy allows a request, beside what its arguments need."""
 
     @abstractmethod
     def unknown(self, spoken: str) -> tuple[list[str], str]:
-        """(what a customer who says this does not know, beside who they are; "and no ...")."""
+        """(what a user who says this does not know, beside who they are; "any ...")."""
 
     @abstractmethod
     def in_words(self, user_id: str, call: CallTool) -> str:

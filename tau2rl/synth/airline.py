@@ -90,6 +90,11 @@ class Airline(Affordances):
         free = {"update_reservation_passengers", "send_certificate", "book_reservation"}
         return bool(tools & free) and "cancel_reservation" not in tools
 
+    def fits(self, left: Request, right: Request) -> bool:
+        """Nobody who says that they cannot fly books a flight for themselves."""
+        tools, reasons = {left.call.name, right.call.name}, {left.told.get("reason"), right.told.get("reason")}
+        return "book_reservation" not in tools or "health" not in reasons
+
     def looked_at(self, request: Request) -> list[Read]:
         """The reservation, and the status of its flights that may have departed or been cancelled; what a payment must cover."""
         id = request.call.arguments.get("reservation_id") or request.told.get("reservation_id")
@@ -268,15 +273,19 @@ class Airline(Affordances):
     def _passenger(self, user_id: str, id: str, rng: random.Random, said: Said) -> Request | None:
         passengers = self.rows["reservations"][id]["passengers"]
         place, new = rng.randrange(len(passengers)), self._somebody(rng)
-        old = f"{passengers[place]['first_name']} {passengers[place]['last_name']}"
-        if sum(f"{p['first_name']} {p['last_name']}" == old for p in passengers) > 1:
+        names = [f"{passenger['first_name']} {passenger['last_name']}" for passenger in passengers]
+        if names.count(names[place]) > 1:
             return None
+        user = self.rows["users"][user_id]
+        own = passengers[place] == {**user["name"], "dob": user["dob"]}
+        old = "me" if own else f"the passenger {names[place]}"
         arguments = {"passengers": [*passengers[:place], new, *passengers[place + 1 :]]}
         fact, wrong = passenger_words(new), passenger_words({**new, "dob": f"{int(new['dob'][:4]) + 1}{new['dob'][4:]}"})
         slip = Slip(wrong=wrong, right=fact, correction=f"Sorry, I got that passenger wrong. It has to be {fact}.")
         reads = frozenset({reservation_read(id)} if len(passengers) > 1 else ())
-        say = f"replace the passenger {old} in {said.words} by {fact}"
-        return self._about(id, said, "update_reservation_passengers", arguments, say, old, fact, reads=reads, slip=slip)
+        say = f"replace {old} in {said.words} with {fact}"
+        facts = (f"replace {old}", fact)
+        return self._about(id, said, "update_reservation_passengers", arguments, say, *facts, reads=reads, slip=slip)
 
     def _one_more(self, user_id: str, id: str, rng: random.Random, said: Said) -> Request:
         passengers, new = self.rows["reservations"][id]["passengers"], self._somebody(rng)

@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from tau2rl.synth.airline_checks import CABINS, price, seats
-from tau2rl.synth.request import Read, Said, choose, count_words, read, user_read
+from tau2rl.synth.request import Read, Said, choose, read, user_read
 from tau2rl.synth.rules import Rows
 
 CABIN_WORDS = {cabin: cabin.replace("_", " ") for cabin in CABINS}
@@ -39,7 +39,7 @@ def describe_reservation(rows: Rows, user_id: str, reservation_id: str, rng: ran
     found = [Said(words=f"reservation {reservation_id}", reads=frozenset())]
     others = frozenset(mine) - {reservation_id} | {user_id}  # a new booking would be one more to compare
     routes = Counter((other["origin"], other["destination"]) for other in mine.values())
-    if routes[this["origin"], this["destination"]] == 1:
+    if routes[this["origin"], this["destination"]] == 1 and this["origin"] != this["destination"]:
         words = f"my reservation from {this['origin']} to {this['destination']}"
         certificate = frozenset({user_read(user_id), reservation_read(reservation_id)})
         found.append(Said(words=words, reads=certificate, depends=frozenset({user_id})))
@@ -130,7 +130,7 @@ def describe_nonstop(
     choice = choose("flight", by, values)
     if choice is None:
         return None
-    enough = f"at least {count_words(passengers, 'seat')} left"
+    enough = f"at least {passengers} seats left" if passengers > 1 else "a seat left"
     words = f"the {word} nonstop flight{between} {when} that has {enough} in {CABIN_WORDS[cabin]}"
     return open[choice.chosen], Said(words=words, reads=reads, choices=(choice,))
 

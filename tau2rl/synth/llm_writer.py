@@ -44,8 +44,8 @@ FILLERS = frozenset(
     )
 )
 # What a request says beside its facts and its purpose: left out, it would ask for something else.
-QUALIFIERS = ("one way", "just that one", "out of everything", "outbound trip", "return trip", "everything else the same")
-FIRST_THE_OTHER = re.compile(r"^(?:Only after|When) the other changes? to that \w+(?: (?:is|are) done)?")
+QUALIFIERS = ("one way", "a single item", "out of everything", "outbound trip", "return trip", "everything else the same")
+FIRST_THE_OTHER = re.compile(r"(?:only after|when) the other changes? to the same \w+(?: (?:is|are) done)?")
 FACT_LIKE = re.compile(r"[\d#@$%]")
 NAME = re.compile(r"(?<![.!?:\n] )(?<!^)\b[A-Z][a-z]+")  # a capital that begins no sentence
 

@@ -149,13 +149,13 @@ def user_read(user_id: str) -> Read:
     return read("get_user_details", user_id=user_id)
 
 
-def joined(parts: Sequence[str]) -> str:
+def joined(parts: Sequence[str], word: str = "and") -> str:
     """Words in a row.
 
-    >>> joined(["a", "b", "c"]), joined(["a"])
-    ('a, b and c', 'a')
+    >>> joined(["a", "b", "c"]), joined(["a"]), joined(["a", "b"], "or")
+    ('a, b and c', 'a', 'a or b')
     """
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f" {word} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def count_words(number: int, noun: str) -> str:

@@ -118,10 +118,13 @@ class Retail(Affordances):
         if maker == self._cancel and order["status"] == "pending" and rng.random() < 0.7:
             reason = rng.choice(OTHER_REASONS)
             call = CallTool(name="cancel_pending_order", arguments={"order_id": order_id, "reason": reason})
-            words = f"cancel order {order_id} because {reason}"
+            words = f"cancel order {order_id}, because {reason}"
             made = Request(call=call, say=words, facts=(order_id, reason), reads=frozenset(), entity=order_id)
         else:
             made = maker(owner, order_id, rng, said)
+        mine = named_payments(self.rows, user_id).values()
+        if made and "payment_method_id" in made.call.arguments and not any(words in made.facts for words in mine):
+            return None  # nobody speaks of "my gift card" who has none
         # The answer is on the same order, which the agent may read out to its owner only.
         question = Question(
             say="what I paid for that order in total", value=money(total(order)), reads=frozenset({order_read(order_id)})
@@ -268,7 +271,7 @@ class Retail(Affordances):
         names = joined([f"the {product_words(item['name'])}" for item in chosen])
         arguments = {"order_id": order_id, "item_ids": [i["item_id"] for i in chosen], "payment_method_id": method[0]}
         value = money(sum(item["price"] for item in chosen))
-        question = Question(say="how much the refund for the return comes to in total", value=value) if len(chosen) > 1 else None
+        question = Question(say="how much the refund for the return comes to in total", value=value)
         return Request(
             call=CallTool(name="return_delivered_order_items", arguments=arguments),
             say=f"return {names} from {said.words} and get the refund to {method[1]}",
@@ -329,8 +332,8 @@ class Retail(Affordances):
         where = "that has been delivered to me" if status == "delivered" else "in my pending orders"
         verb = "exchange" if status == "delivered" else "swap"
         say = (
-            f"save some money: out of everything {where}, {verb} the one item where going to the cheapest version you have in "
-            f"stock saves me the most money, just that one, and settle the price difference with {method[1]}"
+            f"{verb} a single item, the one out of everything {where} where going to the cheapest version you have in stock "
+            f"saves me the most money, and settle the price difference with {method[1]}"
         )
         products = {item["product_id"] for id in same for item in orders[id]["items"]}
         return self._swap(

@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tau2rl.synth.request import Choice, Read, Said, choose, read, user_read
-from tau2rl.synth.retail_words import option_words, product_words
+from tau2rl.synth.retail_words import options_words, product_words
 from tau2rl.synth.rules import Rows
 
-NOT_NOUNS = {"waterproof", "bagged/bagless", "water resistance"}  # options that "with the same ..." cannot name
+NOT_NOUNS = {"waterproof", "bagged/bagless", "water resistance", "gender", "skin tone"}  # that "with the same ..." cannot name
+NOUNS = {"pieces": "number of pieces", "piece count": "number of pieces", "ram": "RAM"}  # what it calls others
 
 
 def order_read(order_id: str) -> Read:
@@ -92,7 +93,7 @@ def describe_variant(rows: Rows, item: Mapping[str, Any], rng: random.Random) ->
     for by, word in (("lowest", "cheapest"), ("highest", "most expensive")):
         keys = sorted(item["options"].keys() - NOT_NOUNS)
         key = rng.choice(keys) if keys else ""
-        ways = [(None, ""), *([({key: item["options"][key]}, f" with the same {key}")] if key else [])]
+        ways = [(None, ""), *([({key: item["options"][key]}, f" with the same {NOUNS.get(key, key)}")] if key else [])]
         for fixed, tail in ways:
             if choice := by_price(rows, item, by, fixed):
                 words = f"the {word} {one.removeprefix('a ')} you have in stock{tail}"
@@ -101,8 +102,7 @@ def describe_variant(rows: Rows, item: Mapping[str, Any], rng: random.Random) ->
 
 
 def _same_but(one: str, changed: Mapping[str, str], options: int) -> str:
-    words = " and ".join(option_words(key, value) for key, value in changed.items())
-    return f"{one} {words}" + (", everything else the same" if options > len(changed) else "")
+    return f"{one} {options_words(changed)}" + (", everything else the same" if options > len(changed) else "")
 
 
 def greatest_saving(rows: Rows, orders: Sequence[str]) -> tuple[str, Any, Choice, Choice] | None:

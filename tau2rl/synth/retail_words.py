@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,11 +23,11 @@ OPTIONS = {
     "display": "with an {} display", "features": "with the {} feature", "field of view": "with a field of view of {}",
     "filter type": "with the {} filter", "frame color": "with {a} frame", "frame material": "with {a} frame",
     "frame size": "with {a} frame", "gender": "for {}", "height": "that is {} tall", "kit size": "in the {} kit size",
-    "length": "with a length of {}", "lens color": "with {} lenses", "lens type": "with {} lenses", "material": "made of {}",
-    "output": "with {} output", "piece count": "as a {} set", "pieces": "with {} pieces",
+    "length": "that is {} long", "lens color": "with {} lenses", "lens type": "with {} lenses", "material": "made of {}",
+    "output": "with {} output", "pieces": "with {} pieces",
     "power source": "that runs on {}", "pressure": "with {} of pressure", "processor": "with an {} processor",
     "resolution": "with {} resolution", "room size": "for {} rooms", "scent family": "with {a} scent",
-    "screen size": "with a screen size of {}", "sensor type": "with {a} sensor", "set type": "as {a} set",
+    "screen size": "with {a} screen", "sensor type": "with {a} sensor", "set type": "as {a} set",
     "size": "in size {}", "skin tone": "for {} skin", "sole": "with {a} sole", "speed settings": "with {} speed settings",
     "storage": "with {} storage", "stovetop compatibility": "for {} stovetops", "strap material": "with {a} strap",
     "style": "in the {} style", "switch type": "with {} switches", "theme": "with the {} theme", "thickness": "that is {} thick",
@@ -43,6 +44,8 @@ WHOLE = {  # values that need words of their own
     ("connectivity", "wireless"): "that is wireless", ("features", "none"): "without extra features",
     ("features", "cordless"): "that is cordless", ("features", "waterproof"): "that is waterproof",
     ("features", "foldable"): "that is foldable", ("gender", "unisex"): "that is unisex",
+    ("piece count", "2-piece"): "with 2 pieces", ("piece count", "3-piece"): "with 3 pieces",
+    ("piece count", "4-piece"): "with 4 pieces",
     ("power source", "AC adapter"): "that runs on an AC adapter", ("power source", "battery"): "that runs on batteries",
     ("sole", "EVA"): "with an EVA sole", ("water resistance", "no"): "that is not water resistant",
     ("water resistance", "not resistant"): "that is not water resistant", ("water resistance", "yes"): "that is water resistant",
@@ -70,12 +73,31 @@ def option_words(key: str, value: str) -> str:
     """
     if (key, value) in WHOLE:
         return WHOLE[key, value]
+    if key == "size" and re.search("[a-z]", value):
+        return f"in the {value} size"
     form = OPTIONS.get(key, f"with {_with_article(key)} of {{}}")
     return form.format(value, a=_with_article(value))
 
 
+def options_words(options: Mapping[str, str]) -> str:
+    """One or two options of a variant, in the order in which they are said: where and which, what of, what with, what it is.
+
+    >>> options_words({"waterproof": "no", "color": "white"}), options_words({"color": "red", "size": "L"})
+    ('in white that is not waterproof', 'in red and in size L')
+    >>> options_words({"features": "HEPA filter", "bagged/bagless": "bagless"}), options_words({"backlight": "RGB"})
+    ('that is bagless, with the HEPA filter feature', 'with an RGB backlight')
+    """
+    said = [option_words(key, value) for key, value in options.items()]
+    kinds = ("in ", "made of ", "that ")  # all others come last
+    said.sort(key=lambda words: next((place for place, kind in enumerate(kinds) if words.startswith(kind)), len(kinds)))
+    if len(said) == 1:
+        return said[0]
+    first, second = (words.split()[0] for words in said)
+    return (" and " if first == second else " " if first == "in" and second in ("with", "that") else ", ").join(said)
+
+
 def _with_article(words: str) -> str:
-    return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
+    return f"{'an' if words[0].lower() in 'aeiou' or words.startswith(('RGB', '8', '11')) else 'a'} {words}"
 
 
 def address_words(address: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from tau2rl.synth.texts import ASK, PACES, STYLES, Text
 REASONS = {
     "service": (
         "my phone has had no signal since this morning", "my phone says that it has no service",
-        "I can't call anybody, because my phone finds no network", "my phone lost its network and doesn't get it back",
+        "my phone finds no network any more", "my phone lost its network and doesn't get it back",
     ),
     "mobile_data": (
         "the internet on my phone is slow or doesn't work at all", "my mobile data doesn't work the way it should",
@@ -32,8 +32,8 @@ REASONS = {
     ),
 }  # fmt: skip
 OPENINGS = {
-    "plain": ("Hello, I'm calling because {reason}.", "Hi, I need help: {reason}.", "Good morning. The trouble: {reason}."),
-    "terse": ("Problem: {reason}.", "I need help, {reason}.", "Please help: {reason}."),
+    "plain": ("Hello, I'm calling because {reason}.", "Hi, I need help: {reason}.", "Good morning. I have a problem: {reason}."),
+    "terse": ("Problem: {reason}.", "I need help: {reason}.", "Please help: {reason}."),
     "chatty": (
         "Hi! I hope you are having a good day. Mine would be better if it weren't for this: {reason}.",
         "Hello there, thanks for picking up! You won't believe it, but {reason}.",
@@ -50,7 +50,7 @@ WANTED = {
     "mobile_data": ("Anything slower than an excellent speed won't do for me.", "I need the speed test to say excellent."),
     "mms": ("All I want is to send an MMS again.",),
 }
-PAYS = ("If a bill is open, I'll pay it.", "Should I still owe you something, I'm ready to pay it.")
+PAYS = ("If there is an open bill, I'll pay it.", "If I still owe you something, I'm ready to pay it.")
 REFUELS = (
     "If my data is used up, I'd add {gb} GB, but I'm keeping my plan.",
     "I'm willing to add {gb} GB of data if that is needed, and I don't want another plan.",
@@ -59,13 +59,13 @@ COUNTRIES = ("Portugal", "Italy", "Japan", "Mexico", "Norway", "Greece", "Canada
 PERSONAS = {
     "easy": (
         "You run a small shop and use your phone for everything. You find most settings yourself and say precisely what you see.",
-        "You study engineering. Phones hold no secrets for you, and you answer questions about yours quickly and exactly.",
-        "You are a nurse in your thirties, calm and used to instructions; you do what you are told step by step and report back.",
+        "You are an engineer. Phones hold no secrets for you, and you answer questions about yours quickly and exactly.",
+        "You are a nurse, calm and used to instructions; you do what you are told step by step and report back.",
     ),
     "hard": (
-        "You are a retired gardener of 71. You can call and take photos; words like APN or roaming mean nothing to you.",
+        "You are a gardener. You can call and take photos; words like APN or roaming mean nothing to you.",
         "You got your first smartphone last year. You are afraid of breaking it, and ask before every step whether it is safe.",
-        "You are a worried grandfather who mixes up the names of settings and needs to be told twice where to look.",
+        "You worry easily, mix up the names of settings and need to be told twice where to look.",
     ),
 }
 BEHAVE = (
@@ -105,11 +105,11 @@ def write(case: Case, persona: str, rng: random.Random) -> tuple[Text, str | Non
     more = [rng.choice(PAYS)] if case.intent == "service" else [_place(case, rng), _willing(case, rng)]
     more += [rng.choice(WANTED[case.intent])] if WANTED[case.intent] else []
     rng.shuffle(more)
-    question = [f"{rng.choice(ASK)} {case.question.say}."] if case.question else []
+    question = [rng.choice(ASK).format(question=case.question.say)] if case.question else []
     text = Text(
         reason=rng.choice(OPENINGS[style]).format(reason=rng.choice(REASONS[case.intent])),
         known=(who, *more, *question),
-        unknown="You do not know what is wrong with your phone or line, and no ids of your account.",
+        unknown="You do not know what is wrong with your phone or line, or any ids of your account.",
         instructions=" ".join([PACES[pace], STYLES[style].format(table="phone"), BEHAVE, CONTENT[case.intent], STOP]),
         behaviour={"pace": pace, "style": style, "identity": identity, "persona": persona},
     )
@@ -120,7 +120,7 @@ def facts(case: Case, text: Text) -> list[str]:
     """What a customer has to say, word for word."""
     said = [case.person.name, case.line["phone_number"]]
     said += [case.person.born] if text.behaviour["identity"] == "birth_date" else []
-    said += [] if case.intent == "service" else [f"{case.values['gb']} GB", "abroad" if case.abroad else "the United States"]
+    said += [] if case.intent == "service" else [f"{case.values['gb']:g} GB", "abroad" if case.abroad else "the United States"]
     return [*said, *([case.question.say] if case.question else [])]
 
 
@@ -131,7 +131,7 @@ def _place(case: Case, rng: random.Random) -> str:
 
 
 def _willing(case: Case, rng: random.Random) -> str:
-    return rng.choice(REFUELS).format(gb=case.values["gb"])
+    return rng.choice(REFUELS).format(gb=f"{case.values['gb']:g}")
 
 
 def demonstrate(case: Case, text: Text, book: ProblemBook, actions: Sequence[Json], rng: random.Random) -> list[Json]:

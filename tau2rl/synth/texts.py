@@ -32,18 +32,32 @@ OPENINGS = {
         "Hi, I don't have much time. I need to", "I'm in a rush, so let's be quick: I have to", "Quickly, please: I want to",
     ),
 }  # fmt: skip
-MORE = ("I'd also like to", "I also want to", "Another thing: I need to", "Besides that, I'd like to", "And I want to")
-LATER = (
-    "Only after the other {change} to that {entity}, I'd like to",
-    "When the other {change} to that {entity} {done} done, I want to",
+MORE = {  # enough for every further line of a text, so that nobody says the same twice
+    "plain": (
+        "I'd also like to", "I also want to", "Besides that, I'd like to", "And I want to", "I would like to",
+        "In addition, I need to",
+    ),
+    "terse": ("Also, I need to", "And I want to", "Next, I need to", "I also have to", "Then I want to", "Plus, I need to"),
+    "chatty": (
+        "Oh, and while we're at it, I'd like to", "If you don't mind, I'd also like to", "I nearly forgot: I want to",
+        "And since you're so helpful, I'd like to", "Besides that, I'd love to", "Oh, and I also want to",
+    ),
+    "impatient": (
+        "Next, I need to", "Then I have to", "And I need to", "Also, and quickly, I need to", "I also need to",
+        "On top of that, I have to",
+    ),
+}  # fmt: skip
+LATER = (  # at the end of a line
+    ", but only after the other {change} to the same {entity}.",
+    ". Please do that when the other {change} to the same {entity} {done} done.",
 )
-ASK = ("Please also tell me", "I'd also like to know", "And could you tell me")
+ASK = ("Please also tell me {question}.", "I'd also like to know {question}.", "And could you tell me {question}?")
 OWN = "If the agent says that something cannot be done, accept that, and take no alternative that is offered instead."
 CORRECT = "You get one thing wrong at first and put it right by the next line, before you agree to anything."
 TAKEN_BACK = (
-    "On second thought, please leave that last one as it is.",
-    "I have changed my mind about that last one: leave it as it is, please.",
-    "Actually, forget that last one. I would rather keep it as it is.",
+    "On second thought, please forget about that last one.",
+    "I have changed my mind about that last one. Please leave it.",
+    "Actually, never mind that last one.",
 )
 CHANGES_MIND = (
     "At first you also ask for one thing that you take back by the next line. From then on you do not want it any more, and you "
@@ -99,20 +113,22 @@ def write(made: Composed, table: str, rng: random.Random, twists: Sequence[str] 
     slip = rng.choice(slips) if twist == "corrected" else None
     unsure = rng.choice(made.unnamed) if twist == "does_not_know" else None
     entity = table.removesuffix("s")
-    lines: list[str] = []
+    lines, more = list[str](), iter(rng.sample(MORE[style], len(MORE[style])))
     for index, request in enumerate(made.requests):
-        first = rng.choice(LATER if index in made.pinned else OPENINGS[style] if index == 0 else MORE)
-        several = sum(other.entity == request.entity for other in made.requests[:index]) > 1
-        first = first.format(change="changes" if several else "change", done="are" if several else "is", entity=entity)
-        lines.append(f"{first} {_clause(request, wrong=index == slip)}.")
+        first, last = rng.choice(OPENINGS[style]) if index == 0 else next(more), "."
+        if index in made.pinned:
+            several = sum(other.entity == request.entity for other in made.requests[:index]) > 1
+            change, done = ("changes", "are") if several else ("change", "is")
+            last = rng.choice(LATER).format(change=change, done=done, entity=entity)
+        lines.append(f"{first} {_clause(request, wrong=index == slip)}{last}")
         if index == slip and request.slip:
             lines.append(request.slip.correction)
         if index == unsure:
             lines.append(rng.choice(NOT_KNOWN).format(entity=entity))
     lines.insert(2 if slip == 0 else 1, made.identity.say)  # a correction follows its mistake at once
     if twist == "changes_mind" and made.withdrawn:
-        lines += [f"{rng.choice(MORE)} {made.withdrawn.request.say}.", rng.choice(TAKEN_BACK)]
-    question = [f"{rng.choice(ASK)} {made.question.say}."] if made.question else []
+        lines += [f"{next(more)} {made.withdrawn.request.say}.", rng.choice(TAKEN_BACK)]
+    question = [rng.choice(ASK).format(question=made.question.say)] if made.question else []
     of_twist = {"corrected": CORRECT, "changes_mind": CHANGES_MIND, "does_not_know": DOES_NOT_KNOW.format(entity=entity)}
     told = [PACES[pace], STYLES[style].format(table=table), *([of_twist[twist]] if twist in of_twist else []), CONFIRM, OWN, STOP]
     return Text(

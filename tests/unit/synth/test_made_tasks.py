@@ -3,7 +3,8 @@
 - the same command gives the same bytes, also when it was interrupted and went on;
 - cells of the grid get equal parts, refusals at most their share, and no two splits share a customer;
 - a reference path scores 1 and does not without any one of its writes; doing nothing and always transferring score 0;
-- every write is legal under an independent reading of the policy, and is what the customer's words come to;
+- every write is legal under an independent reading of the policy, and is what the user's words come to, with all its arguments;
+  that reading finds every write that is left out and every argument that is altered;
 - a task that shares a customer, an order, a call or a run of words with a test task is found;
 - users change their minds and do not know a number, in words that their demonstrations deal with; a task is told in several ways;
 - the gold teacher plays them: it asks line by line for what the customer knows, and confirms before each write;
@@ -145,8 +146,17 @@ def check_by_oracle(folder: Path, domain: str) -> None:
     proofs = [json.loads(line) for line in (folder / "proofs.jsonl").read_text("utf-8").splitlines()]
     for task, proof in zip(tasks, proofs, strict=True):
         ORACLES[domain].check(task, proof)
-        for perturbed in proof["perturbed"]:
+        for place, perturbed in enumerate(proof["perturbed"]):
             assert proof["gold_hash"] not in {perturbed["left_out"], *(each["hash"] for each in perturbed["altered"])}
+            wrong = copy.deepcopy(task)
+            wrong["evaluation_criteria"]["actions"].remove(writes(domain, wrong)[place])
+            with pytest.raises(AssertionError):
+                ORACLES[domain].check(wrong, proof)
+            for altered in perturbed["altered"]:
+                wrong = copy.deepcopy(task)
+                writes(domain, wrong)[place]["arguments"][altered["argument"]] = altered["value"]
+                with pytest.raises(AssertionError):
+                    ORACLES[domain].check(wrong, proof)
 
 
 def test_every_write_is_legal_and_what_the_words_come_to(folder: Path, domain: str) -> None:
@@ -182,16 +192,10 @@ def retail_mistakes(tasks: list[Json]) -> set[str]:
     return found
 
 
-def airline_mistakes(tasks: list[Json], proofs: list[Json]) -> set[str]:
-    """What the oracle says of cancellations for another reason; every argument that a proof altered must be found."""
+def airline_mistakes(tasks: list[Json]) -> set[str]:
+    """What the oracle says of cancellations for another reason."""
     found: set[str] = set()
-    for task, proof in zip(tasks, proofs, strict=True):
-        for place, perturbed in enumerate(proof["perturbed"]):
-            for altered in perturbed["altered"]:
-                wrong = copy.deepcopy(task)
-                writes("airline", wrong)[place]["arguments"][altered["argument"]] = altered["value"]
-                with pytest.raises(AssertionError):
-                    airline_oracle.check(wrong, proof)
+    for task in tasks:
         wrong = copy.deepcopy(task)
         told = wrong["user_scenario"]["instructions"]
         for key in ("reason_for_call", "known_info"):
@@ -200,10 +204,10 @@ def airline_mistakes(tasks: list[Json], proofs: list[Json]) -> set[str]:
     return found
 
 
-def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Json], proofs: list[Json]) -> None:
+def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Json]) -> None:
     """A test of the test."""
     if domain == "airline":
-        assert "cancel_reservation: no ground to cancel" in airline_mistakes(tasks, proofs)
+        assert "cancel_reservation: no ground to cancel" in airline_mistakes(tasks)
         return
     assert {
         "cancel_pending_order: not an acceptable reason",

@@ -183,7 +183,7 @@ def test_the_oracle_finds_what_is_missing_or_wrong(tasks: list[Json]) -> None:
         assert telecom_oracle.taken(wrong) != telecom_oracle.diagnose(wrong)
     adds = next(copy.deepcopy(t) for t in tasks if any(a["name"] == "refuel_data" for a in t["evaluation_criteria"]["actions"]))
     adds["user_scenario"]["instructions"]["known_info"] = (
-        telecom_oracle.words(adds).replace(".0 GB", ".7 GB").replace(".5 GB", ".7 GB")
+        telecom_oracle.words(adds).replace("1 GB", "1.7 GB").replace("2 GB", "1.7 GB").replace(".5 GB", ".7 GB")
     )
     assert telecom_oracle.taken(adds) != telecom_oracle.diagnose(adds)
 
