@@ -156,7 +156,7 @@ def inside(tree: str, asked: str, answered: str) -> None:
     import tau2
 
     logger.remove()
-    assert Path(tau2.__file__).is_relative_to(tree), f"{tau2.__file__} is another tau2"
+    assert Path(str(tau2.__file__)).is_relative_to(tree), f"{tau2.__file__} is another tau2"
     with open(answered, "w", encoding="utf-8") as out, open(asked, encoding="utf-8") as lines:
         for line in lines:
             print(json.dumps(_graded(json.loads(line))), file=out, flush=True)

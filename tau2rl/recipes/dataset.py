@@ -56,7 +56,7 @@ class Seen:
 
 
 def scan(
-    sources: Sequence[Source],
+    sources: Sequence[SourceRun],
     rollouts: RolloutFilter,
     *,
     spec: RewardSpec,
@@ -91,7 +91,7 @@ def scan(
     return seen
 
 
-def write(folder: Path, name: str, sources: Sequence[Source], rollouts: RolloutFilter) -> Mapping[str, Any]:
+def write(folder: Path, name: str, sources: Sequence[SourceRun], rollouts: RolloutFilter) -> Mapping[str, Any]:
     """Write what stays to `name` and what does not to `dropped.jsonl`, with its reason; what was written, for the report."""
     rows = write_rows(folder / name, _kept_rows(sources, rollouts))
     dropped = write_rows(
@@ -100,7 +100,7 @@ def write(folder: Path, name: str, sources: Sequence[Source], rollouts: RolloutF
     return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
 
 
-def described(sources: Sequence[Source], seen: Seen) -> list[dict[str, str]]:
+def described(sources: Sequence[SourceRun], seen: Seen) -> list[dict[str, str]]:
     """Whose episodes were read, for the report."""
     return [
         {"path": str(source.path), "digest": source.digest, "episodes_sha256": sha256}
@@ -197,7 +197,7 @@ def _entry(
     )
 
 
-def _kept_rows(sources: Sequence[Source], rollouts: RolloutFilter) -> Iterator[dict[str, Any]]:
+def _kept_rows(sources: Sequence[SourceRun], rollouts: RolloutFilter) -> Iterator[dict[str, Any]]:
     opened: tuple[int, BinaryIO] | None = None
     try:
         for number, position in rollouts.kept():
@@ -216,8 +216,8 @@ Chat = dict[str, Any]  # one message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """One run whose episodes are used: `Source(path=Path("outputs/eval/x"), run="x", policy="sglang", chat=..., ...)`."""
+class SourceRun:
+    """One run whose episodes are used: `SourceRun(path=Path("outputs/eval/x"), run="x", policy="sglang", chat=..., ...)`."""
 
     path: Path
     run: str
@@ -240,10 +240,10 @@ class Source:
         return load_tokenizer(self.chat.tokenizer)
 
 
-def make_source(path: Path, name: str, policy: PolicyConfig, chat: ChatConfig, *, fingerprint: str, digest: str) -> Source:
+def make_source(path: Path, name: str, policy: PolicyConfig, chat: ChatConfig, *, fingerprint: str, digest: str) -> SourceRun:
     """A run as a source. Raises UserError when its protocol cannot be written any more (a tokenizer that is gone)."""
     codec = make_codec(chat) if chat.protocol == "cookbook" else None
-    return Source(
+    return SourceRun(
         path=path,
         run=name,
         policy=policy.model or policy.kind,
@@ -254,7 +254,7 @@ def make_source(path: Path, name: str, policy: PolicyConfig, chat: ChatConfig, *
     )
 
 
-def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
+def row_of(record: EpisodeRecord, source: SourceRun) -> dict[str, Any]:
     """The row of one episode, with its origin. Raises UserError for a tokenizer that is gone."""
     episode, task = record.episode, record.episode.task
     loaded, place = domain(task.domain), cell_of(task)
@@ -285,7 +285,7 @@ def row_of(record: EpisodeRecord, source: Source) -> dict[str, Any]:
     }
 
 
-def _with_lost_turns(dicts: list[Chat], episode: Episode, source: Source) -> list[Chat]:
+def _with_lost_turns(dicts: list[Chat], episode: Episode, source: SourceRun) -> list[Chat]:
     """The messages, and before each repair request the turn that earned it; one without a request ends the conversation."""
     out, position, behind = list[Chat](), 0, 0
     for turn in episode.turns:
@@ -310,7 +310,7 @@ def _repair_request(dicts: list[Chat], start: int, turn: Turn) -> int:
     return next(found, len(dicts))
 
 
-def _text(turn: Turn, episode: Episode, source: Source) -> str:
+def _text(turn: Turn, episode: Episode, source: SourceRun) -> str:
     """What was sampled, without the token that ended the turn."""
     ids = episode.token_ids[turn.start : turn.end]
     ended = ids[-1] in source.codec.stop_token_ids

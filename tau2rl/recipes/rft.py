@@ -10,7 +10,7 @@ from tau2rl.config import ChatConfig, PolicyConfig, RftConfig
 from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import refuse_held_out
 from tau2rl.errors import UserError
-from tau2rl.recipes.dataset import Source, described, make_source, missing, scan, summary, write
+from tau2rl.recipes.dataset import SourceRun, described, make_source, missing, scan, summary, write
 from tau2rl.recipes.play import play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA
@@ -23,7 +23,7 @@ from tau2rl.runs.reports import Result
 from tau2rl.runs.timing import sessions
 
 ROWS = "sft.jsonl"
-Sampled = tuple[list[Source], str, int | None, Meter | None]  # what is filtered, the digest, how many attempts were planned
+Sampled = tuple[list[SourceRun], str, int | None, Meter | None]  # what is filtered, the digest, how many attempts were planned
 
 
 def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
@@ -80,7 +80,7 @@ def _from_runs(config: RftConfig, folder: RunFolder) -> Sampled:
     return sources, str(stands_on["digest"]), None, None
 
 
-def source_of(path: Path) -> Source:
+def source_of(path: Path) -> SourceRun:
     """An earlier run as a source. Raises UserError when the folder holds no episodes."""
     path = path.expanduser().absolute()
     config = read_config(path)
@@ -92,7 +92,7 @@ def source_of(path: Path) -> Source:
     return make_source(path, config.name, policy, chat, fingerprint=fingerprint, digest=str(stood_on["digest"]))
 
 
-def refuse_mixture(sources: Sequence[Source]) -> None:
+def refuse_mixture(sources: Sequence[SourceRun]) -> None:
     """Raise UserError when the sources do not speak the same protocol: their rows would teach two ways of writing."""
     if len({source.fingerprint for source in sources}) > 1:
         lines = "\n".join(f"  {source.path}: {source.chat.protocol}, {source.fingerprint}" for source in sources)

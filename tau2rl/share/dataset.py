@@ -23,7 +23,7 @@ from markupsafe import Markup
 from tau2rl.data.jsonl import save_rows
 from tau2rl.env.tasks import held_out, is_test
 from tau2rl.errors import UserError
-from tau2rl.recipes.dataset import Source, row_of
+from tau2rl.recipes.dataset import SourceRun, row_of
 from tau2rl.recipes.rft import source_of
 from tau2rl.report.tables import printable
 from tau2rl.runs.files import replacing, writing
@@ -106,7 +106,7 @@ def _left_out(record: EpisodeRecord, keep: str) -> str:
     return "" if keep == "all" or episode.grade.success else "not solved"
 
 
-def _write(out: BinaryIO, kept: Iterator[EpisodeRecord], source: Source, layout: Layout) -> SplitCount:
+def _write(out: BinaryIO, kept: Iterator[EpisodeRecord], source: SourceRun, layout: Layout) -> SplitCount:
     count, digest = SplitCount(), hashlib.sha256()
     for record in kept:
         row = _row(record, source, layout)
@@ -119,7 +119,7 @@ def _write(out: BinaryIO, kept: Iterator[EpisodeRecord], source: Source, layout:
     return count
 
 
-def _write_parquet(file: Path, run: KeptRun, split: str, keep: str, source: Source) -> SplitCount:
+def _write_parquet(file: Path, run: KeptRun, split: str, keep: str, source: SourceRun) -> SplitCount:
     """The same rows as one file of Arrow's columns. Raises UserError where its library is not installed."""
     written = save_rows(file, lambda: (_row(record, source, "hf") for record in _records(run, split, keep)))
     count = SplitCount(bytes=file.stat().st_size, sha256=written.sha256)
@@ -140,7 +140,7 @@ def _count(count: SplitCount, record: EpisodeRecord) -> None:
         count.held_out.add(task.key)
 
 
-def _row(record: EpisodeRecord, source: Source, layout: Layout) -> dict[str, Any]:
+def _row(record: EpisodeRecord, source: SourceRun, layout: Layout) -> dict[str, Any]:
     row = row_of(record, source)
     meta = {
         key: row["metadata"][key]

@@ -22,7 +22,7 @@ MADE_BY = "made with `tau2rl data card`"
 NAMED = 50  # rows that are named in the card
 
 
-class Overlap:
+class OverlapCount:
     """Counts the rows that share something with tau2's test tasks, by domain and kind, and names the first of them."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ def describe(files: Sequence[Path], *, licence: str) -> dict[str, Any]:
     names = [file.name.partition(".")[0] for file in files]
     if len(set(names)) < len(names):
         raise UserError("two files have one name, and a split has one file", hint="name them train.jsonl, val.jsonl, ...")
-    counts, overlap, bad = Stats(writing_tools()), Overlap(), set[str]()
+    counts, overlap, bad = Stats(writing_tools()), OverlapCount(), set[str]()
     splits: dict[str, dict[str, Any]] = {}
     for name, file in zip(names, files, strict=True):
         rows = 0

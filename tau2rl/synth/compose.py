@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tau2rl.synth.affordances import Affordances
+from tau2rl.synth.airline import Airline
 from tau2rl.synth.failure_clusters import Focus
-from tau2rl.synth.request import Identity, Question, Read, Request, burden, joined
-from tau2rl.synth.rules import RuleBook
+from tau2rl.synth.request import Affordances, AskedAmount, Identity, Read, Request, burden, joined
+from tau2rl.synth.retail import Retail
+from tau2rl.synth.rules import RuleBook, Tables
 from tau2rl.types import CallTool
 
+AFFORDANCES: Mapping[str, Callable[[Tables], Affordances]] = {"airline": Airline, "retail": Retail}
 BURDENS = {"0-2": (0, 2), "3-5": (3, 5), "6-9": (6, 9), "10+": (10, 10**9)}  # name -> least and most reads
 REFUSAL = (0, "0-2")  # the cell of tasks in which the agent must refuse and answer a question
 ASKS = 0.35  # share of tasks with writes in which the customer also asks something
@@ -35,7 +37,7 @@ class Composed:
     user_id: str
     identity: Identity
     requests: tuple[Request, ...]  # in the order in which they are carried out
-    question: Question | None
+    question: AskedAmount | None
     unknown: str  # what the customer does not know, as a sentence
     pinned: tuple[int, ...] = ()  # requests that must come after an earlier one on the same entity
     withdrawn: Withdrawn | None = None  # for a customer who changes their mind
@@ -117,7 +119,7 @@ class Composer:
                 return Withdrawn(request=made, unknown=self._unknown(identity, [*requests, made]))
         return None
 
-    def _unnamed(self, requests: Sequence[Request], question: Question | None) -> tuple[int, ...]:
+    def _unnamed(self, requests: Sequence[Request], question: AskedAmount | None) -> tuple[int, ...]:
         """The requests about something of the customer's whose number stands nowhere in their words."""
         owned = self._domain.rows[self._domain.table]
         told = " ".join([*(fact for request in requests for fact in request.facts), question.say if question else ""])

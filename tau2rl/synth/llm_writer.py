@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 from tau2rl.config import UserConfig, WriterConfig
@@ -22,7 +25,8 @@ from tau2rl.env.user_simulator import UserModel, first_choice, usage_of
 from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.runs.files import make_folder, read_json, write_json, writing
 from tau2rl.synth.compose import Composed
-from tau2rl.synth.texts import NOT_KNOWN, STYLES, TAKEN_BACK, Text, facts_of, withdrawn_of
+from tau2rl.synth.generator import Made, Wording
+from tau2rl.synth.texts import NOT_KNOWN, STYLES, TAKEN_BACK, Text, required_facts, withdrawn_of
 
 REWRITE = (
     "You write what a user types to a service agent. You get lines that a program made, and the manner in which this user "
@@ -51,8 +55,8 @@ NAME = re.compile(r"(?<![.!?:\n] )(?<!^)\b[A-Z][a-z]+")  # a capital that begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A line of the templates: `Line(say="I want to cancel order #W1.", kind="cancel_pending_order", keep=("order #W1",))`."""
+class WriterLine:
+    """A line of the templates: `WriterLine(say="Cancel order #W1.", kind="cancel_pending_order", keep=("order #W1",))`."""
 
     say: str
     kind: str
@@ -60,7 +64,7 @@ class Line:
 
 
 @dataclass(slots=True, kw_only=True)
-class Spent:
+class WriterUsage:
     """What the writer has asked for, for the card."""
 
     calls: int = 0
@@ -72,7 +76,7 @@ class Spent:
     rewritten: int = 0  # texts that were asked for again
     faults: dict[str, int] = field(default_factory=dict[str, int])
 
-    def add(self, other: Spent) -> None:
+    def add(self, other: WriterUsage) -> None:
         """Count another one's too."""
         for name in ("calls", "from_cache", "prompt_tokens", "completion_tokens", "cost_usd", "texts", "rewritten"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -81,12 +85,12 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """What came of a text: `Written(text=Text(...), faults=(), spent=Spent(calls=2, ...))`; no text: no try kept the facts."""
+class WrittenText:
+    """What came of a text: `WrittenText(text=Text(...), faults=(), spent=...)`; no text: no try kept the facts."""
 
     text: Text | None
     faults: tuple[str, ...]  # of the last try
-    spent: Spent
+    spent: WriterUsage
 
 
 class LlmWriter:
@@ -101,28 +105,28 @@ class LlmWriter:
         asked = UserConfig(kind="llm", omit=("seed",), **shared)
         self._model = UserModel(asked, (), seed=0, aside=lambda call: call(), who="writer")
 
-    def rewrite(self, made: Composed, text: Text, *, table: str) -> Written:
+    def rewrite(self, made: Composed, text: Text, *, table: str) -> WrittenText:
         """The text in other words. Raises UserError where the model does not answer."""
-        lines = lines_of(made, text, table=table)
+        lines = writer_lines(made, text, table=table)
         manner = STYLES[text.behaviour["style"]].format(table=table)
         asked = {"manner": manner, "lines": [{"say": line.say, "keep": list(line.keep)} for line in lines]}
         messages = [{"role": "system", "content": REWRITE}, {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
-        spent, faults = Spent(texts=1), list[str]()
+        spent, faults = WriterUsage(texts=1), list[str]()
         for attempt in range(self._config.attempts):
             answer = self._ask(messages, spent)
             said = _strings(_json(answer).get("lines"))
-            faults = faults_of(lines, said) or self._read_back(lines, said, spent)
+            faults = line_faults(lines, said) or self._read_back(lines, said, spent)
             if not faults:
-                return Written(text=replace(text, reason=said[0], known=tuple(said[1:])), faults=(), spent=spent)
+                return WrittenText(text=replace(text, reason=said[0], known=tuple(said[1:])), faults=(), spent=spent)
             for fault in faults:
                 kind = fault.partition(":")[0]
                 spent.faults[kind] = spent.faults.get(kind, 0) + 1
             spent.rewritten += attempt == 0
             wrong = "This is wrong:\n" + "\n".join(faults) + "\nWrite all lines again."
             messages = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": wrong}]
-        return Written(text=None, faults=tuple(faults), spent=spent)
+        return WrittenText(text=None, faults=tuple(faults), spent=spent)
 
-    def _read_back(self, lines: Sequence[Line], said: Sequence[str], spent: Spent) -> list[str]:
+    def _read_back(self, lines: Sequence[WriterLine], said: Sequence[str], spent: WriterUsage) -> list[str]:
         """The faults of a round trip: what was read from the new lines is not what was put into them."""
         asked = json.dumps({"kinds": self._kinds, "lines": list(said)}, ensure_ascii=False)
         read = _json(self._ask([{"role": "system", "content": READ}, {"role": "user", "content": asked}], spent)).get("lines")
@@ -131,7 +135,7 @@ class LlmWriter:
             return [f"read back: {len(found)} lines instead of {len(lines)}"]
         return [fault for number, line in enumerate(lines) for fault in round_trip(number, line, found[number])]
 
-    def _ask(self, messages: Sequence[Mapping[str, str]], spent: Spent) -> str:
+    def _ask(self, messages: Sequence[Mapping[str, str]], spent: WriterUsage) -> str:
         """The model's answer, from the cache where it has been asked that before, counted. Raises UserError."""
         config = self._config
         question = json.dumps([config.model, config.api_base, config.temperature, list(messages)])
@@ -149,7 +153,7 @@ class LlmWriter:
         return answer
 
 
-def _read(answer: ChatAnswer, spent: Spent) -> str:
+def _read(answer: ChatAnswer, spent: WriterUsage) -> str:
     """What it says, counted. Raises UnusableAnswer."""
     usage = usage_of(answer.body)
     spent.calls += 1
@@ -160,12 +164,12 @@ def _read(answer: ChatAnswer, spent: Spent) -> str:
     return str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
 
 
-def lines_of(made: Composed, text: Text, *, table: str) -> list[Line]:
+def writer_lines(made: Composed, text: Text, *, table: str) -> list[WriterLine]:
     """The lines of a text with what each is for and the words that must stay."""
     entity = table.removesuffix("s")
     kinds = {made.identity.say: IDENTIFY, **dict.fromkeys(TAKEN_BACK, TAKE_BACK)}
     kinds |= {words.format(entity=entity): NOT_KNOW for words in NOT_KNOWN}
-    facts = facts_of(made, text)
+    facts = required_facts(made, text)
     for request in made.requests:
         if request.slip:
             facts += [request.slip.wrong, request.slip.right]
@@ -174,7 +178,7 @@ def lines_of(made: Composed, text: Text, *, table: str) -> list[Line]:
         facts.append(made.question.say)
     facts += [*QUALIFIERS, f"the number of that {entity}", "that last one"]
     return [
-        Line(
+        WriterLine(
             say=line,
             kind=kinds.get(line) or _kind(made, text, line),
             keep=(*FIRST_THE_OTHER.findall(line), *_within(line, facts)),
@@ -203,7 +207,7 @@ def _within(line: str, facts: Sequence[str]) -> tuple[str, ...]:
     return tuple(fact for fact in found if not any(fact in other for other in found if other != fact))
 
 
-def faults_of(lines: Sequence[Line], said: Sequence[str]) -> list[str]:
+def line_faults(lines: Sequence[WriterLine], said: Sequence[str]) -> list[str]:
     """What is wrong with new lines without asking anybody; each fault begins with its kind.
 
     >>> faults_of([Line(say="Cancel order #W1.", kind="", keep=("order #W1",))], ["Please drop #W1, I am Ann."])
@@ -228,10 +232,10 @@ def faults_of(lines: Sequence[Line], said: Sequence[str]) -> list[str]:
     return faults
 
 
-def round_trip(number: int, line: Line, read: Any) -> list[str]:
+def round_trip(number: int, line: WriterLine, read: Any) -> list[str]:
     """What was read from a new line and is not what was put in: another purpose, a fact lost, a fact that nobody gave.
 
-    >>> line = Line(say="Cancel order #W1.", kind="cancel", keep=("order #W1",))
+    >>> line = WriterLine(say="Cancel order #W1.", kind="cancel", keep=("order #W1",))
     >>> round_trip(0, line, {"kind": "cancel", "facts": ["#W1 today"]})
     ['lost: line 1: order', 'invented: line 1: today']
     """
@@ -267,3 +271,73 @@ def _json(answer: str) -> dict[str, Any]:
 
 def _strings(value: Any) -> list[str]:
     return [one for one in cast("list[Any]", value) if isinstance(one, str)] if isinstance(value, list) else []
+
+
+SHARED = "it shares something with the test tasks"
+GIVE_UP = 10  # texts in a row that the model cannot write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InWords(Made):
+    """A proved task with what a model needs to tell it anew."""
+
+    composed: Composed
+    text: Text
+    told_anew: bool = False  # with the calls of the task before it, by another user
+
+
+class ModelWording(Wording):
+    """Puts tasks, each an `InWords`, into the words of a model."""
+
+    def __init__(
+        self, writer: LlmWriter, *, domain: str, table: str, overlaps: Callable[[Made], object], rejected: Counter[str]
+    ) -> None:
+        """`overlaps`: whether a task shares something with the test tasks; `rejected` counts what is thrown away."""
+        super().__init__()
+        self._writer, self._domain, self._table, self._overlaps, self._rejected = writer, domain, table, overlaps, rejected
+        self._pool = ThreadPoolExecutor(writer.concurrency)
+        self._waiting: deque[list[tuple[InWords, Future[WrittenText]]]] = deque()
+        self._lost = 0  # texts in a row
+        self.spent = WriterUsage()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ask for no further text."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, same: Sequence[Made]) -> None:
+        """Tell these ways of one task anew. Raises UserError where the model does not answer, or never keeps the facts."""
+        tell, table = self._writer.rewrite, self._table
+        self._waiting.append(
+            [(m, self._pool.submit(tell, m.composed, m.text, table=table)) for m in same if isinstance(m, InWords)]
+        )
+        while self._waiting and all(written.done() for _, written in self._waiting[0]):  # so that what is wrong shows early
+            self._take()
+
+    def settle(self) -> list[list[Made]]:
+        """What was added since the last call, in its order, without the texts that no try could write. Raises UserError."""
+        while self._waiting:
+            self._take()
+        return super().settle()
+
+    def _take(self) -> None:
+        told = [self._in_words(made, written.result()) for made, written in self._waiting.popleft()]
+        self._told.append([made for made in told if made is not None])
+
+    def _in_words(self, made: InWords, written: WrittenText) -> Made | None:
+        self.spent.add(written.spent)
+        if written.text is None:
+            self._rejected["the writer changed a fact"] += 1
+            self._lost += 1
+            if self._lost == GIVE_UP:
+                raise UserError(
+                    f"the writer `{self._writer.model}` changed facts in {GIVE_UP} texts in a row; of the last: "
+                    + "; ".join(written.faults),
+                    hint="another model, more `writer.attempts`, or a lower `writer.temperature`",
+                )
+            return None
+        self._lost = 0
+        told = replace(made, text=written.text, task={**made.task, "user_scenario": written.text.scenario(self._domain)})
+        if self._overlaps(told):
+            self._rejected[SHARED] += 1
+            return None
+        return told

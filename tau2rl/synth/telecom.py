@@ -11,15 +11,15 @@ from typing import Any
 from tau2rl.config import SynthConfig
 from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.env.task_replay import Replayer
-from tau2rl.synth.card import counted, listed
-from tau2rl.synth.generator import Cell, Draft, Generator, Json, Made, Rejected
-from tau2rl.synth.guard import WORDS, TelecomGuard
+from tau2rl.synth.card import counts_in_words, sorted_counts
+from tau2rl.synth.contamination import WORDS, TelecomGuard
+from tau2rl.synth.generator import Cell, Draft, Json, Made, Rejected, TaskGenerator
 from tau2rl.synth.proof import SOLVED
 from tau2rl.synth.request import count_words
 from tau2rl.synth.telecom_people import NUM_PEOPLE
-from tau2rl.synth.telecom_problems import Case, ProblemBook, Step, draw_case, filled
-from tau2rl.synth.telecom_proof import as_action, prove
-from tau2rl.synth.telecom_texts import demonstrate, facts, purpose, write
+from tau2rl.synth.telecom_problems import Case, CaseStep, ProblemBook, draw_case, filled
+from tau2rl.synth.telecom_proof import as_action, prove_case
+from tau2rl.synth.telecom_texts import case_facts, case_text, demonstrate_case, purpose
 from tau2rl.synth.texts import Text
 
 MOST_BEYOND = 4  # problems of a task that goes to a human
@@ -33,7 +33,7 @@ class Told(Draft):
     text: Text
 
 
-class TelecomTasks(Generator[Told]):
+class TelecomTasks(TaskGenerator[Told]):
     """Composed tasks of telecom."""
 
     declined = ("to a human",)
@@ -68,7 +68,7 @@ class TelecomTasks(Generator[Told]):
         case = draw_case(self._book, self._plans, intent, number, rng, beyond=beyond)
         if case is None or not free(case.person.customer_id):
             return None
-        text, who = write(case, persona, rng)
+        text, who = case_text(case, persona, rng)
         task = self._as_task(f"[{intent}_issue]{id}", case, text, who, rng)
         same = f"{intent}: {', '.join(problem.name for problem in case.problems)}"
         return Told(user_id=case.person.customer_id, same=same, task=task, case=case, text=text)
@@ -85,14 +85,14 @@ class TelecomTasks(Generator[Told]):
     def prove(self, draft: Told) -> Json:
         """Everything that `telecom_proof.prove` tries. Raises Rejected."""
         case = draft.case
-        if any(fact not in draft.text.spoken for fact in facts(case, draft.text)):
+        if any(fact not in draft.text.spoken for fact in case_facts(case, draft.text)):
             raise Rejected("a fact is missing from the text")
         shared = self._guard.overlap(draft.task, case.intent, [problem.name for problem in case.problems])
         if shared.composition:
             raise Rejected("a test task has the same problems")
         if shared:
             raise Rejected("it shares something with the test tasks")
-        return prove(case, draft.task, [case.question.value] if case.question else [])
+        return prove_case(case, draft.task, [case.question.value] if case.question else [])
 
     def finish(self, draft: Told, proof: Json, split: str) -> list[Made]:
         """The task with its proof."""
@@ -147,10 +147,10 @@ class TelecomTasks(Generator[Told]):
                 "nl_assertions": None,
                 "reward_basis": basis,
             },
-            "demonstration": demonstrate(case, text, self._book, actions, rng),
+            "demonstration": demonstrate_case(case, text, self._book, actions, rng),
         }
 
-    def _function(self, step: Step, case: Case) -> Json:
+    def _function(self, step: CaseStep, case: Case) -> Json:
         """A call of one of tau2's functions, as a task has it."""
         return {"env_type": step.by, "func_name": step.call, "arguments": filled(step, case.values)}
 
@@ -173,8 +173,8 @@ class TelecomTasks(Generator[Told]):
         return {
             "grid_head": ["problems", *map(str, numbers)],
             "grid": grid,
-            "problems": counted(Counter(name for row in rows for name in row["problems"])),
-            "to_a_human": counted(Counter(row["to_a_human"] for row in rows if row["to_a_human"])),
+            "problems": sorted_counts(Counter(name for row in rows for name in row["problems"])),
+            "to_a_human": sorted_counts(Counter(row["to_a_human"] for row in rows if row["to_a_human"])),
             "compositions": len(compositions),
             "people": NUM_PEOPLE,
             "user_actions": sum(action["call"]["requestor"] == "user" for action in perturbed),
@@ -185,7 +185,7 @@ class TelecomTasks(Generator[Told]):
                 "actions": len(perturbed),
                 "altered_arguments": len(altered),
                 "altered_and_legal": sum(each["holds"] for each in altered),
-                "doubled": counted(Counter(action["doubled"] for action in perturbed)),
+                "doubled": sorted_counts(Counter(action["doubled"] for action in perturbed)),
                 "orders_tried": sum(row["orders"]["same"] for row in rows),
                 "forbidden": sum(len(row["forbidden"]) for row in rows),
             },
@@ -203,15 +203,17 @@ class TelecomTasks(Generator[Told]):
         """What the axes of the grid are, what was tried, and what was compared with the test tasks."""
         proofs, guard = facts["proofs"], facts["contamination"]
         return f"""Problems are things that are wrong at once with a phone or its line; what the customer wants (service, mobile
-data, MMS) works only when all of them are put right. In {facts["compositions"]} compositions: {listed(facts["problems"])}.
-To a human go: {listed(facts["to_a_human"])}. {facts["asks_something"]} tasks ask for an amount that must be said.
+data, MMS) works only when all of them are put right. In {facts["compositions"]} compositions:
+{counts_in_words(facts["problems"])}.
+To a human go: {counts_in_words(facts["to_a_human"])}. {facts["asks_something"]} tasks ask for an amount that must be said.
 The customers are made up: each task brings the rows of one of {facts["people"]} people, in place of tau2's customers.
 
 ## Proofs
 
 tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]} of {facts["tasks"]} tasks. Doing nothing solves
 {proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}.
-{proofs["actions"]} actions, {facts["user_actions"]} of them the user's, were left out, doubled ({listed(proofs["doubled"])})
+{proofs["actions"]} actions, {facts["user_actions"]} of them the user's, were left out, doubled
+({counts_in_words(proofs["doubled"])})
 and altered in {proofs["altered_arguments"]} values, of which {proofs["altered_and_legal"]} do as well by the manual; all end at
 another hash. {proofs["orders_tried"]} orders of the problems were tried, and {proofs["forbidden"]} calls that the policy forbids.
 

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tau2rl.enums import TRANSFER_TOOL
-from tau2rl.synth.demonstration import DONE
 from tau2rl.synth.generator import Json
 from tau2rl.synth.request import count_words, joined
-from tau2rl.synth.telecom_problems import REBOOT, Case, ProblemBook, Step, filled, look
-from tau2rl.synth.texts import ASK, PACES, STYLES, Text
+from tau2rl.synth.telecom_problems import REBOOT, Case, CaseStep, ProblemBook, filled, user_look
+from tau2rl.synth.texts import ASK, DONE, PACES, STYLES, Text
 
 REASONS = {
     "service": (
@@ -87,15 +86,15 @@ MORE = ("Noted. Is there anything else?", "All right. Anything else that I shoul
 CHECKS = ("Please {what}, and tell me what {it}.", "Could you {what}, and tell me what {it}?")
 AT_ONCE = 3  # looks in one message
 GOALS = {
-    "service": look("check_status_bar", "look at the status bar of your phone once more"),
-    "mobile_data": look("run_speed_test", "run a speed test"),
-    "mms": look("can_send_mms", "check whether your phone can send MMS now"),
+    "service": user_look("check_status_bar", "look at the status bar of your phone once more"),
+    "mobile_data": user_look("run_speed_test", "run a speed test"),
+    "mms": user_look("can_send_mms", "check whether your phone can send MMS now"),
 }
 BILLS = "get_bills_for_customer"
 TRANSFERRED = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
 
 
-def write(case: Case, persona: str, rng: random.Random) -> tuple[Text, str | None]:
+def case_text(case: Case, persona: str, rng: random.Random) -> tuple[Text, str | None]:
     """One of the ways in which this customer could talk, and tau2's `persona` of them."""
     pace, style, identity = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES)), rng.choice(("birth_date", "phone"))
     number = case.line["phone_number"]
@@ -116,7 +115,7 @@ def write(case: Case, persona: str, rng: random.Random) -> tuple[Text, str | Non
     return text, rng.choice(PERSONAS[persona]) if persona in PERSONAS else None
 
 
-def facts(case: Case, text: Text) -> list[str]:
+def case_facts(case: Case, text: Text) -> list[str]:
     """What a customer has to say, word for word."""
     said = [case.person.name, case.line["phone_number"]]
     said += [case.person.born] if text.behaviour["identity"] == "birth_date" else []
@@ -134,7 +133,7 @@ def _willing(case: Case, rng: random.Random) -> str:
     return rng.choice(REFUELS).format(gb=f"{case.values['gb']:g}")
 
 
-def demonstrate(case: Case, text: Text, book: ProblemBook, actions: Sequence[Json], rng: random.Random) -> list[Json]:
+def demonstrate_case(case: Case, text: Text, book: ProblemBook, actions: Sequence[Json], rng: random.Random) -> list[Json]:
     """The steps, in the form that `env/task_files.py` reads; `actions` are the reference actions of both sides."""
     agent = {action["name"]: action["action_id"] for action in actions if action["requestor"] == "assistant"}
     lines = text.known if text.behaviour["pace"] != "all_at_once" else ()
@@ -164,7 +163,7 @@ def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Ra
     """Look at one thing after the other, put right what is wrong, up to the last problem; then see whether it works."""
     left = [problem.group for problem in case.problems]
     seen: set[str] = set()
-    asked: list[Step] = []  # looks that go into the next message
+    asked: list[CaseStep] = []  # looks that go into the next message
     for group in book.groups.values():
         if not left or case.intent not in group.intents or (group.abroad and not case.abroad):
             continue
@@ -189,20 +188,20 @@ def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Ra
         yield _call(BILLS, customer_id=case.person.customer_id)
 
 
-def _flush(asked: list[Step], rng: random.Random) -> Iterator[Json]:
+def _flush(asked: list[CaseStep], rng: random.Random) -> Iterator[Json]:
     """Ask for the looks that wait, if there are any, and keep none."""
     if asked:
         yield _ask(asked, rng)
     asked.clear()
 
 
-def _ask(looks: Sequence[Step], rng: random.Random) -> Json:
+def _ask(looks: Sequence[CaseStep], rng: random.Random) -> Json:
     """Ask the user to look at something."""
     what = joined([f"{step.words} ({step.call})" for step in looks])
     return {"say": rng.choice(CHECKS).format(what=what, it="it shows" if len(looks) == 1 else "they show")}
 
 
-def _fix(case: Case, step: Step, agent: dict[str, str]) -> Iterator[Json]:
+def _fix(case: Case, step: CaseStep, agent: dict[str, str]) -> Iterator[Json]:
     for each in step.looks:
         yield _call(each.call, **filled(each, case.values))
     if step.say:

@@ -1,18 +1,22 @@
-"""A composed task in a customer's words: whole texts for an LLM user, which the scripted user says line by line.
+"""A composed task in words: its user's text, which the scripted user says line by line, and the reference conversation with it.
 
-Everything the customer says is in `reason_for_call` and in the lines of `known_info`; `task_instructions` says how they behave.
+Everything that the user says is in `reason_for_call` and in the lines of `known_info`; `task_instructions` says how they behave.
+In the reference conversation the agent asks for what it needs, looks things up, and confirms before each write; it is for
+`tau2rl seed` with the gold teacher, in the form that `env/task_files.py` reads.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tau2rl.env.scripted_user import ALL_AT_ONCE, ONE_LINE_A_MESSAGE, ONE_LINE_A_QUESTION
 from tau2rl.synth.compose import Composed, Withdrawn
-from tau2rl.synth.request import Request
+from tau2rl.synth.request import Affordances, Request
+from tau2rl.synth.rules import RuleBook
+from tau2rl.types import CallTool
 
 PACES = {"all_at_once": ALL_AT_ONCE, "bit_by_bit": ONE_LINE_A_MESSAGE, "when_asked": ONE_LINE_A_QUESTION}
 STYLES = {
@@ -76,6 +80,19 @@ CONFIRM = (
     "Ask for nothing else, and agree to nothing else."
 )
 STOP = "When everything was dealt with and every question of yours was answered, end the conversation."
+# What the agent of a reference conversation says.
+FOUND = (
+    "Thank you, {name}, I have found your account. What else can I do for you?",
+    "Thank you, {name}. Is there anything else?",
+)
+ASK_NUMBER = ("Do you have the number of that {entity}?", "Could you tell me the number of that {entity}?")
+ANYTHING_ELSE = ("Noted. Is there anything else?", "All right, and what else can I do for you?", "I have that. Anything else?")
+ASK_TO_CONFIRM = (
+    "This is what I will do: {what}. Do you confirm (yes or no)?",
+    "I will now {what}. Shall I go ahead (yes or no)?",
+    "If you agree, I will {what}. Is that right (yes or no)?",
+)
+DONE = ("That is done.", "Everything is done now.", "All of that is done.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +122,7 @@ class Text:
         return "\n".join((self.reason, *self.known))
 
 
-def write(made: Composed, table: str, rng: random.Random, twists: Sequence[str] = TWISTS) -> Text:
+def user_text(made: Composed, table: str, rng: random.Random, twists: Sequence[str] = TWISTS) -> Text:
     """One of the ways in which this customer could talk; `table`: what customers have, "orders"."""
     pace, style = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES))
     twist = _twist(made, pace, rng, twists)
@@ -156,24 +173,72 @@ def withdrawn_of(made: Composed, text: Text) -> Withdrawn | None:
     return made.withdrawn if text.behaviour["twist"] == "changes_mind" else None
 
 
-def facts_of(made: Composed, text: Text) -> list[str]:
+def required_facts(made: Composed, text: Text) -> list[str]:
     """What the customer has to say, word for word, beside a question."""
     withdrawn = withdrawn_of(made, text)
     requests = [*made.requests, *([withdrawn.request] if withdrawn else [])]
     return [*made.identity.facts, *(fact for request in requests for fact in request.facts)]
 
 
-def missing(made: Composed, text: Text) -> list[str]:
+def missing_facts(made: Composed, text: Text) -> list[str]:
     """The facts that the customer needs and the text lacks."""
     asked = [made.question.say] if made.question else []
-    return [fact for fact in (*facts_of(made, text), *asked) if fact not in text.spoken]
+    return [fact for fact in (*required_facts(made, text), *asked) if fact not in text.spoken]
 
 
-def leaked(made: Composed, text: Text, ids: frozenset[str]) -> list[str]:
+def leaked_ids(made: Composed, text: Text, ids: frozenset[str]) -> list[str]:
     """The ids among `ids` that the text gives away although no fact of it has them."""
-    named = " ".join([*facts_of(made, text), *([made.question.say] if made.question else [])])
+    named = " ".join([*required_facts(made, text), *([made.question.say] if made.question else [])])
     return sorted(id for id in ids if id in text.spoken and id not in named)
 
 
 def _clause(request: Request, *, wrong: bool) -> str:
     return request.say.replace(request.slip.right, request.slip.wrong) if wrong and request.slip else request.say
+
+
+def demonstrate(
+    made: Composed, text: Text, calls: Sequence[tuple[str, CallTool]], *, domain: Affordances, book: RuleBook, rng: random.Random
+) -> list[dict[str, str]]:
+    """The steps; `calls` are the reference actions by their ids: first who it is, then the reads, then the writes."""
+    lines = text.known if text.behaviour["pace"] != "all_at_once" else ()
+    return [
+        *_listen(made, lines, calls[0][0], domain, rng),
+        *_act(made, calls[1:], domain, rng),
+        {"say": _last_words(made, book, rng)},
+    ]
+
+
+def _listen(
+    made: Composed, lines: Sequence[str], identify: str, domain: Affordances, rng: random.Random
+) -> Iterator[dict[str, str]]:
+    """Ask for a line at a time until there are no more; look the customer up as soon as they said who they are."""
+    known = lines.index(made.identity.say) + 1 if lines else 0
+    for number in range(known):
+        yield {"say": domain.manners.identify_again if number else rng.choice(domain.manners.identify)}
+    yield {"action": identify}
+    name = domain.rows["users"][made.user_id]["name"]["first_name"]
+    entity = domain.table.removesuffix("s")
+    not_known = {words.format(entity=entity) for words in NOT_KNOWN}
+    for number in range(known, len(lines) + 1 if lines else 0):
+        if number < len(lines) and lines[number] in not_known:
+            heard = f"Thank you, {name}, I have found your account." if number == known else "Noted."
+            yield {"say": f"{heard} {rng.choice(ASK_NUMBER).format(entity=entity)}"}
+        else:
+            yield {"say": rng.choice(FOUND).format(name=name) if number == known else rng.choice(ANYTHING_ELSE)}
+
+
+def _act(
+    made: Composed, calls: Sequence[tuple[str, CallTool]], domain: Affordances, rng: random.Random
+) -> Iterator[dict[str, str]]:
+    for id, call in calls:
+        if call in made.writes:
+            what = rng.choice(ASK_TO_CONFIRM).format(what=domain.in_words(made.user_id, call))
+            yield {"say": f"{domain.manners.cautions.get(call.name, '')}{what}"}
+        yield {"action": id}
+
+
+def _last_words(made: Composed, book: RuleBook, rng: random.Random) -> str:
+    refused = [f"I am sorry, but {book.refusal(r.breaks).format(entity=r.entity)}." for r in made.requests if r.breaks]
+    done = [rng.choice(DONE)] if made.writes else []
+    answer = [f"The amount that you asked for is ${made.question.value}."] if made.question else []
+    return " ".join([*refused, *done, *answer, "Is there anything else?"])

@@ -4,7 +4,7 @@
 - doing nothing, and always transferring, solve none;
 - conversations of the gold teacher have the reward there that they have here.
 
-Runs where TAU2_CHECKOUT names a git directory or work tree of sierra-research/tau2-bench, with `-m slow`: half an hour of CPU.
+Runs where TAU2_CHECKOUT names a git directory or work tree of sierra-research/tau2-bench, with `-m slow`: minutes of CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tau2rl.cli import app
 
 CHECKOUT = os.environ.get("TAU2_CHECKOUT", "")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "grade_official.py"
-NUMBER = 200
+NUMBER = 20
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHECKOUT, reason="needs TAU2_CHECKOUT")]
 
@@ -39,7 +39,7 @@ def test_made_tasks_are_graded_the_same(domain: str, tmp_path: Path) -> None:
     made, played = tmp_path / "made", tmp_path / "played"
     asked = ["synth", "--domain", domain, "--num-tasks", str(NUMBER), "--seed", "11", "--output", str(made)]
     assert CliRunner().invoke(app, asked).exit_code == 0
-    source = ["--domains", domain, "--task-source", str(made / "tasks.json"), "--task-split", "base", "--limit", "20"]
+    source = ["--domains", domain, "--task-source", str(made / "tasks.json"), "--task-split", "base", "--limit", "5"]
     asked = ["seed", *source, "--set", "allow_held_out=true", "--output", str(played), "--inline"]
     assert CliRunner().invoke(app, asked).exit_code == 0
     found = graded(made, played)
@@ -49,4 +49,4 @@ def test_made_tasks_are_graded_the_same(domain: str, tmp_path: Path) -> None:
         "always_transfer": {"graded": NUMBER, "solved": 0},
         "different": [],
     }
-    assert found[str(played)] == {"played": {"graded": 20, "solved": 20}, "different": []}
+    assert found[str(played)] == {"played": {"graded": 5, "solved": 5}, "different": []}

@@ -28,8 +28,8 @@ from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
 from tau2rl.synth.airline import Airline
-from tau2rl.synth.guard import Guard
-from tau2rl.synth.make import synthesise
+from tau2rl.synth.contamination import ContaminationGuard
+from tau2rl.synth.make import make_tasks
 from tau2rl.synth.retail import Retail
 from tau2rl.types import CallTool
 from tests.unit.synth import airline_oracle, retail_oracle
@@ -80,21 +80,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_interrupted_command_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     config = SynthConfig(num_tasks=8, seed=3)
-    synthesise(config, tmp_path / "whole")
+    make_tasks(config, tmp_path / "whole")
 
     def stop(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(config, tmp_path / "parts", stop)
+        make_tasks(config, tmp_path / "parts", stop)
     with (tmp_path / "parts" / "progress.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"number": 5, "ce')  # as a kill leaves it
     with pytest.raises(UserError, match="progress of an interrupted run"):
-        synthesise(config, tmp_path / "parts")
+        make_tasks(config, tmp_path / "parts")
     with pytest.raises(UserError, match=r"another command or version \(`command` differs\)"):
-        synthesise(config.model_copy(update={"seed": 4, "resume": True}), tmp_path / "parts")
-    synthesise(config.model_copy(update={"resume": True}), tmp_path / "parts")
+        make_tasks(config.model_copy(update={"seed": 4, "resume": True}), tmp_path / "parts")
+    make_tasks(config.model_copy(update={"resume": True}), tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert set(contents(tmp_path / "whole")) == {"tasks.json", "split_tasks.json", "proofs.jsonl", "card.json", "README.md"}
 
@@ -166,7 +166,7 @@ def test_every_write_is_legal_and_what_the_words_come_to(folder: Path, domain: s
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", ORACLES)
 def test_200_tasks_of_another_seed_are_legal_too(tmp_path: Path, domain: Any) -> None:
-    synthesise(SynthConfig(domain=domain, num_tasks=200, seed=11), tmp_path)
+    make_tasks(SynthConfig(domain=domain, num_tasks=200, seed=11), tmp_path)
     check_by_oracle(tmp_path, domain)
 
 
@@ -220,7 +220,7 @@ def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Js
 def test_planted_overlaps_with_test_tasks_are_found(domain: str, tasks: list[Json]) -> None:
     replayer = Replayer(domain)
     tests = replayer.test_tasks()
-    guard = Guard(domain=DOMAINS[domain](replayer.rows()), tests=tests, writes=replayer.writes)
+    guard = ContaminationGuard(domain=DOMAINS[domain](replayer.rows()), tests=tests, writes=replayer.writes)
     assert not any(guard.overlap(task) for task in tasks)
     target = next(task for task in tests if guard.overlap(task).entities and guard.overlap(task).arguments)
     there = guard.overlap(target)

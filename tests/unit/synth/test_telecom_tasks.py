@@ -31,12 +31,12 @@ from tau2rl.config import SynthConfig
 from tau2rl.env.domain import domain
 from tau2rl.env.task_replay import Replayer, TaskReplayer
 from tau2rl.errors import UserError
+from tau2rl.synth.contamination import TelecomGuard, composition_of
 from tau2rl.synth.generator import Rejected
-from tau2rl.synth.guard import TelecomGuard, composition_of
-from tau2rl.synth.make import synthesise
+from tau2rl.synth.make import make_tasks
 from tau2rl.synth.telecom import TelecomTasks
 from tau2rl.synth.telecom_problems import ProblemBook
-from tau2rl.synth.telecom_proof import prove
+from tau2rl.synth.telecom_proof import prove_case
 from tests.unit.synth import telecom_oracle
 
 from tau2.data_model.tasks import Task
@@ -91,15 +91,15 @@ def named(folder: Path) -> list[str]:
 
 def test_an_interrupted_command_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     config = SynthConfig(domain="telecom", num_tasks=8, seed=3)
-    synthesise(config, tmp_path / "whole")
+    make_tasks(config, tmp_path / "whole")
 
     def stop(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(config, tmp_path / "parts", stop)
-    synthesise(config.model_copy(update={"resume": True}), tmp_path / "parts")
+        make_tasks(config, tmp_path / "parts", stop)
+    make_tasks(config.model_copy(update={"resume": True}), tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
@@ -220,7 +220,7 @@ def drawn(number: int, intent: str, persona: str = "none") -> Any:
 
 
 def proved(draft: Any, task: Mapping[str, Any]) -> Json:
-    return prove(draft.case, dict(task), task["evaluation_criteria"]["communicate_info"])
+    return prove_case(draft.case, dict(task), task["evaluation_criteria"]["communicate_info"])
 
 
 def test_a_task_that_does_not_hold_is_not_proved() -> None:
@@ -255,7 +255,7 @@ def test_a_deed_against_the_policy_is_seen_and_handing_over_alone_does_not_do() 
     unasked = copy.deepcopy(draft.task)
     unasked["evaluation_criteria"]["communicate_info"] = []
     with pytest.raises(Rejected, match="the policy always_transfer solves it"):
-        prove(replace(draft.case, question=None), unasked, [])
+        prove_case(replace(draft.case, question=None), unasked, [])
 
 
 def test_the_gold_teacher_asks_and_the_user_acts(folder: Path, tasks: list[Json], tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_eval_and_rft_filter_play_the_file(folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_300_tasks_of_another_seed_hold_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = synthesise(SynthConfig(domain="telecom", num_tasks=300, seed=11), tmp_path / "made")
+    card = make_tasks(SynthConfig(domain="telecom", num_tasks=300, seed=11), tmp_path / "made")
     assert (card["tasks"], card["proofs"]["reference_path_rewarded_1"]) == (300, 300)
     check_by_oracle(tmp_path / "made")
     check_by_tau2(json.loads((tmp_path / "made" / "tasks.json").read_text("utf-8")), monkeypatch)
