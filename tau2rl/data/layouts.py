@@ -134,7 +134,7 @@ def row_calls(row: Row) -> tuple[CallTool, ...]:
     """The calls of the assistant, those that are written as text among them.
 
     >>> text = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
-    >>> calls_of(read_row({"prompt": [{"role": "assistant", "content": text}]}, name="a"))
+    >>> row_calls(read_row({"prompt": [{"role": "assistant", "content": text}]}, name="a"))
     (CallTool(name='f', arguments={'a': 1}),)
     """
     found: list[CallTool] = []

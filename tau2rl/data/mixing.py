@@ -96,7 +96,7 @@ def refuse_odd_weights(sources: Sequence[MixedFile], rows: int | None) -> None:
 def row_shares(sources: Sequence[MixedFile], available: Sequence[int], rows: int | None) -> list[int]:
     """How many rows of each source: largest remainders of the weights. Raises UserError where one has too few.
 
-    >>> shares([Source(file=Path("a"), weight=3), Source(file=Path("b"), weight=1)], [90, 40], None)
+    >>> row_shares([MixedFile(file=Path("a"), weight=3), MixedFile(file=Path("b"), weight=1)], [90, 40], None)
     [90, 30]
     """
     if any(source.weight is None for source in sources):

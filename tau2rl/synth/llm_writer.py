@@ -210,7 +210,7 @@ def _within(line: str, facts: Sequence[str]) -> tuple[str, ...]:
 def line_faults(lines: Sequence[WriterLine], said: Sequence[str]) -> list[str]:
     """What is wrong with new lines without asking anybody; each fault begins with its kind.
 
-    >>> faults_of([Line(say="Cancel order #W1.", kind="", keep=("order #W1",))], ["Please drop #W1, I am Ann."])
+    >>> line_faults([WriterLine(say="Cancel order #W1.", kind="", keep=("order #W1",))], ["Please drop #W1, I am Ann."])
     ['missing: line 1 must have `order #W1`', 'added: line 1 has `#`', 'added: line 1 has `Ann`']
     """
     if len(said) != len(lines):

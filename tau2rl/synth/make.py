@@ -128,7 +128,7 @@ class TaskMaker:
 def synth_split(key: str) -> str:
     """The split of a customer, or of what else a generator keeps apart, the same for every seed and size.
 
-    >>> split_of("mei_li_1") in ("train-learn", "train-select", "test")
+    >>> synth_split("mei_li_1") in ("train-learn", "train-select", "test")
     True
     """
     place = int.from_bytes(hashlib.sha256(f"synth/{key}".encode()).digest()[:8]) / 2**64

@@ -100,9 +100,9 @@ def call_of(read: Read) -> CallTool:
 def clear_choice(what: str, by: str, values: Mapping[str, float]) -> SelectorChoice | None:
     """The unique optimum of a selector over all its candidates, or None on a tie or too small a margin.
 
-    >>> choose("order", "lowest total", {"#W1": 10.0, "#W2": 12.5}).chosen
+    >>> clear_choice("order", "lowest total", {"#W1": 10.0, "#W2": 12.5}).chosen
     '#W1'
-    >>> choose("order", "lowest total", {"#W1": 10.0, "#W2": 10.5}) is None
+    >>> clear_choice("order", "lowest total", {"#W1": 10.0, "#W2": 10.5}) is None
     True
     """
     sign = -1.0 if by.startswith("highest") else 1.0

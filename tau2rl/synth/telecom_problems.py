@@ -171,7 +171,7 @@ def draw_case(
 def filled(step: CaseStep, values: Mapping[str, Any]) -> Json:
     """The arguments of a step with the values of a task.
 
-    >>> step = Step(by="user", call="f", arguments={"id": "{line_id}", "gb": "{gb}"}, allows={})
+    >>> step = CaseStep(by="user", call="f", arguments={"id": "{line_id}", "gb": "{gb}"}, allows={})
     >>> filled(step, {"line_id": "L1", "gb": 1.5})
     {'id': 'L1', 'gb': 1.5}
     """
