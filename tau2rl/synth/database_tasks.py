@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tau2rl import settings
 from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.synth.card import counts_in_words, sorted_counts
 from tau2rl.synth.compose import AFFORDANCES, ANYTHING, BURDENS, REFUSAL, Composed, Composer
 from tau2rl.synth.contamination import WORDS, ContaminationGuard
 from tau2rl.synth.failure_clusters import Failures, Focus, calls_in_words, turns
-from tau2rl.synth.generator import Cell, Draft, Json, Made, Rejected, TaskGenerator, Wording
-from tau2rl.synth.llm_writer import SHARED, InWords, LlmWriter, ModelWording
+from tau2rl.synth.generator import Cell, Draft, Json, Made, Rejected
+from tau2rl.synth.llm_writer import SHARED, InWords, WrittenTasks, writer_lines
 from tau2rl.synth.proof import SOLVED, Proof, Prover
 from tau2rl.synth.request import call_of
 from tau2rl.synth.rules import RuleBook
@@ -34,7 +33,7 @@ class Worded(Draft):
     made_for: str = ""  # the key of a cluster of failures
 
 
-class DatabaseTasks(TaskGenerator[Worded]):
+class DatabaseTasks(WrittenTasks[Worded]):
     """Composed tasks of airline or retail."""
 
     declined = REFUSAL
@@ -47,20 +46,14 @@ class DatabaseTasks(TaskGenerator[Worded]):
         self._failures = failures
         self._focus = {cluster.key: cluster.focus for cluster in failures.clusters} if failures else dict[str, Focus]()
         self.played = failures.tasks if failures else frozenset()
-        self._config, self._replayer = config, Replayer(config.domain)
+        self._replayer = Replayer(config.domain)
         self._domain = AFFORDANCES[config.domain](self._replayer.rows())
         self._book = RuleBook(config.domain, self._replayer.policy, self._domain.checks, self._domain.task_checks)
         self._composer = Composer(self._domain, self._book)
         self._prover = Prover(self._replayer, self._domain, self._book)
         self._guard = ContaminationGuard(domain=self._domain, tests=self._replayer.test_tasks(), writes=self._replayer.writes)
         self._users = [id for id in self._domain.users() if id not in self._guard.users]
-        self._writer = _writer(config, self._replayer.writes)
-        self._wording: ModelWording | None = None
-
-    @property
-    def spent(self) -> Json | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the model took that wrote the texts, where there was one."""
-        return asdict(self._wording.spent) if self._wording else None
+        super().__init__(config, table=self._domain.table, kinds=sorted(self._replayer.writes))
 
     def identity(self) -> Json:
         """tau2's distribution and version, hashes of its data."""
@@ -114,8 +107,9 @@ class DatabaseTasks(TaskGenerator[Worded]):
         def way(text: Text, task: Json) -> InWords:
             row = Proof(**proof).row(task["id"], made, text.behaviour)
             row |= {"made_for": draft.made_for} if draft.made_for else {}
+            lines = writer_lines(made, text, table=self._domain.table) if self._writer else ()
             anew = text is not draft.text
-            return InWords(user_id=made.user_id, task=task, row=row, split=split, composed=made, text=text, told_anew=anew)
+            return InWords(user_id=made.user_id, task=task, row=row, split=split, text=text, lines=tuple(lines), told_anew=anew)
 
         ways, known = [way(draft.text, draft.task)], [draft.text.behaviour]
         for place in range(TELLINGS * (self._config.behaviours - 1)):
@@ -131,18 +125,9 @@ class DatabaseTasks(TaskGenerator[Worded]):
                 known.append(other.behaviour)
         return list[Made](ways)
 
-    def wording(self, rejected: Counter[str]) -> Wording:
-        """A model's, where one writes the texts."""
-        if self._writer is None:
-            return super().wording(rejected)
-        self._wording = ModelWording(
-            self._writer,
-            domain=self._config.domain,
-            table=self._domain.table,
-            overlaps=lambda made: self._guard.overlap(made.task),
-            rejected=rejected,
-        )
-        return self._wording
+    def overlaps(self, made: Made) -> object:
+        """What a task shares with the test tasks."""
+        return self._guard.overlap(made.task)
 
     def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> Json:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
@@ -254,10 +239,3 @@ A task made for a cluster has a call of its tool among its writes, or a request 
 | --- | --- | --- | --- | --- |
 {rows}
 """
-
-
-def _writer(config: SynthConfig, writes: frozenset[str]) -> LlmWriter | None:
-    if config.writer.kind == "templates":
-        return None
-    cache = config.writer.cache or settings.output_root() / "synth" / "writer-cache"
-    return LlmWriter(config.writer, cache=cache.expanduser(), kinds=sorted(writes))

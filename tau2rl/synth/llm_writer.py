@@ -11,21 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from tau2rl.config import UserConfig, WriterConfig
+from tau2rl import settings
+from tau2rl.config import SynthConfig, UserConfig, WriterConfig
 from tau2rl.env.chat_client import ChatAnswer
 from tau2rl.env.user_simulator import UserModel, first_choice, usage_of
 from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.runs.files import make_folder, read_json, write_json, writing
 from tau2rl.synth.compose import Composed
-from tau2rl.synth.generator import Made, Wording
+from tau2rl.synth.generator import D, Json, Made, TaskGenerator, Wording
 from tau2rl.synth.texts import NOT_KNOWN, STYLES, TAKEN_BACK, Text, required_facts, withdrawn_of
 
 REWRITE = (
@@ -51,6 +53,8 @@ FILLERS = frozenset(
 QUALIFIERS = ("one way", "a single item", "out of everything", "outbound trip", "return trip", "everything else the same")
 FIRST_THE_OTHER = re.compile(r"(?:only after|when) the other changes? to the same \w+(?: (?:is|are) done)?")
 FACT_LIKE = re.compile(r"[\d#@$%]")
+SHARED = "it shares something with the test tasks"
+LOST_IN_A_ROW = 10  # texts that the model cannot write, before the command ends
 NAME = re.compile(r"(?<![.!?:\n] )(?<!^)\b[A-Z][a-z]+")  # a capital that begins no sentence
 
 
@@ -105,10 +109,8 @@ class LlmWriter:
         asked = UserConfig(kind="llm", omit=("seed",), **shared)
         self._model = UserModel(asked, (), seed=0, aside=lambda call: call(), who="writer")
 
-    def rewrite(self, made: Composed, text: Text, *, table: str) -> WrittenText:
-        """The text in other words. Raises UserError where the model does not answer."""
-        lines = writer_lines(made, text, table=table)
-        manner = STYLES[text.behaviour["style"]].format(table=table)
+    def rewrite(self, text: Text, lines: Sequence[WriterLine], *, manner: str) -> WrittenText:
+        """The text in other words; `lines`: of what it has. Raises UserError where the model does not answer."""
         asked = {"manner": manner, "lines": [{"say": line.say, "keep": list(line.keep)} for line in lines]}
         messages = [{"role": "system", "content": REWRITE}, {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
         spent, faults = WriterUsage(texts=1), list[str]()
@@ -179,9 +181,7 @@ def writer_lines(made: Composed, text: Text, *, table: str) -> list[WriterLine]:
     facts += [*QUALIFIERS, f"the number of that {entity}", "that last one"]
     return [
         WriterLine(
-            say=line,
-            kind=kinds.get(line) or _kind(made, text, line),
-            keep=(*FIRST_THE_OTHER.findall(line), *_within(line, facts)),
+            say=line, kind=kinds.get(line) or _kind(made, text, line), keep=(*FIRST_THE_OTHER.findall(line), *within(line, facts))
         )
         for line in (text.reason, *text.known)
     ]
@@ -197,10 +197,10 @@ def _kind(made: Composed, text: Text, line: str) -> str:
     return ASK
 
 
-def _within(line: str, facts: Sequence[str]) -> tuple[str, ...]:
+def within(line: str, facts: Sequence[str]) -> tuple[str, ...]:
     """The facts that stand in a line, without those that are part of a longer one.
 
-    >>> _within("cancel order #W1 because I ordered it twice", ["order #W1", "#W1", "blue"])
+    >>> within("cancel order #W1 because I ordered it twice", ["order #W1", "#W1", "blue"])
     ('order #W1',)
     """
     found = [fact for fact in dict.fromkeys(facts) if fact and fact in line]
@@ -273,16 +273,12 @@ def _strings(value: Any) -> list[str]:
     return [one for one in cast("list[Any]", value) if isinstance(one, str)] if isinstance(value, list) else []
 
 
-SHARED = "it shares something with the test tasks"
-GIVE_UP = 10  # texts in a row that the model cannot write
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InWords(Made):
     """A proved task with what a model needs to tell it anew."""
 
-    composed: Composed
     text: Text
+    lines: tuple[WriterLine, ...]  # none where no model writes
     told_anew: bool = False  # with the calls of the task before it, by another user
 
 
@@ -306,9 +302,10 @@ class ModelWording(Wording):
 
     def add(self, same: Sequence[Made]) -> None:
         """Tell these ways of one task anew. Raises UserError where the model does not answer, or never keeps the facts."""
-        tell, table = self._writer.rewrite, self._table
+        manner = {style: words.format(table=self._table) for style, words in STYLES.items()}
+        tell, ways = self._writer.rewrite, [made for made in same if isinstance(made, InWords)]
         self._waiting.append(
-            [(m, self._pool.submit(tell, m.composed, m.text, table=table)) for m in same if isinstance(m, InWords)]
+            [(m, self._pool.submit(tell, m.text, m.lines, manner=manner[m.text.behaviour["style"]])) for m in ways]
         )
         while self._waiting and all(written.done() for _, written in self._waiting[0]):  # so that what is wrong shows early
             self._take()
@@ -328,9 +325,9 @@ class ModelWording(Wording):
         if written.text is None:
             self._rejected["the writer changed a fact"] += 1
             self._lost += 1
-            if self._lost == GIVE_UP:
+            if self._lost == LOST_IN_A_ROW:
                 raise UserError(
-                    f"the writer `{self._writer.model}` changed facts in {GIVE_UP} texts in a row; of the last: "
+                    f"the writer `{self._writer.model}` changed facts in {LOST_IN_A_ROW} texts in a row; of the last: "
                     + "; ".join(written.faults),
                     hint="another model, more `writer.attempts`, or a lower `writer.temperature`",
                 )
@@ -341,3 +338,34 @@ class ModelWording(Wording):
             self._rejected[SHARED] += 1
             return None
         return told
+
+
+class WrittenTasks(TaskGenerator[D]):
+    """A generator whose texts a model can say anew."""
+
+    def __init__(self, config: SynthConfig, *, table: str, kinds: Sequence[str]) -> None:
+        """`table`: what users have, "orders"; `kinds`: what a line can be about. Raises UserError for a key that is not set."""
+        self._config, self._table = config, table
+        self._writer: LlmWriter | None = None
+        self._wording: ModelWording | None = None
+        if config.writer.kind == "llm":
+            cache = config.writer.cache or settings.output_root() / "synth" / "writer-cache"
+            self._writer = LlmWriter(config.writer, cache=cache.expanduser(), kinds=kinds)
+
+    @property
+    def spent(self) -> Json | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the model took that wrote the texts, where there was one."""
+        return asdict(self._wording.spent) if self._wording else None
+
+    @abstractmethod
+    def overlaps(self, made: Made) -> object:
+        """Whether a task shares something with the test tasks."""
+
+    def wording(self, rejected: Counter[str]) -> Wording:
+        """A model's, where one writes the texts."""
+        if self._writer is None:
+            return super().wording(rejected)
+        self._wording = ModelWording(
+            self._writer, domain=self._config.domain, table=self._table, overlaps=self.overlaps, rejected=rejected
+        )
+        return self._wording

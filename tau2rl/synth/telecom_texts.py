@@ -12,9 +12,10 @@ from typing import Any
 
 from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.synth.generator import Json
+from tau2rl.synth.llm_writer import ASK as ASK_KIND, CORRECT, IDENTIFY, NOT_KNOW, WriterLine, within
 from tau2rl.synth.request import count_words, joined
 from tau2rl.synth.telecom_problems import REBOOT, Case, CaseStep, ProblemBook, filled, user_look
-from tau2rl.synth.texts import ASK, DONE, PACES, STYLES, Text
+from tau2rl.synth.texts import ASK, CORRECT as PUT_RIGHT, DONE, PACES, STYLES, TWISTED, Text
 
 REASONS = {
     "service": (
@@ -49,11 +50,33 @@ WANTED = {
     "mobile_data": ("Anything slower than an excellent speed won't do for me.", "I need the speed test to say excellent."),
     "mms": ("All I want is to send an MMS again.",),
 }
+AMOUNT_RIGHT = ("Sorry, I got that amount wrong. It is {gb} GB that I'd add.", "Sorry, I meant another amount: {gb} GB.")
+NOT_KNOWN = (
+    "I don't know my customer number, I'm afraid. You would have to look it up.",
+    "Sorry, I don't have my customer number at hand. Could you find me without it?",
+    "I couldn't tell you my customer number.",
+)
+DOES_NOT_KNOW = "When the agent asks you for your customer number, you do not know it."
+ASK_NUMBER = ("Thank you. Do you also have your customer number?", "Thank you. Could you tell me your customer number, too?")
+TELECOM_TWISTS = ("none", "corrected", "does_not_know")
 PAYS = ("If there is an open bill, I'll pay it.", "If I still owe you something, I'm ready to pay it.")
 REFUELS = (
     "If my data is used up, I'd add {gb} GB, but I'm keeping my plan.",
     "I'm willing to add {gb} GB of data if that is needed, and I don't want another plan.",
 )
+PURPOSES = {"service": "has_no_service", "mobile_data": "has_no_or_slow_data", "mms": "cannot_send_mms"}
+KINDS = (*PURPOSES.values(), "says_what_they_would_pay_for", "says_where_they_are", "says_what_they_expect")
+CORES = {  # of what is wrong, the words that stay when a model says it anew
+    "service": ("no signal since this morning", "no service", "no network", "lost its network"),
+    "mobile_data": (
+        "slow or doesn't work at all", "mobile data doesn't work", "pages hardly load", "not on Wi-Fi",
+        "decent internet connection",
+    ),
+    "mms": (
+        "can't send pictures", "messaging app", "picture messages don't go out", "every MMS", "fails", "refuses to send photos",
+    ),
+}  # fmt: skip
+KEPT = ("keeping my plan", "another plan", "excellent", "send an MMS", "customer number", "open bill", "still owe")
 COUNTRIES = ("Portugal", "Italy", "Japan", "Mexico", "Norway", "Greece", "Canada", "Morocco")
 PERSONAS = {
     "easy": (
@@ -73,7 +96,7 @@ BEHAVE = (
     "Say yes to what the known info says that you are willing to do, and to nothing else."
 )
 STOP = "When it works again or you were handed over to a human, and every question of yours was answered, end the conversation."
-IDENTIFY = (
+ASK_WHO = (
     "I'm sorry to hear that. May I have your name and phone number, please?",
     "I'd be happy to help with that. What is your name, and which phone number is it about?",
     "Let us look into it. Could you tell me your name and your phone number?",
@@ -94,25 +117,35 @@ BILLS = "get_bills_for_customer"
 TRANSFERRED = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
 
 
-def case_text(case: Case, persona: str, rng: random.Random) -> tuple[Text, str | None]:
-    """One of the ways in which this customer could talk, and tau2's `persona` of them."""
+def case_text(case: Case, persona: str, rng: random.Random, twists: Sequence[str] = TELECOM_TWISTS) -> Text:
+    """One of the ways in which this customer could talk; `persona`: how well they know their phone."""
     pace, style, identity = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES)), rng.choice(("birth_date", "phone"))
     number = case.line["phone_number"]
     who = f"My name is {case.person.name}, and the phone number is {number}."
     if identity == "birth_date":
         who = f"I'm {case.person.name}, born on {case.person.born}. It's about the phone with the number {number}."
-    more = [rng.choice(PAYS)] if case.intent == "service" else [_place(case, rng), _willing(case, rng)]
-    more += [rng.choice(WANTED[case.intent])] if WANTED[case.intent] else []
+    twist = _twist(case, pace, rng, twists)
+    more = [[rng.choice(PAYS)]] if case.intent == "service" else [[_place(case, rng)], _willing(case, twist, rng)]
+    more += [[rng.choice(WANTED[case.intent])]] if WANTED[case.intent] else []
     rng.shuffle(more)
+    unsure = [rng.choice(NOT_KNOWN)] if twist == "does_not_know" else []
+    of_twist = {"corrected": [PUT_RIGHT], "does_not_know": [DOES_NOT_KNOW]}.get(twist, [])
     question = [rng.choice(ASK).format(question=case.question.say)] if case.question else []
-    text = Text(
+    return Text(
         reason=rng.choice(OPENINGS[style]).format(reason=rng.choice(REASONS[case.intent])),
-        known=(who, *more, *question),
+        known=(who, *unsure, *(line for lines in more for line in lines), *question),
         unknown="You do not know what is wrong with your phone or line, or any ids of your account.",
-        instructions=" ".join([PACES[pace], STYLES[style].format(table="phone"), BEHAVE, CONTENT[case.intent], STOP]),
-        behaviour={"pace": pace, "style": style, "identity": identity, "persona": persona},
+        instructions=" ".join([PACES[pace], STYLES[style].format(table="phone"), *of_twist, BEHAVE, CONTENT[case.intent], STOP]),
+        persona=rng.choice(PERSONAS[persona]) if persona in PERSONAS else None,
+        behaviour={"pace": pace, "style": style, "twist": twist, "identity": identity, "persona": persona},
     )
-    return text, rng.choice(PERSONAS[persona]) if persona in PERSONAS else None
+
+
+def _twist(case: Case, pace: str, rng: random.Random, twists: Sequence[str]) -> str:
+    """One of the twists that this customer can have; nobody corrects themselves who says everything in one breath."""
+    can = {"corrected": pace == "bit_by_bit" and case.intent != "service", "does_not_know": pace != "all_at_once"}
+    possible = [twist for twist in TELECOM_TWISTS if twist in twists and can.get(twist, False)]
+    return rng.choice(possible) if possible and ("none" not in twists or rng.random() < TWISTED) else "none"
 
 
 def case_facts(case: Case, text: Text) -> list[str]:
@@ -129,8 +162,36 @@ def _place(case: Case, rng: random.Random) -> str:
     return rng.choice(("I'm at home in the United States.", "I'm not traveling, I'm in the United States."))
 
 
-def _willing(case: Case, rng: random.Random) -> str:
-    return rng.choice(REFUELS).format(gb=f"{case.values['gb']:g}")
+def _willing(case: Case, twist: str, rng: random.Random) -> list[str]:
+    """How much data they would take; of who corrects themselves, another amount first."""
+    right, say = f"{case.values['gb']:g}", rng.choice(REFUELS)
+    if twist != "corrected":
+        return [say.format(gb=right)]
+    wrong = rng.choice([gb for gb in ("1", "1.5", "2") if gb != right])
+    return [say.format(gb=wrong), rng.choice(AMOUNT_RIGHT).format(gb=right)]
+
+
+def case_lines(case: Case, text: Text) -> tuple[WriterLine, ...]:
+    """The lines of a text with what each is for and the words that must stay."""
+    facts = [*case_facts(case, text), *CORES[case.intent], *KEPT, *COUNTRIES, "1 GB", "1.5 GB", "2 GB"]
+    return tuple(WriterLine(say=line, kind=_kind(case, line), keep=within(line, facts)) for line in (text.reason, *text.known))
+
+
+def _kind(case: Case, line: str) -> str:
+    """What a line is for, of `KINDS`."""
+    if line in NOT_KNOWN:
+        return NOT_KNOW
+    if line.startswith("Sorry, "):
+        return CORRECT
+    if case.person.name in line:
+        return IDENTIFY
+    if case.question and case.question.say in line:
+        return ASK_KIND
+    if line in PAYS or " GB" in line:
+        return "says_what_they_would_pay_for"
+    if "abroad" in line or "the United States" in line:
+        return "says_where_they_are"
+    return "says_what_they_expect" if line in WANTED[case.intent] else PURPOSES[case.intent]
 
 
 def demonstrate_case(case: Case, text: Text, book: ProblemBook, actions: Sequence[Json], rng: random.Random) -> list[Json]:
@@ -148,15 +209,19 @@ def demonstrate_case(case: Case, text: Text, book: ProblemBook, actions: Sequenc
 def _listen(case: Case, text: Text, lines: Sequence[str], rng: random.Random) -> Iterator[Json]:
     """Ask who it is, look them and their lines up, then ask for a line at a time until there are no more."""
     if lines:
-        yield {"say": rng.choice(IDENTIFY)}
+        yield {"say": rng.choice(ASK_WHO)}
+    unsure = text.behaviour["twist"] == "does_not_know"
+    if unsure:
+        yield {"say": rng.choice(ASK_NUMBER)}
     if text.behaviour["identity"] == "birth_date":
         yield _call("get_customer_by_name", full_name=case.person.name, dob=case.person.born)
     else:
         yield _call("get_customer_by_phone", phone_number=case.line["phone_number"])
     for line in case.person.lines[: case.person.lines.index(dict(case.line)) + 1]:  # which one it is is not said before
         yield _call("get_details_by_id", id=line["line_id"])
-    for number in range(1, len(lines) + 1 if lines else 0):
-        yield {"say": rng.choice(FOUND).format(name=case.person.name.split()[0]) if number == 1 else rng.choice(MORE)}
+    first = 2 if unsure else 1
+    for number in range(first, len(lines) + 1 if lines else 0):
+        yield {"say": rng.choice(FOUND).format(name=case.person.name.split()[0]) if number == first else rng.choice(MORE)}
 
 
 def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Random) -> Iterator[Json]:

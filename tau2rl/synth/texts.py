@@ -103,6 +103,7 @@ class Text:
     known: tuple[str, ...]
     unknown: str
     instructions: str
+    persona: str | None = None  # tau2's own, beside the instructions
     behaviour: dict[str, str]  # {"pace": "bit_by_bit", "style": "terse", "twist": "corrected", "identity": "email"}
 
     def scenario(self, domain: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class Text:
             "unknown_info": self.unknown,
             "task_instructions": self.instructions,
         }
-        return {"persona": None, "instructions": instructions}
+        return {"persona": self.persona, "instructions": instructions}
 
     @property
     def spoken(self) -> str:

@@ -7,6 +7,7 @@
 - what is done, and by whom, is what an independent diagnosis of the phone and the line comes to, and tau2's own check of a
   telecom task passes;
 - a task that shares a person, all its problems or a run of words with a test task is found;
+- users put a wrong amount right or have no customer number, and a task is told in several ways; changes of mind are refused;
 - an action that is not needed, and a deed against the policy that goes unseen, are found when a task is proved;
 - the gold teacher plays them, and so do eval and rft-filter: the phone is the user's, who does what the agent asks for, and the
   agent asks before it adds data, sends a bill or hands over.
@@ -186,6 +187,32 @@ def test_the_oracle_finds_what_is_missing_or_wrong(tasks: list[Json]) -> None:
         telecom_oracle.words(adds).replace("1 GB", "1.7 GB").replace("2 GB", "1.7 GB").replace(".5 GB", ".7 GB")
     )
     assert telecom_oracle.taken(adds) != telecom_oracle.diagnose(adds)
+
+
+def test_a_task_is_told_in_several_ways_by_users_with_twists(tmp_path: Path) -> None:
+    asked = ["--problems", "2,3", "--intents", "mms,mobile_data", "--personas", "none,easy", "--refusals", "0"]
+    twists = ["--behaviours", "4", "--twists", "corrected,does_not_know"]
+    card = command("synth", *TELECOM, "--num-tasks", "8", "--seed", "6", *asked, *twists, "--output", str(tmp_path / "made"))
+    told, proofs = json.loads((tmp_path / "made" / "tasks.json").read_text("utf-8")), rows_of(tmp_path / "made" / "proofs.jsonl")
+    assert (card["tasks"], card["told_anew"]) == (32, 24) and [t["id"] for t in told] == [p["task_id"] for p in proofs]
+    for first in range(0, 32, 4):
+        same = proofs[first : first + 4]
+        assert len({proof["gold_hash"] for proof in same}) == 1
+        assert len({json.dumps(proof["behaviour"]) for proof in same}) == 4
+        assert len({task["user_scenario"]["persona"] for task in told[first : first + 4]}) == 1
+    for task, proof in zip(told, proofs, strict=True):
+        lines = telecom_oracle.words(task).splitlines()
+        wrong = [place for place, line in enumerate(lines) if line.startswith("Sorry, ") and "amount" in line]
+        unsure = any("customer number" in line or "without it" in line for line in lines)
+        assert (bool(wrong), unsure) == tuple(proof["behaviour"]["twist"] == twist for twist in ("corrected", "does_not_know"))
+        assert all(" GB" in lines[place - 1] for place in wrong)
+    assert {proof["behaviour"]["twist"] for proof in proofs} == {"none", "corrected", "does_not_know"}
+    check_by_oracle(tmp_path / "made")
+    output = ["--output", str(tmp_path / "seed"), "--set", "allow_held_out=true", "--inline"]
+    report = command("seed", *named(tmp_path / "made"), *output)
+    assert (report["solved"], report["tried"]) == (32, 32)
+    refused = command("synth", *TELECOM, "--twists", "changes_mind", "--output", str(tmp_path / "no"), code=2)
+    assert "no user of a telecom task changes their mind" in refused
 
 
 def test_a_problem_that_the_policy_does_not_speak_of_is_refused() -> None:
