@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tau2rl.chat.tokenizers import Tokenizer
     from tau2rl.data.encoding import Encoded
-    from tau2rl.data.inspection import Fault, Further
+    from tau2rl.data.inspection import Further, RowFault
     from tau2rl.types import TrainingSample
 
 app = typer.Typer(help="Look at, check, count, mix and convert rows of datasets.", no_args_is_help=True)
@@ -59,9 +59,9 @@ def show(
     """
     chosen = load_config(SftConfig, config, sets or ())
     from tau2rl.chat.tokenizers import load_tokenizer
-    from tau2rl.data.jsonl import read_file
+    from tau2rl.data.jsonl import read_row_file
 
-    named = next(islice(read_file(rows.expanduser()), row - 1, None), None)
+    named = next(islice(read_row_file(rows.expanduser()), row - 1, None), None)
     if named is None:
         raise UserError(f"`{rows}` has no row {row}", hint="rows are counted from 1")
     shown = _shown(*named, load_tokenizer(tokenizer), chosen)
@@ -122,9 +122,9 @@ def inspect(
     Layouts are recognized by their keys: rows of tau2rl, OpenAI messages, WRIT-2K, AReaL-tau2-data (rows and tasks),
     tau2-sft-seed-v3, tau2 tasks, prompt rows.
     """
-    from tau2rl.data.jsonl import read_file
+    from tau2rl.data.jsonl import read_row_file
 
-    found = [_seen(at, data) for file in files for at, data in islice(read_file(file.expanduser()), limit)]
+    found = [_seen(at, data) for file in files for at, data in islice(read_row_file(file.expanduser()), limit)]
     if as_json:
         console.emit_json({"rows": found})
         return
@@ -138,14 +138,14 @@ def inspect(
 
 def _seen(at: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """A row in a few words; of one that is no conversation its keys alone."""
-    from tau2rl.data.layouts import facts_of, layout_of
+    from tau2rl.data.layouts import layout_of, row_facts
     from tau2rl.data.rows import BadRow
 
     shown = {"at": at, "layout": layout_of(data).value, "columns": list(data)}
     if not layout_of(data).is_conversation:
         return shown
     try:
-        row, said = facts_of(data, name=at)
+        row, said = row_facts(data, name=at)
     except BadRow as error:
         return {**shown, "bad": str(error)}
     named = ("id", "domain", "task", "user", "split", "source", "licence", "behaviour", "cell", "reward", "turns")
@@ -197,13 +197,15 @@ def validate(
         encoded = _encoded(files, tokenizer, chosen)
         known = {fault.at for fault in faults}
         faults += [
-            inspection.Fault(at=one.at, why=f"sft leaves it out: {one.reason}") for one in encoded.dropped if one.at not in known
+            inspection.RowFault(at=one.at, why=f"sft leaves it out: {one.reason}")
+            for one in encoded.dropped
+            if one.at not in known
         ]
     _print_faults(count, faults, as_json=as_json)
     raise typer.Exit(2 if faults else 0)
 
 
-def _print_faults(count: int, faults: Sequence[Fault], *, as_json: bool) -> None:
+def _print_faults(count: int, faults: Sequence[RowFault], *, as_json: bool) -> None:
     bad = len({fault.at for fault in faults})
     if as_json:
         console.emit_json({"rows": count, "bad": bad, "faults": [{"at": fault.at, "why": fault.why} for fault in faults]})
@@ -216,10 +218,10 @@ def _print_faults(count: int, faults: Sequence[Fault], *, as_json: bool) -> None
 
 
 def _against_test() -> Further:
-    from tau2rl.synth.contamination import RowGuard, in_words
+    from tau2rl.synth.contamination import RowGuard, overlap_words
 
     guard = RowGuard()
-    return lambda name, data, row, said: in_words(guard.of_row(said))
+    return lambda name, data, row, said: overlap_words(guard.of_row(said))
 
 
 def _encoded(files: Iterable[Path], tokenizer: str, config: SftConfig) -> Encoded:

@@ -15,7 +15,7 @@ from tau2rl.errors import UserError
 from tau2rl.runs.files import write_json
 
 if TYPE_CHECKING:
-    from tau2rl.data.mixing import Drawn, Source
+    from tau2rl.data.mixing import Drawn, MixedFile
 
 Licence = Annotated[
     str | None,
@@ -118,24 +118,24 @@ def mix(
     console.emit(f"{shown(target)}: {written.rows} rows, sha256 {written.sha256[:16]}")
 
 
-def _source(text: str, licence: str) -> Source:
+def _source(text: str, licence: str) -> MixedFile:
     """What `--from` names. Raises UserError.
 
     >>> _source("a=b.jsonl=2", "").weight, _source("rows.jsonl", "").weight
     (2.0, None)
     """
-    from tau2rl.data.mixing import Source
+    from tau2rl.data.mixing import MixedFile
 
     file, equals, weight = text.rpartition("=")
     if not equals or Path(text).expanduser().is_file():
-        return Source(file=Path(text), licence=licence)
+        return MixedFile(file=Path(text), licence=licence)
     try:
-        return Source(file=Path(file), weight=float(weight), licence=licence)
+        return MixedFile(file=Path(file), weight=float(weight), licence=licence)
     except ValueError:
         raise UserError(f"`{text}` has a weight that is no number", hint="`--from rows.jsonl=2`") from None
 
 
-def _drawn(source: Source, drawn: Drawn) -> dict[str, Any]:
+def _drawn(source: MixedFile, drawn: Drawn) -> dict[str, Any]:
     return {
         "file": str(source.file),
         "sha256": drawn.sha256,

@@ -36,7 +36,7 @@ def run(asked: Asked[SynthConfig]) -> None:
             console.emit_table([["setting", "value"], *([name, str(value)] for name, value in dump(config).items())])
             console.say(f"would write {config.num_tasks} tasks to {shown(folder)}")
         return
-    from tau2rl.synth.make import synthesise
+    from tau2rl.synth.make import make_tasks
     from tau2rl.verify.failures import failures_of
 
     failures = failures_of(config.from_failures, config) if config.from_failures else None
@@ -47,7 +47,7 @@ def run(asked: Asked[SynthConfig]) -> None:
             seconds = time.monotonic() - started
             follower.on_progress(ProgressEvent(done=done, total=total, seconds=seconds, unit="tasks"))
 
-        facts = synthesise(config, folder, on_task, failures=failures)
+        facts = make_tasks(config, folder, on_task, failures=failures)
     if asked.as_json:
         console.emit_json({"folder": str(folder), **facts})
         return

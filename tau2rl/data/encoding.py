@@ -98,8 +98,8 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """A row that was left out: `Dropped(id="17", at="rows.jsonl:17", reason=TOO_LONG, tokens=9120)`."""
+class DroppedRow:
+    """A row that was left out: `DroppedRow(id="17", at="rows.jsonl:17", reason=TOO_LONG, tokens=9120)`."""
 
     id: str
     at: str  # file and line
@@ -111,7 +111,7 @@ TOO_LONG = "too long"  # the reason of a row that has more tokens than are allow
 NAMED = 20  # rows that a line of the log names
 
 
-def warn_of_long_rows(dropped: Sequence[Dropped], *, max_tokens: int) -> None:
+def warn_of_long_rows(dropped: Sequence[DroppedRow], *, max_tokens: int) -> None:
     """Name in the log, before anything is trained, the rows that are left out for their length."""
     long = [row for row in dropped if row.reason == TOO_LONG]
     if long:
@@ -125,7 +125,7 @@ class Encoded:
 
     rows: tuple[tuple[TrainingSample, ...], ...]  # of each that is used its samples: several where thoughts are taken out
     ids: tuple[str, ...]  # of those rows
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedRow, ...]
     exact: int = 0  # of those rows: with the tokens that were sampled; the others were rendered from their messages
     thoughts_left_out: int = 0  # of AReaL answers, where nothing thinks
 
@@ -145,17 +145,17 @@ def encode_rows(
     encoder = RowEncoder(tokenizer, chat)
     found: list[tuple[TrainingSample, ...]] = []
     ids: list[str] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRow] = []
     exact = 0
     for name, data in rows:
         try:
             row = encoder.admit(read_row(data, name=name))
             samples, is_exact = encoder.samples(row, data)
         except BadRow as error:
-            dropped.append(Dropped(id=name, at=name, reason=str(error)))
+            dropped.append(DroppedRow(id=name, at=name, reason=str(error)))
             continue
         if (longest := max(len(sample.token_ids) for sample in samples)) > max_tokens:
-            dropped.append(Dropped(id=row.id, at=name, reason=TOO_LONG, tokens=longest))
+            dropped.append(DroppedRow(id=row.id, at=name, reason=TOO_LONG, tokens=longest))
             continue
         found.append(samples)
         ids.append(row.id)

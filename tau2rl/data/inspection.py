@@ -10,8 +10,8 @@ from statistics import quantiles
 from typing import Any, cast
 
 from tau2rl.data.encoding import learned_turns
-from tau2rl.data.jsonl import read_file
-from tau2rl.data.layouts import Facts, facts_of
+from tau2rl.data.jsonl import read_row_file
+from tau2rl.data.layouts import Facts, row_facts
 from tau2rl.data.rows import BadRow, Row, exact_sample
 from tau2rl.types import ToolSchema
 
@@ -19,57 +19,57 @@ Further = Callable[[str, Mapping[str, Any], Row, Facts], Iterable[str]]  # name,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What is wrong with a row: `Fault(at="rows.jsonl:17", why="a call of `f`, which is none of its tools")`."""
+class RowFault:
+    """What is wrong with a row: `RowFault(at="rows.jsonl:17", why="a call of `f`, which is none of its tools")`."""
 
     at: str
     why: str
 
 
-def facts(files: Sequence[Path], *, bad: Callable[[Fault], object], licence: str = "") -> Iterator[tuple[str, Row, Facts]]:
+def facts(files: Sequence[Path], *, bad: Callable[[RowFault], object], licence: str = "") -> Iterator[tuple[str, Row, Facts]]:
     """Name, row and facts of every conversation of the files; `bad` is told what is none. Raises UserError."""
     for name, data in rows(files, bad=bad):
         try:
-            row, found = facts_of(data, name=name, licence=licence)
+            row, found = row_facts(data, name=name, licence=licence)
         except BadRow as error:
-            bad(Fault(at=name, why=str(error)))
+            bad(RowFault(at=name, why=str(error)))
             continue
         yield name, row, found
 
 
-def rows(files: Sequence[Path], *, bad: Callable[[Fault], object]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def rows(files: Sequence[Path], *, bad: Callable[[RowFault], object]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Name and content of every row of the files; `bad` is told of lines that are none. Raises UserError."""
     for file in files:
-        yield from read_file(file.expanduser(), on_bad=lambda at, why: bad(Fault(at=at, why=why)))
+        yield from read_row_file(file.expanduser(), on_bad=lambda at, why: bad(RowFault(at=at, why=why)))
 
 
-def validate(files: Sequence[Path], further: Sequence[Further] = ()) -> tuple[int, list[Fault]]:
+def validate(files: Sequence[Path], further: Sequence[Further] = ()) -> tuple[int, list[RowFault]]:
     """How many rows there are, and every fault of every row, in the order of the files. Raises UserError."""
-    count, found, no_rows = 0, list[Fault](), list[Fault]()
+    count, found, no_rows = 0, list[RowFault](), list[RowFault]()
     seen: dict[bytes, str] = {}
 
-    def unreadable(fault: Fault) -> None:
+    def unreadable(fault: RowFault) -> None:
         found.append(fault)
         no_rows.append(fault)
 
     for name, data in rows(files, bad=unreadable):
         count += 1
         try:
-            row, said = facts_of(data, name=name)
+            row, said = row_facts(data, name=name)
             exact_sample(data)
         except BadRow as error:
-            found.append(Fault(at=name, why=str(error)))
+            found.append(RowFault(at=name, why=str(error)))
             continue
-        faults = list(faults_of(row))
+        faults = list(row_faults(row))
         if (first := seen.setdefault(said.fingerprint, name)) != name:
             faults.append(f"it is the same conversation as {first}")
         for check in further:
             faults += check(name, data, row, said)
-        found += [Fault(at=name, why=why) for why in faults]
+        found += [RowFault(at=name, why=why) for why in faults]
     return count + len(no_rows), found
 
 
-def faults_of(row: Row) -> Iterator[str]:
+def row_faults(row: Row) -> Iterator[str]:
     """What is wrong with a conversation that can be read: its order, its calls, what of it is learned."""
     try:
         learned_turns(row)

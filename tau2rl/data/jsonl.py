@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tau2rl.config.extras import part_of
-from tau2rl.data.parquet import Rows, is_parquet, read_parquet, write_parquet
+from tau2rl.data.parquet import ParquetRows, is_parquet, read_parquet, write_parquet
 from tau2rl.errors import UserError
 from tau2rl.runs.files import replacing
 from tau2rl.runs.provenance import file_hash
@@ -27,39 +27,39 @@ MAX_LINE = 1 << 26  # bytes of a row: a long conversation has a few hundred thou
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """A finished file: `Written(file="rows.jsonl", rows=120, sha256="9f2c...")`."""
+class WrittenDataset:
+    """A finished file: `WrittenDataset(file="rows.jsonl", rows=120, sha256="9f2c...")`."""
 
     file: str
     rows: int
     sha256: str
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Written:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> WrittenDataset:
     """Write a JSONL file, one row at a time; until it is whole the old one stays in its place."""
     digest, count = hashlib.sha256(), 0
     with replacing(path) as file:
         for row in rows:
-            line = line_of(row)
+            line = row_line(row)
             digest.update(line)
             file.write(line)
             count += 1
-    return Written(file=path.name, rows=count, sha256=digest.hexdigest())
+    return WrittenDataset(file=path.name, rows=count, sha256=digest.hexdigest())
 
 
-def save_rows(path: Path, rows: Rows) -> Written:
+def save_rows(path: Path, rows: ParquetRows) -> WrittenDataset:
     """Write rows as the file's name asks: `.parquet`, `.gz`, else plain JSON lines. The same rows give the same bytes."""
     if path.suffix == ".parquet":
         count = write_parquet(path, rows)
-        return Written(file=path.name, rows=count, sha256=file_hash(path))
+        return WrittenDataset(file=path.name, rows=count, sha256=file_hash(path))
     if path.suffix != ".gz":
         return write_rows(path, rows())
     count = 0
     with replacing(path) as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as out:
         for row in rows():
-            out.write(line_of(row))
+            out.write(row_line(row))
             count += 1
-    return Written(file=path.name, rows=count, sha256=file_hash(path))
+    return WrittenDataset(file=path.name, rows=count, sha256=file_hash(path))
 
 
 def naming(bad: list[str] | None) -> Callable[[str, str], None]:
@@ -73,12 +73,12 @@ def naming(bad: list[str] | None) -> Callable[[str, str], None]:
     return tell
 
 
-def line_of(row: Mapping[str, Any]) -> bytes:
+def row_line(row: Mapping[str, Any]) -> bytes:
     """A row as a line of JSON; half of a surrogate pair becomes `?`."""
     return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
 
-def read_file(path: Path, *, on_bad: Callable[[str, str], object] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_row_file(path: Path, *, on_bad: Callable[[str, str], object] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Name (`rows.jsonl:17`) and content of each row of a file, one at a time. Raises UserError, naming the line.
 
     `on_bad` is told the name and the fault of a line that is no row, which is then passed over.

@@ -19,7 +19,7 @@ from tau2rl.data.rows import BadRow, Row, read_row
 from tau2rl.types import CallTool
 
 
-class Layout(StrEnum):
+class RowLayout(StrEnum):
     """Whose layout a row has."""
 
     OURS = "tau2rl"
@@ -35,10 +35,10 @@ class Layout(StrEnum):
     @property
     def is_conversation(self) -> bool:
         """Whether its rows can be trained on by `sft`."""
-        return self in (Layout.OURS, Layout.OPENAI, Layout.WRIT, Layout.AREAL, Layout.SEED_V3)
+        return self in (RowLayout.OURS, RowLayout.OPENAI, RowLayout.WRIT, RowLayout.AREAL, RowLayout.SEED_V3)
 
 
-LICENCES = {Layout.WRIT: "mit", Layout.AREAL: "apache-2.0", Layout.AREAL_TASK: "apache-2.0"}  # as the data cards have it
+LICENCES = {RowLayout.WRIT: "mit", RowLayout.AREAL: "apache-2.0", RowLayout.AREAL_TASK: "apache-2.0"}  # as the data cards have it
 NOT_SAID = "not said"
 DOMAINS = ("airline", "retail", "telecom")
 POLICY = re.compile(r"#\s*(airline|retail|telecom)\s+agent\s+policy", re.IGNORECASE)  # the heading of tau2's domain policies
@@ -51,7 +51,7 @@ TEXT_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 class Facts:
     """What a row of a conversation says: `Facts(layout=Layout.WRIT, domain="retail", licence="mit", turns=12, ...)`."""
 
-    layout: Layout
+    layout: RowLayout
     id: str
     domain: str  # "" where nothing says it
     task: str
@@ -68,7 +68,7 @@ class Facts:
     fingerprint: bytes  # 16 bytes: two rows with the same one teach the same
 
 
-def layout_of(data: Mapping[str, Any]) -> Layout:
+def layout_of(data: Mapping[str, Any]) -> RowLayout:
     """The layout of a row.
 
     >>> layout_of({"messages": [], "tools": [], "trajectory_type": "normal", "has_user_script": False}).value
@@ -78,22 +78,22 @@ def layout_of(data: Mapping[str, Any]) -> Layout:
     """
     metadata = _mapping(data.get("metadata"))
     if "user_scenario" in data:
-        return Layout.AREAL_TASK if "db_path" in data else Layout.TASK
+        return RowLayout.AREAL_TASK if "db_path" in data else RowLayout.TASK
     if isinstance(data.get("messages"), list):
         if _mapping(data.get("answer")):
-            return Layout.AREAL
+            return RowLayout.AREAL
         if "trajectory_type" in data:
-            return Layout.WRIT
-        return Layout.OURS if "protocol" in {*metadata, *data} else Layout.OPENAI
+            return RowLayout.WRIT
+        return RowLayout.OURS if "protocol" in {*metadata, *data} else RowLayout.OPENAI
     if isinstance(data.get("prompt"), list):
-        return Layout.SEED_V3
+        return RowLayout.SEED_V3
     named = _mapping(metadata.get("task")) or metadata
     if "task_id" in named and isinstance(data.get("input", data.get("text")), str):
-        return Layout.PROMPT
-    return Layout.UNKNOWN
+        return RowLayout.PROMPT
+    return RowLayout.UNKNOWN
 
 
-def facts_of(data: Mapping[str, Any], *, name: str, licence: str = "", source: str = "") -> tuple[Row, Facts]:
+def row_facts(data: Mapping[str, Any], *, name: str, licence: str = "", source: str = "") -> tuple[Row, Facts]:
     """A row that `sft` can read, and what it says. `licence`, `source`: of rows that do not name theirs. Raises BadRow."""
     layout = layout_of(data)
     if not layout.is_conversation:
@@ -101,12 +101,12 @@ def facts_of(data: Mapping[str, Any], *, name: str, licence: str = "", source: s
     row = read_row(data, name=name)
     metadata = _mapping(data.get("metadata"))
     given = {**data, **metadata}
-    calls = calls_of(row)
+    calls = row_calls(row)
     reward = given.get("reward", given.get("reward_score"))
     if reward is None and isinstance(given.get("success"), bool):
         reward = float(given["success"])
     return row, Facts(
-        layout=Layout(given["layout"]) if given.get("layout") in list(Layout) else layout,
+        layout=RowLayout(given["layout"]) if given.get("layout") in list(RowLayout) else layout,
         id=row.id,
         domain=_domain(given, row),
         task=str(given.get("tau2_task_id") or given.get("task_id") or given.get("source_dialog_id") or ""),
@@ -124,17 +124,17 @@ def facts_of(data: Mapping[str, Any], *, name: str, licence: str = "", source: s
     )
 
 
-def licence_of(given: Mapping[str, Any], layout: Layout) -> str:
+def licence_of(given: Mapping[str, Any], layout: RowLayout) -> str:
     """The licence that a row names, or that the card of its data set has; "" where neither says one."""
     named = given.get("licence") or given.get("license")
     return str(named) if isinstance(named, str) and named != NOT_SAID else LICENCES.get(layout, "")
 
 
-def calls_of(row: Row) -> tuple[CallTool, ...]:
+def row_calls(row: Row) -> tuple[CallTool, ...]:
     """The calls of the assistant, those that are written as text among them.
 
     >>> text = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
-    >>> calls_of(read_row({"prompt": [{"role": "assistant", "content": text}]}, name="a"))
+    >>> row_calls(read_row({"prompt": [{"role": "assistant", "content": text}]}, name="a"))
     (CallTool(name='f', arguments={'a': 1}),)
     """
     found: list[CallTool] = []

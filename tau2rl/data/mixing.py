@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tau2rl.data.jsonl import Written, line_of, naming, read_file, save_rows
-from tau2rl.data.layouts import NOT_SAID, facts_of
+from tau2rl.data.jsonl import WrittenDataset, naming, read_row_file, row_line, save_rows
+from tau2rl.data.layouts import NOT_SAID, row_facts
 from tau2rl.data.near_duplicates import grams, near_duplicates
 from tau2rl.data.rows import BadRow
 from tau2rl.errors import UserError
@@ -25,8 +25,8 @@ from tau2rl.runs.provenance import file_hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A file and its share of the mix: `Source(file=Path("writ.parquet"), weight=2.0, licence="mit")`."""
+class MixedFile:
+    """A file and its share of the mix: `MixedFile(file=Path("writ.parquet"), weight=2.0, licence="mit")`."""
 
     file: Path
     weight: float | None = None  # None: all of its rows
@@ -54,8 +54,8 @@ class Drawn:
 
 
 def mix(
-    sources: Sequence[Source], output: Path, *, seed: int, rows: int | None, skip_bad: bool, near: float | None = None
-) -> tuple[Written, list[Drawn]]:
+    sources: Sequence[MixedFile], output: Path, *, seed: int, rows: int | None, skip_bad: bool, near: float | None = None
+) -> tuple[WrittenDataset, list[Drawn]]:
     """Write the mix. Raises UserError.
 
     `rows`: of the whole; None: as many as the weights allow. `near`: from which similarity on a conversation is a duplicate of an
@@ -67,7 +67,7 @@ def mix(
         drawn = [_read(source, spool, seen, seed=seed, skip_bad=skip_bad, near=near is not None) for source in sources]
         if near is not None:
             _drop_near(drawn, near)
-        for one, count in zip(drawn, shares(sources, [len(d.places) for d in drawn], rows), strict=True):
+        for one, count in zip(drawn, row_shares(sources, [len(d.places) for d in drawn], rows), strict=True):
             one.places = sorted(one.places)[:count]
             one.kept = count
         order = sorted((_hash(f"order/{seed}", key), at, size) for one in drawn for key, at, size in one.places)
@@ -80,7 +80,7 @@ def mix(
         return save_rows(output, taken), drawn
 
 
-def refuse_odd_weights(sources: Sequence[Source], rows: int | None) -> None:
+def refuse_odd_weights(sources: Sequence[MixedFile], rows: int | None) -> None:
     """Raise UserError for weights that say nothing."""
     weighed = [source for source in sources if source.weight is not None]
     if any(not 0 < cast("float", source.weight) < float("inf") for source in weighed):
@@ -93,10 +93,10 @@ def refuse_odd_weights(sources: Sequence[Source], rows: int | None) -> None:
         raise UserError("a file is named twice", hint="give it one weight")
 
 
-def shares(sources: Sequence[Source], available: Sequence[int], rows: int | None) -> list[int]:
+def row_shares(sources: Sequence[MixedFile], available: Sequence[int], rows: int | None) -> list[int]:
     """How many rows of each source: largest remainders of the weights. Raises UserError where one has too few.
 
-    >>> shares([Source(file=Path("a"), weight=3), Source(file=Path("b"), weight=1)], [90, 40], None)
+    >>> row_shares([MixedFile(file=Path("a"), weight=3), MixedFile(file=Path("b"), weight=1)], [90, 40], None)
     [90, 30]
     """
     if any(source.weight is None for source in sources):
@@ -130,15 +130,15 @@ def _drop_near(drawn: Sequence[Drawn], threshold: float) -> None:
         one.places, one.grams = kept, []
 
 
-def _read(source: Source, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_bad: bool, near: bool) -> Drawn:
+def _read(source: MixedFile, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_bad: bool, near: bool) -> Drawn:
     """Put a source's rows down, those that are new. Raises UserError."""
     found = Drawn()
     bad = naming(found.bad if skip_bad else None)
     path = source.file.expanduser()
-    for at, data in read_file(path, on_bad=bad):
+    for at, data in read_row_file(path, on_bad=bad):
         found.read += 1
         try:
-            _, said = facts_of(data, name=at, licence=source.licence, source=source.name)
+            _, said = row_facts(data, name=at, licence=source.licence, source=source.name)
             row = _with_origin(data, at, source=said.source, layout=said.layout.value, licence=said.licence)
         except BadRow as error:
             bad(at, str(error))
@@ -148,7 +148,7 @@ def _read(source: Source, spool: BinaryIO, seen: set[bytes], *, seed: int, skip_
             continue
         seen.add(said.fingerprint)
         found.licences.add(said.licence)
-        line = line_of(row)
+        line = row_line(row)
         found.places.append((_hash(f"draw/{seed}", said.fingerprint), spool.seek(0, 2), len(line)))
         spool.write(line)
         if near:

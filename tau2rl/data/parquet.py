@@ -20,7 +20,7 @@ MAGIC = b"PAR1"
 BATCH = 256  # rows of a row group, and of what is read at once
 AS_JSON = b"tau2rl.json"  # key of the file's metadata: the columns that are JSON text
 CONVERSATIONS = ("messages", "prompt")
-Rows = Callable[[], Iterable[Mapping[str, Any]]]  # the same rows at every call
+ParquetRows = Callable[[], Iterable[Mapping[str, Any]]]  # the same rows at every call
 
 
 def is_parquet(path: Path) -> bool:
@@ -45,7 +45,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"cannot read `{path}`: {why}", hint="it is damaged, or no Parquet") from None
 
 
-def write_parquet(path: Path, rows: Rows) -> int:
+def write_parquet(path: Path, rows: ParquetRows) -> int:
     """Write the rows, which are gone through twice; their number. Raises UserError."""
     arrow = _library(path)
     kinds, members, count = _kinds(rows())

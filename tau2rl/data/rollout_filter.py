@@ -45,8 +45,8 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """What was dropped, and why: `Dropped(source=0, key="mock/a#2", task="mock/a", reward=1.0, reason="same actions")`."""
+class DroppedEpisode:
+    """What was dropped, and why: `DroppedEpisode(source=0, key="mock/a#2", task="mock/a", reward=1.0, reason="same actions")`."""
 
     source: int
     key: str
@@ -123,12 +123,12 @@ class RolloutFilter:
         """(source, position) of what is kept: first attempts of all tasks before second ones."""
         yield from self._db.execute(f"SELECT source, position FROM attempt WHERE {KEPT} ORDER BY source, number, task, key")
 
-    def dropped(self) -> Iterator[Dropped]:
+    def dropped(self) -> Iterator[DroppedEpisode]:
         """What was dropped."""
         names = ("source", "key", "task", "reward", "partial", "reason")
         query = f"SELECT {', '.join(names)} FROM attempt WHERE NOT ({KEPT}) ORDER BY source, number, task, key"
         for values in self._db.execute(query):
-            yield Dropped(**dict(zip(names, values, strict=True)))
+            yield DroppedEpisode(**dict(zip(names, values, strict=True)))
 
     def reasons(self) -> dict[str, int]:
         """Reason -> how many were dropped for it, the commonest first."""

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.config import DataConfig
-from tau2rl.data.jsonl import read_file
+from tau2rl.data.jsonl import read_row_file
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -215,4 +215,4 @@ def _mapping(value: object) -> Mapping[str, Any]:
 def read_rows(data: DataConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Name and content of every row, file by file. Raises UserError."""
     for file in data.files:
-        yield from islice(read_file(file.expanduser()), data.limit)
+        yield from islice(read_row_file(file.expanduser()), data.limit)

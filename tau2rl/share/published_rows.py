@@ -15,8 +15,8 @@ from typing import Any, cast
 
 from tau2rl.chat.template import chat_dicts, openai_message
 from tau2rl.data.encoding import sampled_turns, unmasked_turns
-from tau2rl.data.jsonl import naming, read_file, save_rows
-from tau2rl.data.layouts import NOT_SAID, Layout, facts_of, layout_of
+from tau2rl.data.jsonl import naming, read_row_file, save_rows
+from tau2rl.data.layouts import NOT_SAID, RowLayout, layout_of, row_facts
 from tau2rl.data.rows import BadRow, Row
 from tau2rl.errors import UserError
 from tau2rl.runs.files import write_json
@@ -35,11 +35,11 @@ register(Path(__file__).parent)
 
 def convert_published(file: Path, output: Path, *, licence: str, thoughts: bool, bad: list[str] | None) -> dict[str, Any]:
     """Write what the file has; what was written, JSON-ready. `bad` gets what cannot be read; None: refuse. Raises UserError."""
-    first = next(read_file(file), None)
+    first = next(read_row_file(file), None)
     if first is None:
         raise UserError(f"`{file}` has no rows")
     layout = layout_of(first[1])
-    if layout in (Layout.AREAL_TASK, Layout.TASK):
+    if layout in (RowLayout.AREAL_TASK, RowLayout.TASK):
         return _tasks(file, output, bad=bad)
     if not layout.is_conversation:
         raise UserError(
@@ -61,9 +61,9 @@ def _anew(found: list[str], asked: list[str] | None) -> list[str] | None:
 
 def _rows(file: Path, *, licence: str, thoughts: bool, bad: list[str] | None) -> Iterator[dict[str, Any]]:
     refuse = naming(bad)
-    for at, data in read_file(file, on_bad=refuse):
+    for at, data in read_row_file(file, on_bad=refuse):
         try:
-            row, said = facts_of(data, name=at, licence=licence, source=file.name)
+            row, said = row_facts(data, name=at, licence=licence, source=file.name)
         except BadRow as error:
             refuse(at, str(error))
             continue
@@ -110,7 +110,7 @@ def _tasks(file: Path, output: Path, *, bad: list[str] | None) -> dict[str, Any]
     options = f"--plugins {PLUGIN} --domains {','.join(domains)} --task-split train"
     play = f"PYTHONPATH={shlex.quote(str(output))} tau2rl rft-filter {options}"
     return {
-        "layout": Layout.AREAL_TASK.value,
+        "layout": RowLayout.AREAL_TASK.value,
         "what": "tasks",
         "rows": sum(map(len, groups.values())),
         "bad": len(bad or ()),
@@ -126,7 +126,7 @@ def _grouped(file: Path, bad: list[str] | None) -> dict[tuple[str, str], list[di
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     ids: dict[tuple[str, str], int] = {}
     refuse = naming(bad)
-    for at, data in read_file(file, on_bad=refuse):
+    for at, data in read_row_file(file, on_bad=refuse):
         try:
             task, base = read_task(data)
         except BadRow as error:

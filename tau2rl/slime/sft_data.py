@@ -16,7 +16,7 @@ from typing import Any
 from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.config import SftConfig
-from tau2rl.data.encoding import TOO_LONG, Dropped, RowEncoder, learned_turns
+from tau2rl.data.encoding import TOO_LONG, DroppedRow, RowEncoder, learned_turns
 from tau2rl.data.jsonl import write_rows
 from tau2rl.data.rows import BadRow, Row, read_row
 from tau2rl.rollouts.episode import REPAIR_REQUEST
@@ -35,7 +35,7 @@ class RowCounts:
     tokens: int = 0
     assistant_tokens: int = 0
     longest: int = 0
-    dropped: list[Dropped] = field(default_factory=list[Dropped])
+    dropped: list[DroppedRow] = field(default_factory=list[DroppedRow])
 
     def add(self, sample: TrainingSample) -> None:
         """Count a row that is used."""
@@ -104,10 +104,10 @@ def _written(
             (sample,) = encoder.encode(row)  # nothing thinks, and so nothing is taken out
             conversation = conversation_of(row)
         except BadRow as error:
-            counts.dropped.append(Dropped(id=name, at=name, reason=str(error)))
+            counts.dropped.append(DroppedRow(id=name, at=name, reason=str(error)))
             continue
         if len(sample.token_ids) > max_tokens:
-            counts.dropped.append(Dropped(id=row.id, at=name, reason=TOO_LONG, tokens=len(sample.token_ids)))
+            counts.dropped.append(DroppedRow(id=row.id, at=name, reason=TOO_LONG, tokens=len(sample.token_ids)))
             continue
         counts.add(sample)
         yield conversation

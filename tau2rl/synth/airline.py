@@ -8,24 +8,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tau2rl.synth.affordances import Affordances, Manners
 from tau2rl.synth.airline_checks import CABINS, CHECKS, change_price, extra_bags, flights_open, is_cancelled, named, price, status
-from tau2rl.synth.airline_selectors import (
+from tau2rl.synth.airline_words import (
     CABIN_WORDS,
     FIRST_DAY,
     LAST_DAY,
+    airline_call_words,
     days,
     describe_nonstop,
     describe_reservation,
     paid,
+    passenger_words,
     reservation_read,
     routes,
     search_read,
 )
-from tau2rl.synth.airline_words import in_words, passenger_words
 from tau2rl.synth.request import (
+    Affordances,
+    AskedAmount,
     Identity,
-    Question,
+    Manners,
     Read,
     Request,
     Said,
@@ -37,7 +39,7 @@ from tau2rl.synth.request import (
     row_values,
     user_read,
 )
-from tau2rl.synth.rules import Rows
+from tau2rl.synth.rules import Tables
 from tau2rl.types import CallTool
 
 REASONS = {  # what the policy makes of a reason -> how a customer says it
@@ -56,7 +58,7 @@ MANNERS = Manners(
     identify_again="Thank you, I have noted that. And what is your user id?",
     cautions={},
 )
-Maker = Callable[[str, str, random.Random, Said], "Request | None"]
+RequestMaker = Callable[[str, str, random.Random, Said], "Request | None"]
 
 
 class Airline(Affordances):
@@ -69,7 +71,7 @@ class Airline(Affordances):
     manners = MANNERS
     shared = "The flights are the same ones: it is the same airline."
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Tables) -> None:
         super().__init__(rows)
         self._routes = routes(rows)
         names = [user["name"] for user in rows["users"].values()]
@@ -89,6 +91,11 @@ class Airline(Affordances):
         tools = {left.call.name, right.call.name}
         free = {"update_reservation_passengers", "send_certificate", "book_reservation"}
         return bool(tools & free) and "cancel_reservation" not in tools
+
+    def fits(self, left: Request, right: Request) -> bool:
+        """Nobody who says that they cannot fly books a flight for themselves."""
+        tools, reasons = {left.call.name, right.call.name}, {left.told.get("reason"), right.told.get("reason")}
+        return "book_reservation" not in tools or "health" not in reasons
 
     def looked_at(self, request: Request) -> list[Read]:
         """The reservation, and the status of its flights that may have departed or been cancelled; what a payment must cover."""
@@ -126,14 +133,14 @@ class Airline(Affordances):
 
     def in_words(self, user_id: str, call: CallTool) -> str:
         """What a call does, as the agent says it."""
-        return in_words(self.rows, user_id, call)
+        return airline_call_words(self.rows, user_id, call)
 
     def draw(self, user_id: str, rng: random.Random) -> Request | None:
         """One request, legal or not; None where the draw came to nothing."""
         if rng.random() < 0.2:
             return self._book(user_id, rng, rng.randint(1, 3))
         id = rng.choice(self.rows["users"][user_id]["reservations"])
-        makers: tuple[Maker, ...] = (self._cancel, self._compensate)
+        makers: tuple[RequestMaker, ...] = (self._cancel, self._compensate)
         if self._upcoming(id):
             makers = (self._cancel, self._cabin, self._flights, self._bags, self._passenger)
         return rng.choice(makers)(user_id, id, rng, describe_reservation(self.rows, user_id, id, rng))
@@ -142,7 +149,7 @@ class Airline(Affordances):
         """One request that is against the policy, if it is; named by the reservation's id, so that nothing else is unclear."""
         mine = {id: self.rows["reservations"][id] for id in self.rows["users"][user_id]["reservations"]}
         # What is seldom possible or seldom forbidden is drawn more often.
-        makers: tuple[Maker, ...] = (self._compensate, self._fewer_bags, self._one_more, self._too_many)
+        makers: tuple[RequestMaker, ...] = (self._compensate, self._fewer_bags, self._one_more, self._too_many)
         maker = rng.choice(makers + 3 * (self._cancel,) + 4 * (self._flights,))
         id = rng.choice(sorted(mine))
         if maker != self._compensate and not self._upcoming(id):
@@ -153,7 +160,7 @@ class Airline(Affordances):
             return None
         asked = rng.choice(worth)
         value, reads = str(paid(mine[asked])), frozenset({reservation_read(asked)})
-        return replace(made, question=Question(say=f"what I paid in total for reservation {asked}", value=value, reads=reads))
+        return replace(made, question=AskedAmount(say=f"what I paid in total for reservation {asked}", value=value, reads=reads))
 
     def other_values(self, user_id: str, call: CallTool, argument: str) -> list[Any]:
         """Another reservation, customer, payment, cabin, flight, passenger, number, place or kind."""
@@ -185,7 +192,7 @@ class Airline(Affordances):
         if is_cancelled(self.rows, reservation):
             reason, words = "airline", AIRLINE
         whole = all("certificate" not in payment["payment_id"] for payment in reservation["payment_history"])
-        question = Question(say=f"how much money I get back for {said.words}", value=str(paid(reservation)))
+        question = AskedAmount(say=f"how much money I get back for {said.words}", value=str(paid(reservation)))
         question = replace(question, reads=frozenset({reservation_read(id)}))
         return self._about(
             id, said, "cancel_reservation", {}, f"cancel {said.words}, because {words}", words,
@@ -233,7 +240,7 @@ class Airline(Affordances):
         if not flights_open(self.rows, user_id, call):
             return None
         cost = change_price(self.rows, call)
-        question = Question(say=f"what the change of {said.words} comes to in total", value=str(abs(cost)))
+        question = AskedAmount(say=f"what the change of {said.words} comes to in total", value=str(abs(cost)))
         return self._about(
             id, said, call.name, given, f"{words}, and settle the difference with {payment[1]}", fact, payment[1],
             reads=new.reads | {reservation_read(id), user_read(user_id)}, choices=new.choices,
@@ -268,15 +275,19 @@ class Airline(Affordances):
     def _passenger(self, user_id: str, id: str, rng: random.Random, said: Said) -> Request | None:
         passengers = self.rows["reservations"][id]["passengers"]
         place, new = rng.randrange(len(passengers)), self._somebody(rng)
-        old = f"{passengers[place]['first_name']} {passengers[place]['last_name']}"
-        if sum(f"{p['first_name']} {p['last_name']}" == old for p in passengers) > 1:
+        names = [f"{passenger['first_name']} {passenger['last_name']}" for passenger in passengers]
+        if names.count(names[place]) > 1:
             return None
+        user = self.rows["users"][user_id]
+        own = passengers[place] == {**user["name"], "dob": user["dob"]}
+        old = "me" if own else f"the passenger {names[place]}"
         arguments = {"passengers": [*passengers[:place], new, *passengers[place + 1 :]]}
         fact, wrong = passenger_words(new), passenger_words({**new, "dob": f"{int(new['dob'][:4]) + 1}{new['dob'][4:]}"})
         slip = Slip(wrong=wrong, right=fact, correction=f"Sorry, I got that passenger wrong. It has to be {fact}.")
         reads = frozenset({reservation_read(id)} if len(passengers) > 1 else ())
-        say = f"replace the passenger {old} in {said.words} by {fact}"
-        return self._about(id, said, "update_reservation_passengers", arguments, say, old, fact, reads=reads, slip=slip)
+        say = f"replace {old} in {said.words} with {fact}"
+        facts = (f"replace {old}", fact)
+        return self._about(id, said, "update_reservation_passengers", arguments, say, *facts, reads=reads, slip=slip)
 
     def _one_more(self, user_id: str, id: str, rng: random.Random, said: Said) -> Request:
         passengers, new = self.rows["reservations"][id]["passengers"], self._somebody(rng)
@@ -338,7 +349,7 @@ class Airline(Affordances):
             reads=new.reads | {user_read(user_id), search_read(*route, flight["date"])},
             entity=user_id,
             choices=new.choices,
-            question=Question(say="how much the new booking costs in total", value=str(total)),
+            question=AskedAmount(say="how much the new booking costs in total", value=str(total)),
         )
 
     def _about(self, id: str, said: Said, tool: str, arguments: dict[str, Any], say: str, *facts: str, **more: Any) -> Request:

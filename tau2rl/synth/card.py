@@ -11,7 +11,7 @@ from typing import Any
 
 from tau2rl.config import SynthConfig, dump, flatten
 from tau2rl.env.task_cells import PROOFS
-from tau2rl.synth.generator import Generator, Made
+from tau2rl.synth.generator import Made, TaskGenerator
 
 WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hold for the words."
 NO_MATTER = tuple(
@@ -24,7 +24,7 @@ FILES = ("tasks.json", "split_tasks.json", PROOFS, "card.json", "README.md")
 def write_folder(
     folder: Path,
     config: SynthConfig,
-    generator: Generator[Any],
+    generator: TaskGenerator[Any],
     made: Sequence[Made],
     *,
     rejected: Mapping[str, int],
@@ -32,13 +32,13 @@ def write_folder(
 ) -> dict[str, Any]:
     """Write `tasks.json`, `split_tasks.json`, `proofs.jsonl`, `card.json` and `README.md`; the card."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = card(config, generator, made, rejected=rejected, identity=identity)
+    facts = card_facts(config, generator, made, rejected=rejected, identity=identity)
     _json(folder / "tasks.json", [m.task for m in made])
     _json(folder / "split_tasks.json", splits(made))
     lines = "".join(json.dumps(m.row, ensure_ascii=False) + "\n" for m in made)
     (folder / PROOFS).write_text(lines, encoding="utf-8")
     _json(folder / "card.json", facts)
-    (folder / "README.md").write_text(in_words(facts, generator), encoding="utf-8")
+    (folder / "README.md").write_text(card_text(facts, generator), encoding="utf-8")
     return facts
 
 
@@ -48,9 +48,9 @@ def splits(made: Sequence[Made]) -> dict[str, list[str]]:
     return {"base": [m.task["id"] for m in made], "train": [m.task["id"] for m in made if m.split != "test"], **of}
 
 
-def card(
+def card_facts(
     config: SynthConfig,
-    generator: Generator[Any],
+    generator: TaskGenerator[Any],
     made: Sequence[Made],
     *,
     rejected: Mapping[str, int],
@@ -67,11 +67,11 @@ def card(
         "tasks": len(made),
         "asked_for": config.num_tasks * config.behaviours,
         "splits": {name: len(ids) for name, ids in splits(made).items()},
-        "customers": counted(Counter(Counter(m.user_id for m in made).values())),
+        "customers": sorted_counts(Counter(Counter(m.user_id for m in made).values())),
         "asks_something": sum(m.row["question"] is not None for m in made),
-        "behaviours": {key: counted(Counter(each[key] for each in behaviours)) for key in (behaviours[0] if made else ())},
+        "behaviours": {key: sorted_counts(Counter(each[key] for each in behaviours)) for key in (behaviours[0] if made else ())},
         **generator.counts(made),
-        "thrown_away": counted(rejected),
+        "thrown_away": sorted_counts(rejected),
         **({"writer": spent} if spent else {}),
     }
 
@@ -97,7 +97,7 @@ def command(config: SynthConfig) -> str:
     return f"tau2rl synth {' '.join([*named, *changed])} --output FOLDER"
 
 
-def in_words(facts: Mapping[str, Any], generator: Generator[Any]) -> str:
+def card_text(facts: Mapping[str, Any], generator: TaskGenerator[Any]) -> str:
     """The data card as Markdown."""
     made_from = facts["made_from"]
     grid = "\n".join(f"| {name} | {' | '.join(map(str, row.values()))} |" for name, row in facts["grid"].items())
@@ -119,10 +119,10 @@ numbers. Play them with `--domains {facts["domain"]} --task-source tasks.json`.
 |{" --- |" * len(facts["grid_head"])}
 {grid}
 
-Splits, no two of which share {generator.apart}: {listed({name: facts["splits"][name] for name in APART})}.
+Splits, no two of which share {generator.apart}: {counts_in_words({name: facts["splits"][name] for name in APART})}.
 `train` is the first two of them, `base` all.
-Behaviours: {"; ".join(f"{key}: {listed(counts)}" for key, counts in facts["behaviours"].items())}.
-Thrown away: {listed(facts["thrown_away"]) or "nothing"}.
+Behaviours: {"; ".join(f"{key}: {counts_in_words(counts)}" for key, counts in facts["behaviours"].items())}.
+Thrown away: {counts_in_words(facts["thrown_away"]) or "nothing"}.
 {_writer(facts)}
 {generator.in_words(facts)}"""
 
@@ -135,16 +135,16 @@ def _writer(facts: Mapping[str, Any]) -> str:
     return f"""
 Texts were said anew by a model: {spent["texts"]} of them in {spent["calls"]} calls and {spent["from_cache"]} kept answers, for
 {spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, ${spent["cost_usd"]:.4f}; {spent["rewritten"]} were asked for
-again ({listed(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
+again ({counts_in_words(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
 """
 
 
-def listed(counts: Mapping[str, int]) -> str:
+def counts_in_words(counts: Mapping[str, int]) -> str:
     """Counts in a row: `train 8, test 2`."""
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def counted(found: Mapping[Any, int]) -> dict[str, int]:
+def sorted_counts(found: Mapping[Any, int]) -> dict[str, int]:
     """Counts in the order of what is counted, JSON-ready."""
     return {str(key): found[key] for key in sorted(found)}
 

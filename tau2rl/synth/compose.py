@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tau2rl.synth.affordances import Affordances
+from tau2rl.synth.airline import Airline
 from tau2rl.synth.failure_clusters import Focus
-from tau2rl.synth.request import Identity, Question, Read, Request, burden, joined
-from tau2rl.synth.rules import RuleBook
+from tau2rl.synth.request import Affordances, AskedAmount, Identity, Read, Request, burden, joined
+from tau2rl.synth.retail import Retail
+from tau2rl.synth.rules import RuleBook, Tables
 from tau2rl.types import CallTool
 
+AFFORDANCES: Mapping[str, Callable[[Tables], Affordances]] = {"airline": Airline, "retail": Retail}
 BURDENS = {"0-2": (0, 2), "3-5": (3, 5), "6-9": (6, 9), "10+": (10, 10**9)}  # name -> least and most reads
 REFUSAL = (0, "0-2")  # the cell of tasks in which the agent must refuse and answer a question
 ASKS = 0.35  # share of tasks with writes in which the customer also asks something
@@ -34,7 +37,7 @@ class Composed:
     user_id: str
     identity: Identity
     requests: tuple[Request, ...]  # in the order in which they are carried out
-    question: Question | None
+    question: AskedAmount | None
     unknown: str  # what the customer does not know, as a sentence
     pinned: tuple[int, ...] = ()  # requests that must come after an earlier one on the same entity
     withdrawn: Withdrawn | None = None  # for a customer who changes their mind
@@ -84,7 +87,9 @@ class Composer:
         requests = self._requests(user_id, cell, rng, focus) if writes else self._refusal(user_id, rng, focus)
         if requests is None:
             return None
-        asked = [r.question for r in requests if r.question and self._domain.is_clear(user_id, r.question.value)]
+        questions = [r.question for r in requests if r.question]
+        alike = Counter(question.say for question in questions)  # words that fit two requests ask for neither
+        asked = [q for q in questions if alike[q.say] == 1 and self._domain.is_clear(user_id, q.value)]
         question = rng.choice(asked) if asked and (not writes or focus.asks or rng.random() < ASKS) else None
         if question is None and (not writes or focus.asks):
             return None  # doing nothing would solve it, or nothing has to be said
@@ -109,11 +114,12 @@ class Composer:
             made = self._domain.draw(user_id, rng)
             if made is None or self._book.broken(self._domain.rows, user_id, made.call, made.told):
                 continue
-            if all(made.entity != r.entity and made.call.name != r.call.name for r in requests):
+            others = (made.entity != r.entity and made.call.name != r.call.name and self._domain.fits(made, r) for r in requests)
+            if all(others):
                 return Withdrawn(request=made, unknown=self._unknown(identity, [*requests, made]))
         return None
 
-    def _unnamed(self, requests: Sequence[Request], question: Question | None) -> tuple[int, ...]:
+    def _unnamed(self, requests: Sequence[Request], question: AskedAmount | None) -> tuple[int, ...]:
         """The requests about something of the customer's whose number stands nowhere in their words."""
         owned = self._domain.rows[self._domain.table]
         told = " ".join([*(fact for request in requests for fact in request.facts), question.say if question else ""])
@@ -121,9 +127,8 @@ class Composer:
 
     def _unknown(self, identity: Identity, requests: Sequence[Request]) -> str:
         entities, ids = self._domain.unknown(" ".join(fact for request in requests for fact in request.facts))
-        return (
-            f"You do not know {joined([*identity.unknown, *entities])}, and no {ids}. What the agent can look up, let it look up."
-        )
+        unknown = joined([*identity.unknown, *entities, f"any {ids}"], "or")
+        return f"You do not know {unknown}. What the agent can look up, let it look up."
 
     def _refusal(self, user_id: str, rng: random.Random, focus: Focus) -> list[Request] | None:
         made = self._domain.draw_refusal(user_id, rng)
@@ -170,6 +175,6 @@ class Composer:
 
     def _apart(self, left: Request, right: Request) -> bool:
         """Neither writes what the other's selectors look at, no call comes twice, and the domain allows both on one entity."""
-        if left.entity in right.depends or right.entity in left.depends:
+        if left.entity in right.depends or right.entity in left.depends or not self._domain.fits(left, right):
             return False
         return left.entity != right.entity or (left.call.name != right.call.name and self._domain.apart(left, right))

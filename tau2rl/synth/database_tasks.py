@@ -8,26 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tau2rl import settings
 from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
-from tau2rl.synth.affordances import Affordances
-from tau2rl.synth.airline import Airline
-from tau2rl.synth.card import counted, listed
-from tau2rl.synth.compose import ANYTHING, BURDENS, REFUSAL, Composed, Composer
-from tau2rl.synth.demonstration import demonstrate
+from tau2rl.synth.card import counts_in_words, sorted_counts
+from tau2rl.synth.compose import AFFORDANCES, ANYTHING, BURDENS, REFUSAL, Composed, Composer
+from tau2rl.synth.contamination import WORDS, ContaminationGuard
 from tau2rl.synth.failure_clusters import Failures, Focus, calls_in_words, turns
-from tau2rl.synth.generator import Cell, Draft, Generator, Json, Made, Rejected, Wording
-from tau2rl.synth.guard import WORDS, Guard
-from tau2rl.synth.llm_writer import LlmWriter
+from tau2rl.synth.generator import Cell, Draft, Json, Made, Rejected
+from tau2rl.synth.llm_writer import SHARED, InWords, WrittenTasks, writer_lines
 from tau2rl.synth.proof import SOLVED, Proof, Prover
 from tau2rl.synth.request import call_of
-from tau2rl.synth.retail import Retail
-from tau2rl.synth.rules import Rows, RuleBook
-from tau2rl.synth.texts import Text, leaked, missing, write
-from tau2rl.synth.wording import SHARED, InWords, ModelWording
+from tau2rl.synth.rules import RuleBook
+from tau2rl.synth.texts import Text, demonstrate, leaked_ids, missing_facts, user_text
 
-AFFORDANCES: Mapping[str, Callable[[Rows], Affordances]] = {"airline": Airline, "retail": Retail}
 TELLINGS = 20  # texts for one further way of a task
 
 
@@ -40,7 +33,7 @@ class Worded(Draft):
     made_for: str = ""  # the key of a cluster of failures
 
 
-class DatabaseTasks(Generator[Worded]):
+class DatabaseTasks(WrittenTasks[Worded]):
     """Composed tasks of airline or retail."""
 
     declined = REFUSAL
@@ -53,20 +46,14 @@ class DatabaseTasks(Generator[Worded]):
         self._failures = failures
         self._focus = {cluster.key: cluster.focus for cluster in failures.clusters} if failures else dict[str, Focus]()
         self.played = failures.tasks if failures else frozenset()
-        self._config, self._replayer = config, Replayer(config.domain)
+        self._replayer = Replayer(config.domain)
         self._domain = AFFORDANCES[config.domain](self._replayer.rows())
         self._book = RuleBook(config.domain, self._replayer.policy, self._domain.checks, self._domain.task_checks)
         self._composer = Composer(self._domain, self._book)
         self._prover = Prover(self._replayer, self._domain, self._book)
-        self._guard = Guard(domain=self._domain, tests=self._replayer.test_tasks(), writes=self._replayer.writes)
+        self._guard = ContaminationGuard(domain=self._domain, tests=self._replayer.test_tasks(), writes=self._replayer.writes)
         self._users = [id for id in self._domain.users() if id not in self._guard.users]
-        self._writer = _writer(config, self._replayer.writes)
-        self._wording: ModelWording | None = None
-
-    @property
-    def spent(self) -> Json | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the model took that wrote the texts, where there was one."""
-        return asdict(self._wording.spent) if self._wording else None
+        super().__init__(config, table=self._domain.table, kinds=sorted(self._replayer.writes))
 
     def identity(self) -> Json:
         """tau2's distribution and version, hashes of its data."""
@@ -93,7 +80,7 @@ class DatabaseTasks(Generator[Worded]):
         made = self._composer.compose(user, (writes, burden), rng, self._focus.get(cluster, ANYTHING))
         if made is None:
             return None
-        text = write(made, self._domain.table, rng, self._config.twists)
+        text = user_text(made, self._domain.table, rng, self._config.twists)
         calls = calls_in_words([asdict(request.call) for request in made.requests])
         task = self._as_task(id, made, text, rng)
         return Worded(user_id=user, same=calls, task=task, composed=made, text=text, made_for=cluster)
@@ -108,10 +95,10 @@ class DatabaseTasks(Generator[Worded]):
 
     def _faults(self, made: Composed, text: Text) -> str:
         """What is wrong with a text, or ""."""
-        if missing(made, text):
+        if missing_facts(made, text):
             return "a fact is missing from the text"
         ids = frozenset({made.user_id, *self._domain.rows["users"][made.user_id][self._domain.table]})
-        return "the text gives away an id" if leaked(made, text, ids) else ""
+        return "the text gives away an id" if leaked_ids(made, text, ids) else ""
 
     def finish(self, draft: Worded, proof: Json, split: str) -> list[Made]:
         """The task as its first text has it, and in further ways, where it is asked for them and can be told so."""
@@ -120,15 +107,16 @@ class DatabaseTasks(Generator[Worded]):
         def way(text: Text, task: Json) -> InWords:
             row = Proof(**proof).row(task["id"], made, text.behaviour)
             row |= {"made_for": draft.made_for} if draft.made_for else {}
+            lines = writer_lines(made, text, table=self._domain.table) if self._writer else ()
             anew = text is not draft.text
-            return InWords(user_id=made.user_id, task=task, row=row, split=split, composed=made, text=text, told_anew=anew)
+            return InWords(user_id=made.user_id, task=task, row=row, split=split, text=text, lines=tuple(lines), told_anew=anew)
 
         ways, known = [way(draft.text, draft.task)], [draft.text.behaviour]
         for place in range(TELLINGS * (self._config.behaviours - 1)):
             if len(ways) == self._config.behaviours:
                 break
             rng = random.Random(f"{id}/{place}")
-            other = write(made, self._domain.table, rng, self._config.twists)
+            other = user_text(made, self._domain.table, rng, self._config.twists)
             if other.behaviour in known or self._faults(made, other):
                 continue
             again = self._as_task(f"{id}-{len(ways)}", made, other, rng)
@@ -137,18 +125,9 @@ class DatabaseTasks(Generator[Worded]):
                 known.append(other.behaviour)
         return list[Made](ways)
 
-    def wording(self, rejected: Counter[str]) -> Wording:
-        """A model's, where one writes the texts."""
-        if self._writer is None:
-            return super().wording(rejected)
-        self._wording = ModelWording(
-            self._writer,
-            domain=self._config.domain,
-            table=self._domain.table,
-            overlaps=lambda made: self._guard.overlap(made.task),
-            rejected=rejected,
-        )
-        return self._wording
+    def overlaps(self, made: Made) -> object:
+        """What a task shares with the test tasks."""
+        return self._guard.overlap(made.task)
 
     def _as_task(self, id: str, made: Composed, text: Text, rng: random.Random) -> Json:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
@@ -185,15 +164,15 @@ class DatabaseTasks(Generator[Worded]):
             "grid": {
                 str(writes): {name: cells[writes, name] for name in BURDENS} for writes in sorted({row["writes"] for row in rows})
             },
-            "tools": counted(Counter(request["call"]["name"] for request in requests if not request["breaks"])),
-            "refused_rules": counted(Counter(request["breaks"] for request in requests if request["breaks"])),
+            "tools": sorted_counts(Counter(request["call"]["name"] for request in requests if not request["breaks"])),
+            "refused_rules": sorted_counts(Counter(request["breaks"] for request in requests if request["breaks"])),
             "proofs": {
                 "reference_path_rewarded_1": sum(row["rewards"]["gold"] >= SOLVED for row in rows),
                 "solved_by_do_nothing": sum(row["rewards"]["do_nothing"] >= SOLVED for row in rows),
                 "solved_by_always_transfer": sum(row["rewards"]["always_transfer"] >= SOLVED for row in rows),
                 "writes": len(perturbed),
                 "altered_arguments": sum(len(write["altered"]) for write in perturbed),
-                "doubled": counted(Counter(write["doubled"] for write in perturbed)),
+                "doubled": sorted_counts(Counter(write["doubled"] for write in perturbed)),
                 "orders_tried": sum(sum(row["orders"].values()) for row in rows),
             },
             "contamination": {
@@ -215,14 +194,14 @@ class DatabaseTasks(Generator[Worded]):
 and the answer to the customer's question, is known (authentication is not counted). Tasks without writes ask for what the policy
 forbids.
 
-Tools: {listed(facts["tools"])}. Rules to refuse by: {listed(facts["refused_rules"])}.
+Tools: {counts_in_words(facts["tools"])}. Rules to refuse by: {counts_in_words(facts["refused_rules"])}.
 {facts["asks_something"]} tasks ask for an amount that must be said.
 {_ways(facts)}
 ## Proofs
 
 tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]} of {facts["tasks"]} tasks. Doing nothing solves
 {proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}.
-{proofs["writes"]} writes were left out, doubled ({listed(proofs["doubled"])})
+{proofs["writes"]} writes were left out, doubled ({counts_in_words(proofs["doubled"])})
 and altered in {proofs["altered_arguments"]} arguments; {proofs["orders_tried"]} orders were tried.
 {_from(facts)}
 ## Overlap with the test tasks
@@ -254,16 +233,9 @@ def _from(facts: Mapping[str, Any]) -> str:
 
 {found["failures"]} of {found["attempts"]} attempts failed by the agent's own fault in {runs}.
 A task made for a cluster has a call of its tool among its writes, or a request that its rule forbids; `made_for` in
-`proofs.jsonl` names its cluster, `card.json` the attempts. Left out: {listed(found["left_out"]) or "nothing"}.
+`proofs.jsonl` names its cluster, `card.json` the attempts. Left out: {counts_in_words(found["left_out"]) or "nothing"}.
 
 | what went wrong | tool or rule | argument | failures | tasks |
 | --- | --- | --- | --- | --- |
 {rows}
 """
-
-
-def _writer(config: SynthConfig, writes: frozenset[str]) -> LlmWriter | None:
-    if config.writer.kind == "templates":
-        return None
-    cache = config.writer.cache or settings.output_root() / "synth" / "writer-cache"
-    return LlmWriter(config.writer, cache=cache.expanduser(), kinds=sorted(writes))

@@ -67,7 +67,7 @@ class Wording:
 D = TypeVar("D", bound=Draft)
 
 
-class Generator(ABC, Generic[D]):
+class TaskGenerator(ABC, Generic[D]):
     """One domain; every draw is from `rng`, so that the same seed gives the same task."""
 
     licence: ClassVar[str]

@@ -21,26 +21,28 @@ from tau2rl.errors import UserError
 from tau2rl.synth.card import FILES, command, write_folder
 from tau2rl.synth.database_tasks import DatabaseTasks
 from tau2rl.synth.failure_clusters import Failures
-from tau2rl.synth.generator import Cell, Draft, Generator, Made, Rejected
+from tau2rl.synth.generator import Cell, Draft, Made, Rejected, TaskGenerator
 from tau2rl.synth.telecom import TelecomTasks
 
 SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers (telecom: of the compositions); the others are `train-learn`
 TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
 JOURNAL = "progress.jsonl"
-Entry = dict[str, Any]  # {"number", "cell", "again", "found": the try that gave the task or None, "rejected", "proof"}
+JournalEntry = dict[str, Any]  # {"number", "cell", "again", "found": the try that gave the task or None, "rejected", "proof"}
 
 
-class Maker:
+class TaskMaker:
     """Makes the tasks that a config asks for."""
 
-    def __init__(self, config: SynthConfig, generator: Generator[Any]) -> None:
+    def __init__(self, config: SynthConfig, generator: TaskGenerator[Any]) -> None:
         self.rejected: Counter[str] = Counter()
         self._config, self._generator = config, generator
         self._used: Counter[str] = Counter()
         self._seen: set[tuple[str, str]] = set(generator.played)
 
-    def make(self, earlier: list[Entry], keep: Callable[[Entry], object], on_task: Callable[[int, int], object]) -> list[Made]:
+    def make(
+        self, earlier: list[JournalEntry], keep: Callable[[JournalEntry], object], on_task: Callable[[int, int], object]
+    ) -> list[Made]:
         """The tasks with their ways, in the order of their numbers; fewer than asked for where every cell has given up.
 
         `earlier`: what an interrupted run of the same command kept, which is not proved again.
@@ -77,9 +79,9 @@ class Maker:
         full = sum(map(declined, cells)) >= int(self._config.refusals * self._config.num_tasks)
         return {cell for cell in plan if empty[cell] >= GIVE_UP or (full and declined(cell))}
 
-    def _one(self, number: int, cell: Cell, again: int, keep: Callable[[Entry], object]) -> list[Made]:
+    def _one(self, number: int, cell: Cell, again: int, keep: Callable[[JournalEntry], object]) -> list[Made]:
         """A task in its ways; nothing where the cell could not give one."""
-        entry: Entry = {"number": number, "cell": list(cell), "again": again, "found": None, "proof": None}
+        entry: JournalEntry = {"number": number, "cell": list(cell), "again": again, "found": None, "proof": None}
         before, found = Counter(self.rejected), list[Made]()
         for place in range(TRIES):
             draft = self._draw(entry, place)
@@ -98,7 +100,7 @@ class Maker:
         keep({**entry, "rejected": self.rejected - before})
         return found
 
-    def _again(self, entry: Entry, cell: Cell) -> list[Made]:
+    def _again(self, entry: JournalEntry, cell: Cell) -> list[Made]:
         """The task of an entry, composed again with the same draws."""
         if entry["cell"] != list(cell):
             raise UserError(
@@ -111,22 +113,22 @@ class Maker:
         assert draft is not None  # it was found with these draws
         return self._finished(draft, entry["proof"])
 
-    def _draw(self, entry: Entry, place: int) -> Draft | None:
+    def _draw(self, entry: JournalEntry, place: int) -> Draft | None:
         number, cell, again = entry["number"], entry["cell"], entry["again"]
         rng = random.Random(f"{self._config.seed}/{number}/{cell}/{again}/{place}")
         id = f"synth-{self._config.domain}-{self._config.seed}-{number:05}"
         return self._generator.draw(id, tuple(cell), rng, lambda user: self._used[user] < self._config.per_user)
 
-    def _finished(self, draft: Draft, proof: Entry) -> list[Made]:
+    def _finished(self, draft: Draft, proof: JournalEntry) -> list[Made]:
         self._used[draft.user_id] += 1
         self._seen.add((draft.user_id, draft.same))
-        return self._generator.finish(draft, proof, split_of(self._generator.split_key(draft)))
+        return self._generator.finish(draft, proof, synth_split(self._generator.split_key(draft)))
 
 
-def split_of(key: str) -> str:
+def synth_split(key: str) -> str:
     """The split of a customer, or of what else a generator keeps apart, the same for every seed and size.
 
-    >>> split_of("mei_li_1") in ("train-learn", "train-select", "test")
+    >>> synth_split("mei_li_1") in ("train-learn", "train-select", "test")
     True
     """
     place = int.from_bytes(hashlib.sha256(f"synth/{key}".encode()).digest()[:8]) / 2**64
@@ -135,7 +137,7 @@ def split_of(key: str) -> str:
     return "train-select" if place < SHARES["test"] + SHARES["train-select"] else "train-learn"
 
 
-def synthesise(
+def make_tasks(
     config: SynthConfig,
     folder: Path,
     on_task: Callable[[int, int], object] = lambda done, total: None,
@@ -147,10 +149,10 @@ def synthesise(
     `failures`: what `config.from_failures` failed at, where that is what the tasks are made for; not of telecom.
     """
     _refuse_taken(folder, resume=config.resume)
-    generator: Generator[Any] = TelecomTasks(config) if config.domain == "telecom" else DatabaseTasks(config, failures)
+    generator: TaskGenerator[Any] = TelecomTasks(config) if config.domain == "telecom" else DatabaseTasks(config, failures)
     identity = {**generator.identity(), "synth": source_hash()}
     with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
-        maker = Maker(config, generator)
+        maker = TaskMaker(config, generator)
         made = maker.make(earlier, keep, on_task)
         facts = write_folder(folder, config, generator, made, rejected=maker.rejected, identity=identity)
     (folder / JOURNAL).unlink()
@@ -178,7 +180,7 @@ def _refuse_taken(folder: Path, *, resume: bool) -> None:
 
 
 @contextmanager
-def _journal(folder: Path, head: dict[str, Any]) -> Iterator[tuple[list[Entry], Callable[[Entry], object]]]:
+def _journal(folder: Path, head: dict[str, Any]) -> Iterator[tuple[list[JournalEntry], Callable[[JournalEntry], object]]]:
     """What an interrupted run of the same command kept, and what keeps a further entry. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL
@@ -193,7 +195,7 @@ def _journal(folder: Path, head: dict[str, Any]) -> Iterator[tuple[list[Entry], 
     path.write_bytes(b"".join(whole))  # without a line that a kill has torn
     with path.open("a", encoding="utf-8") as file:
 
-        def keep(entry: Entry) -> None:
+        def keep(entry: JournalEntry) -> None:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             file.flush()
 

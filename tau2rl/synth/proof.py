@@ -10,10 +10,9 @@ from typing import Any
 from tau2rl.env.audit import POLICIES
 from tau2rl.env.task_replay import Replayer, ReplayOutcome
 from tau2rl.env.tasks import closing_words
-from tau2rl.synth.affordances import Affordances
 from tau2rl.synth.compose import Composed
 from tau2rl.synth.generator import Rejected
-from tau2rl.synth.request import MARGIN, call_of
+from tau2rl.synth.request import MARGIN, Affordances, call_of
 from tau2rl.synth.rules import RuleBook
 from tau2rl.types import CallTool
 

@@ -1,12 +1,17 @@
-"""A request: one legal write, the words that ask for it, and what has to be read before its arguments are known."""
+"""A request: one legal write, the words that ask for it, and what has to be read before its arguments are known.
+
+And `Affordances`, what a domain offers so that requests can be drawn: its users, what they could ask for, how all of it is said.
+"""
 
 from __future__ import annotations
 
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from tau2rl.synth.rules import Rows
+from tau2rl.synth.rules import RuleCheck, Tables, TaskCheck
 from tau2rl.types import CallTool
 
 Read = tuple[str, tuple[tuple[str, str], ...]]  # ("get_order_details", (("order_id", "#W1"),))
@@ -15,8 +20,8 @@ MARGIN = 1.0  # dollars, or the unit of what is compared, by which a selector's 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What a selector chose, and from what: `Choice(what="new item", by="lowest price", chosen="1", margin=3.5, ...)`."""
+class SelectorChoice:
+    """What a selector chose, and from what: `SelectorChoice(what="new item", by="lowest price", chosen="1", margin=3.5, ...)`."""
 
     what: str
     by: str  # "lowest ..." or "highest ..."
@@ -31,7 +36,7 @@ class Said:
 
     words: str
     reads: frozenset[Read]
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[SelectorChoice, ...] = ()
     depends: frozenset[str] = frozenset()  # the entities that are compared
 
 
@@ -56,8 +61,8 @@ class Slip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """Something that the agent must say: `Question(say="how much I get back", value="487.32")`."""
+class AskedAmount:
+    """Something that the agent must say: `AskedAmount(say="how much I get back", value="487.32")`."""
 
     say: str
     value: str
@@ -73,10 +78,10 @@ class Request:
     facts: tuple[str, ...]  # what the clause must hold, word for word
     reads: frozenset[Read]
     entity: str  # the order, reservation or profile that is written
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[SelectorChoice, ...] = ()
     depends: frozenset[str] = field(default=frozenset())  # what the selectors look at: other writes must leave it alone
     slip: Slip | None = None
-    question: Question | None = None
+    question: AskedAmount | None = None
     breaks: str = ""  # the id of the one rule that is broken
     told: Mapping[str, str] = field(default_factory=dict[str, str])  # what rules ask for and the call has no argument for
     looked_at: tuple[Read, ...] = ()  # what an agent reads to see that it is legal, beside `reads`
@@ -92,12 +97,12 @@ def call_of(read: Read) -> CallTool:
     return CallTool(name=read[0], arguments=dict(read[1]))
 
 
-def choose(what: str, by: str, values: Mapping[str, float]) -> Choice | None:
+def clear_choice(what: str, by: str, values: Mapping[str, float]) -> SelectorChoice | None:
     """The unique optimum of a selector over all its candidates, or None on a tie or too small a margin.
 
-    >>> choose("order", "lowest total", {"#W1": 10.0, "#W2": 12.5}).chosen
+    >>> clear_choice("order", "lowest total", {"#W1": 10.0, "#W2": 12.5}).chosen
     '#W1'
-    >>> choose("order", "lowest total", {"#W1": 10.0, "#W2": 10.5}) is None
+    >>> clear_choice("order", "lowest total", {"#W1": 10.0, "#W2": 10.5}) is None
     True
     """
     sign = -1.0 if by.startswith("highest") else 1.0
@@ -107,7 +112,7 @@ def choose(what: str, by: str, values: Mapping[str, float]) -> Choice | None:
     margin = abs(values[ranked[1]] - values[ranked[0]]) if len(ranked) > 1 else float("inf")
     if margin < MARGIN:
         return None
-    return Choice(what=what, by=by, candidates=dict(values), chosen=ranked[0], margin=round(margin, 2))
+    return SelectorChoice(what=what, by=by, candidates=dict(values), chosen=ranked[0], margin=round(margin, 2))
 
 
 def burden(needs: Iterable[Iterable[Read]]) -> list[Read]:
@@ -130,14 +135,14 @@ def payment_words(method: Mapping[str, Any], methods: Mapping[str, Any]) -> str 
     return PAYMENTS[method["source"]] if len(same) == 1 else None
 
 
-def payment_in_words(rows: Rows, user_id: str, payment_id: str) -> str:
+def payment_in_words(rows: Tables, user_id: str, payment_id: str) -> str:
     """The same, as the agent says it; by its id where nothing else is clear."""
     methods = rows["users"][user_id]["payment_methods"]
     words = payment_words(methods[payment_id], methods)
     return words.replace("my ", "your ", 1) if words else payment_id
 
 
-def named_payments(rows: Rows, user_id: str) -> dict[str, str]:
+def named_payments(rows: Tables, user_id: str) -> dict[str, str]:
     """Id -> words of the payment methods that their owner can name."""
     methods = rows["users"][user_id]["payment_methods"]
     named = {id: payment_words(method, methods) for id, method in methods.items()}
@@ -149,13 +154,13 @@ def user_read(user_id: str) -> Read:
     return read("get_user_details", user_id=user_id)
 
 
-def joined(parts: Sequence[str]) -> str:
+def joined(parts: Sequence[str], word: str = "and") -> str:
     """Words in a row.
 
-    >>> joined(["a", "b", "c"]), joined(["a"])
-    ('a, b and c', 'a')
+    >>> joined(["a", "b", "c"]), joined(["a"]), joined(["a", "b"], "or")
+    ('a, b and c', 'a', 'a or b')
     """
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f" {word} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def count_words(number: int, noun: str) -> str:
@@ -174,3 +179,75 @@ def row_values(row: Any) -> list[str]:
     if isinstance(row, list):
         return [text for value in row for text in row_values(value)]
     return [str(row)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """How an agent of a domain talks, beside what it does."""
+
+    identify: tuple[str, ...]  # asks who the customer is
+    identify_again: str  # the same, after the customer spoke of something else
+    cautions: Mapping[str, str]  # tool -> what is said before its call, beside what it does
+
+
+class Affordances(ABC):
+    """One domain; every draw is from `rng`, so that the same seed gives the same task."""
+
+    table: ClassVar[str]  # of what customers have: a row of `users` lists its ids under the same name
+    entity_pattern: ClassVar[str]  # what its ids look like in a text
+    unordered: ClassVar[frozenset[str]]  # arguments that are lists, whose order has no meaning
+    checks: ClassVar[Mapping[str, RuleCheck]]
+    task_checks: ClassVar[Mapping[str, TaskCheck]]
+    manners: ClassVar[Manners]
+    shared: ClassVar[str]  # what made tasks and test tasks have in common all the same, for the data card
+
+    def __init__(self, rows: Tables) -> None:
+        self.rows = rows
+
+    @abstractmethod
+    def users(self) -> list[str]:
+        """The customers who have something, in the order of their ids."""
+
+    @abstractmethod
+    def room(self, user_id: str) -> int:
+        """The most writes that a conversation with this customer could have."""
+
+    @abstractmethod
+    def is_clear(self, user_id: str, value: str) -> bool:
+        """Whether an amount, found as a part of what is said, can only be this answer."""
+
+    @abstractmethod
+    def identity(self, user_id: str, rng: random.Random) -> Identity:
+        """How the customer says who they are."""
+
+    @abstractmethod
+    def draw(self, user_id: str, rng: random.Random) -> Request | None:
+        """One request of this customer, legal or not; None where the draw came to nothing."""
+
+    @abstractmethod
+    def draw_refusal(self, user_id: str, rng: random.Random) -> Request | None:
+        """One request that is against the policy, if it is, with a question."""
+
+    @abstractmethod
+    def apart(self, left: Request, right: Request) -> bool:
+        """Whether two different tools may write the same entity in one conversation."""
+
+    def fits(self, left: Request, right: Request) -> bool:
+        """Whether one person would ask for both in one conversation."""
+        return True
+
+    @abstractmethod
+    def looked_at(self, request: Request) -> list[Read]:
+        """What an agent reads to see whether the policy allows a request, beside what its arguments need."""
+
+    @abstractmethod
+    def unknown(self, spoken: str) -> tuple[list[str], str]:
+        """(what a user who says this does not know, beside who they are; "any ...")."""
+
+    @abstractmethod
+    def in_words(self, user_id: str, call: CallTool) -> str:
+        """What a call does, as the agent says it: "cancel order #W123 (no longer needed)"."""
+
+    @abstractmethod
+    def other_values(self, user_id: str, call: CallTool, argument: str) -> list[Any]:
+        """Other values of an argument, each of which has to end at another database."""

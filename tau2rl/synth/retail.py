@@ -8,12 +8,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tau2rl.synth.affordances import Affordances, Manners
-from tau2rl.synth.request import Identity, Question, Read, Request, Said, Slip, joined, named_payments, read, user_read
+from tau2rl.synth.request import (
+    Affordances,
+    AskedAmount,
+    Identity,
+    Read,
+    Request,
+    Said,
+    Slip,
+    joined,
+    named_payments,
+    read,
+    user_read,
+)
 from tau2rl.synth.retail_checks import CHECKS, TASK_CHECKS, price_difference
-from tau2rl.synth.retail_selectors import clear_items, describe_order, describe_variant, greatest_saving, order_read, total
-from tau2rl.synth.retail_words import address_words, in_words, product_words
-from tau2rl.synth.rules import Rows
+from tau2rl.synth.retail_words import (
+    MANNERS,
+    address_words,
+    clear_items,
+    describe_order,
+    describe_variant,
+    greatest_saving,
+    money,
+    order_read,
+    product_words,
+    retail_call_words,
+    total,
+)
+from tau2rl.synth.rules import Tables
 from tau2rl.types import CallTool
 
 REASONS = {
@@ -23,22 +45,6 @@ REASONS = {
 OTHER_REASONS = ("I found it cheaper elsewhere", "the delivery takes too long", "I changed jobs and have to save money")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 STREETS = ("Maple Street", "Cedar Avenue", "Hillcrest Drive", "Willow Lane", "Sunset Boulevard", "Birch Road", "Lakeview Drive")
-
-MANNERS = Manners(
-    identify=(
-        (
-            "I'd be happy to help with that. To find your account, could you tell me your email address, "
-            "or your full name and zip code?"
-        ),
-        "Certainly. May I have your email address first, or your first and last name with your zip code?",
-        "I can help you with that. Which email address is on your account, or what are your full name and zip code?",
-    ),
-    identify_again="Thank you, I have noted that. And what is your email address, or your full name and zip code?",
-    cautions=dict.fromkeys(
-        ("modify_pending_order_items", "exchange_delivered_order_items"),
-        "Only one such change of an order is possible, so please make sure that nothing is missing. ",
-    ),
-)
 
 
 class Retail(Affordances):
@@ -51,7 +57,7 @@ class Retail(Affordances):
     manners = MANNERS
     shared = "The products are the same ones: it is the same shop."
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Tables) -> None:
         super().__init__(rows)
         self._places = sorted(
             {(u["address"]["city"], u["address"]["state"], u["address"]["zip"]) for u in rows["users"].values()}
@@ -118,12 +124,15 @@ class Retail(Affordances):
         if maker == self._cancel and order["status"] == "pending" and rng.random() < 0.7:
             reason = rng.choice(OTHER_REASONS)
             call = CallTool(name="cancel_pending_order", arguments={"order_id": order_id, "reason": reason})
-            words = f"cancel order {order_id} because {reason}"
+            words = f"cancel order {order_id}, because {reason}"
             made = Request(call=call, say=words, facts=(order_id, reason), reads=frozenset(), entity=order_id)
         else:
             made = maker(owner, order_id, rng, said)
+        mine = named_payments(self.rows, user_id).values()
+        if made and "payment_method_id" in made.call.arguments and not any(words in made.facts for words in mine):
+            return None  # nobody speaks of "my gift card" who has none
         # The answer is on the same order, which the agent may read out to its owner only.
-        question = Question(
+        question = AskedAmount(
             say="what I paid for that order in total", value=money(total(order)), reads=frozenset({order_read(order_id)})
         )
         if made is None or owner != user_id:
@@ -153,7 +162,7 @@ class Retail(Affordances):
 
     def in_words(self, user_id: str, call: CallTool) -> str:
         """What a call does, as the agent says it."""
-        return in_words(self.rows, user_id, call)
+        return retail_call_words(self.rows, user_id, call)
 
     def other_values(self, user_id: str, call: CallTool, argument: str) -> list[Any]:
         """Another reason, order, customer, payment method or item; anything else with a digit more."""
@@ -178,13 +187,15 @@ class Retail(Affordances):
             case _:
                 return [f"{value}0"]
 
-    def _own_question(self, user_id: str, rng: random.Random) -> Question | None:
+    def _own_question(self, user_id: str, rng: random.Random) -> AskedAmount | None:
         orders = [id for id in self.rows["users"][user_id]["orders"] if len(self.rows["orders"][id]["items"]) > 1]
         if not orders:
             return None
         order_id = rng.choice(orders)
         value = money(total(self.rows["orders"][order_id]))
-        return Question(say=f"what I paid in total for my order {order_id}", value=value, reads=frozenset({order_read(order_id)}))
+        return AskedAmount(
+            say=f"what I paid in total for my order {order_id}", value=value, reads=frozenset({order_read(order_id)})
+        )
 
     def _cancel(self, user_id: str, order_id: str, rng: random.Random, said: Said | None = None) -> Request:
         said = said or describe_order(self.rows, user_id, order_id, rng)
@@ -204,7 +215,7 @@ class Retail(Affordances):
                 right=words,
                 correction=f"Sorry, I gave you the wrong reason for the cancellation. The truth is that {words}.",
             ),
-            question=Question(
+            question=AskedAmount(
                 say="how much money I get back for the cancelled order", value=value, reads=frozenset({order_read(order_id)})
             ),
         )
@@ -268,7 +279,7 @@ class Retail(Affordances):
         names = joined([f"the {product_words(item['name'])}" for item in chosen])
         arguments = {"order_id": order_id, "item_ids": [i["item_id"] for i in chosen], "payment_method_id": method[0]}
         value = money(sum(item["price"] for item in chosen))
-        question = Question(say="how much the refund for the return comes to in total", value=value) if len(chosen) > 1 else None
+        question = AskedAmount(say="how much the refund for the return comes to in total", value=value)
         return Request(
             call=CallTool(name="return_delivered_order_items", arguments=arguments),
             say=f"return {names} from {said.words} and get the refund to {method[1]}",
@@ -329,8 +340,8 @@ class Retail(Affordances):
         where = "that has been delivered to me" if status == "delivered" else "in my pending orders"
         verb = "exchange" if status == "delivered" else "swap"
         say = (
-            f"save some money: out of everything {where}, {verb} the one item where going to the cheapest version you have in "
-            f"stock saves me the most money, just that one, and settle the price difference with {method[1]}"
+            f"{verb} a single item, the one out of everything {where} where going to the cheapest version you have in stock "
+            f"saves me the most money, and settle the price difference with {method[1]}"
         )
         products = {item["product_id"] for id in same for item in orders[id]["items"]}
         return self._swap(
@@ -357,7 +368,7 @@ class Retail(Affordances):
         call = CallTool(name=name, arguments=arguments)
         reads = said.pop("reads") | {user_read(user_id)}
         value = money(abs(price_difference(self.rows, call)))
-        question = Question(say="how big the price difference is in total", value=value)
+        question = AskedAmount(say="how big the price difference is in total", value=value)
         return Request(call=call, entity=order_id, reads=reads, question=question, **said)
 
     def _method(self, user_id: str, rng: random.Random, but: str = "") -> tuple[str, str] | None:
@@ -370,12 +381,3 @@ class Retail(Affordances):
         street = f"{rng.randint(100, 999)} {rng.choice(STREETS)}"
         flat = f"{rng.choice(('Apt', 'Suite'))} {rng.randint(100, 999)}"
         return {"address1": street, "address2": flat, "city": city, "state": state, "country": "USA", "zip": zip}
-
-
-def money(amount: float) -> str:
-    """An amount as the agent would say it, without a currency.
-
-    >>> money(1234.5)
-    '1234.50'
-    """
-    return f"{amount:.2f}"

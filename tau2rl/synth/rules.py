@@ -12,8 +12,8 @@ import yaml
 from tau2rl.errors import UserError
 from tau2rl.types import CallTool
 
-Rows = Mapping[str, Mapping[str, Any]]  # table -> id -> row
-Check = Callable[..., bool]  # (rows, user_id, call, **options) -> whether the call keeps the rule
+Tables = Mapping[str, Mapping[str, Any]]  # table -> id -> row
+RuleCheck = Callable[..., bool]  # (rows, user_id, call, **options) -> whether the call keeps the rule
 TaskCheck = Callable[[Sequence[CallTool]], bool]  # whether the calls of a conversation, in order, keep the rule
 
 
@@ -31,7 +31,7 @@ class Rule:
 class RuleBook:
     """The rules of one domain."""
 
-    def __init__(self, name: str, policy: str, checks: Mapping[str, Check], task_checks: Mapping[str, TaskCheck]) -> None:
+    def __init__(self, name: str, policy: str, checks: Mapping[str, RuleCheck], task_checks: Mapping[str, TaskCheck]) -> None:
         """Raises UserError when a rule's sentence is not in `policy`: then these rules belong to another version of it."""
         text = resources.files("tau2rl.synth").joinpath(f"{name}_rules.yaml").read_text("utf-8")
         data = cast("dict[str, list[dict[str, Any]]]", yaml.safe_load(text))
@@ -48,7 +48,7 @@ class RuleBook:
         """What an agent says to a request that breaks this rule: a clause, with `{entity}` for the id of what it is about."""
         return next(rule.refusal for rule in self.all() if rule.id == id)
 
-    def broken(self, rows: Rows, user_id: str, call: CallTool, told: Mapping[str, str] | None = None) -> list[Rule]:
+    def broken(self, rows: Tables, user_id: str, call: CallTool, told: Mapping[str, str] | None = None) -> list[Rule]:
         """The rules that a call of this user's conversation breaks in the initial state; none: it is legal.
 
         `told`: what the customer said that a rule asks for and the call has no argument for; checks find it beside the arguments.
@@ -59,6 +59,11 @@ class RuleBook:
     def broken_together(self, calls: Sequence[CallTool]) -> list[Rule]:
         """The rules about a whole conversation that these calls, in this order, break."""
         return [rule for rule in self.of_task if not self._task_checks[rule.check](calls)]
+
+
+def own_profile(rows: Tables, user_id: str, call: CallTool) -> bool:
+    """The profile belongs to the user of the conversation."""
+    return call.arguments["user_id"] == user_id
 
 
 def check_quotes(policy: str, quotes: Mapping[str, str]) -> None:

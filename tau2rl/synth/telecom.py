@@ -5,23 +5,26 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tau2rl.config import SynthConfig
 from tau2rl.enums import TRANSFER_TOOL
 from tau2rl.env.task_replay import Replayer
-from tau2rl.synth.card import counted, listed
-from tau2rl.synth.generator import Cell, Draft, Generator, Json, Made, Rejected
-from tau2rl.synth.guard import WORDS, TelecomGuard
+from tau2rl.errors import UserError
+from tau2rl.synth.card import counts_in_words, sorted_counts
+from tau2rl.synth.contamination import WORDS, TelecomGuard
+from tau2rl.synth.generator import Cell, Draft, Json, Made, Rejected
+from tau2rl.synth.llm_writer import SHARED, InWords, WrittenTasks
 from tau2rl.synth.proof import SOLVED
 from tau2rl.synth.request import count_words
 from tau2rl.synth.telecom_people import NUM_PEOPLE
-from tau2rl.synth.telecom_problems import Case, ProblemBook, Step, draw_case, filled
-from tau2rl.synth.telecom_proof import as_action, prove
-from tau2rl.synth.telecom_texts import demonstrate, facts, purpose, write
+from tau2rl.synth.telecom_problems import Case, CaseStep, ProblemBook, draw_case, filled
+from tau2rl.synth.telecom_proof import as_action, prove_case
+from tau2rl.synth.telecom_texts import KINDS, TELECOM_TWISTS, case_facts, case_lines, case_text, demonstrate_case, purpose
 from tau2rl.synth.texts import Text
 
+TELLINGS = 20  # texts for one further way of a task
 MOST_BEYOND = 4  # problems of a task that goes to a human
 
 
@@ -33,7 +36,7 @@ class Told(Draft):
     text: Text
 
 
-class TelecomTasks(Generator[Told]):
+class TelecomTasks(WrittenTasks[Told]):
     """Composed tasks of telecom."""
 
     declined = ("to a human",)
@@ -41,7 +44,15 @@ class TelecomTasks(Generator[Told]):
     licence = "The plans, the phone and the policy are tau2-bench's (MIT). Customers and texts are made by tau2rl (Apache-2.0)."
 
     def __init__(self, config: SynthConfig) -> None:
-        self._config, self._replayer = config, Replayer(config.domain)
+        """Raises UserError where it is asked for users whom telecom does not have."""
+        if not set(config.twists) & set(TELECOM_TWISTS):
+            raise UserError(
+                "no user of a telecom task changes their mind",
+                hint="tau2 grades telecom by what must hold at the end, so that a deed which was taken back would go unseen; "
+                f"its `twists` are {', '.join(TELECOM_TWISTS)}",
+            )
+        super().__init__(config, table="phone", kinds=KINDS)
+        self._replayer = Replayer(config.domain)
         rows = self._replayer.rows()
         self._plans = {plan["plan_id"]: plan for plan in rows["plans"]}
         self._book = ProblemBook(self._replayer.policy)
@@ -68,8 +79,8 @@ class TelecomTasks(Generator[Told]):
         case = draw_case(self._book, self._plans, intent, number, rng, beyond=beyond)
         if case is None or not free(case.person.customer_id):
             return None
-        text, who = write(case, persona, rng)
-        task = self._as_task(f"[{intent}_issue]{id}", case, text, who, rng)
+        text = case_text(case, persona, rng, self._config.twists)
+        task = self._as_task(f"[{intent}_issue]{id}", case, text, rng)
         same = f"{intent}: {', '.join(problem.name for problem in case.problems)}"
         return Told(user_id=case.person.customer_id, same=same, task=task, case=case, text=text)
 
@@ -85,21 +96,39 @@ class TelecomTasks(Generator[Told]):
     def prove(self, draft: Told) -> Json:
         """Everything that `telecom_proof.prove` tries. Raises Rejected."""
         case = draft.case
-        if any(fact not in draft.text.spoken for fact in facts(case, draft.text)):
+        if any(fact not in draft.text.spoken for fact in case_facts(case, draft.text)):
             raise Rejected("a fact is missing from the text")
         shared = self._guard.overlap(draft.task, case.intent, [problem.name for problem in case.problems])
         if shared.composition:
             raise Rejected("a test task has the same problems")
         if shared:
-            raise Rejected("it shares something with the test tasks")
-        return prove(case, draft.task, [case.question.value] if case.question else [])
+            raise Rejected(SHARED)
+        return prove_case(case, draft.task, [case.question.value] if case.question else [])
 
     def finish(self, draft: Told, proof: Json, split: str) -> list[Made]:
-        """The task with its proof."""
-        case, behaviour = draft.case, draft.text.behaviour
+        """The task as its first text has it, and in further ways, where it is asked for them and can be told so."""
+        id, persona = draft.task["id"], draft.text.behaviour["persona"]
+        ways, known = [self._way(draft, draft.text, draft.task, proof, split)], [draft.text.behaviour]
+        for place in range(TELLINGS * (self._config.behaviours - 1)):
+            if len(ways) == self._config.behaviours:
+                break
+            rng = random.Random(f"{id}/{place}")
+            text = replace(case_text(draft.case, persona, rng, self._config.twists), persona=draft.text.persona)
+            if text.behaviour not in known:
+                again = self._as_task(f"{id}-{len(ways)}", draft.case, text, rng)
+                ways.append(self._way(draft, text, again, proof, split))
+                known.append(text.behaviour)
+        return list[Made](ways)
+
+    def overlaps(self, made: Made) -> object:
+        """What a task shares with the test tasks."""
+        return self._guard.overlap(made.task, made.row["intent"], made.row["problems"])
+
+    def _way(self, draft: Told, text: Text, task: Json, proof: Json, split: str) -> InWords:
+        case, behaviour = draft.case, text.behaviour
         place = f"{count_words(len(case.problems), 'problem')}, {case.intent}, {behaviour['persona']}"
         row = {
-            "task_id": draft.task["id"],
+            "task_id": task["id"],
             "user_id": draft.user_id,
             "cell": place if case.beyond is None else f"to a human, {case.intent}",
             "intent": case.intent,
@@ -111,9 +140,10 @@ class TelecomTasks(Generator[Told]):
             "replayed_twice": True,
             **proof,
         }
-        return [Made(user_id=draft.user_id, task=draft.task, row=row, split=split)]
+        lines, anew = case_lines(case, text) if self._writer else (), text is not draft.text
+        return InWords(user_id=draft.user_id, task=task, row=row, split=split, text=text, lines=lines, told_anew=anew)
 
-    def _as_task(self, id: str, case: Case, text: Text, persona: str | None, rng: random.Random) -> Json:
+    def _as_task(self, id: str, case: Case, text: Text, rng: random.Random) -> Json:
         """tau2's Task as JSON values, with a `demonstration` (`env/task_files.py`)."""
         name, phone = case.person.name, case.line["phone_number"]
         who = {"env_type": "user", "func_name": "set_user_info", "arguments": {"name": name, "phone_number": phone}}
@@ -133,7 +163,7 @@ class TelecomTasks(Generator[Told]):
                 "relevant_policies": case.beyond.policy if case.beyond else None,
                 "notes": None,
             },
-            "user_scenario": {**text.scenario("telecom"), "persona": persona},
+            "user_scenario": text.scenario("telecom"),
             "ticket": None,
             "initial_state": {
                 "initialization_data": {"agent_data": case.person.tables, "user_data": None},
@@ -147,10 +177,10 @@ class TelecomTasks(Generator[Told]):
                 "nl_assertions": None,
                 "reward_basis": basis,
             },
-            "demonstration": demonstrate(case, text, self._book, actions, rng),
+            "demonstration": demonstrate_case(case, text, self._book, actions, rng),
         }
 
-    def _function(self, step: Step, case: Case) -> Json:
+    def _function(self, step: CaseStep, case: Case) -> Json:
         """A call of one of tau2's functions, as a task has it."""
         return {"env_type": step.by, "func_name": step.call, "arguments": filled(step, case.values)}
 
@@ -169,12 +199,12 @@ class TelecomTasks(Generator[Told]):
         }
         grid |= {f"{i}, to a human": {str(n): beyond[i, n] for n in numbers} for i in self._config.intents}
         compositions = {(row["intent"], *row["problems"]) for row in rows}
-        overlaps = [self._guard.overlap(m.task, m.row["intent"], m.row["problems"]) for m in made]
         return {
+            "told_anew": sum(isinstance(m, InWords) and m.told_anew for m in made),
             "grid_head": ["problems", *map(str, numbers)],
             "grid": grid,
-            "problems": counted(Counter(name for row in rows for name in row["problems"])),
-            "to_a_human": counted(Counter(row["to_a_human"] for row in rows if row["to_a_human"])),
+            "problems": sorted_counts(Counter(name for row in rows for name in row["problems"])),
+            "to_a_human": sorted_counts(Counter(row["to_a_human"] for row in rows if row["to_a_human"])),
             "compositions": len(compositions),
             "people": NUM_PEOPLE,
             "user_actions": sum(action["call"]["requestor"] == "user" for action in perturbed),
@@ -185,7 +215,7 @@ class TelecomTasks(Generator[Told]):
                 "actions": len(perturbed),
                 "altered_arguments": len(altered),
                 "altered_and_legal": sum(each["holds"] for each in altered),
-                "doubled": counted(Counter(action["doubled"] for action in perturbed)),
+                "doubled": sorted_counts(Counter(action["doubled"] for action in perturbed)),
                 "orders_tried": sum(row["orders"]["same"] for row in rows),
                 "forbidden": sum(len(row["forbidden"]) for row in rows),
             },
@@ -195,7 +225,7 @@ class TelecomTasks(Generator[Told]):
                 "compositions_of_test_tasks": len(self._guard.compositions),
                 "run_of_words": WORDS,
                 "shared": "The plans are the same ones, and so is what can be wrong with a phone, one thing at a time.",
-                "tasks_that_share_something": sum(map(bool, overlaps)),
+                "tasks_that_share_something": sum(bool(self.overlaps(m)) for m in made),
             },
         }
 
@@ -203,15 +233,17 @@ class TelecomTasks(Generator[Told]):
         """What the axes of the grid are, what was tried, and what was compared with the test tasks."""
         proofs, guard = facts["proofs"], facts["contamination"]
         return f"""Problems are things that are wrong at once with a phone or its line; what the customer wants (service, mobile
-data, MMS) works only when all of them are put right. In {facts["compositions"]} compositions: {listed(facts["problems"])}.
-To a human go: {listed(facts["to_a_human"])}. {facts["asks_something"]} tasks ask for an amount that must be said.
+data, MMS) works only when all of them are put right. In {facts["compositions"]} compositions:
+{counts_in_words(facts["problems"])}.
+To a human go: {counts_in_words(facts["to_a_human"])}. {facts["asks_something"]} tasks ask for an amount that must be said.
 The customers are made up: each task brings the rows of one of {facts["people"]} people, in place of tau2's customers.
 
 ## Proofs
 
 tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]} of {facts["tasks"]} tasks. Doing nothing solves
 {proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}.
-{proofs["actions"]} actions, {facts["user_actions"]} of them the user's, were left out, doubled ({listed(proofs["doubled"])})
+{proofs["actions"]} actions, {facts["user_actions"]} of them the user's, were left out, doubled
+({counts_in_words(proofs["doubled"])})
 and altered in {proofs["altered_arguments"]} values, of which {proofs["altered_and_legal"]} do as well by the manual; all end at
 another hash. {proofs["orders_tried"]} orders of the problems were tried, and {proofs["forbidden"]} calls that the policy forbids.
 

@@ -33,7 +33,7 @@ NEXT_MONTH = ("2025-03", 31)  # of the draft bill: tau2 gives a new one a random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
+class TelecomPerson:
     """A customer with lines and bills: `person(17)`."""
 
     customer_id: str
@@ -47,7 +47,7 @@ class Person:
 
 
 @functools.lru_cache(maxsize=NUM_PEOPLE)
-def person(number: int) -> Person:
+def person(number: int) -> TelecomPerson:
     """Customer `number` of `NUM_PEOPLE`.
 
     >>> person(0).name, person(0).customer_id, person(0).lines[0]["phone_number"]
@@ -78,7 +78,7 @@ def person(number: int) -> Person:
         "bill_ids": [row["bill_id"] for row in rows],
         "created_at": f"20{rng.randint(15, 23)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}T10:30:00",
     }
-    return Person(
+    return TelecomPerson(
         customer_id=customer_id,
         name=name,
         born=born,

@@ -11,36 +11,36 @@ from typing import Any, Literal, cast
 import yaml
 
 from tau2rl.synth.generator import Json
-from tau2rl.synth.request import Question
+from tau2rl.synth.request import AskedAmount
 from tau2rl.synth.rules import check_quotes
-from tau2rl.synth.telecom_people import NUM_PEOPLE, Person, person
+from tau2rl.synth.telecom_people import NUM_PEOPLE, TelecomPerson, person
 
 ASKS = 0.35  # share of the tasks that can be solved in which the customer also asks something
 TRAVELS = 0.2  # share of those about data or MMS whose customer is abroad although roaming works
-Side = Literal["user", "assistant"]
+Requestor = Literal["user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A call of a tool or of one of tau2's functions: `Step(by="user", call="toggle_data", arguments={}, ...)`."""
+class CaseStep:
+    """A call of a tool or of one of tau2's functions: `CaseStep(by="user", call="toggle_data", arguments={}, ...)`."""
 
-    by: Side
+    by: Requestor
     call: str
     arguments: Mapping[str, Any]  # "{name}" is a value of the task
     words: str = ""  # of a look: what the agent asks the user to do
     say: str = ""  # of a fix: what the agent says before it
-    looks: tuple[Step, ...] = ()  # what the agent looks at before it
+    looks: tuple[CaseStep, ...] = ()  # what the agent looks at before it
     allows: Mapping[str, Mapping[str, Sequence[Any]]]  # intent -> argument -> other values that do as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class ProblemGroup:
     """Things that are looked at together; a task has at most one problem of a group."""
 
     name: str
     intents: tuple[str, ...]
     own: tuple[str, ...]  # a task of these intents has a problem of at least one such group
-    looks: tuple[Step, ...]
+    looks: tuple[CaseStep, ...]
     abroad: bool  # whether it is only looked at when the customer is abroad
 
 
@@ -49,14 +49,14 @@ class Problem:
     """One thing that is wrong."""
 
     name: str
-    group: Group
+    group: ProblemGroup
     intents: tuple[str, ...]
-    breaks: tuple[Step, ...]
-    fixes: tuple[Step, ...]  # none: it is beyond the agent
+    breaks: tuple[CaseStep, ...]
+    fixes: tuple[CaseStep, ...]  # none: it is beyond the agent
     reboot: bool
-    asserts: tuple[Step, ...]
+    asserts: tuple[CaseStep, ...]
     because: str  # why it goes to a human, as a clause
-    forbidden: tuple[Step, ...]
+    forbidden: tuple[CaseStep, ...]
     policy: str
 
 
@@ -74,7 +74,7 @@ class ProblemBook:
         self._asserts = data["asserts"]
         check_quotes(policy, {f"problem `{problem.name}` of `telecom`": problem.policy for problem in self.problems})
 
-    def asserts(self, intent: str, *, solved: bool) -> tuple[Step, ...]:
+    def asserts(self, intent: str, *, solved: bool) -> tuple[CaseStep, ...]:
         """What tau2 asks at the end of a task of this intent."""
         return _steps(self._asserts[intent]["solved" if solved else "handed_over"])
 
@@ -104,13 +104,13 @@ class ProblemBook:
 class Case:
     """What one conversation is about: `draw_case` makes it."""
 
-    person: Person
+    person: TelecomPerson
     line: Mapping[str, Any]  # of the phone that the customer calls about
     intent: str
     problems: tuple[Problem, ...]  # in the order of the book
     values: Mapping[str, Any]  # of the steps
     abroad: bool
-    question: Question | None
+    question: AskedAmount | None
 
     @property
     def beyond(self) -> Problem | None:
@@ -118,12 +118,12 @@ class Case:
         return next((problem for problem in self.problems if not problem.fixes), None)
 
     @property
-    def fixes(self) -> tuple[Step, ...]:
+    def fixes(self) -> tuple[CaseStep, ...]:
         """What puts everything right; none where it goes to a human."""
         return () if self.beyond else fixes(self.problems)
 
     @property
-    def breaks(self) -> tuple[Step, ...]:
+    def breaks(self) -> tuple[CaseStep, ...]:
         """What makes the phone and the line so."""
         travels = not any(problem.group.abroad for problem in self.problems) and self.abroad
         return (*(_ROAMS if travels else ()), *(step for problem in self.problems for step in problem.breaks))
@@ -164,14 +164,14 @@ def draw_case(
         problems=problems,
         values=values,
         abroad=intent != "service" and (any(p.group.abroad for p in problems) or rng.random() < TRAVELS),
-        question=Question(say=f"how much my bill for {month} came to", value=f"{who.bills[month]:.2f}") if asks else None,
+        question=AskedAmount(say=f"how much my bill for {month} came to", value=f"{who.bills[month]:.2f}") if asks else None,
     )
 
 
-def filled(step: Step, values: Mapping[str, Any]) -> Json:
+def filled(step: CaseStep, values: Mapping[str, Any]) -> Json:
     """The arguments of a step with the values of a task.
 
-    >>> step = Step(by="user", call="f", arguments={"id": "{line_id}", "gb": "{gb}"}, allows={})
+    >>> step = CaseStep(by="user", call="f", arguments={"id": "{line_id}", "gb": "{gb}"}, allows={})
     >>> filled(step, {"line_id": "L1", "gb": 1.5})
     {'id': 'L1', 'gb': 1.5}
     """
@@ -181,15 +181,15 @@ def filled(step: Step, values: Mapping[str, Any]) -> Json:
     }
 
 
-def fixes(problems: Sequence[Problem]) -> tuple[Step, ...]:
+def fixes(problems: Sequence[Problem]) -> tuple[CaseStep, ...]:
     """What puts all of them right, in order: those that need a restart last, and one restart for all of them."""
     at_once = [step for problem in problems if not problem.reboot for step in problem.fixes]
     later = [step for problem in problems if problem.reboot for step in problem.fixes]
     return (*at_once, *later, *([REBOOT] if later else []))
 
 
-def _group(name: str, entry: Mapping[str, Any]) -> Group:
-    return Group(
+def _group(name: str, entry: Mapping[str, Any]) -> ProblemGroup:
+    return ProblemGroup(
         name=name,
         intents=tuple(entry["intents"]),
         own=tuple(entry.get("own", ())),
@@ -198,7 +198,7 @@ def _group(name: str, entry: Mapping[str, Any]) -> Group:
     )
 
 
-def _problem(name: str, entry: Mapping[str, Any], groups: Mapping[str, Group]) -> Problem:
+def _problem(name: str, entry: Mapping[str, Any], groups: Mapping[str, ProblemGroup]) -> Problem:
     group = groups[entry["group"]]
     return Problem(
         name=name,
@@ -214,12 +214,12 @@ def _problem(name: str, entry: Mapping[str, Any], groups: Mapping[str, Group]) -
     )
 
 
-def _steps(entries: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
+def _steps(entries: Sequence[Mapping[str, Any]]) -> tuple[CaseStep, ...]:
     return tuple(map(_step, entries))
 
 
-def _step(entry: Mapping[str, Any]) -> Step:
-    return Step(
+def _step(entry: Mapping[str, Any]) -> CaseStep:
+    return CaseStep(
         by=entry["by"],
         call=entry["call"],
         arguments=entry.get("arguments", {}),
@@ -230,7 +230,7 @@ def _step(entry: Mapping[str, Any]) -> Step:
     )
 
 
-def look(tool: str, words: str) -> Step:
+def user_look(tool: str, words: str) -> CaseStep:
     """Something that a user can look at on their phone."""
     return _step({"by": "user", "call": tool, "words": words})
 

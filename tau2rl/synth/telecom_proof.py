@@ -16,18 +16,18 @@ from tau2rl.env.task_replay import ReplayEnded, TaskReplayer
 from tau2rl.env.tasks import closing_words
 from tau2rl.synth.generator import Json, Rejected
 from tau2rl.synth.proof import SOLVED
-from tau2rl.synth.telecom_problems import Case, Step, filled
+from tau2rl.synth.telecom_problems import Case, CaseStep, filled
 
 ORDERS = 24  # of the problems, at most so many are tried
 MODES = ("4g_5g_preferred", "4g_only", "3g_only", "2g_only")
 
 
-def as_action(step: Step, values: Mapping[str, Any]) -> Json:
+def as_action(step: CaseStep, values: Mapping[str, Any]) -> Json:
     """A step as tau2's reference action, without an id."""
     return {"requestor": step.by, "name": step.call, "arguments": filled(step, values)}
 
 
-def prove(case: Case, task: Json, told: Sequence[str]) -> Json:
+def prove_case(case: Case, task: Json, told: Sequence[str]) -> Json:
     """Try everything; what was found, JSON-ready. `told`: what the agent must say. Raises Rejected."""
     replayer = TaskReplayer("telecom", task)
     actions: list[Json] = task["evaluation_criteria"]["actions"]

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tau2rl.enums import TRANSFER_TOOL
-from tau2rl.synth.demonstration import DONE
 from tau2rl.synth.generator import Json
+from tau2rl.synth.llm_writer import ASK as ASK_KIND, CORRECT, IDENTIFY, NOT_KNOW, WriterLine, within
 from tau2rl.synth.request import count_words, joined
-from tau2rl.synth.telecom_problems import REBOOT, Case, ProblemBook, Step, filled, look
-from tau2rl.synth.texts import ASK, PACES, STYLES, Text
+from tau2rl.synth.telecom_problems import REBOOT, Case, CaseStep, ProblemBook, filled, user_look
+from tau2rl.synth.texts import ASK, CORRECT as PUT_RIGHT, DONE, PACES, STYLES, TWISTED, Text
 
 REASONS = {
     "service": (
         "my phone has had no signal since this morning", "my phone says that it has no service",
-        "I can't call anybody, because my phone finds no network", "my phone lost its network and doesn't get it back",
+        "my phone finds no network any more", "my phone lost its network and doesn't get it back",
     ),
     "mobile_data": (
         "the internet on my phone is slow or doesn't work at all", "my mobile data doesn't work the way it should",
@@ -32,8 +32,8 @@ REASONS = {
     ),
 }  # fmt: skip
 OPENINGS = {
-    "plain": ("Hello, I'm calling because {reason}.", "Hi, I need help: {reason}.", "Good morning. The trouble: {reason}."),
-    "terse": ("Problem: {reason}.", "I need help, {reason}.", "Please help: {reason}."),
+    "plain": ("Hello, I'm calling because {reason}.", "Hi, I need help: {reason}.", "Good morning. I have a problem: {reason}."),
+    "terse": ("Problem: {reason}.", "I need help: {reason}.", "Please help: {reason}."),
     "chatty": (
         "Hi! I hope you are having a good day. Mine would be better if it weren't for this: {reason}.",
         "Hello there, thanks for picking up! You won't believe it, but {reason}.",
@@ -50,22 +50,44 @@ WANTED = {
     "mobile_data": ("Anything slower than an excellent speed won't do for me.", "I need the speed test to say excellent."),
     "mms": ("All I want is to send an MMS again.",),
 }
-PAYS = ("If a bill is open, I'll pay it.", "Should I still owe you something, I'm ready to pay it.")
+AMOUNT_RIGHT = ("Sorry, I got that amount wrong. It is {gb} GB that I'd add.", "Sorry, I meant another amount: {gb} GB.")
+NOT_KNOWN = (
+    "I don't know my customer number, I'm afraid. You would have to look it up.",
+    "Sorry, I don't have my customer number at hand. Could you find me without it?",
+    "I couldn't tell you my customer number.",
+)
+DOES_NOT_KNOW = "When the agent asks you for your customer number, you do not know it."
+ASK_NUMBER = ("Thank you. Do you also have your customer number?", "Thank you. Could you tell me your customer number, too?")
+TELECOM_TWISTS = ("none", "corrected", "does_not_know")
+PAYS = ("If there is an open bill, I'll pay it.", "If I still owe you something, I'm ready to pay it.")
 REFUELS = (
     "If my data is used up, I'd add {gb} GB, but I'm keeping my plan.",
     "I'm willing to add {gb} GB of data if that is needed, and I don't want another plan.",
 )
+PURPOSES = {"service": "has_no_service", "mobile_data": "has_no_or_slow_data", "mms": "cannot_send_mms"}
+KINDS = (*PURPOSES.values(), "says_what_they_would_pay_for", "says_where_they_are", "says_what_they_expect")
+CORES = {  # of what is wrong, the words that stay when a model says it anew
+    "service": ("no signal since this morning", "no service", "no network", "lost its network"),
+    "mobile_data": (
+        "slow or doesn't work at all", "mobile data doesn't work", "pages hardly load", "not on Wi-Fi",
+        "decent internet connection",
+    ),
+    "mms": (
+        "can't send pictures", "messaging app", "picture messages don't go out", "every MMS", "fails", "refuses to send photos",
+    ),
+}  # fmt: skip
+KEPT = ("keeping my plan", "another plan", "excellent", "send an MMS", "customer number", "open bill", "still owe")
 COUNTRIES = ("Portugal", "Italy", "Japan", "Mexico", "Norway", "Greece", "Canada", "Morocco")
 PERSONAS = {
     "easy": (
         "You run a small shop and use your phone for everything. You find most settings yourself and say precisely what you see.",
-        "You study engineering. Phones hold no secrets for you, and you answer questions about yours quickly and exactly.",
-        "You are a nurse in your thirties, calm and used to instructions; you do what you are told step by step and report back.",
+        "You are an engineer. Phones hold no secrets for you, and you answer questions about yours quickly and exactly.",
+        "You are a nurse, calm and used to instructions; you do what you are told step by step and report back.",
     ),
     "hard": (
-        "You are a retired gardener of 71. You can call and take photos; words like APN or roaming mean nothing to you.",
+        "You are a gardener. You can call and take photos; words like APN or roaming mean nothing to you.",
         "You got your first smartphone last year. You are afraid of breaking it, and ask before every step whether it is safe.",
-        "You are a worried grandfather who mixes up the names of settings and needs to be told twice where to look.",
+        "You worry easily, mix up the names of settings and need to be told twice where to look.",
     ),
 }
 BEHAVE = (
@@ -74,7 +96,7 @@ BEHAVE = (
     "Say yes to what the known info says that you are willing to do, and to nothing else."
 )
 STOP = "When it works again or you were handed over to a human, and every question of yours was answered, end the conversation."
-IDENTIFY = (
+ASK_WHO = (
     "I'm sorry to hear that. May I have your name and phone number, please?",
     "I'd be happy to help with that. What is your name, and which phone number is it about?",
     "Let us look into it. Could you tell me your name and your phone number?",
@@ -87,40 +109,50 @@ MORE = ("Noted. Is there anything else?", "All right. Anything else that I shoul
 CHECKS = ("Please {what}, and tell me what {it}.", "Could you {what}, and tell me what {it}?")
 AT_ONCE = 3  # looks in one message
 GOALS = {
-    "service": look("check_status_bar", "look at the status bar of your phone once more"),
-    "mobile_data": look("run_speed_test", "run a speed test"),
-    "mms": look("can_send_mms", "check whether your phone can send MMS now"),
+    "service": user_look("check_status_bar", "look at the status bar of your phone once more"),
+    "mobile_data": user_look("run_speed_test", "run a speed test"),
+    "mms": user_look("can_send_mms", "check whether your phone can send MMS now"),
 }
 BILLS = "get_bills_for_customer"
 TRANSFERRED = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
 
 
-def write(case: Case, persona: str, rng: random.Random) -> tuple[Text, str | None]:
-    """One of the ways in which this customer could talk, and tau2's `persona` of them."""
+def case_text(case: Case, persona: str, rng: random.Random, twists: Sequence[str] = TELECOM_TWISTS) -> Text:
+    """One of the ways in which this customer could talk; `persona`: how well they know their phone."""
     pace, style, identity = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES)), rng.choice(("birth_date", "phone"))
     number = case.line["phone_number"]
     who = f"My name is {case.person.name}, and the phone number is {number}."
     if identity == "birth_date":
         who = f"I'm {case.person.name}, born on {case.person.born}. It's about the phone with the number {number}."
-    more = [rng.choice(PAYS)] if case.intent == "service" else [_place(case, rng), _willing(case, rng)]
-    more += [rng.choice(WANTED[case.intent])] if WANTED[case.intent] else []
+    twist = _twist(case, pace, rng, twists)
+    more = [[rng.choice(PAYS)]] if case.intent == "service" else [[_place(case, rng)], _willing(case, twist, rng)]
+    more += [[rng.choice(WANTED[case.intent])]] if WANTED[case.intent] else []
     rng.shuffle(more)
-    question = [f"{rng.choice(ASK)} {case.question.say}."] if case.question else []
-    text = Text(
+    unsure = [rng.choice(NOT_KNOWN)] if twist == "does_not_know" else []
+    of_twist = {"corrected": [PUT_RIGHT], "does_not_know": [DOES_NOT_KNOW]}.get(twist, [])
+    question = [rng.choice(ASK).format(question=case.question.say)] if case.question else []
+    return Text(
         reason=rng.choice(OPENINGS[style]).format(reason=rng.choice(REASONS[case.intent])),
-        known=(who, *more, *question),
-        unknown="You do not know what is wrong with your phone or line, and no ids of your account.",
-        instructions=" ".join([PACES[pace], STYLES[style].format(table="phone"), BEHAVE, CONTENT[case.intent], STOP]),
-        behaviour={"pace": pace, "style": style, "identity": identity, "persona": persona},
+        known=(who, *unsure, *(line for lines in more for line in lines), *question),
+        unknown="You do not know what is wrong with your phone or line, or any ids of your account.",
+        instructions=" ".join([PACES[pace], STYLES[style].format(table="phone"), *of_twist, BEHAVE, CONTENT[case.intent], STOP]),
+        persona=rng.choice(PERSONAS[persona]) if persona in PERSONAS else None,
+        behaviour={"pace": pace, "style": style, "twist": twist, "identity": identity, "persona": persona},
     )
-    return text, rng.choice(PERSONAS[persona]) if persona in PERSONAS else None
 
 
-def facts(case: Case, text: Text) -> list[str]:
+def _twist(case: Case, pace: str, rng: random.Random, twists: Sequence[str]) -> str:
+    """One of the twists that this customer can have; nobody corrects themselves who says everything in one breath."""
+    can = {"corrected": pace == "bit_by_bit" and case.intent != "service", "does_not_know": pace != "all_at_once"}
+    possible = [twist for twist in TELECOM_TWISTS if twist in twists and can.get(twist, False)]
+    return rng.choice(possible) if possible and ("none" not in twists or rng.random() < TWISTED) else "none"
+
+
+def case_facts(case: Case, text: Text) -> list[str]:
     """What a customer has to say, word for word."""
     said = [case.person.name, case.line["phone_number"]]
     said += [case.person.born] if text.behaviour["identity"] == "birth_date" else []
-    said += [] if case.intent == "service" else [f"{case.values['gb']} GB", "abroad" if case.abroad else "the United States"]
+    said += [] if case.intent == "service" else [f"{case.values['gb']:g} GB", "abroad" if case.abroad else "the United States"]
     return [*said, *([case.question.say] if case.question else [])]
 
 
@@ -130,11 +162,39 @@ def _place(case: Case, rng: random.Random) -> str:
     return rng.choice(("I'm at home in the United States.", "I'm not traveling, I'm in the United States."))
 
 
-def _willing(case: Case, rng: random.Random) -> str:
-    return rng.choice(REFUELS).format(gb=case.values["gb"])
+def _willing(case: Case, twist: str, rng: random.Random) -> list[str]:
+    """How much data they would take; of who corrects themselves, another amount first."""
+    right, say = f"{case.values['gb']:g}", rng.choice(REFUELS)
+    if twist != "corrected":
+        return [say.format(gb=right)]
+    wrong = rng.choice([gb for gb in ("1", "1.5", "2") if gb != right])
+    return [say.format(gb=wrong), rng.choice(AMOUNT_RIGHT).format(gb=right)]
 
 
-def demonstrate(case: Case, text: Text, book: ProblemBook, actions: Sequence[Json], rng: random.Random) -> list[Json]:
+def case_lines(case: Case, text: Text) -> tuple[WriterLine, ...]:
+    """The lines of a text with what each is for and the words that must stay."""
+    facts = [*case_facts(case, text), *CORES[case.intent], *KEPT, *COUNTRIES, "1 GB", "1.5 GB", "2 GB"]
+    return tuple(WriterLine(say=line, kind=_kind(case, line), keep=within(line, facts)) for line in (text.reason, *text.known))
+
+
+def _kind(case: Case, line: str) -> str:
+    """What a line is for, of `KINDS`."""
+    if line in NOT_KNOWN:
+        return NOT_KNOW
+    if line.startswith("Sorry, "):
+        return CORRECT
+    if case.person.name in line:
+        return IDENTIFY
+    if case.question and case.question.say in line:
+        return ASK_KIND
+    if line in PAYS or " GB" in line:
+        return "says_what_they_would_pay_for"
+    if "abroad" in line or "the United States" in line:
+        return "says_where_they_are"
+    return "says_what_they_expect" if line in WANTED[case.intent] else PURPOSES[case.intent]
+
+
+def demonstrate_case(case: Case, text: Text, book: ProblemBook, actions: Sequence[Json], rng: random.Random) -> list[Json]:
     """The steps, in the form that `env/task_files.py` reads; `actions` are the reference actions of both sides."""
     agent = {action["name"]: action["action_id"] for action in actions if action["requestor"] == "assistant"}
     lines = text.known if text.behaviour["pace"] != "all_at_once" else ()
@@ -149,22 +209,26 @@ def demonstrate(case: Case, text: Text, book: ProblemBook, actions: Sequence[Jso
 def _listen(case: Case, text: Text, lines: Sequence[str], rng: random.Random) -> Iterator[Json]:
     """Ask who it is, look them and their lines up, then ask for a line at a time until there are no more."""
     if lines:
-        yield {"say": rng.choice(IDENTIFY)}
+        yield {"say": rng.choice(ASK_WHO)}
+    unsure = text.behaviour["twist"] == "does_not_know"
+    if unsure:
+        yield {"say": rng.choice(ASK_NUMBER)}
     if text.behaviour["identity"] == "birth_date":
         yield _call("get_customer_by_name", full_name=case.person.name, dob=case.person.born)
     else:
         yield _call("get_customer_by_phone", phone_number=case.line["phone_number"])
     for line in case.person.lines[: case.person.lines.index(dict(case.line)) + 1]:  # which one it is is not said before
         yield _call("get_details_by_id", id=line["line_id"])
-    for number in range(1, len(lines) + 1 if lines else 0):
-        yield {"say": rng.choice(FOUND).format(name=case.person.name.split()[0]) if number == 1 else rng.choice(MORE)}
+    first = 2 if unsure else 1
+    for number in range(first, len(lines) + 1 if lines else 0):
+        yield {"say": rng.choice(FOUND).format(name=case.person.name.split()[0]) if number == first else rng.choice(MORE)}
 
 
 def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Random) -> Iterator[Json]:
     """Look at one thing after the other, put right what is wrong, up to the last problem; then see whether it works."""
     left = [problem.group for problem in case.problems]
     seen: set[str] = set()
-    asked: list[Step] = []  # looks that go into the next message
+    asked: list[CaseStep] = []  # looks that go into the next message
     for group in book.groups.values():
         if not left or case.intent not in group.intents or (group.abroad and not case.abroad):
             continue
@@ -189,20 +253,20 @@ def _repair(case: Case, book: ProblemBook, agent: dict[str, str], rng: random.Ra
         yield _call(BILLS, customer_id=case.person.customer_id)
 
 
-def _flush(asked: list[Step], rng: random.Random) -> Iterator[Json]:
+def _flush(asked: list[CaseStep], rng: random.Random) -> Iterator[Json]:
     """Ask for the looks that wait, if there are any, and keep none."""
     if asked:
         yield _ask(asked, rng)
     asked.clear()
 
 
-def _ask(looks: Sequence[Step], rng: random.Random) -> Json:
+def _ask(looks: Sequence[CaseStep], rng: random.Random) -> Json:
     """Ask the user to look at something."""
     what = joined([f"{step.words} ({step.call})" for step in looks])
     return {"say": rng.choice(CHECKS).format(what=what, it="it shows" if len(looks) == 1 else "they show")}
 
 
-def _fix(case: Case, step: Step, agent: dict[str, str]) -> Iterator[Json]:
+def _fix(case: Case, step: CaseStep, agent: dict[str, str]) -> Iterator[Json]:
     for each in step.looks:
         yield _call(each.call, **filled(each, case.values))
     if step.say:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import DataConfig
 from tau2rl.data.encoding import learned_turns
-from tau2rl.data.jsonl import read_file, save_rows
+from tau2rl.data.jsonl import read_row_file, save_rows
 from tau2rl.data.rows import read_row, read_rows
 
 runner = CliRunner()
@@ -174,7 +174,7 @@ def test_a_mix_has_its_shares_and_every_rows_origin(tmp_path: Path) -> None:
         (40, 0, 18, "mit"),
         (7, 1, 6, "apache-2.0"),  # the plain row is a conversation of the first source
     ]
-    rows = [row for _, row in read_file(tmp_path / "mix.jsonl")]
+    rows = [row for _, row in read_row_file(tmp_path / "mix.jsonl")]
     assert len(rows) == report["rows"] == 24
     origin = {(row["metadata"]["source_row"], row["metadata"]["layout"], row["metadata"]["licence"]) for row in rows}
     assert len(origin) == 24 and {kind for _, kind, _ in origin} == {"WRIT-2K", "AReaL-tau2-data"}
@@ -183,7 +183,7 @@ def test_a_mix_has_its_shares_and_every_rows_origin(tmp_path: Path) -> None:
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "mix.jsonl").read_bytes()
     lines(many, *(writ(f"#W{i}") for i in reversed(range(40))))
     run(*arguments, "--output", tmp_path / "turned.jsonl")
-    said = [row["messages"] for _, row in read_file(tmp_path / "turned.jsonl")]
+    said = [row["messages"] for _, row in read_row_file(tmp_path / "turned.jsonl")]
     assert said == [row["messages"] for row in rows]
     assert json.loads((tmp_path / "mix.jsonl.mix.json").read_text())["sources"][0]["weight"] == 3.0
 
@@ -242,8 +242,8 @@ def test_published_rows_become_openai_messages(tmp_path: Path) -> None:
     source = lines(tmp_path / "sft.jsonl", areal("#W2"), writ("#W1"), seed_v3("#W3"))
     report = run("import", source, "--output", tmp_path / "rows.jsonl")
     assert (report["layout"], report["rows"]) == ("AReaL-tau2-data", 3)
-    before = [read_row(row, name="a") for _, row in read_file(source)]
-    rows = [row for _, row in read_file(tmp_path / "rows.jsonl")]
+    before = [read_row(row, name="a") for _, row in read_row_file(source)]
+    rows = [row for _, row in read_row_file(tmp_path / "rows.jsonl")]
     after = [read_row(row, name="a") for row in rows]
     assert [row.messages for row in after] == [row.messages for row in before]
     assert [learned_turns(row) for row in after] == [learned_turns(row) for row in before] == [[4], [2, 4], [2]]

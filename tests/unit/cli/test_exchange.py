@@ -31,7 +31,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
-from tau2rl.data.jsonl import read_file
+from tau2rl.data.jsonl import read_row_file
 from tau2rl.runs import records
 from tau2rl.types import Failure, Fault, Message, Status, StopReason
 from tests.viewing import chromium
@@ -264,7 +264,7 @@ def test_a_dataset_in_parquet_has_the_same_rows(trained_on: Path, tmp_path: Path
     tau2rl("export", trained_on, "--to", "hf", "--parquet", "--output", tmp_path / "arrow")
     lines = (tmp_path / "text" / "data" / "synth-train.jsonl").read_text("utf-8").split("\n")[:-1]
     written = [json.loads(line) for line in lines]
-    read = [row for _, row in read_file(tmp_path / "arrow" / "data" / "synth-train.parquet")]
+    read = [row for _, row in read_row_file(tmp_path / "arrow" / "data" / "synth-train.parquet")]
     assert [_without_nulls(row) for row in read] == [_without_nulls(row) for row in written] != []
     card = (tmp_path / "arrow" / "README.md").read_text("utf-8")
     assert "path: data/synth-train.parquet" in card

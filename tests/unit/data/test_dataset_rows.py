@@ -25,7 +25,7 @@ from tau2rl.chat.tokenizers import ByteTokenizer, load_tokenizer
 from tau2rl.cli import app
 from tau2rl.config import ChatConfig, EvalConfig, PolicyConfig, TasksConfig, build
 from tau2rl.data.encoding import encode_rows, pack
-from tau2rl.data.jsonl import read_file
+from tau2rl.data.jsonl import read_row_file
 from tau2rl.env.tasks import changed_something, gold_script, select
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.recipes.dataset import SourceRun, dataset_row, make_source, signature
@@ -170,7 +170,7 @@ def test_a_repaired_conversation_is_trained_on(tmp_path: Path) -> None:
     invoke("sft", "--data", rows, "--output", tmp_path / "sft", "--inline", *(w for each in settings for w in ("--set", each)))
     report = read_json(tmp_path / "sft" / "report.json")
     tokenizer = load_tokenizer(str(tmp_path / "sft" / "checkpoints" / "final"))
-    samples = encode_rows(read_file(rows), tokenizer, max_tokens=100_000).samples
+    samples = encode_rows(read_row_file(rows), tokenizer, max_tokens=100_000).samples
     assert (report["rows"]["used"], report["rows"]["rendered"], report["rows"]["dropped"]) == (2, 2, 0)
     assert report["rows"]["assistant_tokens"] == sum(sum(sample.loss_mask) for sample in samples)
     for sample in samples:

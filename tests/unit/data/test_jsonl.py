@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tau2rl.data import jsonl
-from tau2rl.data.jsonl import read_file, write_rows
+from tau2rl.data.jsonl import read_row_file, write_rows
 from tau2rl.errors import UserError
 
 CASES = Path(__file__).parents[2] / "fixtures" / "rows"
@@ -34,7 +34,7 @@ def compressed(data: bytes) -> bytes:
 
 
 def rows(path: Path) -> list[Any]:
-    return [row for _, row in read_file(path)]
+    return [row for _, row in read_row_file(path)]
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
 def test_gzip_is_read_whatever_it_is_called(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(gzip.compress(b'{"a": "x\xe2\x80\xa8y\\r"}\n') + gzip.compress(b'{"a": 2}'))
     assert rows(tmp_path / name) == [{"a": "x\u2028y\r"}, {"a": 2}]
-    assert [place for place, _ in read_file(tmp_path / name)] == [f"{name}:1", f"{name}:2"]
+    assert [place for place, _ in read_row_file(tmp_path / name)] == [f"{name}:1", f"{name}:2"]
 
 
 def test_zstd_is_read_frame_by_frame(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_line_that_does_not_end_is_refused(how: str, tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"a\.jsonl` line 1 is no row: it has more than 3000000 bytes"):
         rows(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b'{"a":1}\n\n{"a":"' + b"x" * 2_999_000 + b'"}\n{"a":2}')
-    assert [place for place, _ in read_file(tmp_path / "b.jsonl")] == ["b.jsonl:1", "b.jsonl:3", "b.jsonl:4"]
+    assert [place for place, _ in read_row_file(tmp_path / "b.jsonl")] == ["b.jsonl:1", "b.jsonl:3", "b.jsonl:4"]
     (tmp_path / "c.jsonl").write_bytes(b'{"a":1}\n\n' + b"x" * 4_000_000)
     with pytest.raises(UserError, match=r"line 3 is no row"):
         rows(tmp_path / "c.jsonl")

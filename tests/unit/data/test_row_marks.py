@@ -23,7 +23,7 @@ from tau2rl.chat.tokenizers import CHATML_TEMPLATE, ByteTokenizer, Tokenizer, lo
 from tau2rl.cli import app
 from tau2rl.config import TemplateConfig, build
 from tau2rl.data.encoding import Encoded, encode_rows
-from tau2rl.data.jsonl import read_file
+from tau2rl.data.jsonl import read_row_file
 from tau2rl.slime.sft_data import write_conversations
 
 runner = CliRunner()
@@ -198,7 +198,7 @@ def test_what_is_trained_on_is_shown_token_by_token(case: str, turns: list[str])
     (sample,) = found["samples"]
     assert [turn["text"] for turn in sample["turns"]] == [f"{turn}<|im_end|>" for turn in turns]
     assert "".join(token["text"] for token in sample["tokens"] if token["learned"]) == "".join(f"{t}<|im_end|>" for t in turns)
-    assert "".join(token["text"] for token in sample["tokens"]) == whole(dict(next(read_file(CASES / f"{case}.jsonl"))[1]))
+    assert "".join(token["text"] for token in sample["tokens"]) == whole(dict(next(read_row_file(CASES / f"{case}.jsonl"))[1]))
     assert (found["num_tokens"], found["num_learned"]) == (len(sample["tokens"]), sum(t["learned"] for t in sample["tokens"]))
     assert (found["at"], found["id"], found["left_out"], found["exact"]) == (f"{case}.jsonl:1", "lib-1", None, False)
 
@@ -250,7 +250,7 @@ def test_nulls_that_were_meant_stay() -> None:
 
 @pytest.mark.parametrize("case", ["string", "list_of_strings", "mixed"])
 def test_tools_are_the_same_in_whatever_form(case: str, tmp_path: Path) -> None:
-    rows = [row for _, row in read_file(CASES / f"{case}.jsonl")]
+    rows = [row for _, row in read_row_file(CASES / f"{case}.jsonl")]
     plain = json.loads((CASES / "mixed.jsonl").read_text("utf-8").splitlines()[0])
     assert {whole(dict(row)) for row in rows} == {whole(plain)}
     assert sft(CASES / f"{case}.jsonl", tmp_path)["rows"]["used"] == len(rows)
@@ -295,7 +295,7 @@ def test_arguments_nested_without_end_leave_the_row_out(tmp_path: Path) -> None:
 def test_slime_is_told_the_same_marks(tmp_path: Path) -> None:
     rows = [("a", json.loads((CASES / "weight.jsonl").read_text("utf-8"))), ("b", {**PLAIN, "weight": 0})]
     account = write_conversations(rows, ByteTokenizer(), tmp_path / "out.jsonl", max_tokens=10_000)
-    ((_, row),) = read_file(tmp_path / "out.jsonl")
+    ((_, row),) = read_row_file(tmp_path / "out.jsonl")
     marks = [message.get("step_loss_mask", 1) for message in row["messages"] if message["role"] == "assistant"]
     assert (marks, account.used, [d.reason for d in account.dropped]) == ([0, 1], 1, ["its `weight` is 0"])
 

@@ -250,9 +250,8 @@ def test_a_verifier_of_ones_own_that_never_ends_or_dies_is_ended(
 
 def test_a_judge_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
     with OpenAIStub() as stub, OpenAIStub(mode="hang") as other:
-        model = AskedModel(
-            model="openai/judge", api_base=other.api_base, api_key_env=None, cache=tmp_path, timeout_seconds=0.5, retries=0
-        )
+        config = UserConfig(model="openai/judge", api_base=other.api_base, timeout_seconds=0.5, retries=0)
+        model = AskedModel(config, cache=tmp_path, who="judge")
         pool = VerifierPool(scorers(["judge", "rules"], model=model), seconds=0.3)
         with turns(stub, pool=pool) as served:
             assert ask(served).tau2rl["left_out"] == {"judge": "no judgement within 0.3 s"}

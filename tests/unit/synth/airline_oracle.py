@@ -166,11 +166,12 @@ def _read(user_id: str, clause: str) -> tuple[str, Json, list[str]]:
             return "update_reservation_baggages", given, ["bags are removed"]
         given["payment_id"] = _payment(user, clause, 50 * (paid - reservation["nonfree_baggages"]))
         return "update_reservation_baggages", given, []
-    if person := re.search(rf"replace the passenger ([\w' -]+?) in .* by {PASSENGER}", clause):
+    if person := re.search(rf"replace (?:the passenger ([\w' -]+?)|me) in .* with {PASSENGER}", clause):
         new = {"first_name": person[2], "last_name": person[3], "dob": person[4]}
         old = [f"{p['first_name']} {p['last_name']}" for p in reservation["passengers"]]
-        assert old.count(person[1]) == 1, clause
-        given["passengers"] = [new if name == person[1] else p for name, p in zip(old, reservation["passengers"], strict=True)]
+        leaves = person[1] or f"{user['name']['first_name']} {user['name']['last_name']}"
+        assert old.count(leaves) == 1, clause
+        given["passengers"] = [new if name == leaves else p for name, p in zip(old, reservation["passengers"], strict=True)]
         return "update_reservation_passengers", given, []
     if "as one more passenger" in clause:
         return "update_reservation_passengers", given, ["another number of passengers"]
@@ -266,7 +267,7 @@ def _flight(phrase: str, route: tuple[str, str], cabin: str, people: int) -> dic
     best = [each for each in open if each[0] == min(open)[0]]
     assert len(best) == 1, (phrase, best)
     if "seat" in phrase:
-        assert re.search(rf"at least {people} seats? left", phrase), phrase
+        assert (f"at least {people} seats left" if people > 1 else "a seat left") in phrase, phrase
     return {"flight_number": best[0][1], "date": best[0][2]}
 
 

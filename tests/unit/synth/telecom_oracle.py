@@ -83,7 +83,8 @@ def _data(task: Json, environment: Any, line: Any, ids: Json) -> list[str]:
     if abroad and not line.roaming_enabled:
         found.append(_text("assistant", "enable_roaming", **ids))
     plan = environment.tools._get_plan_by_id(line.plan_id)
-    (gigabytes,) = re.findall(r"(\d\.\d) GB", words(task))
+    *wrong, gigabytes = re.findall(r"([\d.]+) GB", words(task))
+    assert len(wrong) == len(re.findall(r"^Sorry, .* amount", words(task), re.MULTILINE)) <= 1
     if line.data_used_gb >= plan.data_limit_gb + line.data_refueling_gb:
         full = line.data_refueling_gb + float(gigabytes) > 2
         found.append(_text(*HUMAN) if full else _text("assistant", "refuel_data", **ids, gb_amount=float(gigabytes)))

@@ -6,6 +6,7 @@
 - several texts are written at once: a model that answers in another order gives the same bytes, and a text that cannot be
   written is replaced by one of another task;
 - a model that never keeps the facts is refused after some texts, and nothing is written;
+- telecom is written the same way;
 - what only the second reading shows (another purpose, an invented detail) is a fault too.
 """
 
@@ -26,6 +27,16 @@ from tests.stubs.openai import OpenAIStub
 
 runner = CliRunner()
 PURPOSES = (  # words of a line -> what it is
+    (r"customer number|without it", "does_not_know_a_number"),
+    (r"^So: (My name is|I'm \w+ \w+, born)", "says_who_they_are"),
+    (r"how much my bill", "asks_for_information"),
+    (r"^So: Sorry, .*amount", "corrects_a_mistake"),
+    (r" GB|open bill|still owe", "says_what_they_would_pay_for"),
+    (r"abroad|in the United States", "says_where_they_are"),
+    (r"won't do for me|speed test|All I want", "says_what_they_expect"),
+    (r"no signal|no service|no network|lost its network", "has_no_service"),
+    (r"internet|mobile data|pages hardly", "has_no_or_slow_data"),
+    (r"MMS|pictures|picture messages|photos as messages", "cannot_send_mms"),
     (r"My name is", "says_who_they_are"),
     (r"that last one", "takes_the_last_wish_back"),
     (r"the number of that", "does_not_know_a_number"),
@@ -65,15 +76,18 @@ class Model:
 def written(tmp_path: Path) -> Iterator[Any]:
     """Run the command with a model; its JSON, or what it said."""
     with OpenAIStub() as server:
+        retail = ("--writes", "1,2", "--burdens", "0-2,3-5")
 
-        def run(model: Model, folder: str, *, code: int = 0, latency: Any = 0.0, **more: Any) -> dict[str, Any]:
+        def run(
+            model: Model, folder: str, *, code: int = 0, latency: Any = 0.0, grid: tuple[str, ...] = retail, **more: Any
+        ) -> dict[str, Any]:
             server.answer, server.latency, server.traffic.max_in_flight = model, latency, 0
             before = len(server.bodies)
             writer = {"model": "openai/any", "api_base": server.api_base, "cache": tmp_path / "cache", **more}
             sets = [f"--set=writer.{name}={value}" for name, value in writer.items()]
             done = runner.invoke(
                 app,
-                ["synth", "--num-tasks", "6", "--writes", "1,2", "--burdens", "0-2,3-5", "--seed", "4", "--writer", "llm", *sets,
+                ["synth", "--num-tasks", "6", *grid, "--seed", "4", "--writer", "llm", *sets,
                  "--output", str(tmp_path / folder), "--json"],
             )  # fmt: skip
             assert done.exit_code == code, done.output
@@ -108,6 +122,27 @@ def test_tasks_in_a_models_words_are_solved_by_their_demonstrations(tmp_path: Pa
     again = written(Model(), "b")
     assert again["asked"] == 0 and again["writer"]["from_cache"] == 12
     assert (tmp_path / "a" / "tasks.json").read_bytes() == (tmp_path / "b" / "tasks.json").read_bytes()
+
+
+def test_telecom_in_a_models_words(tmp_path: Path, written: Any) -> None:
+    """The same round trip over what is wrong, where the user is, and what they would pay for."""
+    grid = ("--domain", "telecom", "--problems", "1,2", "--personas", "hard", "--twists", "corrected,does_not_know,none")
+    first = written(Model(), "a", grid=grid)
+    made = tasks(tmp_path / "a")
+    assert len(made) == 6 and all(t["user_scenario"]["instructions"]["reason_for_call"].startswith("So: ") for t in made)
+    assert all(t["user_scenario"]["persona"] for t in made)
+    assert (first["writer"]["texts"], first["writer"]["rewritten"]) == (6, 0)
+    source = ["--domains", "telecom", "--task-source", str(tmp_path / "a" / "tasks.json"), "--task-split", "base"]
+    report = runner.invoke(
+        app, ["seed", *source, "--set", "allow_held_out=true", "--output", str(tmp_path / "seed"), "--inline", "--json"]
+    )
+    assert report.exit_code == 0, report.output
+    assert (json.loads(report.stdout)["solved"], json.loads(report.stdout)["tried"]) == (6, 6)
+
+    def forgets(number: int, lines: list[str]) -> list[str]:
+        return [line.replace("555-", "556-") for line in lines]
+
+    assert "missing: " in written(Model(spoil=forgets), "b", grid=grid, cache=tmp_path / "other", code=2)["error"]
 
 
 def test_texts_are_written_at_once_and_stand_in_order(tmp_path: Path, written: Any) -> None:

@@ -3,7 +3,8 @@
 - the same command gives the same bytes, also when it was interrupted and went on;
 - cells of the grid get equal parts, refusals at most their share, and no two splits share a customer;
 - a reference path scores 1 and does not without any one of its writes; doing nothing and always transferring score 0;
-- every write is legal under an independent reading of the policy, and is what the customer's words come to;
+- every write is legal under an independent reading of the policy, and is what the user's words come to, with all its arguments;
+  that reading finds every write that is left out and every argument that is altered;
 - a task that shares a customer, an order, a call or a run of words with a test task is found;
 - users change their minds and do not know a number, in words that their demonstrations deal with; a task is told in several ways;
 - the gold teacher plays them: it asks line by line for what the customer knows, and confirms before each write;
@@ -27,8 +28,8 @@ from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
 from tau2rl.synth.airline import Airline
-from tau2rl.synth.guard import Guard
-from tau2rl.synth.make import synthesise
+from tau2rl.synth.contamination import ContaminationGuard
+from tau2rl.synth.make import make_tasks
 from tau2rl.synth.retail import Retail
 from tau2rl.types import CallTool
 from tests.unit.synth import airline_oracle, retail_oracle
@@ -79,21 +80,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_interrupted_command_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     config = SynthConfig(num_tasks=8, seed=3)
-    synthesise(config, tmp_path / "whole")
+    make_tasks(config, tmp_path / "whole")
 
     def stop(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(config, tmp_path / "parts", stop)
+        make_tasks(config, tmp_path / "parts", stop)
     with (tmp_path / "parts" / "progress.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"number": 5, "ce')  # as a kill leaves it
     with pytest.raises(UserError, match="progress of an interrupted run"):
-        synthesise(config, tmp_path / "parts")
+        make_tasks(config, tmp_path / "parts")
     with pytest.raises(UserError, match=r"another command or version \(`command` differs\)"):
-        synthesise(config.model_copy(update={"seed": 4, "resume": True}), tmp_path / "parts")
-    synthesise(config.model_copy(update={"resume": True}), tmp_path / "parts")
+        make_tasks(config.model_copy(update={"seed": 4, "resume": True}), tmp_path / "parts")
+    make_tasks(config.model_copy(update={"resume": True}), tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert set(contents(tmp_path / "whole")) == {"tasks.json", "split_tasks.json", "proofs.jsonl", "card.json", "README.md"}
 
@@ -145,8 +146,17 @@ def check_by_oracle(folder: Path, domain: str) -> None:
     proofs = [json.loads(line) for line in (folder / "proofs.jsonl").read_text("utf-8").splitlines()]
     for task, proof in zip(tasks, proofs, strict=True):
         ORACLES[domain].check(task, proof)
-        for perturbed in proof["perturbed"]:
+        for place, perturbed in enumerate(proof["perturbed"]):
             assert proof["gold_hash"] not in {perturbed["left_out"], *(each["hash"] for each in perturbed["altered"])}
+            wrong = copy.deepcopy(task)
+            wrong["evaluation_criteria"]["actions"].remove(writes(domain, wrong)[place])
+            with pytest.raises(AssertionError):
+                ORACLES[domain].check(wrong, proof)
+            for altered in perturbed["altered"]:
+                wrong = copy.deepcopy(task)
+                writes(domain, wrong)[place]["arguments"][altered["argument"]] = altered["value"]
+                with pytest.raises(AssertionError):
+                    ORACLES[domain].check(wrong, proof)
 
 
 def test_every_write_is_legal_and_what_the_words_come_to(folder: Path, domain: str) -> None:
@@ -156,7 +166,7 @@ def test_every_write_is_legal_and_what_the_words_come_to(folder: Path, domain: s
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", ORACLES)
 def test_200_tasks_of_another_seed_are_legal_too(tmp_path: Path, domain: Any) -> None:
-    synthesise(SynthConfig(domain=domain, num_tasks=200, seed=11), tmp_path)
+    make_tasks(SynthConfig(domain=domain, num_tasks=200, seed=11), tmp_path)
     check_by_oracle(tmp_path, domain)
 
 
@@ -182,16 +192,10 @@ def retail_mistakes(tasks: list[Json]) -> set[str]:
     return found
 
 
-def airline_mistakes(tasks: list[Json], proofs: list[Json]) -> set[str]:
-    """What the oracle says of cancellations for another reason; every argument that a proof altered must be found."""
+def airline_mistakes(tasks: list[Json]) -> set[str]:
+    """What the oracle says of cancellations for another reason."""
     found: set[str] = set()
-    for task, proof in zip(tasks, proofs, strict=True):
-        for place, perturbed in enumerate(proof["perturbed"]):
-            for altered in perturbed["altered"]:
-                wrong = copy.deepcopy(task)
-                writes("airline", wrong)[place]["arguments"][altered["argument"]] = altered["value"]
-                with pytest.raises(AssertionError):
-                    airline_oracle.check(wrong, proof)
+    for task in tasks:
         wrong = copy.deepcopy(task)
         told = wrong["user_scenario"]["instructions"]
         for key in ("reason_for_call", "known_info"):
@@ -200,10 +204,10 @@ def airline_mistakes(tasks: list[Json], proofs: list[Json]) -> set[str]:
     return found
 
 
-def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Json], proofs: list[Json]) -> None:
+def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Json]) -> None:
     """A test of the test."""
     if domain == "airline":
-        assert "cancel_reservation: no ground to cancel" in airline_mistakes(tasks, proofs)
+        assert "cancel_reservation: no ground to cancel" in airline_mistakes(tasks)
         return
     assert {
         "cancel_pending_order: not an acceptable reason",
@@ -216,7 +220,7 @@ def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Js
 def test_planted_overlaps_with_test_tasks_are_found(domain: str, tasks: list[Json]) -> None:
     replayer = Replayer(domain)
     tests = replayer.test_tasks()
-    guard = Guard(domain=DOMAINS[domain](replayer.rows()), tests=tests, writes=replayer.writes)
+    guard = ContaminationGuard(domain=DOMAINS[domain](replayer.rows()), tests=tests, writes=replayer.writes)
     assert not any(guard.overlap(task) for task in tasks)
     target = next(task for task in tests if guard.overlap(task).entities and guard.overlap(task).arguments)
     there = guard.overlap(target)

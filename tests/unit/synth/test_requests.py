@@ -13,14 +13,14 @@ from collections.abc import Callable
 import pytest
 
 from tau2rl.env.task_replay import Replayer
-from tau2rl.synth.affordances import Affordances
 from tau2rl.synth.airline import Airline
+from tau2rl.synth.request import Affordances
 from tau2rl.synth.retail import Retail
-from tau2rl.synth.rules import Rows, RuleBook
+from tau2rl.synth.rules import RuleBook, Tables
 
 
 @pytest.mark.parametrize(("name", "make"), [("airline", Airline), ("retail", Retail)])
-def test_legal_requests_are_carried_out_and_change_the_database(name: str, make: Callable[[Rows], Affordances]) -> None:
+def test_legal_requests_are_carried_out_and_change_the_database(name: str, make: Callable[[Tables], Affordances]) -> None:
     replayer = Replayer(name)
     domain, rng, start = make(replayer.rows()), random.Random(0), replayer.run(()).hash
     book = RuleBook(name, replayer.policy, domain.checks, domain.task_checks)

@@ -7,6 +7,7 @@
 - what is done, and by whom, is what an independent diagnosis of the phone and the line comes to, and tau2's own check of a
   telecom task passes;
 - a task that shares a person, all its problems or a run of words with a test task is found;
+- users put a wrong amount right or have no customer number, and a task is told in several ways; changes of mind are refused;
 - an action that is not needed, and a deed against the policy that goes unseen, are found when a task is proved;
 - the gold teacher plays them, and so do eval and rft-filter: the phone is the user's, who does what the agent asks for, and the
   agent asks before it adds data, sends a bill or hands over.
@@ -31,12 +32,12 @@ from tau2rl.config import SynthConfig
 from tau2rl.env.domain import domain
 from tau2rl.env.task_replay import Replayer, TaskReplayer
 from tau2rl.errors import UserError
+from tau2rl.synth.contamination import TelecomGuard, composition_of
 from tau2rl.synth.generator import Rejected
-from tau2rl.synth.guard import TelecomGuard, composition_of
-from tau2rl.synth.make import synthesise
+from tau2rl.synth.make import make_tasks
 from tau2rl.synth.telecom import TelecomTasks
 from tau2rl.synth.telecom_problems import ProblemBook
-from tau2rl.synth.telecom_proof import prove
+from tau2rl.synth.telecom_proof import prove_case
 from tests.unit.synth import telecom_oracle
 
 from tau2.data_model.tasks import Task
@@ -91,15 +92,15 @@ def named(folder: Path) -> list[str]:
 
 def test_an_interrupted_command_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     config = SynthConfig(domain="telecom", num_tasks=8, seed=3)
-    synthesise(config, tmp_path / "whole")
+    make_tasks(config, tmp_path / "whole")
 
     def stop(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesise(config, tmp_path / "parts", stop)
-    synthesise(config.model_copy(update={"resume": True}), tmp_path / "parts")
+        make_tasks(config, tmp_path / "parts", stop)
+    make_tasks(config.model_copy(update={"resume": True}), tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
@@ -183,9 +184,35 @@ def test_the_oracle_finds_what_is_missing_or_wrong(tasks: list[Json]) -> None:
         assert telecom_oracle.taken(wrong) != telecom_oracle.diagnose(wrong)
     adds = next(copy.deepcopy(t) for t in tasks if any(a["name"] == "refuel_data" for a in t["evaluation_criteria"]["actions"]))
     adds["user_scenario"]["instructions"]["known_info"] = (
-        telecom_oracle.words(adds).replace(".0 GB", ".7 GB").replace(".5 GB", ".7 GB")
+        telecom_oracle.words(adds).replace("1 GB", "1.7 GB").replace("2 GB", "1.7 GB").replace(".5 GB", ".7 GB")
     )
     assert telecom_oracle.taken(adds) != telecom_oracle.diagnose(adds)
+
+
+def test_a_task_is_told_in_several_ways_by_users_with_twists(tmp_path: Path) -> None:
+    asked = ["--problems", "2,3", "--intents", "mms,mobile_data", "--personas", "none,easy", "--refusals", "0"]
+    twists = ["--behaviours", "4", "--twists", "corrected,does_not_know"]
+    card = command("synth", *TELECOM, "--num-tasks", "8", "--seed", "6", *asked, *twists, "--output", str(tmp_path / "made"))
+    told, proofs = json.loads((tmp_path / "made" / "tasks.json").read_text("utf-8")), rows_of(tmp_path / "made" / "proofs.jsonl")
+    assert (card["tasks"], card["told_anew"]) == (32, 24) and [t["id"] for t in told] == [p["task_id"] for p in proofs]
+    for first in range(0, 32, 4):
+        same = proofs[first : first + 4]
+        assert len({proof["gold_hash"] for proof in same}) == 1
+        assert len({json.dumps(proof["behaviour"]) for proof in same}) == 4
+        assert len({task["user_scenario"]["persona"] for task in told[first : first + 4]}) == 1
+    for task, proof in zip(told, proofs, strict=True):
+        lines = telecom_oracle.words(task).splitlines()
+        wrong = [place for place, line in enumerate(lines) if line.startswith("Sorry, ") and "amount" in line]
+        unsure = any("customer number" in line or "without it" in line for line in lines)
+        assert (bool(wrong), unsure) == tuple(proof["behaviour"]["twist"] == twist for twist in ("corrected", "does_not_know"))
+        assert all(" GB" in lines[place - 1] for place in wrong)
+    assert {proof["behaviour"]["twist"] for proof in proofs} == {"none", "corrected", "does_not_know"}
+    check_by_oracle(tmp_path / "made")
+    output = ["--output", str(tmp_path / "seed"), "--set", "allow_held_out=true", "--inline"]
+    report = command("seed", *named(tmp_path / "made"), *output)
+    assert (report["solved"], report["tried"]) == (32, 32)
+    refused = command("synth", *TELECOM, "--twists", "changes_mind", "--output", str(tmp_path / "no"), code=2)
+    assert "no user of a telecom task changes their mind" in refused
 
 
 def test_a_problem_that_the_policy_does_not_speak_of_is_refused() -> None:
@@ -220,7 +247,7 @@ def drawn(number: int, intent: str, persona: str = "none") -> Any:
 
 
 def proved(draft: Any, task: Mapping[str, Any]) -> Json:
-    return prove(draft.case, dict(task), task["evaluation_criteria"]["communicate_info"])
+    return prove_case(draft.case, dict(task), task["evaluation_criteria"]["communicate_info"])
 
 
 def test_a_task_that_does_not_hold_is_not_proved() -> None:
@@ -255,7 +282,7 @@ def test_a_deed_against_the_policy_is_seen_and_handing_over_alone_does_not_do() 
     unasked = copy.deepcopy(draft.task)
     unasked["evaluation_criteria"]["communicate_info"] = []
     with pytest.raises(Rejected, match="the policy always_transfer solves it"):
-        prove(replace(draft.case, question=None), unasked, [])
+        prove_case(replace(draft.case, question=None), unasked, [])
 
 
 def test_the_gold_teacher_asks_and_the_user_acts(folder: Path, tasks: list[Json], tmp_path: Path) -> None:
@@ -297,7 +324,7 @@ def test_eval_and_rft_filter_play_the_file(folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_300_tasks_of_another_seed_hold_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = synthesise(SynthConfig(domain="telecom", num_tasks=300, seed=11), tmp_path / "made")
+    card = make_tasks(SynthConfig(domain="telecom", num_tasks=300, seed=11), tmp_path / "made")
     assert (card["tasks"], card["proofs"]["reference_path_rewarded_1"]) == (300, 300)
     check_by_oracle(tmp_path / "made")
     check_by_tau2(json.loads((tmp_path / "made" / "tasks.json").read_text("utf-8")), monkeypatch)

@@ -21,7 +21,7 @@ from tau2rl.chat.native import system_prompt
 from tau2rl.chat.tokenizers import Tokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.data.encoding import encode_rows
-from tau2rl.data.jsonl import read_file
+from tau2rl.data.jsonl import read_row_file
 from tau2rl.errors import UserError
 from tau2rl.train.tiny import save_tokenizer, train_tokenizer
 from tau2rl.types import CallTool, Message, Opening, Say, TrainingSample
@@ -142,12 +142,12 @@ def test_what_cannot_be_used_says_why(tokenizer: Tokenizer, row: dict[str, Any],
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"messages": []}\n\n{"messages"\n', encoding="utf-8")
-    rows = read_file(path)
+    rows = read_row_file(path)
     assert next(rows)[0] == "rows.jsonl:1"
     with pytest.raises(UserError, match="line 3 is not JSON"):
         next(rows)
     with pytest.raises(UserError, match="cannot read"):
-        list(read_file(tmp_path / "none.jsonl"))
+        list(read_row_file(tmp_path / "none.jsonl"))
 
 
 def sampled_row(tokenizer: Tokenizer, folder: Path, protocol: Literal["native", "cookbook"] = "native") -> dict[str, Any]:
