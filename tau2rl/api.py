@@ -150,18 +150,14 @@ async def evaluate(
     given_codec, chat_settings = _codec(codec, str(policy_settings["kind"]))
     values: dict[str, Any] = {
         "tasks": {"domains": domains, "split": split, "ids": ids, "limit": limit},
-        "policy": policy_settings,
-        "chat": chat_settings,
+        "policy": policy_settings, "chat": chat_settings,
         "rollout": {"num_samples": num_samples, "concurrency": concurrency},
         "user": _user(user),
         "reward": {"preset": reward} if isinstance(reward, str) else _values(reward),
         "limits": _values(limits),
         "budget": _values(budget),
-        "plugins": plugins,
-        "seed": seed,
-        "repetitions": repetitions,
-        "resume": resume,
-    }
+        "plugins": plugins, "seed": seed, "repetitions": repetitions, "resume": resume,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tau2rl-") as scratch:
         config = build(EvalConfig, {**values, "output": str(output if output is not None else Path(scratch) / "eval")})
         refuse_unpriced(config)

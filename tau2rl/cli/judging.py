@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,8 +47,19 @@ Judgments = Annotated[
 ]
 
 
-def asked_model(name: str | None, api_base: str | None, api_key_env: str | None, kept: Path | None) -> AskedModel | None:
-    """The model that was named; None where none was. Raises UserError for options of one that is not."""
+def asked_model(
+    name: str | None,
+    api_base: str | None,
+    api_key_env: str | None,
+    kept: Path | None,
+    *,
+    seconds: float = 120.0,
+    retries: int = 3,
+) -> AskedModel | None:
+    """The model that was named, with `seconds` for a call; None where none was.
+
+    Raises UserError for options of one that is not named.
+    """
     if name is None:
         if api_base or api_key_env or kept:
             raise UserError("it says how to ask a model, and none is named", hint="name it with `--judge-model`")
@@ -56,9 +67,8 @@ def asked_model(name: str | None, api_base: str | None, api_key_env: str | None,
     from tau2rl.env.asked_model import AskedModel
 
     cache = kept or settings.output_root() / "judgments"
-    config = UserConfig(
-        kind="llm", model=name, api_base=api_base, api_key_env=api_key_env, temperature=0.0, timeout_seconds=120, retries=3
-    )
+    shared: dict[str, Any] = {"api_base": api_base, "api_key_env": api_key_env, "timeout_seconds": seconds, "retries": retries}
+    config = UserConfig(kind="llm", model=name, temperature=0.0, **shared)
     return AskedModel(config, cache=cache, who="judge")
 
 

@@ -25,108 +25,141 @@ DEFAULT = ("rules", "consistency")
 RETRIES: int = PolicyConfig.model_fields["retries"].default
 
 
+ModelName = Annotated[
+    str | None, typer.Option(help="As litellm names it.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="In place of a model: a checkpoint's directory, sampled in this process.",
+        metavar="DIR",
+        show_default=False,
+        rich_help_panel=POLICY,
+    ),
+]
+ApiBase = Annotated[
+    str | None,
+    typer.Option(help="Base URL of an OpenAI-compatible server.", metavar="URL", show_default=False, rich_help_panel=POLICY),
+]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option(help="The variable with its key.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
+]
+Temperature = Annotated[
+    float, typer.Option(min=0, help="Of the attempts; the client's own holds with k = 1.", rich_help_panel=POLICY)
+]
+PolicyTimeout = Annotated[
+    float, typer.Option(min=0.1, help="Seconds for one call of it, its retries included.", rich_help_panel=POLICY)
+]
+PolicyRetries = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help=f"Tries again after one that is overloaded or unreachable. (default: {RETRIES})",
+        show_default=False,
+        rich_help_panel=POLICY,
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Of a checkpoint: `cpu`, `cuda`. (default: cpu)", show_default=False, rich_help_panel=POLICY)
+]
+Attempts = Annotated[int, typer.Option("-k", "--k", min=1, max=64, help="Attempts to choose from.", rich_help_panel=CHOICE)]
+Verifier = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="rules, consistency, logprob, judge, a file of `select --fit`, or yours as `package.module:name`. "
+        "The first decides, the next ones break ties. (default: rules, then consistency)",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=CHOICE,
+    ),
+]
+VerifierTimeout = Annotated[
+    float,
+    typer.Option(min=0.1, help="Seconds for a judgement; a verifier that takes longer is left out.", rich_help_panel=CHOICE),
+]
+ReadTool = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Without a sandbox: tools that change nothing, as patterns; every other one writes. "
+        "(default: get_*, find_*, list_*, search_*, check_*, calculate, think)",
+        metavar="PATTERN",
+        show_default=False,
+        rich_help_panel=CHOICE,
+    ),
+]
+Domain = Annotated[
+    str | None,
+    typer.Option(
+        help="A domain of tau2's registry, whose policy, tools and database this server then has itself.",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=SANDBOX,
+    ),
+]
+Journal = Annotated[
+    Path | None,
+    typer.Option(
+        help="Carry out the writes in this file first, and write on it what is committed. (default: nothing outlives the server)",
+        metavar="FILE",
+        show_default=False,
+        rich_help_panel=SANDBOX,
+    ),
+]
+MaxCalls = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Messages with calls, of one call or of several, that an attempt may make before it answers; one that "
+        "goes on is dropped. (default: 30)",
+        show_default=False,
+        rich_help_panel=SANDBOX,
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=SERVER)]
+KeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        help="The variable with the key that clients send. (default: a new one, which is printed)",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=SERVER,
+    ),
+]
+ServedName = Annotated[str, typer.Option(help="The model's name for clients.", rich_help_panel=SERVER)]
+MaxBodyMib = Annotated[float, typer.Option(min=0.001, help="Of a request; a larger one gets 413.", rich_help_panel=SERVER)]
+MaxRequests = Annotated[int, typer.Option(min=1, help="At once; a further one gets 429.", rich_help_panel=SERVER)]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for a request; then it gets 504.", rich_help_panel=SERVER)]
+
+
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="As litellm names it.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            help="In place of a model: a checkpoint's directory, sampled in this process.",
-            metavar="DIR", show_default=False, rich_help_panel=POLICY,
-        ),
-    ] = None,
-    api_base: Annotated[
-        str | None,
-        typer.Option(help="Base URL of an OpenAI-compatible server.", metavar="URL", show_default=False, rich_help_panel=POLICY),
-    ] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="The variable with its key.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Of the attempts; the client's own holds with k = 1.", rich_help_panel=POLICY)
-    ] = 1.0,
-    policy_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for one call of it, its retries included.", rich_help_panel=POLICY)
-    ] = 60.0,
-    policy_retries: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help=f"Tries again after one that is overloaded or unreachable. (default: {RETRIES})",
-            show_default=False, rich_help_panel=POLICY,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Of a checkpoint: `cpu`, `cuda`. (default: cpu)", show_default=False, rich_help_panel=POLICY),
-    ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, max=64, help="Attempts to choose from.", rich_help_panel=CHOICE)] = 4,
-    verifier: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="rules, consistency, logprob, judge, a file of `select --fit`, or yours as `package.module:name`. "
-            "The first decides, the next ones break ties. (default: rules, then consistency)",
-            metavar="NAME", show_default=False, rich_help_panel=CHOICE,
-        ),
-    ] = None,
-    verifier_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.1, help="Seconds for a judgement; a verifier that takes longer is left out.", rich_help_panel=CHOICE
-        ),
-    ] = 60.0,
-    read_tool: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Without a sandbox: tools that change nothing, as patterns; every other one writes. "
-            "(default: get_*, find_*, list_*, search_*, check_*, calculate, think)",
-            metavar="PATTERN", show_default=False, rich_help_panel=CHOICE,
-        ),
-    ] = None,
+    model: ModelName = None,
+    checkpoint: Checkpoint = None,
+    api_base: ApiBase = None,
+    api_key_env: ApiKeyEnv = None,
+    temperature: Temperature = 1.0,
+    policy_timeout: PolicyTimeout = 60.0,
+    policy_retries: PolicyRetries = None,
+    device: Device = None,
+    k: Attempts = 4,
+    verifier: Verifier = None,
+    verifier_timeout: VerifierTimeout = 60.0,
+    read_tool: ReadTool = None,
     judge_model: JudgeModel = None,
     judge_api_base: JudgeApiBase = None,
     judge_api_key_env: JudgeKey = None,
     judgments: Judgments = None,
-    domain: Annotated[
-        str | None,
-        typer.Option(
-            help="A domain of tau2's registry, whose policy, tools and database this server then has itself.",
-            metavar="NAME", show_default=False, rich_help_panel=SANDBOX,
-        ),
-    ] = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(
-            help="Carry out the writes in this file first, and write on it what is committed. "
-            "(default: nothing outlives the server)",
-            metavar="FILE", show_default=False, rich_help_panel=SANDBOX,
-        ),
-    ] = None,
-    max_calls: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Messages with calls, of one call or of several, that an attempt may make before it answers; one that "
-            "goes on is dropped. (default: 30)", show_default=False, rich_help_panel=SANDBOX,
-        ),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=SERVER)] = 8000,
-    key_env: Annotated[
-        str | None,
-        typer.Option(
-            help="The variable with the key that clients send. (default: a new one, which is printed)",
-            metavar="NAME", show_default=False, rich_help_panel=SERVER,
-        ),
-    ] = None,
-    served_name: Annotated[str, typer.Option(help="The model's name for clients.", rich_help_panel=SERVER)] = "tau2rl",
-    max_body_mib: Annotated[
-        float, typer.Option(min=0.001, help="Of a request; a larger one gets 413.", rich_help_panel=SERVER)
-    ] = 4.0,
-    max_requests: Annotated[int, typer.Option(min=1, help="At once; a further one gets 429.", rich_help_panel=SERVER)] = 16,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for a request; then it gets 504.", rich_help_panel=SERVER)
-    ] = 300.0,
-) -> None:  # fmt: skip
+    domain: Domain = None,
+    journal: Journal = None,
+    max_calls: MaxCalls = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    key_env: KeyEnv = None,
+    served_name: ServedName = "tau2rl",
+    max_body_mib: MaxBodyMib = 4.0,
+    max_requests: MaxRequests = 16,
+    timeout: Timeout = 300.0,
+) -> None:
     """Serve a policy with best of k behind an OpenAI-compatible endpoint, until it is interrupted.
 
     Without `--domain` your program has the tools. Each message is chosen among k proposals,
@@ -141,23 +174,17 @@ def serve(
     the agent speaks: what the user would say to it is not simulated.
     """
     refuse_command("tau2rl serve")
-    if domain is None and journal is not None:
-        raise UserError("`--journal` keeps what is committed to a sandbox", hint="name one with `--domain`")
-    if domain is None and max_calls is not None:
-        raise UserError("`--max-calls` bounds what an attempt does in a sandbox", hint="name one with `--domain`")
-    if domain is not None and read_tool:
-        raise UserError("a domain knows which of its tools write", hint="leave `--read-tool` out")
+    _refuse_idle(domain, journal=journal, max_calls=max_calls, read_tool=read_tool)
     from tau2rl.serve.app import Limits, make_app, serve as serve_app
     from tau2rl.serve.choice import VerifierPool
     from tau2rl.verify.verifiers import scorers
 
     plugins.search([Path.cwd()])
-    judge = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments)
+    # What is late by then does not go on for long.
+    judge = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments, seconds=verifier_timeout, retries=1)
     chosen = scorers(verifier or DEFAULT, model=judge, seconds=verifier_timeout)
-    if judge is not None:
-        if not any(name == "judge" for one in chosen for name in (one.name, *one.signals)):
-            raise UserError("`--judge-model` is never asked", hint="add `--verifier judge`")
-        judge.timeout_seconds, judge.retries = verifier_timeout, 1  # what is late by then does not go on for long
+    if judge is not None and not any(name == "judge" for one in chosen for name in (one.name, *one.signals)):
+        raise UserError("`--judge-model` is never asked", hint="add `--verifier judge`")
     key = _key(key_env)
     logprobs = any(one.name == "logprob" or "logprob" in one.signals for one in chosen)
     policy = _policy(model, api_base, api_key_env, policy_retries, checkpoint, device, seconds=policy_timeout, logprobs=logprobs)
@@ -171,6 +198,16 @@ def serve(
         console.emit(f"{address}  model {served_name}" + ("" if key_env else f"  key {key}"))
 
     serve_app(app, policy, host=host, port=port, ready=ready)
+
+
+def _refuse_idle(domain: str | None, *, journal: Path | None, max_calls: int | None, read_tool: list[str] | None) -> None:
+    """Raise UserError for an option that does nothing with, or without, a sandbox."""
+    if domain is None and journal is not None:
+        raise UserError("`--journal` keeps what is committed to a sandbox", hint="name one with `--domain`")
+    if domain is None and max_calls is not None:
+        raise UserError("`--max-calls` bounds what an attempt does in a sandbox", hint="name one with `--domain`")
+    if domain is not None and read_tool:
+        raise UserError("a domain knows which of its tools write", hint="leave `--read-tool` out")
 
 
 def _policy(
