@@ -25,8 +25,8 @@ from torch import nn
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig
 from tau2rl.config.training import LoraConfig
-from tau2rl.recipes.pipeline_report import rows as table_of
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.recipes.pipeline_report import pipeline_rows as table_of
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora
 from tau2rl.train.sft import SFTStep, train
@@ -155,7 +155,7 @@ def sampled(model: nn.Module, shape: Shape) -> tuple[list[ScoredTrajectory], flo
     ]  # fmt: skip
     model.eval()
     began, found = time.monotonic(), list[ScoredTrajectory]()
-    answers = Generator(model, slots=len(asks)).run(asks)
+    answers = TokenGenerator(model, slots=len(asks)).run(asks)
     seconds = time.monotonic() - began
     for i, (ask, done) in enumerate(zip(asks, answers, strict=True)):
         size, new = len(ask.prompt), len(done.token_ids)

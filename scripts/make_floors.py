@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tau2rl.env.audit import measure
+from tau2rl.env.audit import measure_floors
 from tau2rl.env.domain import domain
 from tau2rl.env.factory import OWN
 from tau2rl.types import TaskRef
@@ -17,7 +17,8 @@ from tau2rl.types import TaskRef
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
     table = {
-        name: measure(name, [TaskRef(domain=name, task_id=i, split="base") for i in domain(name).tasks("base")]) for name in OWN
+        name: measure_floors(name, [TaskRef(domain=name, task_id=i, split="base") for i in domain(name).tasks("base")])
+        for name in OWN
     }
     target = Path(__file__).parent.parent / "tau2rl" / "env" / "floors.json"
     target.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -51,7 +51,7 @@ def import_all(modules: Iterable[str]) -> None:
         _import(name, wanted=f"plugin `{name}`")
 
 
-def load(reference: str, *, kind: str) -> Any:
+def load_plugin(reference: str, *, kind: str) -> Any:
     """What `package.module:Name` names; `kind` says in messages what it is for ("policy", "reward term").
 
     Raises UserError: no such module or name (with the nearest one), or a module that cannot be imported.
@@ -70,9 +70,9 @@ def load(reference: str, *, kind: str) -> Any:
     return found
 
 
-def make(reference: str, *arguments: Any, kind: str, options: Mapping[str, Any] | None = None) -> Any:
-    """What the class or factory that `reference` names gives for these arguments. Raises UserError: `load`'s, wrong options."""
-    factory, options = load(reference, kind=kind), options or {}
+def make_plugin(reference: str, *arguments: Any, kind: str, options: Mapping[str, Any] | None = None) -> Any:
+    """What the class or factory that `reference` names gives for these arguments. Raises UserError, for wrong options too."""
+    factory, options = load_plugin(reference, kind=kind), options or {}
     signature = _signature(factory)
     try:
         if signature is not None:

@@ -130,7 +130,8 @@ class Sink(Protocol):
     """Takes numbers as a training makes them.
 
     Where it has them, `show(step, conversations)` gets what `tracking.conversations` asks for, each a
-    `tau2rl.runs.tracker_libraries.Conversation`, and `lineage(inputs, outputs)` what a training was made from and what it made.
+    `tau2rl.runs.tracker_libraries.TrackedConversation`, and `lineage(inputs, outputs)` what a training was made from and what
+    it made.
     """
 
     def write(self, step: int, values: Mapping[str, float | int | None]) -> None:

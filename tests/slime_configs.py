@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import STAGES, GrpoConfig, SftConfig, load, read_file
+from tau2rl.config import STAGES, GrpoConfig, SftConfig, load_config, read_config_file
 from tau2rl.slime.model import ModelShape, shape_of
 
 ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(
-    file.relative_to(ROOT).as_posix() for file in ROOT.glob("*/*.yaml") if read_file(file).get("backend") == "slime"
+    file.relative_to(ROOT).as_posix() for file in ROOT.glob("*/*.yaml") if read_config_file(file).get("backend") == "slime"
 )  # "8xh100/grpo.yaml", ...
 
 QWEN3_4B = {  # config.json of Qwen3-4B-Instruct-2507, what is read of it
@@ -95,6 +95,6 @@ def model_of(name: str) -> dict[str, Any]:
 def load_slime(name: str, *sets: str) -> SftConfig | GrpoConfig:
     """A config by its place below `configs/`, with settings in front of it."""
     file = ROOT / name
-    config = load(STAGES[read_file(file)["stage"]], file, sets)
+    config = load_config(STAGES[read_config_file(file)["stage"]], file, sets)
     assert isinstance(config, SftConfig | GrpoConfig)
     return config

@@ -156,11 +156,11 @@ def chromium() -> Iterator[Any]:
 def serving(place: Path) -> Iterator[str]:
     """HOST:PORT of a real server; its pages stand below `/secret/`. Skips where the extra `view` is not installed."""
     uvicorn = pytest.importorskip("uvicorn", reason="the extra `view` is not installed")
-    from tau2rl.view.server import Viewer, make_app
+    from tau2rl.view.server import Viewer, make_viewer
 
     viewer = Viewer([place])
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(viewer, "secret"), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_viewer(viewer, "secret"), log_level="warning"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:

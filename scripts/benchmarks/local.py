@@ -16,7 +16,7 @@ import torch
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, SamplingConfig, ShapeConfig
 from tau2rl.config.training import LoraConfig
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.engine.proof import engine_of
 from tau2rl.train.model import num_parameters, save_memory, with_lora
 from tau2rl.train.tiny import create
@@ -66,10 +66,10 @@ def main() -> None:
         ]
 
     engine_of(model)  # as a checkpoint that is opened
-    Generator(model, slots=4).run(requests(2, 4))  # kernels are chosen at first use
+    TokenGenerator(model, slots=4).run(requests(2, 4))  # kernels are chosen at first use
     for count in (1, a.conversations):
         asked = requests(count, a.new_tokens)
-        seconds, done = timed(cuda, lambda asked=asked: Generator(model, slots=a.conversations).run(asked))
+        seconds, done = timed(cuda, lambda asked=asked: TokenGenerator(model, slots=a.conversations).run(asked))
         sampled = sum(len(c.token_ids) for c in done)
         size = f"{count * a.prompt_tokens} prompt + {sampled} new in {seconds:.2f} s"
         print(f"generation, {count} at once: {sampled / seconds:,.0f} new tokens/s ({size})")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tau2rl.config import RftConfig, build
 from tau2rl.data.rollout_filter import RolloutFilter
-from tau2rl.recipes.dataset import scan, write
+from tau2rl.recipes.dataset import scan, write_dataset
 from tau2rl.recipes.rft import source_of
 from tau2rl.recipes.seed import run
 from tau2rl.reward.presets import spec_from
@@ -72,7 +72,7 @@ def main() -> None:
             source = source_of(folder)
             scan([source], rollouts, spec=spec, seed=config.seed, progress=lambda _: None)
             rollouts.apply(config.keep)
-            files = write(folder, "sft.jsonl", [source], rollouts)
+            files = write_dataset(folder, "sft.jsonl", [source], rollouts)
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {

@@ -47,7 +47,7 @@ def main(domain: str = "mock", turns: str = "10", tokenizer: str = "bpe") -> Non
 
 def measure(folder: Path, domain: str, turns: str, tokenizer: str) -> None:
     """Play once for warmth, then for the clock."""
-    from tau2rl.config import EvalConfig, load
+    from tau2rl.config import EvalConfig, load_config
     from tau2rl.recipes import eval as stage
     from tau2rl.runs.folder import RunFolder
 
@@ -85,12 +85,14 @@ def measure(folder: Path, domain: str, turns: str, tokenizer: str) -> None:
         watching.cancel()
 
     play, stage.play = stage.play, watched
-    once = load(EvalConfig, None, [*settings, "tasks.limit=16", "rollout.num_samples=1", "seed=1"])
+    once = load_config(EvalConfig, None, [*settings, "tasks.limit=16", "rollout.num_samples=1", "seed=1"])
     with RunFolder.open(RunFolder.create(folder / "warm", once, resume=False)) as run:
         stage.run(once, run, lambda event: None)
         long = [r.attempt.task.task_id for r in run.records() if len(r.episode.turns) == int(turns)]
     ids = yaml.safe_dump(long[:TASKS], default_flow_style=True).strip()
-    config = load(EvalConfig, None, [*settings, f"tasks.ids={ids}", f"rollout.num_samples={EPISODES // len(long[:TASKS])}"])
+    config = load_config(
+        EvalConfig, None, [*settings, f"tasks.ids={ids}", f"rollout.num_samples={EPISODES // len(long[:TASKS])}"]
+    )
     with RunFolder.open(RunFolder.create(folder / "measured", config, resume=False)) as run:
         stage.run(config, run, lambda event: None)
         turns_of = [len(record.episode.turns) for record in run.records()]

@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.chat.tokenizers import CHATML_TEMPLATE
-from tau2rl.config import EvalConfig, load
+from tau2rl.config import EvalConfig, load_config
 from tau2rl.env.domain import domain
 from tau2rl.env.tasks import gold_script, select
 from tau2rl.env.tau2_env import make_env
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollouts.runner import PlayAttempt, outcomes, plan, record_of
+from tau2rl.rollouts.runner import PlayAttempt, outcomes, plan_attempts, record_of
 from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode, Status
@@ -126,7 +126,7 @@ def waits(episode: Episode) -> int:
 async def environments(config: EvalConfig) -> float:
     """CPU seconds of the environments alone, with reference turns at once, each task once."""
     began = time.process_time()
-    for attempt in plan(select(config.tasks), num_samples=1, seed=0):
+    for attempt in plan_attempts(select(config.tasks), num_samples=1, seed=0):
         env = make_env(attempt, user=config.user, limits=config.limits)
         await env.open()
         for actions in gold_script(attempt.task):
@@ -151,12 +151,12 @@ async def measure(config: EvalConfig, a: argparse.Namespace) -> list[list[str]]:
     tasks, cores = select(config.tasks), len(os.sched_getaffinity(0))
     first = await environments(config)
     cpu = await environments(config)
-    alone, wall_alone, _ = await with_workers(config, plan(tasks, num_samples=1, seed=0)[::SAMPLE], 0, 1, a.latency)
+    alone, wall_alone, _ = await with_workers(config, plan_attempts(tasks, num_samples=1, seed=0)[::SAMPLE], 0, 1, a.latency)
     per_wait = wall_alone / sum(map(waits, alone))
     rows = [["in flight", "workers", "wall s", "against one at a time", "bound s", "against the bound", "busy"]]
     ways = [*((c, 0) for c in a.concurrency), *((a.concurrency[-1], workers) for workers in a.workers)]
     for number, (concurrency, count) in enumerate(ways):
-        attempts = plan(tasks, num_samples=a.samples, seed=1 + number)  # the server counts the turns of each seed
+        attempts = plan_attempts(tasks, num_samples=a.samples, seed=1 + number)  # the server counts the turns of each seed
         episodes, wall, spent = await with_workers(config, attempts, count, concurrency, a.latency)
         counts = list(map(waits, episodes))
         if len(rows) == 1:
@@ -200,7 +200,7 @@ def main() -> None:
                 ray.init(
                     "local", num_cpus=max(a.workers), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
                 )
-            rows = asyncio.run(measure(load(EvalConfig, None, settings), a))
+            rows = asyncio.run(measure(load_config(EvalConfig, None, settings), a))
         finally:
             server.kill()
             server.wait()

@@ -34,12 +34,21 @@ from typing import Any
 from rollouts_400 import make_tokenizer
 
 from tau2rl.chat import make_codec
-from tau2rl.config import EvalConfig, load
+from tau2rl.config import EvalConfig, load_config
 from tau2rl.env.tasks import gold_script, select
 from tau2rl.env.tau2_env import make_env
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.reward.presets import spec_from
-from tau2rl.rollouts.runner import Outcome, PlayAttempt, episode_limits, outcomes, plan, play_with, record_of, start_pause
+from tau2rl.rollouts.runner import (
+    Outcome,
+    PlayAttempt,
+    episode_limits,
+    outcomes,
+    plan_attempts,
+    play_with,
+    record_of,
+    start_pause,
+)
 from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Attempt, Episode
@@ -102,7 +111,7 @@ async def measure(folder: Path) -> dict[str, float]:
     names = EvalConfig.model_fields["tasks"].default.domains
     tokenizer = make_tokenizer(folder, names)
     settings = [f"chat.tokenizer={tokenizer}", "user.kind=scripted", "policy.kind=gold", "limits.context_tokens=1000000"]
-    config = load(EvalConfig, None, settings)
+    config = load_config(EvalConfig, None, settings)
     codec, tasks = make_codec(config.chat), select(config.tasks)
     play = play_with(
         make_env=lambda attempt: make_env(attempt, user=config.user, limits=config.limits),
@@ -110,13 +119,13 @@ async def measure(folder: Path) -> dict[str, float]:
         codec=codec,
         limits=episode_limits(config),
     )
-    attempts = plan(tasks, num_samples=1, seed=0)
+    attempts = plan_attempts(tasks, num_samples=1, seed=0)
     await per_episode(play, attempts[::10])  # warm
     played, playing = await per_episode(play, attempts)
     played = [with_logprobs(outcome) for outcome in played]
     record, size = per_record(config, played, folder)
     typical = sorted(played, key=lambda o: len(o.episode.token_ids))[len(played) // 2].episode
-    many = plan(tasks, num_samples=40, seed=0)
+    many = plan_attempts(tasks, num_samples=40, seed=0)
     flight = [await drain(many, functools.partial(_answer, typical, count * 0.003), count) for count in IN_FLIGHT]
     ray.init("local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     async with Workers(functools.partial(open_echo, typical, 0.02), count=1, concurrency=64) as workers:

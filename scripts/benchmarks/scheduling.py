@@ -35,7 +35,7 @@ from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.policy.sglang_load import LoadReader
 from tau2rl.recipes.play import reference_length
 from tau2rl.rollouts.concurrency import START, AdaptiveConcurrency
-from tau2rl.rollouts.runner import PlayAttempt, outcomes, plan
+from tau2rl.rollouts.runner import PlayAttempt, outcomes, plan_attempts
 from tau2rl.rollouts.scheduling import DurationEstimate, longest_first
 from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
@@ -88,7 +88,7 @@ async def compare_orders(seeds: int) -> list[list[str]]:
     async def one(concurrency: int, name: str, seed: int) -> tuple[float, float]:
         chance = random.Random(seed)
         hidden = {task: length[task] * SECONDS * chance.lognormvariate(0, 0.5) for task in tasks}
-        attempts = plan(tasks, num_samples=4, seed=seed)
+        attempts = plan_attempts(tasks, num_samples=4, seed=seed)
         seconds = {a.key: hidden[a.task] * chance.lognormvariate(0, 0.4) for a in attempts}
 
         async def sleep(attempt: Attempt) -> Episode:
@@ -131,7 +131,7 @@ async def adaptive(url: str, start: int) -> AsyncGenerator[AdaptiveConcurrency]:
 
 async def compare_numbers(url: str, episodes: int) -> list[list[str]]:
     """The rows of the second table."""
-    attempts = plan([TaskRef(domain="mock", task_id="a", split="base")], num_samples=episodes, seed=0)
+    attempts = plan_attempts([TaskRef(domain="mock", task_id="a", split="base")], num_samples=episodes, seed=0)
     config = PolicyConfig(url=url, timeout_seconds=600)
     results: list[tuple[str, float, str]] = []
     runs = 0

@@ -37,9 +37,9 @@ from training_data import NEW, OPTIM, TURNS, Contender, Data, demonstrations, he
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, LocalTrainConfig, SamplingConfig, SftTrainConfig, ShapeConfig
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.engine.proof import engine_of
-from tau2rl.train.model import load
+from tau2rl.train.model import load_model
 from tau2rl.train.sft import train
 from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
 from tau2rl.types import TrainingSample
@@ -100,7 +100,7 @@ def quiet() -> None:
 
 def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
     """What `tau2rl sft`, `tau2rl grpo` and the local policy do."""
-    model, reinforced, sampled = load(data.checkpoint), load(data.checkpoint), load(data.checkpoint)
+    model, reinforced, sampled = load_model(data.checkpoint), load_model(data.checkpoint), load_model(data.checkpoint)
     for each in (model, reinforced, sampled):
         engine_of(each)
     trainer = GRPOTrainer(
@@ -108,7 +108,7 @@ def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
     )
     step = SftTrainConfig(steps=1, batch_size=len(data.samples), **OPTIM)
     local = LocalTrainConfig(max_tokens_per_microbatch=max_tokens_per_microbatch)
-    sampler = Generator(sampled, slots=len(data.prompts))
+    sampler = TokenGenerator(sampled, slots=len(data.prompts))
 
     def trained(what: str, run: Callable[[], Any], samples: Sequence[TrainingSample]) -> Contender:
         work = work_of(model, samples, max_tokens_per_microbatch)
@@ -134,7 +134,7 @@ def ours(data: Data, max_tokens_per_microbatch: int) -> list[Contender]:
     ]
 
 
-def talk(generator: Generator, prompts: Sequence[list[int]], *, turns: int) -> int:
+def talk(generator: TokenGenerator, prompts: Sequence[list[int]], *, turns: int) -> int:
     """Every conversation through its turns, all side by side; how many tokens calls that keep nothing would compute."""
     generator.clear_cache()
     texts, rng, paid = [list(p) for p in prompts], random.Random(0), 0

@@ -36,11 +36,11 @@ def make_codec(config: ChatConfig) -> ChatCodec:
         from tau2rl.chat.tokenizers import load_tokenizer
 
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-        return plugins.make(config.protocol, tokenizer, kind="chat codec", options=config.options)
+        return plugins.make_plugin(config.protocol, tokenizer, kind="chat codec", options=config.options)
     return importlib.import_module(f"tau2rl.chat.{config.protocol}").codec(config)
 
 
-def fingerprint(codec: ChatCodec) -> str:
+def codec_fingerprint(codec: ChatCodec) -> str:
     """16 hex digits that name what a codec writes: the token ids of one fixed conversation.
 
     A different tokenizer, chat template, system prompt or way to think gives another; it belongs to a run's identity.

@@ -16,10 +16,21 @@ from datetime import date as Date
 from pathlib import Path
 from typing import Any
 
-from tau2rl.chat.parsing import CLOSE, OPEN, Dump, check_call, fail, read_call, read_json, readable, split_blocks, write_back
+from tau2rl.chat.parsing import (
+    CLOSE,
+    OPEN,
+    Dump,
+    check_call,
+    raise_malformed,
+    read_call,
+    read_call_json,
+    split_blocks,
+    template_json,
+    write_back,
+)
 from tau2rl.chat.proof import PLAIN, prove
 from tau2rl.chat.short_policies import SHORT_POLICIES
-from tau2rl.chat.template import TemplateChat, said
+from tau2rl.chat.template import TemplateChat, split_thought
 from tau2rl.chat.tokenizers import ChatDict, Tokenizer, date_of, tokenizer_of
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn, UserError
@@ -58,7 +69,7 @@ class CookbookPrompt:
 
     def text(self, domain_policy: str, tools: Sequence[ToolSchema], *, compressed: bool) -> str:
         """The system message for a domain policy and tools."""
-        domain = domain_of(tools)
+        domain = upstream_domain(tools)
         policy = self.short_policies.get(domain, domain_policy) if compressed else domain_policy
         fields = {"domain": domain, "policy": policy, "tools_text": tools_text(tools)}
         return "".join(part if isinstance(part, str) else fields[part[0]] for part in self.parts)
@@ -103,10 +114,10 @@ def tools_text(tools: Sequence[ToolSchema]) -> str:
     return json.dumps([{key: function.get(key, default) for key, default in keys.items()} for function in functions], indent=2)
 
 
-def domain_of(tools: Sequence[ToolSchema]) -> str:
+def upstream_domain(tools: Sequence[ToolSchema]) -> str:
     """The tau2 domain that has these tools, "general" for tools of none.
 
-    >>> domain_of([{"type": "function", "function": {"name": "refuel_data"}}])
+    >>> upstream_domain([{"type": "function", "function": {"name": "refuel_data"}}])
     'telecom'
     """
     names = (tool.get("function", tool).get("name", "") for tool in tools)
@@ -229,7 +240,7 @@ class CookbookCodec:
 
     def write(self, actions: Actions) -> list[int]:
         """The turn, up to the stop string. Raises ValueError for more than one action, or a message without text."""
-        body, thought = said(actions)
+        body, thought = split_thought(actions)
         return write_back(actions, lambda dump: self.chat.write("\n".join(_block(a, dump) for a in body), thought), self._read)
 
     def close_thoughts(self, completion_ids: Sequence[int]) -> list[int]:
@@ -245,15 +256,15 @@ class CookbookCodec:
     def _action(text: str) -> Say | CallTool:
         blocks = split_blocks(text)
         if not blocks.bodies:
-            fail(MalformedKind.NO_CALL, f"every turn is one {OPEN} block; `{RESPOND}` sends a message")
+            raise_malformed(MalformedKind.NO_CALL, f"every turn is one {OPEN} block; `{RESPOND}` sends a message")
         body, *more = blocks.bodies
         if more:
-            fail(MalformedKind.TWO_CALLS, f"{len(blocks.bodies)} tool calls, where one a turn is allowed")
+            raise_malformed(MalformedKind.TWO_CALLS, f"{len(blocks.bodies)} tool calls, where one a turn is allowed")
         if blocks.before.strip() or blocks.outside:
-            fail(MalformedKind.TEXT_OUTSIDE, f"text outside {OPEN}; `{RESPOND}` sends a message")
-        call = read_call(read_json(body))
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, f"text outside {OPEN}; `{RESPOND}` sends a message")
+        call = read_call(read_call_json(body))
         if call.name == DONE and call.arguments:
-            fail(MalformedKind.WRONG_ARGUMENTS, f"`{DONE}` takes no arguments")
+            raise_malformed(MalformedKind.WRONG_ARGUMENTS, f"`{DONE}` takes no arguments")
         return _said(call) if call.name == RESPOND else call
 
     @staticmethod
@@ -264,7 +275,9 @@ class CookbookCodec:
         for message in messages:
             if message.role == "assistant":
                 open_calls = list(message.tool_calls)
-                blocks = [_block(call, readable) for call in message.tool_calls] or [_block(Say(text=message.content), readable)]
+                blocks = [_block(call, template_json) for call in message.tool_calls] or [
+                    _block(Say(text=message.content), template_json)
+                ]
                 dicts.append({"role": "assistant", "content": "\n".join(blocks)})
             elif message.role == "tool":
                 call = call_text(open_calls.pop(0)) if open_calls else "the last call"
@@ -298,9 +311,9 @@ def call_text(call: CallTool) -> str:
 def _said(call: CallTool) -> Say:
     content = call.arguments.get("content")
     if not isinstance(content, str) or not content.strip():
-        fail(MalformedKind.NO_CONTENT, f"`{RESPOND}` needs `content`, the text of the message")
+        raise_malformed(MalformedKind.NO_CONTENT, f"`{RESPOND}` needs `content`, the text of the message")
     if len(call.arguments) > 1:
-        fail(MalformedKind.WRONG_ARGUMENTS, f"`{RESPOND}` takes `content` and nothing else")
+        raise_malformed(MalformedKind.WRONG_ARGUMENTS, f"`{RESPOND}` takes `content` and nothing else")
     return Say(text=content)
 
 

@@ -17,11 +17,11 @@ from tau2rl.chat.parsing import (
     PYTHON_WORDS,
     Dump,
     escaped,
-    fail,
+    raise_malformed,
     read_call,
-    read_json,
-    readable,
+    read_call_json,
     split_blocks,
+    template_json,
     typed,
 )
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Say, Think, ToolSchema
@@ -46,18 +46,18 @@ class Hermes:
         """The actions of a turn without thoughts and end token. Raises MalformedTurn."""
         blocks = split_blocks(text)
         if blocks.outside:
-            fail(MalformedKind.TEXT_OUTSIDE, f"text behind {CLOSE}")
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, f"text behind {CLOSE}")
         if not blocks.bodies:
             return (Say(text=blocks.before),)
         # The template puts one line break between text and calls.
         said: tuple[Action, ...] = (Say(text=blocks.before.removesuffix("\n")),) if blocks.before.strip() else ()
-        return (*said, *(read_call(read_json(body)) for body in blocks.bodies))
+        return (*said, *(read_call(read_call_json(body)) for body in blocks.bodies))
 
     def spellings(self, actions: Actions) -> tuple[str, ...]:
         """Ways to write actions without thoughts, the readable one first; () = as the template writes them."""
         if not any(isinstance(a, CallTool) for a in actions):
             return ("\n".join(a.text for a in actions if isinstance(a, Say)),)
-        return tuple(self._write(actions, dump) for dump in (readable, escaped))
+        return tuple(self._write(actions, dump) for dump in (template_json, escaped))
 
     def _write(self, actions: Actions, dump: Dump) -> str:
         return "\n".join(
@@ -80,9 +80,9 @@ class Hermes:
             return None, text
         thought, closed, answer = text.partition(close)
         if not closed:
-            fail(MalformedKind.NO_CONTENT, f"{start} is never closed")
+            raise_malformed(MalformedKind.NO_CONTENT, f"{start} is never closed")
         if not answer.strip():
-            fail(MalformedKind.NO_CONTENT, "the turn has thoughts and nothing else")
+            raise_malformed(MalformedKind.NO_CONTENT, "the turn has thoughts and nothing else")
         return thought.strip("\n"), answer.lstrip("\n")
 
     def open_thought(self, text: str, *, opened: bool) -> bool:
@@ -126,7 +126,7 @@ class Elements(Hermes):
         """See `Hermes.read`."""
         before, opened, rest = text.partition(OPEN)
         if CLOSE in before:
-            fail(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
+            raise_malformed(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
         if not opened:
             return (Say(text=text),)
         calls: list[CallTool] = []
@@ -136,7 +136,7 @@ class Elements(Hermes):
             between, opened, rest = rest.partition(OPEN)
             if between.strip():
                 kind = MalformedKind.NO_OPEN_TAG if CLOSE in between else MalformedKind.TEXT_OUTSIDE
-                fail(kind, f"text behind {CLOSE}")
+                raise_malformed(kind, f"text behind {CLOSE}")
         said: tuple[Action, ...] = (Say(text=before.rstrip("\n")),) if before.strip() else ()
         return (*said, *calls)
 
@@ -154,26 +154,28 @@ _VALUE_END = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=|</function>\s*</to
 def _function(text: str, schemas: Schemas) -> tuple[CallTool, str]:
     """The function behind `<tool_call>`, and what follows `</tool_call>`. Raises MalformedTurn."""
     if CLOSE not in text:
-        fail(MalformedKind.NO_CLOSE_TAG, f"{OPEN} without {CLOSE}")
+        raise_malformed(MalformedKind.NO_CLOSE_TAG, f"{OPEN} without {CLOSE}")
     head = _FUNCTION.match(text)
     if head is None:
-        fail(MalformedKind.NOT_AN_OBJECT, "a tool call must be <function=NAME> with its parameters")
+        raise_malformed(MalformedKind.NOT_AN_OBJECT, "a tool call must be <function=NAME> with its parameters")
     name = head[1].strip()
     if not name:
-        fail(MalformedKind.MISSING_NAME, "a tool call needs the name of a tool: <function=NAME>")
+        raise_malformed(MalformedKind.MISSING_NAME, "a tool call needs the name of a tool: <function=NAME>")
     known: Mapping[str, Any] = schemas.get(name, {}).get("properties", {})
     arguments: dict[str, Any] = {}
     at = head.end()
     while (end := _END.match(text, at)) is None:
         begins = _PARAMETER.match(text, at)
         if begins is None:
-            fail(MalformedKind.BAD_JSON, f"`{name[:60]}`: between its parameters stands {text[at : at + 40].strip()!r}")
+            raise_malformed(
+                MalformedKind.BAD_JSON, f"`{name[:60]}`: between its parameters stands {text[at : at + 40].strip()!r}"
+            )
         key = begins[1].strip()
         ends = _VALUE_END.search(text, begins.end())
         if ends is None:
-            fail(MalformedKind.NO_CLOSE_TAG, f"`{name[:60]}`: <parameter={key[:60]}> is never closed")
+            raise_malformed(MalformedKind.NO_CLOSE_TAG, f"`{name[:60]}`: <parameter={key[:60]}> is never closed")
         if key in arguments:
-            fail(MalformedKind.WRONG_ARGUMENTS, f"`{name[:60]}`: `{key[:60]}` is given twice")
+            raise_malformed(MalformedKind.WRONG_ARGUMENTS, f"`{name[:60]}`: `{key[:60]}` is given twice")
         arguments[key] = typed(text[begins.end() : ends.start()], known.get(key, {}))
         at = ends.end()
     return CallTool(name=name, arguments=arguments), text[end.end() :]
@@ -194,17 +196,17 @@ class BareJson(Hermes):
         body = text.strip().removeprefix("<|python_tag|>").lstrip()
         if not body.startswith("{"):
             if re.search(r'\{\s*"name"\s*:', body):
-                fail(MalformedKind.TEXT_OUTSIDE, "text beside a call")
+                raise_malformed(MalformedKind.TEXT_OUTSIDE, "text beside a call")
             return (Say(text=text),)
         calls: list[Action] = []
         while body:
             if not body.startswith("{"):
-                fail(MalformedKind.TEXT_OUTSIDE, "text behind a call")
+                raise_malformed(MalformedKind.TEXT_OUTSIDE, "text behind a call")
             try:
                 _, end = json.JSONDecoder().raw_decode(body)
             except (ValueError, RecursionError):
                 end = len(body)
-            value = read_json(body[:end])
+            value = read_call_json(body[:end])
             fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
             calls.append(read_call({**fields, "arguments": fields.get("parameters", fields.get("arguments"))}))
             body = body[end:].lstrip("; \n")
@@ -225,7 +227,7 @@ class BareJson(Hermes):
             return super().spellings(actions)
         return tuple(
             "\n".join(f'{{"name": {dump(c.name)}, "parameters": {dump(c.arguments)}}}' for c in calls)
-            for dump in (readable, escaped)
+            for dump in (template_json, escaped)
         )
 
 
@@ -244,18 +246,18 @@ class Gemma(Elements):
         """See `Hermes.read`."""
         before, *parts = text.split(self.call_open)
         if self.call_close in before:
-            fail(MalformedKind.NO_OPEN_TAG, f"{self.call_close} without {self.call_open}")
+            raise_malformed(MalformedKind.NO_OPEN_TAG, f"{self.call_close} without {self.call_open}")
         if not parts:
             return (Say(text=text),)
         if before.strip():
-            fail(MalformedKind.TEXT_OUTSIDE, "text beside a call")
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, "text beside a call")
         calls: list[Action] = []
         for part in parts:
             body, closed, behind = part.partition(self.call_close)
             if not closed:
-                fail(MalformedKind.NO_CLOSE_TAG, f"{self.call_open} without {self.call_close}")
+                raise_malformed(MalformedKind.NO_CLOSE_TAG, f"{self.call_open} without {self.call_close}")
             if behind.strip():
-                fail(MalformedKind.TEXT_OUTSIDE, f"text behind {self.call_close}")
+                raise_malformed(MalformedKind.TEXT_OUTSIDE, f"text behind {self.call_close}")
             calls.append(_gemma_call(body.strip()))
         return tuple(calls)
 
@@ -278,19 +280,19 @@ def _gemma_call(text: str) -> CallTool:
     head, brace, rest = text.partition("{")
     name = head.removeprefix("call:").strip()
     if not head.startswith("call:") or not brace:
-        fail(MalformedKind.NOT_AN_OBJECT, "a tool call must be call:NAME{...}")
+        raise_malformed(MalformedKind.NOT_AN_OBJECT, "a tool call must be call:NAME{...}")
     if not name:
-        fail(MalformedKind.MISSING_NAME, "a tool call needs the name of a tool: call:NAME{...}")
+        raise_malformed(MalformedKind.MISSING_NAME, "a tool call needs the name of a tool: call:NAME{...}")
     parts = f"{{{rest}".split('<|"|>')
     if len(parts) % 2 == 0:
-        fail(MalformedKind.BAD_JSON, "a string in the arguments is never closed")
+        raise_malformed(MalformedKind.BAD_JSON, "a string in the arguments is never closed")
     for i, part in enumerate(parts):
         if i % 2:
             parts[i] = json.dumps(part)
         else:
             keyed = _KEY.sub(lambda found: found[1] + json.dumps(found[2]), part)
             parts[i] = _WORD.sub(lambda found: found[1] + json.dumps(PYTHON_WORDS[found[2]]), keyed)
-    return read_call({"name": name, "arguments": read_json("".join(parts))})
+    return read_call({"name": name, "arguments": read_call_json("".join(parts))})
 
 
 class Harmony(BareJson):
@@ -311,30 +313,30 @@ class Harmony(BareJson):
         for part in (*earlier, last):
             head, sep, body = part.partition("<|message|>")
             if not sep:
-                fail(MalformedKind.NO_CONTENT, "a message without <|message|>")
+                raise_malformed(MalformedKind.NO_CONTENT, "a message without <|message|>")
             ended = body.endswith("<|end|>")
             if part is not last and not ended:
-                fail(MalformedKind.NO_CLOSE_TAG, "a message that is not ended before the next one")
+                raise_malformed(MalformedKind.NO_CLOSE_TAG, "a message that is not ended before the next one")
             actions.append(self._message(head, body.removesuffix("<|end|>")))
         called = [i for i, a in enumerate(actions) if isinstance(a, CallTool)]
         if called and called[0] != len(actions) - 1:
-            fail(MalformedKind.TEXT_OUTSIDE, "a message behind a call")
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, "a message behind a call")
         if not actions or any(isinstance(a, Think) for a in actions):
-            fail(MalformedKind.TEXT_OUTSIDE, "a thought that is not in front of the turn")
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, "a thought that is not in front of the turn")
         return tuple(actions)
 
     def _message(self, head: str, body: str) -> Action:
         if any(tag in body for tag in self.tags):
-            fail(MalformedKind.TEXT_OUTSIDE, "a control token within a message")
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, "a control token within a message")
         recipient = re.search(r"to=functions\.([^\s<]+)", head)
         channel = head.partition("<|channel|>")[2].split("<")[0].split(" ")[0].strip()
         if recipient:
-            call = read_call({"name": recipient[1], "arguments": read_json(body)})
+            call = read_call({"name": recipient[1], "arguments": read_call_json(body)})
             return call
         if " to=" in head:
-            fail(MalformedKind.UNKNOWN_TOOL, f"there is no recipient in {head.strip()[:60]!r}")
+            raise_malformed(MalformedKind.UNKNOWN_TOOL, f"there is no recipient in {head.strip()[:60]!r}")
         if channel not in ("final", "commentary"):
-            fail(MalformedKind.NO_CONTENT, f"a message in the channel `{channel[:30]}`, where `final` is for the user")
+            raise_malformed(MalformedKind.NO_CONTENT, f"a message in the channel `{channel[:30]}`, where `final` is for the user")
         return Say(text=body)
 
     def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
@@ -344,7 +346,7 @@ class Harmony(BareJson):
         while text.lstrip().startswith(start):
             thought, closed, text = text.lstrip()[len(start) :].partition(close)
             if not closed or not text.startswith(self.HEADER):
-                fail(MalformedKind.NO_CONTENT, "the turn has thoughts and nothing else")
+                raise_malformed(MalformedKind.NO_CONTENT, "the turn has thoughts and nothing else")
             thoughts.append(thought)
             text = text[len(self.HEADER) :]
         return ("\n".join(thoughts) if thoughts else None), text

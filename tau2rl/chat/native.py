@@ -9,7 +9,7 @@ from datetime import date as Date
 from tau2rl.chat.families import Schemas, schemas_of
 from tau2rl.chat.parsing import check_call
 from tau2rl.chat.proof import TOOL_USE, family_chat, prove
-from tau2rl.chat.template import TemplateChat, chat_dicts, said
+from tau2rl.chat.template import TemplateChat, chat_dicts, split_thought
 from tau2rl.chat.tokenizers import ChatDict, Tokenizer, date_of, tokenizer_of
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn, UserError
@@ -39,7 +39,7 @@ def system_prompt(domain_policy: str) -> str:
     return SYSTEM_PROMPT.format(agent_instruction=AGENT_INSTRUCTION, domain_policy=domain_policy)
 
 
-def conversation(opening: Opening) -> list[ChatDict]:
+def native_messages(opening: Opening) -> list[ChatDict]:
     """A conversation as this protocol's chat messages, the system message first."""
     return [{"role": "system", "content": system_prompt(opening.domain_policy)}, *chat_dicts(opening.messages)]
 
@@ -67,7 +67,7 @@ class NativeCodec:
 
     def open(self, opening: Opening) -> list[int]:
         """The prompt of the first turn: tau2's system prompt, the tools, the messages so far."""
-        return self.chat.open(conversation(opening), opening.tools)
+        return self.chat.open(native_messages(opening), opening.tools)
 
     def extend(self, prompt_ids: Sequence[int], completion_ids: Sequence[int], new_messages: Sequence[Message]) -> list[int]:
         """The prompt of the next turn; see `ChatCodec.extend`."""
@@ -86,7 +86,7 @@ class NativeCodec:
 
         `tools` give the types of arguments that a family writes as text.
         """
-        body, thought = said(actions)
+        body, thought = split_thought(actions)
         schemas = schemas_of(tools) if tools else _strings_of(actions)
         end = self.chat.end_of(body)
         spellings = [self.chat.with_thought(text, thought) + end.text for text in self.chat.family.spellings(body)]

@@ -29,17 +29,17 @@ class Blocks:
     outside: str  # text between and after the blocks, "" when that is only white space
 
 
-def text_of(tokenizer: Tokenizer, body_ids: Sequence[int], control: frozenset[int] | None = None) -> str:
+def turn_text(tokenizer: Tokenizer, body_ids: Sequence[int], control: frozenset[int] | None = None) -> str:
     """The text of a turn whose end token is gone. Raises MalformedTurn: too long, empty, or with `control` tokens inside."""
     if len(body_ids) > MAX_CHARS:
-        fail(MalformedKind.TOO_LONG, f"{len(body_ids)} tokens, where {MAX_CHARS} is the limit")
+        raise_malformed(MalformedKind.TOO_LONG, f"{len(body_ids)} tokens, where {MAX_CHARS} is the limit")
     if not (tokenizer.control_ids if control is None else control).isdisjoint(body_ids):
-        fail(MalformedKind.TEXT_OUTSIDE, "the turn goes on behind a token that ends or begins one")
+        raise_malformed(MalformedKind.TEXT_OUTSIDE, "the turn goes on behind a token that ends or begins one")
     text = tokenizer.decode(body_ids)
     if len(text) > MAX_CHARS:
-        fail(MalformedKind.TOO_LONG, f"{len(text)} characters, where {MAX_CHARS} is the limit")
+        raise_malformed(MalformedKind.TOO_LONG, f"{len(text)} characters, where {MAX_CHARS} is the limit")
     if not text.strip():
-        fail(MalformedKind.EMPTY, "the turn has no text")
+        raise_malformed(MalformedKind.EMPTY, "the turn has no text")
     return text
 
 
@@ -51,45 +51,45 @@ def split_blocks(text: str) -> Blocks:
     """
     before, *rest = text.split(OPEN)
     if CLOSE in before:
-        fail(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
+        raise_malformed(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
     bodies: list[str] = []
     outside: list[str] = []
     for part in rest:
         body, closed, behind = part.partition(CLOSE)
         if not closed:
-            fail(MalformedKind.NO_CLOSE_TAG, f"{OPEN} without {CLOSE}")
+            raise_malformed(MalformedKind.NO_CLOSE_TAG, f"{OPEN} without {CLOSE}")
         if CLOSE in behind:
-            fail(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
+            raise_malformed(MalformedKind.NO_OPEN_TAG, f"{CLOSE} without {OPEN}")
         bodies.append(body)
         outside.append(behind.strip())
     return Blocks(before=before, bodies=tuple(bodies), outside="".join(outside))
 
 
-def read_json(text: str) -> object:
+def read_call_json(text: str) -> object:
     """Strict JSON: no NaN or infinity, no half characters, no more than MAX_DEPTH levels. Raises MalformedTurn."""
     if _depth(text) > MAX_DEPTH:
-        fail(MalformedKind.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
+        raise_malformed(MalformedKind.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
     try:
         value: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escape like \ud800 alone is half a character
     except ValueError as error:  # JSONDecodeError, UnicodeEncodeError and a number with thousands of digits are all ValueErrors
-        fail(MalformedKind.BAD_JSON, _reason(error))
+        raise_malformed(MalformedKind.BAD_JSON, _reason(error))
     return value
 
 
 def read_call(value: object) -> CallTool:
     """A tool call from `{"name": ..., "arguments": {...}}`; arguments that are absent or null are none. Raises MalformedTurn."""
     if not isinstance(value, dict):
-        fail(MalformedKind.NOT_AN_OBJECT, "a tool call must be a JSON object")
+        raise_malformed(MalformedKind.NOT_AN_OBJECT, "a tool call must be a JSON object")
     call = cast("dict[str, Any]", value)
     name = call.get("name")
     if not isinstance(name, str) or not name:
-        fail(MalformedKind.MISSING_NAME, "a tool call needs the `name` of a tool")
+        raise_malformed(MalformedKind.MISSING_NAME, "a tool call needs the `name` of a tool")
     arguments = call.get("arguments")
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        fail(MalformedKind.ARGUMENTS_NOT_AN_OBJECT, "`arguments` must be a JSON object, not text or a list")
+        raise_malformed(MalformedKind.ARGUMENTS_NOT_AN_OBJECT, "`arguments` must be a JSON object, not text or a list")
     return CallTool(name=name, arguments=cast("dict[str, Any]", arguments))
 
 
@@ -125,7 +125,7 @@ def _literal(text: str) -> Any:
     if text not in ("true", "false", "null") and text[:1] not in tuple("-0123456789[{"):
         return _NOTHING
     try:
-        return read_json(text)
+        return read_call_json(text)
     except MalformedTurn as error:
         if error.kind is MalformedKind.TOO_DEEP:
             raise
@@ -180,12 +180,12 @@ def check_call(call: CallTool, tools: Sequence[ToolSchema]) -> CallTool:
         function = tool.get("function", tool)
         if function.get("name") == call.name:
             if problem := complaint(call.arguments, function.get("parameters") or {}):
-                fail(MalformedKind.WRONG_ARGUMENTS, f"`{call.name}`: {problem}")
+                raise_malformed(MalformedKind.WRONG_ARGUMENTS, f"`{call.name}`: {problem}")
             return call
-    fail(MalformedKind.UNKNOWN_TOOL, f"there is no tool `{call.name[:60]}`")
+    raise_malformed(MalformedKind.UNKNOWN_TOOL, f"there is no tool `{call.name[:60]}`")
 
 
-def fail(kind: MalformedKind, message: str) -> NoReturn:
+def raise_malformed(kind: MalformedKind, message: str) -> NoReturn:
     """Raise MalformedTurn."""
     raise MalformedTurn(kind, message)
 
@@ -232,10 +232,10 @@ def _reason(error: ValueError) -> str:
 Dump = Callable[[Any], str]
 
 
-def readable(value: Any) -> str:
+def template_json(value: Any) -> str:
     """JSON as chat templates write it.
 
-    >>> readable({"city": "Zürich"})
+    >>> template_json({"city": "Zürich"})
     '{"city": "Zürich"}'
     """
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -252,7 +252,7 @@ def escaped(value: Any) -> str:
 
 def write_back(actions: Actions, write: Callable[[Dump], list[int]], read: Callable[[list[int]], Actions]) -> list[int]:
     """The first way of writing the actions that reads back as exactly them. Raises ValueError when there is none."""
-    for dump in (readable, escaped):
+    for dump in (template_json, escaped):
         ids = write(dump)
         try:
             if read(ids) == actions:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from tau2rl.chat.families import HERMES, Hermes, Schemas
-from tau2rl.chat.parsing import fail, text_of
+from tau2rl.chat.parsing import raise_malformed, turn_text
 from tau2rl.chat.tokenizers import PINNED_DATE, ChatDict, Tokenizer
 from tau2rl.errors import MalformedTurn, UserError
 from tau2rl.types import Action, Actions, CallTool, MalformedKind, Message, Think, Thinking
@@ -55,7 +55,7 @@ class TemplateChat:
         self.tokenizer = tokenizer
         self.family = family
         self.thinking: Thinking = thinking
-        self._variables = variables(thinking, date)
+        self._variables = template_variables(thinking, date)
         tags = {ids[0] for tag in family.tags if len(ids := tokenizer.encode(tag)) == 1}
         self._control = tokenizer.control_ids - (tags - set(tokenizer.end_of_turn_ids))
         self._refuse_endless_thought()
@@ -153,16 +153,16 @@ class TemplateChat:
         thought, text = self.read(completion_ids)
         actions = self.family.read(text, schemas)
         if self.one_call and sum(isinstance(a, CallTool) for a in actions) > 1:
-            fail(MalformedKind.TWO_CALLS, "several tool calls, where one a turn is allowed")
+            raise_malformed(MalformedKind.TWO_CALLS, "several tool calls, where one a turn is allowed")
         marks = self.family.thought
         if any(not isinstance(a, CallTool | Think) and any(mark in a.text for mark in marks) for a in actions):
-            fail(MalformedKind.TEXT_OUTSIDE, "a thought in the middle of a turn")
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, "a thought in the middle of a turn")
         return (Think(text=thought), *actions) if thought and thought.strip() else actions
 
     def read(self, completion_ids: Sequence[int]) -> tuple[str | None, str]:
         """The thought and the text of a sampled turn, without the token that ended it. Raises MalformedTurn."""
         ended = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
-        text = text_of(self.tokenizer, completion_ids[:-1] if ended else completion_ids, self._control)
+        text = turn_text(self.tokenizer, completion_ids[:-1] if ended else completion_ids, self._control)
         return self.family.split(text, opened=self.opens_thinking)
 
     def write(self, text: str, thought: str = "") -> list[int]:
@@ -250,7 +250,7 @@ class TemplateChat:
         """Raises UserError for a template that complains of nothing but that thinking is off."""
 
         def complaint(thinking: Thinking) -> str:
-            told = {**self._variables, **variables(thinking, None)}
+            told = {**self._variables, **template_variables(thinking, None)}
             try:
                 self.tokenizer.render(BASE, None, add_generation_prompt=True, variables=told)
             except _faults() as error:
@@ -282,7 +282,7 @@ class TemplateChat:
         date: Date | None = None,
     ) -> str:
         """The template's text. Raises UserError with the template's own complaint."""
-        told = variables(self.thinking, date) if date else self._variables
+        told = template_variables(self.thinking, date) if date else self._variables
         try:
             return self.tokenizer.render(messages, tools, add_generation_prompt=generation, variables=told)
         except _faults() as error:
@@ -306,7 +306,7 @@ def _faults() -> tuple[type[Exception], ...]:
     return TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
 
 
-def variables(thinking: Thinking, date: Date | None) -> dict[str, Any]:
+def template_variables(thinking: Thinking, date: Date | None) -> dict[str, Any]:
     """What templates of several families ask for, by the names that they have for it."""
     told: dict[str, Any] = {
         "enable_thinking": thinking != "off",
@@ -377,10 +377,10 @@ def openai_message(message: ChatDict) -> ChatDict:
     return {**message, **({"tool_calls": written} if written else {})}
 
 
-def said(actions: Actions) -> tuple[tuple[Action, ...], str]:
+def split_thought(actions: Actions) -> tuple[tuple[Action, ...], str]:
     """A turn's actions without its thought, and the thought.
 
-    >>> said((Think(text="Hm."),))
+    >>> split_thought((Think(text="Hm."),))
     ((), 'Hm.')
     """
     return tuple(a for a in actions if not isinstance(a, Think)), "\n".join(a.text for a in actions if isinstance(a, Think))

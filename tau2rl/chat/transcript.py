@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
-from tau2rl.chat.parsing import Dump, check_call, fail, read_call, read_json, text_of, write_back
+from tau2rl.chat.parsing import Dump, check_call, raise_malformed, read_call, read_call_json, turn_text, write_back
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import MalformedTurn
@@ -55,15 +55,15 @@ class TranscriptCodec:
 
     def _read(self, completion_ids: Sequence[int]) -> Actions:
         body = completion_ids[:-1] if completion_ids and completion_ids[-1] == NEWLINE else completion_ids
-        text = text_of(_BYTES, body)
+        text = turn_text(_BYTES, body)
         if NEWLINE in body:
-            fail(MalformedKind.TEXT_OUTSIDE, "a turn is one line")
-        message = read_message(read_json(text))
+            raise_malformed(MalformedKind.TEXT_OUTSIDE, "a turn is one line")
+        message = read_message(read_call_json(text))
         if message.role != "assistant":
-            fail(MalformedKind.NO_CONTENT, "not a message of the assistant")
+            raise_malformed(MalformedKind.NO_CONTENT, "not a message of the assistant")
         said: tuple[Action, ...] = (Say(text=message.content),) if message.content.strip() else ()
         if not said and not message.tool_calls:
-            fail(MalformedKind.NO_CONTENT, "a message without content or tool calls")
+            raise_malformed(MalformedKind.NO_CONTENT, "a message without content or tool calls")
         thought: tuple[Action, ...] = (Think(text=message.reasoning),) if message.reasoning.strip() else ()
         return (*thought, *said, *message.tool_calls)
 
@@ -90,7 +90,7 @@ def read(prompt_ids: Sequence[int]) -> Opening:
 
 def _message(text: str) -> Message:
     try:
-        return read_message(read_json(text))
+        return read_message(read_call_json(text))
     except MalformedTurn:
         return Message(role="assistant", content=text)
 
@@ -114,17 +114,17 @@ def line(message: Message, dump: Dump = json.dumps) -> str:
 def read_message(value: object) -> Message:
     """The message of a line. Raises MalformedTurn."""
     if not isinstance(value, dict):
-        fail(MalformedKind.NOT_AN_OBJECT, "a message must be a JSON object")
+        raise_malformed(MalformedKind.NOT_AN_OBJECT, "a message must be a JSON object")
     fields = cast("dict[str, Any]", value)
     content, calls, reasoning = fields.get("content"), fields.get("tool_calls"), fields.get("reasoning_content")
     if fields.get("role") not in ("system", "user", "assistant", "tool"):
-        fail(MalformedKind.NO_CONTENT, "a message needs a `role`")
+        raise_malformed(MalformedKind.NO_CONTENT, "a message needs a `role`")
     if not isinstance(content, str | None):
-        fail(MalformedKind.NO_CONTENT, "`content` must be text")
+        raise_malformed(MalformedKind.NO_CONTENT, "`content` must be text")
     if not isinstance(reasoning, str | None):
-        fail(MalformedKind.NO_CONTENT, "`reasoning_content` must be text")
+        raise_malformed(MalformedKind.NO_CONTENT, "`reasoning_content` must be text")
     if not isinstance(calls, list | None):
-        fail(MalformedKind.NOT_AN_OBJECT, "`tool_calls` must be a list of objects")
+        raise_malformed(MalformedKind.NOT_AN_OBJECT, "`tool_calls` must be a list of objects")
     made = tuple(read_call(call) for call in cast("list[Any]", calls or []))
     return Message(
         role=fields["role"], content=content or "", tool_calls=made, error=fields.get("error") is True, reasoning=reasoning or ""

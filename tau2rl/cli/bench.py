@@ -61,12 +61,12 @@ def find_suite(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: file for name, file in suite.items() if not names or name in names}
 
 
-def summary(file: Path) -> str:
+def bench_summary(file: Path) -> str:
     """What a script says of itself in the first line of its docstring, without the command that may follow there."""
     return _first_line(file).partition(": `python")[0].rstrip(".:")
 
 
-def measure(name: str, file: Path, arguments: Sequence[str], *, limit_seconds: float = LIMIT_SECONDS) -> dict[str, Any]:
+def measure_suite(name: str, file: Path, arguments: Sequence[str], *, limit_seconds: float = LIMIT_SECONDS) -> dict[str, Any]:
     """Run a script in a process of its own; what it says on the way goes to stderr.
 
     `digest` names what makes the number: the scripts, the arguments, the source's commit, Python and the libraries.
@@ -189,8 +189,8 @@ def bench(
     head = {"machine": machine(), **stood_on()}
     results: list[dict[str, Any]] = []
     for number, (name, script) in enumerate(suite.items(), 1):
-        console.say(f"{number} of {len(suite)}, {name}: {summary(script)}")
-        result = measure(name, script, () if full else QUICK.get(name, ()))
+        console.say(f"{number} of {len(suite)}, {name}: {bench_summary(script)}")
+        result = measure_suite(name, script, () if full else QUICK.get(name, ()))
         results.append(result)
         write_json(file, {**head, "benchmarks": results})
         if not as_json:
@@ -205,7 +205,7 @@ def bench(
 
 def show_list(suite: dict[str, Path], *, as_json: bool) -> None:
     """Each benchmark with the first sentence of its script."""
-    rows = [{"name": name, "measures": summary(file), "script": str(file)} for name, file in suite.items()]
+    rows = [{"name": name, "measures": bench_summary(file), "script": str(file)} for name, file in suite.items()]
     if as_json:
         console.emit_json(rows)
     else:

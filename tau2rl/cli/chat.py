@@ -10,7 +10,7 @@ import typer
 from tau2rl import console
 from tau2rl.cli.lazy import examples
 from tau2rl.cli.options import RUN, ConfigFile, Json, Sets
-from tau2rl.config import DOMAINS, EvalConfig, TasksConfig, UserConfig, build, load
+from tau2rl.config import DOMAINS, EvalConfig, TasksConfig, UserConfig, build, load_config
 from tau2rl.errors import EpisodeFailure, UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def show(
 
     Exits with 2 and the reason where the template cannot be used.
     """
-    chosen = load(EvalConfig, config, [*(sets or ()), *([f"chat.tokenizer={tokenizer}"] if tokenizer else [])])
+    chosen = load_config(EvalConfig, config, [*(sets or ()), *([f"chat.tokenizer={tokenizer}"] if tokenizer else [])])
     from tau2rl.chat import make_codec
     from tau2rl.chat.cookbook import CookbookCodec
     from tau2rl.chat.native import NativeCodec

@@ -14,7 +14,7 @@ from tau2rl import console
 from tau2rl.cli.cost import passes_of
 from tau2rl.cli.options import Json
 from tau2rl.cli.printing import shown
-from tau2rl.cli.results import evaluated, read_report, sampled
+from tau2rl.cli.results import evaluated, sampled, stage_report
 from tau2rl.errors import UserError
 from tau2rl.report import power
 from tau2rl.report.break_even import beta_tasks
@@ -121,7 +121,7 @@ def plan(
         f"{spread.luck:.3f}, sd between tasks {100 * spread.effect_sd:.1f} points, of whole runs {100 * spread.run_sd:.1f}"
     )
     for run in like or () if run_sd is None else ():
-        if repeated := read_report(run).get("repetitions"):
+        if repeated := stage_report(run).get("repetitions"):
             console.emit(f"`{shown(run)}`: the last is of {repeated['count']} repetitions, a few of which say little about it")
     if any(one["tasks"] is None for one in designs):
         console.emit("-: whole runs differ too much, and no number of tasks is enough: more repetitions are needed")
@@ -266,7 +266,7 @@ def _spread(like: Sequence[Path], passes: str, effect_sd: float | None, run_sd: 
 
 def _run_sd(like: Sequence[Path]) -> float:
     """What the standard deviation between the repetitions of these runs has beyond the luck of their attempts; else 0."""
-    found = [read_report(run).get("repetitions") for run in like]
+    found = [stage_report(run).get("repetitions") for run in like]
     repeated: list[dict[str, float | None]] = [one["overall"] for one in found if one]
     pairs = [(one["sd"], one["sd_by_attempts"]) for one in repeated]
     excess = [sd**2 - luck**2 for sd, luck in pairs if sd is not None and luck is not None]

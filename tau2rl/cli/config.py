@@ -13,7 +13,7 @@ import yaml
 from tau2rl import console
 from tau2rl.cli.lazy import examples
 from tau2rl.cli.options import RUN, ConfigFile, Json, Sets
-from tau2rl.config import STAGES, Section, StageConfig, build, dump, flatten, load, read_file
+from tau2rl.config import STAGES, Section, StageConfig, build, dump, flatten, load_config, read_config_file
 from tau2rl.errors import UserError
 
 app = typer.Typer(help="Look at settings.", no_args_is_help=True)
@@ -36,7 +36,7 @@ def show(
     """
     model = _stage(stage)
     # The defaults alone need not make a valid run: which tokenizer, for example, nobody can guess.
-    chosen = load(model, config, sets or ()) if config or sets else model.model_construct()
+    chosen = load_config(model, config, sets or ()) if config or sets else model.model_construct()
     if as_json:
         console.emit_json(dump(chosen))
     else:
@@ -91,8 +91,8 @@ def _read(path: Path) -> StageConfig:
     file = path / "config.json" if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise UserError(f"`{path}` is not a run folder: it has no `config.json`")
-    model = _stage(str(read_file(file).get("stage", "eval")))
-    return build(model, read_file(file, model), stored=path.is_dir())
+    model = _stage(str(read_config_file(file).get("stage", "eval")))
+    return build(model, read_config_file(file, model), stored=path.is_dir())
 
 
 def _stage(name: str) -> type[StageConfig]:

@@ -11,7 +11,7 @@ import typer
 
 from tau2rl import console
 from tau2rl.cli.options import Json
-from tau2rl.cli.results import evaluated, read_report
+from tau2rl.cli.results import evaluated, stage_report
 from tau2rl.errors import UserError
 from tau2rl.report import break_even
 from tau2rl.report.break_even import BreakEven, MeasuredTasks, Strategy, Tasks
@@ -76,7 +76,7 @@ def cost(
         Side(k=k, tasks=_tasks(counts.get("sampled"), sampled_passes), success=sampled_success, attempts=attempts),
         Side(k=trained_k, tasks=_tasks(counts.get("trained"), trained_passes), success=trained_success, attempts=None),
     )
-    question = Question(
+    question = CostQuestion(
         paid=paid, sampling=sides[0], trained=sides[1], attempt_costs=(attempt["sampled"], attempt["trained"]), value=value,
         early_stop=early_stop,
     )  # fmt: skip
@@ -113,7 +113,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class CostQuestion:
     """Both policies and all costs; the verifier is what is varied."""
 
     paid: float
@@ -153,7 +153,7 @@ class Question:
                 Side(k=side.k, tasks=MeasuredTasks([part[i] for i in chosen]), success=side.success, attempts=side.attempts)
                 for side, part in zip((self.sampling, self.trained), counts, strict=True)
             ]
-            drawn = Question(
+            drawn = CostQuestion(
                 paid=self.paid, sampling=sides[0], trained=sides[1], attempt_costs=self.attempt_costs, value=self.value,
                 early_stop=self.early_stop,
             )  # fmt: skip
@@ -183,7 +183,7 @@ def passes_of(text: str) -> tuple[float, float, int]:
 def _seconds_of_all(runs: Sequence[Path] | None) -> float:
     if not runs:
         raise UserError("the cost of the training is not known", hint="name its runs (`--training RUN_DIR`), or give it")
-    return sum(_seconds(read_report(run), f"`{run}`") for run in runs)
+    return sum(_seconds(stage_report(run), f"`{run}`") for run in runs)
 
 
 def _attempt_cost(given: float | None, run: Path | None, name: str) -> float:
@@ -194,7 +194,7 @@ def _attempt_cost(given: float | None, run: Path | None, name: str) -> float:
         raise UserError(
             f"the cost of an attempt of the {name} policy is not known", hint=f"`--{name} RUN_DIR`, or `--episode-cost`"
         )
-    report = read_report(run)
+    report = stage_report(run)
     return _seconds(report, f"the {name} run") / report["cost"]["episodes"]
 
 

@@ -13,14 +13,14 @@ from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
 from tau2rl.cli.show import conversation_pieces
-from tau2rl.cli.top import HEAD, Piece, cells, lines
+from tau2rl.cli.top import HEAD, Piece, cells, top_lines
 from tau2rl.errors import UserError
 from tau2rl.terminal import clean
 from tau2rl.view import runs
 from tau2rl.view.top import Frame, Watch
 
 
-def text_of(pieces: list[Piece]) -> Text:
+def pane_text(pieces: list[Piece]) -> Text:
     """Styled text without anything that a terminal would obey, and without markup."""
     return Text.assemble(*((clean(part), style) for part, style in pieces))
 
@@ -77,13 +77,13 @@ class Dashboard(App[None]):
         try:
             self.draw(await self._watch.frame())
         except (UserError, OSError) as error:  # the folder went away
-            self.screen_stack[0].query_one("#text", Static).update(text_of([(f"cannot read the run: {error}", "red")]))
+            self.screen_stack[0].query_one("#text", Static).update(pane_text([(f"cannot read the run: {error}", "red")]))
         finally:
             self._busy = False
 
     def draw(self, frame: Frame) -> None:
         """Show a frame; the cursor stays at its episode."""
-        self.screen_stack[0].query_one("#text", Static).update(text_of(lines(frame)))
+        self.screen_stack[0].query_one("#text", Static).update(pane_text(top_lines(frame)))
         table = self.table
         keys = [str(row["id"]) for row in frame.episodes]
         if keys == [key.value for key in table.rows]:
@@ -111,10 +111,10 @@ class Dashboard(App[None]):
             except (UserError, OSError) as error:  # a resumed run has rewritten its records
                 self.notify(clean(str(error)), severity="warning")
                 return
-            self.push_screen(Conversation(conversation_pieces(values, whole=False)))
+            self.push_screen(ConversationPane(conversation_pieces(values, whole=False)))
 
 
-class Conversation(Screen[None]):
+class ConversationPane(Screen[None]):
     """One conversation, as `tau2rl show` has it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -130,7 +130,7 @@ class Conversation(Screen[None]):
     def compose(self) -> ComposeResult:
         """The text, to scroll through."""
         with VerticalScroll(id="conversation"):
-            yield Static(text_of(self._pieces), markup=False)
+            yield Static(pane_text(self._pieces), markup=False)
         yield Footer()
 
     def action_scroll(self, by: int) -> None:

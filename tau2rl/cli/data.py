@@ -12,7 +12,7 @@ from tau2rl import console
 from tau2rl.cli import data_writing
 from tau2rl.cli.lazy import examples
 from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, option
-from tau2rl.config import SftConfig, load
+from tau2rl.config import SftConfig, load_config
 from tau2rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def show(
 
     A row that `sft` would leave out is shown with its reason. Exits with 2 where `sft` would refuse the file.
     """
-    chosen = load(SftConfig, config, sets or ())
+    chosen = load_config(SftConfig, config, sets or ())
     from tau2rl.chat.tokenizers import load_tokenizer
     from tau2rl.data.jsonl import read_row_file
 
@@ -188,7 +188,7 @@ def validate(
 
     Exits with 0 when no row is bad, 2 when one is.
     """
-    chosen = load(SftConfig, config, sets or ())
+    chosen = load_config(SftConfig, config, sets or ())
     from tau2rl.data import inspection
 
     further: list[Further] = [_against_test()] if against_test else []
@@ -247,7 +247,7 @@ def stats(
     Turns are the assistant's that are learned, writes its calls that change the domain's database. Rows that cannot be read are
     counted as bad; `tau2rl data validate` names them.
     """
-    chosen = load(SftConfig, config, sets or ())
+    chosen = load_config(SftConfig, config, sets or ())
     from tau2rl.data.inspection import spread
     from tau2rl.share import row_card
 

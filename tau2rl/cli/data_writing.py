@@ -167,8 +167,8 @@ def card(
     from tau2rl.share import row_card
 
     target = (output or files[0].parent / "README.md").expanduser()
-    facts = row_card.describe(files, licence=licence or "")
-    row_card.write(target, facts, name=name or target.parent.resolve().name)
+    facts = row_card.describe_rows(files, licence=licence or "")
+    row_card.write_row_card(target, facts, name=name or target.parent.resolve().name)
     if as_json:
         console.emit_json({"card": str(target), **facts})
         return
@@ -212,7 +212,9 @@ def import_(
     from tau2rl.share import published_rows
 
     source, target, bad = file.expanduser(), output.expanduser(), list[str]()
-    report = published_rows.convert(source, target, licence=licence or "", thoughts=thoughts, bad=bad if skip_bad else None)
+    report = published_rows.convert_published(
+        source, target, licence=licence or "", thoughts=thoughts, bad=bad if skip_bad else None
+    )
     for name in bad:
         console.say(f"left out: {name}")
     if as_json:

@@ -22,8 +22,8 @@ from tau2rl.config import (
     UserConfig,
     build,
     known_names,
-    load,
-    read_file,
+    load_config,
+    read_config_file,
 )
 from tau2rl.doctor import USES, examine, examine_for
 from tau2rl.doctor.services import CheckResult
@@ -70,7 +70,7 @@ def doctor(
 
     Exits with 1 when something that this use needs is missing.
     """
-    stored = read_file(config).get("stage") if config else None
+    stored = read_config_file(config).get("stage") if config else None
     if use not in (None, *KNOWN):
         raise UserError(f"no such use `{use}`", hint=f"one of: {', '.join(KNOWN)}")
     if config and (use is None or use not in STAGES):  # a file says itself for what it is
@@ -92,7 +92,7 @@ def _of_the_config(
 ) -> Iterator[CheckResult]:
     """The checks of all that a stage's settings need. Raises UserError."""
     from tau2rl.launch.checks import needs
-    from tau2rl.recipes.pipeline_plan import plan, with_files
+    from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
     model = STAGES.get(stage)
     if model is None:
@@ -100,12 +100,12 @@ def _of_the_config(
     options = user_settings(user) if "user" in model.model_fields else {}
     if tokenizer and "chat.tokenizer" in known_names(model):
         options["chat.tokenizer"] = tokenizer
-    config = load(model, file, sets, options)
+    config = load_config(model, file, sets, options)
     made: Path | None = None
     runs: list[StageConfig] = [config]
     if isinstance(config, PipelineConfig):
         made = run_path(config)
-        runs = [planned.config for planned in plan(with_files(config, file.parent if file else Path()), made)]
+        runs = [planned.config for planned in plan_pipeline(with_files(config, file.parent if file else Path()), made)]
 
     def checks() -> Iterator[CheckResult]:
         for run in runs:
@@ -138,7 +138,7 @@ def _of_the_use(use: str, sets: Sequence[str], user: str | None, tokenizer: str 
         # An evaluation must name its tokenizer; whether its servers answer can be asked without one.
         first = [] if any(item.startswith("chat.") for item in sets) else ["chat.tokenizer=bytes"]
         last = [f"chat.tokenizer={tokenizer}"] if tokenizer else []
-        chosen = load(EvalConfig, None, [*first, *sets, *last], user_settings(user))
+        chosen = load_config(EvalConfig, None, [*first, *sets, *last], user_settings(user))
         asked = {"user": chosen.user, "policy": chosen.policy, "address": chosen.launch.address}
         asked |= {} if first and not tokenizer else {"chat": chosen.chat}
     elif user:

@@ -91,13 +91,13 @@ def examples(*lines: str) -> str:
     >>> examples("tau2rl doctor", "tau2rl doctor --json")
     'Examples:\\n\\n  tau2rl doctor\\n\\n  tau2rl doctor --json'
     """
-    return "\n\n".join(["Examples:", *(f"  {escape(line)}" for line in lines)])
+    return "\n\n".join(["Examples:", *(f"  {escape_markup(line)}" for line in lines)])
 
 
-def escape(text: str) -> str:
+def escape_markup(text: str) -> str:
     """Square brackets as they are: Typer would read them as rich's markup.
 
-    >>> escape("[a, b]")
+    >>> escape_markup("[a, b]")
     '\\\\[a, b]'
     """
     return text.replace("[", "\\[")

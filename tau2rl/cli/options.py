@@ -16,8 +16,8 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tau2rl.cli.lazy import escape
-from tau2rl.config import Section, Setting, every_setting, load, words_of
+from tau2rl.cli.lazy import escape_markup
+from tau2rl.config import Section, Setting, every_setting, load_config, words_of
 from tau2rl.config.fields import arms_of, items_of, section_of, values_of
 from tau2rl.config.renamed import old_names
 
@@ -138,7 +138,7 @@ def stage_command(model: type[C], act: Callable[[Asked[C]], None], text: str) ->
 
     def command(**typed: Any) -> None:
         options = {name: typed[key] for key, name in names.items()} | user_settings(typed.get("user_model"))
-        config = load(model, typed["config"], typed["sets"] or (), options)
+        config = load_config(model, typed["config"], typed["sets"] or (), options)
         what = {name: typed.get(name, False) for name in ("dry_run", "rehearse", "as_json")}
         act(Asked(config=config, file=typed["config"], **what))
 
@@ -212,7 +212,7 @@ def _as_shown(param: Any, setting: Setting | None, *, whole: bool) -> Any:
     notes = [f"`{name}`" for name in others]
     if setting.default is not False and setting.default not in (None, (), "", {}):
         notes.append(f"default `{shown_default(setting.default)}`")
-    shown.help = escape(" ".join(filter(None, [setting.text, f"({', '.join(notes)})" if notes else ""])))
+    shown.help = escape_markup(" ".join(filter(None, [setting.text, f"({', '.join(notes)})" if notes else ""])))
     return shown
 
 

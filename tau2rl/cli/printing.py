@@ -153,10 +153,10 @@ def print_training(report: Mapping[str, Any]) -> None:
 
 def print_pipeline(report: Mapping[str, Any]) -> None:
     """The table, and below it what each step gave, whether the chain of hashes holds, and what is not done."""
-    from tau2rl.recipes.pipeline_report import comparison_rows, rows, step_rows
+    from tau2rl.recipes.pipeline_report import comparison_rows, pipeline_rows, step_rows
 
     if report["evaluations"]:
-        console.emit_table(rows(report))
+        console.emit_table(pipeline_rows(report))
     if report.get("comparisons"):
         console.emit_table(comparison_rows(report))
     console.emit_table(step_rows(report))

@@ -45,9 +45,9 @@ def card(
     """
     from tau2rl.share import card as cards
 
-    made = cards.make(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
+    made = cards.make_card(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
     folder = (output or run.expanduser().absolute() / "card").expanduser().absolute()
-    files = cards.write(made, folder)
+    files = cards.write_card(made, folder)
     if as_json:
         told = {"checkpoint": str(made.checkpoint), "sha256": made.sha256, "not_shown": list(made.unknown)}
         console.emit_json({"files": [str(file) for file in files], **told})
@@ -80,8 +80,8 @@ def push(
     """
     from tau2rl.share import card as cards, hub
 
-    made = cards.make(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
-    files = hub.files_of(made, run.expanduser().absolute())
+    made = cards.make_card(run, evaluations or (), step=step, license=license, base_model=base_model, repo=repo)
+    files = hub.hub_files(made, run.expanduser().absolute())
     address = None if dry_run else hub.upload(repo, files, private=not public)
     sizes = {name: hub.size_of(content) for name, content in files.items()}
     if as_json:

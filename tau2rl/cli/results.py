@@ -60,7 +60,7 @@ def report(
     if html or markdown:
         _write_pages(runs, html, markdown)
         return
-    reports = [_with_card(run, _with_blame(run, read_report(run, whole=True)), card) for run in runs]
+    reports = [_with_card(run, _with_blame(run, stage_report(run, whole=True)), card) for run in runs]
     if as_json:
         console.emit_json(reports[0] if len(reports) == 1 else reports)
     else:
@@ -120,7 +120,7 @@ def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
         console.say(f"warning: the test split was used before, {len(accesses)} times; a choice made now has seen it")
 
 
-def read_report(run: Path, *, whole: bool = False) -> dict[str, Any]:
+def stage_report(run: Path, *, whole: bool = False) -> dict[str, Any]:
     """The `report.json` of a run folder, or the file itself. `whole`: all that its stage says must be there. Raises UserError."""
     file = run / REPORT if run.is_dir() else run
     if not run.exists():
@@ -154,7 +154,7 @@ def _with_blame(run: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 def evaluated(run: Path) -> dict[str, tuple[int, int]]:
     """Task -> (attempts, solved) of a finished evaluation. Raises UserError."""
-    values = read_report(run)
+    values = stage_report(run)
     if "by_task" not in values:
         raise UserError(f"`{run}` is no evaluation but a run of `{values['stage']}`", hint="`tau2rl report` shows it")
     if values["incomplete"]:
@@ -166,7 +166,7 @@ def evaluated(run: Path) -> dict[str, tuple[int, int]]:
 def sampled(run: Path) -> dict[str, list[EpisodeRecord]]:
     """Task -> the record that counts of each of its sampled attempts, in the order of the attempts; FAILED ones are none."""
     out: dict[str, list[EpisodeRecord]] = {}
-    for record in sorted(counted(records.read(run / "episodes.jsonl")), key=lambda one: one.attempt.index):
+    for record in sorted(counted(records.read_records(run / "episodes.jsonl")), key=lambda one: one.attempt.index):
         if not record.attempt.greedy:
             out.setdefault(record.attempt.task.key, []).append(record)
     return dict(sorted(out.items()))

@@ -38,11 +38,11 @@ def list_(
     `live` is a run without a result that has written something within the last minute. Sizes do not follow links.
     """
     from tau2rl.runs.pruning import disk_size
-    from tau2rl.view.runs import summary
+    from tau2rl.view.runs import run_summary
 
     rows: list[dict[str, Any]] = []
     for run in _runs(places):
-        values = summary(run)
+        values = run_summary(run)
         if stage in ("", values["stage"]) and state in ("", values["state"]):
             rows.append({**values, "size": disk_size(run)})
     keys = {"path": "path", "changed": "changed", "size": "size"}
@@ -71,9 +71,9 @@ def prune(
     settings of a run in sight name, and all of a training that is not finished. Name the folder of all runs, so that every
     run is in sight.
     """
-    from tau2rl.runs.pruning import plan, remove
+    from tau2rl.runs.pruning import plan_pruning, remove
 
-    found = plan(_runs(places), keep_last=keep_last, state=state)
+    found = plan_pruning(_runs(places), keep_last=keep_last, state=state)
     going = [one for one in found if not one.kept_because]
     if yes:
         remove(going)

@@ -66,7 +66,7 @@ def regrade(
         raise UserError("a run is not graded again in its own folder", hint="choose another `--name` or `--output`")
     with claimed(target, config, resume=False) as claim, RunFolder.open(claim.path) as folder, console.Follower() as follower:
         began, cpu = time.monotonic(), time.process_time()
-        done = recipe.regrade(source, config, folder, follower.on_progress)
+        done = recipe.regrade_run(source, config, folder, follower.on_progress)
         write_json(folder.usage, {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu})
     if as_json:
         console.emit_json({**done.report, "run": str(target), "other_data": list(done.data)})
@@ -185,7 +185,7 @@ def import_(
     """
     from tau2rl.share import imported
 
-    foreign = imported.read(file.expanduser(), split=split)
+    foreign = imported.read_foreign(file.expanduser(), split=split)
     target, report = imported.into_run(file.expanduser().absolute(), foreign, name=name or file.stem, output=output)
     if as_json:
         console.emit_json({**report, "run": str(target)})

@@ -117,9 +117,9 @@ def view(
     if missing := [place for place in looked if not place.is_dir()]:
         raise UserError(f"`{missing[0]}` is not a folder", hint="name run folders, or a folder of them")
     refuse_command("tau2rl view")
-    from tau2rl.view.server import serve
+    from tau2rl.view.server import serve_viewer
 
-    serve(looked, port=port, ready=console.emit)
+    serve_viewer(looked, port=port, ready=console.emit)
 
 
 def _read_all(index: Any) -> None:

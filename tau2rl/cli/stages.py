@@ -17,7 +17,7 @@ from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import UserError
-from tau2rl.runs.budget import budget_of, estimate_from, estimate_words, option
+from tau2rl.runs.budget import budget_of, budget_option, estimate_from, estimate_words
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
 
@@ -80,7 +80,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
         if code:
             console.say(f"the rehearsal ended with {code} at {words}; its logs are in {shown(folder / 'logs')}")
             raise typer.Exit(code)
-    found, numbers = list(rehearsal.checks(second)), rehearsal.numbers(second)
+    found, numbers = list(rehearsal.rehearsal_checks(second)), rehearsal.numbers(second)
     holds = all(check.holds for check in found)
     if as_json:
         values = {"run": str(folder), "holds": holds, "checks": [asdict(check) for check in found]}
@@ -99,12 +99,12 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
     from tau2rl.launch.submit import job_argv, look, run_chain
     from tau2rl.recipes.pipeline_budget import estimate_words_of
-    from tau2rl.recipes.pipeline_plan import plan, with_files
+    from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())
     folder = run_path(config)
     if asked.dry_run:
-        runs = plan(config, folder)
+        runs = plan_pipeline(config, folder)
         if asked.as_json:
             plans = [{"name": r.name, "kind": r.kind, "config": dump(r.config), "argv": job_argv(r.folder)} for r in runs]
             console.emit_json({"config": dump(config), "runs": plans})
@@ -307,7 +307,7 @@ def _higher(config: StageConfig) -> str:
         return ""
     budget: Mapping[str, Any] = report["budget"]
     value = 2 * max(float(budget["caps"][cap]), float(budget["spent"][cap.removeprefix("max_")] or 0.0))
-    return f" {option(cap)} {value:.0f}" if cap == "max_tokens" else f" {option(cap)} {value:.3g}"
+    return f" {budget_option(cap)} {value:.0f}" if cap == "max_tokens" else f" {budget_option(cap)} {value:.3g}"
 
 
 def _stopped(report: Mapping[str, Any]) -> str | None:

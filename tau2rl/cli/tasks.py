@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tau2rl import console, settings
-from tau2rl.cli.lazy import escape, examples
+from tau2rl.cli.lazy import escape_markup, examples
 from tau2rl.cli.options import OUTPUT, SHORT, Json, option, shown_default
 from tau2rl.config import Section, StageConfig, TasksConfig, build, every_setting
 from tau2rl.errors import UserError
@@ -26,7 +26,7 @@ WHAT = "Which tasks (tasks)"
 def _of(model: type[Section], name: str, flag: str, metavar: str) -> Any:
     setting = next(setting for setting in every_setting(model) if setting.name == name)
     default = "" if setting.default in (None, ()) else f" (default `{shown_default(setting.default)}`)"
-    return option(flag, help=escape(setting.text + default), metavar=metavar, panel=WHAT)
+    return option(flag, help=escape_markup(setting.text + default), metavar=metavar, panel=WHAT)
 
 
 Source = Annotated[Path | None, _of(TasksConfig, "source", SHORT["tasks.source"][0], "FILE")]
@@ -183,7 +183,7 @@ def validate(
     Exits with 1 when there is one.
     """
     config = tasks_config(domains, split, limit, plugins, source)
-    from tau2rl.env.audit import Validation, validate as replay_all
+    from tau2rl.env.audit import Validation, validate_tasks as replay_all
     from tau2rl.env.tasks import select
 
     results: list[Validation] = []
@@ -221,7 +221,7 @@ def audit(
     Floors (do nothing, always transfer), tasks that need an LLM judge, reads and writes, defects, overlap of train and test.
     """
     config = tasks_config(domains, split, limit, plugins, source)
-    from tau2rl.env.audit import audit as audit_tasks
+    from tau2rl.env.audit import audit_tasks as audit_tasks
 
     found = audit_tasks(config)
     if as_json:

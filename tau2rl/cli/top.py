@@ -62,12 +62,12 @@ async def _once(run: Path) -> list[Piece]:
             frame = await watch.frame(seconds=5.0)
             if frame.reading == before:  # a line that is being written
                 break
-        return [*lines(frame), *_listed(frame)]
+        return [*top_lines(frame), *_listed(frame)]
     finally:
         await watch.aclose()
 
 
-def lines(frame: Frame) -> list[Piece]:
+def top_lines(frame: Frame) -> list[Piece]:
     """A frame as text without its episodes; each piece in a style of rich's."""
     return [
         (f"{frame.name}  ", "bold"), (f"{frame.stage}  ", ""), (frame.state, STYLES[frame.state]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tau2rl.config.base import DOMAINS, TEST_SPLITS, Section
 from tau2rl.config.fields import Setting, every_setting, known_names, words_of
-from tau2rl.config.loading import build, dump, flatten, load, put, read_file, type_of
+from tau2rl.config.loading import build, dump, flatten, load_config, put, read_config_file, type_of
 from tau2rl.config.making import SynthConfig, WriterConfig
 from tau2rl.config.sections import (
     PRESETS,
@@ -118,9 +118,9 @@ __all__ = [
     "every_setting",
     "flatten",
     "known_names",
-    "load",
+    "load_config",
     "put",
-    "read_file",
+    "read_config_file",
     "type_of",
     "words_of",
 ]

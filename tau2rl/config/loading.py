@@ -103,7 +103,7 @@ def _refuse_unwritable(values: Mapping[str, Any]) -> None:
             raise UserError(f"setting `{name}` is no valid text", hint="type it as UTF-8")
 
 
-def load(model: type[C], file: Path | None, sets: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> C:
+def load_config(model: type[C], file: Path | None, sets: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> C:
     """The config of a run: a YAML or JSON file, then `--set a.b=c`, then options of the command line.
 
     `options` maps dotted names to what was typed, once or repeatedly, which is read as the setting takes it, or to values; None
@@ -162,7 +162,7 @@ def type_of(model: type[BaseModel], name: str, values: Mapping[str, Any] | None 
     return annotation
 
 
-def read_file(file: Path, model: type[BaseModel] | None = None) -> dict[str, Any]:
+def read_config_file(file: Path, model: type[BaseModel] | None = None) -> dict[str, Any]:
     """The mapping in a YAML or JSON file, its scalars typed by the settings of `model`, old names replaced. Raises UserError."""
     return read_mapping(file) if model is None else with_new_names(model, read_mapping(file, model))
 

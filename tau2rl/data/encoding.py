@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tau2rl.chat import fingerprint
+from tau2rl.chat import codec_fingerprint
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.families import schemas_of
 from tau2rl.chat.native import NativeCodec
@@ -259,9 +259,9 @@ def _sample(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> TrainingSam
 
 def _fingerprints(tokenizer: Tokenizer, native: NativeCodec, chat: TemplateConfig) -> set[str]:
     """Of the protocols that write with this tokenizer and chat template."""
-    found = {fingerprint(native)}
+    found = {codec_fingerprint(native)}
     with suppress(UserError):  # a template that this protocol refuses
-        found.add(fingerprint(CookbookCodec(tokenizer, thinking=chat.thinking, date=date_of(chat))))
+        found.add(codec_fingerprint(CookbookCodec(tokenizer, thinking=chat.thinking, date=date_of(chat))))
     return found
 
 

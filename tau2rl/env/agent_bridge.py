@@ -32,7 +32,7 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ConversationEnded:
     """The simulation is over and graded."""
 
     new: list[Any]  # what was still addressed to the agent
@@ -48,7 +48,7 @@ class Broke:
     error: EpisodeFailure
 
 
-Event = Observed | Ended | Broke
+Event = Observed | ConversationEnded | Broke
 
 
 class Abandoned(BaseException):

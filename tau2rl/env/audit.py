@@ -51,7 +51,7 @@ def floor_hashes(name: str) -> dict[str, str]:
     return {key: hashes[key] for key in ("database", "tasks")}
 
 
-def measure(name: str, refs: Iterable[TaskRef]) -> dict[str, Any]:
+def measure_floors(name: str, refs: Iterable[TaskRef]) -> dict[str, Any]:
     """One domain's entry of `floors.json`, by replay."""
     refs = list(refs)
     entry: dict[str, Any] = {"hashes": floor_hashes(name), "tasks": [r.task_id for r in refs]}
@@ -76,7 +76,7 @@ class Validation:
     why: str  # "" when the reward is 1
 
 
-def validate(config: TasksConfig) -> Iterator[Validation]:
+def validate_tasks(config: TasksConfig) -> Iterator[Validation]:
     """Replay the gold path of each task, one result at a time. Raises UserError for an empty selection."""
     for ref in select(config):
         task = domain(ref.domain).task(ref)
@@ -89,7 +89,7 @@ def validate(config: TasksConfig) -> Iterator[Validation]:
         yield Validation(ref=ref, reward=info["reward"], why=why_not_one(info))
 
 
-def audit(config: TasksConfig) -> dict[str, Any]:
+def audit_tasks(config: TasksConfig) -> dict[str, Any]:
     """The audit of the named domains in one split, JSON-ready. Raises UserError."""
     package = installed()
     domains = {name: audit_domain(name, config) for name in dict.fromkeys(config.domains)}

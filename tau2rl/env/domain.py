@@ -132,7 +132,7 @@ class Domain:
             return half(split, self.name, self.tasks("train"), self.tool_types)
         loader: Any = registry.get_tasks_loader(self.name)
         named = registry.get_task_splits_loader(self.name)
-        with readable(self.name):
+        with readable_data(self.name):
             found = loader(split) if named and split in named() else loader(None) if named else loader()
         keep_what_is_loaded()
         return {task.id: task for task in found}
@@ -171,7 +171,7 @@ def _reads(toolkit: ToolKitBase | None, schemas: tuple[ToolSchema, ...]) -> dict
 
 
 @contextmanager
-def readable(name: str) -> Iterator[None]:
+def readable_data(name: str) -> Iterator[None]:
     """Missing or broken data of a domain are a matter for the person, not a bug."""
     whose, hint = ("tau2's data", f"{INSTALL} brings the data") if name in OWN else ("the data", "whoever registered it has them")
     try:
@@ -198,7 +198,7 @@ def domain(name: str) -> Domain:
                     f"no such domain `{name}`",
                     hint=f"one of: {', '.join(known_domains())}; a domain of your own must be registered with tau2's registry",
                 )
-            with readable(name):
+            with readable_data(name):
                 _loaded[name] = Domain(name)
             keep_what_is_loaded()
         return _loaded[name]

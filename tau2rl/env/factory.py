@@ -126,24 +126,24 @@ ALLOWED = frozenset("0123456789+-*/(). ")  # tau2's own
 
 
 def bounded(calculate: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
-    """tau2's method, with `evaluate` for expressions with a power. Schema and docstring stay tau2's."""
+    """tau2's method, with `evaluate_expression` for expressions with a power. Schema and docstring stay tau2's."""
 
     @functools.wraps(calculate)
     def guarded(self: Any, expression: str) -> str:
         # Models call it with numbers and lists, too: tau2 says what is wrong with those.
         if not isinstance(expression, str) or "**" not in expression or not ALLOWED.issuperset(expression):
             return calculate(self, expression)
-        return str(round(float(evaluate(expression)), 2))
+        return str(round(float(evaluate_expression(expression)), 2))
 
     return guarded
 
 
-def evaluate(expression: str) -> Any:
+def evaluate_expression(expression: str) -> Any:
     """The value of an arithmetic expression. Raises what Python raises, and OverflowError for numbers past `MAX_BITS`.
 
-    >>> evaluate(" 2 ** 10 + 6 / 4")
+    >>> evaluate_expression(" 2 ** 10 + 6 / 4")
     1025.5
-    >>> evaluate("9**9**9")
+    >>> evaluate_expression("9**9**9")
     Traceback (most recent call last):
         ...
     OverflowError: int too large to convert to float

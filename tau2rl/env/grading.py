@@ -65,7 +65,7 @@ class _Gold:
 
     def __init__(self, domain: Domain, task: Task) -> None:
         self._domain = domain
-        self._name = reference(domain, task)
+        self._name = reference_grade(domain, task)
         self._hashes = domain.gold_end(self._name)
         self._environment = None if self._hashes else domain.environment()
 
@@ -121,7 +121,7 @@ def _messages() -> TypeAdapter[list[Any]]:
     return TypeAdapter(list[Message])
 
 
-def reference(domain: Domain, task: Task) -> str:
+def reference_grade(domain: Domain, task: Task) -> str:
     """What decides the end of a reference path: the databases, the task's initial state, the actions."""
     actions = task.evaluation_criteria.actions if task.evaluation_criteria else None
     parts = [domain.content, *(part.model_dump_json() for part in (task.initial_state, *(actions or ())) if part)]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tau2rl.env.agent_bridge import Abandoned, AgentBridge, Broke, Ended, Event, run_on_idle, run_on_new
+from tau2rl.env.agent_bridge import Abandoned, AgentBridge, Broke, ConversationEnded, Event, run_on_idle, run_on_new
 from tau2rl.env.domain import Domain, Hashes
 from tau2rl.env.grading import grade
 from tau2rl.errors import EnvironmentFailure, EpisodeFailure
@@ -134,7 +134,9 @@ class Simulation(AgentGymEnv):
             assert self._made is not None
             with _one_at_a_time():
                 self._hashes = self._made.get_db_hash(), self._made.get_user_db_hash()  # before the grader asks its questions
-                event: Event = Ended(self.last, simulation.termination_reason.value, self._grade(simulation), self._hashes)
+                event: Event = ConversationEnded(
+                    self.last, simulation.termination_reason.value, self._grade(simulation), self._hashes
+                )
         except Abandoned:
             return
         except EpisodeFailure as error:

@@ -26,8 +26,8 @@ class ReplayOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """Where actions of both sides leave a task: `Ended(hash="9f2c...", errors=("", ""), holds=True)`."""
+class ReplayEnded:
+    """Where actions of both sides leave a task: `ReplayEnded(hash="9f2c...", errors=("", ""), holds=True)`."""
 
     hash: str  # of both databases
     errors: tuple[str, ...]  # one an action; "" where it succeeded
@@ -95,13 +95,13 @@ class TaskReplayer:
         self._fresh = copies_of(environment, name)
         self._asserts = list((self._task.evaluation_criteria.env_assertions if self._task.evaluation_criteria else None) or ())
 
-    def run(self, actions: Sequence[Mapping[str, Any]]) -> Ended:
+    def run(self, actions: Sequence[Mapping[str, Any]]) -> ReplayEnded:
         """Carry out reference actions as JSON values; one that is refused changes nothing, and the next one follows."""
         environment = self._fresh()
         errors = tuple(_error(environment, CallTool(name=a["name"], arguments=a["arguments"]), a["requestor"]) for a in actions)
         hashes = f"{environment.get_db_hash()} {environment.get_user_db_hash()}"
         holds = all(environment.run_env_assertion(each, raise_assertion_error=False) for each in self._asserts)
-        return Ended(hash=hashlib.sha256(hashes.encode()).hexdigest(), errors=errors, holds=holds)
+        return ReplayEnded(hash=hashlib.sha256(hashes.encode()).hexdigest(), errors=errors, holds=holds)
 
     def reward(self, actions: Sequence[Mapping[str, Any]], said: Sequence[str] = ()) -> float:
         """tau2's own reward when exactly these actions are taken and these messages said. Raises EnvironmentFailure."""

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from tau2rl.config import LimitsConfig, UserConfig
-from tau2rl.env.agent_bridge import Broke, Ended, Event, Observed, assistant_message
+from tau2rl.env.agent_bridge import Broke, ConversationEnded, Event, Observed, assistant_message
 from tau2rl.env.domain import Domain, domain, keep_what_is_loaded
 from tau2rl.env.simulation import Simulation
 from tau2rl.env.tasks import judged_by
@@ -40,7 +40,7 @@ class Tau2Env:
         )
         self._calls = 0
         self._seconds = 0.0  # waiting for the simulation
-        self._ended: Ended | None = None
+        self._ended: ConversationEnded | None = None
         self._broken = False
         if judged := judged_by(self._task):
             raise TaskFailure(f"task `{task.key}` is graded by an LLM judge ({judged}), which is not configured")
@@ -55,7 +55,7 @@ class Tau2Env:
             await asyncio.to_thread(self._simulation.start)
         self._seconds += monotonic() - began
         event = await self._next(self._limits.step_timeout_seconds)
-        if isinstance(event, Ended):
+        if isinstance(event, ConversationEnded):
             raise UserSimulatorFailure("the user ended the conversation before the agent's first turn")
         return Opening(domain_policy=self._domain.policy, messages=_messages(event.new), tools=self._domain.tools)
 
@@ -117,7 +117,7 @@ class Tau2Env:
         self._coming = self._loop.create_future()
         self._simulation.act(message)
 
-    async def _next(self, seconds: float) -> Observed | Ended:
+    async def _next(self, seconds: float) -> Observed | ConversationEnded:
         began = monotonic()
         try:
             async with asyncio.timeout(seconds):
@@ -137,7 +137,7 @@ class Tau2Env:
         if isinstance(event, Broke):
             self._broken = True
             raise event.error
-        if isinstance(event, Ended):
+        if isinstance(event, ConversationEnded):
             self._ended = event
         return event
 

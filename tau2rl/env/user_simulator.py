@@ -177,8 +177,8 @@ class LlmUser(UserSimulator):
         return answer, state
 
     def _read(self, answer: ChatAnswer) -> UserMessage:
-        self.usage += usage_of(answer.body) + Usage(cost_usd=answer.cost_usd)
-        return read_answer(answer.body, tools=self._tool_names, heard=self._heard, cost_usd=answer.cost_usd)
+        self.usage += user_usage(answer.body) + Usage(cost_usd=answer.cost_usd)
+        return read_user_answer(answer.body, tools=self._tool_names, heard=self._heard, cost_usd=answer.cost_usd)
 
 
 def as_sent(message: Any) -> dict[str, Any]:
@@ -218,13 +218,13 @@ class UnusableAnswer(Exception):
     """No user can have said this; the message says why."""
 
 
-def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = "", cost_usd: float = 0.0) -> UserMessage:
+def read_user_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = "", cost_usd: float = 0.0) -> UserMessage:
     """The user's message from a chat answer, as tau2 reads it.
 
     `tools` are the names of the tools that the user has, `heard` is what the agent said last. Raises UnusableAnswer.
 
     >>> body = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "My phone is dead."}}]}
-    >>> read_answer(body, tools=()).content
+    >>> read_user_answer(body, tools=()).content
     'My phone is dead.'
     """
     choice = first_choice(body)
@@ -247,7 +247,7 @@ def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = ""
     _check_text(content or "", heard)
     if not calls and not can_be_seen(content or ""):
         raise UnusableAnswer("its answer was empty")
-    usage = usage_of(body)
+    usage = user_usage(body)
     return UserMessage(
         role="user",
         content=content,
@@ -258,7 +258,7 @@ def read_answer(body: dict[str, Any], *, tools: Collection[str], heard: str = ""
     )
 
 
-def usage_of(body: dict[str, Any]) -> Usage:
+def user_usage(body: dict[str, Any]) -> Usage:
     """The tokens of an answer, usable or not; 0 where the server does not count them."""
     counted = body.get("usage")
     usage = cast("dict[str, Any]", counted) if isinstance(counted, dict) else {}

@@ -122,7 +122,7 @@ def _references(config: StageConfig) -> Iterator[tuple[str, str]]:
 def _loaded(references: list[tuple[str, str]]) -> str:
     plugins.search([Path.cwd()])
     for kind, reference in references:
-        plugins.load(reference, kind=kind)
+        plugins.load_plugin(reference, kind=kind)
     return ", ".join(reference for _, reference in references)
 
 

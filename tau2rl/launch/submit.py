@@ -16,8 +16,8 @@ from tau2rl.errors import UserError
 from tau2rl.launch import checks, entry, jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of, refuse_uncapped
-from tau2rl.recipes.pipeline_plan import Planned, plan
-from tau2rl.recipes.pipeline_report import build_report, finished
+from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline
+from tau2rl.recipes.pipeline_report import build_pipeline_report, finished
 from tau2rl.recipes.training import trains_on_actors
 from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
@@ -96,7 +96,7 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
     """
     if config.launch.detach:
         raise UserError("a pipeline is followed to its end: it cannot be detached", hint="leave out `--detach`")
-    runs = plan(config, run_path(config))  # first: a wrong step need not wait for the ones before it
+    runs = plan_pipeline(config, run_path(config))  # first: a wrong step need not wait for the ones before it
     refuse_uncapped(config, runs)
     waiting = [planned for planned in runs if not finished(planned)]
     look([planned.config for planned in waiting], made=run_path(config))
@@ -131,8 +131,8 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
                         return entry.EXIT_INCOMPLETE
                     if code := one(planned, run):
                         return code
-                    folder.write_report(build_report(runs, config.compare))
-        folder.write_report(build_report(runs, config.compare))
+                    folder.write_report(build_pipeline_report(runs, config.compare))
+        folder.write_report(build_pipeline_report(runs, config.compare))
         return entry.EXIT_DONE
 
     with entry.interruptible():

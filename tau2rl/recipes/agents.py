@@ -113,7 +113,7 @@ async def open_agent(
                 greedy = policy.greedy()
                 yield lambda attempt: greedy if attempt.greedy else policy
         case reference:
-            policy = plugins.make(reference, codec, kind="policy", options=config.policy.options)
+            policy = plugins.make_plugin(reference, codec, kind="policy", options=config.policy.options)
             async with open_given(policy) as policies:
                 yield policies
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from tau2rl.chat import make_codec
 from tau2rl.chat.cookbook import CookbookCodec
-from tau2rl.chat.native import conversation
+from tau2rl.chat.native import native_messages
 from tau2rl.chat.template import openai_message
 from tau2rl.chat.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from tau2rl.config import ChatConfig, PolicyConfig
@@ -91,7 +91,7 @@ def scan(
     return seen
 
 
-def write(folder: Path, name: str, sources: Sequence[SourceRun], rollouts: RolloutFilter) -> Mapping[str, Any]:
+def write_dataset(folder: Path, name: str, sources: Sequence[SourceRun], rollouts: RolloutFilter) -> Mapping[str, Any]:
     """Write what stays to `name` and what does not to `dropped.jsonl`, with its reason; what was written, for the report."""
     rows = write_rows(folder / name, _kept_rows(sources, rollouts))
     dropped = write_rows(
@@ -100,7 +100,7 @@ def write(folder: Path, name: str, sources: Sequence[SourceRun], rollouts: Rollo
     return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
 
 
-def described(sources: Sequence[SourceRun], seen: Seen) -> list[dict[str, str]]:
+def described_sources(sources: Sequence[SourceRun], seen: Seen) -> list[dict[str, str]]:
     """Whose episodes were read, for the report."""
     return [
         {"path": str(source.path), "digest": source.digest, "episodes_sha256": sha256}
@@ -108,12 +108,12 @@ def described(sources: Sequence[SourceRun], seen: Seen) -> list[dict[str, str]]:
     ]
 
 
-def missing(rollouts: RolloutFilter, planned: int) -> int:
+def missing_attempts(rollouts: RolloutFilter, planned: int) -> int:
     """Planned attempts that a resumed run could still bring: all that are neither graded nor refused by their task."""
     return planned - rollouts.counts().get("all", {"graded": 0})["graded"] - rollouts.reasons().get("fault: task", 0)
 
 
-def summary(rollouts: RolloutFilter, seen: Seen) -> dict[str, Any]:
+def dataset_summary(rollouts: RolloutFilter, seen: Seen) -> dict[str, Any]:
     """The report of a dataset: kept of tried, by domain and kind, how evenly it is spread, and what a constant policy solves."""
     overall = rollouts.counts().get("all", {"tried": 0, "graded": 0, "solved": 0, "kept": 0, "tasks": 0, "covered": 0})
     tasks = [task for of_domain in seen.floor_tasks.values() for task in of_domain.values()]
@@ -206,7 +206,7 @@ def _kept_rows(sources: Sequence[SourceRun], rollouts: RolloutFilter) -> Iterato
                     opened[1].close()
                 opened = number, (sources[number].path / "episodes.jsonl").open("rb")
             opened[1].seek(position)
-            yield row_of(records.decode(opened[1].readline()), sources[number])
+            yield dataset_row(records.decode(opened[1].readline()), sources[number])
     finally:
         if opened:
             opened[1].close()
@@ -254,7 +254,7 @@ def make_source(path: Path, name: str, policy: PolicyConfig, chat: ChatConfig, *
     )
 
 
-def row_of(record: EpisodeRecord, source: SourceRun) -> dict[str, Any]:
+def dataset_row(record: EpisodeRecord, source: SourceRun) -> dict[str, Any]:
     """The row of one episode, with its origin. Raises UserError for a tokenizer that is gone."""
     episode, task = record.episode, record.episode.task
     loaded, place = domain(task.domain), cell_of(task)
@@ -276,7 +276,7 @@ def row_of(record: EpisodeRecord, source: SourceRun) -> dict[str, Any]:
         "digest": source.digest,
     }
     opening = Opening(domain_policy=loaded.policy, messages=episode.messages, tools=loaded.tools)
-    dicts = source.cookbook.conversation(opening) if source.cookbook else conversation(opening)
+    dicts = source.cookbook.conversation(opening) if source.cookbook else native_messages(opening)
     return {
         "messages": [openai_message(message) for message in _with_lost_turns(dicts, episode, source)],
         "tools": [] if source.cookbook else list(loaded.tools),  # the cookbook has them in its system message

@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 
 from tau2rl.backend import Backend
-from tau2rl.chat import fingerprint, make_codec
+from tau2rl.chat import codec_fingerprint, make_codec
 from tau2rl.config import GrpoConfig
 from tau2rl.env.domain import env_identity
 from tau2rl.env.tasks import training_profile, training_tasks
 from tau2rl.env.user_simulator import check_answers, check_key
-from tau2rl.recipes.training import backend_for, conclude, planned, refuse_long_episodes
+from tau2rl.recipes.training import backend_for, conclude_training, planned, refuse_long_episodes
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.recipe import read_recipe
 from tau2rl.runs.folder import RunFolder
@@ -42,7 +42,7 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     refuse_long_episodes(config.limits.context_tokens, start)
     parent = described_checkpoint(start)
     bench = env_identity(config.tasks, plan.user or config.user, val=config.val if config.train.val_every else None)
-    identity = {"chat": fingerprint(make_codec(config.chat)), "parent": parent["sha256"]}
+    identity = {"chat": codec_fingerprint(make_codec(config.chat)), "parent": parent["sha256"]}
     if recipe is not None:
         identity["recipe"] = recipe["digest"]
     if (profile := training_profile(config, tasks)) is not None:
@@ -55,4 +55,4 @@ def run(config: GrpoConfig, folder: RunFolder, progress: Progress, backend: Back
     folder.write_environment(stands_on)
 
     trained = backend.train(config, folder, progress)
-    return conclude(config, folder, trained, digest=stands_on["digest"], inputs={"parent": parent}, tasks=len(tasks))
+    return conclude_training(config, folder, trained, digest=stands_on["digest"], inputs={"parent": parent}, tasks=len(tasks))

@@ -12,8 +12,8 @@ from tau2rl.recipes.pipeline_plan import Planned
 from tau2rl.recipes.pipeline_report import finished
 from tau2rl.report.cost import Costs
 from tau2rl.runs import records
-from tau2rl.runs.budget import Spent, budget_of, caps_of, estimate_from, estimate_words, number, option, tokens_of
-from tau2rl.runs.prices import common, prices_of, refuse_free, refuse_unknown
+from tau2rl.runs.budget import Spent, budget_of, budget_option, cap_words, caps_of, estimate_from, estimate_words, tokens_of
+from tau2rl.runs.prices import common_prices, prices_of, refuse_free, refuse_unknown
 from tau2rl.runs.timing import sessions, usage
 
 
@@ -38,7 +38,7 @@ def estimate_words_of(config: PipelineConfig, runs: Sequence[Planned]) -> str:
     """
     if config.budget.like is None:
         return ""
-    prices = common(prices_of(_with_prices(run.config, config.budget)) for run in runs)
+    prices = common_prices(prices_of(_with_prices(run.config, config.budget)) for run in runs)
     return estimate_words(estimate_from(config.budget.like, config, len(runs), prices), config, prices)
 
 
@@ -58,8 +58,8 @@ class PipelineBudget:
         spent = self._spent_by(self._runs) if self._caps else Spent()
         for cap, value in self._caps.items():
             if (spent.of(cap) or 0.0) >= value:
-                words = f"the cap budget.{cap} = {number(value)} of the pipeline is spent: {spent.words()}"
-                return f"{words}; to go on, give a higher `{option(cap)}`"
+                words = f"the cap budget.{cap} = {cap_words(value)} of the pipeline is spent: {spent.words()}"
+                return f"{words}; to go on, give a higher `{budget_option(cap)}`"
         return ""
 
     def capped(self, planned: Planned) -> StageConfig:

@@ -22,7 +22,7 @@ from tau2rl.config import (
     StepConfig,
     build,
     put,
-    read_file,
+    read_config_file,
 )
 from tau2rl.errors import UserError
 from tau2rl.runs.checkpoints import FINAL, INITIAL
@@ -64,7 +64,7 @@ def with_files(config: PipelineConfig, directory: Path) -> PipelineConfig:
     return config.model_copy(update={"steps": steps, "evaluation": evaluation})
 
 
-def plan(config: PipelineConfig, root: Path) -> list[Planned]:
+def plan_pipeline(config: PipelineConfig, root: Path) -> list[Planned]:
     """Every run below `root`, in order. Raises UserError for a step that is wrong in itself or names one that is not there."""
     if not config.steps:
         raise UserError("the pipeline has no steps", hint="`configs/laptop/pipeline.yaml` is one")
@@ -176,7 +176,7 @@ def _taken_in(part: Any, directory: Path) -> Any:
     """A step or an evaluation whose file, if it has one, has become part of its settings."""
     assert isinstance(part, (StepConfig, EvaluationConfig))
     stage = part.stage if isinstance(part, StepConfig) else "eval"
-    values = {} if part.file is None else read_file(directory / part.file, STAGES[stage])
+    values = {} if part.file is None else read_config_file(directory / part.file, STAGES[stage])
     if values.get("stage", stage) != stage:
         raise UserError(f"`{part.file}` is of stage `{values['stage']}`, and the step of stage `{stage}`")
     own = {key: value for key, value in values.items() if key not in OURS}

@@ -28,7 +28,7 @@ def finished(planned: Planned) -> bool:
     return report.exists() and not read_report(report)["incomplete"]
 
 
-def account(planned: Planned) -> Account:
+def step_account(planned: Planned) -> Account:
     """What a finished run stood on, its inputs and outputs by hash, and what it cost."""
     report = read_report(planned.folder / REPORT)
     identity = read_environment(planned.folder, planned.config)["identity"]
@@ -48,14 +48,14 @@ def account(planned: Planned) -> Account:
     }
 
 
-def build_report(runs: list[Planned], compared: Sequence[str] = ()) -> dict[str, Any]:
+def build_pipeline_report(runs: list[Planned], compared: Sequence[str] = ()) -> dict[str, Any]:
     """The pipeline's report over the runs that are finished; it is incomplete until all are.
 
     `compared`: the evaluations that are compared with one another, by their names.
     """
     done = [planned for planned in runs if finished(planned)]
-    steps = {planned.name: account(planned) for planned in done if planned.kind == "step"}
-    evaluations = [_evaluation(planned, account(planned)) for planned in done if planned.kind == "evaluation"]
+    steps = {planned.name: step_account(planned) for planned in done if planned.kind == "step"}
+    evaluations = [_evaluation(planned, step_account(planned)) for planned in done if planned.kind == "evaluation"]
     accounts = [*steps.values(), *evaluations]
     return {
         "schema": SCHEMA,
@@ -109,7 +109,7 @@ def chain(steps: Mapping[str, Account], evaluations: list[Account]) -> dict[str,
     return {"links": len(links), "broken": broken, "holds": not broken}
 
 
-def rows(report: Mapping[str, Any]) -> list[list[str]]:
+def pipeline_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """The table for people: a header, and a row for each model that was evaluated.
 
     `rise` is over the model that it was trained from, paired by task; `cpu s` are those of the steps since then. Where that is

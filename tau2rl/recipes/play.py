@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tau2rl.chat import fingerprint, make_codec
+from tau2rl.chat import codec_fingerprint, make_codec
 from tau2rl.env.audit import POLICIES, solved_by
 from tau2rl.env.domain import domain, env_identity
 from tau2rl.env.tasks import gold_actions, select
@@ -65,7 +65,7 @@ def prepare(config: SamplingStage, progress: Progress, *, codec: ChatCodec | Non
         planned=planned,
         spec=spec,
         codec=codec,
-        chat=fingerprint(codec),
+        chat=codec_fingerprint(codec),
         agent=describe_agent(config, codec),
         identity=env_identity(config.tasks, config.user),
         meter=Meter(config=config, unit="episodes", total=len(planned), at_once=config.rollout.concurrency),

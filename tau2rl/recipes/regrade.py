@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tau2rl.config import EvalConfig, dump, flatten, load
+from tau2rl.config import EvalConfig, dump, flatten, load_config
 from tau2rl.env.domain import env_identity
 from tau2rl.env.grading import grade_again
 from tau2rl.env.task_cells import cells_of
@@ -51,7 +51,7 @@ def config_of(source: Path, sets: Sequence[str], options: Mapping[str, Any]) -> 
             f"`{source}` is a run of `{before.stage}`, not an evaluation",
             hint="`tau2rl rft-filter --from` scores the episodes of the other stages again",
         )
-    config = load(EvalConfig, source / "config.json", sets, {**options, "resume": False})
+    config = load_config(EvalConfig, source / "config.json", sets, {**options, "resume": False})
     if options.get("output") is None:  # that of `source` is taken
         config = config.model_copy(update={"output": None})
     changed = {name for name, _, _ in differences(flatten(dump(before)), flatten(dump(config)))}
@@ -77,14 +77,14 @@ def with_same_tasks(before: EvalConfig, config: EvalConfig) -> EvalConfig:
     return config.model_copy(update={"tasks": tasks})
 
 
-def regrade(source: Path, config: EvalConfig, folder: RunFolder, progress: Progress) -> Regraded:
+def regrade_run(source: Path, config: EvalConfig, folder: RunFolder, progress: Progress) -> Regraded:
     """Grade every record of `source` into the folder, and write its report. Raises UserError."""
     spec = spec_from(config.reward, max_turns=config.limits.max_turns, domains=config.tasks.domains)
     tasks = select(config.tasks)
     stood_on = read_environment(source, read_config(source))
     bench = env_identity(config.tasks, config.user)
     named = {key: value for key, value in stood_on["identity"].items() if key not in ("settings", "bench")}
-    parent = {"digest": stood_on["digest"], "episodes": [file_hash(file) for file in records.files_of(source)]}
+    parent = {"digest": stood_on["digest"], "episodes": [file_hash(file) for file in records.record_files_of(source)]}
     stands_on = environment(config, bench, {**named, "regraded": parent}, recorded={"regraded_from": str(source)})
     folder.write_environment(stands_on)
     changed = _grade_all(source, folder, {task.key for task in tasks}, spec, progress)

@@ -58,7 +58,7 @@ def make_room(folder: Path) -> None:
         lock.close()
 
 
-def checks(config: TrainingConfig) -> Iterator[Check]:
+def rehearsal_checks(config: TrainingConfig) -> Iterator[Check]:
     """What the second run of a rehearsal must have left, whatever the backend."""
     folder = run_path(config)
     file = folder / REPORT

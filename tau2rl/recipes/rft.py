@@ -10,7 +10,15 @@ from tau2rl.config import ChatConfig, PolicyConfig, RftConfig
 from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import refuse_held_out
 from tau2rl.errors import UserError
-from tau2rl.recipes.dataset import SourceRun, described, make_source, missing, scan, summary, write
+from tau2rl.recipes.dataset import (
+    SourceRun,
+    dataset_summary,
+    described_sources,
+    make_source,
+    missing_attempts,
+    scan,
+    write_dataset,
+)
 from tau2rl.recipes.play import play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA
@@ -48,10 +56,10 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
             "stage": "rft-filter",
             "digest": digest,
             "planned": planned,
-            "incomplete": planned is not None and missing(rollouts, planned) > 0,
-            **summary(rollouts, seen),
-            "sources": described(sources, seen),
-            "files": write(folder.path, ROWS, sources, rollouts),
+            "incomplete": planned is not None and missing_attempts(rollouts, planned) > 0,
+            **dataset_summary(rollouts, seen),
+            "sources": described_sources(sources, seen),
+            "files": write_dataset(folder.path, ROWS, sources, rollouts),
             # Those of earlier runs are in their own reports.
             "cost": account(sessions(folder.path), seen.costs) if config.plays else None,
             "budget": meter.account() if meter else None,

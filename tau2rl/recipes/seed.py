@@ -9,7 +9,7 @@ from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import gold_script, refuse_held_out
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.protocols import Policy
-from tau2rl.recipes.dataset import described, make_source, missing, scan, summary, write
+from tau2rl.recipes.dataset import dataset_summary, described_sources, make_source, missing_attempts, scan, write_dataset
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
 from tau2rl.report.cost import account
 from tau2rl.report.schema import SCHEMA
@@ -35,16 +35,16 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
         form = config.balance.form if config.keep == "solved+form" else ()
         seen = scan(sources, rollouts, spec=prepared.spec, seed=config.seed, progress=progress, form=form)
         rollouts.apply(KeepConfig(**dump(config.balance), attempts=config.keep, per_task=None))
-        found = summary(rollouts, seen)
+        found = dataset_summary(rollouts, seen)
         report = {
             "schema": SCHEMA,
             "stage": "seed",
             "digest": digest,
             "planned": len(prepared.planned),
-            "incomplete": missing(rollouts, len(prepared.planned)) > 0,
+            "incomplete": missing_attempts(rollouts, len(prepared.planned)) > 0,
             **found,
-            "sources": described(sources, seen),
-            "files": write(folder.path, ROWS, sources, rollouts),
+            "sources": described_sources(sources, seen),
+            "files": write_dataset(folder.path, ROWS, sources, rollouts),
             "cost": account(sessions(folder.path), seen.costs),
             "budget": prepared.meter.account(),
         }

@@ -21,7 +21,7 @@ from tau2rl.report.schema import SCHEMA
 from tau2rl.report.selection import RULE, CheckpointChoice, behind, choose_checkpoint
 from tau2rl.runs import records
 from tau2rl.runs.checkpoints import SELECTED, step_of, training_run
-from tau2rl.runs.files import point, write_json, writing
+from tau2rl.runs.files import point_link, write_json, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, described_checkpoint, differences, file_hash, is_subject, read_environment
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
@@ -68,7 +68,7 @@ def select_checkpoint(folders: Sequence[Path]) -> dict[str, Any]:
     with writing(found.run / SELECTION):
         write_json(found.run / SELECTION, values)
         models, chosen = found.run / "checkpoints", found.checkpoints[choice.chosen]
-        point(models / SELECTED, _from(models.resolve(), chosen.resolve()))  # of links, where they lead: never to itself
+        point_link(models / SELECTED, _from(models.resolve(), chosen.resolve()))  # of links, where they lead: never to itself
     return values
 
 
@@ -119,7 +119,7 @@ def _unseen(run: Path, kept: Callable[[int], Path | None]) -> list[int]:
 def _shares(file: Path, tasks: dict[str, TaskRef]) -> Shares:
     """Each task's share of successes; what FAILED is no evidence."""
     won: dict[str, list[bool]] = {}
-    for record in counted(records.read(file)):
+    for record in counted(records.read_records(file)):
         tasks[record.episode.task.key] = record.episode.task
         if (solved := outcome(record.episode)) is not None:
             won.setdefault(record.episode.task.key, []).append(solved)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tau2rl.backend import Backend
 from tau2rl.config import SftConfig
 from tau2rl.errors import UserError
-from tau2rl.recipes.training import backend_for, conclude, planned, within_positions
+from tau2rl.recipes.training import backend_for, conclude_training, planned, within_positions
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.provenance import described, described_checkpoint, environment
+from tau2rl.runs.provenance import described_checkpoint, described_files, environment
 from tau2rl.runs.reports import Result
 
 
@@ -16,7 +16,7 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress, backend: Backe
     """Train, or go on with it. Raises UserError for what cannot be run as asked, RunIncomplete when it ends early."""
     refuse_no_rows(len(config.data.files))
     progress(ProgressEvent(done=0, total=config.train.steps, unit="steps", note="reading rows"))
-    data = described(config.data.files)
+    data = described_files(config.data.files)
     backend = backend or backend_for(config)
     plan = planned(backend, config)
 
@@ -28,7 +28,7 @@ def run(config: SftConfig, folder: RunFolder, progress: Progress, backend: Backe
 
     trained = backend.train(within_positions(config, start), folder, progress)
     inputs = {"data": data, "parent": parent}
-    return conclude(config, folder, trained, digest=stands_on["digest"], inputs=inputs, rows=trained.rows)
+    return conclude_training(config, folder, trained, digest=stands_on["digest"], inputs=inputs, rows=trained.rows)
 
 
 def refuse_no_rows(files: int) -> None:

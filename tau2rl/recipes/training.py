@@ -36,7 +36,7 @@ def backend_for(config: TrainingConfig) -> Backend:
 
             return SlimeBackend()
         case reference:
-            return plugins.make(reference, kind="backend")
+            return plugins.make_plugin(reference, kind="backend")
 
 
 def trains_on_actors(config: StageConfig) -> bool:
@@ -100,7 +100,7 @@ def within_positions(config: SftConfig, checkpoint: Path) -> SftConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": positions})})
 
 
-def conclude(
+def conclude_training(
     config: TrainingConfig, folder: RunFolder, trained: Trained, *, digest: str, inputs: Mapping[str, Any], **data: Any
 ) -> Result:
     """Write the report. `data`: what it was trained on. Raises RunIncomplete where training ended before its last step."""

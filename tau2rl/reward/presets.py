@@ -194,7 +194,7 @@ def spec_from(config: RewardConfig, *, max_turns: int, domains: Sequence[str] = 
         step_penalty=spec.step_penalty if config.step_penalty is None else config.step_penalty,
         tool_penalty=spec.tool_penalty if config.tool_penalty is None else config.tool_penalty,
         terms=tuple(
-            Term(name=t.fn, fn=plugins.load(t.fn, kind="reward term"), weight=t.weight, low=t.low, high=t.high)
+            Term(name=t.fn, fn=plugins.load_plugin(t.fn, kind="reward term"), weight=t.weight, low=t.low, high=t.high)
             for t in config.terms
         ),
     )

@@ -7,7 +7,7 @@ import hashlib
 from tau2rl.chat.template import chat_dicts, openai_message
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.runs.secrets import Redactor, key_variables
-from tau2rl.runs.tracker_libraries import Conversation
+from tau2rl.runs.tracker_libraries import TrackedConversation
 from tau2rl.runs.trackers import most_conversations
 from tau2rl.types import EpisodeRecord, Status
 
@@ -35,7 +35,7 @@ class ConversationSample:
         side.sort(key=lambda pair: pair[0])
         del side[self._most :]
 
-    def take(self) -> list[Conversation]:
+    def take(self) -> list[TrackedConversation]:
         """Those since the last call, a solved one and another in turns while there are both."""
         solved, others = ([record for _, record in self._sides[side]] for side in (True, False))
         self._sides = {True: [], False: []}
@@ -43,10 +43,10 @@ class ConversationSample:
         turns = [record for place in range(longest) for record in (*solved[place : place + 1], *others[place : place + 1])]
         return [self._conversation(record) for record in turns[: self._most]]
 
-    def _conversation(self, record: EpisodeRecord) -> Conversation:
+    def _conversation(self, record: EpisodeRecord) -> TrackedConversation:
         """Without keys: it may leave this machine."""
         episode = record.episode
-        return Conversation(
+        return TrackedConversation(
             attempt=record.attempt.key,
             status=episode.status.value,
             reward=None if episode.grade is None else episode.grade.reward,

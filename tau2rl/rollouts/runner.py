@@ -56,19 +56,21 @@ class Outcome:
         return [*tries, self]
 
 
-def plan(tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool = False, repetitions: int = 1) -> list[Attempt]:
+def plan_attempts(
+    tasks: Iterable[TaskRef], *, num_samples: int, seed: int, greedy: bool = False, repetitions: int = 1
+) -> list[Attempt]:
     """Every attempt of a run, first attempts of all tasks before second ones; the same list in every resume.
 
     A repetition has the seeds of a run with another seed; its attempts are numbered behind those of the one before.
 
-    >>> [a.key for a in plan([TaskRef(domain="mock", task_id="a", split="base")], num_samples=2, seed=1, greedy=True)]
+    >>> [a.key for a in plan_attempts([TaskRef(domain="mock", task_id="a", split="base")], num_samples=2, seed=1, greedy=True)]
     ['mock/a#greedy', 'mock/a#0', 'mock/a#1']
     """
     tasks = list(tasks)
     rounds = ([-1] if greedy else []) + list(range(num_samples))
     planned = [Attempt(task=t, index=max(i, 0), seed=derive_seed(seed, t.key, i), greedy=i < 0) for i in rounds for t in tasks]
     for repetition in range(1, repetitions):
-        again = plan(tasks, num_samples=num_samples, seed=derive_seed(seed, "repetition", repetition))
+        again = plan_attempts(tasks, num_samples=num_samples, seed=derive_seed(seed, "repetition", repetition))
         planned += [replace(attempt, index=repetition * num_samples + attempt.index) for attempt in again]
     return planned
 
@@ -77,7 +79,7 @@ def planned_attempts(config: SamplingStage, tasks: Iterable[TaskRef]) -> list[At
     """Every attempt of a stage whose agent is not trained meanwhile."""
     repetitions = config.repetitions if isinstance(config, EvalConfig) else 1
     rollout = config.rollout
-    return plan(tasks, num_samples=rollout.num_samples, seed=config.seed, greedy=rollout.greedy, repetitions=repetitions)
+    return plan_attempts(tasks, num_samples=rollout.num_samples, seed=config.seed, greedy=rollout.greedy, repetitions=repetitions)
 
 
 def play_with(
@@ -124,15 +126,10 @@ async def outcomes(
     permits = control or FixedConcurrency(concurrency)
     permits.on_growth = lambda: changes.put_nowait(None)
 
-    async def once(attempt: Attempt) -> Episode:
-        episode = await play(attempt)
-        permits.ended(episode)
-        return episode
-
     try:
         while True:
             while len(running) < min(concurrency, permits.limit) and (attempt := next(waiting, None)) is not None:
-                task = asyncio.create_task(_with_retries(once, attempt, retries, retry_pause_seconds, permits), name=attempt.key)
+                task = asyncio.create_task(_with_retries(play, attempt, retries, retry_pause_seconds, permits), name=attempt.key)
                 task.add_done_callback(changes.put_nowait)
                 running.add(task)
                 permits.in_flight += 1
@@ -153,14 +150,16 @@ async def outcomes(
 
 async def _with_retries(play: PlayAttempt, attempt: Attempt, retries: int, pause_seconds: float, permits: Permits) -> Outcome:
     failed: list[Episode] = []
-    episode = await play(attempt)
-    while len(failed) < retries and episode.failure is not None and episode.failure.fault is not Fault.TASK:
+    while True:
+        episode = await play(attempt)
+        permits.ended(episode)
+        outcome = Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
+        if len(failed) == retries or episode.failure is None or episode.failure.fault is Fault.TASK:
+            return outcome
         await asyncio.sleep(pause_seconds * 2 ** len(failed))
         if not permits.allows_retry():
-            break
+            return outcome
         failed.append(episode)
-        episode = await play(attempt)
-    return Outcome(attempt=attempt, episode=episode, failed=tuple(failed))
 
 
 def never_began(attempt: Attempt, failure: EpisodeFailure) -> Episode:

@@ -73,7 +73,7 @@ def caps_of(budget: TrainBudgetConfig) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def option(cap: str) -> str:
+def budget_option(cap: str) -> str:
     """What is typed for a cap."""
     return f"--{cap.replace('_', '-')}"
 
@@ -229,9 +229,10 @@ class Meter:
     def words(self) -> str:
         """Why the run stopped, and how it goes on."""
         cap = self.stopped
+        allowed = cap_words(caps_of(self.budget)[cap])
         return (
-            f"stopped at the cap budget.{cap} = {number(caps_of(self.budget)[cap])}: {self.spent.words()} are spent, and one of "
-            f"its {self.unit} took up to {self._most.words()}; to go on, resume with a higher `{option(cap)}`"
+            f"stopped at the cap budget.{cap} = {allowed}: {self.spent.words()} are spent, and one of "
+            f"its {self.unit} took up to {self._most.words()}; to go on, resume with a higher `{budget_option(cap)}`"
         )
 
     def look(self) -> None:
@@ -341,7 +342,7 @@ def estimate_words(estimate: Mapping[str, Any], config: StageConfig, prices: Pri
         expected = estimate[{"max_usd": "usd", "max_tokens": "tokens", "max_hours": "hours"}[cap]]
         if expected is not None and expected > value:
             at = math.floor(estimate["total"] * value / expected)
-            words += f"; more than budget.{cap} = {number(value)}, which is reached after about {at:,}"
+            words += f"; more than budget.{cap} = {cap_words(value)}, which is reached after about {at:,}"
     return words
 
 
@@ -352,6 +353,6 @@ def _fit(left: float, each: float) -> float:
     return math.floor(left / each) if each else math.inf
 
 
-def number(value: float) -> str:
+def cap_words(value: float) -> str:
     """A cap, for people."""
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"

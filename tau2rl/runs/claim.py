@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tau2rl.config import StageConfig
 from tau2rl.errors import UserError
-from tau2rl.runs.folder import CLAIM, EVIDENCE, JOB, RunFolder, has_any, make_folder, refuse_strangers
+from tau2rl.runs.folder import CLAIM, EVIDENCE, JOB, RunFolder, has_any, make_run_folder, refuse_strangers
 from tau2rl.runs.sessions import RunLock
 
 
@@ -51,7 +51,7 @@ def claimed(
     nothing any more.
     """
     path = path.absolute()
-    make_folder(path)
+    make_run_folder(path)
     lock = RunLock(path / "logs" / CLAIM, patience_seconds=0, deed="has started")
     try:
         job, _, address = lock.said.removeprefix(JOB).partition(" at ")

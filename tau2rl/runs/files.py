@@ -136,7 +136,7 @@ def section(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return dict(cast("Mapping[str, Any]", inner)) if isinstance(inner, Mapping) else {}
 
 
-def point(link: Path, target: str) -> None:
+def point_link(link: Path, target: str) -> None:
     """Make `link` a symbolic link to `target`, whatever it was before."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ class RunFolder:
         values = dump(config)
         Redactor(key_variables(values)).refuse(values)
         path = path.absolute()
-        make_folder(path)
+        make_run_folder(path)
         lock = RunLock(path / "logs" / "lock", patience_seconds=patience_seconds)
         try:
             refuse_strangers(path)
@@ -164,11 +164,11 @@ class RunFolder:
 
     def records(self) -> Iterator[EpisodeRecord]:
         """The episodes that are evidence, of this session and of those before it."""
-        return records.read(self.episodes)
+        return records.read_records(self.episodes)
 
     def failed_records(self) -> Iterator[EpisodeRecord]:
         """The episodes that FAILED; a later session may have repeated one."""
-        return records.read(self.failures)
+        return records.read_records(self.failures)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Keep what `provenance.environment` made; on a resumed run, refuse an identity that is not the stored one.
@@ -261,7 +261,7 @@ def has_any(path: Path, names: Iterable[str]) -> bool:
     return any(any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size > 0 for place in places)
 
 
-def make_folder(path: Path) -> None:
+def make_run_folder(path: Path) -> None:
     """The folder of a run and its `logs/`, if they are not there. Raises UserError where something else is."""
     refuse_strangers(path, asked_for=("config.json", f"logs/{CLAIM}", "logs/lock"))
     with writing(path):

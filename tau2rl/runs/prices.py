@@ -124,7 +124,7 @@ def prices_of(config: StageConfig) -> Prices:
     return Prices(policy=policy, user=user, hour=hour)
 
 
-def common(prices: Iterable[Prices]) -> Prices:
+def common_prices(prices: Iterable[Prices]) -> Prices:
     """The prices of runs that are summed before they are priced: what their models and hours have in common, else unknown.
 
     A model that one of them does not ask takes no tokens there.

@@ -53,7 +53,7 @@ def refuse_no_checkpoint(folder: Path) -> None:
         raise UserError(f"no checkpoint in `{folder}`", hint="it should hold config.json and model.safetensors")
 
 
-def described(files: Sequence[Path]) -> list[dict[str, Any]]:
+def described_files(files: Sequence[Path]) -> list[dict[str, Any]]:
     """`[{"path": ..., "sha256": ...}]` of data files. Raises UserError for a device or a pipe, which may have no end."""
     for file in files:
         if file.exists() and not file.is_file() and not file.is_dir():

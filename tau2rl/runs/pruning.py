@@ -25,7 +25,7 @@ class Checkpoint:
     kept_because: str  # "" for what may go
 
 
-def plan(runs: Sequence[Path], *, keep_last: int, state: bool) -> list[Checkpoint]:
+def plan_pruning(runs: Sequence[Path], *, keep_last: int, state: bool) -> list[Checkpoint]:
     """Everything below `checkpoints/` of the runs, each with the reason why it stays.
 
     `keep_last` more steps of each training stay, the latest ones. With `state` a finished training may lose what it would be

@@ -52,7 +52,7 @@ def decode(line: bytes) -> EpisodeRecord:
     return record
 
 
-def read(path: Path) -> Iterator[EpisodeRecord]:
+def read_records(path: Path) -> Iterator[EpisodeRecord]:
     """The records of a file, one at a time; nothing where there is no file.
 
     A last line without its newline was cut by a kill while it was written and is not a record. Any other line that
@@ -70,14 +70,14 @@ def read(path: Path) -> Iterator[EpisodeRecord]:
                 raise UserError(f"`{path}` line {number}: {error.message}", hint=error.hint) from None
 
 
-def files_of(run: Path) -> list[Path]:
+def record_files_of(run: Path) -> list[Path]:
     """The files of a run folder that hold its episodes, as far as they are there; those that FAILED last."""
     return [file for name in FILES if (file := run / name).is_file()]
 
 
 def read_run(run: Path) -> Iterator[EpisodeRecord]:
     """Every record of a run folder, one at a time, those that FAILED behind the others. Raises UserError."""
-    return chain.from_iterable(map(read, files_of(run)))
+    return chain.from_iterable(map(read_records, record_files_of(run)))
 
 
 @cache

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tau2rl.errors import UserError
-from tau2rl.runs.files import open_or_make, point, writing
+from tau2rl.runs.files import open_or_make, point_link, writing
 
 _NAME = re.compile(r"(?:session|attempt)_(\d+)")
 
@@ -31,7 +31,7 @@ def begin_session(run: Path) -> tuple[int, Path]:
     number = max(session_folders(run), default=0) + 1
     folder = run / "logs" / f"session_{number}"
     folder.mkdir()
-    point(run / "logs" / "latest", folder.name)
+    point_link(run / "logs" / "latest", folder.name)
     return number, folder
 
 

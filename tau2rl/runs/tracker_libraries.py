@@ -31,8 +31,8 @@ Lineage = Mapping[str, Sequence[Described]]  # kind -> what there is of it: {"da
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """A conversation for a tracker: `Conversation(attempt="mock/a#3", status="completed", reward=1.0, ..., messages=[...])`."""
+class TrackedConversation:
+    """A conversation for a tracker: `TrackedConversation(attempt="mock/a#3", status="completed", reward=1.0, messages=[...])`."""
 
     attempt: str
     status: str
@@ -93,7 +93,7 @@ class WandbSink:
         """Send the values that are numbers. W&B keeps the step open for `show`."""
         self._run.log(_numbers(values), step=step)
 
-    def show(self, step: int, conversations: Sequence[Conversation]) -> None:
+    def show(self, step: int, conversations: Sequence[TrackedConversation]) -> None:
         """A table of conversations, a row each."""
         rows = [list(each.row(step).values()) for each in conversations]
         self._run.log({"conversations": self._wandb.Table(columns=list(COLUMNS), data=rows)}, step=step)
@@ -140,7 +140,7 @@ class TrackioSink:
         with _trackio_quiet():
             self._run.log(_numbers(values), step=step)
 
-    def show(self, step: int, conversations: Sequence[Conversation]) -> None:
+    def show(self, step: int, conversations: Sequence[TrackedConversation]) -> None:
         """Each conversation as a trace."""
         for each in conversations:
             about = {name: value for name, value in each.row(step).items() if name != "conversation"}
@@ -203,7 +203,7 @@ class TensorBoardSink:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def show(self, step: int, conversations: Sequence[Conversation]) -> None:
+    def show(self, step: int, conversations: Sequence[TrackedConversation]) -> None:
         """Each conversation as a text."""
         for place, each in enumerate(conversations):
             row = each.row(step)

@@ -17,10 +17,10 @@ from tau2rl.protocols import Sink
 from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.tracker_libraries import (
-    Conversation,
     Described,
     Lineage,
     TensorBoardSink,
+    TrackedConversation,
     TrackedRun,
     TrackioSink,
     Values,
@@ -47,7 +47,7 @@ class Tracker:
         """Pass the values on."""
         self._pass("write", step, step, values)
 
-    def show(self, step: int, conversations: Sequence[Conversation]) -> None:
+    def show(self, step: int, conversations: Sequence[TrackedConversation]) -> None:
         """Pass conversations of a step on. Where nobody said how many, a sink gets none unless it keeps them on this machine."""
         self._started(step)
         few = self._conversations
@@ -94,7 +94,7 @@ class Trackers:
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = tuple(trackers)
 
-    def write(self, step: int, values: Values, conversations: Sequence[Conversation] = ()) -> None:
+    def write(self, step: int, values: Values, conversations: Sequence[TrackedConversation] = ()) -> None:
         """The numbers of a step, and conversations that were sampled from it."""
         for tracker in self._trackers:
             tracker.write(step, values)
@@ -137,7 +137,7 @@ def open_trackers(folder: Path, config: SftConfig | GrpoConfig, *, process: str 
     }
     made += [(name, known[name]) for name in dict.fromkeys(asked.trackers)]
     for name in asked.sinks:
-        sink: Sink = plugins.make(name, folder, dump(config), kind="sink")
+        sink: Sink = plugins.make_plugin(name, folder, dump(config), kind="sink")
         made.append((f"sink `{name}`", lambda _, sink=sink: sink))
     return Trackers([Tracker(name, start, conversations=asked.conversations) for name, start in made])
 

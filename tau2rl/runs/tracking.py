@@ -13,7 +13,7 @@ from tau2rl.config import GrpoConfig, SftConfig
 from tau2rl.errors import UserError
 from tau2rl.runs.files import DAMAGED, json_lines, replacing
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.tracker_libraries import Conversation
+from tau2rl.runs.tracker_libraries import TrackedConversation
 from tau2rl.runs.trackers import trackers_of
 
 
@@ -60,7 +60,9 @@ class Curves:
         self._file: JsonlSink | None = None
         self._trackers = trackers_of(folder, config)
 
-    def write(self, step: int, values: Mapping[str, float | int | None], conversations: Sequence[Conversation] = ()) -> None:
+    def write(
+        self, step: int, values: Mapping[str, float | int | None], conversations: Sequence[TrackedConversation] = ()
+    ) -> None:
         """Record the values of step 1, 2, ..., and show conversations that were sampled from it."""
         if self._file is None:
             rewind(self._folder.metrics, before=step)

@@ -30,7 +30,7 @@ from tau2rl.runs.files import read_json, replacing, section, writing
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.provenance import ENVIRONMENT, checkpoint_hash
 from tau2rl.runs.reports import REPORT, SELECTION, read_report, read_selection
-from tau2rl.share.kept import benchmark_of, sampling_of, split_of, user_of
+from tau2rl.share.kept import benchmark_of, sampling_of, split_words, user_of
 from tau2rl.share.lineage import Link, lineage
 from tau2rl.share.render import markdown_page
 
@@ -52,7 +52,7 @@ class Evidence:
     @property
     def split(self) -> str:
         """Of its tasks."""
-        return split_of(self.config.tasks)
+        return split_words(self.config.tasks)
 
     @property
     def user(self) -> str:
@@ -77,7 +77,7 @@ class Card:
     unknown: tuple[str, ...]  # what the card says that no run shows
 
 
-def make(
+def make_card(
     run: Path, evaluations: Sequence[Path], *, step: str | None, license: str | None, base_model: str | None, repo: str | None
 ) -> Card:
     """The card of the model that a training, or a pipeline's last or named step, has made. Raises UserError."""
@@ -171,7 +171,7 @@ def evidence(path: Path) -> Evidence:
     return Evidence(path=path, config=config, report=read_report(path / REPORT), environment=environment, sha256=sha256)
 
 
-def write(card: Card, folder: Path) -> list[Path]:
+def write_card(card: Card, folder: Path) -> list[Path]:
     """Write `README.md` and, where there is one, `.eval_results/tau2-bench.yaml`. Raises UserError."""
     files = {folder / "README.md": card.text}
     if card.eval_results:

@@ -30,7 +30,7 @@ class Bar:
     published: bool = False  # somebody else's number: drawn paler
 
 
-def bars(rows: Sequence[Bar]) -> Markup:
+def bar_chart(rows: Sequence[Bar]) -> Markup:
     """Shares from 0 to 1, a row each: the name and the number as text, which a phone can read, and between them the bar.
 
     The interval is a whisker, the floor a tick.
@@ -55,7 +55,7 @@ def _bar(bar: Bar) -> Markup:
     ).format(_label(bar.label, 60), told, Markup("").join(plot), told)
 
 
-def lines(
+def line_chart(
     title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, share: bool = False, integers: bool = False
 ) -> Markup:
     """One small chart: name -> points (x, y), drawn over one another. `share`: y from 0 to 1."""

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from tau2rl.data.jsonl import save_rows
 from tau2rl.env.tasks import held_out, is_test
 from tau2rl.errors import UserError
-from tau2rl.recipes.dataset import SourceRun, row_of
+from tau2rl.recipes.dataset import SourceRun, dataset_row
 from tau2rl.recipes.rft import source_of
 from tau2rl.report.tables import printable
 from tau2rl.runs.files import replacing, writing
@@ -49,7 +49,7 @@ class SplitCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class WrittenDataset:
     """What was written, and what was not."""
 
     files: dict[str, Path]  # by split
@@ -59,7 +59,7 @@ class Written:
 
 def export(
     run: KeptRun, folder: Path, *, layout: Layout, keep: str, allow_held_out: bool, license: str | None, parquet: bool = False
-) -> Written:
+) -> WrittenDataset:
     """Write the files, `parquet` where it is asked for (`hf`). Raises UserError, as for test tasks that were not asked for."""
     if license and not re.fullmatch(r"[A-Za-z0-9.+-]{1,60}", license):
         raise UserError("a licence is one word of the hub's list", hint="such as `--license apache-2.0`")
@@ -85,7 +85,7 @@ def export(
     for record in run.records():
         if reason := _left_out(record, keep):
             left_out[reason] += 1
-    written = Written(files=files, counts=counts, left_out=left_out)
+    written = WrittenDataset(files=files, counts=counts, left_out=left_out)
     if layout == "hf":
         card = folder / "README.md"
         with writing(card), replacing(card) as out:
@@ -141,7 +141,7 @@ def _count(count: SplitCount, record: EpisodeRecord) -> None:
 
 
 def _row(record: EpisodeRecord, source: SourceRun, layout: Layout) -> dict[str, Any]:
-    row = row_of(record, source)
+    row = dataset_row(record, source)
     meta = {
         key: row["metadata"][key]
         for key in ("id", "domain", "task_id", "split", "kind", "reward", "partial", "policy", "protocol")
@@ -163,7 +163,7 @@ def _message(message: Mapping[str, Any], *, as_text: bool) -> dict[str, Any]:
     return {**plain, "tool_calls": calls}
 
 
-def dataset_card(run: KeptRun, written: Written, *, keep: str, license: str | None) -> str:
+def dataset_card(run: KeptRun, written: WrittenDataset, *, keep: str, license: str | None) -> str:
     """`README.md` of the dataset: the hub's metadata, and what the rows are, from counts and provenance alone."""
     counts = written.counts
     metadata = hub_metadata(

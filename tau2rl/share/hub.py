@@ -18,7 +18,7 @@ Files = dict[str, Path | bytes]  # by their names in the repository
 READ_OF_WEIGHTS = 1 << 20  # bytes of a file of weights in which text may stand: its header
 
 
-def files_of(made: Card, run: Path) -> Files:
+def hub_files(made: Card, run: Path) -> Files:
     """What goes up: the checkpoint's own files, `README.md`, `.eval_results/`.
 
     Raises UserError where the checkpoint has not the hash any more that its run recorded, or a file holds a secret: the value of

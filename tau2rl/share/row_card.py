@@ -53,7 +53,7 @@ class OverlapCount:
         return {"rows": found, "domains": domains, "named": self._named}
 
 
-def describe(files: Sequence[Path], *, licence: str) -> dict[str, Any]:
+def describe_rows(files: Sequence[Path], *, licence: str) -> dict[str, Any]:
     """The numbers of the card, JSON-ready: of each file, of all, and the overlap with the test tasks. Raises UserError."""
     names = [file.name.partition(".")[0] for file in files]
     if len(set(names)) < len(names):
@@ -83,7 +83,7 @@ def writing_tools() -> set[str]:
     return {tool for name in DOMAINS for tool, kind in domain(name).tool_types.items() if kind == "write"}
 
 
-def write(card: Path, found: dict[str, Any], *, name: str) -> None:
+def write_row_card(card: Path, found: dict[str, Any], *, name: str) -> None:
     """Write the card. Raises UserError where somebody else's stands."""
     if card.exists() and MADE_BY not in card.read_text("utf-8", "replace"):
         raise UserError(f"`{card}` is there already, and was not made here", hint="name another file with `--output`")

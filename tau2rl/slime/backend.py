@@ -31,19 +31,19 @@ from tau2rl.runs.trackers import trackers_of
 from tau2rl.runs.tracking import rewind, rewind_episodes
 from tau2rl.slime import rollout_log
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.checkpoints import attempts_done, exports, point_final, read_saves, refuse_megatron, steps_done
+from tau2rl.slime.checkpoints import attempts_done, point_final, read_saves, refuse_megatron, slime_exports, steps_done
 from tau2rl.slime.layout import layout_of
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.preflight import issues_of, read_machine, validate
 from tau2rl.slime.process import (
     TrainLog,
-    child_environment,
     run_child,
     script,
     shared_variables,
-    summary,
+    slime_environment,
+    slime_summary,
+    slime_variables,
     tracker_login,
-    variables,
 )
 from tau2rl.slime.run_context import SlimeRun, absolute, served_user, write_files
 from tau2rl.slime.sft_data import longest_row, write_conversations
@@ -92,7 +92,7 @@ class SlimeBackend:
             _write_tasks(config, run)
         write_files(config, run)
         interrupted = "" if done >= config.train.steps else _run_slime(config, run, folder, progress, done)
-        found = exports(folder.checkpoints)
+        found = slime_exports(folder.checkpoints)
         last = max(found, default=0)
         if not interrupted and last != config.train.steps:
             interrupted = (
@@ -102,12 +102,16 @@ class SlimeBackend:
         if checkpoint is not None and not interrupted:
             checkpoint = point_final(folder.checkpoints, checkpoint)
         return Trained(
-            checkpoint=checkpoint, training=summary(folder.metrics), cost=cost_of(folder.path), rows=rows, interrupted=interrupted
+            checkpoint=checkpoint,
+            training=slime_summary(folder.metrics),
+            cost=cost_of(folder.path),
+            rows=rows,
+            interrupted=interrupted,
         )
 
     def checkpoint(self, run: Path, step: int) -> Path | None:
         """The whole Hugging Face directory beside the save behind a step; slime's `hf/19` is step 20."""
-        return exports(run / "checkpoints").get(step)
+        return slime_exports(run / "checkpoints").get(step)
 
 
 def cost_of(run: Path) -> dict[str, Any]:
@@ -180,10 +184,10 @@ def _run_slime(config: TrainingConfig, run: SlimeRun, folder: RunFolder, progres
         trackers=trackers_of(folder, config, process="train"),
     )
     with lines, timed(folder) as timer, tracker_login(key, base_url=present.get("WANDB_BASE_URL")) as login:
-        shared = shared_variables(present, {**variables(config), **login})
+        shared = shared_variables(present, {**slime_variables(config), **login})
         redactor.refuse(shared)
         try:
-            code = run_child(command, environment=child_environment(present, shared), on_line=lines, cwd=Path.cwd())
+            code = run_child(command, environment=slime_environment(present, shared), on_line=lines, cwd=Path.cwd())
         finally:
             timer.add("update", lines.train_seconds)
     log.info("slime ended with code %d", code)

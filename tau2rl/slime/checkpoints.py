@@ -111,7 +111,7 @@ def refuse_megatron(start: Path) -> None:
         )
 
 
-def exports(checkpoints: Path) -> dict[int, Path]:
+def slime_exports(checkpoints: Path) -> dict[int, Path]:
     """Whole Hugging Face directories by their step, in order; slime counts rollouts from 0, we count steps done."""
     found = {int(item.name) + 1: item for item in (checkpoints / "hf").glob("*") if item.name.isdigit() and is_whole(item)}
     return dict(sorted(found.items()))
@@ -124,7 +124,7 @@ def is_whole(export: Path) -> bool:
 
 def point_final(checkpoints: Path, export: Path) -> Path:
     """Let `checkpoints/final` be an export, so that it is found where every training leaves its model."""
-    files.point(checkpoints / FINAL, str(export.relative_to(checkpoints)))
+    files.point_link(checkpoints / FINAL, str(export.relative_to(checkpoints)))
     link = checkpoints / FINAL
     return link if link.exists() else export  # a file system without links
 

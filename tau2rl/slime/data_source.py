@@ -21,7 +21,7 @@ from tau2rl.data.task_sampling import TaskSampler
 from tau2rl.runs.files import write_json
 from tau2rl.slime.checkpoints import PLACE, PLACES, read_place
 from tau2rl.slime.run_context import run_context
-from tau2rl.slime.samples import flat, metadata_of, task_of
+from tau2rl.slime.samples import flat_samples, metadata_of, task_of
 
 
 def observe(args: Any, groups: Sequence[Sequence[Any]], get_samples: Callable[[int], Any]) -> None:
@@ -55,7 +55,7 @@ class TaskDataSource(RolloutDataSource):
         """Take note of a rollout, and write where its checkpoint goes on: train_async.py draws the next batch before it saves."""
         outcomes: dict[str, list[bool | None]] = {}
         for attempt in (attempt for group in groups for attempt in group):
-            metadata = metadata_of(flat([attempt])[0])  # an episode in several parts ended once
+            metadata = metadata_of(flat_samples([attempt])[0])  # an episode in several parts ended once
             outcomes.setdefault(metadata.task, []).append(metadata.solved)
         self._sampler.observe(outcomes)
         self._rollout += 1

@@ -16,7 +16,7 @@ from tau2rl.config import GrpoConfig, SamplingConfig
 from tau2rl.errors import UserError
 from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.run_context import run_context, served_user
-from tau2rl.slime.samples import KEY, fill, flat, give_up, metadata_of, task_of
+from tau2rl.slime.samples import KEY, fill, flat_samples, give_up, metadata_of, task_of
 
 if TYPE_CHECKING:
     from slime.utils.types import Sample
@@ -68,7 +68,7 @@ def keep_group(args: Any, group: list[Any], **_: Any) -> Any:
 
     rollout = _rollout(args)
     rollout.raise_fatal()
-    samples = flat(group)
+    samples = flat_samples(group)
     found = batch_advantages(members_of(samples), rollout.config.algo)
     most = rollout.config.algo.max_resample_rounds * args.rollout_batch_size
     if any(found.trained) or rollout.dropped >= most:

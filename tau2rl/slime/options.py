@@ -44,8 +44,8 @@ class Contract:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """One option of a command line with its values: `Given(name="--lr", values=("1e-06",))`."""
+class GivenOption:
+    """One option of a command line with its values: `GivenOption(name="--lr", values=("1e-06",))`."""
 
     name: str
     values: tuple[str, ...]
@@ -55,10 +55,10 @@ class Given:
 def contract() -> Contract:
     """The contract of the pinned versions."""
     data = json.loads(files("tau2rl.slime").joinpath(FILE).read_text(encoding="utf-8"))
-    return read(data)
+    return read_contract(data)
 
 
-def read(data: Mapping[str, Any]) -> Contract:
+def read_contract(data: Mapping[str, Any]) -> Contract:
     """The contract in the layout of `options.json`."""
     options: dict[str, Option] = {}
     for entry in data["options"]:
@@ -68,19 +68,19 @@ def read(data: Mapping[str, Any]) -> Contract:
     return Contract(versions=data["versions"], options=options)
 
 
-def split(argv: Sequence[str]) -> list[Given]:
+def split(argv: Sequence[str]) -> list[GivenOption]:
     """The options of a command line. Raises UserError for a value that no option stands before.
 
     >>> split(["--lr", "1e-06", "--colocate"])
     [Given(name='--lr', values=('1e-06',)), Given(name='--colocate', values=())]
     """
-    found: list[Given] = []
+    found: list[GivenOption] = []
     for word in argv:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
-            found.append(Given(name=name, values=(value,) if equals else ()))
+            found.append(GivenOption(name=name, values=(value,) if equals else ()))
         elif found:
-            found[-1] = Given(name=found[-1].name, values=(*found[-1].values, word))
+            found[-1] = GivenOption(name=found[-1].name, values=(*found[-1].values, word))
         else:
             raise UserError(f"`{word}` is a value without an option", hint="options of slime begin with two dashes")
     return found
@@ -109,7 +109,7 @@ def lookup(name: str, known: Contract | None = None) -> Option:
     raise UserError(f"slime has no option `{name}`", hint=f"did you mean `{near[0]}`?" if near else "names are in slime's docs")
 
 
-def _check_count(given: Given, option: Option) -> None:
+def _check_count(given: GivenOption, option: Option) -> None:
     count, name = len(given.values), given.name
     match option.nargs:
         case None:
@@ -199,7 +199,7 @@ def with_extra(defaults: Sequence[str], extra: Mapping[str, Any], made: Sequence
         if value is False:
             own.pop(name, None)
         elif value is not None:
-            own[name] = Given(name=name, values=_words(value))
+            own[name] = GivenOption(name=name, values=_words(value))
     return [word for given in own.values() for word in (given.name, *given.values)]
 
 

@@ -61,7 +61,7 @@ def script(config: TrainingConfig) -> Path:
     return config.slime.root / ("train_async.py" if overlap else "train.py")
 
 
-def variables(config: TrainingConfig) -> dict[str, str]:
+def slime_variables(config: TrainingConfig) -> dict[str, str]:
     """What slime's processes need whatever the machine."""
     ours = Path(tau2rl.__file__).parents[1]
     made = {
@@ -94,10 +94,10 @@ def shared_variables(present: Mapping[str, str], made: Mapping[str, str]) -> dic
     }
 
 
-def child_environment(present: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+def slime_environment(present: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
     """The environment of slime's driver: the present one with ours, the same for its actors by way of the job's description.
 
-    >>> made = child_environment({"HOME": "/h", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/slime", "X": "1"})
+    >>> made = slime_environment({"HOME": "/h", "PYTHONPATH": "/a"}, {"PYTHONPATH": "/slime", "X": "1"})
     >>> made["PYTHONPATH"], json.loads(made[JOB_CONFIG])["runtime_env"]["env_vars"]
     ('/slime:/a', {'PYTHONPATH': '/slime:/a', 'X': '1'})
     """
@@ -346,7 +346,7 @@ CURVES = {"reward": "reward/mean", "success": "success", "loss": "train/loss", "
 COUNTS = {"useful_groups": "groups/useful", "failed_episodes": "episodes/failed", "sampled_tokens": "tokens/sampled"}
 
 
-def summary(metrics: Path) -> dict[str, Any]:
+def slime_summary(metrics: Path) -> dict[str, Any]:
     """The whole run, however often it was interrupted: both ends of the curves, what was counted, validation by step."""
     steps = _by_step(metrics)
     lines = [steps[step] for step in sorted(steps) if any(name.startswith("train/") for name in steps[step])]

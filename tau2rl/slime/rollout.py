@@ -31,7 +31,7 @@ from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.advantages import TURN_ESTIMATORS
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.recipe import turn_table
-from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan, record_of
+from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan_attempts, record_of
 from tau2rl.rollouts.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
 from tau2rl.slime.circuit_breaker import RolloutBreaker
@@ -156,7 +156,7 @@ class Rollout:
         seed = self.config.seed
         if validation:
             number = self.config.val.num_samples
-            return plan([task], num_samples=number, seed=derive_seed(seed, "select"))[index % number]
+            return plan_attempts([task], num_samples=number, seed=derive_seed(seed, "select"))[index % number]
         return Attempt(task=task, index=index, seed=derive_seed(seed, "grpo", index))
 
     async def play(

@@ -169,7 +169,7 @@ def fill(args: Any, sample: Sample, played: Played, *, evaluation: bool) -> list
         spans = tuple((first + i, start - begins, end - begins) for i, (start, end) in enumerate(piece.turn_spans))
         _empty(one, replace(played.metadata, spans=spans))
         _fill_with(args, one, piece, turns)
-        one.response = said(played.episode.messages)
+        one.response = agent_text(played.episode.messages)
         filled.append(_finish(one, played.metadata, evaluation=evaluation))
         first += len(turns)
     return filled
@@ -232,12 +232,12 @@ def metadata_of(sample: Sample) -> SampleMetadata:
     return _aborted(task_of(sample))
 
 
-def flat(group: Sequence[Any]) -> list[Sample]:
+def flat_samples(group: Sequence[Any]) -> list[Sample]:
     """The samples of a group, or of groups, in order: an attempt that fanned out is a list of them."""
-    return [leaf for item in group for leaf in (flat(item) if isinstance(item, list) else [item])]
+    return [leaf for item in group for leaf in (flat_samples(item) if isinstance(item, list) else [item])]
 
 
-def said(messages: Sequence[Message]) -> str:
+def agent_text(messages: Sequence[Message]) -> str:
     """What the agent wrote, for slime's log and its count of repetitions; nothing is trained on it."""
     return "\n".join(
         "\n".join(filter(None, (m.content, *(f"{c.name} {c.arguments}" for c in m.tool_calls))))

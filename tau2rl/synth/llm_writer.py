@@ -23,7 +23,7 @@ from typing import Any, cast
 from tau2rl import settings
 from tau2rl.config import SynthConfig, UserConfig, WriterConfig
 from tau2rl.env.chat_client import ChatAnswer
-from tau2rl.env.user_simulator import UserModel, first_choice, usage_of
+from tau2rl.env.user_simulator import UserModel, first_choice, user_usage
 from tau2rl.errors import UserError, UserSimulatorFailure
 from tau2rl.runs.files import make_folder, read_json, write_json, writing
 from tau2rl.synth.compose import Composed
@@ -157,7 +157,7 @@ class LlmWriter:
 
 def _read(answer: ChatAnswer, spent: WriterUsage) -> str:
     """What it says, counted. Raises UnusableAnswer."""
-    usage = usage_of(answer.body)
+    usage = user_usage(answer.body)
     spent.calls += 1
     spent.prompt_tokens += usage.prompt_tokens
     spent.completion_tokens += usage.completion_tokens

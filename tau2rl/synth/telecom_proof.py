@@ -12,7 +12,7 @@ from itertools import permutations
 from typing import Any
 
 from tau2rl.env.audit import POLICIES
-from tau2rl.env.task_replay import Ended, TaskReplayer
+from tau2rl.env.task_replay import ReplayEnded, TaskReplayer
 from tau2rl.env.tasks import closing_words
 from tau2rl.synth.generator import Json, Rejected
 from tau2rl.synth.proof import SOLVED
@@ -49,7 +49,7 @@ def prove_case(case: Case, task: Json, told: Sequence[str]) -> Json:
 class _Tried:
     """What is tried on one task."""
 
-    def __init__(self, case: Case, replayer: TaskReplayer, actions: Sequence[Json], gold: Ended) -> None:
+    def __init__(self, case: Case, replayer: TaskReplayer, actions: Sequence[Json], gold: ReplayEnded) -> None:
         self._case, self._replayer, self._actions, self._gold = case, replayer, list(actions), gold
 
     def perturbed(self) -> Iterator[Json]:
@@ -67,7 +67,7 @@ class _Tried:
                 "altered": list(self._altered(before, action, after)),
             }
 
-    def _kind(self, end: Ended, place: int) -> str:
+    def _kind(self, end: ReplayEnded, place: int) -> str:
         """What an action came to that was taken a second time, at `place`."""
         if not end.holds:
             return "fails"

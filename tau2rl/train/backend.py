@@ -31,9 +31,9 @@ from tau2rl.runs.timing import PhaseTimer, sessions, timed
 from tau2rl.runs.tracking import Curves
 from tau2rl.train.engine.proof import record_engine
 from tau2rl.train.grpo import GRPO, Rollouts
-from tau2rl.train.metrics import summary
+from tau2rl.train.metrics import metrics_summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
-from tau2rl.train.sft import SFTStep, Split, account_of, flat, mean_loss, split_rows, train
+from tau2rl.train.sft import SFTStep, Split, account_of, mean_loss, split_rows, train, training_samples
 from tau2rl.train.state import STATE_FILE
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import GRPOTrainer
@@ -120,7 +120,9 @@ class _SFTRun:
             if not rows.val:
                 return None
             with self._timer.phase("validation"):
-                return mean_loss(model, flat(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch)
+                return mean_loss(
+                    model, training_samples(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch
+                )
 
         before, meter = val_loss(), step_meter(config, folder, total=config.train.steps)
         with Curves(config, folder) as curves:
@@ -199,7 +201,7 @@ def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start
     training = {
         "parameters": num_parameters(trainer.model),
         "trained_parameters": num_parameters(trainer.model, trainable=True),
-        **summary(folder.metrics),
+        **metrics_summary(folder.metrics),
     }
     return Trained(checkpoint=final, training=training, cost=account(sessions(folder.path)))
 

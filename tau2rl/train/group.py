@@ -18,8 +18,8 @@ from tau2rl.verify.evidence import is_evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The attempts at one task: `Group(task=..., episodes=(...), scores=(1.0, 0.0), advantages=((0.5,), (-0.5,)))`."""
+class ScoredGroup:
+    """The attempts at one task: `ScoredGroup(task=..., episodes=(...), scores=(1.0, 0.0), advantages=((0.5,), (-0.5,)))`."""
 
     task: TaskRef
     episodes: tuple[Episode, ...]  # [group]
@@ -46,7 +46,9 @@ class Group:
         return [Attempt(task=self.task, index=self.first + i, seed=e.seed).key for i, e in enumerate(self.episodes)]
 
 
-def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec, *, first: int = 0) -> Group:
+def score_group(
+    task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, spec: RewardSpec, *, first: int = 0
+) -> ScoredGroup:
     """Scores and advantages of a group; what is no evidence has neither. `first`: the number of its first attempt."""
     algo = config.algo
     scores_G = [_score(episode, spec) if is_evidence(episode, algo) else None for episode in episodes]
@@ -54,7 +56,7 @@ def score_group(task: TaskRef, episodes: Sequence[Episode], config: GrpoConfig, 
     if algo.estimator in TURN_ESTIMATORS:
         turn_rewards_G = [episode_turn_rewards(episode, turn_table(config.reward, algo)) for episode in episodes]
     advantages_G = group_advantages(scores_G, turn_rewards_G, algo)
-    return Group(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G), first=first)
+    return ScoredGroup(task=task, episodes=tuple(episodes), scores=tuple(scores_G), advantages=tuple(advantages_G), first=first)
 
 
 def _score(episode: Episode, spec: RewardSpec) -> float | None:

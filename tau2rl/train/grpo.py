@@ -25,7 +25,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor
-from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan, record_of
+from tau2rl.rollouts.runner import Outcome, TimedPolicy, episode_runner, outcomes, plan_attempts, record_of
 from tau2rl.runs.budget import is_over, step_meter, stop
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
@@ -36,7 +36,7 @@ from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.tracking import Curves, rewind_episodes
 from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_logprobs
 from tau2rl.runs.validation import write_validation
-from tau2rl.train.group import Group, score_group
+from tau2rl.train.group import ScoredGroup, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint
 from tau2rl.train.policy import LocalPolicy, local_policy
@@ -135,7 +135,7 @@ class GRPO:
     async def validate(self, step: int, policy: LocalPolicy) -> float | None:
         """The share of the validation tasks that is solved: the same attempts every time. Its episodes are kept in `val/`."""
         config = self.config
-        attempts = plan(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
+        attempts = plan_attempts(self.val_tasks, num_samples=config.val.num_samples, seed=derive_seed(config.seed, "select"))
         async with aclosing(self.rollouts.play(attempts, validation_policy(policy, config))) as played:
             records = [record_of(one, config, self.rollouts.spec) async for one in played]
         for record in records:
@@ -238,13 +238,13 @@ class Rollouts:
         self.circuit_breaker = CircuitBreaker(after=config.rollout.give_up_after)
         self.sample = ConversationSample(config)
 
-    async def groups(self, step: int, policy: Policy) -> list[Group]:
+    async def groups(self, step: int, policy: Policy) -> list[ScoredGroup]:
         """All groups of a step: `tasks_per_step` of them, and as many again while too few have a signal, up to the cap.
 
         Raises RunIncomplete.
         """
         wanted, by_key = self.config.train.tasks_per_step, {task.key: task for task in self.tasks}
-        groups: list[Group] = []
+        groups: list[ScoredGroup] = []
         for resample in range(self.config.algo.max_resample_rounds + 1):
             tasks = [by_key[key] for key in self.sampler.sample(wanted)]
             groups += await self._roll_out(tasks, policy, first=first_index(self.config, step, resample))
@@ -256,7 +256,7 @@ class Rollouts:
         self.sampler.observe(solved)
         return groups
 
-    async def _roll_out(self, tasks: Sequence[TaskRef], policy: Policy, *, first: int) -> list[Group]:
+    async def _roll_out(self, tasks: Sequence[TaskRef], policy: Policy, *, first: int) -> list[ScoredGroup]:
         """One group a task; their attempts are numbered from `first`, whoever ends first."""
         size = self.config.rollout.num_samples
         attempts = [

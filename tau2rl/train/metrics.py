@@ -12,7 +12,7 @@ from tau2rl.data.task_sampling import outcome
 from tau2rl.errors import UserError
 from tau2rl.rollouts.monitors import ALARM, dominated, habit_metrics, habits_of
 from tau2rl.runs.files import DAMAGED, json_lines
-from tau2rl.train.group import Group
+from tau2rl.train.group import ScoredGroup
 from tau2rl.train.losses import Mismatch
 from tau2rl.train.trainer import Update
 from tau2rl.types import Status
@@ -20,7 +20,7 @@ from tau2rl.types import Status
 ENDS = 5  # steps at either end whose mean the report shows
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float | None]:
+def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
     """What was played in a step."""
     episodes = [e for group in groups for e in group.episodes]
     evidence = [e for e in episodes if e.status is not Status.FAILED]
@@ -73,7 +73,7 @@ def speed_metrics(
     }
 
 
-def summary(metrics: Path) -> dict[str, Any]:
+def metrics_summary(metrics: Path) -> dict[str, Any]:
     """The whole run, however often it was interrupted, from its `metrics.jsonl`. Raises UserError where that is damaged."""
     try:
         return _summary([values for _, values in json_lines(metrics)])

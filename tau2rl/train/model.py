@@ -33,7 +33,7 @@ NOT_READ = (
 )
 
 
-def load(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
+def load_model(folder: Path | str, *, device: str = "cpu", dtype: DType = "float32") -> PreTrainedModel:
     """A checkpoint as `from_pretrained` reads it, with every weight it should have.
 
     Raises UserError where there is none, or one that is damaged, not whole, not finite, or an adapter without its base.
@@ -211,7 +211,7 @@ def prepare_machine(config: LocalConfig) -> DType:
 def open_model(checkpoint: Path, config: LocalConfig) -> PreTrainedModel:
     """A checkpoint on its device, in evaluation mode, to be computed the fastest right way. Raises UserError."""
     dtype = prepare_machine(config)
-    model = load(checkpoint, device=config.device, dtype=dtype)
+    model = load_model(checkpoint, device=config.device, dtype=dtype)
     model.eval()
     engine_of(model)
     return model

@@ -71,7 +71,7 @@ def train(
     `on_begin` gets the steps that are done. What it or `on_step` raises to end the run behind a step (RunIncomplete) is kept as
     that step left it. Raises UserError when there is nothing to train on.
     """
-    if not any(any(sample.loss_mask[1:]) for sample in flat(conversations)):
+    if not any(any(sample.loss_mask[1:]) for sample in training_samples(conversations)):
         raise UserError("no assistant token to train on", hint="look at the report of the data: were all rows left out?")
     optimizer = Optimizer(model, config, total_steps=config.steps)
     order = ShuffledEpochs(len(conversations), seed=seed)
@@ -85,11 +85,11 @@ def train(
         on_begin(optimizer.steps)
         while optimizer.steps < config.steps and not stopper.stops:
             began, rate = time.monotonic(), optimizer.learning_rate
-            rows = flat([conversations[i] for i in order.take(batch_size)])
+            rows = training_samples([conversations[i] for i in order.take(batch_size)])
             last_loss, norm, work = _step(model, rows, optimizer, local.max_tokens_per_microbatch)
             step, val_loss = optimizer.steps, None
             if val and (step % config.val_every == 0 or step == config.steps):
-                val_loss = mean_loss(model, flat(val), max_tokens_per_microbatch=local.max_tokens_per_microbatch)
+                val_loss = mean_loss(model, training_samples(val), max_tokens_per_microbatch=local.max_tokens_per_microbatch)
                 stopper.see(val_loss, step=step, model=model)
             state.mark()
             if step % config.save_every == 0:
@@ -181,7 +181,7 @@ def _step(model: nn.Module, rows: Sequence[TrainingSample], optimizer: Optimizer
     return total, optimizer.step(), work
 
 
-def flat(conversations: Sequence[Conversation]) -> list[TrainingSample]:
+def training_samples(conversations: Sequence[Conversation]) -> list[TrainingSample]:
     """The samples of all of them."""
     return [sample for conversation in conversations for sample in conversation]
 
@@ -256,8 +256,8 @@ def account_of(encoded: Encoded, rows: Split) -> dict[str, Any]:
         "thoughts_left_out": encoded.thoughts_left_out,
         "reasons": dict(Counter(d.reason for d in encoded.dropped).most_common()),
         "dropped_rows": [asdict(d) for d in encoded.dropped[:DROPPED_SHOWN]],
-        "tokens": sum(len(s.token_ids) for s in flat(rows.train)),
-        "assistant_tokens": sum(sum(s.loss_mask) for s in flat(rows.train)),
+        "tokens": sum(len(s.token_ids) for s in training_samples(rows.train)),
+        "assistant_tokens": sum(sum(s.loss_mask) for s in training_samples(rows.train)),
         "longest": max((len(s.token_ids) for s in encoded.samples), default=0),
     }
 

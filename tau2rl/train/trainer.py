@@ -126,7 +126,7 @@ class GRPOTrainer:
         if not any(any(t.advantages) for t in batch):
             return None
         self.model.train()
-        runs = shares(batch, self._num_minibatches)
+        runs = equal_shares(batch, self._num_minibatches)
         minibatches = [self._micro_batches(run) for run in runs]
         if len(minibatches) > 1:  # a single one is computed with the gradient anyway
             for micro in (m for minibatch in minibatches for m in minibatch):
@@ -225,7 +225,7 @@ class GRPOTrainer:
             return score_tokens(model, batch, temperature=self._temperature).logp
 
 
-def shares(batch: Sequence[ScoredTrajectory], count: int) -> list[Sequence[ScoredTrajectory]]:
+def equal_shares(batch: Sequence[ScoredTrajectory], count: int) -> list[Sequence[ScoredTrajectory]]:
     """The batch cut into `count` runs of equal size, or sizes that differ by one; empty ones are left out."""
     cuts = [i * len(batch) // count for i in range(count + 1)]
     return [batch[start:end] for start, end in pairwise(cuts) if start < end]

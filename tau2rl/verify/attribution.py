@@ -11,7 +11,7 @@ from typing import Any
 from tau2rl.report.aggregate import by_domain, replaces
 from tau2rl.report.estimators import Estimate, mean_over_tasks
 from tau2rl.runs.files import read_json, write_json
-from tau2rl.runs.records import files_of
+from tau2rl.runs.records import record_files_of
 from tau2rl.types import Attempt, EpisodeRecord, Fault, Status, TaskRef
 from tau2rl.verify.blame import Blame, TaskFacts, blame, facts_of
 
@@ -87,7 +87,7 @@ def kept(run: Path) -> dict[str, Any] | None:
 
 
 def _sizes(run: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_size for file in files_of(run)}
+    return {file.name: file.stat().st_size for file in record_files_of(run)}
 
 
 def _scores(part: Sequence[Attributed]) -> dict[str, Any]:

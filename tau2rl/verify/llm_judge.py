@@ -87,13 +87,13 @@ class AskedModel:
 
     def _ask(self, question: str, read: Callable[[str], T | None]) -> tuple[str, T, Usage]:
         from tau2rl.env.chat_client import ChatAnswer
-        from tau2rl.env.user_simulator import UnusableAnswer, UserModel, first_choice, usage_of
+        from tau2rl.env.user_simulator import UnusableAnswer, UserModel, first_choice, user_usage
 
         usage = Usage()
 
         def read_body(answer: ChatAnswer) -> tuple[str, T]:
             nonlocal usage
-            usage += usage_of(answer.body) + Usage(cost_usd=answer.cost_usd)
+            usage += user_usage(answer.body) + Usage(cost_usd=answer.cost_usd)
             message: Any = first_choice(answer.body).get("message")
             text = str(cast("dict[str, Any]", message).get("content") or "") if isinstance(message, dict) else ""
             if (value := read(text)) is None:

@@ -157,7 +157,7 @@ def _keep_away(path: list[str]) -> None:
 
 def _run_verifier(reference: str, transcripts: list[Transcript]) -> list[Any]:
     """In the other process: the raw scores."""
-    found = plugins.load(reference, kind="verifier")
+    found = plugins.load_plugin(reference, kind="verifier")
     made: Any = found() if inspect.isclass(found) else found
     score: Callable[[Transcript], Any] = getattr(made, "score", made)
 

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 BASIS = {"action": "ACTION", "communicate": "COMMUNICATE", "env_assertion": "ENV_ASSERTION", "db": "DB", "nl": "NL_ASSERTION"}
 
 
-def conversation(record: EpisodeRecord) -> Json:
+def conversation_view(record: EpisodeRecord) -> Json:
     """The head of an episode, its messages of both sides as `items`, and its checks beside the reference."""
     episode = record.episode
     grade = episode.grade
@@ -38,7 +38,7 @@ def conversation(record: EpisodeRecord) -> Json:
         "failure": None if episode.failure is None else {
             "fault": episode.failure.fault.value, "kind": episode.failure.kind, "message": visible(episode.failure.message)},
         "items": list(items(episode)),
-        "checks": checks(record),
+        "checks": grade_checks(record),
     }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def items(episode: Episode) -> Iterator[Json]:
             yield _message(Message.of(turn.actions)) | _of_turn(number, turn)
 
 
-def checks(record: EpisodeRecord) -> list[Json]:
+def grade_checks(record: EpisodeRecord) -> list[Json]:
     """tau2's checks, each with what was expected: `{"kind", "passed", "counts", "expected", "side"}`.
 
     `counts`: whether the reward depends on this kind. What is expected is None where tau2 is not installed, or has another task.
@@ -80,7 +80,7 @@ def checks(record: EpisodeRecord) -> list[Json]:
     grade = record.episode.grade
     if grade is None or grade.checks is None:
         return []
-    expected = reference(record.attempt.task)
+    expected = reference_path(record.attempt.task)
     out: list[Json] = []
     for kind, basis in BASIS.items():
         verdicts = getattr(grade.checks, kind) or ()
@@ -92,7 +92,7 @@ def checks(record: EpisodeRecord) -> list[Json]:
     return out
 
 
-def reference(task: TaskRef) -> dict[str, list[Json]]:
+def reference_path(task: TaskRef) -> dict[str, list[Json]]:
     """What tau2 checks of a task, by kind; {} where that is not known here."""
     try:
         from tau2rl.env.domain import domain

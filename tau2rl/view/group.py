@@ -69,7 +69,7 @@ def attempts(run: Path, index: Index, number: int) -> Json:
     }
 
 
-def lines(rows: Iterable[Json], values: Iterable[tuple[float, ...] | None]) -> list[Json]:
+def attempt_lines(rows: Iterable[Json], values: Iterable[tuple[float, ...] | None]) -> list[Json]:
     """The attempts of a group for a list: number, result, score, advantages."""
     return [_line(row, value) for row, value in zip(rows, values, strict=True)]
 

@@ -23,10 +23,10 @@ from pydantic_core import from_json
 
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import replaces
-from tau2rl.runs.records import READ, SCHEMA, decode, files_of
+from tau2rl.runs.records import READ, SCHEMA, decode, record_files_of
 from tau2rl.runs.validation import validations
 from tau2rl.types import EpisodeRecord
-from tau2rl.view.rows import COLUMNS, Json, row_of, words_of
+from tau2rl.view.rows import COLUMNS, Json, index_row, searchable_text
 
 NAME = "index.sqlite"
 VERSION = 1  # of the tables below; an index of another version is built again
@@ -267,8 +267,8 @@ class Index:
     def _add(self, name: str, start: int, line: bytes) -> bool:
         try:
             values = from_json(line)
-            row = row_of(cast("Json", values))
-            words = words_of(cast("Json", values))
+            row = index_row(cast("Json", values))
+            words = searchable_text(cast("Json", values))
         except (ValueError, KeyError, TypeError, AttributeError):
             return False
         if values.get("schema", SCHEMA) not in READ:
@@ -294,7 +294,7 @@ class Index:
 
 def record_files(run: Path) -> list[Path]:
     """The files of a run that hold records, in the order in which they are read."""
-    return [*files_of(run), *validations(run).values()]
+    return [*record_files_of(run), *validations(run).values()]
 
 
 def _prepared(name: str) -> sqlite3.Connection:

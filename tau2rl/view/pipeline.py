@@ -11,7 +11,7 @@ from tau2rl.runs.files import read_json
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.terminal import visible
 from tau2rl.view.index import Index
-from tau2rl.view.runs import run_id, stages, summary
+from tau2rl.view.runs import run_id, run_summary, stages
 
 Json = dict[str, Any]
 
@@ -42,7 +42,7 @@ def pipeline(run: Path) -> Json | None:
     }
 
 
-def tasks(runs: Sequence[tuple[str, Path, Index]]) -> Json:
+def pipeline_tasks(runs: Sequence[tuple[str, Path, Index]]) -> Json:
     """Runs task by task: `{"runs": [{"id", "name"}], "tasks": [{"task": "retail/17", "counts": [[1, 4], None]}]}`.
 
     counts: [solved, valid] of each run, None where it has no valid attempt.
@@ -51,7 +51,7 @@ def tasks(runs: Sequence[tuple[str, Path, Index]]) -> Json:
         {f"{row['domain']}/{row['task']}": (row["solved"], row["valid"]) for row in index.task_counts()} for _, _, index in runs
     ]
     return {
-        "runs": [{"id": name, **summary(run)} for name, run, _ in runs],
+        "runs": [{"id": name, **run_summary(run)} for name, run, _ in runs],
         "tasks": [
             {"task": visible(task, 300), "counts": [each.get(task) for each in counts]}
             for task in sorted({task for each in counts for task in each})
@@ -61,7 +61,7 @@ def tasks(runs: Sequence[tuple[str, Path, Index]]) -> Json:
 
 def _stage(folder: Path, account: Json) -> Json:
     kept = {key: account.get(key) for key in ("seconds", "cpu_seconds", "parents")}
-    return {"id": run_id(folder), **summary(folder), **kept, "model": account.get("model")}
+    return {"id": run_id(folder), **run_summary(folder), **kept, "model": account.get("model")}
 
 
 def _evaluation(account: Json, ids: dict[str, str]) -> Json:

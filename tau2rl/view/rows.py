@@ -17,7 +17,7 @@ MOST_WORDS = 200_000  # characters of a conversation that can be searched
 MOST_FAILURE = 300
 
 
-def row_of(record: Json) -> Json:
+def index_row(record: Json) -> Json:
     """The columns of a record, in their order. Raises KeyError, TypeError or ValueError where it is none."""
     attempt, episode = record["attempt"], record["episode"]
     task, turns, grade = attempt["task"], episode.get("turns") or [], episode.get("grade")
@@ -53,7 +53,7 @@ def row_of(record: Json) -> Json:
     }
 
 
-def words_of(record: Json) -> str:
+def searchable_text(record: Json) -> str:
     """The text of both sides, the calls with their arguments, thoughts and the failure: what a search looks through."""
     left, parts = MOST_WORDS, list[str]()
     for text in _texts(record["episode"]):

@@ -48,7 +48,7 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _below(child, depth - 1)
 
 
-def summary(run: Path) -> Json:
+def run_summary(run: Path) -> Json:
     """A line of the list of runs; never raises for a folder that is half there."""
     try:
         config = read_json(run / "config.json")
@@ -121,7 +121,7 @@ def overview(run: Path, index: Index | None) -> Json:
     attempts = sum(row["valid"] for row in counts)
     so_far = mean_over_tasks(shares, trials=max(1.0, attempts / max(1, len(counts)))).to_json()
     return {
-        **summary(run), "report": _report(run), "choices": index.choices() if index else {},
+        **run_summary(run), "report": _report(run), "choices": index.choices() if index else {},
         "unreadable": index.unreadable() if index else 0, "indexed": done, "size": size,
         "so_far": {"pass@1": so_far, "tasks": len(counts), "attempts": attempts, "solved": sum(row["solved"] for row in counts)},
     }  # fmt: skip
@@ -146,7 +146,7 @@ def curves(run: Path) -> dict[str, list[list[float]]]:
     return out
 
 
-def version(run: Path) -> str:
+def run_version(run: Path) -> str:
     """Another string whenever the run has written something, or a run of the pipeline that it is."""
     stamps = [
         _stamp(file)
@@ -166,8 +166,8 @@ def episode(run: Path, index: Index, number: int) -> Json:
     """A conversation with the other attempts of its group, their scores and advantages."""
     row = index.find(number)
     rows, values, estimator = group.members(run, index, row)
-    found = conversation.conversation(index.record(row))
-    return {**found, "id": number, "place": row["place"], "group": group.lines(rows, values), "estimator": estimator}
+    found = conversation.conversation_view(index.record(row))
+    return {**found, "id": number, "place": row["place"], "group": group.attempt_lines(rows, values), "estimator": estimator}
 
 
 def episode_tokens(run: Path, index: Index, number: int) -> Json:

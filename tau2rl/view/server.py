@@ -28,7 +28,7 @@ from tau2rl.errors import UserError
 from tau2rl.view import group, runs
 from tau2rl.view.conversation import first_difference
 from tau2rl.view.index import Index, Query, record_files
-from tau2rl.view.pipeline import pipeline, tasks
+from tau2rl.view.pipeline import pipeline, pipeline_tasks
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -98,7 +98,7 @@ class Viewer:
             index.close()
 
 
-def make_app(viewer: Viewer, token: str) -> AccessGuard:
+def make_viewer(viewer: Viewer, token: str) -> AccessGuard:
     """The ASGI application."""
 
     async def page(request: Request) -> Response:
@@ -130,7 +130,7 @@ def make_app(viewer: Viewer, token: str) -> AccessGuard:
 
 
 def _list(viewer: Viewer, request: Request) -> Any:
-    return [{"id": name, **runs.summary(run)} for name, run in viewer.runs().items()]
+    return [{"id": name, **runs.run_summary(run)} for name, run in viewer.runs().items()]
 
 
 def _overview(viewer: Viewer, request: Request) -> Any:
@@ -144,7 +144,7 @@ def _version(viewer: Viewer, request: Request) -> Any:
     names = _names(request)
     looked = [viewer.run(name) for name in names] if names else list(viewer.runs().values())
     progress = [viewer.index(run).progress() for run in looked if names and record_files(run)]
-    version = hashlib.sha256("".join(f"{run}{runs.version(run)}" for run in looked).encode()).hexdigest()[:12]
+    version = hashlib.sha256("".join(f"{run}{runs.run_version(run)}" for run in looked).encode()).hexdigest()[:12]
     return {"version": version, "indexed": sum(done for done, _ in progress), "size": sum(size for _, size in progress)}
 
 
@@ -190,7 +190,9 @@ def _compare(viewer: Viewer, request: Request) -> Any:
     for side in ("a", "b"):
         name, _, number = request.query_params.get(side, "").partition(":")
         run = viewer.run(name)
-        sides.append({**runs.episode(run, viewer.index(run), int(number)), "run": name, "run_name": runs.summary(run)["name"]})
+        sides.append(
+            {**runs.episode(run, viewer.index(run), int(number)), "run": name, "run_name": runs.run_summary(run)["name"]}
+        )
     return {"a": sides[0], "b": sides[1], "first": first_difference(sides[0]["items"], sides[1]["items"])}
 
 
@@ -201,7 +203,7 @@ def _curves(viewer: Viewer, request: Request) -> Any:
     return [
         {
             "id": name,
-            **runs.summary(run),
+            **runs.run_summary(run),
             "metrics": {metric: points for metric, points in runs.curves(run).items() if metric in wanted or not wanted},
         }
         for name, run in found
@@ -210,7 +212,7 @@ def _curves(viewer: Viewer, request: Request) -> Any:
 
 def _tasks(viewer: Viewer, request: Request) -> Any:
     found = [(name, viewer.run(name)) for name in _names(request)]
-    return tasks([(name, run, viewer.index(run)) for name, run in found])
+    return pipeline_tasks([(name, run, viewer.index(run)) for name, run in found])
 
 
 def _names(request: Request) -> list[str]:
@@ -270,7 +272,7 @@ class AccessGuard:
         )
 
 
-def serve(places: Sequence[Path], *, port: int, ready: Callable[[str], None]) -> None:
+def serve_viewer(places: Sequence[Path], *, port: int, ready: Callable[[str], None]) -> None:
     """Serve until interrupted; `ready` is told the address. Port 0: a free one. Raises UserError."""
     token = secrets.token_urlsafe(24)
     viewer = Viewer(places)
@@ -283,7 +285,7 @@ def serve(places: Sequence[Path], *, port: int, ready: Callable[[str], None]) ->
                 f"cannot listen on port {port}: {error.strerror}", hint="leave `--port` out, and a free one is taken"
             ) from None
         listener.listen(64)
-        config = uvicorn.Config(make_app(viewer, token), log_level="warning", access_log=False, server_header=False)
+        config = uvicorn.Config(make_viewer(viewer, token), log_level="warning", access_log=False, server_header=False)
         ready(f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/")
         try:
             uvicorn.Server(config).run(sockets=[listener])

@@ -23,7 +23,7 @@ from tau2rl.runs.sessions import is_open, session_folders
 from tau2rl.runs.timing import FILE as TIMING
 from tau2rl.terminal import visible
 from tau2rl.view.index import Index, Query, record_files
-from tau2rl.view.runs import curves, stages, summary
+from tau2rl.view.runs import curves, run_summary, stages
 
 Json = dict[str, Any]
 State = Literal["running", "finished", "incomplete", "cut off", "not begun"]  # `cut off`: its process was killed
@@ -115,7 +115,7 @@ class Watch:
             asyncio.to_thread(gpus),
         )
         numbers = curves(run)
-        about = summary(run)
+        about = run_summary(run)
         return Frame(
             run=run, name=about["name"], stage=about["stage"], state=state, progress=read_progress(run),
             floor=(about["headline"] or {}).get("floor"),
@@ -178,7 +178,7 @@ def state_of(run: Path) -> State:
     """Whether a process has the run open; else how its last session ended."""
     if is_open(run):
         return "running"
-    if summary(run)["state"] == "done":
+    if run_summary(run)["state"] == "done":
         return "finished"
     folders = session_folders(run)
     if not folders:
@@ -243,6 +243,6 @@ def last_warnings(run: Path) -> list[str]:
 
 
 def _stage(run: Path) -> Stage:
-    about = summary(run)
+    about = run_summary(run)
     value = section(about, "headline", "pass@1").get("value")
     return Stage(name=run.name, state=state_of(run), says=about["says"] if value is None else f"pass@1 {value:.3f}")

@@ -22,7 +22,7 @@ from tau2rl.chat.transcript import TranscriptCodec
 from tau2rl.config import UserConfig
 from tau2rl.env import user_simulator
 from tau2rl.env.chat_client import LitellmClient
-from tau2rl.env.user_simulator import UnusableAnswer, read_answer
+from tau2rl.env.user_simulator import UnusableAnswer, read_user_answer
 from tau2rl.types import CallTool, Episode, Fault, Say, Status, TaskRef
 from tests.play import mock_env, play
 from tests.stubs.http import Request, Response
@@ -168,12 +168,12 @@ def test_a_broken_user_fails_the_episode_and_is_never_a_zero(name: str) -> None:
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_mark_of_any_format_is_no_users_text(mark: str) -> None:
     with pytest.raises(UnusableAnswer, match="should have parsed"):
-        read_answer(said(f"My phone{mark} is dead."), tools=())
+        read_user_answer(said(f"My phone{mark} is dead."), tools=())
 
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_what_people_type_is_none(text: str) -> None:
-    assert read_answer(said(text), tools=()).content == text
+    assert read_user_answer(said(text), tools=()).content == text
 
 
 def said(text: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tau2rl.errors import RunIncomplete
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.records import read
+from tau2rl.runs.records import read_records
 from tau2rl.runs.validation import validation_file
 from tau2rl.slime.advantages import Member, batch_advantages
 from tau2rl.slime.rollout import Rollout
@@ -110,7 +110,7 @@ def test_a_server_that_lies_makes_no_evidence(tmp_path: Path, mode: str) -> None
         played = using(rollout(settings(), tmp_path, server), play)
     assert played.metadata.status == "failed" and played.metadata.fault == "infra" and played.packed == ()
     assert (played.metadata.evidence, played.metadata.score, played.metadata.reward) == (False, None, None)
-    (record,) = read(tmp_path / "failures.jsonl")
+    (record,) = read_records(tmp_path / "failures.jsonl")
     assert record.episode.status is Status.FAILED and record.score is None and not (tmp_path / "episodes.jsonl").exists()
 
 
@@ -273,8 +273,8 @@ def test_a_validation_is_kept_apart_and_is_the_same_every_time(tmp_path: Path) -
 
         validated = using(made, story)
     assert [p.episode.seed for p in validated[:2]] == [p.episode.seed for p in validated[2:]]
-    assert [len(list(read(validation_file(tmp_path, step)))) for step in (0, 1)] == [2, 2]
-    assert [record.attempt.index for record in read(validation_file(tmp_path, 0))] == [0, 1]
-    assert len(list(read(tmp_path / "episodes.jsonl"))) == 1
+    assert [len(list(read_records(validation_file(tmp_path, step)))) for step in (0, 1)] == [2, 2]
+    assert [record.attempt.index for record in read_records(validation_file(tmp_path, 0))] == [0, 1]
+    assert len(list(read_records(tmp_path / "episodes.jsonl"))) == 1
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], "val/pass@1" in line) for line in lines] == [(0, True), (1, False), (1, True)]

@@ -27,7 +27,7 @@ from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import CHATML_TEMPLATE, HFTokenizer
 from tau2rl.data.encoding import pack
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.runs.records import read
+from tau2rl.runs.records import read_records
 from tau2rl.runs.validation import validation_file
 from tau2rl.slime.rollout import rollout_of
 from tau2rl.slime.samples import KEY, metadata_of, task_of
@@ -167,7 +167,7 @@ def test_an_evaluation_counts_successes_and_changes_nothing_of_slimes(start: Sta
         keys = {request.headers["x-smg-routing-key"] for request in server.requests}
     assert {body["sampling_params"]["temperature"] for body in server.bodies} == {0.25, 1.0}
     for step in (0, 1):
-        records = list(read(validation_file(job.run.folder, step)))
+        records = list(read_records(validation_file(job.run.folder, step)))
         assert len(records) == 6 and {record.attempt.index for record in records} == {0, 1}
     assert len(keys) == 6 + 4  # a key an episode: both validations play the same attempts
     first, _, last = job.lines()
@@ -239,7 +239,7 @@ def test_a_template_that_takes_thoughts_out_makes_several_samples_of_one_attempt
         )
         samples = job.played()
         data = job.manager._convert_samples_to_train_data(samples)
-    records = {record.attempt.index: record.episode for record in read(job.run.folder / "episodes.jsonl")}
+    records = {record.attempt.index: record.episode for record in read_records(job.run.folder / "episodes.jsonl")}
     by_attempt: dict[int, list[Any]] = {}
     for sample in samples:
         by_attempt.setdefault(sample.index, []).append(sample)

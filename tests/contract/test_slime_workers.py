@@ -21,7 +21,7 @@ from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.errors import UserError
 from tau2rl.rollouts.workers import Workers
-from tau2rl.runs.records import read
+from tau2rl.runs.records import read_records
 from tau2rl.slime import rollout as rollout_module
 from tau2rl.slime.rollout import Rollout, rollout_of, run_until_aborted
 from tau2rl.slime.samples import Played, SampleMetadata, metadata_of
@@ -69,7 +69,7 @@ def test_the_same_attempts_are_the_same_in_workers(cluster: None, tmp_path: Path
     assert {played.metadata.reward for played in there} == {0.0, 1.0}
     assert [played.episode.worker_cpu_seconds > 0 for played in (*here, *there)] == [False] * 10 + [True] * 10
     for count in "02":
-        keys = [record.attempt.key for record in read(tmp_path / count / "episodes.jsonl")]
+        keys = [record.attempt.key for record in read_records(tmp_path / count / "episodes.jsonl")]
         assert len(keys) == 9 and len(set(keys)) == 8  # the validation is kept apart, and attempt 1 was played twice
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.rollouts.runner import outcomes, plan
+from tau2rl.rollouts.runner import outcomes, plan_attempts
 from tau2rl.rollouts.workers import Workers
 from tau2rl.types import TaskRef
 
@@ -41,7 +41,7 @@ def test_it_is_played_and_graded_in_a_worker(monkeypatch: pytest.MonkeyPatch) ->
 
     async def main() -> list[Any]:
         async with Workers(librarian, count=1, concurrency=2) as workers:
-            attempts = plan(TASKS, num_samples=2, seed=1)
+            attempts = plan_attempts(TASKS, num_samples=2, seed=1)
             return [outcome async for outcome in outcomes(attempts, play=workers.play, concurrency=2, retries=0)]
 
     ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)

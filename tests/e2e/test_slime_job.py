@@ -25,7 +25,7 @@ from tau2rl.config import GrpoConfig, build
 from tau2rl.launch import jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import job_command
-from tau2rl.recipes.rehearsal import checks, numbers, rehearsed
+from tau2rl.recipes.rehearsal import numbers, rehearsal_checks, rehearsed
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.progress import ProgressEvent
 from tests.stubs.slime_program import COUNTED, SEEN, make_checkpoint, make_machine, make_slime
@@ -148,12 +148,12 @@ def test_a_rehearsal_is_a_run_and_its_continuation(head: LocalHead, place: Path,
     assert isinstance(first, GrpoConfig) and isinstance(second, GrpoConfig)
     job = Job(head, first)
     assert job.follow() == 0, job.lines
-    assert [check.what for check in checks(second) if not check.holds] == [
+    assert [check.what for check in rehearsal_checks(second) if not check.holds] == [
         "the report is whole", "each step left its numbers", "the run was resumed", "the last step can be loaded elsewhere",
     ]  # fmt: skip
     job = Job(head, second, resume=True)
     assert job.follow() == 0, job.lines
-    assert [check for check in checks(second) if not check.holds] == []
+    assert [check for check in rehearsal_checks(second) if not check.holds] == []
     assert numbers(second)["train/loss"] == 0.25
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from tau2rl.errors import RunIncomplete, UserError
-from tau2rl.rollouts.runner import Outcome, PlayAttempt, outcomes, plan
+from tau2rl.rollouts.runner import Outcome, PlayAttempt, outcomes, plan_attempts
 from tau2rl.rollouts.workers import GB, Workers
 from tau2rl.types import Attempt, Episode, Status, StopReason, TaskRef
 
@@ -109,7 +109,7 @@ def check_whole(attempts: list[Attempt], found: list[Outcome]) -> None:
 
 def test_a_killed_worker_costs_its_episodes_a_try_and_nothing_else(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(2)
-    attempts = plan(TASKS, num_samples=4, seed=1)
+    attempts = plan_attempts(TASKS, num_samples=4, seed=1)
     found = asyncio.run(play_all(attempts, opener(tmp_path, dies_on=attempts[9].key), 2))
     check_whole(attempts, found)
     tries = {o.attempt.key: o.tries for o in found}
@@ -121,7 +121,7 @@ def test_a_killed_worker_costs_its_episodes_a_try_and_nothing_else(nodes: Nodes,
 
 def test_a_lost_node_costs_no_episode(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(3)
-    attempts = plan(TASKS, num_samples=6, seed=1)
+    attempts = plan_attempts(TASKS, num_samples=6, seed=1)
     found = asyncio.run(
         play_all(attempts, opener(tmp_path, seconds=0.3), 3, on=lambda done: nodes.lose() if done == 10 else None)
     )
@@ -131,7 +131,7 @@ def test_a_lost_node_costs_no_episode(nodes: Nodes, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ten_nodes_of_which_two_are_lost(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(10)
-    attempts = plan(TASKS, num_samples=40, seed=1)
+    attempts = plan_attempts(TASKS, num_samples=40, seed=1)
     found = asyncio.run(
         play_all(attempts, opener(tmp_path, seconds=0.3), 10, on=lambda done: nodes.lose() if done in (40, 80) else None)
     )
@@ -141,7 +141,7 @@ def test_ten_nodes_of_which_two_are_lost(nodes: Nodes, tmp_path: Path) -> None:
 
 def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(2)
-    attempts = plan(TASKS, num_samples=8, seed=1)
+    attempts = plan_attempts(TASKS, num_samples=8, seed=1)
     mark, big = tmp_path / "grew", attempts[-1].key
 
     @asynccontextmanager
@@ -200,7 +200,7 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
         yield play
 
     async def call() -> None:
-        (attempt,) = plan(TASKS[:1], num_samples=1, seed=1)
+        (attempt,) = plan_attempts(TASKS[:1], num_samples=1, seed=1)
         async with Workers(open_patient, count=1, concurrency=4) as workers:
             assert (await workers.play(attempt, "as told", 0.0)).db_hashes[0] == "as told"
             with pytest.raises(LookupError, match="a bug of ours"):
@@ -219,7 +219,7 @@ def test_a_call_reaches_its_worker_and_ends_there_when_it_is_called_off(nodes: N
 
 def test_a_run_whose_workers_are_all_gone_ends_with_a_word(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(1)
-    attempts = plan(TASKS, num_samples=2000, seed=1)  # more than can end before the node is gone
+    attempts = plan_attempts(TASKS, num_samples=2000, seed=1)  # more than can end before the node is gone
 
     async def lose_all() -> list[Outcome]:
         found: list[Outcome] = []

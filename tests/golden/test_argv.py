@@ -18,7 +18,7 @@ from tau2rl.slime.argv import build_argv
 from tau2rl.slime.layout import layout_of, sglang_config
 from tau2rl.slime.model import shape_of
 from tau2rl.slime.options import split
-from tau2rl.slime.process import script, variables
+from tau2rl.slime.process import script, slime_variables
 from tau2rl.slime.run_context import SlimeRun
 from tests.slime_configs import CONFIGS, load_slime, model_of
 
@@ -35,7 +35,9 @@ def test_the_command_is_what_it_was(name: str) -> None:
     config = load_slime(name)
     run = SlimeRun(folder=Path(f"/outputs/{config.stage}/{config.name}"), shape=shape_of(model_of(name)))
     layout = layout_of(config)
-    shared = {key: value for key, value in variables(config).items() if key != "PYTHONPATH"}  # it names this machine's folders
+    shared = {
+        key: value for key, value in slime_variables(config).items() if key != "PYTHONPATH"
+    }  # it names this machine's folders
     shown = [str(script(config)), *(" ".join((given.name, *given.values)) for given in split(build_argv(config, run)))]
     shown += ["", *(f"{key}={value}" for key, value in shared.items()), "", *layout.lines()]
     if engines := sglang_config(config.slime, layout):

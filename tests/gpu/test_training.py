@@ -17,7 +17,7 @@ from torch import nn
 
 from tau2rl.config import LocalTrainConfig, SftTrainConfig
 from tau2rl.config.training import LoraConfig
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.model import DType, save_memory, with_lora
 from tau2rl.train.sft import SFTResult, mean_loss, train
 from tau2rl.train.trainer import ScoredTrajectory, Update
@@ -62,7 +62,7 @@ def sampled(model: nn.Module, count: int = 32) -> list[ScoredTrajectory]:
         SampleRequest(session=str(i), prompt=[*prompt, 6 + i % 8], sampling=SAMPLING, seed=i, max_tokens=12) for i in range(count)
     ]
     found: list[ScoredTrajectory] = []
-    for i, (ask, done) in enumerate(zip(asks, Generator(model, slots=16).run(asks), strict=True)):
+    for i, (ask, done) in enumerate(zip(asks, TokenGenerator(model, slots=16).run(asks), strict=True)):
         size, new = len(ask.prompt), len(done.token_ids)
         row = TrainingSample(
             token_ids=(*ask.prompt, *done.token_ids),

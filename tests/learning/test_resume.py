@@ -31,7 +31,7 @@ from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import ProgressEvent
 from tau2rl.runs.provenance import checkpoint_hash
-from tau2rl.runs.records import read
+from tau2rl.runs.records import read_records
 from tau2rl.settings import child_environment
 from tau2rl.train.engine.forward import score_tokens
 from tests.learning.chain import SAMPLING, TALK, demonstrate, final, tasks
@@ -187,7 +187,7 @@ def test_grpo_goes_on_where_it_was_interrupted(
     assert [line[0] for line in whole if line[-1] is not None] == [2, 4]  # the validations
     assert not algo.get("max_resample_rounds") or max(line[2] for line in whole) > 2, "no resample round was played"
     kept = [
-        sorted((record.attempt.key, record.episode.token_ids) for record in read(tmp_path / name / "episodes.jsonl"))
+        sorted((record.attempt.key, record.episode.token_ids) for record in read_records(tmp_path / name / "episodes.jsonl"))
         for name in ("whole", "broken")
     ]
     assert kept[0] == kept[1], "an episode of the discarded step was kept too"

@@ -29,7 +29,7 @@ from tau2rl.config import AlgoConfig
 from tau2rl.data.encoding import encode_rows
 from tau2rl.train.engine.forward import collate, cut, score_tokens
 from tau2rl.train.losses import Totals, correction_weights, policy_loss
-from tau2rl.train.model import load, save
+from tau2rl.train.model import load_model, save
 from tau2rl.train.sft import mean_loss
 from tau2rl.train.tiny import create, save_tokenizer, train_tokenizer
 from tau2rl.train.trainer import ScoredTrajectory
@@ -183,7 +183,7 @@ class World:
 
 @torch.no_grad()
 def world(checkpoint: Path, case: Case) -> World:
-    policy = load(checkpoint)
+    policy = load_model(checkpoint)
     batch = collate(SAMPLES)
 
     def seen_by(seed: int, by: float) -> Tensor:
@@ -330,7 +330,9 @@ def test_settings_that_differ_are_told_apart(checkpoint: Path, tmp_path: Path) -
 @pytest.mark.parametrize("max_tokens_per_microbatch", [8192, 60])
 def test_an_update_of_ours_is_an_update_of_trl(max_tokens_per_microbatch: int, checkpoint: Path, tmp_path: Path) -> None:
     case = CASES["on-policy"]
-    trainer = grpo_trainer(load(checkpoint), case.ours, max_tokens_per_microbatch=max_tokens_per_microbatch, **GRADIENT_NORM)
+    trainer = grpo_trainer(
+        load_model(checkpoint), case.ours, max_tokens_per_microbatch=max_tokens_per_microbatch, **GRADIENT_NORM
+    )
     update = trainer.update([ScoredTrajectory(samples=(s,), advantages=(a,)) for s, a in zip(SAMPLES, ADVANTAGES, strict=True)])
     their_loss, theirs = trl_loss(case, world(checkpoint, case), checkpoint, tmp_path)
     assert update is not None
@@ -369,7 +371,7 @@ def test_sft_learns_the_tokens_that_trl_learns_with_the_same_loss(checkpoint: Pa
     trainer.current_gradient_accumulation_steps = 1
     their_loss = trainer.compute_loss(trainer.model, batch)
     their_loss.backward()
-    model = load(checkpoint)
+    model = load_model(checkpoint)
     assert mean_loss(model, encoded.samples) == pytest.approx(float(their_loss.detach()), rel=1e-4)
     whole = collate(encoded.samples)
     (-score_tokens(model, whole).logp.sum() / whole.num_tokens).backward()

@@ -24,7 +24,7 @@ from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.policy.sglang_load import ServerLoad
 from tau2rl.protocols import Env, Policy
 from tau2rl.rollouts.concurrency import AdaptiveConcurrency
-from tau2rl.rollouts.runner import Outcome, never_began, outcomes, plan, play_with
+from tau2rl.rollouts.runner import Outcome, never_began, outcomes, plan_attempts, play_with
 from tau2rl.types import Attempt, CallTool, Completion, Episode, Fault, Say, Status
 from tests.play import CREATE, UPDATE, WIDE, mock_env
 
@@ -55,7 +55,7 @@ def gather(attempts: Sequence[Attempt], **changes: Any) -> list[Outcome]:
 
 
 def test_each_attempt_is_played_exactly_once() -> None:
-    attempts = plan([CREATE, UPDATE], num_samples=5, seed=3)
+    attempts = plan_attempts([CREATE, UPDATE], num_samples=5, seed=3)
     played = gather(attempts)
     assert sorted(o.attempt.key for o in played) == sorted(a.key for a in attempts)
     assert {o.attempt.task: o.episode.grade.success for o in played if o.episode.grade} == {CREATE: True, UPDATE: False}
@@ -76,7 +76,7 @@ def test_never_more_in_flight_than_asked_for() -> None:
             now -= 1
             return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
 
-    gather(plan([CREATE], num_samples=12, seed=3), make_policy=lambda a: Counts(SOLVED, CODEC), concurrency=3)
+    gather(plan_attempts([CREATE], num_samples=12, seed=3), make_policy=lambda a: Counts(SOLVED, CODEC), concurrency=3)
     assert most == 3
 
 
@@ -91,7 +91,7 @@ def test_who_takes_outcomes_slowly_stops_new_episodes() -> None:
         return never_began(attempt, TaskFailure("it ends as soon as it begins"))
 
     def attempts() -> Iterator[Attempt]:
-        for attempt in plan([CREATE], num_samples=40, seed=3):
+        for attempt in plan_attempts([CREATE], num_samples=40, seed=3):
             asked.append(attempt.key)
             yield attempt
 
@@ -132,7 +132,7 @@ def test_no_more_in_flight_than_are_permitted() -> None:
         return never_began(attempt, PolicyFailure("something else" if attempt.index else "the server is overloaded"))
 
     async def main() -> None:
-        attempts = plan([CREATE], num_samples=40, seed=3)
+        attempts = plan_attempts([CREATE], num_samples=40, seed=3)
         async with aclosing(outcomes(attempts, play=busy, concurrency=100, retries=0, control=control)) as episodes:
             assert len([o async for o in episodes]) == 40
 
@@ -161,7 +161,7 @@ def test_new_permits_begin_episodes_at_once() -> None:
 
     async def main() -> None:
         polling = asyncio.create_task(poll())
-        attempts = plan([CREATE], num_samples=60, seed=3)
+        attempts = plan_attempts([CREATE], num_samples=60, seed=3)
         async with aclosing(
             outcomes(attempts, play=until_there_are_twenty, concurrency=40, retries=0, control=control)
         ) as episodes:
@@ -186,7 +186,10 @@ def test_a_failed_episode_is_played_again_in_a_fresh_environment() -> None:
             return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
 
     (outcome,) = gather(
-        plan([CREATE], num_samples=1, seed=3), make_env=make_env, make_policy=lambda a: FailsTwice(SOLVED, CODEC), retries=2
+        plan_attempts([CREATE], num_samples=1, seed=3),
+        make_env=make_env,
+        make_policy=lambda a: FailsTwice(SOLVED, CODEC),
+        retries=2,
     )
     assert (outcome.tries, outcome.episode.status, len(set(map(id, environments)))) == (3, Status.COMPLETED, 3)
     assert [(o.tries, o.episode.status) for o in outcome.every_try()] == [
@@ -204,7 +207,7 @@ def test_retries_end() -> None:
     def down(attempt: Attempt) -> Policy:
         return Down()
 
-    (outcome,) = gather(plan([CREATE], num_samples=1, seed=3), make_policy=down, retries=2)
+    (outcome,) = gather(plan_attempts([CREATE], num_samples=1, seed=3), make_policy=down, retries=2)
     assert (outcome.tries, outcome.episode.status) == (3, Status.FAILED)
     assert outcome.episode.failure is not None and outcome.episode.failure.message == "no server"
 
@@ -213,7 +216,7 @@ def test_a_task_that_cannot_be_played_is_not_retried() -> None:
     def make_env(attempt: Attempt) -> Env:
         raise TaskFailure("graded by an LLM judge, which is not configured")
 
-    (outcome,) = gather(plan([CREATE], num_samples=1, seed=3), make_env=make_env, retries=5)
+    (outcome,) = gather(plan_attempts([CREATE], num_samples=1, seed=3), make_env=make_env, retries=5)
     assert outcome.tries == 1 and outcome.episode.failure is not None and outcome.episode.failure.fault is Fault.TASK
 
 
@@ -231,7 +234,7 @@ def test_leaving_the_iteration_cancels_what_is_in_flight() -> None:
             return await super().complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
 
     async def main() -> None:
-        attempts = plan([CREATE], num_samples=24, seed=3)
+        attempts = plan_attempts([CREATE], num_samples=24, seed=3)
         episodes = collect(
             attempts,
             make_env=lambda a: mock_env(a.task),
@@ -250,14 +253,14 @@ def test_leaving_the_iteration_cancels_what_is_in_flight() -> None:
 
 
 def test_the_plan_is_the_same_again_and_seeds_differ() -> None:
-    first, again = (plan([CREATE, UPDATE], num_samples=3, seed=9, greedy=True) for _ in range(2))
+    first, again = (plan_attempts([CREATE, UPDATE], num_samples=3, seed=9, greedy=True) for _ in range(2))
     assert first == again
     assert len({a.seed for a in first}) == len({a.key for a in first}) == 8
-    assert {a.seed for a in plan([CREATE], num_samples=3, seed=10)}.isdisjoint(a.seed for a in first)
+    assert {a.seed for a in plan_attempts([CREATE], num_samples=3, seed=10)}.isdisjoint(a.seed for a in first)
 
 
 def test_a_longer_series_begins_with_the_shorter_one() -> None:
-    short, long = (plan([CREATE, UPDATE], num_samples=n, seed=9) for n in (2, 4))
+    short, long = (plan_attempts([CREATE, UPDATE], num_samples=n, seed=9) for n in (2, 4))
     assert long[: len(short)] == short
 
 
@@ -277,7 +280,7 @@ def test_the_loop_answers_while_users_block_their_threads() -> None:
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
         episodes = collect(
-            plan([CREATE], num_samples=16, seed=3),
+            plan_attempts([CREATE], num_samples=16, seed=3),
             make_env=lambda a: mock_env(a.task, make=lambda session: Blocks(session, max_stalled_turns=3)),
             make_policy=lambda a: ScriptedPolicy(SOLVED, CODEC),
             codec=CODEC,

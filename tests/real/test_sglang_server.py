@@ -157,14 +157,14 @@ def test_its_logprobs_are_those_of_our_trainer(
     import torch
 
     from tau2rl.train.engine.forward import collate, score_tokens
-    from tau2rl.train.model import load
+    from tau2rl.train.model import load_model
 
     async def many(policy: SGLangPolicy) -> list[Completion]:
         return await asyncio.gather(*(once(policy, max_tokens=24) for _ in range(4)))
 
     turns = run(sglang, many, sampling=SamplingConfig(temperature=temperature, max_tokens=24))
     apart = list[float]()
-    model = load(checkpoint, dtype=dtype)
+    model = load_model(checkpoint, dtype=dtype)
     for said in turns:
         ids, mask = (*PROMPT, *said.token_ids), (0,) * len(PROMPT) + (1,) * len(said.token_ids)
         sample = TrainingSample(token_ids=ids, loss_mask=mask, logprobs=None, turn_spans=((len(PROMPT), len(ids)),))

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 import torch
 
-from tau2rl.chat import fingerprint
+from tau2rl.chat import codec_fingerprint
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.tokenizers import HFTokenizer
 from tau2rl.runs.files import read_json
-from tau2rl.runs.records import read
+from tau2rl.runs.records import read_records
 from tau2rl.types import CallTool, Message, Opening
 from tests.learning.chain import carry_out, demonstrate, final, tasks
 
@@ -100,14 +100,14 @@ def test_a_few_steps_of_it_go_through_sft_and_eval(checkpoint: Path, tmp_path: P
     trained = final(tmp_path / "sft")
     assert read_json(trained / "config.json")["origin"] == read_json(checkpoint / "config.json")["origin"]
     assert "ChatML template extended by tools" in read_json(trained / "config.json")["origin"]
-    assert len({fingerprint(NativeCodec(HFTokenizer(str(folder)))) for folder in (checkpoint, trained)}) == 1
+    assert len({codec_fingerprint(NativeCodec(HFTokenizer(str(folder)))) for folder in (checkpoint, trained)}) == 1
     carry_out(
         "eval", tmp_path / "eval", 0,
         tasks=tasks("synth-test", 0, 1), user={"kind": "scripted"}, rollout={"num_samples": 1},
         policy={"kind": "local", "checkpoint": str(trained), "sampling": {"temperature": 1.0, "max_tokens": 16}},
         limits={"max_turns": 1, "context_tokens": 2048, "repairs": 0},
     )  # fmt: skip
-    played = list(read(tmp_path / "eval" / "episodes.jsonl"))
+    played = list(read_records(tmp_path / "eval" / "episodes.jsonl"))
     assert len(played) == 1
     assert all(record.episode.turns for record in played)
 

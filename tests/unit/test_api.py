@@ -224,5 +224,5 @@ def test_rollout_plays_one_conversation() -> None:
 
     episode = asyncio.run(play())
     assert episode.status is Status.COMPLETED and episode.grade is not None and episode.grade.reward == 1.0
-    assert tau2rl.rollouts.runner.plan([task], num_samples=1, seed=1)  # imported before, and the function still one
+    assert tau2rl.rollouts.runner.plan_attempts([task], num_samples=1, seed=1)  # imported before, and the function still one
     assert inspect.isfunction(tau2rl.rollout)

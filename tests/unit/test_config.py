@@ -33,9 +33,9 @@ from tau2rl.config import (
     dump,
     flatten,
     known_names,
-    load,
+    load_config,
     put,
-    read_file,
+    read_config_file,
 )
 from tau2rl.config.fields import value_of
 from tau2rl.config.reading import read_text
@@ -155,26 +155,26 @@ def test_a_value_is_read_as_its_setting_takes_it(annotation: Any, text: str, val
 
 
 def test_set_reaches_into_sections() -> None:
-    config = load(
+    config = load_config(
         EvalConfig, None, ["chat.tokenizer=bytes", "tasks.domains=[mock]", "policy.sampling.temperature=0", "reward.alpha=1e-1"]
     )
     assert (config.tasks.domains, config.policy.sampling.temperature, config.reward.alpha) == (("mock",), 0.0, 0.1)
 
 
 def test_set_keeps_an_equals_sign_in_the_value() -> None:
-    assert load(EvalConfig, None, ["chat.tokenizer=bytes", "policy.url=http://h/?a=b"]).policy.url == "http://h/?a=b"
+    assert load_config(EvalConfig, None, ["chat.tokenizer=bytes", "policy.url=http://h/?a=b"]).policy.url == "http://h/?a=b"
 
 
 def test_set_without_a_value_shows_how_it_is_written() -> None:
     with pytest.raises(UserError) as refused:
-        load(EvalConfig, None, ["rollout.num_samples"])
+        load_config(EvalConfig, None, ["rollout.num_samples"])
     assert refused.value.message == "cannot read `--set rollout.num_samples`"
     assert "NAME=VALUE" in refused.value.hint
 
 
 def test_set_cannot_go_below_a_value() -> None:
     with pytest.raises(UserError, match=r"`seed` in `seed\.x` is a value, not a section"):
-        load(EvalConfig, None, ["seed=1", "seed.x=2"])
+        load_config(EvalConfig, None, ["seed=1", "seed.x=2"])
 
 
 # --- files ---
@@ -182,7 +182,7 @@ def test_set_cannot_go_below_a_value() -> None:
 
 def test_an_option_wins_over_set_and_set_over_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, "policy: {kind: gold}\nseed: 1\nname: file\nrollout: {num_samples: 1, concurrency: 1, retries: 1}\n")
-    config = load(
+    config = load_config(
         EvalConfig,
         file,
         ["seed=2", "rollout.num_samples=2", "rollout.concurrency=2"],
@@ -194,7 +194,7 @@ def test_an_option_wins_over_set_and_set_over_the_file(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
-    assert load(TasksConfig, written(tmp_path, "# nothing yet\n")) == TasksConfig()
+    assert load_config(TasksConfig, written(tmp_path, "# nothing yet\n")) == TasksConfig()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, text: str, told: str) -> None:
     file = written(tmp_path, text)
     with pytest.raises(UserError, match=told) as refused:
-        read_file(file)
+        read_config_file(file)
     assert str(file) in refused.value.message
 
 
@@ -212,13 +212,13 @@ def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00\x81")
     for file in (binary, tmp_path, tmp_path / "missing.yaml"):
         with pytest.raises(UserError) as refused:
-            read_file(file)
+            read_config_file(file)
         assert f"`{file}`" in refused.value.message
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read config file"):
-        read_file(written(tmp_path, "name: !!python/object/apply:os.getcwd []"))
+        read_config_file(written(tmp_path, "name: !!python/object/apply:os.getcwd []"))
 
 
 def shipped() -> list[Path]:
@@ -233,8 +233,8 @@ def test_there_are_ready_made_configs() -> None:
 
 @pytest.mark.parametrize("file", shipped(), ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_a_ready_made_config_loads(file: Path) -> None:
-    stage = read_file(file).get("stage", file.parent.name)
-    config = load(STAGES[stage], file)
+    stage = read_config_file(file).get("stage", file.parent.name)
+    config = load_config(STAGES[stage], file)
     assert config == build(STAGES[stage], json.loads(json.dumps(dump(config))))
 
 
@@ -279,16 +279,16 @@ def test_the_cookbooks_own_settings_stand_under_its_protocol() -> None:
 def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(name: str, key: str) -> None:
     api = ["policy.kind=api", "policy.model=m", "chat.protocol=transcript"]
     with pytest.raises(UserError, match=f"`{name}`: ") as refused:
-        load(EvalConfig, None, [*api, f"{name}={key}"])
+        load_config(EvalConfig, None, [*api, f"{name}={key}"])
     assert "PLANTED" not in str(refused.value)
-    assert load(EvalConfig, None, [*api, f"{name}=MY_KEY_2"]).model_dump()[name.partition(".")[0]]["api_key_env"]
+    assert load_config(EvalConfig, None, [*api, f"{name}=MY_KEY_2"]).model_dump()[name.partition(".")[0]]["api_key_env"]
 
 
 @pytest.mark.parametrize("name", ["policy.url", "policy.api_base", "user.api_base", "launch.address"])
 @pytest.mark.parametrize("url", ["http://me:PLANTED@host:1/v1", "https://PLANTED@host", "me:PLANTED@host:1", "//me:PLANTED@host"])
 def test_a_password_in_a_url_is_refused_and_not_repeated(name: str, url: str) -> None:
     with pytest.raises(UserError, match=f"`{name}`: a URL is stored and shown") as refused:
-        load(EvalConfig, None, ["policy.kind=gold", f"{name}={url}"])
+        load_config(EvalConfig, None, ["policy.kind=gold", f"{name}={url}"])
     assert "PLANTED" not in str(refused.value)
 
 
@@ -296,7 +296,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(name: str, url: str) ->
     "url", ["http://h:1/v1", "http://h/a@b", "http://h?mail=a@b", "http://h/?next=http://b@c", "auto", "h:6379"]
 )
 def test_an_at_sign_behind_the_host_is_no_password(url: str) -> None:
-    config = load(EvalConfig, None, ["chat.tokenizer=bytes", f"policy.url={url}", f"launch.address={url}"])
+    config = load_config(EvalConfig, None, ["chat.tokenizer=bytes", f"policy.url={url}", f"launch.address={url}"])
     assert (config.policy.url, config.launch.address) == (url, url)
 
 
@@ -311,7 +311,7 @@ def test_python_does_not_repeat_a_key_either() -> None:
 )
 def test_zero_is_no_count_and_no_deadline(name: str) -> None:
     with pytest.raises(UserError, match=name):
-        load(EvalConfig, None, ["policy.kind=gold", f"{name}=0"])
+        load_config(EvalConfig, None, ["policy.kind=gold", f"{name}=0"])
 
 
 # --- defaults that fit the domains ---
@@ -329,7 +329,7 @@ START = ["model.init=start"]
     ],
 )
 def test_validation_fits_the_domains_without_a_word(sets: list[str], tasks: object, val: object) -> None:
-    config = load(GrpoConfig, None, [*START, "train.val_every=5", *sets])
+    config = load_config(GrpoConfig, None, [*START, "train.val_every=5", *sets])
     assert (config.tasks.domains, config.tasks.split) == tasks
     assert (config.val.domains, config.val.split) == val
     assert build(GrpoConfig, dump(config)) == config
@@ -338,9 +338,11 @@ def test_validation_fits_the_domains_without_a_word(sets: list[str], tasks: obje
 @pytest.mark.parametrize("stage", ["seed", "grpo"])
 def test_the_split_to_learn_from_fits_the_domains(stage: str) -> None:
     start = START if stage == "grpo" else []
-    assert value_of(load(STAGES[stage], None, start), "tasks.split") == "train"
-    assert value_of(load(STAGES[stage], None, [*start, "tasks.domains=[mock]"]), "tasks.split") == "synth-train"
-    assert value_of(load(STAGES[stage], None, [*start, "tasks.domains=[mock]", "tasks.split=base"]), "tasks.split") == "base"
+    assert value_of(load_config(STAGES[stage], None, start), "tasks.split") == "train"
+    assert value_of(load_config(STAGES[stage], None, [*start, "tasks.domains=[mock]"]), "tasks.split") == "synth-train"
+    assert (
+        value_of(load_config(STAGES[stage], None, [*start, "tasks.domains=[mock]", "tasks.split=base"]), "tasks.split") == "base"
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ def test_the_split_to_learn_from_fits_the_domains(stage: str) -> None:
 )
 def test_validation_on_tasks_that_are_trained_or_tested_on_is_refused(sets: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        load(GrpoConfig, None, [*START, "train.val_every=5", *sets])
+        load_config(GrpoConfig, None, [*START, "train.val_every=5", *sets])
 
 
 keys = st.text("abcdef_", min_size=1, max_size=4)
@@ -443,6 +445,6 @@ def test_a_child_inherits_the_environment_and_what_is_added_wins(monkeypatch: py
 
 def test_a_number_is_a_task_id_and_infinity_is_no_deadline() -> None:
     base = ["policy.kind=gold", "chat.protocol=transcript"]
-    assert load(EvalConfig, None, [*base, "tasks.ids=[17]", "name=5"]).tasks.ids == ("17",)
+    assert load_config(EvalConfig, None, [*base, "tasks.ids=[17]", "name=5"]).tasks.ids == ("17",)
     with pytest.raises(UserError, match=r"user\.timeout_seconds"):
-        load(EvalConfig, None, [*base, "user.timeout_seconds=inf"])
+        load_config(EvalConfig, None, [*base, "user.timeout_seconds=inf"])

@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
-from tau2rl.config import STAGES, EvalConfig, dump, every_setting, load
+from tau2rl.config import STAGES, EvalConfig, dump, every_setting, load_config
 from tau2rl.config.renamed import RENAMED, SettingRenamed, old_names
 from tau2rl.errors import UserError
 from tau2rl.runs.folder import read_config
@@ -110,7 +110,7 @@ def test_aliases_and_merges_are_read(tmp_path: Path) -> None:
         "chat: {tokenizer: &t bytes}\nname: *t\npolicy: {sampling: &s {temperature: 0.5, max_tokens: 7}}\n"
         "limits: {<<: {max_steps: 3, repairs: 0}, repairs: 2}\n"
     )
-    config = load(STAGES["eval"], file)
+    config = load_config(STAGES["eval"], file)
     values = dump(config)
     assert (values["name"], values["limits"]["max_steps"], values["limits"]["repairs"]) == ("bytes", 3, 2)
     assert values["policy"]["sampling"]["max_tokens"] == 7
@@ -216,17 +216,17 @@ def test_no_name_is_both_old_and_new() -> None:
 
 def test_a_key_that_never_was_is_no_old_name() -> None:
     with pytest.raises(UserError, match=r"no such setting `train\.clipp`"):
-        load(STAGES["grpo"], None, ["model.init=start", "train.clipp=1"])
+        load_config(STAGES["grpo"], None, ["model.init=start", "train.clipp=1"])
 
 
 @pytest.mark.parametrize("name", [".".join("a" * 3000), ".".join(["tasks"] * 100)])
 def test_a_name_nested_without_end_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="nested more than 40 deep") as refused:
-        load(EvalConfig, None, [f"{name}=1"])
+        load_config(EvalConfig, None, [f"{name}=1"])
     assert len(refused.value.message) < 300
 
 
 def test_a_value_is_repeated_in_part() -> None:
     with pytest.raises(UserError, match=r'`seed` = "99999.*\.\.\.: unable to parse') as refused:
-        load(EvalConfig, None, [f"seed={'9' * 5000}"])
+        load_config(EvalConfig, None, [f"seed={'9' * 5000}"])
     assert len(refused.value.message) < 500

@@ -21,7 +21,7 @@ import pytest
 import typer
 
 from tau2rl.cli import app
-from tau2rl.config import STAGES, EvalConfig, build, known_names, read_file
+from tau2rl.config import STAGES, EvalConfig, build, known_names, read_config_file
 from tau2rl.recipes.pipeline_plan import ROWS
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_the_map_names_every_package_and_nothing_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_config_names_its_stage_and_loads(file: Path) -> None:
-    values = read_file(file)
+    values = read_config_file(file)
     assert build(STAGES[values["stage"]], values)
 
 
@@ -117,7 +117,9 @@ def test_every_file_of_a_run_that_is_named_is_one_that_its_stage_leaves() -> Non
 
 
 def test_every_run_that_is_named_is_made_by_a_config_or_a_command() -> None:
-    made = {(values["stage"], values.get("name", "default")) for values in map(read_file, (ROOT / "configs").rglob("*.yaml"))}
+    made = {
+        (values["stage"], values.get("name", "default")) for values in map(read_config_file, (ROOT / "configs").rglob("*.yaml"))
+    }
     for document in DOCUMENTS:
         for words in commands(document):
             if "--name" in words:

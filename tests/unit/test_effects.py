@@ -15,7 +15,19 @@ from typing import Any
 
 import pytest
 
-from tau2rl.config import STAGES, EvalConfig, Setting, StageConfig, SynthConfig, build, dump, every_setting, load, put, words_of
+from tau2rl.config import (
+    STAGES,
+    EvalConfig,
+    Setting,
+    StageConfig,
+    SynthConfig,
+    build,
+    dump,
+    every_setting,
+    load_config,
+    put,
+    words_of,
+)
 from tau2rl.config.effects import IDLE, Idle, refuse_idle
 from tau2rl.config.fields import arms_of, items_of, value_of, values_of
 from tau2rl.errors import UserError
@@ -139,11 +151,11 @@ NEVER = ("sft", "slime.layout=colocate", SFT_SLIME)  # there is no stage of this
 def test_a_setting_without_effect_is_refused(stage: str, asked: str, idle: list[str], active: list[str]) -> None:
     name = asked.partition("=")[0]
     with pytest.raises(UserError, match=f"(?m)^{name} has no effect") as refused:
-        load(MODELS[stage], None, [*idle, asked])
+        load_config(MODELS[stage], None, [*idle, asked])
     assert f"leave out {name}" in refused.value.hint
-    load(MODELS[stage], None, idle)
+    load_config(MODELS[stage], None, idle)
     if (stage, asked, idle) != NEVER:
-        load(MODELS[stage], None, [*active, asked])
+        load_config(MODELS[stage], None, [*active, asked])
 
 
 def test_every_line_of_the_table_has_an_example() -> None:
@@ -249,7 +261,7 @@ def test_a_word_that_the_hint_names_gives_the_setting_an_effect(stage: str) -> N
 
 
 def test_what_is_written_out_as_it_is_by_default_was_not_set() -> None:
-    config = load(STAGES["grpo"], None, [*GRPO, "algo.gamma=0.9", "slime.train_gpus=4", "val.limit=50"])
+    config = load_config(STAGES["grpo"], None, [*GRPO, "algo.gamma=0.9", "slime.train_gpus=4", "val.limit=50"])
     assert build(type(config), dump(config)) == config
 
 
@@ -262,7 +274,7 @@ def test_what_ran_once_can_be_read_again() -> None:
 
 def test_every_idle_setting_is_told_at_once() -> None:
     with pytest.raises(UserError) as refused:
-        load(EvalConfig, None, [*GOLD, "policy.model=m", "policy.url=http://h:2", "chat.policy_text=compressed"])
+        load_config(EvalConfig, None, [*GOLD, "policy.model=m", "policy.url=http://h:2", "chat.policy_text=compressed"])
     assert [line.partition(" ")[0] for line in refused.value.message.splitlines()] == [
         "policy.url", "policy.model", "chat.policy_text",
     ]  # fmt: skip
@@ -275,8 +287,11 @@ def test_a_plug_in_may_read_any_setting() -> None:
 
 def test_a_kl_loss_has_a_gradient() -> None:
     with pytest.raises(UserError, match="`k1` as a loss has an expected gradient of zero"):
-        load(STAGES["grpo"], None, [*GRPO, "algo.kl_coef=0.1", "algo.kl=k1"])
+        load_config(STAGES["grpo"], None, [*GRPO, "algo.kl_coef=0.1", "algo.kl=k1"])
 
 
 def test_a_scale_below_one_stays_a_scale() -> None:
-    assert value_of(load(STAGES["grpo"], None, [*GRPO, "local.lora.rank=8", "local.lora.alpha=0.5"]), "local.lora.alpha") == 0.5
+    assert (
+        value_of(load_config(STAGES["grpo"], None, [*GRPO, "local.lora.rank=8", "local.lora.alpha=0.5"]), "local.lora.alpha")
+        == 0.5
+    )

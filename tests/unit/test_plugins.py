@@ -20,7 +20,7 @@ from tau2rl import plugins
 from tau2rl.config import PipelineConfig, build
 from tau2rl.errors import UserError
 from tau2rl.launch.submit import job_argv
-from tau2rl.recipes.pipeline_plan import plan
+from tau2rl.recipes.pipeline_plan import plan_pipeline
 
 Write = Callable[[str, str], None]
 
@@ -42,13 +42,13 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def refusal(reference: str, **options: object) -> UserError:
     with pytest.raises(UserError) as caught:
-        plugins.make(reference, kind="policy", options=options)
+        plugins.make_plugin(reference, kind="policy", options=options)
     return caught.value
 
 
 def test_a_reference_gives_what_it_names(write: Write) -> None:
     write("zoo/animals.py", "class Cat:\n    class Kitten:\n        def __init__(self, *, name):\n            self.name = name\n")
-    assert plugins.make("zoo.animals:Cat.Kitten", kind="policy", options={"name": "Tom"}).name == "Tom"
+    assert plugins.make_plugin("zoo.animals:Cat.Kitten", kind="policy", options={"name": "Tom"}).name == "Tom"
 
 
 def test_the_nearest_name_is_told(write: Write, tmp_path: Path) -> None:
@@ -123,5 +123,5 @@ def test_the_identity_follows_the_source(write: Write, monkeypatch: pytest.Monke
 
 def test_the_plug_ins_of_a_pipeline_are_those_of_its_steps(tmp_path: Path) -> None:
     steps = {"seed": {"stage": "seed", "settings": {"plugins": ["b", "a"]}}}
-    (step,) = plan(build(PipelineConfig, {"plugins": ["a"], "steps": steps}), tmp_path)
+    (step,) = plan_pipeline(build(PipelineConfig, {"plugins": ["a"], "steps": steps}), tmp_path)
     assert step.config.plugins == ("a", "b")

@@ -130,7 +130,7 @@ def plain_logits(model: nn.Module, ids: Tensor, lengths: Tensor, rows: Tensor, c
     real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     kept, place = columns.unique(return_inverse=True)
     more: dict[str, Tensor] = {} if bool(real.all()) else {"attention_mask": real.long()}
-    if accepts(model, "logits_to_keep"):
+    if accepts_argument(model, "logits_to_keep"):
         more["logits_to_keep"] = kept
     else:
         place = columns
@@ -142,10 +142,10 @@ def text_only(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     config: Any = bare(model).config
     if getattr(config, "vision_config", None) is None:
         return {}
-    return {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids") if accepts(model, name)}
+    return {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids") if accepts_argument(model, name)}
 
 
-def accepts(model: nn.Module, name: str) -> bool:
+def accepts_argument(model: nn.Module, name: str) -> bool:
     """Whether the model's forward pass has a parameter of this name."""
     return name in inspect.signature(bare(model).forward).parameters
 
@@ -196,7 +196,7 @@ def micro_batches(rows: Sequence[tuple[int, ...]], *, max_tokens: int) -> list[l
     computed = held = 0
     for i in sorted(range(len(rows)), key=rows.__getitem__):
         size = len(rows[i])
-        new = size - (common(rows[groups[-1][-1]], rows[i]) if groups else 0)
+        new = size - (common_length(rows[groups[-1][-1]], rows[i]) if groups else 0)
         if groups and computed + new <= max_tokens and held + size <= REPEATS * max_tokens:
             groups[-1].append(i)
             computed, held = computed + new, held + size
@@ -224,10 +224,10 @@ def padded_batches(lengths: Sequence[int], *, max_tokens: int, call: int = CALL)
     return groups
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading tokens two sequences of one type share; as fast as comparing them.
 
-    >>> common([1, 2, 3], [1, 2, 4, 5])
+    >>> common_length([1, 2, 3], [1, 2, 4, 5])
     2
     """
     shorter, i = min(len(a), len(b)), 0

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tau2rl.train.engine.attention import attends, backbone, head
-from tau2rl.train.engine.forward import CALL, begins, common, padded_batches
+from tau2rl.train.engine.forward import CALL, begins, common_length, padded_batches
 from tau2rl.train.engine.kv_cache import SHARING_PAYS, KVCache, SlotTable
 from tau2rl.types import Completion, FinishReason, Usage
 
@@ -143,7 +143,7 @@ class Sampler(ABC):
         return any(tail.endswith(text) for text in request.stop)
 
 
-class Generator(Sampler):
+class TokenGenerator(Sampler):
     """A batch that requests join and leave at any step, for a model that `proof.prove` switched to our attention.
 
     Conversations keep their keys and values from turn to turn, so a turn costs its new tokens; what a conversation has in common
@@ -215,7 +215,7 @@ class Generator(Sampler):
             donor, kept = self._slots.donor(wanted, slot)
             leader = next((r for r in fresh if begins(r.prompt, wanted, kept + SHARING_PAYS)), None) if may_wait else None
             if leader is not None:
-                saved += common(leader.prompt, wanted) - kept
+                saved += common_length(leader.prompt, wanted) - kept
                 continue
             new = len(request.prompt) - kept
             if new > budget and (fresh or budget < self._prefill_tokens):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tau2rl.train.engine.forward import begins, common
+from tau2rl.train.engine.forward import begins, common_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,13 +102,13 @@ class SlotTable:
         >>> slots.donor([*range(15), 7, 7], slot=1)
         (0, 15)
         """
-        donor, kept = slot, common(self.held.get(slot, []), wanted)
+        donor, kept = slot, common_length(self.held.get(slot, []), wanted)
         least = kept + SHARING_PAYS
         if least <= len(wanted):
             for other, tokens in self.held.items():
                 # Most are told apart by one token; a call of `begins` for each would cost more than that.
                 if len(tokens) >= least and tokens[least - 1] == wanted[least - 1] and begins(tokens, wanted, least):
-                    donor, kept = other, common(tokens, wanted)
+                    donor, kept = other, common_length(tokens, wanted)
                     least = kept + 1
                     if least > len(wanted):
                         break

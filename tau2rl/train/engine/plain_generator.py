@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tau2rl.train.engine.attention import bare
-from tau2rl.train.engine.forward import accepts, plain_logits, text_only
+from tau2rl.train.engine.forward import accepts_argument, plain_logits, text_only
 from tau2rl.train.engine.generator import Sampler, SampleRequest
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class PlainGenerator(Sampler):
             position_ids=positions,
             past_key_values=batch.cache,
             use_cache=True,
-            **({"logits_to_keep": 1} if accepts(self._model, "logits_to_keep") else {}),
+            **({"logits_to_keep": 1} if accepts_argument(self._model, "logits_to_keep") else {}),
             **text_only(self._model, ids),
         )
         batch.cache = out.get("past_key_values")

@@ -22,7 +22,7 @@ from torch import nn
 from tau2rl.config import SamplingConfig
 from tau2rl.train.engine.attention import attends, bare, switch_on
 from tau2rl.train.engine.forward import collate, plain_logits, score_tokens
-from tau2rl.train.engine.generator import Generator, Sampler, SampleRequest
+from tau2rl.train.engine.generator import Sampler, SampleRequest, TokenGenerator
 from tau2rl.train.engine.plain_generator import PlainGenerator
 from tau2rl.types import TrainingSample
 
@@ -67,7 +67,7 @@ def sampler_for(model: nn.Module, **settings: Any) -> Sampler:
     """What samples from the model. `settings`: those of `Sampler`."""
     engine = engine_of(model)
     if engine.sampling == "slots":
-        return Generator(model, **settings)
+        return TokenGenerator(model, **settings)
     return PlainGenerator(model, cached=engine.sampling == "cache", **settings)
 
 
@@ -102,7 +102,10 @@ def _fault(twin: nn.Module) -> str:
     plain = copy.deepcopy(twin)
     switch_on(twin)
     try:
-        for what, apart in (("shared prefixes", _scored_apart(twin, plain)), ("slots", _sampled_apart(Generator(twin), plain))):
+        for what, apart in (
+            ("shared prefixes", _scored_apart(twin, plain)),
+            ("slots", _sampled_apart(TokenGenerator(twin), plain)),
+        ):
             if not apart <= TOLERANCE:  # nan too
                 return f"log-probabilities with {what} are {apart:.1g} nats from those of the plain pass"
     except Exception as error:  # noqa: BLE001 - a model that our attention cannot compute is a model for the plain path

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tau2rl.chat import make_codec, native
-from tau2rl.chat.cookbook import DONE_TOOL, OUR_PROMPT, CookbookCodec, domain_of, tools_text, upstream_prompt
+from tau2rl.chat.cookbook import DONE_TOOL, OUR_PROMPT, CookbookCodec, tools_text, upstream_domain, upstream_prompt
 from tau2rl.chat.tokenizers import ByteTokenizer
 from tau2rl.config import ChatConfig
 from tau2rl.errors import UserError
@@ -158,7 +158,7 @@ def test_a_domain_is_known_by_its_tools(domain: str) -> None:
     pytest.importorskip("tau2")
     from tau2.registry import registry
 
-    assert domain_of([tool.openai_schema for tool in registry.get_env_constructor(domain)().get_tools()]) == domain
+    assert upstream_domain([tool.openai_schema for tool in registry.get_env_constructor(domain)().get_tools()]) == domain
 
 
 def test_the_native_system_prompt_is_tau2s() -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, strategies as st
 from jinja2 import Environment
 
-from tau2rl.chat import fingerprint, make_codec
+from tau2rl.chat import codec_fingerprint, make_codec
 from tau2rl.chat.cookbook import CookbookCodec
 from tau2rl.chat.native import NativeCodec
 from tau2rl.chat.template import TemplateChat
@@ -323,4 +323,4 @@ def test_tags_that_a_tokenizer_marks_special_are_part_of_a_turn(tmp_path: Path, 
     codec = make_codec(ChatConfig(protocol=protocol, tokenizer=str(save_bpe(tmp_path, special_tags=True))))
     call = (CallTool(name="find_order", arguments={"order_id": "#W1"}),)
     assert codec.parse(codec.write(call), TOOLS) == call
-    assert fingerprint(codec)
+    assert codec_fingerprint(codec)

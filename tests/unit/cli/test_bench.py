@@ -106,7 +106,7 @@ def test_one_that_hangs_is_ended_with_what_is_below_it_and_what_it_said_is_kept(
     file = tmp_path / "hangs.py"
     below = "import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     file.write_text(f'"""How long it hangs."""\n{below}print(child.pid, flush=True)\ntime.sleep(600)')
-    result = bench.measure("hangs", file, (), limit_seconds=5.0)
+    result = bench.measure_suite("hangs", file, (), limit_seconds=5.0)
     assert result["exit_code"] == bench.TIMED_OUT
     process = Path(f"/proc/{int(result['lines'][0])}/stat")
     assert not process.exists() or process.read_text().rpartition(")")[2].split()[0] in "ZX"
@@ -116,7 +116,7 @@ def test_the_digest_changes_with_the_script_its_parts_and_its_arguments(suite: P
     good = bench.FOLDER / "good.py"
 
     def digest(*arguments: str) -> str:
-        return bench.measure("good", good, arguments)["digest"]
+        return bench.measure_suite("good", good, arguments)["digest"]
 
     first = digest()
     assert digest() == first

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from tau2rl.chat import tokenizers
 from tau2rl.cli import app
 from tau2rl.config import STAGES, build
-from tau2rl.config.extras import PARTS, Part, refuse_command, refuse_lacking
+from tau2rl.config.extras import PARTS, OptionalPart, refuse_command, refuse_lacking
 from tau2rl.errors import UserError
 from tau2rl.launch import submit
 from tests.stubs.router import free_port
@@ -67,7 +67,7 @@ OF_SETTINGS = [part for part in PARTS if part.asked_by]
 
 @pytest.mark.parametrize("part", OF_SETTINGS, ids=lambda part: f"{part.module}, {next(iter(part.asked_by))}")
 def test_a_package_that_settings_ask_for_is_refused_with_its_extra(
-    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: OptionalPart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, values = COMMANDS[(part.module, next(iter(part.asked_by)))]
     monkeypatch.setitem(sys.modules, part.module, None)  # as if it were not installed
@@ -88,7 +88,7 @@ def test_a_package_that_is_not_asked_for_is_not_missed(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part.command], ids=lambda part: part.module)
 def test_a_package_that_a_command_asks_for_is_refused_with_its_extra(
-    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: OptionalPart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     made = runner.invoke(app, shlex.split(f"eval -c {ROOT}/configs/eval/gold.yaml --inline {PLAY} --limit 1 --output {run}"))

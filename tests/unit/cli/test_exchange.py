@@ -114,7 +114,7 @@ def test_tau2_reads_what_is_exported_and_grades_it_the_same(run: Path, tmp_path:
     assert compute_metrics(results).avg_reward == pytest.approx(sum(kept.values()) / 23)
     solved = {key.partition("/")[2]: count["solved"] for key, count in report["by_task"].items()}
     ours = {task: sum(value for (name, _), value in kept.items() if name == task) for task in solved}
-    missing = {r.attempt.task.task_id for r in records.read(run / "failures.jsonl")}
+    missing = {r.attempt.task.task_id for r in records.read_records(run / "failures.jsonl")}
     assert {k: v for k, v in ours.items() if k not in missing} == {k: v for k, v in solved.items() if k not in missing}
 
 
@@ -160,8 +160,8 @@ def test_tau2s_own_programs_take_the_files(run: Path, tmp_path: Path) -> None:
 def test_tau2_results_come_back_as_they_went(run: Path, tmp_path: Path) -> None:
     tau2rl("export", run, "--to", "tau2", "--output", tmp_path / "out")
     tau2rl("import", tmp_path / "out" / "mock.json", "--output", tmp_path / "back", code=1)  # an attempt of the plan has no grade
-    before = {r.attempt.key: r for r in records.read(run / "episodes.jsonl")}
-    after = {r.attempt.key: r for r in records.read(tmp_path / "back" / "episodes.jsonl")}
+    before = {r.attempt.key: r for r in records.read_records(run / "episodes.jsonl")}
+    after = {r.attempt.key: r for r in records.read_records(tmp_path / "back" / "episodes.jsonl")}
     assert before.keys() == after.keys()
     for key, was in before.items():
         now = after[key].episode
@@ -307,7 +307,7 @@ def test_harbors_own_model_takes_every_document(run: Path, tmp_path: Path) -> No
     read = [harbor.Trajectory.model_validate_json(line) for line in lines]
     assert len(read) == 24
     assert sum(step.llm_call_count or 0 for each in read for step in each.steps) == sum(
-        turn.malformed is None for file in ("episodes.jsonl", "failures.jsonl") for r in records.read(run / file)
+        turn.malformed is None for file in ("episodes.jsonl", "failures.jsonl") for r in records.read_records(run / file)
         for turn in r.episode.turns
     )  # fmt: skip
 
@@ -321,7 +321,7 @@ def test_inspect_reads_what_is_exported(run: Path, tmp_path: Path) -> None:
     rewards = {(s.id, s.epoch): s.scores["reward"].value for s in read.samples if s.scores}
     kept = {
         (r.attempt.task.key, r.attempt.index + 1): r.episode.grade.reward
-        for r in records.read(run / "episodes.jsonl")
+        for r in records.read_records(run / "episodes.jsonl")
         if r.episode.grade
     }
     assert rewards == kept
@@ -332,7 +332,9 @@ def test_inspect_view_shows_hostile_text_as_text(run: Path, tmp_path: Path) -> N
     pytest.importorskip("inspect_ai", reason="the extra `inspect`")
     tau2rl("export", run, "--to", "inspect", "--output", tmp_path / "log")
     (file,) = (tmp_path / "log").iterdir()
-    hostile = next(r for r in records.read(run / "episodes.jsonl") if r.episode.messages[-1].content.startswith("<script>"))
+    hostile = next(
+        r for r in records.read_records(run / "episodes.jsonl") if r.episode.messages[-1].content.startswith("<script>")
+    )
     sample = f"samples/sample/{quote(hostile.attempt.task.key, safe='')}/{hostile.attempt.index + 1}/"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tau2rl(*PLAYED, "--task-split", "synth-train", "--limit", "4", "--num-samples", "2", "--output", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "name": HOSTILE.replace("\0", "").replace("/", "")}))
-    kept = list(records.read(folder / "episodes.jsonl"))
+    kept = list(records.read_records(folder / "episodes.jsonl"))
     lines = [records.encode(poisoned(record, more="y" * LONG if record is kept[0] else "")) for record in kept[:-1]]
     (folder / "episodes.jsonl").write_bytes(b"".join(lines))
     last = poisoned(kept[-1])
@@ -79,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task_of(run: Path) -> str:
-    return next(records.read(run / "episodes.jsonl")).attempt.task.key
+    return next(records.read_records(run / "episodes.jsonl")).attempt.task.key
 
 
 def test_no_command_that_shows_a_run_obeys_it(run: Path, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_nothing_changed_gives_the_same(run: Path, tmp_path: Path) -> None:
     assert {key: new[key] for key in same} == {key: old[key] for key in same}
     assert 0 < new["overall"]["pass@1"]["value"] < 1
     assert new["episodes"]["truncated"] > 0
-    kept = {r.attempt.key: r for r in records.read(run / "episodes.jsonl")}
-    again = {r.attempt.key: r for r in records.read(tmp_path / "again" / "episodes.jsonl")}
+    kept = {r.attempt.key: r for r in records.read_records(run / "episodes.jsonl")}
+    again = {r.attempt.key: r for r in records.read_records(tmp_path / "again" / "episodes.jsonl")}
     assert kept.keys() == again.keys()
     assert all(again[key].episode == kept[key].episode and again[key].score == kept[key].score for key in kept)
     assert (told["regraded_from"]["changed"], told["other_data"]) == (0, [])
@@ -64,7 +64,7 @@ def test_another_preset_scores_otherwise_and_names_the_run(run: Path, tmp_path: 
     environment = json.loads((tmp_path / "outcome" / "environment.json").read_text())
     assert environment["identity"]["regraded"]["digest"] == stored["digest"] != environment["digest"]
     assert environment["identity"]["settings"]["reward.preset"] == "outcome"
-    for record in records.read(tmp_path / "outcome" / "episodes.jsonl"):
+    for record in records.read_records(tmp_path / "outcome" / "episodes.jsonl"):
         assert record.score is not None
         assert record.score.shaped == record.score.task  # the preset adds nothing to tau2's reward
     compared = tau2rl("compare", run, tmp_path / "outcome", code=2)
@@ -102,7 +102,7 @@ def test_what_cannot_be_graded_any_more_is_no_zero(run: Path, tmp_path: Path) ->
     next(m for m in values["episode"]["trajectory"] if m["role"] == "tool")["content"] = "something else"
     (other / "episodes.jsonl").write_bytes(b"".join([*lines[:at], json.dumps(values).encode() + b"\n", *lines[at + 1 :]]))
     tau2rl("regrade", other, "--output", tmp_path / "again", code=1)
-    (failed,) = records.read(tmp_path / "again" / "failures.jsonl")
+    (failed,) = records.read_records(tmp_path / "again" / "failures.jsonl")
     assert failed.score is None
     assert failed.episode.failure is not None
     assert "tau2's grader raised" in failed.episode.failure.message

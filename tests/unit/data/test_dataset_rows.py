@@ -28,7 +28,7 @@ from tau2rl.data.encoding import encode_rows, pack
 from tau2rl.data.jsonl import read_row_file
 from tau2rl.env.tasks import changed_something, gold_script, select
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.recipes.dataset import SourceRun, make_source, row_of, signature
+from tau2rl.recipes.dataset import SourceRun, dataset_row, make_source, signature
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.provenance import environment
@@ -75,7 +75,7 @@ def episode_of(
 
 def row(episode: Episode, chat: ChatConfig = CHAT) -> dict[str, Any]:
     record = EpisodeRecord(schema=SCHEMA, run="r", attempt=attempt(episode.task), tries=1, episode=episode, score=None)
-    return row_of(record, source(chat))
+    return dataset_row(record, source(chat))
 
 
 def source(chat: ChatConfig = CHAT) -> SourceRun:
@@ -222,7 +222,7 @@ def test_an_attempt_is_named_by_task_and_number() -> None:
     record = EpisodeRecord(
         schema=SCHEMA, run="r", attempt=Attempt(task=ref, index=3, seed=1), tries=1, episode=episode_of(ref), score=None
     )
-    metadata = row_of(record, source())["metadata"]
+    metadata = dataset_row(record, source())["metadata"]
     assert (metadata["id"], metadata["kind"], metadata["chat"]) == (f"{ref.key}#3", "create", "f" * 16)
 
 

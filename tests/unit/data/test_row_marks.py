@@ -272,10 +272,10 @@ def test_a_row_that_the_template_refuses_is_left_out_with_its_complaint() -> Non
 
 @pytest.mark.parametrize("ids", [[1, 2, 258], [1, -1, 2], [1, 2**63, 2], [1, True, 2], [1, "2", 2]])
 def test_tokens_that_do_not_exist_leave_the_row_out(ids: list[Any]) -> None:
-    from tau2rl.chat import fingerprint, make_codec
+    from tau2rl.chat import codec_fingerprint, make_codec
     from tau2rl.config import ChatConfig
 
-    chat = fingerprint(make_codec(ChatConfig(protocol="native", tokenizer="bytes")))
+    chat = codec_fingerprint(make_codec(ChatConfig(protocol="native", tokenizer="bytes")))
     row = {**PLAIN, "token_ids": ids, "loss_mask": [0, 1, 1], "metadata": {"chat": chat}}
     found = encoded({**row, "token_ids": [1, 2, 257]}, row)
     assert (found.exact, len(found.samples)) == (1, 1)

@@ -20,7 +20,7 @@ import pytest
 
 from tau2rl.config import TasksConfig
 from tau2rl.env import synth
-from tau2rl.env.audit import POLICIES, solved_by, validate
+from tau2rl.env.audit import POLICIES, solved_by, validate_tasks
 from tau2rl.env.domain import domain
 from tau2rl.env.grading import replay
 from tau2rl.env.scripted_user import LineUser, has_lines
@@ -86,7 +86,7 @@ def test_what_one_split_mentions_no_other_does() -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_reference_path_of_a_task_scores_one(split: str) -> None:
-    results = list(validate(TasksConfig(domains=("mock",), split=split, limit=140)))
+    results = list(validate_tasks(TasksConfig(domains=("mock",), split=split, limit=140)))
     assert [(r.ref.key, r.why) for r in results if r.why] == []
     assert len(results) == 140
 

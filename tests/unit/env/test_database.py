@@ -21,7 +21,7 @@ from hypothesis import given, strategies as st
 from tau2rl.config import UserConfig
 from tau2rl.env.database import IncrementalHash
 from tau2rl.env.domain import domain
-from tau2rl.env.grading import is_repeatable, reference
+from tau2rl.env.grading import is_repeatable, reference_grade
 from tau2rl.env.tasks import gold_script
 from tau2rl.env.tau2_env import Tau2Env
 from tau2rl.env.user_simulator import make_user
@@ -95,12 +95,12 @@ async def played(ref: TaskRef, *turns: str) -> Tau2Env:
 def test_a_reference_path_is_known_by_its_content() -> None:
     loaded = domain("mock")
     refs = [TaskRef(domain="mock", task_id=id, split="base") for id in ("create_task_1", "update_task_1")]
-    names = [reference(loaded, loaded.task(ref)) for ref in refs]
+    names = [reference_grade(loaded, loaded.task(ref)) for ref in refs]
     assert names[0] != names[1]
     ends = [asyncio.run(played(ref)).db_hashes for ref in refs]
     assert [loaded.gold_end(name) for name in names] == ends  # both were solved
     task = loaded.task(refs[0])
-    assert reference(loaded, task.model_copy(update={"id": "another", "description": None})) == names[0]
+    assert reference_grade(loaded, task.model_copy(update={"id": "another", "description": None})) == names[0]
 
 
 @pytest.mark.parametrize(

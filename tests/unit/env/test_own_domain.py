@@ -75,13 +75,13 @@ def test_its_tasks_are_described_and_audited() -> None:
         (1, 0, ("DB", "COMMUNICATE")),
     ]
     assert [kind_of(ref) for ref in (LEND, ASK)] == ["lend_book", "read only"]
-    assert [validation.reward for validation in audit.validate(tasks_config())] == [1.0, 1.0]
+    assert [validation.reward for validation in audit.validate_tasks(tasks_config())] == [1.0, 1.0]
     # No floors are shipped: they are found by replay.
     assert {policy: audit.solved_by(policy, [LEND, ASK]) for policy in audit.POLICIES} == {
         "do_nothing": set(),
         "always_transfer": set(),
     }
-    report = audit.audit(tasks_config())["domains"]["library"]
+    report = audit.audit_tasks(tasks_config())["domains"]["library"]
     assert report["tasks"] == 2 and report["quarantined"] == {} and report["floor"]["do_nothing"]["solved"] == 0
 
 

@@ -22,10 +22,10 @@ from tests.stubs.openai import OpenAIStub
 QUIET = "import sys\nimport tau2rl.env.quiet_tau2\n"
 RUN = (
     "import sys\n"
-    "from tau2rl.config import EvalConfig, load\n"
+    "from tau2rl.config import EvalConfig, load_config\n"
     "from tau2rl.launch import entry\n"
     "from tau2rl.runs.folder import RunFolder\n"
-    "config = load(EvalConfig, None, sys.argv[1:])\n"
+    "config = load_config(EvalConfig, None, sys.argv[1:])\n"
     "path = RunFolder.create(config.output, config, resume=False)\n"
     "assert entry.run(path, lambda event: None, say=print) == 0\n"
     "assert 'tau2.orchestrator.orchestrator' in sys.modules\n"

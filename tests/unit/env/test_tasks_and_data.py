@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tau2rl.config import TasksConfig
-from tau2rl.env.audit import POLICIES, measure, validate
-from tau2rl.env.domain import readable
+from tau2rl.env.audit import POLICIES, measure_floors, validate_tasks
+from tau2rl.env.domain import readable_data
 from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.tasks import select
 from tau2rl.errors import UserError
@@ -28,7 +28,7 @@ BROKEN = json.JSONDecodeError("Expecting value", "{", 1)
 
 @pytest.mark.parametrize("error", [MISSING, BROKEN])
 def test_broken_data_are_said_as_such(error: Exception) -> None:
-    with pytest.raises(UserError, match="tau2's data of `retail`"), readable("retail"):
+    with pytest.raises(UserError, match="tau2's data of `retail`"), readable_data("retail"):
         raise error
 
 
@@ -64,7 +64,7 @@ def test_a_user_that_hears_something_new_stays() -> None:
 def test_the_shipped_floors_are_what_a_replay_finds(name: str, counts: tuple[int, int]) -> None:
     split = "base" if name == "mock" else "test"
     refs = select(TasksConfig.model_validate({"domains": [name], "split": split}))
-    shipped, found = json.loads(FLOORS.read_text())[name], measure(name, refs)
+    shipped, found = json.loads(FLOORS.read_text())[name], measure_floors(name, refs)
     assert found["hashes"] == shipped["hashes"]
     for policy, count in zip(POLICIES, counts, strict=True):
         assert len(found[policy]) == count
@@ -73,6 +73,6 @@ def test_the_shipped_floors_are_what_a_replay_finds(name: str, counts: tuple[int
 
 @pytest.mark.oracle
 def test_every_reference_path_of_the_test_split_earns_its_reward() -> None:
-    results = list(validate(TasksConfig(split="test")))
+    results = list(validate_tasks(TasksConfig(split="test")))
     assert len(results) == 100
     assert [v.ref.key for v in results if v.why] == []

@@ -25,7 +25,7 @@ from tau2rl.recipes.eval import run as evaluate
 from tau2rl.recipes.play import reference_length
 from tau2rl.rollouts import concurrency
 from tau2rl.rollouts.concurrency import AdaptiveConcurrency, adaptive_concurrency
-from tau2rl.rollouts.runner import plan
+from tau2rl.rollouts.runner import plan_attempts
 from tau2rl.runs.folder import RunFolder
 from tau2rl.types import Say, TaskRef
 from tests.stubs.http import Request, Response
@@ -178,7 +178,7 @@ def test_a_run_plays_its_plan_whatever_the_order_and_the_number_in_flight(
         had = played(config.model_copy(update={"tasks": config.tasks.model_copy(update={"ids": TASKS})}), tmp_path / "run")
     refs = [TaskRef(domain="mock", task_id=name, split="base") for name in TASKS]
     assert len(had) == 36
-    assert set(had) == {(a.key, a.seed) for a in plan(refs, num_samples=12, seed=config.seed)}
+    assert set(had) == {(a.key, a.seed) for a in plan_attempts(refs, num_samples=12, seed=config.seed)}
     said = next(line for line in caplog.text.splitlines() if "allowed to begin with" in line)
     assert "16 allowed to begin with, 16 at most" in said
     assert "cut 0 times" not in said

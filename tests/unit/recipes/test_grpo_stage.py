@@ -37,7 +37,7 @@ from tau2rl.recipes.training import max_positions
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.records import read
+from tau2rl.runs.records import read_records
 from tau2rl.runs.reports import Result
 from tau2rl.train.backend import LocalBackend
 from tau2rl.train.tiny import create_tiny
@@ -122,8 +122,8 @@ def test_tasks_of_a_file_are_trained_and_validated_on(checkpoint: Path, tmp_path
     )
     values["rollout"]["keep"] = True
     carry_out(tmp_path / "run", values)
-    assert {record.attempt.task.task_id for record in read(tmp_path / "run" / "episodes.jsonl")} == set(ids[:3])
-    assert {record.attempt.task.task_id for record in read(tmp_path / "run" / "val" / "step_00002.jsonl")} == set(ids[3:])
+    assert {record.attempt.task.task_id for record in read_records(tmp_path / "run" / "episodes.jsonl")} == set(ids[:3])
+    assert {record.attempt.task.task_id for record in read_records(tmp_path / "run" / "val" / "step_00002.jsonl")} == set(ids[3:])
     assert set(read_json(tmp_path / "run" / "environment.json")["identity"]["bench"]["sources"]) == {"tasks", "val"}
 
 
@@ -133,10 +133,10 @@ def test_validation_episodes_are_kept_in_val_alone(keep: bool, checkpoint: Path,
     values |= {"val": {"domains": ["mock"], "split": "synth-select", "limit": 3}}
     values["rollout"]["keep"] = keep
     report = carry_out(tmp_path, values).report
-    validated = {step: [r.attempt.task for r in read(tmp_path / "val" / f"step_{step:05}.jsonl")] for step in (1, 2)}
+    validated = {step: [r.attempt.task for r in read_records(tmp_path / "val" / f"step_{step:05}.jsonl")] for step in (1, 2)}
     assert [len(tasks) for tasks in validated.values()] == [3, 3]
     assert {task.split for tasks in validated.values() for task in tasks} == {"synth-select"}
-    rollouts = list(read(tmp_path / "episodes.jsonl"))
+    rollouts = list(read_records(tmp_path / "episodes.jsonl"))
     assert {record.attempt.task.split for record in rollouts} == ({"synth-train"} if keep else set())
     assert len(rollouts) == (2 * 2 * 2 if keep else 0)
     assert list(report["training"]["validation"]) == [1, 2]

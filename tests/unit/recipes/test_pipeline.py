@@ -23,10 +23,10 @@ import yaml
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
-from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SftConfig, build, load
+from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SftConfig, build, load_config
 from tau2rl.errors import UserError
-from tau2rl.recipes.pipeline_plan import Planned, plan, with_files
-from tau2rl.recipes.pipeline_report import build_report, chain
+from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline, with_files
+from tau2rl.recipes.pipeline_report import build_pipeline_report, chain
 from tau2rl.report.tables import clock
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -36,12 +36,12 @@ runner = CliRunner()
 
 def planned(**values: Any) -> list[Planned]:
     config = build(PipelineConfig, values)
-    return plan(with_files(config, LAPTOP.parent), Path("/runs"))
+    return plan_pipeline(with_files(config, LAPTOP.parent), Path("/runs"))
 
 
 def laptop(**overrides: Any) -> dict[str, Planned]:
-    config = with_files(load(PipelineConfig, LAPTOP, (), overrides), LAPTOP.parent)
-    return {f"{run.kind}:{run.name}": run for run in plan(config, Path("/runs"))}
+    config = with_files(load_config(PipelineConfig, LAPTOP, (), overrides), LAPTOP.parent)
+    return {f"{run.kind}:{run.name}": run for run in plan_pipeline(config, Path("/runs"))}
 
 
 def test_each_step_starts_from_what_it_names() -> None:
@@ -100,8 +100,8 @@ def test_a_wrong_step_is_refused_before_anything_runs(steps: dict[str, Any], wor
 
 
 def test_branches_take_the_rows_of_one_seed_run_and_begin_with_one_model() -> None:
-    config = with_files(load(PipelineConfig, RECIPE, ()), RECIPE.parent)
-    runs = {run.label: run for run in plan(config, Path("/runs"))}
+    config = with_files(load_config(PipelineConfig, RECIPE, ()), RECIPE.parent)
+    runs = {run.label: run for run in plan_pipeline(config, Path("/runs"))}
     assert list(runs) == [
         "seed", "rows-subset", "rows-solved", "sft-all", "base-eval", "sft-all-eval", "sft-subset", "sft-subset-eval",
         "sft-solved", "sft-solved-eval",
@@ -116,8 +116,8 @@ def test_branches_take_the_rows_of_one_seed_run_and_begin_with_one_model() -> No
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("recipes/*.yaml")), ids=lambda file: file.name)
 def test_every_recipe_can_be_planned(file: Path) -> None:
-    config = with_files(load(PipelineConfig, file, ()), file.parent)
-    runs = plan(config, Path("/runs"))
+    config = with_files(load_config(PipelineConfig, file, ()), file.parent)
+    runs = plan_pipeline(config, Path("/runs"))
     trained = {run.name: run.config for run in runs if isinstance(run.config, SftConfig)}
     assert set(config.compare) == set(trained)  # the same training but for its rows
     assert len({one.train.model_dump_json() for one in trained.values()}) == 1
@@ -285,9 +285,11 @@ def test_the_report_of_every_stage_can_be_printed(run: str, words: list[str], sm
 
 
 def test_a_pipeline_that_is_not_finished_names_what_is_left(smoke: tuple[Path, list[str]], tmp_path: Path) -> None:
-    config = with_files(load(PipelineConfig, LAPTOP, (), {"limit": 1}), LAPTOP.parent)
-    runs = plan(config, smoke[0])
-    (tmp_path / "report.json").write_text(json.dumps(build_report([*runs[:2], *plan(config, tmp_path)[2:]])), "utf-8")
+    config = with_files(load_config(PipelineConfig, LAPTOP, (), {"limit": 1}), LAPTOP.parent)
+    runs = plan_pipeline(config, smoke[0])
+    (tmp_path / "report.json").write_text(
+        json.dumps(build_pipeline_report([*runs[:2], *plan_pipeline(config, tmp_path)[2:]])), "utf-8"
+    )
     text = shown(str(tmp_path), code=1)
     assert "not done: base-eval, sft-eval, rft-filter, rft, rft-eval, grpo, grpo-eval\n" in text
     assert "chain of hashes: 1 links, sound\n" in text

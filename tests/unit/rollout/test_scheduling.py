@@ -17,7 +17,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 
-from tau2rl.rollouts.runner import plan
+from tau2rl.rollouts.runner import plan_attempts
 from tau2rl.rollouts.scheduling import DurationEstimate, blocks, longest_first
 from tau2rl.types import Attempt, Episode, TaskRef
 from tests.unit.rollout.endings import FAILED, GOOD
@@ -60,7 +60,7 @@ def play(
 def test_the_longest_begins_first() -> None:
     a, b, c, d = refs = tasks(4)
     estimate = DurationEstimate(refs, {a: 1, b: 1, c: 1, d: 4}.__getitem__)
-    attempts = plan(refs, num_samples=1, seed=0)
+    attempts = plan_attempts(refs, num_samples=1, seed=0)
     assert [x.task for x in longest_first(attempts, estimate, concurrency=2)] == [d, a, b, c]
     # Two at a time: d beside a, b, c ends after 4; as planned it would begin at 1 and end after 5.
 
@@ -102,7 +102,7 @@ def test_what_has_not_ended_for_long_is_long() -> None:
 
 
 def test_rounds_stay_rounds_until_the_last_ones() -> None:
-    attempts = plan(tasks(20), num_samples=6, seed=0, greedy=True)
+    attempts = plan_attempts(tasks(20), num_samples=6, seed=0, greedy=True)
     sizes = [len(block) for block in blocks(attempts, concurrency=5)]
     assert sizes == [20, 20, 20, 20, 20, 40]  # two rounds of 20 hold eight attempts for each of the five places
     assert [len(block) for block in blocks(attempts, concurrency=1000)] == [20, 120]
@@ -112,7 +112,7 @@ def test_rounds_stay_rounds_until_the_last_ones() -> None:
 def test_what_the_first_round_taught_orders_the_last_one() -> None:
     refs, clock = tasks(6), Clock()
     estimate = DurationEstimate(refs, lambda _: 1, clock=clock)
-    attempts = plan(refs, num_samples=2, seed=0)
+    attempts = plan_attempts(refs, num_samples=2, seed=0)
     hidden = {ref: float(1 + (5 * i) % 6) for i, ref in enumerate(refs)}
     order = longest_first(attempts, estimate, concurrency=6)
     began = [next(order) for _ in range(6)]
@@ -135,9 +135,9 @@ def test_each_attempt_comes_once_and_first_attempts_come_first(
     count: int, samples: int, greedy: bool, concurrency: int, lengths: list[int], done: int, seed: int
 ) -> None:
     refs = tasks(count)
-    attempts = plan(refs, num_samples=samples, seed=seed, greedy=greedy)
+    attempts = plan_attempts(refs, num_samples=samples, seed=seed, greedy=greedy)
     attempts = random.Random(seed).sample(attempts, max(0, len(attempts) - done))  # as in a run that goes on
-    attempts.sort(key=plan(refs, num_samples=samples, seed=seed, greedy=greedy).index)
+    attempts.sort(key=plan_attempts(refs, num_samples=samples, seed=seed, greedy=greedy).index)
 
     def order() -> list[Attempt]:
         clock = Clock()
@@ -167,7 +167,7 @@ def test_a_run_with_a_few_long_tasks_ends_sooner(places: int, share: float) -> N
         rng = random.Random(seed)
         refs = tasks(60)
         length = {ref: 1 + min(20, int(rng.paretovariate(1.2))) for ref in refs}
-        attempts = plan(refs, num_samples=4, seed=seed)
+        attempts = plan_attempts(refs, num_samples=4, seed=seed)
         seconds = {a.key: length[a.task] * rng.lognormvariate(0, 0.4) for a in attempts}
         for name in took:
             clock = Clock()

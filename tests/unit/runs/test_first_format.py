@@ -67,9 +67,9 @@ def test_an_incomplete_run_is_reported_with_what_it_has(old: Path) -> None:
 
 
 def test_records_are_read_and_counted_as_today(old: Path) -> None:
-    failed = list(records.read(old / "eval-broken" / "failures.jsonl"))
+    failed = list(records.read_records(old / "eval-broken" / "failures.jsonl"))
     assert len(failed) == 2 and len(counted(failed)) == 1
-    assert len(list(records.read(old / "eval-gold" / "episodes.jsonl"))) == 2
+    assert len(list(records.read_records(old / "eval-gold" / "episodes.jsonl"))) == 2
 
 
 def test_the_config_has_the_names_of_today(old: Path) -> None:

@@ -135,14 +135,14 @@ def test_half_a_surrogate_pair_is_replaced() -> None:
 
 
 def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
-    assert list(records.read(tmp_path / "none.jsonl")) == []
+    assert list(records.read_records(tmp_path / "none.jsonl")) == []
 
 
 @pytest.mark.parametrize("cut", [1, 2, 100])
 def test_a_line_cut_at_the_end_is_no_record(tmp_path: Path, cut: int) -> None:
     file = tmp_path / "episodes.jsonl"
     file.write_bytes(records.encode(record()) + records.encode(failed())[:-cut])
-    assert list(records.read(file)) == [record()]
+    assert list(records.read_records(file)) == [record()]
 
 
 def test_a_bad_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_bad_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None:
     line = records.encode(record())
     file.write_bytes(line + line[:50] + b"\n" + line)
     with pytest.raises(UserError, match=r"episodes\.jsonl` line 2: not an episode record"):
-        list(records.read(file))
+        list(records.read_records(file))
 
 
 def test_a_missing_field_is_named(tmp_path: Path) -> None:

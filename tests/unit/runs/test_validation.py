@@ -42,7 +42,7 @@ def test_a_validation_holds_every_episode(tmp_path: Path) -> None:
         write_validation(tmp_path, step, [failed(task) for task in tasks], redactor=Redactor())
     found = validations(tmp_path)
     assert {step: path.name for step, path in found.items()} == {20: "step_00020.jsonl", 100000: "step_100000.jsonl"}
-    assert list(records.read(found[20])) == [failed("a"), failed("b")]
+    assert list(records.read_records(found[20])) == [failed("a"), failed("b")]
 
 
 def test_an_interrupted_validation_is_none(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_an_interrupted_validation_is_none(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             write_validation(tmp_path, step, torn(), redactor=Redactor())
     assert list(validations(tmp_path)) == [20]
-    assert list(records.read(validations(tmp_path)[20])) == [failed("z")]
+    assert list(records.read_records(validations(tmp_path)[20])) == [failed("z")]
     assert [path.name for path in (tmp_path / "val").iterdir()] == ["step_00020.jsonl"]
 
 

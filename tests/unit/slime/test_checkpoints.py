@@ -20,7 +20,7 @@ from tau2rl.errors import UserError
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.tracking import rewind_episodes
 from tau2rl.slime.backend import SlimeBackend
-from tau2rl.slime.checkpoints import TRACKER, attempts_done, exports, point_final, read_saves, refuse_megatron, steps_done
+from tau2rl.slime.checkpoints import TRACKER, attempts_done, point_final, read_saves, refuse_megatron, slime_exports, steps_done
 from tests.slime_configs import QWEN3_4B
 
 
@@ -144,7 +144,7 @@ def test_an_export_counts_when_it_is_whole(tmp_path: Path) -> None:
     export(tmp_path, 9)
     last = export(tmp_path, 19)
     export(tmp_path, 29, whole=False)
-    found = exports(tmp_path)
+    found = slime_exports(tmp_path)
     assert list(found) == [10, 20]
     assert (SlimeBackend().checkpoint(tmp_path.parent, 20), SlimeBackend().checkpoint(tmp_path.parent, 30)) == (last, None)
     final = point_final(tmp_path, found[20])

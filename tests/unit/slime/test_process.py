@@ -17,7 +17,15 @@ from typing import Any
 
 import pytest
 
-from tau2rl.slime.process import JOB_CONFIG, child_environment, run_child, script, shared_variables, tracker_login, variables
+from tau2rl.slime.process import (
+    JOB_CONFIG,
+    run_child,
+    script,
+    shared_variables,
+    slime_environment,
+    slime_variables,
+    tracker_login,
+)
 from tests.slime_configs import load_slime
 
 
@@ -31,7 +39,7 @@ def test_variables_go_on_top_of_those_of_the_job() -> None:
         "TAU2RL_SECRETS_FILE": "/s",
         JOB_CONFIG: json.dumps(job),
     }
-    made = child_environment(present, shared_variables(present, {"PYTHONPATH": "/megatron:/slime", "A": "1"}))
+    made = slime_environment(present, shared_variables(present, {"PYTHONPATH": "/megatron:/slime", "A": "1"}))
     assert made["PYTHONPATH"] == "/megatron:/slime:/theirs"
     assert made["KEY"] == "sk"
     runtime = json.loads(made[JOB_CONFIG])
@@ -69,7 +77,7 @@ def test_the_next_rollout_is_played_meanwhile_where_that_is_asked_for() -> None:
 def test_no_key_is_in_the_variables_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     for config in (load_slime("8xh100/grpo-api-user.yaml"), load_slime("8xh100/sft.yaml")):
-        made = variables(config)
+        made = slime_variables(config)
         assert made["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
         assert made["PYTHONPATH"].split(":")[:2] == ["/root/slime", "/root/Megatron-LM"]
         assert "sk-secret" not in str(made)

@@ -16,7 +16,7 @@ from typing import Any
 from tau2rl.report.cost import Costs, Session
 from tau2rl.runs.progress import ProgressEvent
 from tau2rl.slime.backend import cost_of
-from tau2rl.slime.process import TrainLog, read_numbers, summary
+from tau2rl.slime.process import TrainLog, read_numbers, slime_summary
 
 
 def test_numbers_are_read_as_slime_prints_them() -> None:
@@ -84,7 +84,7 @@ def test_a_report_joins_the_lines_of_a_step(tmp_path: Path) -> None:
         },  # played, and the run broke before it was trained on
     ]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert summary(metrics) == {
+    assert slime_summary(metrics) == {
         "steps": 2,
         "reward_first": 0.25,
         "reward_last": 0.25,
@@ -94,7 +94,7 @@ def test_a_report_joins_the_lines_of_a_step(tmp_path: Path) -> None:
         "failed_episodes": 1,
         "validation": {0: 0.25, 2: 0.75},
     }
-    assert summary(tmp_path / "absent.jsonl") == {"steps": 0}
+    assert slime_summary(tmp_path / "absent.jsonl") == {"steps": 0}
 
 
 def started(run: Path, number: int, **values: Any) -> None:

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
-from tau2rl.train.model import load, save, with_lora
+from tau2rl.train.model import load_model, save, with_lora
 from tau2rl.train.tiny import create_tiny
 from tests.unit.train.test_families import BASE, HELLO, LINEAR, family
 from tests.unit.train.tiny import SHAPE, tiny_model
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(
     change: Callable[[Weights], Weights], config: dict[str, Any], fault: str, way: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=fault) as refused:
-        load(changed(tmp_path / "model", change, **config))
+        load_model(changed(tmp_path / "model", change, **config))
     assert "is not whole" in str(refused.value)
     assert re.search(way, refused.value.hint or "")
 
@@ -87,7 +87,7 @@ def test_weights_that_are_no_numbers_are_refused_by_their_names(value: float, tm
     folder = changed(tmp_path / "model", spoil)
     for dtype in ("float32", "bfloat16"):
         with pytest.raises(UserError, match=r"NaN or infinity in 1 weights: model\.layers\.1\.mlp\.up_proj\.weight"):
-            load(folder, dtype=dtype)
+            load_model(folder, dtype=dtype)
 
 
 def test_a_stage_that_is_given_such_weights_ends_before_it_plays(tmp_path: Path) -> None:
@@ -106,20 +106,20 @@ def test_a_stage_that_is_given_such_weights_ends_before_it_plays(tmp_path: Path)
 
 def test_a_config_that_contradicts_itself_is_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the checkpoint"):
-        load(changed(tmp_path / "model", lambda w: w, num_hidden_layers=1))
+        load_model(changed(tmp_path / "model", lambda w: w, num_hidden_layers=1))
 
 
 def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-    assert torch.equal(load(tmp_path).get_output_embeddings().weight, load(tmp_path).get_input_embeddings().weight)  # type: ignore[union-attr]
+    assert torch.equal(load_model(tmp_path).get_output_embeddings().weight, load_model(tmp_path).get_input_embeddings().weight)  # type: ignore[union-attr]
 
 
 def test_a_head_of_its_own_is_kept_whatever_the_config_says_of_it(tmp_path: Path) -> None:
-    model = load(changed(tmp_path / "model", lambda w: w, tie_word_embeddings=True))
+    model = load_model(changed(tmp_path / "model", lambda w: w, tie_word_embeddings=True))
     assert torch.equal(model.get_output_embeddings().weight, family("qwen3").get_output_embeddings().weight)  # type: ignore[operator, union-attr]
     save(model, tmp_path / "again")
-    assert torch.equal(load(tmp_path / "again").get_output_embeddings().weight, model.get_output_embeddings().weight)  # type: ignore[union-attr]
+    assert torch.equal(load_model(tmp_path / "again").get_output_embeddings().weight, model.get_output_embeddings().weight)  # type: ignore[union-attr]
 
 
 def test_an_adapter_is_sent_to_be_merged(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_adapter_is_sent_to_be_merged(tmp_path: Path) -> None:
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"base_model_name_or_path": "some/base"}), "utf-8")
     with pytest.raises(UserError, match=r"adapter of `some/base`, .*merge it first") as refused:
-        load(tmp_path)
+        load_model(tmp_path)
     assert "merge_and_unload" in (refused.value.hint or "")
 
 
@@ -137,7 +137,7 @@ def test_pickled_tensors_load_and_nothing_else_of_a_pickle_is_run(tmp_path: Path
     (tmp_path / "model.safetensors").unlink()
     file = tmp_path / "pytorch_model.bin"
     torch.save(model.state_dict(), file)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in load(tmp_path).state_dict().items())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in load_model(tmp_path).state_dict().items())
 
     class Run:
         def __reduce__(self) -> Any:
@@ -145,7 +145,7 @@ def test_pickled_tensors_load_and_nothing_else_of_a_pickle_is_run(tmp_path: Path
 
     torch.save({**model.state_dict(), "more": Run()}, file)
     with pytest.raises(UserError, match="cannot read the checkpoint"):
-        load(tmp_path)
+        load_model(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -155,10 +155,10 @@ def test_the_language_model_of_one_that_sees_images_is_whole(tmp_path: Path) -> 
     text = {**BASE, "num_hidden_layers": 4, **LINEAR}
     both = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision)).eval()
     save(both, tmp_path / "both")
-    model = load(tmp_path / "both").eval()
+    model = load_model(tmp_path / "both").eval()
     save(model, tmp_path / "text")
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         want = both(input_ids=ids).logits
-        for each in (model, load(tmp_path / "text")):
+        for each in (model, load_model(tmp_path / "text")):
             torch.testing.assert_close(each(input_ids=ids).logits, want)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tau2rl.config import AlgoConfig
 from tau2rl.reward.advantages import TRAJECTORY_ESTIMATORS, TURN_ESTIMATORS, trajectory_advantages, turn_advantages
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.trainer import ScoredTrajectory, Update
 from tau2rl.types import TrainingSample
 from tests.unit.train.tiny import SAMPLING, VOCAB, algo_config, gradient, grpo_trainer, tiny_model
@@ -286,7 +286,7 @@ def pulled(model: nn.Module, round_: int, estimator: str) -> list[ScoredTrajecto
         SampleRequest(session=f"{i}", prompt=[2, 3], sampling=SAMPLING, seed=PULLS * round_ + i, max_tokens=1)
         for i in range(PULLS)
     ]
-    done, coin = Generator(model, slots=PULLS).run(asks), random.Random(round_)
+    done, coin = TokenGenerator(model, slots=PULLS).run(asks), random.Random(round_)
     paid = [float(coin.random() < ARMS.get(c.token_ids[0], 0.0)) for c in done]
     spec, found = AlgoConfig(estimator=estimator), list[ScoredTrajectory]()
     for first in range(0, PULLS, SIZE):

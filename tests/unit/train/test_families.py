@@ -35,7 +35,7 @@ from tau2rl.train.engine.forward import collate, cut, score_tokens
 from tau2rl.train.engine.generator import SampleRequest
 from tau2rl.train.engine.plain_generator import PlainGenerator
 from tau2rl.train.engine.proof import Engine, engine_of, sampler_for
-from tau2rl.train.model import load, save, save_memory, with_lora
+from tau2rl.train.model import load_model, save, save_memory, with_lora
 from tau2rl.train.sft import train
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import ScoredTrajectory
@@ -224,7 +224,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits_and_is_saved_whole(nam
     ids = torch.tensor([rows()[5].token_ids])
     whole.eval()
     with torch.no_grad():
-        for read in (AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint"), load(tmp_path / "checkpoint")):
+        for read in (AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint"), load_model(tmp_path / "checkpoint")):
             torch.testing.assert_close(read(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
 
 

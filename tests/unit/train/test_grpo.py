@@ -23,9 +23,9 @@ from tau2rl.config import AlgoConfig, GrpoConfig, build
 from tau2rl.slime.argv import build_argv
 from tau2rl.slime.run_context import SlimeRun
 from tau2rl.train.engine.forward import collate, score_tokens
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.optim import learning_rate
-from tau2rl.train.trainer import ScoredTrajectory, shares
+from tau2rl.train.trainer import ScoredTrajectory, equal_shares
 from tau2rl.types import TrainingSample
 from tests.slime_configs import SHAPE as SLIME_SHAPE
 from tests.unit.train.tiny import SAMPLING, VOCAB, gradient, grpo_trainer as trainer, sample, tiny_model, weights
@@ -43,7 +43,7 @@ def play(model: nn.Module, round_: int, *, sign: float = 1.0, pulls: int = 64) -
         SampleRequest(session=f"{i}", prompt=[2, 3], sampling=SAMPLING, seed=1000 * round_ + i, max_tokens=1)
         for i in range(pulls)
     ]
-    done = Generator(model, slots=pulls).run(asks)
+    done = TokenGenerator(model, slots=pulls).run(asks)
     coin = torch.rand(pulls, generator=torch.Generator().manual_seed(round_)).tolist()
     paid = [float(u < ARMS.get(c.token_ids[0], 0.0)) for c, u in zip(done, coin, strict=True)]
     mean = sum(paid) / pulls
@@ -202,7 +202,7 @@ def test_kl_to_itself_is_zero_and_holds_the_policy_back() -> None:
 @pytest.mark.parametrize(("count", "sizes"), [(1, [12]), (3, [4, 4, 4]), (5, [2, 2, 3, 2, 3]), (20, [1] * 12)])
 def test_minibatches_are_equal_runs_of_the_batch(count: int, sizes: list[int]) -> None:
     batch = scored_rows()
-    found = shares(batch, count)
+    found = equal_shares(batch, count)
     assert [len(share) for share in found] == sizes
     assert [t for share in found for t in share] == batch
 
@@ -234,7 +234,7 @@ def test_both_backends_take_the_same_steps_over_the_same_share() -> None:
     )
     argv = build_argv(config, SlimeRun(folder=Path("/run"), shape=SLIME_SHAPE))
     batch = [ScoredTrajectory(samples=(sample(4, seed=i),), advantages=((-1.0) ** i,)) for i in range(8 * 4)]
-    found = shares(batch, config.train.num_minibatches)
+    found = equal_shares(batch, config.train.num_minibatches)
     assert [len(share) for share in found] == [int(argv[argv.index("--global-batch-size") + 1])] * 4
     ours = trainer(tiny_model(), **config.train.model_dump())
     ours.update(batch)

@@ -22,7 +22,7 @@ from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
 from tau2rl.train.engine.attention import backbone, head
 from tau2rl.train.engine.forward import collate, score_tokens
-from tau2rl.train.model import load, num_parameters, save, with_lora
+from tau2rl.train.model import load_model, num_parameters, save, with_lora
 from tau2rl.train.tiny import create, save_tokenizer, train_tokenizer
 from tau2rl.types import CallTool, Message, Opening, Say
 from tests.unit.train.tiny import SHAPE, VOCAB, sample, tiny_model
@@ -71,13 +71,13 @@ def test_a_checkpoint_is_read_by_transformers_bit_for_bit(tmp_path: Path) -> Non
     save(model, tmp_path)
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
-        for again in (load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
+        for again in (load_model(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
             assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint"):
-        load(tmp_path)
+        load_model(tmp_path)
 
 
 def test_lora_trains_only_its_own_weights_and_is_merged_when_saved(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_lora_trains_only_its_own_weights_and_is_merged_when_saved(tmp_path: Pat
     trained = score_tokens(model, batch).logp.detach()
     assert not torch.allclose(trained, untouched)
     save(model, tmp_path)
-    torch.testing.assert_close(score_tokens(load(tmp_path), batch).logp.detach(), trained, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(score_tokens(load_model(tmp_path), batch).logp.detach(), trained, rtol=1e-4, atol=1e-4)
 
 
 def test_backbone_and_head_are_the_whole_model() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from tau2rl.config import SamplingConfig
 from tau2rl.errors import PolicyFailure
-from tau2rl.train.engine.generator import Generator, SampleRequest
+from tau2rl.train.engine.generator import SampleRequest, TokenGenerator
 from tau2rl.train.policy import LocalPolicy
 from tests.unit.train.tiny import SAMPLING, tiny_model
 
@@ -69,7 +69,7 @@ def test_turns_asked_for_together_share_forward_passes() -> None:
     requests = [
         SampleRequest(session=f"s{i}", prompt=[*PROMPT, 10 + i], sampling=SAMPLING, seed=i, max_tokens=8) for i in range(16)
     ]
-    assert found == [c.token_ids for c in Generator(tiny_model()).run(requests)]
+    assert found == [c.token_ids for c in TokenGenerator(tiny_model()).run(requests)]
     assert model.passes < 16 * 8 / 4  # one at a time would be 128
     assert model.threads == {"local-policy"}
 
@@ -182,7 +182,9 @@ def test_sync_takes_new_weights_into_use_and_greedy_shares_the_thread() -> None:
     before, after = asyncio.run(main())
     greedy = SamplingConfig(temperature=0.0)
     want = [
-        Generator(m).run([SampleRequest(session="s", prompt=[*PROMPT, 10], sampling=greedy, seed=0, max_tokens=6)])[0].token_ids
+        TokenGenerator(m)
+        .run([SampleRequest(session="s", prompt=[*PROMPT, 10], sampling=greedy, seed=0, max_tokens=6)])[0]
+        .token_ids
         for m in (tiny_model(), model)
     ]
     assert [before, after] == want

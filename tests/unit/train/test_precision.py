@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from tau2rl.config import AlgoConfig, LocalTrainConfig, SftTrainConfig, TrainConfig
 from tau2rl.config.training import LoraConfig
 from tau2rl.train.engine.forward import collate, score_tokens
-from tau2rl.train.model import DType, load, save, save_memory, with_lora
+from tau2rl.train.model import DType, load_model, save, save_memory, with_lora
 from tau2rl.train.optim import Optimizer
 from tau2rl.train.sft import SFTResult, mean_loss, train
 from tau2rl.train.trainer import GRPOTrainer, ScoredTrajectory
@@ -114,7 +114,7 @@ def reads_back(model: nn.Module, dtype: DType, folder: Path) -> None:
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.05, "atol": 0.2}
     with torch.no_grad():
         want = score_tokens(model, batch).logp
-        for again in (read, load(folder, dtype=dtype)):
+        for again in (read, load_model(folder, dtype=dtype)):
             torch.testing.assert_close(score_tokens(again, batch).logp, want, **close)
 
 

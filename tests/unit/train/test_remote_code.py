@@ -24,7 +24,7 @@ from tau2rl.config.training import ModelConfig, SlimeConfig, SlimeUserConfig
 from tau2rl.errors import UserError
 from tau2rl.slime.backend import SlimeBackend
 from tau2rl.slime.model import read_shape
-from tau2rl.train.model import load, save
+from tau2rl.train.model import load_model, save
 from tests.unit.train.tiny import tiny_model
 
 CODE = "import pathlib\npathlib.Path({mark!r}).touch()\nclass Mine: pass\n"
@@ -50,13 +50,13 @@ def add(file: Path, **values: object) -> None:
 def test_a_model_that_is_code_is_refused(checkpoint: Path) -> None:
     add(checkpoint / "config.json", model_type="mine")
     with pytest.raises(UserError, match="custom code") as caught:
-        load(checkpoint)
+        load_model(checkpoint)
     assert "never run" in caught.value.hint
     assert not (checkpoint.parent / "ran").exists()
 
 
 def test_a_known_model_loads_without_the_code_beside_it(checkpoint: Path) -> None:
-    assert type(load(checkpoint)).__name__ == "Qwen3ForCausalLM"
+    assert type(load_model(checkpoint)).__name__ == "Qwen3ForCausalLM"
     assert not (checkpoint.parent / "ran").exists()
 
 
@@ -70,7 +70,7 @@ def test_a_tokenizer_that_is_code_is_refused(checkpoint: Path) -> None:
 
 def test_a_generate_of_its_own_is_not_taken(checkpoint: Path) -> None:
     add_generate(checkpoint)
-    model = load(checkpoint)
+    model = load_model(checkpoint)
     assert model.generate.__func__ is type(model).generate
     assert not (checkpoint.parent / "ran").exists()
 
@@ -79,7 +79,7 @@ def test_a_generate_of_its_own_is_not_taken(checkpoint: Path) -> None:
 def test_kernels_of_a_hub_are_not_fetched(checkpoint: Path, value: object) -> None:
     add(checkpoint / "config.json", attn_implementation=value)
     with pytest.raises(UserError, match=r"code of its own.*`attn_implementation`"):
-        load(checkpoint)
+        load_model(checkpoint)
 
 
 FILES = ("config", "tokenizer_config", "processor_config", "preprocessor_config", "video_preprocessor_config", "config.4.0.0")
@@ -126,7 +126,7 @@ def test_no_user_simulator_that_brings_code_is_served(checkpoint: Path, tmp_path
 def test_a_config_of_other_values_is_refused(checkpoint: Path, change: dict[str, object]) -> None:
     add(checkpoint / "config.json", **change)
     with pytest.raises(UserError, match=r"cannot read the checkpoint in `.*/checkpoint`"):
-        load(checkpoint)
+        load_model(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.protocols import Policy
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.folder import RunFolder
-from tau2rl.train.group import Group, score_group
+from tau2rl.train.group import ScoredGroup, score_group
 from tau2rl.train.grpo import Rollouts
 from tau2rl.train.metrics import rollout_metrics
 from tau2rl.types import Actions, CallTool, Completion, Episode, Failure, Fault, Message, Say, Status, TaskRef
@@ -69,7 +69,7 @@ def failed(episode: Episode) -> Episode:
     return replace(episode, status=Status.FAILED, grade=None, failure=broken)
 
 
-def group(episodes: Sequence[Episode], **algo: Any) -> Group:
+def group(episodes: Sequence[Episode], **algo: Any) -> ScoredGroup:
     chosen = config(algo={"estimator": "dr_grpo", **algo})
     return score_group(CREATE, episodes, chosen, spec_from(chosen.reward, max_turns=100, domains=["mock"]))
 
@@ -151,11 +151,11 @@ class Alternating:
 
 def played(
     folder: Path, chosen: GrpoConfig, policy: Policy, *, tasks: Sequence[TaskRef] = (CREATE,), steps: int = 1
-) -> tuple[list[list[Group]], Rollouts]:
+) -> tuple[list[list[ScoredGroup]], Rollouts]:
     """The groups of each step, by default over `create_task_1`, which `Alternating` can solve."""
     spec = spec_from(chosen.reward, max_turns=100, domains=["mock"])
 
-    async def main(rollouts: Rollouts) -> list[list[Group]]:
+    async def main(rollouts: Rollouts) -> list[list[ScoredGroup]]:
         return [await rollouts.groups(step, policy) for step in range(1, steps + 1)]
 
     with RunFolder.open(RunFolder.create(folder, chosen, resume=False)) as opened:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tau2rl.chat import fingerprint, make_codec
+from tau2rl.chat import codec_fingerprint, make_codec
 from tau2rl.chat.native import system_prompt
 from tau2rl.chat.tokenizers import Tokenizer, load_tokenizer
 from tau2rl.config import ChatConfig
@@ -159,7 +159,10 @@ def sampled_row(tokenizer: Tokenizer, folder: Path, protocol: Literal["native", 
     return {
         "messages": MESSAGES,
         "tools": TOOLS,
-        "metadata": {"id": "mock/a#0", "chat": fingerprint(make_codec(ChatConfig(protocol=protocol, tokenizer=str(folder))))},
+        "metadata": {
+            "id": "mock/a#0",
+            "chat": codec_fingerprint(make_codec(ChatConfig(protocol=protocol, tokenizer=str(folder)))),
+        },
         "token_ids": ids,
         "loss_mask": [*rendered.loss_mask[:start], *[1] * (len(spelled) + 1)],
     }
@@ -180,7 +183,7 @@ def test_what_was_sampled_is_learned_and_not_what_rendering_gives(
 
 def test_tokens_of_another_tokenizer_are_not_looked_at(tokenizer: Tokenizer, folder: Path) -> None:
     row = sampled_row(tokenizer, folder)
-    row["metadata"]["chat"] = fingerprint(make_codec(ChatConfig(protocol="native", tokenizer="bytes")))
+    row["metadata"]["chat"] = codec_fingerprint(make_codec(ChatConfig(protocol="native", tokenizer="bytes")))
     encoded = encode_rows([("row", row)], tokenizer, max_tokens=10_000)
     assert encoded.exact == 0
     assert encoded.samples == (one(tokenizer, {"messages": MESSAGES, "tools": TOOLS}),)
