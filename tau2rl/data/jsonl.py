@@ -27,15 +27,15 @@ MAX_LINE = 1 << 26  # bytes of a row: a long conversation has a few hundred thou
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenDataset:
-    """A finished file: `WrittenDataset(file="rows.jsonl", rows=120, sha256="9f2c...")`."""
+class WrittenRows:
+    """A finished file: `WrittenRows(file="rows.jsonl", rows=120, sha256="9f2c...")`."""
 
     file: str
     rows: int
     sha256: str
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> WrittenDataset:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> WrittenRows:
     """Write a JSONL file, one row at a time; until it is whole the old one stays in its place."""
     digest, count = hashlib.sha256(), 0
     with replacing(path) as file:
@@ -44,14 +44,14 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> WrittenDataset:
             digest.update(line)
             file.write(line)
             count += 1
-    return WrittenDataset(file=path.name, rows=count, sha256=digest.hexdigest())
+    return WrittenRows(file=path.name, rows=count, sha256=digest.hexdigest())
 
 
-def save_rows(path: Path, rows: ParquetRows) -> WrittenDataset:
+def save_rows(path: Path, rows: ParquetRows) -> WrittenRows:
     """Write rows as the file's name asks: `.parquet`, `.gz`, else plain JSON lines. The same rows give the same bytes."""
     if path.suffix == ".parquet":
         count = write_parquet(path, rows)
-        return WrittenDataset(file=path.name, rows=count, sha256=file_hash(path))
+        return WrittenRows(file=path.name, rows=count, sha256=file_hash(path))
     if path.suffix != ".gz":
         return write_rows(path, rows())
     count = 0
@@ -59,7 +59,7 @@ def save_rows(path: Path, rows: ParquetRows) -> WrittenDataset:
         for row in rows():
             out.write(row_line(row))
             count += 1
-    return WrittenDataset(file=path.name, rows=count, sha256=file_hash(path))
+    return WrittenRows(file=path.name, rows=count, sha256=file_hash(path))
 
 
 def naming(bad: list[str] | None) -> Callable[[str, str], None]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tau2rl.data.jsonl import WrittenDataset, naming, read_row_file, row_line, save_rows
+from tau2rl.data.jsonl import WrittenRows, naming, read_row_file, row_line, save_rows
 from tau2rl.data.layouts import NOT_SAID, row_facts
 from tau2rl.data.near_duplicates import grams, near_duplicates
 from tau2rl.data.rows import BadRow
@@ -55,7 +55,7 @@ class Drawn:
 
 def mix(
     sources: Sequence[MixedFile], output: Path, *, seed: int, rows: int | None, skip_bad: bool, near: float | None = None
-) -> tuple[WrittenDataset, list[Drawn]]:
+) -> tuple[WrittenRows, list[Drawn]]:
     """Write the mix. Raises UserError.
 
     `rows`: of the whole; None: as many as the weights allow. `near`: from which similarity on a conversation is a duplicate of an

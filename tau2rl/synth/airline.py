@@ -213,9 +213,10 @@ class Airline(Affordances):
         turn = [self._route(flight)[1] for flight in flights].index(there[1]) + 1
         back = reservation["flight_type"] == "round_trip" and rng.random() < 0.5
         first, last = (flights[turn - 1]["date"], LAST_DAY) if back else (FIRST_DAY, LAST_DAY)
-        if not back and turn < len(flights):
+        returns = not back and turn < len(flights)
+        if returns:
             last = flights[turn]["date"]
-        span = days(first, last)[1 if back else 0 : None if last == LAST_DAY else -1]
+        span = days(first, last)[1 if back else 0 : -1 if returns else None]  # the two directions are on days of their own
         passengers, route = len(reservation["passengers"]), there[::-1] if back else there
         found = describe_nonstop(self.rows, route, span, reservation["cabin"], passengers, rng)
         if found is None or found[0] in flights:

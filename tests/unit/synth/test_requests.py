@@ -3,6 +3,7 @@
 - every rule quotes the installed policy, word for word
 - a request that breaks no rule is carried out by tau2 without an error and changes the database, the same way twice
 - its words hold every fact
+- a changed trip does not go back on the day on which it goes, on the last day of the data neither
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from tau2rl.synth.airline import Airline
 from tau2rl.synth.request import Affordances
 from tau2rl.synth.retail import Retail
 from tau2rl.synth.rules import RuleBook, Tables
+
+LAST = "2024-05-30"  # day of flights that can still be booked
 
 
 @pytest.mark.parametrize(("name", "make"), [("airline", Airline), ("retail", Retail)])
@@ -37,3 +40,16 @@ def test_legal_requests_are_carried_out_and_change_the_database(name: str, make:
         assert all(fact in made.say for fact in made.facts), made
         tools.add(made.call.name)
     assert tools == replayer.writes
+
+
+def test_a_changed_trip_goes_before_it_comes_back() -> None:
+    domain, rng = Airline(Replayer("airline").rows()), random.Random(0)
+    late = [
+        r for r in domain.rows["reservations"].values() if r["flight_type"] == "round_trip" and r["flights"][-1]["date"] == LAST
+    ]
+    drawn = [made for r in late for _ in range(60) if (made := domain.draw(r["user_id"], rng))]
+    changed = [made for made in drawn if made.say.startswith("change the outbound trip")]
+    assert len(changed) > 20
+    for made in changed:
+        there, *_, back = made.call.arguments["flights"]
+        assert there["date"] < back["date"], made
