@@ -227,9 +227,6 @@ def _loaded(name: str) -> Tokenizer:
     return load_tokenizer(name)
 
 
-Json = dict[str, Any]
-
-
 def pipeline(run: Path) -> Json | None:
     """A pipeline's `stages`, `evaluations`, `chain`, what is not done, and totals; None where the folder is no pipeline's."""
     folders = stages(run)
