@@ -106,14 +106,15 @@ def short_words(cost: Mapping[str, Any]) -> str:
 
     >>> tokens = {"policy_in": 1_200_000, "policy_out": 45_000, "policy_cached": 0, "trained": 4500}
     >>> short_words({"seconds": 69.4, "tokens": tokens})
-    '1:09; the agent read 1,200,000 tokens and wrote 45,000; 4,500 tokens trained on'
+    '1:09 min; the agent read 1,200,000 tokens and wrote 45,000; 4,500 tokens trained on'
     """
     if "seconds" in cost:
         seconds = cost["seconds"]
     else:
         wall = cost.get("wall")
         seconds = sum(wall["seconds"].values()) if wall else _wall_seconds(cost)
-    words, tokens = ["time unknown" if seconds is None else clock(seconds)], cost.get("tokens", {})
+    words = ["time unknown" if seconds is None else f"{clock(seconds)} {'h' if round(seconds) >= 3600 else 'min'}"]
+    tokens = cost.get("tokens", {})
     if tokens.get("policy_in"):
         words.append(f"the agent read {tokens['policy_in']:,} tokens and wrote {tokens['policy_out']:,}")
     if tokens.get("user_in"):

@@ -208,7 +208,7 @@ def refuse_changes(found: list[tuple[str, Any, Any]], run: Path, why: str) -> No
     """Raise UserError that names what differs, with both values; nothing where nothing does."""
     if not found:
         return
-    lines = "\n".join(f"  {name}: was {before!r}, now {after!r}{_because(name)}" for name, before, after in found)
+    lines = "\n".join(f"  {name}: was {_words(before)}, now {_words(after)}{_because(name)}" for name, before, after in found)
     raise UserError(
         f"cannot resume `{run}`: {why}\n{lines}", hint="leave them as they were, or choose another `--name` or `--output`"
     )
@@ -247,3 +247,7 @@ def _of_its_stage(name: str) -> tuple[str, str]:
 
 def _below(settings: Settings, prefix: str) -> Settings:
     return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+
+
+def _words(value: Any) -> str:
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
