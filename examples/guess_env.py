@@ -1,7 +1,4 @@
-"""An environment of your own, without tau2: the user thinks of a number, and the agent has a tool to ask for it.
-
-python examples/guess_env.py
-"""
+"""An environment of your own, without tau2: a number to find, and a tool to ask for it. `python examples/guess_env.py`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tau2rl.chat.content import NotText, read_content
 from tau2rl.config import EvalConfig, build
-from tau2rl.enums import UserSignal
+from tau2rl.enums import Fault, FinishReason, Status, StopReason, UserSignal
 from tau2rl.env.domain import Domain, domain, known_domains
 from tau2rl.env.tasks import describe
 from tau2rl.errors import EnvironmentFailure, UserError
@@ -31,24 +31,7 @@ from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import RunFolder, run_path
 from tau2rl.runs.provenance import environment, file_hash
 from tau2rl.runs.records import SCHEMA
-from tau2rl.types import (
-    Actions,
-    Attempt,
-    CallTool,
-    Episode,
-    EpisodeRecord,
-    Failure,
-    Fault,
-    FinishReason,
-    Grade,
-    Message,
-    Say,
-    Status,
-    StopReason,
-    TaskRef,
-    Turn,
-    Usage,
-)  # fmt: skip
+from tau2rl.types import Actions, Attempt, CallTool, Episode, EpisodeRecord, Failure, Grade, Message, Say, TaskRef, Turn, Usage
 
 STOPPED = UserSignal.STOP.value  # what tau2's gym writes for an agent whose conversation was closed: nobody said it
 ENDS = {  # of tau2, by how much they say about the agent

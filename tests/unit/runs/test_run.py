@@ -321,7 +321,7 @@ CLAIMER = """
 import os, signal, sys
 from pathlib import Path
 from tau2rl.config import EvalConfig, build
-from tau2rl.runs.sessions import claimed
+from tau2rl.runs.claim import claimed
 config = build(EvalConfig, {"policy": {"kind": "gold"}, "chat": {"protocol": "transcript"}, "user": {"kind": "scripted"}})
 with claimed(Path(sys.argv[1]), config, resume=False) as claim:
     sys.stdout.write("mine\\n")
