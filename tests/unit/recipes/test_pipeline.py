@@ -258,7 +258,7 @@ def test_every_run_of_the_chain_says_what_it_cost(smoke: tuple[Path, list[str]])
     assert total["env_cpu"]["seconds"] == pytest.approx(sum(runs[name]["env_cpu"]["seconds"] for name in plays))
     assert total["not_counted"] == {"policy tokens": ["seed"], "environments": []}  # the gold teacher samples nothing
     text = shown(str(folder))
-    assert f"\ncost: {clock(total['seconds'])}; the agent read " in text
+    assert f"\ncost: {clock(total['seconds'])} min; the agent read " in text
     assert "\ncost of " not in text and "\ncost in detail: " not in text
     text = shown(str(folder), "--cost")
     assert all(f"\ncost of {name}: " in text for name in runs)
