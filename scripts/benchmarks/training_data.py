@@ -12,7 +12,7 @@ from typing import Any
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import STAGES, ShapeConfig, build
 from tau2rl.data.encoding import encode_rows
-from tau2rl.data.jsonl import read_rows
+from tau2rl.data.jsonl import read_row_file
 from tau2rl.launch.entry import run_stage
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.tiny import create_tiny
@@ -68,7 +68,7 @@ def demonstrations(folder: Path, count: int) -> list[tuple[str, Any]]:
     }
     with RunFolder.open(RunFolder.create(folder, build(STAGES["seed"], settings), resume=True)) as opened:
         run_stage(opened, lambda _: None)
-    return list(read_rows(folder / "rows.jsonl"))
+    return list(read_row_file(folder / "rows.jsonl"))
 
 
 def prepare(rows: Sequence[tuple[str, Any]], shape: ShapeConfig, folder: Path, *, tasks: int, batch: int) -> Data:

@@ -47,11 +47,6 @@ class LinearAttention:
         inner = self.value_heads * self.value_dim
         return self.layers * (hidden * (self.mixed + 2 * inner + 2 * self.value_heads) + self.mixed * self.kernel)
 
-    @property
-    def state_bytes(self) -> int:
-        """What an engine keeps of one sequence: states in 32 bits, the last inputs of the convolution in 16."""
-        return self.layers * (4 * self.value_heads * self.key_dim * self.value_dim + 2 * self.mixed * (self.kernel - 1))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
@@ -89,15 +84,6 @@ class ModelShape:
     def full_layers(self) -> int:
         """Layers that keep keys and values of every token."""
         return self.layers - (self.linear.layers if self.linear else 0)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of one token in an engine.
-
-        >>> SHAPE_4B.cache_bytes
-        147456
-        """
-        return self.full_layers * 2 * self.groups * self.head_dim * 2
 
 
 SHAPE_4B = ModelShape(

@@ -4,7 +4,8 @@
 - the gates bite: each thing that they forbid is refused when it stands in a file of ours;
 - importing the core says nothing;
 - every package says what lives there, no file has more than 400 lines, no function more than 70;
-- what is imported is declared, and the other way round;
+- what is imported is declared, and the other way round; what tests and scripts import of the package is there, slow ones' too;
+- no modules import each other in a circle, which import-linter does not see within a package;
 - no file names a path of the machine that it was written on;
 - what is installed carries its type information.
 """
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import re
 import shutil
@@ -242,6 +244,48 @@ def _imported(text: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
+
+
+MODULE_FILES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in PACKAGE.rglob("*.py")
+}
+
+
+def _names(file: Path) -> set[str]:
+    """What a module has at its top, whatever stands around it."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(file.read_text("utf-8"))]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                found |= {alias.asname or alias.name for alias in node.names}
+            else:
+                found |= {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+                waiting.append(node)
+    return found
+
+
+def test_what_is_imported_of_the_package_is_there() -> None:
+    names, missing = {module: _names(file) for module, file in MODULE_FILES.items()}, []
+    for file in (file for file in sources() if file.suffix == ".py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "tau2rl":
+                asked = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in MODULE_FILES}
+                missing += [f"{file.relative_to(ROOT)}: {node.module} {name}" for name in asked - names[str(node.module)]]
+    assert not missing
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for module, file in MODULE_FILES.items():
+        edges[module] = set()
+        for node in ast.parse(file.read_text("utf-8")).body:  # late ones and those for types alone are below something
+            if isinstance(node, ast.ImportFrom) and node.module in MODULE_FILES:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                edges[module] |= whole & MODULE_FILES.keys() or {str(node.module)}
+    list(graphlib.TopologicalSorter(edges).static_order())  # raises CycleError, which names them
 
 
 def test_the_package_is_marked_as_typed() -> None:
