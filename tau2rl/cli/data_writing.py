@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tau2rl import console
-from tau2rl.cli.options import OUTPUT, RUN, Json, option
+from tau2rl.cli.options import OUTPUT, Json, option
 from tau2rl.cli.printing import shown
 from tau2rl.errors import UserError
 from tau2rl.runs.files import write_json
@@ -33,26 +33,17 @@ def in_short(report: Mapping[str, Any]) -> str:
 
 MixRows = Annotated[
     int | None,
-    typer.Option(
-        "--rows",
-        help="Rows of the mix. (default: as many as the weights allow without a row twice)",
-        min=1,
-        metavar="N",
-        rich_help_panel=RUN,
-        show_default=False,
-    ),
+    option("--rows", help="Rows of the mix. (default: as many as the weights allow without a row twice)", min=1, metavar="N"),
 ]
 Near = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--near",
         help="Leave out conversations that are nearly an earlier one: of the word 3-grams of what the user said and the "
         "agent called, two such ones share at least this part (Jaccard, such as 0.9). (default: only equal ones)",
         min=0.1,
         max=1,
         metavar="X",
-        rich_help_panel=RUN,
-        show_default=False,
     ),
 ]
 

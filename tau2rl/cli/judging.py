@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tau2rl import settings
+from tau2rl.cli.options import option
 from tau2rl.config import UserConfig
 from tau2rl.errors import UserError
 
@@ -17,32 +16,22 @@ if TYPE_CHECKING:
 PANEL = "The model that is asked"
 JudgeModel = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--judge-model",
         help="As litellm names it: `gpt-4.1`, `openai/NAME` with an address of your own.",
         metavar="NAME",
-        show_default=False,
-        rich_help_panel=PANEL,
+        panel=PANEL,
     ),
 ]
-JudgeApiBase = Annotated[
-    str | None,
-    typer.Option("--judge-api-base", help="Where it is served.", metavar="URL", show_default=False, rich_help_panel=PANEL),
-]
-JudgeKey = Annotated[
-    str | None,
-    typer.Option(
-        "--judge-api-key-env", help="The variable with its key.", metavar="NAME", show_default=False, rich_help_panel=PANEL
-    ),
-]
+JudgeApiBase = Annotated[str | None, option("--judge-api-base", help="Where it is served.", metavar="URL", panel=PANEL)]
+JudgeKey = Annotated[str | None, option("--judge-api-key-env", help="The variable with its key.", metavar="NAME", panel=PANEL)]
 Judgments = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--judgments",
         help="Where its answers are kept, by the content of the question. (default: `judgments` in the outputs folder)",
         metavar="DIR",
-        show_default=False,
-        rich_help_panel=PANEL,
+        panel=PANEL,
     ),
 ]
 

@@ -62,9 +62,16 @@ COMMON = {
 }  # fmt: skip
 
 
-def option(*names: str, help: str, metavar: str | None = None, panel: str = RUN) -> Any:
+def option(
+    *names: str,
+    help: str,
+    metavar: str | None = None,
+    panel: str | None = RUN,
+    min: float | None = None,
+    max: float | None = None,
+) -> Any:
     """An option whose help says its default, if it says one at all."""
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False, min=min, max=max)
 
 
 RunDir = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR", show_default=False)]

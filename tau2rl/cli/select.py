@@ -11,7 +11,7 @@ import typer
 
 from tau2rl import console, plugins
 from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model, spent_words
-from tau2rl.cli.options import Json
+from tau2rl.cli.options import Json, option
 from tau2rl.cli.results import evaluated, sampled
 from tau2rl.errors import UserError
 from tau2rl.report import best_of_k
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 SHIPPED = ("rules", "consistency", "logprob")
 VerifierNames = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         help="rules, consistency, logprob, judge, a file of `--fit`, or yours as `package.module:name`; may be repeated. "
         "(default: the first three)",
         metavar="NAME",
-        show_default=False,
+        panel=None,
     ),
 ]
 Fit = Annotated[
     Path | None,
-    typer.Option(
+    option(
         help="Fit a logistic regression on the scores of the verifiers, on a run of training tasks, and write it here.",
         metavar="FILE",
-        show_default=False,
+        panel=None,
     ),
 ]
 

@@ -10,6 +10,7 @@ import typer
 
 from tau2rl import console, plugins, settings
 from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model
+from tau2rl.cli.options import option
 from tau2rl.config import PolicyConfig
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
@@ -25,25 +26,13 @@ DEFAULT = ("rules", "consistency")
 RETRIES: int = PolicyConfig.model_fields["retries"].default
 
 
-ModelName = Annotated[
-    str | None, typer.Option(help="As litellm names it.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
-]
+ModelName = Annotated[str | None, option(help="As litellm names it.", metavar="NAME", panel=POLICY)]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(
-        help="In place of a model: a checkpoint's directory, sampled in this process.",
-        metavar="DIR",
-        show_default=False,
-        rich_help_panel=POLICY,
-    ),
+    option(help="In place of a model: a checkpoint's directory, sampled in this process.", metavar="DIR", panel=POLICY),
 ]
-ApiBase = Annotated[
-    str | None,
-    typer.Option(help="Base URL of an OpenAI-compatible server.", metavar="URL", show_default=False, rich_help_panel=POLICY),
-]
-ApiKeyEnv = Annotated[
-    str | None, typer.Option(help="The variable with its key.", metavar="NAME", show_default=False, rich_help_panel=POLICY)
-]
+ApiBase = Annotated[str | None, option(help="Base URL of an OpenAI-compatible server.", metavar="URL", panel=POLICY)]
+ApiKeyEnv = Annotated[str | None, option(help="The variable with its key.", metavar="NAME", panel=POLICY)]
 Temperature = Annotated[
     float, typer.Option(min=0, help="Of the attempts; the client's own holds with k = 1.", rich_help_panel=POLICY)
 ]
@@ -51,26 +40,17 @@ PolicyTimeout = Annotated[
     float, typer.Option(min=0.1, help="Seconds for one call of it, its retries included.", rich_help_panel=POLICY)
 ]
 PolicyRetries = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help=f"Tries again after one that is overloaded or unreachable. (default: {RETRIES})",
-        show_default=False,
-        rich_help_panel=POLICY,
-    ),
+    int | None, option(min=0, help=f"Tries again after one that is overloaded or unreachable. (default: {RETRIES})", panel=POLICY)
 ]
-Device = Annotated[
-    str | None, typer.Option(help="Of a checkpoint: `cpu`, `cuda`. (default: cpu)", show_default=False, rich_help_panel=POLICY)
-]
+Device = Annotated[str | None, option(help="Of a checkpoint: `cpu`, `cuda`. (default: cpu)", panel=POLICY)]
 Attempts = Annotated[int, typer.Option("-k", "--k", min=1, max=64, help="Attempts to choose from.", rich_help_panel=CHOICE)]
 Verifier = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         help="rules, consistency, logprob, judge, a file of `select --fit`, or yours as `package.module:name`. "
         "The first decides, the next ones break ties. (default: rules, then consistency)",
         metavar="NAME",
-        show_default=False,
-        rich_help_panel=CHOICE,
+        panel=CHOICE,
     ),
 ]
 VerifierTimeout = Annotated[
@@ -79,51 +59,44 @@ VerifierTimeout = Annotated[
 ]
 ReadTool = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         help="Without a sandbox: tools that change nothing, as patterns; every other one writes. "
         "(default: get_*, find_*, list_*, search_*, check_*, calculate, think)",
         metavar="PATTERN",
-        show_default=False,
-        rich_help_panel=CHOICE,
+        panel=CHOICE,
     ),
 ]
 Domain = Annotated[
     str | None,
-    typer.Option(
+    option(
         help="A domain of tau2's registry, whose policy, tools and database this server then has itself.",
         metavar="NAME",
-        show_default=False,
-        rich_help_panel=SANDBOX,
+        panel=SANDBOX,
     ),
 ]
 Journal = Annotated[
     Path | None,
-    typer.Option(
+    option(
         help="Carry out the writes in this file first, and write on it what is committed. (default: nothing outlives the server)",
         metavar="FILE",
-        show_default=False,
-        rich_help_panel=SANDBOX,
+        panel=SANDBOX,
     ),
 ]
 MaxCalls = Annotated[
     int | None,
-    typer.Option(
+    option(
         min=1,
         help="Messages with calls, of one call or of several, that an attempt may make before it answers; one that "
         "goes on is dropped. (default: 30)",
-        show_default=False,
-        rich_help_panel=SANDBOX,
+        panel=SANDBOX,
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=SERVER)]
 KeyEnv = Annotated[
     str | None,
-    typer.Option(
-        help="The variable with the key that clients send. (default: a new one, which is printed)",
-        metavar="NAME",
-        show_default=False,
-        rich_help_panel=SERVER,
+    option(
+        help="The variable with the key that clients send. (default: a new one, which is printed)", metavar="NAME", panel=SERVER
     ),
 ]
 ServedName = Annotated[str, typer.Option(help="The model's name for clients.", rich_help_panel=SERVER)]
