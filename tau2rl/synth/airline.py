@@ -1,4 +1,4 @@
-"""Airline's affordances: what a customer could ask for, drawn from the database; the rules decide whether it is legal."""
+"""Airline's affordances: what a user could ask for, drawn from the database; the rules decide whether it is legal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tau2rl.synth.request import (
 from tau2rl.synth.rules import Tables
 from tau2rl.types import CallTool
 
-REASONS = {  # what the policy makes of a reason -> how a customer says it
+REASONS = {  # what the policy makes of a reason -> how a user says it
     "change of plan": ("my plans have changed", "I no longer want to travel", "something came up at work"),
     "health": ("I have fallen ill and cannot fly", "my doctor told me not to fly"),
     "weather": ("a storm is forecast for the day of the trip", "the weather will be too bad to travel"),
@@ -62,7 +62,7 @@ RequestMaker = Callable[[str, str, random.Random, Said], "Request | None"]
 
 
 class Airline(Affordances):
-    """Draws requests of one customer."""
+    """Draws requests of one user."""
 
     table = "reservations"
     entity_pattern = r"\b[A-Z0-9]{6}\b"
@@ -79,7 +79,7 @@ class Airline(Affordances):
         self._last = sorted({name["last_name"] for name in names})
 
     def users(self) -> list[str]:
-        """The customers who have reservations, in the order of their ids."""
+        """The users who have reservations, in the order of their ids."""
         return sorted(id for id, user in self.rows["users"].items() if user["reservations"])
 
     def room(self, user_id: str) -> int:
@@ -111,7 +111,7 @@ class Airline(Affordances):
         return reads
 
     def is_clear(self, user_id: str, value: str) -> bool:
-        """At least four digits, so that no price of a seat has it, and no part of what else belongs to the customer."""
+        """At least four digits, so that no price of a seat has it, and no part of what else belongs to the user."""
         user = self.rows["users"][user_id]
         mine = [self.rows["reservations"][id] for id in user["reservations"]]
         others = row_values([user, *({**reservation, "payment_history": []} for reservation in mine)])
@@ -163,7 +163,7 @@ class Airline(Affordances):
         return replace(made, question=AskedAmount(say=f"what I paid in total for reservation {asked}", value=value, reads=reads))
 
     def other_values(self, user_id: str, call: CallTool, argument: str) -> list[Any]:
-        """Another reservation, customer, payment, cabin, flight, passenger, number, place or kind."""
+        """Another reservation, user, payment, cabin, flight, passenger, number, place or kind."""
         user, value = self.rows["users"][user_id], call.arguments[argument]
         other = {
             "reservation_id": [*user["reservations"], *self.rows["reservations"]],
@@ -314,7 +314,7 @@ class Airline(Affordances):
         return self._book(user_id, rng, 6)
 
     def _book(self, user_id: str, rng: random.Random, count: int) -> Request | None:
-        """A one-way nonstop flight for the customer and others, named in the order in which they are booked."""
+        """A one-way nonstop flight for the user and others, named in the order in which they are booked."""
         route, cabin = rng.choice(self._routes), rng.choice(CABINS)
         found = describe_nonstop(
             self.rows, route, days(FIRST_DAY, LAST_DAY), cabin, count, rng, f" from {route[0]} to {route[1]}"

@@ -27,7 +27,7 @@ def not_flown(rows: Tables, user_id: str, call: CallTool) -> bool:
 
 
 def may_be_cancelled(rows: Tables, user_id: str, call: CallTool) -> bool:
-    """Booked within a day, cancelled by the airline, business, or insured against the `reason` that the customer told."""
+    """Booked within a day, cancelled by the airline, business, or insured against the `reason` that the user told."""
     reservation = _reservation(rows, call)
     return (
         reservation["created_at"] >= A_DAY_AGO
@@ -110,13 +110,13 @@ def payments_in_profile(rows: Tables, user_id: str, call: CallTool) -> bool:
 
 
 def flight_was_cancelled(rows: Tables, user_id: str, call: CallTool) -> bool:
-    """The reservation of which the customer told has a cancelled flight, and the amount is $100 a passenger."""
+    """The reservation of which the user told has a cancelled flight, and the amount is $100 a passenger."""
     reservation = _reservation(rows, call)
     return is_cancelled(rows, reservation) and call.arguments["amount"] == 100 * len(reservation["passengers"])
 
 
 def may_be_compensated(rows: Tables, user_id: str, call: CallTool) -> bool:
-    """A silver or gold member, or the reservation of which the customer told is insured or in business."""
+    """A silver or gold member, or the reservation of which the user told is insured or in business."""
     reservation, member = _reservation(rows, call), rows["users"][user_id]["membership"] in ("silver", "gold")
     return member or reservation["insurance"] == "yes" or reservation["cabin"] == "business"
 

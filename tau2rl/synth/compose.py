@@ -1,4 +1,4 @@
-"""Composed tasks: requests of one customer that leave each other alone, drawn to a cell of the grid of writes x burden."""
+"""Composed tasks: requests of one user that leave each other alone, drawn to a cell of the grid of writes x burden."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tau2rl.types import CallTool
 AFFORDANCES: Mapping[str, Callable[[Tables], Affordances]] = {"airline": Airline, "retail": Retail}
 BURDENS = {"0-2": (0, 2), "3-5": (3, 5), "6-9": (6, 9), "10+": (10, 10**9)}  # name -> least and most reads
 REFUSAL = (0, "0-2")  # the cell of tasks in which the agent must refuse and answer a question
-ASKS = 0.35  # share of tasks with writes in which the customer also asks something
+ASKS = 0.35  # share of tasks with writes in which the user also asks something
 DRAWS = 30  # of requests for one composition
 ANYTHING = Focus()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withdrawn:
-    """What a customer could ask for and then take back: `Withdrawn(request=Request(...), unknown="You do not know ...")`."""
+    """What a user could ask for and then take back: `Withdrawn(request=Request(...), unknown="You do not know ...")`."""
 
     request: Request
-    unknown: str  # what such a customer does not know, as a sentence
+    unknown: str  # what such a user does not know, as a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,10 @@ class Composed:
     identity: Identity
     requests: tuple[Request, ...]  # in the order in which they are carried out
     question: AskedAmount | None
-    unknown: str  # what the customer does not know, as a sentence
+    unknown: str  # what the user does not know, as a sentence
     pinned: tuple[int, ...] = ()  # requests that must come after an earlier one on the same entity
-    withdrawn: Withdrawn | None = None  # for a customer who changes their mind
-    unnamed: tuple[int, ...] = ()  # requests about an order or reservation that the customer does not name by its number
+    withdrawn: Withdrawn | None = None  # for a user who changes their mind
+    unnamed: tuple[int, ...] = ()  # requests about an order or reservation that the user does not name by its number
 
     @property
     def writes(self) -> tuple[CallTool, ...]:
@@ -82,7 +82,7 @@ class Composer:
         self._domain, self._book = domain, book
 
     def compose(self, user_id: str, cell: tuple[int, str], rng: random.Random, focus: Focus = ANYTHING) -> Composed | None:
-        """A task of this customer in this cell that has what `focus` names, or None where the draw came to nothing."""
+        """A task of this user in this cell that has what `focus` names, or None where the draw came to nothing."""
         writes = cell[0]
         requests = self._requests(user_id, cell, rng, focus) if writes else self._refusal(user_id, rng, focus)
         if requests is None:
@@ -120,7 +120,7 @@ class Composer:
         return None
 
     def _unnamed(self, requests: Sequence[Request], question: AskedAmount | None) -> tuple[int, ...]:
-        """The requests about something of the customer's whose number stands nowhere in their words."""
+        """The requests about something of the user's whose number stands nowhere in their words."""
         owned = self._domain.rows[self._domain.table]
         told = " ".join([*(fact for request in requests for fact in request.facts), question.say if question else ""])
         return tuple(i for i, r in enumerate(requests) if r.entity in owned and r.entity not in told)

@@ -1,6 +1,6 @@
 """What made tasks, and rows to train on from anywhere, share with the benchmark's test tasks.
 
-Customers, entities, gold arguments and runs of words; of telecom, whose tasks are all about the same few people, what is wrong.
+Users, entities, gold arguments and runs of words; of telecom, whose tasks are all about the same few people, what is wrong.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class TelecomOverlap:
     """What a telecom task shares with the test tasks: `TelecomOverlap(people=("C1001",), composition="mms_issue: ...")`."""
 
     people: tuple[str, ...]  # by name, phone number, or id of theirs
-    composition: str  # the same things wrong with what the same customers want; "" where no test task has them
+    composition: str  # the same things wrong with what the same users want; "" where no test task has them
     words: tuple[str, ...]
 
     def __bool__(self) -> bool:
@@ -99,7 +99,7 @@ class TelecomGuard:
     """Knows what telecom's test tasks are about: a few people, and what is wrong, which their ids name."""
 
     def __init__(self, *, rows: Mapping[str, Any], tests: Sequence[Mapping[str, Any]]) -> None:
-        """`rows`: tau2's own database, whose customers are those of the test tasks; `tests`: tau2 tasks as JSON values."""
+        """`rows`: tau2's own database, whose users are those of the test tasks; `tests`: tau2 tasks as JSON values."""
         self.tests = tests
         lines = {line["line_id"]: line["phone_number"] for line in rows["lines"]}
         self.people = {

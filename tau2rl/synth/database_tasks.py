@@ -1,4 +1,4 @@
-"""Tasks of a domain whose customers ask for changes of the database (airline, retail): writes x reads."""
+"""Tasks of a domain whose users ask for changes of the database (airline, retail): writes x reads."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class TaskGenerator(ABC, Generic[D]):
 
     @abstractmethod
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> D | None:
-        """A task of this cell about a customer who is `free`, or None where the draw came to nothing."""
+        """A task of this cell about a user who is `free`, or None where the draw came to nothing."""
 
     def split_key(self, draft: D) -> str:
         """What stays in one split, with all its tasks: what `apart` says, of this task."""

@@ -24,7 +24,7 @@ from tau2rl.synth.failure_clusters import Failures
 from tau2rl.synth.generator import Cell, Draft, Made, Rejected, TaskGenerator
 from tau2rl.synth.telecom import TelecomTasks
 
-SHARES = {"test": 0.2, "train-select": 0.1}  # of the customers (telecom: of the compositions); the others are `train-learn`
+SHARES = {"test": 0.2, "train-select": 0.1}  # of the users (telecom: of the compositions); the others are `train-learn`
 TRIES = 400  # compositions for one task
 GIVE_UP = 5  # tasks in a row that a cell could not give: its share goes to the others
 JOURNAL = "progress.jsonl"
@@ -126,7 +126,7 @@ class TaskMaker:
 
 
 def synth_split(key: str) -> str:
-    """The split of a customer, or of what else a generator keeps apart, the same for every seed and size.
+    """The split of a user, or of what else a generator keeps apart, the same for every seed and size.
 
     >>> synth_split("mei_li_1") in ("train-learn", "train-select", "test")
     True

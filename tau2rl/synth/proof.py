@@ -105,7 +105,7 @@ class Prover:
         return CallTool(name=call.name, arguments={**call.arguments, **lists})
 
     def _orders(self, made: Composed, gold: ReplayOutcome) -> dict[str, int]:
-        """Every other order ends the same, unless the policy forbids it and the customer's words say so."""
+        """Every other order ends the same, unless the policy forbids it and the user's words say so."""
         found = {"same": 0, "forbidden": 0}
         for order in permutations(made.writes):
             end = self._replayer.run(order)

@@ -42,7 +42,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """How a customer says who they are: `Identity(kind="email", say="My name is ...", facts=(...), known=..., unknown=())`."""
+    """How a user says who they are: `Identity(kind="email", say="My name is ...", facts=(...), known=..., unknown=())`."""
 
     kind: str
     say: str
@@ -53,7 +53,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slip:
-    """A mistake of a customer who then corrects themselves: `Slip(wrong="...", right="...", correction="Sorry, ...")`."""
+    """A mistake of a user who then corrects themselves: `Slip(wrong="...", right="...", correction="Sorry, ...")`."""
 
     wrong: str
     right: str
@@ -71,7 +71,7 @@ class AskedAmount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One thing that a customer wants; where `breaks` is a rule, the agent must refuse it."""
+    """One thing that a user wants; where `breaks` is a rule, the agent must refuse it."""
 
     call: CallTool
     say: str  # a clause for "I'd like to ...": "cancel order #W123 because I ordered it by mistake"
@@ -150,7 +150,7 @@ def named_payments(rows: Tables, user_id: str) -> dict[str, str]:
 
 
 def user_read(user_id: str) -> Read:
-    """The customer's profile."""
+    """The user's profile."""
     return read("get_user_details", user_id=user_id)
 
 
@@ -185,15 +185,15 @@ def row_values(row: Any) -> list[str]:
 class Manners:
     """How an agent of a domain talks, beside what it does."""
 
-    identify: tuple[str, ...]  # asks who the customer is
-    identify_again: str  # the same, after the customer spoke of something else
+    identify: tuple[str, ...]  # asks who the user is
+    identify_again: str  # the same, after the user spoke of something else
     cautions: Mapping[str, str]  # tool -> what is said before its call, beside what it does
 
 
 class Affordances(ABC):
     """One domain; every draw is from `rng`, so that the same seed gives the same task."""
 
-    table: ClassVar[str]  # of what customers have: a row of `users` lists its ids under the same name
+    table: ClassVar[str]  # of what users have: a row of `users` lists its ids under the same name
     entity_pattern: ClassVar[str]  # what its ids look like in a text
     unordered: ClassVar[frozenset[str]]  # arguments that are lists, whose order has no meaning
     checks: ClassVar[Mapping[str, RuleCheck]]
@@ -206,11 +206,11 @@ class Affordances(ABC):
 
     @abstractmethod
     def users(self) -> list[str]:
-        """The customers who have something, in the order of their ids."""
+        """The users who have something, in the order of their ids."""
 
     @abstractmethod
     def room(self, user_id: str) -> int:
-        """The most writes that a conversation with this customer could have."""
+        """The most writes that a conversation with this user could have."""
 
     @abstractmethod
     def is_clear(self, user_id: str, value: str) -> bool:
@@ -218,11 +218,11 @@ class Affordances(ABC):
 
     @abstractmethod
     def identity(self, user_id: str, rng: random.Random) -> Identity:
-        """How the customer says who they are."""
+        """How the user says who they are."""
 
     @abstractmethod
     def draw(self, user_id: str, rng: random.Random) -> Request | None:
-        """One request of this customer, legal or not; None where the draw came to nothing."""
+        """One request of this user, legal or not; None where the draw came to nothing."""
 
     @abstractmethod
     def draw_refusal(self, user_id: str, rng: random.Random) -> Request | None:

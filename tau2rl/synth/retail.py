@@ -1,4 +1,4 @@
-"""Retail's affordances: what a customer could ask for, drawn from the database; the rules decide whether it is legal."""
+"""Retail's affordances: what a user could ask for, drawn from the database; the rules decide whether it is legal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STREETS = ("Maple Street", "Cedar Avenue", "Hillcrest Drive", "Willow Lane", "Su
 
 
 class Retail(Affordances):
-    """Draws requests of one customer."""
+    """Draws requests of one user."""
 
     table = "orders"
     entity_pattern = r"#W\d+"
@@ -64,11 +64,11 @@ class Retail(Affordances):
         )
 
     def users(self) -> list[str]:
-        """The customers who have orders, in the order of their ids."""
+        """The users who have orders, in the order of their ids."""
         return sorted(id for id, user in self.rows["users"].items() if user["orders"])
 
     def room(self, user_id: str) -> int:
-        """The most writes that a customer's profile and orders could take."""
+        """The most writes that a user's profile and orders could take."""
         status = Counter(self.rows["orders"][id]["status"] for id in self.rows["users"][user_id]["orders"])
         return 1 + 3 * status["pending"] + status["delivered"]
 
@@ -99,7 +99,7 @@ class Retail(Affordances):
         return not named and not value.endswith("0") and float(value) >= 10
 
     def draw(self, user_id: str, rng: random.Random) -> Request | None:
-        """One request of this customer, legal or not; None where the draw came to nothing."""
+        """One request of this user, legal or not; None where the draw came to nothing."""
         if rng.random() < 0.08:
             return self._saving(user_id, rng)
         order_id = rng.choice(self.rows["users"][user_id]["orders"])
@@ -165,7 +165,7 @@ class Retail(Affordances):
         return retail_call_words(self.rows, user_id, call)
 
     def other_values(self, user_id: str, call: CallTool, argument: str) -> list[Any]:
-        """Another reason, order, customer, payment method or item; anything else with a digit more."""
+        """Another reason, order, user, payment method or item; anything else with a digit more."""
         user, value = self.rows["users"][user_id], call.arguments[argument]
         match argument:
             case "reason":

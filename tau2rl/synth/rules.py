@@ -25,7 +25,7 @@ class Rule:
     check: str
     options: Mapping[str, Any]
     policy: str  # the sentence of the policy that it stands for, word for word
-    refusal: str = ""  # what an agent says to a customer who asks for what it forbids; "" where no made task does
+    refusal: str = ""  # what an agent says to a user who asks for what it forbids; "" where no made task does
 
 
 class RuleBook:
@@ -51,7 +51,7 @@ class RuleBook:
     def broken(self, rows: Tables, user_id: str, call: CallTool, told: Mapping[str, str] | None = None) -> list[Rule]:
         """The rules that a call of this user's conversation breaks in the initial state; none: it is legal.
 
-        `told`: what the customer said that a rule asks for and the call has no argument for; checks find it beside the arguments.
+        `told`: what the user said that a rule asks for and the call has no argument for; checks find it beside the arguments.
         """
         seen = CallTool(name=call.name, arguments={**(told or {}), **call.arguments})
         return [r for r in self.by_tool[call.name] if not self._checks[r.check](rows, user_id, seen, **r.options)]

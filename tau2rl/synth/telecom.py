@@ -1,4 +1,4 @@
-"""Telecom's tasks: a customer whose phone or line has several things wrong with it at once; problems x intents x personas."""
+"""Telecom's tasks: a user whose phone or line has several things wrong with it at once; problems x intents x personas."""
 
 from __future__ import annotations
 

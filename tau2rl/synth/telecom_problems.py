@@ -15,8 +15,8 @@ from tau2rl.synth.request import AskedAmount
 from tau2rl.synth.rules import check_quotes
 from tau2rl.synth.telecom_people import NUM_PEOPLE, TelecomPerson, person
 
-ASKS = 0.35  # share of the tasks that can be solved in which the customer also asks something
-TRAVELS = 0.2  # share of those about data or MMS whose customer is abroad although roaming works
+ASKS = 0.35  # share of the tasks that can be solved in which the user also asks something
+TRAVELS = 0.2  # share of those about data or MMS whose user is abroad although roaming works
 Requestor = Literal["user", "assistant"]
 
 
@@ -41,7 +41,7 @@ class ProblemGroup:
     intents: tuple[str, ...]
     own: tuple[str, ...]  # a task of these intents has a problem of at least one such group
     looks: tuple[CaseStep, ...]
-    abroad: bool  # whether it is only looked at when the customer is abroad
+    abroad: bool  # whether it is only looked at when the user is abroad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ class Case:
     """What one conversation is about: `draw_case` makes it."""
 
     person: TelecomPerson
-    line: Mapping[str, Any]  # of the phone that the customer calls about
+    line: Mapping[str, Any]  # of the phone that the user calls about
     intent: str
     problems: tuple[Problem, ...]  # in the order of the book
     values: Mapping[str, Any]  # of the steps
@@ -132,7 +132,7 @@ class Case:
 def draw_case(
     book: ProblemBook, plans: Mapping[str, Mapping[str, Any]], intent: str, number: int, rng: random.Random, *, beyond: bool
 ) -> Case | None:
-    """A customer with so many problems, or None where the draw came to nothing. `plans`: tau2's, by id.
+    """A user with so many problems, or None where the draw came to nothing. `plans`: tau2's, by id.
 
     Somebody whose problem is beyond the agent also asks for an amount, so that handing over alone does not do.
     """

@@ -86,7 +86,7 @@ class _Tried:
                 yield {"argument": argument, "value": value, "hash": end.hash, "holds": end.holds, "refused": refused}
 
     def _other_values(self, argument: str, value: Any) -> list[Any]:
-        """Other lines, bills and customers, other amounts, and everything else that the phone offers."""
+        """Other lines, bills and users, other amounts, and everything else that the phone offers."""
         who = self._case.person
         if argument == "gb_amount":
             return [each for each in (0.5, 1.0, 1.5, 2.0) if each != value]

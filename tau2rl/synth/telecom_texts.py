@@ -118,7 +118,7 @@ TRANSFERRED = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
 
 
 def case_text(case: Case, persona: str, rng: random.Random, twists: Sequence[str] = TELECOM_TWISTS) -> Text:
-    """One of the ways in which this customer could talk; `persona`: how well they know their phone."""
+    """One of the ways in which this user could talk; `persona`: how well they know their phone."""
     pace, style, identity = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES)), rng.choice(("birth_date", "phone"))
     number = case.line["phone_number"]
     who = f"My name is {case.person.name}, and the phone number is {number}."
@@ -142,14 +142,14 @@ def case_text(case: Case, persona: str, rng: random.Random, twists: Sequence[str
 
 
 def _twist(case: Case, pace: str, rng: random.Random, twists: Sequence[str]) -> str:
-    """One of the twists that this customer can have; nobody corrects themselves who says everything in one breath."""
+    """One of the twists that this user can have; nobody corrects themselves who says everything in one breath."""
     can = {"corrected": pace == "bit_by_bit" and case.intent != "service", "does_not_know": pace != "all_at_once"}
     possible = [twist for twist in TELECOM_TWISTS if twist in twists and can.get(twist, False)]
     return rng.choice(possible) if possible and ("none" not in twists or rng.random() < TWISTED) else "none"
 
 
 def case_facts(case: Case, text: Text) -> list[str]:
-    """What a customer has to say, word for word."""
+    """What a user has to say, word for word."""
     said = [case.person.name, case.line["phone_number"]]
     said += [case.person.born] if text.behaviour["identity"] == "birth_date" else []
     said += [] if case.intent == "service" else [f"{case.values['gb']:g} GB", "abroad" if case.abroad else "the United States"]

@@ -119,12 +119,12 @@ class Text:
 
     @property
     def spoken(self) -> str:
-        """All that the customer has to say."""
+        """All that the user has to say."""
         return "\n".join((self.reason, *self.known))
 
 
 def user_text(made: Composed, table: str, rng: random.Random, twists: Sequence[str] = TWISTS) -> Text:
-    """One of the ways in which this customer could talk; `table`: what customers have, "orders"."""
+    """One of the ways in which this user could talk; `table`: what users have, "orders"."""
     pace, style = rng.choice(sorted(PACES)), rng.choice(sorted(STYLES))
     twist = _twist(made, pace, rng, twists)
     slips = [i for i, request in enumerate(made.requests) if request.slip]
@@ -159,7 +159,7 @@ def user_text(made: Composed, table: str, rng: random.Random, twists: Sequence[s
 
 
 def _twist(made: Composed, pace: str, rng: random.Random, twists: Sequence[str]) -> str:
-    """One of the twists that this customer can have; nobody corrects themselves who says everything in one breath."""
+    """One of the twists that this user can have; nobody corrects themselves who says everything in one breath."""
     can = {
         "corrected": pace == "bit_by_bit" and any(request.slip for request in made.requests),
         "changes_mind": pace != "all_at_once" and made.withdrawn is not None,
@@ -170,19 +170,19 @@ def _twist(made: Composed, pace: str, rng: random.Random, twists: Sequence[str])
 
 
 def withdrawn_of(made: Composed, text: Text) -> Withdrawn | None:
-    """What the customer of this text takes back."""
+    """What the user of this text takes back."""
     return made.withdrawn if text.behaviour["twist"] == "changes_mind" else None
 
 
 def required_facts(made: Composed, text: Text) -> list[str]:
-    """What the customer has to say, word for word, beside a question."""
+    """What the user has to say, word for word, beside a question."""
     withdrawn = withdrawn_of(made, text)
     requests = [*made.requests, *([withdrawn.request] if withdrawn else [])]
     return [*made.identity.facts, *(fact for request in requests for fact in request.facts)]
 
 
 def missing_facts(made: Composed, text: Text) -> list[str]:
-    """The facts that the customer needs and the text lacks."""
+    """The facts that the user needs and the text lacks."""
     asked = [made.question.say] if made.question else []
     return [fact for fact in (*required_facts(made, text), *asked) if fact not in text.spoken]
 
@@ -212,7 +212,7 @@ def demonstrate(
 def _listen(
     made: Composed, lines: Sequence[str], identify: str, domain: Affordances, rng: random.Random
 ) -> Iterator[dict[str, str]]:
-    """Ask for a line at a time until there are no more; look the customer up as soon as they said who they are."""
+    """Ask for a line at a time until there are no more; look the user up as soon as they said who they are."""
     known = lines.index(made.identity.say) + 1 if lines else 0
     for number in range(known):
         yield {"say": domain.manners.identify_again if number else rng.choice(domain.manners.identify)}
