@@ -41,8 +41,8 @@ class RowLayout(StrEnum):
 LICENCES = {RowLayout.WRIT: "mit", RowLayout.AREAL: "apache-2.0", RowLayout.AREAL_TASK: "apache-2.0"}  # as the data cards have it
 NOT_SAID = "not said"
 DOMAINS = ("airline", "retail", "telecom")
-POLICY = re.compile(r"#\s*(airline|retail|telecom)\s+agent\s+policy", re.IGNORECASE)  # the heading of tau2's domain policies
-DIALOG = re.compile(r"^(airline|retail|telecom)\b|^(airline|retail|telecom)_")  # how ids of AReaL begin
+POLICY = re.compile(rf"#\s*({'|'.join(DOMAINS)})\s+agent\s+policy", re.IGNORECASE)  # the heading of tau2's domain policies
+DIALOG = re.compile(rf"^({'|'.join(DOMAINS)})(?:\b|_)")  # how ids of AReaL begin
 USER_ID = re.compile(r"\b[a-z]+_[a-z]+_\d{3,5}\b")
 TEXT_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 

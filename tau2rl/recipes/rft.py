@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tau2rl.config import ChatConfig, PolicyConfig, RftConfig
@@ -31,13 +32,22 @@ from tau2rl.runs.reports import Result
 from tau2rl.runs.timing import sessions
 
 ROWS = "sft.jsonl"
-Sampled = tuple[list[SourceRun], str, int | None, Meter | None]  # what is filtered, the digest, how many attempts were planned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempts:
+    """What is filtered."""
+
+    sources: list[SourceRun]
+    digest: str
+    planned: int | None = None  # attempts of this run's own sampling
+    meter: Meter | None = None  # of it
 
 
 def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
     """Sample where no sources are given, then filter. Raises UserError for what cannot be run as asked."""
-    sampled = None if config.sources else _sample(config, folder, progress)
-    sources, digest, planned, meter = sampled or _from_runs(config, folder)
+    attempts = _from_runs(config, folder) if config.sources else _sample(config, folder, progress)
+    sources, planned = attempts.sources, attempts.planned
     spec = spec_from(config.reward, max_turns=config.limits.max_turns)
     keep = config.keep
     with RolloutFilter() as rollouts:
@@ -54,7 +64,7 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
         report = {
             "schema": SCHEMA,
             "stage": "rft-filter",
-            "digest": digest,
+            "digest": attempts.digest,
             "planned": planned,
             "incomplete": planned is not None and missing_attempts(rollouts, planned) > 0,
             **dataset_summary(rollouts, seen),
@@ -62,13 +72,13 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
             "files": write_dataset(folder.path, ROWS, sources, rollouts),
             # Those of earlier runs are in their own reports.
             "cost": account(sessions(folder.path), seen.costs) if config.plays else None,
-            "budget": meter.account() if meter else None,
+            "budget": attempts.meter.account() if attempts.meter else None,
         }
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])
 
 
-def _sample(config: RftConfig, folder: RunFolder, progress: Progress) -> Sampled:
+def _sample(config: RftConfig, folder: RunFolder, progress: Progress) -> _Attempts:
     """Run the episodes: the run itself is the only source."""
     prepared = prepare(config, progress)
     if not config.allow_held_out:
@@ -76,16 +86,16 @@ def _sample(config: RftConfig, folder: RunFolder, progress: Progress) -> Sampled
     digest = write_environment(config, folder, prepared)
     asyncio.run(play(config, folder, prepared, progress))
     source = make_source(folder.path, config.name, config.policy, config.chat, fingerprint=prepared.chat, digest=digest)
-    return [source], digest, len(prepared.planned), prepared.meter
+    return _Attempts(sources=[source], digest=digest, planned=len(prepared.planned), meter=prepared.meter)
 
 
-def _from_runs(config: RftConfig, folder: RunFolder) -> Sampled:
+def _from_runs(config: RftConfig, folder: RunFolder) -> _Attempts:
     """The runs that `sources` names, and the digest of what this one stands on."""
     sources = [source_of(path) for path in config.sources]
     refuse_mixture(sources)
     stands_on = environment(config, {}, {"sources": [source.digest for source in sources], "chat": sources[0].fingerprint})
     folder.write_environment(stands_on)
-    return sources, str(stands_on["digest"]), None, None
+    return _Attempts(sources=sources, digest=str(stands_on["digest"]))
 
 
 def source_of(path: Path) -> SourceRun:

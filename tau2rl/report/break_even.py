@@ -121,15 +121,6 @@ def expected_attempts(tasks: Tasks, k: int, *, recall: float = 1.0, false_accept
     )
 
 
-def false_accepts_of(*, precision: float, recall: float, base_rate: float) -> float:
-    """The chance of accepting a failure, where precision and recall at a base rate of success are known.
-
-    >>> round(false_accepts_of(precision=0.8, recall=0.8, base_rate=0.5), 3)
-    0.2
-    """
-    return base_rate * recall * (1 - precision) / (precision * (1 - base_rate))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
     """One way to serve a task: `Strategy(attempts=4.0, attempt_cost=0.01, success=0.6)`."""

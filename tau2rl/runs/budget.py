@@ -219,12 +219,18 @@ class Meter:
                 return math.inf if left > 0 and left >= hours else 0
 
     def over(self, done: int) -> bool:
-        """Whether a cap ends the run here, behind so many units; people are told."""
+        """Whether a cap ends the run here, behind so many units; people are told, also what it will cost once that is known."""
+        self.look()
         if done >= self.total:
             self.stopped = ""
         elif self.room() <= 0 and self.stopped:
             log.info(self.words())
         return bool(self.stopped)
+
+    def stop(self, step: int) -> None:
+        """Raise RunIncomplete where `over` has found a cap: asked once, because the clock goes on while the step is saved."""
+        if self.stopped:
+            raise RunIncomplete(f"step {step} of {self.total} is the last that the budget allows, and it is kept")
 
     def words(self) -> str:
         """Why the run stopped, and how it goes on."""
@@ -274,18 +280,6 @@ def step_meter(config: StageConfig, folder: RunFolder, *, total: int, now: Costs
         meter.stepping += sum(value for phase, value in session.wall.items() if phase != "loading")
     meter.begin_in(folder)
     return meter
-
-
-def is_over(meter: Meter, step: int) -> bool:
-    """Whether a cap ends a training behind a step; people are told, also what it will cost once that is known."""
-    meter.look()
-    return meter.over(step)
-
-
-def stop(meter: Meter, step: int) -> None:
-    """Raise RunIncomplete where `is_over` has found a cap: asked once, because the clock goes on while the step is saved."""
-    if meter.stopped:
-        raise RunIncomplete(f"step {step} of {meter.total} is the last that the budget allows, and it is kept")
 
 
 def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices | None = None) -> dict[str, Any]:

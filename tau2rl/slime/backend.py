@@ -34,18 +34,10 @@ from tau2rl.slime.checkpoints import attempts_done, point_final, read_saves, ref
 from tau2rl.slime.layout import layout_of
 from tau2rl.slime.model import read_shape
 from tau2rl.slime.preflight import issues_of, read_machine, validate
-from tau2rl.slime.process import (
-    TrainLog,
-    run_child,
-    script,
-    shared_variables,
-    slime_environment,
-    slime_summary,
-    slime_variables,
-    tracker_login,
-)
+from tau2rl.slime.process import run_child, script, shared_variables, slime_environment, slime_variables, tracker_login
 from tau2rl.slime.run_context import SlimeRun, absolute, served_user, write_files
 from tau2rl.slime.sft_data import longest_row, write_conversations
+from tau2rl.slime.train_log import TrainLog, slime_summary
 
 log = logging.getLogger(__name__)
 USER_IN_THE_JOB = "http://127.0.0.1/v1"  # in a run's identity; the address of an engine is known only in the job

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from tau2rl.backend import Plan, Trained, TrainingConfig
 from tau2rl.chat import make_codec
@@ -23,18 +17,15 @@ from tau2rl.env.tasks import select
 from tau2rl.env.tau2_env import warm_up
 from tau2rl.report.cost import account
 from tau2rl.reward.presets import spec_from
-from tau2rl.runs.budget import Spent, is_over, step_meter, stop
-from tau2rl.runs.checkpoints import FINAL, INITIAL, STATE, begins_anew, exports, last_step
+from tau2rl.runs.checkpoints import FINAL, INITIAL, last_step
 from tau2rl.runs.folder import RunFolder
-from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.timing import PhaseTimer, sessions, timed
-from tau2rl.runs.trackers import Curves
+from tau2rl.runs.progress import Progress
+from tau2rl.runs.timing import sessions, timed
 from tau2rl.train.engine.proof import record_engine
 from tau2rl.train.grpo import GRPO, Rollouts
 from tau2rl.train.metrics import metrics_summary
 from tau2rl.train.model import num_parameters, open_model, prepare_machine, trainable, write_checkpoint
-from tau2rl.train.sft import SFTStep, Split, account_of, mean_loss, split_rows, train, training_samples
-from tau2rl.train.state import STATE_FILE
+from tau2rl.train.sft import SFT, account_of, split_rows
 from tau2rl.train.tiny import create_tiny
 from tau2rl.train.trainer import GRPOTrainer
 
@@ -95,86 +86,10 @@ def _train_sft(config: SftConfig, folder: RunFolder, progress: Progress, start: 
             log.warning("no row is left: the model is handed on as it is")
             training: dict[str, Any] = {"steps": 0, "reason": "no row is left"}
         else:
-            training = _SFTRun(config, folder, progress, timer).train(model, rows, start)
+            training = SFT(config, folder, progress, timer).train(model, rows, start)
         with timer.phase("saving"):
             write_checkpoint(model, final, tokenizer=start)
     return Trained(checkpoint=final, training=training, cost=account(sessions(folder.path)), rows=account_of(encoded, rows))
-
-
-class _SFTRun:
-    """The loop of `sft.py` with what surrounds it: curves, progress, the timer, exported checkpoints."""
-
-    def __init__(self, config: SftConfig, folder: RunFolder, progress: Progress, timer: PhaseTimer) -> None:
-        self._config, self._folder, self._progress, self._timer = config, folder, progress, timer
-        self._began = time.monotonic()
-        self._tokens, self._seconds = 0, 0.0
-        self._padding = self._shared = 0.0  # shares, weighted by tokens
-
-    def train(self, model: nn.Module, rows: Split, start: Path) -> dict[str, Any]:
-        """Train the model in place; what the report says of it."""
-        config, folder = self._config, self._folder
-        if not os.path.lexists(folder.checkpoints / STATE / STATE_FILE):
-            begins_anew(folder, save_every=config.train.save_every)
-
-        def val_loss() -> float | None:
-            if not rows.val:
-                return None
-            with self._timer.phase("validation"):
-                return mean_loss(
-                    model, training_samples(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch
-                )
-
-        before, meter = val_loss(), step_meter(config, folder, total=config.train.steps)
-        with Curves(config, folder) as curves:
-
-            def on_begin(done: int) -> None:
-                meter.count_done(done)
-                is_over(meter, done)
-                stop(meter, done)
-
-            def on_step(step: SFTStep) -> None:
-                meter.count(Spent(seconds=step.seconds))
-                self._timer.largest_step = meter.largest
-                self._log(step, curves)
-                if exports(step.step, config.train.export_every):
-                    with self._timer.phase("saving"):
-                        write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=start)
-                if exports(step.step, config.train.save_every):
-                    self._timer.write()
-                is_over(meter, step.step)
-                stop(meter, step.step)
-
-            result = train(
-                model, rows.train, config.train, config.local,
-                seed=config.seed, val=rows.val, folder=folder.checkpoints / STATE, on_begin=on_begin, on_step=on_step,
-            )  # fmt: skip
-        return {
-            **asdict(result),
-            "loss": result.loss if math.isfinite(result.loss) else None,  # nan: there was no step left
-            "val_loss_before": before,
-            "val_loss_after": val_loss(),
-            "parameters": num_parameters(model),
-            "trained_parameters": num_parameters(model, trainable=True),
-            "tokens": self._tokens,
-            "tokens_per_second": self._tokens / self._seconds if self._seconds else None,
-            "padding_share": self._padding / self._tokens if self._tokens else None,
-            "shared_share": self._shared / self._tokens if self._tokens else None,
-        }
-
-    def _log(self, step: SFTStep, curves: Curves) -> None:
-        curves.write(step.step, {name: value for name, value in asdict(step).items() if name != "step"})
-        self._tokens += step.tokens
-        self._seconds += step.seconds
-        self._padding += step.tokens * step.padding_share
-        self._shared += step.tokens * step.shared_share
-        self._timer.trained = self._tokens
-        self._timer.add("update", step.seconds)  # with the step's own validation and save
-        seconds, note = time.monotonic() - self._began, f"loss {step.loss:.3f}"
-        self._progress(
-            ProgressEvent(
-                done=step.step, total=self._config.train.steps, tokens=self._tokens, seconds=seconds, unit="steps", note=note
-            )
-        )
 
 
 def _train_grpo(config: GrpoConfig, folder: RunFolder, progress: Progress, start: Path) -> Trained:

@@ -25,7 +25,7 @@ from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor
 from tau2rl.rollouts.runner import CircuitBreaker, Outcome, TimedPolicy, episode_runner, outcomes, plan_attempts, record_of
-from tau2rl.runs.budget import is_over, step_meter, stop
+from tau2rl.runs.budget import step_meter
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
@@ -82,8 +82,8 @@ class GRPO:
         total = config.train.steps
         meter = step_meter(config, self.folder, total=total, now=self.rollouts.costs)
         meter.count_done(done)
-        is_over(meter, done)
-        stop(meter, done)
+        meter.over(done)
+        meter.stop(done)
         self.event = ProgressEvent(done=done, total=total, unit="steps")
         self.rollouts.on_play = self._tell
         self._tell()
@@ -100,11 +100,11 @@ class GRPO:
                     self._report_progress(step, metrics)
                     with timer.phase("saving"):
                         alarmed = bool(alarms) and config.monitors.action == "stop"
-                        self._save(step, stops=alarmed or is_over(meter, step))
+                        self._save(step, stops=alarmed or meter.over(step))
                     timer.largest_step = meter.largest
                     timer.write()
                     self._raise_alarms(step, alarms)
-                    stop(meter, step)
+                    meter.stop(step)
 
     async def _step(self, step: int, policy: LocalPolicy) -> dict[str, float | None]:
         """Roll out, update, sync; the numbers of the step."""

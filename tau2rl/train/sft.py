@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -14,13 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from tau2rl.config import LocalTrainConfig, SftTrainConfig
+from tau2rl.config import LocalTrainConfig, SftConfig, SftTrainConfig
 from tau2rl.data.encoding import Encoded
 from tau2rl.data.task_sampling import ShuffledEpochs
 from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.runs.budget import Spent, step_meter
+from tau2rl.runs.checkpoints import STATE, begins_anew, exports
+from tau2rl.runs.folder import RunFolder
+from tau2rl.runs.progress import Progress, ProgressEvent
+from tau2rl.runs.timing import PhaseTimer
+from tau2rl.runs.trackers import Curves
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
+from tau2rl.train.model import num_parameters, write_checkpoint
 from tau2rl.train.optim import Optimizer
-from tau2rl.train.state import load_state, rng_state, save_state, set_weights, trained_weights, understood
+from tau2rl.train.state import STATE_FILE, load_state, rng_state, save_state, set_weights, trained_weights, understood
 from tau2rl.types import TrainingSample
 
 Conversation = Sequence[TrainingSample]  # its samples: several where thoughts are taken out of it
@@ -117,6 +126,82 @@ def train(
         stopped_early=optimizer.steps < config.steps,
         final_step=optimizer.steps if stopper.weights is None else stopper.best_step,
     )
+
+
+class SFT:
+    """The loop with what a run has around it: curves, progress, the timer, budget, exported checkpoints."""
+
+    def __init__(self, config: SftConfig, folder: RunFolder, progress: Progress, timer: PhaseTimer) -> None:
+        self._config, self._folder, self._progress, self._timer = config, folder, progress, timer
+        self._began = time.monotonic()
+        self._tokens, self._seconds = 0, 0.0
+        self._padding = self._shared = 0.0  # shares, weighted by tokens
+
+    def train(self, model: nn.Module, rows: Split, start: Path) -> dict[str, Any]:
+        """Train the model in place; what the report says of it."""
+        config, folder = self._config, self._folder
+        if not os.path.lexists(folder.checkpoints / STATE / STATE_FILE):
+            begins_anew(folder, save_every=config.train.save_every)
+
+        def val_loss() -> float | None:
+            if not rows.val:
+                return None
+            with self._timer.phase("validation"):
+                return mean_loss(
+                    model, training_samples(rows.val), max_tokens_per_microbatch=config.local.max_tokens_per_microbatch
+                )
+
+        before, meter = val_loss(), step_meter(config, folder, total=config.train.steps)
+        with Curves(config, folder) as curves:
+
+            def on_begin(done: int) -> None:
+                meter.count_done(done)
+                meter.over(done)
+                meter.stop(done)
+
+            def on_step(step: SFTStep) -> None:
+                meter.count(Spent(seconds=step.seconds))
+                self._timer.largest_step = meter.largest
+                self._log(step, curves)
+                if exports(step.step, config.train.export_every):
+                    with self._timer.phase("saving"):
+                        write_checkpoint(model, folder.checkpoints / f"step_{step.step:05}", tokenizer=start)
+                if exports(step.step, config.train.save_every):
+                    self._timer.write()
+                meter.over(step.step)
+                meter.stop(step.step)
+
+            result = train(
+                model, rows.train, config.train, config.local,
+                seed=config.seed, val=rows.val, folder=folder.checkpoints / STATE, on_begin=on_begin, on_step=on_step,
+            )  # fmt: skip
+        return {
+            **asdict(result),
+            "loss": result.loss if math.isfinite(result.loss) else None,  # nan: there was no step left
+            "val_loss_before": before,
+            "val_loss_after": val_loss(),
+            "parameters": num_parameters(model),
+            "trained_parameters": num_parameters(model, trainable=True),
+            "tokens": self._tokens,
+            "tokens_per_second": self._tokens / self._seconds if self._seconds else None,
+            "padding_share": self._padding / self._tokens if self._tokens else None,
+            "shared_share": self._shared / self._tokens if self._tokens else None,
+        }
+
+    def _log(self, step: SFTStep, curves: Curves) -> None:
+        curves.write(step.step, {name: value for name, value in asdict(step).items() if name != "step"})
+        self._tokens += step.tokens
+        self._seconds += step.seconds
+        self._padding += step.tokens * step.padding_share
+        self._shared += step.tokens * step.shared_share
+        self._timer.trained = self._tokens
+        self._timer.add("update", step.seconds)  # with the step's own validation and save
+        seconds, note = time.monotonic() - self._began, f"loss {step.loss:.3f}"
+        self._progress(
+            ProgressEvent(
+                done=step.step, total=self._config.train.steps, tokens=self._tokens, seconds=seconds, unit="steps", note=note
+            )
+        )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.errors import UserError
-from tau2rl.report.break_even import BetaTasks, MeasuredTasks, beta_tasks, expected_attempts, false_accepts_of, success_of
+from tau2rl.report.break_even import BetaTasks, MeasuredTasks, beta_tasks, expected_attempts, success_of
 from tau2rl.report.estimators import pass_at_k
 
 runner = CliRunner()
@@ -79,11 +79,6 @@ def test_a_perfect_verifier_gives_pass_at_k_and_a_blind_one_pass_at_1() -> None:
     for k in (1, 2, 5):
         assert success_of(tasks, k) == pytest.approx(sum(pass_at_k(n, c, k) for n, c in counts) / 7)
         assert success_of(tasks, k, recall=0.4, false_accepts=0.4) == pytest.approx(0.5)
-
-
-def test_false_accepts_follow_from_precision_recall_and_base_rate() -> None:
-    f = false_accepts_of(precision=0.6, recall=0.9, base_rate=0.25)
-    assert 0.25 * 0.9 / (0.25 * 0.9 + 0.75 * f) == pytest.approx(0.6)
 
 
 def test_no_tasks_have_a_pass_at_k_beyond_equally_hard_ones() -> None:

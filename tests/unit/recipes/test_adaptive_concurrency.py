@@ -45,13 +45,24 @@ class Engine(SGLangStub):
     def __init__(self, places: int, **options: Any) -> None:
         super().__init__(answer=lambda ids, params: GOOD_BYE, context=10**7, **options)
         self.places = places
+        self.told_of_queue = 0  # times that `/v1/loads` said of one
 
     async def reply(self, request: Request, mode: str) -> Response:
         if request.path != "/v1/loads":
             return await super().reply(request, mode)
         now = self.traffic.in_flight
+        self.told_of_queue += now > self.places
         load = {"num_running_reqs": min(now, self.places), "num_waiting_reqs": max(0, now - self.places), "token_usage": 0.3}
         return Response(payload={"loads": [{"dp_rank": 0, **load}]})
+
+
+class Queue(Engine):
+    """A server that answers nobody before it has told of its queue as often as a cut takes."""
+
+    async def reply(self, request: Request, mode: str) -> Response:
+        while request.path == "/generate" and self.told_of_queue < concurrency.PRESSED_POLLS:
+            await asyncio.sleep(0.005)
+        return await super().reply(request, mode)
 
 
 class Router(SGLangStub):
@@ -173,7 +184,7 @@ def test_a_run_plays_its_plan_whatever_the_order_and_the_number_in_flight(
 ) -> None:
     monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.002)
     caplog.set_level(logging.INFO)
-    with Engine(2, latency=0.02) as server:
+    with Queue(2) as server:
         config = evaluation(server.url, concurrency=16, num_samples=12)
         had = played(config.model_copy(update={"tasks": config.tasks.model_copy(update={"ids": TASKS})}), tmp_path / "run")
     refs = [TaskRef(domain="mock", task_id=name, split="base") for name in TASKS]

@@ -16,7 +16,7 @@ from typing import Any
 from tau2rl.report.cost import Costs, Session
 from tau2rl.runs.progress import ProgressEvent
 from tau2rl.slime.backend import cost_of
-from tau2rl.slime.process import TrainLog, read_numbers, slime_summary
+from tau2rl.slime.train_log import TrainLog, read_numbers, slime_summary
 
 
 def test_numbers_are_read_as_slime_prints_them() -> None:
