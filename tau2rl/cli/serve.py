@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -162,15 +163,16 @@ def serve(
     logprobs = any(one.name == "logprob" or "logprob" in one.signals for one in chosen)
     policy = _policy(model, api_base, api_key_env, policy_retries, checkpoint, device, seconds=policy_timeout, logprobs=logprobs)
     verifiers = VerifierPool(chosen, seconds=verifier_timeout, at_once=max_requests)
-    answers = _answers(policy, verifiers, k, temperature, read_tool, domain, journal, max_calls or MAX_CALLS)
-    limits = Limits(body_bytes=int(max_body_mib * 2**20), at_once=max_requests, seconds=timeout)
-    app = make_app(answers, policy, model=served_name, key=key, limits=limits)
-    console.say(_mode_words(k, domain, [one.name for one in chosen]))
+    with _only_writer(journal):
+        answers = _answers(policy, verifiers, k, temperature, read_tool, domain, journal, max_calls or MAX_CALLS)
+        limits = Limits(body_bytes=int(max_body_mib * 2**20), at_once=max_requests, seconds=timeout)
+        app = make_app(answers, policy, model=served_name, key=key, limits=limits)
+        console.say(_mode_words(k, domain, [one.name for one in chosen]))
 
-    def ready(address: str) -> None:
-        console.emit(f"{address}  model {served_name}" + ("" if key_env else f"  key {key}"))
+        def ready(address: str) -> None:
+            console.emit(f"{address}  model {served_name}" + ("" if key_env else f"  key {key}"))
 
-    serve_app(app, policy, host=host, port=port, ready=ready)
+        serve_app(app, policy, host=host, port=port, ready=ready)
 
 
 def _refuse_idle(domain: str | None, *, journal: Path | None, max_calls: int | None, read_tool: list[str] | None) -> None:
@@ -222,6 +224,14 @@ def _answers(
 
     sandbox = Sandbox(domain, journal=journal)
     return Conversations(policy, verifiers, sandbox, k=k, temperature=temperature, max_calls=max_calls)
+
+
+def _only_writer(journal: Path | None) -> contextlib.AbstractContextManager[None]:
+    if journal is None:
+        return contextlib.nullcontext()
+    from tau2rl.env.sandbox import only_writer
+
+    return only_writer(journal)
 
 
 def _key(variable: str | None) -> str:

@@ -8,15 +8,17 @@ keep anything anywhere, a copy is an environment in its initial state with all c
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tau2rl.env.domain import domain
 from tau2rl.env.factory import OWN
@@ -146,15 +148,40 @@ def _append(journal: Path, calls: Sequence[CallTool]) -> None:
             raise
 
 
+@contextlib.contextmanager
+def only_writer(journal: Path) -> Generator[None]:
+    """Nobody else's while the block runs: two sandboxes on one journal would not know of each other's writes. Raises UserError.
+
+    A journal that is not there is made.
+    """
+    with _opened(journal) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another server writes on `{journal}`", hint="stop it, or keep another journal") from None
+        except OSError as error:
+            raise UserError(
+                f"cannot lock `{journal}`: {error.strerror}", hint="keep it on a file system that has locks"
+            ) from None
+        yield
+
+
+def _opened(journal: Path) -> IO[bytes]:
+    try:
+        return journal.open("ab")
+    except FileNotFoundError:
+        raise UserError(f"`{journal.parent}` is no folder", hint="make it, or keep the journal elsewhere") from None
+    except OSError as error:
+        raise UserError(f"`{journal}` is no journal of committed writes: {error}") from None
+
+
 def _read(journal: Path) -> list[CallTool]:
     """The writes of a journal, which is made if there is none and mended where its writer was stopped. Raises UserError."""
     try:
-        with journal.open("ab"):
+        with _opened(journal):
             whole = _mended(journal)
         lines: list[Any] = [json.loads(line) for line in whole.splitlines() if line.strip()]
         return [CallTool(name=line["name"], arguments=line["arguments"]) for line in lines]
-    except FileNotFoundError:
-        raise UserError(f"`{journal.parent}` is no folder", hint="make it, or keep the journal elsewhere") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"`{journal}` is no journal of committed writes: {error}") from None
 

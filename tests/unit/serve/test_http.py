@@ -35,6 +35,7 @@ from hypothesis import given, strategies as st
 from typer.testing import CliRunner
 
 from tau2rl.cli import app
+from tau2rl.env.sandbox import only_writer
 from tau2rl.serve.requests import Refusal, read_request
 from tests.serving import KEY, Served, turns
 from tests.stubs.openai import OpenAIStub
@@ -315,6 +316,17 @@ def test_the_command_serves_litellm(tmp_path: Path) -> None:
         assert "no sandbox: each message is the best of 2 by rules, then own:stuck, up to the first write" in said
         assert "verifier `own:stuck` is left out: no judgement within 1 s" in said
         assert "Traceback" not in said
+
+
+def test_one_server_writes_on_a_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "writes.jsonl"
+    words = ["serve", "--model", "openai/stub", "--api-base", "http://127.0.0.1:1/v1", "--domain", "mock"]
+    with only_writer(journal):
+        second = CliRunner().invoke(app, [*words, "--journal", str(journal)])
+    assert (second.exit_code, second.stdout) == (2, "")
+    assert "another server writes on" in second.stderr
+    with only_writer(journal):  # it went with its holder
+        pass
 
 
 @pytest.mark.parametrize(
