@@ -81,7 +81,7 @@ class Monitor:
             self._keep(step)
             self.raised |= {name.removeprefix(ALARM) for name, value in step.items() if name.startswith(ALARM) and value}
 
-    def look(self, step: Curve) -> tuple[dict[str, float], dict[str, str]]:
+    def check(self, step: Curve) -> tuple[dict[str, float], dict[str, str]]:
         """The marks of this step for the curves, `{"alarm/loops": 1.0}`, and alarms that are new, each with its words."""
         self._keep(step)
         found = dict(self._found(step))

@@ -220,7 +220,7 @@ class Meter:
 
     def over(self, done: int) -> bool:
         """Whether a cap ends the run here, behind so many units; people are told, also what it will cost once that is known."""
-        self.look()
+        self.say_estimate()
         if done >= self.total:
             self.stopped = ""
         elif self.room() <= 0 and self.stopped:
@@ -241,7 +241,7 @@ class Meter:
             f"its {self.unit} took up to {self._most.words()}; to go on, resume with a higher `{budget_option(cap)}`"
         )
 
-    def look(self) -> None:
+    def say_estimate(self) -> None:
         """Say what it will cost once the first units have ended, where somebody would want to know."""
         enough = min(PILOT, self.total) if self.unit == "episodes" else 1
         if self.estimate is None and enough <= self.units < self.total and (self.prices.any or caps_of(self.budget)):

@@ -105,7 +105,7 @@ class RolloutLog:
             lines = [values for _, values in json_lines(metrics)] if metrics.exists() else []
             history = (line for line in lines if line["step"] < step and "success" in line)  # validations have lines of their own
             self._monitor = Monitor(self._config.monitors, history)
-        marks, alarms = self._monitor.look(numbers)
+        marks, alarms = self._monitor.check(numbers)
         for name, words in alarms.items():
             log.warning("step %d, alarm `%s`: %s", step, name, words)
         return marks

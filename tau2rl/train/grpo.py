@@ -94,7 +94,7 @@ class GRPO:
                 for step in range(done + 1, config.train.steps + 1):
                     with meter.step():
                         metrics = await self._step(step, policy)
-                    marks, alarms = monitor.look(metrics) if monitor else ({}, {})
+                    marks, alarms = monitor.check(metrics) if monitor else ({}, {})
                     curves.write(step, {**metrics, **marks}, self.rollouts.sample.take())
                     self._mark(step)
                     self._report_progress(step, metrics)

@@ -96,14 +96,14 @@ class Watch:
     async def frame(self, *, seconds: float = 1.0) -> Frame:
         """The run now. `seconds`: how long records may be read that the index does not have yet."""
         async with self._lock:
-            return await self._look(seconds)
+            return await self._poll(seconds)
 
     async def aclose(self) -> None:
         """Let go of the index and the connections, behind a look that goes on; safe to call twice."""
         async with self._lock:
             await self._let_go()
 
-    async def _look(self, seconds: float) -> Frame:
+    async def _poll(self, seconds: float) -> Frame:
         run = followed(self._run)
         if run != self._at:
             await self._let_go()

@@ -70,8 +70,8 @@ def step(*episodes: Episode) -> dict[str, float | None]:
 def watch(*curve: dict[str, Any], **settings_: Any) -> list[tuple[set[str], set[str]]]:
     """(marks, new alarms) of each step."""
     monitor = Monitor(MonitorsConfig(**{"window": 2, **settings_}))
-    looks = [monitor.look(one) for one in curve]
-    return [({name.removeprefix("alarm/") for name in marks}, set(new)) for marks, new in looks]
+    said = [monitor.check(one) for one in curve]
+    return [({name.removeprefix("alarm/") for name in marks}, set(new)) for marks, new in said]
 
 
 def test_each_hacker_shows_its_habit_and_an_honest_agent_none(honest: Episode, hackers: dict[str, Episode]) -> None:
