@@ -16,7 +16,7 @@ from tau2rl import console, plugins
 from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
-from tau2rl.errors import UserError
+from tau2rl.errors import UserError, all_of
 from tau2rl.runs.budget import budget_of, budget_option, estimate_from, estimate_words
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
@@ -121,7 +121,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             if not has_results(folder):
                 raise
             more = f"then go on with `{resume_command(config)}`"
-            raise UserError(error.message, hint=f"{error.hint}; {more}" if error.hint else more) from None
+            raise UserError(error.message, hint=f"{error.hint}\n{more}" if error.hint else more) from None
         follower.ended_well = code == DONE
     if (folder / "report.json").exists():
         _show(config, folder, as_json=asked.as_json)
@@ -224,7 +224,7 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         _print_plan(config, plan)
     look([config], dry=True)
     if errors := [issue for issue in plan.get("issues", ()) if issue["kind"] == "error"]:
-        raise UserError("\n".join(issue["message"] for issue in errors), hint="; ".join(issue["hint"] for issue in errors))
+        raise all_of(UserError(issue["message"], hint=issue["hint"]) for issue in errors)
 
 
 def _estimate(config: StageConfig) -> dict[str, Any] | None:

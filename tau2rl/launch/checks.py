@@ -16,7 +16,7 @@ from tau2rl.config import AgentConfig, EvalConfig, GrpoConfig, PlayConfig, RftCo
 from tau2rl.config.extras import importable, refuse_lacking
 from tau2rl.config.stages import LearnConfig
 from tau2rl.doctor import services
-from tau2rl.errors import UserError
+from tau2rl.errors import UserError, all_of
 from tau2rl.runs.budget import budget_of, estimate_from
 from tau2rl.runs.checkpoints import card_for
 from tau2rl.runs.prices import refuse_unpriced
@@ -37,7 +37,7 @@ def refuse(configs: Iterable[StageConfig], *, made: Path | None = None, elsewher
 
     `elsewhere`: of runs that are carried out on other machines only what is no matter of a machine is looked at.
     """
-    errors: dict[str, str] = {}  # what is said -> its hint
+    errors: list[UserError] = []
     for config in configs:
         if not (there := elsewhere(config)):
             refuse_lacking(config)  # without a package, what needs it cannot be looked for
@@ -45,9 +45,9 @@ def refuse(configs: Iterable[StageConfig], *, made: Path | None = None, elsewher
             try:
                 need.find()
             except UserError as error:
-                errors[error.message] = error.hint
+                errors.append(error)
     if errors:
-        raise UserError("\n".join(errors), hint="; ".join(dict.fromkeys(filter(None, errors.values()))))
+        raise all_of(errors)
 
 
 def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:

@@ -339,7 +339,7 @@ def test_a_backends_errors_are_said_together_and_its_warnings_are_logged(
     values = settings(checkpoint)
     with pytest.raises(UserError, match="no GPU\nno memory") as refused:
         carry_out(tmp_path / "a", values, Backend(checkpoint, issues=(warning, *errors)))
-    assert refused.value.hint == "bring GPU; bring memory"
+    assert refused.value.hint == "bring GPU\nbring memory"
     assert not (tmp_path / "a" / "environment.json").exists()
     with caplog.at_level(logging.WARNING, logger="tau2rl"):
         assert carry_out(tmp_path / "b", values, Backend(checkpoint, issues=(warning,))).complete
