@@ -97,6 +97,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
+    from tau2rl.launch.checks import refuse_lost
     from tau2rl.launch.submit import job_argv, look, run_chain
     from tau2rl.recipes.pipeline_budget import estimate_words_of
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
@@ -112,6 +113,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
         if not asked.as_json and (estimate := estimate_words_of(config, runs)):
             console.emit(estimate)
+        refuse_lost(runs)
         look([planned.config for planned in runs], made=folder, dry=True)
         return
     with console.Follower() as follower:
