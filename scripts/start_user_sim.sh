@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A customer of one's own: an SGLang server with an OpenAI-compatible API and tool calls (telecom's customers have tools).
+# A user simulator of one's own: an SGLang server with an OpenAI-compatible API and tool calls (telecom's simulated users have tools).
 #
 #     scripts/start_user_sim.sh MODEL_DIR [FLAG...]      start it and wait until it is ready; flags go to SGLang
 #     scripts/start_user_sim.sh stop | status

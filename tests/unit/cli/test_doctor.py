@@ -224,7 +224,7 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_driver_that_does_not_answer_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.check_gpu(needed=True).state == "missing"
+    assert (found := machine.check_gpu(needed=True)).state == "missing" and "local.device" in found.hint
     assert machine.check_gpu(needed=False).state == "optional"
     command = tmp_path / "nvidia-smi"
     command.write_text("#!/bin/sh\necho 'No devices were found' >&2\nexit 9\n", "utf-8")

@@ -175,5 +175,7 @@ def test_before_the_first_run_there_is_none(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path / "none"))
     listed = runner.invoke(app, ["runs", "list"])
     assert listed.exit_code == 0 and "0 runs" in listed.stderr
+    viewed = runner.invoke(app, ["view"])
+    assert viewed.exit_code == 2 and "there is no run yet" in viewed.stderr
     assert "there is no checkpoint of a training" in runner.invoke(app, ["runs", "prune"]).stderr
     assert runner.invoke(app, ["runs", "list", str(tmp_path / "none")]).exit_code == 2
