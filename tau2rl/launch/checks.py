@@ -57,8 +57,8 @@ def refuse_lost(runs: Sequence[Planned]) -> None:
     """Raise UserError where a run of a pipeline needs what a finished step had left and somebody took away."""
     done = [planned for planned in runs if finished(planned)]
     errors: list[UserError] = []
-    for planned in runs:
-        for file in [] if planned in done else _taken_in(planned.config):
+    for planned in (each for each in runs if each not in done):
+        for file in _taken_in(planned.config):
             step = next((each for each in done if file.is_relative_to(each.folder)), None)
             if step is not None and not file.is_file():
                 folders = shlex.join(str(each.folder) for each in _standing_on(step, runs))

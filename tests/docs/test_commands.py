@@ -42,7 +42,7 @@ def test_the_commands_of_a_document_run(document: Path, tmp_path: Path) -> None:
 
 def examples(command: Any, *path: str) -> Iterator[tuple[str, list[str]]]:
     """The examples at the end of each help, in order: `("tau2rl top", ["tau2rl top outputs/grpo/default", ...])`."""
-    yield " ".join(("tau2rl", *path)), (command.epilog or "").splitlines()
+    yield " ".join(("tau2rl", *path)), str(command.epilog or "").splitlines()
     for name, inner in getattr(command, "commands", {}).items():
         yield from examples(inner, *path, name)
 
