@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A customer of one's own: an SGLang server with an OpenAI-compatible API and tool calls (telecom's customers have tools).
+# A user simulator of one's own: an SGLang server with an OpenAI-compatible API and tool calls (telecom's simulated users have tools).
 #
 #     scripts/start_user_sim.sh MODEL_DIR [FLAG...]      start it and wait until it is ready; flags go to SGLang
 #     scripts/start_user_sim.sh stop | status
@@ -7,7 +7,7 @@
 # GPUS=6,7 (default 7)  PORT=30001  CONTEXT=32768  MEMORY=0.85  PARSER=qwen25 (also Qwen3; llama3, mistral, ...)  SERVED=user_sim
 # WAIT=900 seconds      PYTHON=python3
 # Then: --user-model openai/user_sim --set user.api_base=http://127.0.0.1:30001/v1
-# A training can serve the customer itself (`slime.user.gpus`); this one is for evaluations, and for a second machine.
+# A training can serve the user simulator itself (`slime.user.gpus`); this one is for evaluations, and for a second machine.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_serve.sh

@@ -10,11 +10,13 @@ Everything else is a bug and flies.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tau2rl.enums import Fault, MalformedKind
 
 
 class UserError(Exception):
-    """A request that cannot be carried out as it was written.
+    """A request that cannot be carried out as it was written; each line of `hint` is a hint of its own.
 
     >>> str(UserError("no such split `tset`", hint="one of: train, test, base"))
     'no such split `tset`\\n\\nhint: one of: train, test, base'
@@ -23,7 +25,19 @@ class UserError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         self.message = message
         self.hint = hint
-        super().__init__(f"{message}\n\nhint: {hint}" if hint else message)
+        hints = "\n".join(f"hint: {line}" for line in hint.splitlines())
+        super().__init__(f"{message}\n\n{hints}" if hints else message)
+
+
+def all_of(mistakes: Iterable[UserError]) -> UserError:
+    """Several mistakes as one: what is wrong, then what to do about it, each on a line of its own and only once.
+
+    >>> str(all_of([UserError("no rows", hint="run `seed`"), UserError("no key"), UserError("no model", hint="run `seed`")]))
+    'no rows\\nno key\\nno model\\n\\nhint: run `seed`'
+    """
+    every = list(mistakes)
+    messages, hints = (dict.fromkeys(texts) for texts in ((m.message for m in every), (m.hint for m in every if m.hint)))
+    return UserError("\n".join(messages), hint="\n".join(hints))
 
 
 class RunIncomplete(Exception):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,29 +103,28 @@ def _of_the_config(
     if tokenizer and "chat.tokenizer" in known_names(model):
         options["chat.tokenizer"] = tokenizer
     config = load_config(model, file, sets, options)
-    made: Path | None = None
-    runs: list[StageConfig] = [config]
-    if isinstance(config, PipelineConfig):
-        made = run_path(config)
-        runs = [planned.config for planned in plan_pipeline(with_files(config, file.parent if file else Path()), made)]
 
-    def checks() -> Iterator[CheckResult]:
-        for run in runs:
-            yield from examine_for(run, address=run.launch.address)
-            yield from map(_found, needs(run, made=made))
+    def checks(run: StageConfig, made: Path | None = None) -> Iterator[CheckResult]:
+        yield from examine_for(run, address=run.launch.address)
+        yield from map(_found, needs(run, made=made))
 
-    # What every run of a pipeline needs is looked for again for each, which is cheap, and shown once.
-    return _each_once(checks())
+    if not isinstance(config, PipelineConfig):
+        return checks(config)
+    folder = run_path(config)
+    plan = plan_pipeline(with_files(config, file.parent if file else Path()), folder)
+    return _by_step({planned.label: checks(planned.config, folder) for planned in plan})
 
 
-def _each_once(checks: Iterator[CheckResult]) -> Iterator[CheckResult]:
-    seen: set[object] = set()
-    for check in checks:
-        # What is free may have changed in between.
-        what = (check.name, check.state) if check.name in ("memory", "disk") else check
-        if what not in seen:
-            seen.add(what)
-            yield check
+def _by_step(checks: Mapping[str, Iterator[CheckResult]]) -> Iterator[CheckResult]:
+    """What is found for several steps once, with their names where it is not so for all of them."""
+    found: dict[object, tuple[CheckResult, list[str]]] = {}
+    for step, of_step in checks.items():
+        for check in of_step:
+            # What is free may have changed in between.
+            what = (check.name, check.state) if check.name in ("memory", "disk") else check
+            found.setdefault(what, (check, []))[1].append(step)
+    for check, steps in found.values():
+        yield check if len(steps) == len(checks) else replace(check, detail=f"{check.detail} ({', '.join(steps)})")
 
 
 def _found(need: Need) -> CheckResult:
@@ -159,8 +158,8 @@ def _show(use: str, found: Iterator[CheckResult], *, as_json: bool) -> None:
         checks.append(check)
         if not as_json:
             console.emit(f"{MARKS[check.state]:8} {check.name:16} {check.detail}")
-            if check.hint:
-                console.emit(f"{'':25} hint: {check.hint}")
+            for hint in check.hint.splitlines():
+                console.emit(f"{'':25} hint: {hint}")
     missing = [check.name for check in checks if check.state == "missing"]
     if as_json:
         console.emit_json({"for": use, "ready": not missing, "checks": [asdict(check) for check in checks]})

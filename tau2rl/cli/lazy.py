@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +33,21 @@ class Late:
         found = getattr(importlib.import_module(module), attribute)
         owner = typer.Typer(rich_markup_mode="rich")
         if isinstance(found, typer.Typer):
+            for info in found.registered_commands:
+                info.cls = Command
             owner.add_typer(found, name=name, rich_help_panel=self.panel)
         else:
             epilog = examples(*self.examples) if self.examples else None
-            owner.command(name, cls=getattr(found, "command_class", None), rich_help_panel=self.panel, epilog=epilog)(found)
+            owner.command(name, cls=getattr(found, "command_class", Command), rich_help_panel=self.panel, epilog=epilog)(found)
         return typer.main.get_group(owner).commands[name]
+
+
+class Command(TyperCommand):
+    """A command whose examples can be pasted; those of `Late` are of this class where they name none of their own."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write its help."""
+        help_with_examples(TyperCommand.format_help, self, ctx, formatter)
 
 
 class LateGroup(TyperGroup):
@@ -45,6 +58,10 @@ class LateGroup(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands: Any = _Loaded(self.late)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write its help."""
+        help_with_examples(TyperGroup.format_help, self, ctx, formatter)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Their names."""
@@ -85,13 +102,38 @@ class _Loaded(Mapping[str, Any]):
         return len(self._late)
 
 
-def examples(*lines: str) -> str:
-    """The epilog of a command: one example a line.
+def examples(*commands: str) -> str:
+    """The epilog of a command, as `help_with_examples` reads it: one example a line."""
+    return "\n".join(commands)
 
-    >>> examples("tau2rl doctor", "tau2rl doctor --json")
-    'Examples:\\n\\n  tau2rl doctor\\n\\n  tau2rl doctor --json'
+
+def help_with_examples(format_help: Callable[..., None], command: Any, ctx: Any, formatter: Any) -> None:
+    """Write a help as Typer does, and below it the examples in lines of our own: Typer's end anywhere, and cannot be pasted."""
+    shown = copy.copy(command)
+    shown.epilog = None
+    format_help(shown, ctx, formatter)
+    if command.epilog:
+        width = shutil.get_terminal_size().columns - 1
+        written = (_in_lines(line, width) for line in command.epilog.splitlines())
+        formatter.write("".join(f"{line}\n" for line in ["", " Examples:", "", *written]))
+
+
+def _in_lines(command: str, width: int) -> str:
+    """A command that is pasted as it stands, over several lines where it is longer than `width`; options keep their values.
+
+    >>> print(_in_lines("tau2rl eval --tokenizer DIR --domains retail --num-samples 4", 50))
+     tau2rl eval --tokenizer DIR --domains retail \\
+       --num-samples 4
     """
-    return "\n\n".join(["Examples:", *(f"  {escape_markup(line)}" for line in lines)])
+    if len(command) < width:
+        return f" {command}"
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        for word in [part] if len(part) + 5 <= width else part.split(" "):  # 5: the indent, and a backslash behind a blank
+            if lines[-1] and len(lines[-1]) + len(word) + 6 > width:
+                lines.append("")
+            lines[-1] += f" {word}" if lines[-1] else word
+    return " " + " \\\n   ".join(lines)
 
 
 def escape_markup(text: str) -> str:

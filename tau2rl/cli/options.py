@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tau2rl.cli.lazy import escape_markup
+from tau2rl.cli.lazy import escape_markup, help_with_examples
 from tau2rl.config import Section, Setting, every_setting, load_config, words_of
 from tau2rl.config.fields import arms_of, items_of, section_of, values_of
 from tau2rl.config.renamed import old_names
@@ -164,7 +164,7 @@ class StageCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the options that were asked for, each under one name."""
-        TyperCommand.format_help(_shortened(self, ctx), ctx, formatter)
+        help_with_examples(TyperCommand.format_help, _shortened(self, ctx), ctx, formatter)
 
 
 class StageGroup(TyperGroup):
@@ -172,7 +172,7 @@ class StageGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the options that were asked for, each under one name."""
-        TyperGroup.format_help(_shortened(self, ctx), ctx, formatter)
+        help_with_examples(TyperGroup.format_help, _shortened(self, ctx), ctx, formatter)
 
 
 def _shortened(command: Any, ctx: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`tau2rl runs list|prune`: which runs there are, what each says and weighs, and checkpoints that may go."""
+"""`tau2rl runs [list|prune]`: which runs there are, what each says and weighs, and checkpoints that may go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from tau2rl.config import STAGES
 from tau2rl.errors import UserError
 from tau2rl.runs.files import section
 
-app = typer.Typer(help="List runs, and remove checkpoints that nothing needs.", no_args_is_help=True)
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def root(ctx: typer.Context) -> None:
+    """List runs, and remove checkpoints that nothing needs. Without a command it lists those of the outputs folder."""
+    if ctx.invoked_subcommand is None:
+        list_()
+
 
 Places = Annotated[
     list[Path] | None,

@@ -123,6 +123,11 @@ def view(
     Prints an address with a secret in it, and serves on loopback until it is interrupted. For another machine: `ssh -L`.
     """
     looked = places or [settings.output_root()]
+    if not places and not looked[0].exists():
+        raise UserError(
+            f"there is no run yet: no folder `{looked[0]}`",
+            hint="`tau2rl eval -c configs/eval/gold.yaml --limit 5` makes one\nor name run folders, or a folder of them",
+        )
     if missing := [place for place in looked if not place.is_dir()]:
         raise UserError(f"`{missing[0]}` is not a folder", hint="name run folders, or a folder of them")
     refuse_command("tau2rl view")

@@ -16,7 +16,7 @@ from tau2rl import console, plugins
 from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
-from tau2rl.errors import UserError
+from tau2rl.errors import UserError, all_of
 from tau2rl.runs.budget import budget_of, budget_option, estimate_from, estimate_words
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
@@ -97,6 +97,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
+    from tau2rl.launch.checks import refuse_lost
     from tau2rl.launch.submit import job_argv, look, run_chain
     from tau2rl.recipes.pipeline_budget import estimate_words_of
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
@@ -112,6 +113,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
         if not asked.as_json and (estimate := estimate_words_of(config, runs)):
             console.emit(estimate)
+        refuse_lost(runs)
         look([planned.config for planned in runs], made=folder, dry=True)
         return
     with console.Follower() as follower:
@@ -121,7 +123,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             if not has_results(folder):
                 raise
             more = f"then go on with `{resume_command(config)}`"
-            raise UserError(error.message, hint=f"{error.hint}; {more}" if error.hint else more) from None
+            raise UserError(error.message, hint=f"{error.hint}\n{more}" if error.hint else more) from None
         follower.ended_well = code == DONE
     if (folder / "report.json").exists():
         _show(config, folder, as_json=asked.as_json)
@@ -224,7 +226,7 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         _print_plan(config, plan)
     look([config], dry=True)
     if errors := [issue for issue in plan.get("issues", ()) if issue["kind"] == "error"]:
-        raise UserError("\n".join(issue["message"] for issue in errors), hint="; ".join(issue["hint"] for issue in errors))
+        raise all_of(UserError(issue["message"], hint=issue["hint"]) for issue in errors)
 
 
 def _estimate(config: StageConfig) -> dict[str, Any] | None:

@@ -42,6 +42,8 @@ def top(
     if once:
         console.emit_styled(asyncio.run(_once(run)))
         return
+    if not run.is_dir():
+        raise UserError(f"`{run}` is not a folder", hint="name a run folder; `tau2rl runs` lists those of the outputs folder")
     if not sys.stdout.isatty():
         raise UserError("the dashboard needs a terminal", hint=f"`tau2rl top {run} --once` prints one frame")
     refuse_command("tau2rl top")

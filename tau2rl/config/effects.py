@@ -272,7 +272,7 @@ def refuse_idle(config: BaseModel, given: Mapping[str, Any]) -> None:
         ways: dict[str, list[str]] = {}  # settings that one change would give an effect stand together
         for name, rule in found.items():
             ways.setdefault(_way_out(rule, model), []).append(name)
-        raise UserError("\n".join(lines), hint="; ".join(f"leave out {', '.join(names)}{way}" for way, names in ways.items()))
+        raise UserError("\n".join(lines), hint="\n".join(f"leave out {', '.join(names)}{way}" for way, names in ways.items()))
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import cast
 from tau2rl.config.base import Section
 from tau2rl.config.effects import SET, Apart, Other, Values, With, matches
 from tau2rl.config.fields import every_setting, value_of
-from tau2rl.errors import UserError
+from tau2rl.errors import UserError, all_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,14 +112,13 @@ def lacking(config: Section) -> Iterator[tuple[str, OptionalPart]]:
 
 def refuse_lacking(config: Section) -> None:
     """Raise UserError with every part that a run would lack."""
-    lines: dict[str, str] = {}  # what is said -> its hint
+    refusals: list[UserError] = []
     for name, part in lacking(config):
         value = value_of(config, name)
         shown = ", ".join(map(str, cast("tuple[object, ...]", value))) if isinstance(value, tuple) else value
-        error = part.refusal(f"`{name}` = `{shown}`")
-        lines[error.message] = error.hint
-    if lines:
-        raise UserError("\n".join(lines), hint="; ".join(dict.fromkeys(lines.values())))
+        refusals.append(part.refusal(f"`{name}` = `{shown}`"))
+    if refusals:
+        raise all_of(refusals)
 
 
 def refuse_command(command: str) -> None:

@@ -41,7 +41,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> UserError:
         else:
             lines.append(_sentence(name, item))
             hints += _meant(_nearest_word(item))
-    return UserError("\n".join(lines), hint="; ".join(dict.fromkeys(hints)) or "`tau2rl config show` lists every setting")
+    return UserError("\n".join(lines), hint="\n".join(dict.fromkeys(hints)) or "`tau2rl config show` lists every setting")
 
 
 def _elsewhere(model: type[BaseModel], name: str) -> list[str]:

@@ -42,7 +42,7 @@ def check_gpu(*, needed: bool) -> CheckResult:
             name="gpu",
             state=absent,
             detail="no nvidia-smi on the path",
-            hint="training with slime needs NVIDIA GPUs" if needed else "",
+            hint="a training with slime needs NVIDIA GPUs, and so does `local.device` cuda; `cpu` does without" if needed else "",
         )
     try:
         listing = subprocess.run(

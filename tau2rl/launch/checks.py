@@ -6,7 +6,8 @@ can find out (servers that do not answer, rows that cannot be read, a device) is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from tau2rl.config import AgentConfig, EvalConfig, GrpoConfig, PlayConfig, RftCo
 from tau2rl.config.extras import importable, refuse_lacking
 from tau2rl.config.stages import LearnConfig
 from tau2rl.doctor import services
-from tau2rl.errors import UserError
+from tau2rl.errors import UserError, all_of
+from tau2rl.recipes.pipeline_plan import Planned
+from tau2rl.recipes.pipeline_report import finished
 from tau2rl.runs.budget import budget_of, estimate_from
 from tau2rl.runs.checkpoints import card_for
 from tau2rl.runs.prices import refuse_unpriced
@@ -37,7 +40,7 @@ def refuse(configs: Iterable[StageConfig], *, made: Path | None = None, elsewher
 
     `elsewhere`: of runs that are carried out on other machines only what is no matter of a machine is looked at.
     """
-    errors: dict[str, str] = {}  # what is said -> its hint
+    errors: list[UserError] = []
     for config in configs:
         if not (there := elsewhere(config)):
             refuse_lacking(config)  # without a package, what needs it cannot be looked for
@@ -45,9 +48,46 @@ def refuse(configs: Iterable[StageConfig], *, made: Path | None = None, elsewher
             try:
                 need.find()
             except UserError as error:
-                errors[error.message] = error.hint
+                errors.append(error)
     if errors:
-        raise UserError("\n".join(errors), hint="; ".join(dict.fromkeys(filter(None, errors.values()))))
+        raise all_of(errors)
+
+
+def refuse_lost(runs: Sequence[Planned]) -> None:
+    """Raise UserError where a run of a pipeline needs what a finished step had left and somebody took away."""
+    done = [planned for planned in runs if finished(planned)]
+    errors: list[UserError] = []
+    for planned in (each for each in runs if each not in done):
+        for file in _taken_in(planned.config):
+            step = next((each for each in done if file.is_relative_to(each.folder)), None)
+            if step is not None and not file.is_file():
+                folders = shlex.join(str(each.folder) for each in _standing_on(step, runs))
+                message = f"`{file}` is gone: step `{step.label}` had left it, and `{planned.label}` needs it"
+                errors.append(UserError(message, hint=f"bring it back, or have all of it made again: rm -r {folders}"))
+    if errors:
+        raise all_of(errors)
+
+
+def _taken_in(config: StageConfig) -> Iterator[Path]:
+    """The files that a run reads of what earlier ones may have made."""
+    if isinstance(config, SftConfig):
+        yield from config.data.files
+    if isinstance(config, RftConfig):
+        yield from (source / "episodes.jsonl" for source in config.sources)
+    checkpoint = _checkpoint(config)
+    if checkpoint is not None:
+        yield checkpoint / "config.json"
+        yield next(checkpoint.glob("*.safetensors"), checkpoint / "model.safetensors")
+
+
+def _standing_on(step: Planned, runs: Sequence[Planned]) -> Iterator[Planned]:
+    """A step and the runs begun, in order, that take in something of it, or of what was made from it."""
+    names = {step.name}
+    for planned in runs:
+        if planned == step or names & {*planned.parents, planned.begins_as}:
+            names |= {planned.name} if planned.kind == "step" else set()
+            if planned.folder.exists():
+                yield planned
 
 
 def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:

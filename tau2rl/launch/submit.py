@@ -101,6 +101,7 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
     runs = plan_pipeline(config, run_path(config))  # first: a wrong step need not wait for the ones before it
     refuse_uncapped(config, runs)
     waiting = [planned for planned in runs if not finished(planned)]
+    checks.refuse_lost(runs)
     look([planned.config for planned in waiting], made=run_path(config))
 
     budget = PipelineBudget(config, runs)

@@ -11,7 +11,7 @@ from tau2rl import plugins
 from tau2rl.backend import Backend, Plan, Trained, TrainingConfig
 from tau2rl.config import GrpoConfig, SftConfig, StageConfig
 from tau2rl.config.kinds import backend_traits
-from tau2rl.errors import RunIncomplete, UserError
+from tau2rl.errors import RunIncomplete, UserError, all_of
 from tau2rl.runs.budget import tell_estimate
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
@@ -55,8 +55,7 @@ def planned(backend: Backend, config: TrainingConfig) -> Plan:
         tell_estimate(config, config.train.steps)
     plan = backend.plan(config, probe=True)
     if errors := [issue for issue in plan.issues if issue.kind == "error"]:
-        hints = dict.fromkeys(issue.hint for issue in errors if issue.hint)
-        raise UserError("\n".join(issue.message for issue in errors), hint="; ".join(hints))
+        raise all_of(UserError(issue.message, hint=issue.hint) for issue in errors)
     for issue in plan.issues:
         log.warning("%s (%s)", issue.message, issue.hint)
     return plan

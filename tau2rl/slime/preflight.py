@@ -219,7 +219,9 @@ def _machine(config: TrainingConfig, layout: ClusterLayout, machine: Machine) ->
         here = f"slime is at {machine.slime_commit[:12]}" if machine.slime_commit else "slime's commit is not known"
         yield _warning(f"{here}, our options are those of {pinned[:12]}", "docs/slime.md says how to move the pin")
     if layout.total > machine.gpus:
-        yield _error(f"{layout.total} GPUs are needed, {machine.gpus} are there", "; ".join(layout.lines()))
+        without = "\nwithout GPUs `python -m scripts.rehearse_layout FILE`, in a clone, rehearses the layout against stand-ins"
+        hint = "; ".join(layout.lines()) + (without if not machine.gpus else "")
+        yield _error(f"{layout.total} GPUs are needed, {machine.gpus} are there", hint)
     needed = layout.total + SLIMES_CORES + workers
     if needed > machine.cores:
         ours = f", {workers} of them for rollout.workers" if workers else ""

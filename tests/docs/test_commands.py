@@ -2,6 +2,7 @@
 
 - every command of a block that is not marked `not run` is carried out, in small and in the document's order, and ends with 0;
 - what a block shows below `$ COMMAND` is what the command prints, where the block is marked `prints`;
+- an example at the end of a `--help` can be pasted as it is shown, also on a narrow terminal;
 - (slow) the examples at the end of each `--help` run too, but for those that need what is not here;
 - what a command names is there, or was made by a command before it.
 """
@@ -41,7 +42,7 @@ def test_the_commands_of_a_document_run(document: Path, tmp_path: Path) -> None:
 
 def examples(command: Any, *path: str) -> Iterator[tuple[str, list[str]]]:
     """The examples at the end of each help, in order: `("tau2rl top", ["tau2rl top outputs/grpo/default", ...])`."""
-    yield " ".join(("tau2rl", *path)), re.findall(r"^  (tau2rl .*)$", command.epilog or "", re.MULTILINE)
+    yield " ".join(("tau2rl", *path)), str(command.epilog or "").splitlines()
     for name, inner in getattr(command, "commands", {}).items():
         yield from examples(inner, *path, name)
 
@@ -56,10 +57,20 @@ NOT_RUN = {
     "a model that solves some of the tasks, tests/unit/cli/test_profile.py": ("profile", "--from-failures", "--name rates"),
     "run by docs/local.md": ("configs/laptop/sft.yaml", "configs/laptop/grpo.yaml"),
 }
+SHOWN_IN_HELP = dict(examples(typer.main.get_command(app)))
 EXAMPLES = {
     name: [line for line in lines if not any(word in line for words in NOT_RUN.values() for word in words)]
-    for name, lines in examples(typer.main.get_command(app))
+    for name, lines in SHOWN_IN_HELP.items()
 }
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize(("name", "lines"), [(name, lines) for name, lines in SHOWN_IN_HELP.items() if lines])
+def test_an_example_of_a_help_can_be_pasted(name: str, lines: list[str], columns: int) -> None:
+    result = CliRunner().invoke(app, [*name.split()[1:], "--help"], env={"COLUMNS": str(columns)})
+    shown = result.stdout.partition("\n Examples:\n\n")[2]
+    assert max(map(len, shown.splitlines())) < columns
+    assert [shlex.split(line) for line in shown.replace("\\\n", "").strip().splitlines()] == [shlex.split(line) for line in lines]
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 - a package that settings or a command ask for and that is not installed is refused before a run, with the extra that brings it:
   the whole table of `config/extras.py`, row by row, and every extra in it is one of pyproject.toml;
 - what settings name and nobody has (data, checkpoint, runs, split, ids, domain, keys, tokenizer, template, code of one's own) is
-  refused by `--dry-run` with 2, behind the plan, and by the command before a head is started; all of it at once;
+  refused by `--dry-run` with 2, behind the plan, and by the command before a head is started; all of it at once, each hint in
+  a line of its own;
 - with the address of a cluster, or for slime, all that is a matter of a machine is left to the job, the rest refused;
 - in a pipeline what earlier steps make is not looked for;
 - a name is asked of the hub only where it has the form of one, and a hub that does not answer is not waited for;
@@ -43,6 +44,22 @@ def refused(words: str, *more: str, env: dict[str, str] | None = None) -> str:
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: "), result.stderr
     return result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval --set polcy.kind=gold --set sed=3",
+        "grpo --model DIR --backend local --local.lora.alpha 3 --slime.mem_fraction 0.5",
+        f"grpo --model tests/no-such-folder {MOCK} --task-split tset",
+    ],
+    ids=["names", "no effect", "not there"],
+)
+def test_each_hint_has_a_line_of_its_own(words: str) -> None:
+    lines = refused(words).splitlines()
+    hints = lines[lines.index("") + 1 :]
+    assert len(hints) >= 2 and len(set(hints)) == len(hints), hints
+    assert all(line.startswith("hint: ") and ";" not in line for line in hints), hints
 
 
 # --- packages ---

@@ -224,7 +224,7 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_driver_that_does_not_answer_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.check_gpu(needed=True).state == "missing"
+    assert (found := machine.check_gpu(needed=True)).state == "missing" and "local.device" in found.hint
     assert machine.check_gpu(needed=False).state == "optional"
     command = tmp_path / "nvidia-smi"
     command.write_text("#!/bin/sh\necho 'No devices were found' >&2\nexit 9\n", "utf-8")
@@ -283,10 +283,15 @@ def test_a_config_of_another_stage_is_no_invitation_to_start_it() -> None:
     assert "is a config of stage `grpo`, not of `sft`" in result.stderr and "tau2rl grpo" not in result.stderr
 
 
-def test_the_room_is_looked_at_once_for_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_pipeline_needs_stands_once_and_with_the_steps_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    shown = runner.invoke(app, ["doctor", "-c", "configs/laptop/pipeline.yaml"]).stdout
-    assert [line.split()[1] for line in shown.splitlines() if re.match(r"\S+ +(memory|disk)  ", line)] == ["memory", "disk"]
+    shown = runner.invoke(app, ["doctor", "-c", "configs/laptop/pipeline.yaml", "--set", "evaluation.settings.user.kind=llm"])
+    lines = shown.stdout.splitlines()
+    assert len(set(lines)) == len(lines)
+    assert [line.split()[1] for line in lines if re.match(r"\S+ +(memory|disk)  ", line)] == ["memory", "disk"]
+    evaluations = "base-eval, sft-eval, rft-eval, grpo-eval"
+    steps = [line.rpartition(" (")[2] for line in lines if re.match(r"\S+ +(user simulator|tasks)  ", line)]
+    assert steps == ["seed, rft-filter, grpo)", "seed)", f"{evaluations})", f"{evaluations})", "rft-filter)", "grpo)"]
 
 
 def test_an_unknown_use_is_refused() -> None:

@@ -1,6 +1,6 @@
 """`tau2rl runs list` and `runs prune`, pinned here on the folders of small trainings:
 
-- the list names every run with its stage, state and size, filtered and ordered as asked;
+- the list names every run with its stage, state and size, filtered and ordered as asked; `tau2rl runs` alone is the list;
 - pruning deletes nothing without `--yes`; with it go the steps that nothing needs, and nothing else: the final one, the chosen
   one, the latest, those that a run in sight names (by a relative path too) and what is not of a training stay;
 - a training that is not finished, or is open, loses nothing; what it may be extended from goes only by `--state`.
@@ -163,9 +163,19 @@ def test_a_place_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "is not a folder" in result.stderr
 
 
+def test_without_a_command_the_runs_of_the_outputs_folder_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training(tmp_path / "grpo" / "a")
+    monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path))
+    bare, listed = runner.invoke(app, ["runs"]), runner.invoke(app, ["runs", "list"])
+    assert (bare.exit_code, bare.output) == (0, listed.output)
+    assert "1 runs" in bare.stderr
+
+
 def test_before_the_first_run_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path / "none"))
     listed = runner.invoke(app, ["runs", "list"])
     assert listed.exit_code == 0 and "0 runs" in listed.stderr
+    viewed = runner.invoke(app, ["view"])
+    assert viewed.exit_code == 2 and "there is no run yet" in viewed.stderr
     assert "there is no checkpoint of a training" in runner.invoke(app, ["runs", "prune"]).stderr
     assert runner.invoke(app, ["runs", "list", str(tmp_path / "none")]).exit_code == 2

@@ -169,6 +169,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> No
 def test_without_a_terminal_there_is_no_dashboard(run: Path) -> None:
     result = runner.invoke(app, ["top", str(run)])
     assert result.exit_code == 2 and f"`tau2rl top {run} --once` prints one frame" in result.stderr
+    assert "is not a folder" in runner.invoke(app, ["top", str(run / "no")]).stderr
 
 
 # --- the dashboard ---

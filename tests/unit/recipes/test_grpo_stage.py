@@ -3,6 +3,7 @@
 - every step has the same number of groups, also where an epoch ends in the middle of one;
 - tasks of a file (`tasks.source`) are trained and validated on, each in their split of it;
 - a sink of the user's gets conversations of each step and the lineage; progress says how many episodes are played at the time;
+- on a real domain, validation needs no more than `train.val_every`: it is on tasks of that domain that no training sees;
 - validation episodes are kept in `val/` and nowhere else, whatever `rollout.keep` says;
 - `rollout.keep` keeps the trainer's log-probabilities of what it learned from: `show --tokens` has them beside the sampler's, and
   a training that goes on from an earlier step does not mix with those of later ones;
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -256,6 +258,17 @@ def test_the_positions_of_a_model_are_read_from_its_config(config: dict[str, Any
     assert max_positions(tmp_path) == positions
 
 
+def test_a_training_on_a_real_domain_is_validated_on_tasks_of_its_own_domain(checkpoint: Path, tmp_path: Path) -> None:
+    model = with_positions(checkpoint, tmp_path / "model", max_position_embeddings=1 << 16)
+    said = f"grpo --model '{model}' --domains retail --user-model scripted --backend local --device cpu --inline --reward outcome"
+    short = "--limit 1 --num-samples 2 --tasks-per-step 1 --steps 1 --limits.max_turns 1 --sampling.max_tokens 4 --val.limit 2"
+    words = f"{said} {short} --train.warmup_steps 0 --val-every 1 --output '{tmp_path / 'run'}' --json"
+    result = CliRunner().invoke(app, shlex.split(words))
+    assert result.exit_code == 0, result.output
+    refs = [record.episode.task for record in read_records(tmp_path / "run" / "val" / "step_00001.jsonl")]
+    assert [(ref.domain, ref.split) for ref in refs] == [("retail", "train-select")] * 2
+
+
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["local", "another backend"])
 def test_an_episode_longer_than_the_models_positions_is_refused(elsewhere: bool, checkpoint: Path, tmp_path: Path) -> None:
     model = with_positions(checkpoint, tmp_path / "model", max_position_embeddings=3999)
@@ -339,7 +352,7 @@ def test_a_backends_errors_are_said_together_and_its_warnings_are_logged(
     values = settings(checkpoint)
     with pytest.raises(UserError, match="no GPU\nno memory") as refused:
         carry_out(tmp_path / "a", values, Backend(checkpoint, issues=(warning, *errors)))
-    assert refused.value.hint == "bring GPU; bring memory"
+    assert refused.value.hint == "bring GPU\nbring memory"
     assert not (tmp_path / "a" / "environment.json").exists()
     with caplog.at_level(logging.WARNING, logger="tau2rl"):
         assert carry_out(tmp_path / "b", values, Backend(checkpoint, issues=(warning,))).complete

@@ -7,6 +7,7 @@
   compared in pairs; each rises over the model that it was trained from, and costs what it needed since then;
 - every run says what it cost, in its report and in a line, and the chain sums them up;
 - started again it plays nothing again; a run that is missing, and only that, is made again;
+- what a finished step had left and a later run needs is named where it is gone, with the runs to be made again;
 - with other settings it is refused;
 - `tau2rl report` prints the result of every run of the chain and of the chain itself, and names what is left of one that broke.
 """
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -308,6 +310,36 @@ def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str
     assert after["steps"]["grpo"]["outputs"] == before["steps"]["grpo"]["outputs"]
     now = {run.name: len(list(run.glob("logs/session_*"))) for run in (folder / "runs").iterdir()}
     assert now == {**starts, "08-grpo": 1, "09-grpo-eval": 2}
+
+
+@pytest.mark.parametrize(
+    ("lost", "waits", "again"),
+    [
+        ("01-seed/rows.jsonl", "02-sft", "123456789"),
+        ("05-rft-filter/sft.jsonl", "06-rft", "56789"),
+        ("02-sft/checkpoints/final/model.safetensors", "04-sft-eval", "23456789"),
+        ("08-grpo/checkpoints/final/config.json", "09-grpo-eval", "89"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_what_a_finished_step_has_lost_is_named_before_anything_runs(
+    lost: str, waits: str, again: str, more: tuple[str, ...], smoke: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    words = list(smoke[1])
+    folder = Path(words[words.index("--output") + 1])
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept, symlinks=True)
+    try:
+        (folder / "runs" / lost).unlink()
+        (folder / "runs" / waits / "report.json").unlink()
+        result = runner.invoke(app, [*words, *more])
+        assert result.exit_code == 2 and result.stderr.count("is gone: step") == 1, result.stderr
+        assert f"`{folder / 'runs' / lost}` is gone" in result.stderr and f"`{waits[3:]}` needs it" in result.stderr
+        hint = next(line for line in result.stderr.splitlines() if "rm -r " in line)
+        assert "".join(Path(word).name[1] for word in shlex.split(hint.partition("rm -r ")[2])) == again
+    finally:
+        shutil.rmtree(folder)
+        shutil.move(kept, folder)
 
 
 def test_with_other_settings_it_is_refused(smoke: tuple[Path, list[str]]) -> None:
