@@ -98,7 +98,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
     from tau2rl.launch.checks import refuse_lost
-    from tau2rl.launch.submit import job_argv, look, run_chain
+    from tau2rl.launch.submit import check, job_argv, run_chain
     from tau2rl.recipes.pipeline_budget import estimate_words_of
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
@@ -114,7 +114,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
         if not asked.as_json and (estimate := estimate_words_of(config, runs)):
             console.emit(estimate)
         refuse_lost(runs)
-        look([planned.config for planned in runs], made=folder, dry=True)
+        check([planned.config for planned in runs], made=folder, dry=True)
         return
     with console.Follower() as follower:
         try:
@@ -207,7 +207,7 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
 
     Raises UserError behind it, with everything that the run would be refused for.
     """
-    from tau2rl.launch.submit import job_argv, look
+    from tau2rl.launch.submit import check, job_argv
     from tau2rl.recipes.training import backend_for, trains_on_actors
 
     job = job_argv(run_path(config))
@@ -224,7 +224,7 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         console.emit_json({"config": dump(config), **plan})
     else:
         _print_plan(config, plan)
-    look([config], dry=True)
+    check([config], dry=True)
     if errors := [issue for issue in plan.get("issues", ()) if issue["kind"] == "error"]:
         raise all_of(UserError(issue["message"], hint=issue["hint"]) for issue in errors)
 

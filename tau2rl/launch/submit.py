@@ -54,7 +54,7 @@ def submit(
     """
     launch = config.launch
     if not launch.inline:  # here the run itself finds out, as soon
-        look([config])
+        check([config])
     if launch.detach and (launch.inline or _address(launch) is None):
         raise UserError("`--detach` needs a cluster that stays", hint="give its job server with `--address http://HOST:8265`")
 
@@ -73,7 +73,7 @@ def submit(
             return entry.EXIT_INTERRUPTED
 
 
-def look(configs: Sequence[StageConfig], *, made: Path | None = None, dry: bool = False) -> None:
+def check(configs: Sequence[StageConfig], *, made: Path | None = None, dry: bool = False) -> None:
     """Raise UserError with what runs name and this machine has not; `made`: a folder in which earlier ones of them leave it.
 
     What runs on a cluster that is named finds its files, packages and keys there, and they are left to the job. `dry`: it is
@@ -102,7 +102,7 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
     refuse_uncapped(config, runs)
     waiting = [planned for planned in runs if not finished(planned)]
     checks.refuse_lost(runs)
-    look([planned.config for planned in waiting], made=run_path(config))
+    check([planned.config for planned in waiting], made=run_path(config))
 
     budget = PipelineBudget(config, runs)
     ended: list[tuple[str, float]] = []  # stage and seconds of the runs of this start
