@@ -215,9 +215,10 @@ class LiteLLM:
         status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
         if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):
             return ContextExceeded(said)
-        if limits_rate(status, str(error)):
-            headers: Any = getattr(error, "litellm_response_headers", None)
-            return RateLimited(said, retry_after=retry_after(headers.get("retry-after") if headers else None))
+        headers: Any = getattr(error, "litellm_response_headers", None)
+        asks = retry_after(headers.get("retry-after") if headers else None)
+        if limits_rate(status, str(error), busy=status in BUSY, retry_after=asks):
+            return RateLimited(said, retry_after=asks)
         return Unavailable(said) if status in BUSY else PolicyFailure(said, status=status)
 
     def _reason(self, error: Exception) -> str:
