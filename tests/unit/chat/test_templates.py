@@ -1,8 +1,8 @@
 """Pinned here:
 
 - the built-in template writes ChatML with tools, letter for letter;
-- a template that goes back on what it wrote, cuts long texts, writes signs otherwise, refuses the greeting, or has no end-of-turn token
-  is refused with the reason;
+- a template that goes back on what it wrote, cuts long texts, writes signs otherwise, refuses the greeting, or has no
+  end-of-turn token is refused with the reason;
 - a tokenizer that is missing, or has no chat template, is a UserError with a hint;
 - a reasoning template's `<think>` at the end of the prompt is part of the turn that follows;
 - a prompt whose policy and tools were seen before has the ids of its whole text, also where a tokenizer joins text across turns,
