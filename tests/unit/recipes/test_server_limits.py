@@ -7,6 +7,7 @@
 - an account without money, or whose quota is used up, ends the command at its first refusal, with the server's words
 - a user model with such limits loses none either; one that refuses a field is told before the first episode, with the way out
 - an agent whose context is full ends its episode as truncated, and the report is complete
+- a server of this machine is never asked through a proxy, by whichever of its names
 - who sends answers without an end costs its episodes and not the run
 """
 
@@ -244,3 +245,17 @@ def test_who_sends_answers_without_an_end_costs_its_episodes_and_not_the_run(tmp
     assert records == []  # what FAILED is kept apart
     failures = (tmp_path / "run" / "failures.jsonl").read_text()
     assert failures.count("the server sent an answer of more than") == 3
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "localhost", "127.0.0.1"])
+def test_no_proxy_stands_before_a_server_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with LimitedAPI(Limit()) as agent:
+        config = evaluation(agent, num_samples=1, api_base=agent.api_base.replace("127.0.0.1", host))
+        _, records = played(config, tmp_path / "agent")
+    with LimitedUser(Limit()) as user:
+        _, asked = played(asked_by_gold(user, api_base=user.api_base.replace("127.0.0.1", host)), tmp_path / "user")
+    assert (len(records), len(asked)) == (3, 16)
