@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,16 @@ FIRST_INTERVAL_SECONDS = 0.05  # between two calls, after the first refusal
 BACKOFF, RECOVERY = 1.5, 0.98  # of the interval: at each later refusal, and at each answer
 UNLIMITED_SECONDS = 0.01  # an interval below this is none
 OVERLOADED = 529  # Anthropic's, and of servers that follow it
-FOR_GOOD = ("insufficient_quota", "exceeded your current quota", "billing")  # 429 of an account, which no waiting mends
+NO_MONEY = ("insufficientquota", "insufficientbalance", "creditbalance", "outofcredits", "spendinglimit", "spendlimit")
+FOR_GOOD = (*NO_MONEY, "quotaexceeded", "exceededyourcurrentquota", "exceededyourquota", "billing")  # no waiting mends them
+PASSES = (
+    "retryin",
+    "tryagainin",
+    "retryafter",
+    "retrydelay",
+    "persecond",
+    "perminute",
+)  # Gemini says so of a quota that fills up
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +39,13 @@ def limits_rate(status: int | None, said: str, *, busy: bool = False, retry_afte
 
     >>> limits_rate(429, "slow down"), limits_rate(429, "insufficient_quota"), limits_rate(503, "", busy=True, retry_after=2.0)
     (True, False, True)
+    >>> limits_rate(429, "Quota exceeded"), limits_rate(429, "Quota exceeded: 15 requests_per_minute")
+    (False, True)
     """
+    said = re.sub(r"[\W_]+", "", said.lower())  # `Quota exceeded` and `quota_exceeded` are one
     limited = status in (429, OVERLOADED) or (busy and retry_after is not None)
-    return limited and not any(words in said for words in FOR_GOOD)
+    passes = retry_after is not None or any(words in said for words in PASSES)
+    return limited and not any(words in said for words in (NO_MONEY if passes else FOR_GOOD))
 
 
 def retry_after(value: str | None) -> float | None:
@@ -97,22 +111,24 @@ class _Throttle:
         self._pauses = 0
         self._interval = self._interval * RECOVERY if self._interval * RECOVERY >= UNLIMITED_SECONDS else 0.0
 
-    def refused(self, sent_at: float, retry_after: float | None) -> None:
+    def refused(self, sent_at: float, retry_after: float | None, *, longest: float = math.inf) -> None:
         """A call that was sent at this time was refused: all wait as long as the server asks, and a pause that grows besides.
 
-        The refusals of calls that were in flight together are one. Without an answer since the last one the server is not
-        slow but closed: then the pause grows and not the interval.
+        `longest`: seconds beyond which what it asks is not heeded, for no call would live to see its end. The refusals of calls
+        that were in flight together are one. Without an answer since the last one the server is not slow but closed: then the
+        pause grows and not the interval.
         """
         now = self._clock()
+        heeded = retry_after if retry_after is not None and retry_after <= longest else 0.0
         if sent_at < self._cut_at:
-            self._next = max(self._next, now + (retry_after or 0.0))
+            self._next = max(self._next, now + heeded)
             return
         if not self._interval:
             asks = f" and asks for {retry_after:g} s" if retry_after else ""
             log.warning("`%s` limits its rate%s: calls wait for each other", self._server, asks)
         if not self._interval or not self._pauses:
             self._interval = max(BACKOFF * self._interval, FIRST_INTERVAL_SECONDS)
-        self._next = now + (retry_after or 0.0) + pause_seconds(self._pauses)
+        self._next = now + heeded + pause_seconds(self._pauses)
         self._pauses += 1
         self._cut_at = now
 
@@ -170,7 +186,7 @@ class ThreadThrottle(_Throttle):
         with self._change:
             super().answered()
 
-    def refused(self, sent_at: float, retry_after: float | None) -> None:
+    def refused(self, sent_at: float, retry_after: float | None, *, longest: float = math.inf) -> None:
         """See `_Throttle`."""
         with self._change:
-            super().refused(sent_at, retry_after)
+            super().refused(sent_at, retry_after, longest=longest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gc
 import importlib.util
+import ipaddress
 import locale
 import os
 import re
@@ -170,10 +171,21 @@ def uses_proxy(url: str) -> bool:
     from urllib.request import getproxies, proxy_bypass  # 20 ms, which not every command has to pay
 
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host == "localhost" or host.startswith("127.") or host == "::1":
-        return False
-    return parts.scheme in getproxies() and not proxy_bypass(host)
+    return not is_here(url) and parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
+
+
+def is_here(url: str) -> bool:
+    """Whether a server is on this machine: no proxy may stand before it.
+
+    >>> [is_here(f"http://{host}:30000/v1") for host in ("127.0.0.2", "[::1]", "0.0.0.0", "localhost", "api.example.com")]
+    [True, True, True, True, False]
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.rstrip(".") == "localhost"
+    return address.is_loopback or address.is_unspecified  # to which a client connects as to loopback
 
 
 def litellm_options() -> dict[str, bool]:

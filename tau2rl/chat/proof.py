@@ -42,7 +42,8 @@ TOOLS: tuple[ToolSchema, ...] = tuple(
     for name in ("find_order", "act_on_it")
 )
 MARKS = {"a tool's name": "find_order", "the last of several tools": "act_on_it", "the name of an argument": "order_id"}
-RESULT = f"sent on 7 May{' with care' * 30}, and signed for"
+SIGNS = """It's "5 < 6" & more"""  # which HTML writes otherwise
+RESULT = f"sent on 7 May{' with care' * 2000}, and signed for"  # as long as a policy, or what a tool finds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ PLAIN: tuple[Probe, ...] = (
     _THINKING,
     Probe(
         name="several turns of plain text",
-        messages=(_user("Hi."), _says("Good day."), _user("Two\nlines.\n\n- and a list"), _says("Naïve Ω 漢字 🙂"), _user("")),
+        messages=(_user(SIGNS), _says("Good day."), _user("Two\nlines.\n\n- and a list"), _says("Naïve Ω 漢字 🙂"), _user("")),
     ),
 )
 TOOL_USE: tuple[Probe, ...] = (
@@ -119,13 +120,14 @@ TOOL_USE: tuple[Probe, ...] = (
             _says("", _FIND),
             _result(""),
             _says("Here."),
-            _user("Thanks."),
+            _user(SIGNS),
         ),
         tools=TOOLS,
     ),
 )
 _TYPES: tuple[tuple[str, CallTool], ...] = (
     ("no arguments", CallTool(name="act_on_it", arguments={})),
+    ("a long text argument", _find(order_id=f"#W1{' and more' * 500}")),
     ("text arguments", _find(order_id='#W1 "Ж" </parameter> {x}\n\nsecond line', zip="00123")),
     ("a text argument that reads as another type", _find(order_id="null", zip="true")),
     ("numbers", _find(order_id="it's", limit=123, price=-1234.56789)),
@@ -176,6 +178,7 @@ def _speaks(tokenizer: Tokenizer, family: Hermes, thinking: Thinking, date: Date
 def prove(chat: TemplateChat, probes: tuple[Probe, ...]) -> None:
     """Compare what the template writes with what is read and put together. Raises UserError that names what differs."""
     _prove_thinking(chat)
+    _prove_length(chat)
     if probes is TOOL_USE:
         _prove_calls(chat)
     else:
@@ -206,6 +209,13 @@ def _prove_thinking(chat: TemplateChat) -> None:
         full = chat.render([*BASE, {"role": "assistant", "content": ANSWER}, NEXT], None, generation=False)
         if not full.partition(ANSWER)[2].startswith(chat.end_text):
             raise chat.refusal("it ends a turn otherwise once something follows", "chat.thinking=per-turn writes it as it does")
+
+
+def _prove_length(chat: TemplateChat) -> None:
+    for what, role in (("policy", "system"), ("user", "user")):
+        messages = [{**message, "content": RESULT} if message["role"] == role else message for message in BASE]
+        if RESULT not in chat.render(messages, None, generation=True):
+            raise chat.refusal(f"it does not show a long text of the {what} as a whole", OWN_CODEC)
 
 
 def _prove_calls(chat: TemplateChat) -> None:

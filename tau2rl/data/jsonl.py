@@ -6,7 +6,9 @@ import codecs
 import gzip
 import hashlib
 import json
+import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +23,7 @@ from tau2rl.runs.provenance import file_hash
 
 OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32 begins with the first, too
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+UNREAD = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}  # how files begin that are compressed otherwise
 BLOCK = 1 << 20
 ZSTD_BLOCK = 1 << 12  # a block of a bomb is 32,000 times as large when it is decompressed
 MAX_LINE = 1 << 26  # bytes of a row: a long conversation has a few hundred thousand, a bomb has no end
@@ -122,8 +125,13 @@ def _decompressed(path: Path) -> Iterator[bytes]:
     if path.exists() and not path.is_dir() and not path.is_file():  # a pipe can be read once, rows are read more than once
         raise UserError(f"cannot read `{path}`: it is not a file", hint="write the rows to a file first")
     with path.open("rb") as file:
-        magic = file.read(4)
+        start = file.read(5)
+        magic = start[:4]
         file.seek(0)
+        if other := next((name for mark, name in UNREAD.items() if start.startswith(mark)), None):
+            raise UserError(
+                f"`{path}` is compressed with {other}", hint="gzip and zstd are read: compress it again with one of them"
+            )
         if magic.startswith(GZIP):
             with gzip.open(file) as inner:
                 yield from _split(_blocks(inner), path)
@@ -178,6 +186,11 @@ def _split(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
 
 
 def _text(line: bytes, path: Path, number: int) -> str:
+    if b"\0" in line:  # which JSON spells
+        raise UserError(
+            f"`{path}` line {number} has NUL bytes: it is UTF-16 or UTF-32, or was never written to its end",
+            hint="convert the file: iconv -f UTF-16LE -t UTF-8 FILE (or UTF-16BE, UTF-32LE, UTF-32BE)",
+        )
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -189,18 +202,44 @@ def _text(line: bytes, path: Path, number: int) -> str:
 
 def _object(text: str, path: Path, number: int) -> Mapping[str, Any]:
     try:
-        data: object = json.loads(text, parse_constant=_refuse_constant)
+        data = strict_json(text)
     except RecursionError:
         raise UserError(f"`{path}` line {number} is not JSON that can be read: it is nested too deep") from None
     except ValueError as error:
-        raise UserError(f"`{path}` line {number} is not JSON: {error}") from None
+        hint = "a row is one object on one line: `jq -c '.[]' FILE` writes those of a list so"
+        raise UserError(f"`{path}` line {number} is not JSON: {error}", hint=hint) from None
     if not isinstance(data, dict):
         raise UserError(f"`{path}` line {number} is not an object")
     return cast("dict[str, Any]", data)
 
 
+def strict_json(text: str) -> object:
+    """A JSON value that says one thing: without NaN and infinity, and no key twice. Raises ValueError, RecursionError.
+
+    >>> strict_json('{"weight": 0, "weight": 1}')
+    Traceback (most recent call last):
+    ValueError: an object has the key `weight` twice
+    """
+    return _STRICT.decode(text)
+
+
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"`{name}` is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    return value if math.isfinite(value := float(digits)) else cast("float", _refuse_constant(digits))
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # readers take the first, the last or neither
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"an object has the key `{twice[:60]}` twice")
+    return found
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_distinct)
 
 
 def _first_line(error: BaseException) -> str:

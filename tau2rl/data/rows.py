@@ -9,7 +9,7 @@ Layouts that are read:
 What a turn was thought before it (`reasoning_content`, `reasoning` or `thinking`) is a part of it, as `chat.thinking` says.
 
 What a row says of its own learning is honoured: `step_loss_mask: 0` or `weight: 0` on a message keeps it in the conversation and
-out of the loss, `weight: 0` on a row leaves it out. What cannot be honoured leaves the row out, with the reason.
+out of the loss, on a row it leaves the row out. What cannot be honoured leaves the row out, with the reason.
 Arrow gives every object of a column the keys of all of them, and null for those that it lacked: such nulls are no values.
 """
 
@@ -23,12 +23,13 @@ from typing import Any, cast
 
 from tau2rl.chat.content import NotText, read_arguments, read_content
 from tau2rl.config import DataConfig
-from tau2rl.data.jsonl import read_row_file
+from tau2rl.data.jsonl import read_row_file, strict_json
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
-MARKS = ("step_loss_mask", "weight", "train", "training", "trainable", "loss_mask")  # of a message, in as many dialects
+MARKS = ("step_loss_mask", "weight", "train", "training", "trainable", "loss_mask", "loss", "loss_scale")  # in as many dialects
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where the thought of a turn stands, in three dialects
+THOUGHTS_IN_PARTS = ("reasoning_details", "thinking_blocks")  # of two more, some of whose parts are encrypted
 
 
 class BadRow(ValueError):
@@ -67,8 +68,9 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
 
 
 def _row(data: Mapping[str, Any], name: str) -> Row:
-    if not _is_on(data, "weight", "the row"):
-        raise BadRow("its `weight` is 0")
+    own = data.get("token_ids") is not None  # then `loss_mask` is theirs
+    if off := next((name for name in MARKS if not (own and name == "loss_mask") and not _is_on(data, name, "the row")), None):
+        raise BadRow(f"its `{off}` is 0")
     answer = _mapping(data.get("answer"))
     history = data.get("messages") if data.get("messages") is not None else data.get("prompt")
     if not isinstance(history, Sequence) or isinstance(history, str) or not history:
@@ -78,7 +80,7 @@ def _row(data: Mapping[str, Any], name: str) -> Row:
     return Row(
         id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
         messages=tuple(map(_message, turns)),
-        tools=read_tools(data["functions"] if data.get("tools") is None and "functions" in data else data.get("tools")),
+        tools=read_tools(data.get("tools")) or read_tools(data.get("functions")),
         last_only=bool(answer),
         masked=frozenset(i for i, turn in enumerate(turns) if _is_masked(_mapping(turn), i)),
         at=name,
@@ -129,18 +131,27 @@ def read_tools(value: object) -> tuple[ToolSchema, ...]:
 
 def _tool(value: object) -> ToolSchema:
     schema = _mapping(value)
-    if not isinstance(_mapping(schema.get("function", schema)).get("name"), str):
+    inner = _mapping(schema.get("function", schema))
+    if not isinstance(inner.get("name"), str):
         raise BadRow("a tool that is no function schema with a name")
-    return cast("ToolSchema", _without_nulls(schema, keep="default"))  # `"default": null` is what a schema may well say
+    parameters = _from_text(inner.get("parameters"), "a tool's `parameters`")
+    if not isinstance(parameters, Mapping | None):
+        raise BadRow(f"`parameters` of `{inner['name']}` that are no object"[:200])
+    if parameters is not None:
+        inner = {**inner, "parameters": parameters}
+    whole = {**schema, "function": inner} if "function" in schema else {"type": "function", "function": inner}
+    return cast("ToolSchema", _without_nulls(whole, keep="default"))  # `"default": null` is what a schema may well say
 
 
 def _from_text(value: object, what: str) -> object:
     if not isinstance(value, str):
         return value
+    if not value.strip():  # as with `arguments: ""`
+        return None
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise BadRow(f"{what} given as text that is not JSON") from None
+        return strict_json(value)
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"{what} given as text that is not JSON: {error}"[:200]) from None
 
 
 def _without_nulls(value: object, *, keep: str = "") -> object:
@@ -183,10 +194,15 @@ def _message(data: object) -> Message:
     thought = next((fields[name] for name in THOUGHTS if role == "assistant" and fields.get(name)), content.thought)
     if not isinstance(thought, str):
         raise BadRow("a message whose thought is not text")
+    if not thought and (parts := next((name for name in THOUGHTS_IN_PARTS if fields.get(name)), None)):
+        raise BadRow(f"a message whose thought stands in `{parts}` alone: `reasoning_content` is read")
+    if fields.get("tool_calls") and fields.get("function_call"):
+        raise BadRow("a message with `tool_calls` and a `function_call`, of which one would be lost")
     calls = fields.get("tool_calls") or ([fields["function_call"]] if fields.get("function_call") else ())
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise BadRow("`tool_calls` that are no list")
     made = tuple(map(_call, cast("Sequence[object]", calls)))
+    thought = thought if thought.strip() else ""
     return Message(role=role, content=content.text or content.refusal, tool_calls=made, reasoning=thought)
 
 

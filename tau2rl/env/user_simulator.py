@@ -132,7 +132,7 @@ class UserModel:
                 problem = str(error)
             except RateLimited as error:
                 problem = str(error)
-                self._throttle.refused(sent_at, error.retry_after)
+                self._throttle.refused(sent_at, error.retry_after, longest=seconds)
                 continue
             except ChatError as error:
                 problem = str(error)

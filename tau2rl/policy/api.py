@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -148,7 +146,7 @@ class OpenAIServer:
         self._model, self._key, self._sampling = model, key or settings.NO_KEY, config.sampling
         self._url = (config.api_base or "").rstrip("/")
         connect = min(CONNECT_SECONDS, config.timeout_seconds)
-        self._http = Connections(self._url, connect_seconds=connect, proxies=not _is_here(self._url))
+        self._http = Connections(self._url, connect_seconds=connect, proxies=not settings.is_here(self._url))
 
     async def aclose(self) -> None:
         """Close the connections; safe to call twice."""
@@ -215,9 +213,10 @@ class LiteLLM:
         status, said = getattr(error, "status_code", None), f"`{self._model}` does not answer: {self._reason(error)}"
         if isinstance(error, self._litellm.ContextWindowExceededError) or (status != 429 and says_context_exceeded(str(error))):
             return ContextExceeded(said)
-        if limits_rate(status, str(error)):
-            headers: Any = getattr(error, "litellm_response_headers", None)
-            return RateLimited(said, retry_after=retry_after(headers.get("retry-after") if headers else None))
+        headers: Any = getattr(error, "litellm_response_headers", None)
+        asks = retry_after(headers.get("retry-after") if headers else None)
+        if limits_rate(status, str(error), busy=status in BUSY, retry_after=asks):
+            return RateLimited(said, retry_after=asks)
         return Unavailable(said) if status in BUSY else PolicyFailure(said, status=status)
 
     def _reason(self, error: Exception) -> str:
@@ -242,19 +241,6 @@ def _name_on_server(model: str) -> str | None:
         return model if litellm.get_llm_provider(model)[1] in OPENAI_LIKE else None
     except litellm.BadRequestError:  # no provider has a model of this name: it is the server's own
         return model
-
-
-def _is_here(url: str) -> bool:
-    """Whether a server is on this machine: no proxy may stand before it.
-
-    >>> _is_here("http://127.0.0.1:30000/v1"), _is_here("http://localhost"), _is_here("https://api.example.com")
-    (True, True, False)
-    """
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _litellm() -> Any:

@@ -53,7 +53,7 @@ async def with_retries(
                 try:
                     answer = await call()
                 except RateLimited as failure:
-                    throttle.refused(sent_at, failure.retry_after)
+                    throttle.refused(sent_at, failure.retry_after, longest=config.timeout_seconds)
                     waited += time.monotonic() - sent_at
                     why = f"; {failure}"
                 except Unavailable as failure:

@@ -49,8 +49,24 @@ def checkpoint_hash(folder: Path) -> str:
 
 def refuse_no_checkpoint(folder: Path) -> None:
     """Raise UserError where a folder holds no model."""
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise UserError(f"no checkpoint in `{folder}`", hint="a checkpoint is a folder with config.json and model.safetensors")
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise UserError for a peft adapter: its weights are additions to a base that is somewhere else."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "its base"
+    except (OSError, ValueError, AttributeError, RecursionError):
+        base = "its base"
+    raise UserError(
+        f"`{folder}` holds a peft adapter of `{base}`, not a whole model: merge it first",
+        hint="`peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, its tokenizer to OUT",
+    )
 
 
 def described_files(files: Sequence[Path]) -> list[dict[str, Any]]:

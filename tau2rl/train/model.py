@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
@@ -18,6 +17,7 @@ from tau2rl.config import LocalConfig, LocalTrainConfig
 from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
 from tau2rl.runs.checkpoints import refuse_code
+from tau2rl.runs.provenance import refuse_adapter
 from tau2rl.train.engine.proof import engine_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load_model(folder: Path | str, *, device: str = "cpu", dtype: DType = "float
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    _refuse_adapter(Path(folder))
+    refuse_adapter(Path(folder))
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no checkpoint in `{folder}`", hint="a checkpoint is a folder with config.json and model.safetensors")
     refuse_code(Path(folder), trusting=False)
@@ -54,26 +54,13 @@ def load_model(folder: Path | str, *, device: str = "cpu", dtype: DType = "float
     except (*NOT_READ, SafetensorError, StrictDataclassError) as error:
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
         hint = "code that a checkpoint brings along is never run"
+        if isinstance(error, FileNotFoundError | SafetensorError):
+            hint = "a file of it is missing, cut off or a pointer to one that is elsewhere: copy or download it again"
         raise UserError(f"cannot read the checkpoint in `{folder}`: {reason}", hint=hint) from None
     model, info = found
     _refuse_parts(folder, model, info)
     _refuse_not_finite(folder, model)
     return cast("PreTrainedModel", cast(nn.Module, model).to(device))
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Raises UserError for a peft adapter: its weights are additions to a base that is somewhere else."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        return
-    try:
-        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "its base"
-    except (OSError, ValueError, AttributeError, RecursionError):
-        base = "its base"
-    raise UserError(
-        f"`{folder}` holds a peft adapter of `{base}`, not a whole model: merge it first",
-        hint="`peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, its tokenizer to OUT",
-    )
 
 
 WRAPPERS = {  # beginnings of names -> what wrote them, and what to save in place of it
@@ -121,6 +108,8 @@ def _way_out(missing: Sequence[str], unexpected: Sequence[str], model: PreTraine
     for prefix, way in WRAPPERS.items():
         if any(name.startswith(prefix) for name in unexpected):
             return f"its names begin with `{prefix}`; {way}"
+    if missing and (before := {name.removesuffix(missing[-1]) for name in unexpected if name.endswith(f".{missing[-1]}")}):
+        return f"its names begin with `{min(before)}`: save the model itself, without what holds it"
     if any(name.endswith("lm_head.weight") for name in missing):
         return "the output layer is not in it: save it, or set `tie_word_embeddings` in config.json if it is the embedding"
     layers = {int(found[1]) for name in (*missing, *unexpected) if (found := re.search(r"\.layers\.(\d+)\.", name))}

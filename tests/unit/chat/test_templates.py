@@ -1,7 +1,8 @@
 """Pinned here:
 
 - the built-in template writes ChatML with tools, letter for letter;
-- a template that goes back on what it wrote, refuses the greeting, or has no end-of-turn token is refused with the reason;
+- a template that goes back on what it wrote, cuts long texts, writes signs otherwise, refuses the greeting, or has no
+  end-of-turn token is refused with the reason;
 - a tokenizer that is missing, or has no chat template, is a UserError with a hint;
 - a reasoning template's `<think>` at the end of the prompt is part of the turn that follows;
 - a prompt whose policy and tools were seen before has the ids of its whole text, also where a tokenizer joins text across turns,
@@ -88,6 +89,12 @@ NO_TYPES = each(TURN.replace("arguments | tojson", """arguments | tojson | repla
 NO_RESULTS = each("{% if m.role != 'tool' %}" + TURN + "{% endif %}")
 COUNTS_MESSAGES = each("{{ loop.index }}" + TURN)
 NAMES_THE_CALL = each("{{ m.tool_call_id or '' }}" + TURN)
+CUT = TURN.replace("m.content", "m.content[:400]")
+CUT_POLICY = each("{% if m.role == 'system' %}" + CUT + "{% else %}" + TURN + "{% endif %}")
+CUT_USER = each("{% if m.role == 'user' %}" + CUT + "{% else %}" + TURN + "{% endif %}")
+CUT_RESULTS = each("{% if m.role == 'tool' %}" + CUT + "{% else %}" + TURN + "{% endif %}")
+CUT_CALLS = each(TURN.replace("c.function.arguments | tojson", "(c.function.arguments | tojson)[:400]"))
+ESCAPES = each(TURN.replace("m.content", "m.content | e"))
 NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{% endif %}" + TURN)
 
 
@@ -105,6 +112,11 @@ NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{%
         (AS_PYTHON, "writes a tool call as .*, a format that is not read here"),
         (NO_TYPES, "a turn with numbers does not come back as it was written: .*limit.*'123'"),
         (NO_RESULTS, "does not show the results of tools"),
+        (CUT_RESULTS, "does not show the results of tools"),
+        (CUT_POLICY, "does not show a long text of the policy as a whole"),
+        (CUT_USER, "does not show a long text of the user as a whole"),
+        (CUT_CALLS, "a turn with a long text argument does not come back"),
+        (ESCAPES, "does not write every message"),
     ],
     ids=[
         "refuses a greeting",
@@ -118,6 +130,11 @@ NO_SYSTEM = each("{% if m.role == 'system' %}{{ refuse('no system message') }}{%
         "calls as Python",
         "calls without types",
         "no results",
+        "cuts results",
+        "cuts the policy",
+        "cuts the user",
+        "cuts calls",
+        "escapes HTML",
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_with_the_reason(template: str, reason: str) -> None:

@@ -4,14 +4,17 @@
 - UTF-8 with and without a byte order mark, gzip and zstd are read, whatever the file is called; other encodings are refused with
   file, line and the way out, and so is everything else that is no row;
 - a compressed file that was cut off or damaged is refused, and never a shorter file;
+- a row says one thing: a key that an object has twice, NaN, infinity and numbers as large are refused;
 - a line break is `\\n` alone, compressed or not.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import sys
 from collections.abc import Iterator
@@ -112,6 +115,16 @@ def test_gzip_that_was_cut_off_is_refused(damage: slice, tmp_path: Path) -> None
         (b'{"a": 1}\n\n{"a"\n', "line 3 is not JSON"),
         (b'{"a": NaN}\n', "line 1 is not JSON: `NaN` is no number"),
         (b'{"a": -Infinity}\n', "line 1 is not JSON"),
+        (b'{"a": 1}\n{"a": [-1e999]}\n', "line 2 is not JSON: `-1e999` is no number"),
+        (b'{"a": 1}\n{"a": {"b": 1, "c": 2, "b": 1}}\n', "line 2 is not JSON: an object has the key `b` twice"),
+        ('{"a": "é"}\n'.encode("utf-16-le"), "line 1 has NUL bytes: it is UTF-16"),
+        ('{"a": 1}\n'.encode("utf-16-be"), "line 1 has NUL bytes: it is UTF-16"),
+        ('{"a": 1}\n'.encode("utf-32-be"), "line 1 has NUL bytes: it is UTF-16 or UTF-32"),
+        (b'{"a": 1}\n' + bytes(64), "line 2 has NUL bytes: it is UTF-16 or UTF-32, or was never written to its end"),
+        (bz2.compress(b'{"a": 1}\n'), "is compressed with bzip2"),
+        (lzma.compress(b'{"a": 1}\n'), "is compressed with xz"),
+        (b"PK\x03\x04....", "is compressed with zip"),
+        (b'[\n {"a": 1}\n]\n', "line 1 is not JSON"),
         (b"1" * 5000 + b"\n", "line 1 is not JSON"),
         (b"[" * 100_000 + b"\n", "line 1 is not JSON that can be read: it is nested too deep"),
     ],

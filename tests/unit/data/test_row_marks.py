@@ -85,6 +85,12 @@ def test_what_is_marked_is_not_learned_and_stays_in_the_conversation(case: str, 
     assert report["assistant_tokens"] == len(initial.encode("Renewed.<|im_end|>"))
 
 
+@pytest.mark.parametrize("mark", ["loss", "loss_scale", "loss_mask", "trainable", "train"])
+@pytest.mark.parametrize("off", [0, 0.0, False])
+def test_a_mark_of_another_dialect_is_one_too(mark: str, off: object) -> None:
+    assert learned(with_message(2, **{mark: off})) == ["Renewed."]
+
+
 def test_the_last_turn_may_be_marked_too() -> None:
     row = with_message(4, weight=0)
     assert learned(row) == [CALL]
@@ -103,6 +109,14 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
         (with_message(2, step_loss_mask="0"), "message 2 has a `step_loss_mask` of '0'"),
         (with_message(2, thinking=[{"text": "Hm."}]), "a message whose thought is not text"),
         ({**PLAIN, "weight": 0}, "its `weight` is 0"),
+        ({**PLAIN, "step_loss_mask": 0}, "its `step_loss_mask` is 0"),
+        ({**PLAIN, "train": False}, "its `train` is 0"),
+        ({**PLAIN, "loss_mask": [0, 0, 1, 0, 1]}, "the row has a `loss_mask` of [0, 0, 1, 0, 1]"),
+        ({**PLAIN, "weight": -1}, "the row has a `weight` of -1"),
+        (with_message(2, reasoning_details=[{"type": "reasoning.text", "text": "Hm."}]), "thought stands in `reasoning_details`"),
+        (with_message(2, function_call={"name": "f", "arguments": "{}"}), "of which one would be lost"),
+        ({**PLAIN, "tools": [{"function": {"name": "f", "parameters": []}}]}, "`parameters` of `f` that are no object"),
+        ({**PLAIN, "tools": [{"function": {"name": "f", "parameters": "{"}}]}, "a tool's `parameters` given as text that is not"),
         ({**PLAIN, "weight": 2}, "the row has a `weight` of 2"),
         ({**PLAIN, "messages": [{**m, "weight": 0} for m in PLAIN["messages"]]}, "no assistant turn to learn"),
         (with_message(2, tool_calls=5), "`tool_calls` that are no list"),
@@ -110,6 +124,8 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
         (with_message(2, tool_calls=[5]), "a tool call without a name"),
         (with_message(2, tool_calls=[{"function": {"name": "f", "arguments": 5}}]), "that are not an object"),
         ({**PLAIN, "tools": "{"}, "`tools` given as text that is not JSON"),
+        ({**PLAIN, "tools": '[{"name": "f", "minimum": NaN}]'}, "`NaN` is no number of JSON"),
+        ({**PLAIN, "tools": '[{"name": "f", "name": "g"}]'}, "an object has the key `name` twice"),
         ({**PLAIN, "tools": 5}, "`tools` that are no list"),
         ({**PLAIN, "tools": ["renew_loan"]}, "a tool given as text that is not JSON"),
         ({**PLAIN, "tools": [{"type": "function"}]}, "a tool that is no function schema"),
@@ -218,7 +234,44 @@ def test_thoughts_are_shown_or_refused_and_so_is_a_row_that_is_not_there(tmp_pat
     )
 
 
-@pytest.mark.parametrize(("empty", "expected"), [(None, PLAIN), ("", PLAIN), ([], PLAIN)])
+FUNCTION = PLAIN["tools"][0]["function"]
+CALLED = PLAIN["messages"][2]["tool_calls"][0]["function"]
+LEGACY = [
+    *PLAIN["messages"][:2],
+    {"role": "assistant", "content": None, "function_call": CALLED},
+    {"role": "function", "name": "renew_loan", "content": "ok"},
+    PLAIN["messages"][4],
+]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**PLAIN, "tools": [FUNCTION]},
+        {**PLAIN, "tools": None, "functions": [FUNCTION]},
+        {**PLAIN, "tools": [], "functions": json.dumps([FUNCTION])},
+        {**PLAIN, "tools": [{"type": "function", "function": {**FUNCTION, "parameters": json.dumps(FUNCTION["parameters"])}}]},
+        {**PLAIN, "messages": LEGACY, "tools": "", "functions": [FUNCTION]},
+    ],
+    ids=["bare", "functions", "functions as text", "parameters as text", "legacy calls"],
+)
+def test_a_function_is_the_same_tool_in_every_dialect(row: dict[str, Any]) -> None:
+    assert whole(row) == whole(PLAIN) and learned(row) == learned(PLAIN)
+
+
+@pytest.mark.parametrize("none", [None, "", " ", "null", "[]", []])
+def test_no_tools_are_none(none: object) -> None:
+    assert whole({**PLAIN, "tools": none}) == whole({key: value for key, value in PLAIN.items() if key != "tools"})
+
+
+@pytest.mark.parametrize("more", [{}, {"parameters": None}, {"parameters": ""}])
+def test_a_tool_may_have_no_parameters(more: dict[str, Any]) -> None:
+    assert '"function": {"name": "renew_loan"' in whole(
+        {**PLAIN, "tools": [{"type": "function", "function": {"name": "renew_loan", **more}}]}
+    )
+
+
+@pytest.mark.parametrize(("empty", "expected"), [(None, PLAIN), ("", PLAIN), ([], PLAIN), (" \n", PLAIN)])
 def test_empty_thoughts_are_none(empty: object, expected: dict[str, Any]) -> None:
     assert learned(with_message(2, reasoning_content=empty)) == learned(expected)
 

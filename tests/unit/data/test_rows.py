@@ -78,7 +78,7 @@ def test_openais_older_calls_are_read() -> None:
     ]
     row = read_row({"messages": turns, "functions": [{"name": "get_user", "parameters": {}}]}, name="n")
     assert row.messages[1:] == (Message(role="assistant", tool_calls=(LOOKUP,)), Message(role="tool", content="found"))
-    assert [tool["name"] for tool in row.tools] == ["get_user"]
+    assert row.tools == ({"type": "function", "function": {"name": "get_user", "parameters": {}}},)
 
 
 def test_exact_tokens_come_back_with_their_spans() -> None:

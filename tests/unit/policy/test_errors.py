@@ -80,6 +80,11 @@ def test_a_code_beside_the_message_counts_too() -> None:
         (503, "busy", 3.0, RateLimited),
         (503, "busy", None, Unavailable),
         (429, "You exceeded your current quota, please check your plan and billing details.", None, PolicyFailure),
+        (429, "You exceeded your current quota. Please retry in 34.07s.", None, RateLimited),
+        (429, "Quota exceeded for metric generate_content_requests_per_minute", None, RateLimited),
+        (429, "QUOTA_EXCEEDED", None, PolicyFailure),
+        (429, "quota exceeded", 3.0, RateLimited),
+        (429, "Insufficient balance", 3.0, PolicyFailure),
         (400, "no", 3.0, PolicyFailure),
     ],
 )

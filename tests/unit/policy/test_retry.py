@@ -1,7 +1,8 @@
 """Retry with backoff and the throttle, pinned here:
 
 - without a refusal nothing waits; after one, calls come one after the other, in the order in which they asked;
-- a refusal makes all wait as long as the server asks, and a pause besides that grows while nothing is taken;
+- a refusal makes all wait as long as the server asks, unless that is longer than a call lives, and a pause besides that grows
+  while nothing is taken;
 - the interval grows by half once for all calls that were in flight together, and shrinks with answers until it is none;
 - refusals of a server that limits its rate do not use up retries; its deadline ends them, and says why;
 - from threads it is the same, each until its own deadline;
@@ -64,6 +65,19 @@ def test_a_refusal_makes_all_wait_as_long_as_the_server_asks(clock: Clock) -> No
 
     throttle = Throttle("s", clock=clock)
     assert asyncio.run(two()) == pytest.approx([7.25, 0.05])  # what it asks and the first pause; then the interval
+
+
+def test_a_wait_that_is_longer_than_a_call_lives_is_not_heeded(clock: Clock) -> None:
+    async def waits(asks: float) -> float:
+        throttle.refused(clock.now, asks, longest=60.0)
+        throttle.refused(clock.now - 1, asks, longest=60.0)  # of the same burst
+        return await throttle.wait()
+
+    throttle = Throttle("s", clock=clock)
+    assert asyncio.run(waits(60.0)) == pytest.approx(60.25)
+    throttle.answered()
+    clock.now += 1
+    assert asyncio.run(waits(60.1)) == pytest.approx(0.25)
 
 
 def test_the_pause_grows_while_nothing_is_taken_and_the_interval_does_not(clock: Clock) -> None:

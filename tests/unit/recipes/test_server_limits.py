@@ -2,9 +2,12 @@
 
 - a server that takes few requests a second loses no episode, with 32 in flight and no retries: behind `/generate`, behind an API,
   and through litellm; Retry-After is heeded; fewer are in flight while it lasts
-- a server that refuses everything for a while, as one that restarts does, loses none either
+- a server that refuses everything for a while, as one that restarts does, loses none either, with 429 or 503, also when it asks
+  for a wait that no call would live to see the end of
+- an account without money, or whose quota is used up, ends the command at its first refusal, with the server's words
 - a user model with such limits loses none either; one that refuses a field is told before the first episode, with the way out
 - an agent whose context is full ends its episode as truncated, and the report is complete
+- a server of this machine is never asked through a proxy, by whichever of its names
 - who sends answers without an end costs its episodes and not the run
 """
 
@@ -34,10 +37,18 @@ GOOD_BYE = make_codec(ChatConfig(protocol="native", tokenizer="bytes")).write((S
 
 
 class Limit:
-    """One request every `period` seconds; others get 429 and are asked to wait, `date`: for a second. None while `closed_for`."""
+    """One request every `period` seconds; others get `status` and a wait (`date`: a second). None while `closed_for`."""
 
-    def __init__(self, period: float = 0.0, *, closed_for: float = 0.0, asks: str | None = None) -> None:
-        self.period, self.closed_for, self.asks = period, closed_for, asks
+    def __init__(
+        self,
+        period: float = 0.0,
+        *,
+        closed_for: float = 0.0,
+        asks: str | None = None,
+        status: int = 429,
+        said: str = "Rate limit reached",
+    ) -> None:
+        self.period, self.closed_for, self.asks, self.status, self.said = period, closed_for, asks, status, said
         self.free_at: float | None = None
         self.refused = 0
 
@@ -52,7 +63,7 @@ class Limit:
         self.refused += 1
         asks = formatdate(time.time() + 1, usegmt=True) if self.asks == "date" else self.asks
         headers = {} if asks is None else {"Retry-After": asks}
-        return Response(status=429, payload={"error": {"message": "Rate limit reached"}}, headers=headers)
+        return Response(status=self.status, payload={"error": {"message": self.said}}, headers=headers)
 
 
 class LimitedSGLang(SGLangStub):
@@ -128,12 +139,30 @@ def test_two_requests_a_second_with_thirty_two_in_flight_lose_no_episode(tmp_pat
     assert 0 < limit.refused < requests  # most calls wait here and are not refused there
 
 
-@pytest.mark.parametrize("kind", ["sglang", "api"])
-def test_a_server_that_refuses_everything_for_a_while_loses_none(tmp_path: Path, kind: str) -> None:
-    limit = Limit(closed_for=1.0)
-    with LimitedSGLang(limit) if kind == "sglang" else LimitedAPI(limit) as server:
-        _, records = played(evaluation(server, num_samples=11), tmp_path)
-    assert len(records) == 33 and all(record.episode.status is not Status.FAILED for record in records)
+GEMINI = "You exceeded your current quota, please check your plan and billing details. limit: 15. Please retry in 34.07s."
+
+
+@pytest.mark.parametrize("kind", ["sglang", "api", "litellm"])
+@pytest.mark.parametrize(
+    "limit",
+    [{}, {"asks": "1000000000"}, {"asks": "0.05", "status": 503}, {"asks": "-5"}, {"said": GEMINI}],
+    ids=["429", "a wait without end", "503", "a wait before now", "a quota that fills up"],
+)
+def test_a_server_that_refuses_everything_for_a_while_loses_none(tmp_path: Path, kind: str, limit: dict[str, Any]) -> None:
+    limited = Limit(closed_for=1.0, **limit)
+    with LimitedSGLang(limited) if kind == "sglang" else LimitedAPI(limited) as server:
+        config = evaluation(server, num_samples=3, model="deepseek/stub" if kind == "litellm" else "")
+        _, records = played(config, tmp_path)
+    assert len(records) == 9 and all(record.tries == 1 for record in records)
+    assert limited.refused > 1  # no retries: what limits the rate uses none up
+
+
+@pytest.mark.parametrize("model", ["openai/stub", "deepseek/stub"])
+@pytest.mark.parametrize("said", ["Quota exceeded", "insufficient_quota", "Your credit balance is too low"])
+def test_an_account_that_no_waiting_mends_ends_the_command_at_once(tmp_path: Path, model: str, said: str) -> None:
+    with LimitedAPI(limit := Limit(closed_for=3600.0, said=said)) as server, pytest.raises(UserError, match=said):
+        played(evaluation(server, model=model), tmp_path)
+    assert limit.refused == 1
 
 
 def says(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
@@ -216,3 +245,17 @@ def test_who_sends_answers_without_an_end_costs_its_episodes_and_not_the_run(tmp
     assert records == []  # what FAILED is kept apart
     failures = (tmp_path / "run" / "failures.jsonl").read_text()
     assert failures.count("the server sent an answer of more than") == 3
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "localhost", "127.0.0.1"])
+def test_no_proxy_stands_before_a_server_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with LimitedAPI(Limit()) as agent:
+        config = evaluation(agent, num_samples=1, api_base=agent.api_base.replace("127.0.0.1", host))
+        _, records = played(config, tmp_path / "agent")
+    with LimitedUser(Limit()) as user:
+        _, asked = played(asked_by_gold(user, api_base=user.api_base.replace("127.0.0.1", host)), tmp_path / "user")
+    assert (len(records), len(asked)) == (3, 16)

@@ -28,6 +28,7 @@ from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
 from tau2rl.train.model import load_model, save, with_lora
 from tau2rl.train.tiny import create_tiny
+from tests.unit.chat.talk import save_bpe
 from tests.unit.train.test_families import BASE, HELLO, LINEAR, family
 from tests.unit.train.tiny import SHAPE, tiny_model
 
@@ -61,13 +62,14 @@ def changed(folder: Path, change: Callable[[Weights], Weights], **config: Any) -
         (renamed("_orig_mod."), {}, "unexpected: _orig_mod", r"model\._orig_mod"),
         (renamed("module."), {}, "unexpected: module", r"model\.module"),
         (renamed("base_model.model."), {}, "unexpected: base_model.model", "merge_and_unload"),
+        (renamed("actor.inner."), {}, "unexpected: actor", r"begin with `actor\.inner\.`: save the model itself"),
         (without("lm_head"), {}, r"1 weights missing: lm_head\.weight\n", "tie_word_embeddings"),
         (without("layers.1."), {}, r"11 weights missing: model\.layers\.1\..*, \.\.\.", "2 layers, .* layer 1:"),
         (lambda w: w, ONE_LAYER, r"11 weights unexpected: model\.layers\.1\.", "1 layers, .* layer 1:"),
         (without("embed_tokens"), {}, r"missing: model\.embed_tokens\.weight\n", "two models"),
         (lambda w: w, {"intermediate_size": 32}, r"of another shape: .*mlp.*\[24", "two models"),
     ],
-    ids=["compiled", "data-parallel", "peft", "untied head", "missing layer", "layer left over", "embedding", "shape"],
+    ids=["compiled", "data-parallel", "peft", "held", "untied head", "missing layer", "layer left over", "embedding", "shape"],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(
     change: Callable[[Weights], Weights], config: dict[str, Any], fault: str, way: str, tmp_path: Path
@@ -129,6 +131,26 @@ def test_an_adapter_is_sent_to_be_merged(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"adapter of `some/base`, .*merge it first") as refused:
         load_model(tmp_path)
     assert "merge_and_unload" in (refused.value.hint or "")
+    words = ["--domains", "mock", "--task-split", "base", "--user-model", "scripted", "--output", str(tmp_path / "run")]
+    agent = ["--policy", "local", "--checkpoint", str(save_bpe(tmp_path))]
+    result = CliRunner().invoke(app, ["eval", *agent, *words, "--inline"])
+    assert result.exit_code == 2
+    assert "adapter of `some/base`" in result.output
+
+
+@pytest.mark.parametrize("left", ["a shard", "half a file", "a pointer", "nothing"])
+def test_a_file_that_is_not_there_as_a_whole_is_named(left: str, tmp_path: Path) -> None:
+    family("qwen3").save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(
+        {"half a file": whole[: len(whole) // 2], "a pointer": b"version https://git-lfs.github.com/spec/v1\n"}.get(left, b"")
+    )
+    if left == "a shard":
+        shard.unlink()
+    with pytest.raises(UserError, match="cannot read the checkpoint") as refused:
+        load_model(tmp_path)
+    assert "copy or download it again" in (refused.value.hint or "")
 
 
 def test_pickled_tensors_load_and_nothing_else_of_a_pickle_is_run(tmp_path: Path) -> None:
