@@ -14,6 +14,7 @@ from typing import Any
 
 from tau2rl.data.layouts import Facts
 from tau2rl.env.domain import known_domains
+from tau2rl.env.task_cells import named_problems
 from tau2rl.env.task_replay import Replayer
 from tau2rl.env.tasks import is_test
 from tau2rl.synth.compose import AFFORDANCES
@@ -109,12 +110,12 @@ class TelecomGuard:
             }
             for customer in rows["customers"]
         }  # fmt: skip
-        self.compositions = frozenset(composition_of(task["id"]) for task in tests)
+        self.compositions = frozenset(_composition_of(task["id"]) for task in tests)
         self._words = frozenset(run for task in tests for run in runs(spoken(task)))
 
     def overlap(self, task: Mapping[str, Any], intent: str, problems: Iterable[str]) -> TelecomOverlap:
-        """What this task shares with them; `intent` without tau2's `_issue`, `problems` by tau2's names."""
-        text, composition = json.dumps(task), (f"{intent}_issue", frozenset(problems))
+        """What this task shares with them; `problems` by tau2's names."""
+        text, composition = json.dumps(task), (intent, frozenset(problems))
         return TelecomOverlap(
             people=tuple(id for id, named in self.people.items() if any(name in text for name in named)),
             composition=f"{composition[0]}: {'|'.join(sorted(problems))}" if composition in self.compositions else "",
@@ -122,18 +123,12 @@ class TelecomGuard:
         )
 
 
-def composition_of(task_id: str) -> tuple[str, frozenset[str]]:
-    """The intent and the problems that the id of one of tau2's telecom tasks names.
-
-    >>> composition_of("[mms_issue]airplane_mode_on|bad_wifi_calling[PERSONA:Hard]") == (
-    ...     "mms_issue", frozenset({"airplane_mode_on", "bad_wifi_calling"})
-    ... )
-    True
-    """
-    found = re.fullmatch(r"\[(\w+)\]([\w|]+)\[PERSONA:\w+\]", task_id)
-    if found is None:
+def _composition_of(task_id: str) -> tuple[str, frozenset[str]]:
+    """The intent and the problems that the id of one of tau2's telecom tasks names. Raises ValueError where it names none."""
+    named = named_problems(task_id)
+    if named is None:
         raise ValueError(f"`{task_id}` is not named as tau2 names its telecom tasks")
-    return found[1], frozenset(found[2].split("|"))
+    return named.intent, frozenset(named.names)
 
 
 def as_text(name: str, arguments: Mapping[str, Any]) -> str:

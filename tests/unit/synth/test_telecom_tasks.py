@@ -30,9 +30,10 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import SynthConfig
 from tau2rl.env.domain import domain
+from tau2rl.env.task_cells import named_problems
 from tau2rl.env.task_replay import Replayer, TaskReplayer
 from tau2rl.errors import UserError
-from tau2rl.synth.contamination import TelecomGuard, composition_of
+from tau2rl.synth.contamination import TelecomGuard
 from tau2rl.synth.generator import Rejected
 from tau2rl.synth.make import make_tasks
 from tau2rl.synth.telecom import TelecomTasks
@@ -228,9 +229,9 @@ def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json], proofs: l
     for task, proof in zip(tasks, proofs, strict=True):
         assert not guard.overlap(task, proof["intent"], proof["problems"])
     target = replayer.test_tasks()[0]
-    intent, problems = composition_of(target["id"])
-    assert guard.overlap(tasks[0], intent.removesuffix("_issue"), problems).composition
-    assert not guard.overlap(tasks[0], "service", problems).composition  # the same, but not what is wanted
+    named = named_problems(target["id"])
+    assert named is not None and guard.overlap(tasks[0], named.intent, named.names).composition
+    assert not guard.overlap(tasks[0], "service", named.names).composition  # the same, but not what is wanted
     for text in ("I'm John Smith.", "It is 555-123-2002.", "L1001", "B1003"):
         planted = copy.deepcopy(tasks[0])
         planted["user_scenario"]["instructions"]["known_info"] += text
