@@ -150,8 +150,12 @@ def test_of_tau2s_own_tasks_the_first_problem_in_the_order_of_the_manual_counts(
     """An agent that hands everything over, and a user who tells nothing else than why it calls."""
     roams = "[mobile_data_issue]bad_network_preference|bad_vpn|user_abroad_roaming_disabled_on[PERSONA:None]"
     flies = "[mobile_data_issue]airplane_mode_on|data_mode_off[PERSONA:None]"
-    said = iter(["My phone does not work as it should.", UserSignal.TRANSFER.value] * 2)
-    with OpenAIStub(answer=lambda messages, tools: next(said)) as server:
+
+    def says(messages: list[Json], tools: list[Json]) -> str:
+        spoke = any(message["role"] == "assistant" for message in messages)
+        return UserSignal.TRANSFER.value if spoke else "My phone does not work as it should."
+
+    with OpenAIStub(answer=says) as server:
         user = ("--user-model", "openai/stub", "--user.api_base", server.api_base)
         tasks = ("--domains", "telecom", "--task-split", "train", "--set", f"tasks.ids={json.dumps([roams, flies])}")
         agent = ("--policy", "always-transfer", "--protocol", "transcript", "--num-samples", 1, "--concurrency", 1)
