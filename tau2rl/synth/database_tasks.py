@@ -47,7 +47,7 @@ class DatabaseTasks(WrittenTasks[Worded]):
         self._book = RuleBook(config.domain, self._replayer.policy, self._domain.checks, self._domain.task_checks)
         self._composer = Composer(self._domain, self._book)
         self._prover = Prover(self._replayer, self._domain, self._book)
-        self._guard = ContaminationGuard(domain=self._domain, tests=self._replayer.test_tasks(), writes=self._replayer.writes)
+        self._guard = ContaminationGuard(domain=self._domain, tests=self._replayer.tasks("test"), writes=self._replayer.writes)
         self._users = [id for id in self._domain.users() if id not in self._guard.users]
         super().__init__(config, failures, table=self._domain.table, kinds=sorted(self._replayer.writes))
 

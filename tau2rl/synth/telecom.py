@@ -60,7 +60,7 @@ class TelecomTasks(WrittenTasks[Told]):
         rows = self._replayer.rows()
         self._plans = {plan["plan_id"]: plan for plan in rows["plans"]}
         self._book = ProblemBook(self._replayer.policy)
-        self._guard = TelecomGuard(rows=rows, tests=self._replayer.test_tasks())
+        self._guard = TelecomGuard(rows=rows, tests=self._replayer.tasks("test"))
 
     def identity(self) -> Json:
         """tau2's distribution and version, hashes of its data."""

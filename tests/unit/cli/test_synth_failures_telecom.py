@@ -38,11 +38,13 @@ def careless(codec: Any) -> Callable[[Attempt], ScriptedPolicy]:
     """An agent that adds half a gigabyte whatever the user said, never speaks of a VPN, and never hands over."""
 
     def wrong(action: Action) -> Action:
-        little = isinstance(action, CallTool) and action.name == "refuel_data"
-        return replace(action, arguments={**action.arguments, "gb_amount": 0.5}) if little else action
+        if isinstance(action, CallTool) and action.name == "refuel_data":
+            return replace(action, arguments={**action.arguments, "gb_amount": 0.5})
+        return action
 
     def forgotten(action: Action) -> bool:
-        return "(disconnect_vpn)" in action.text if isinstance(action, Say) else action.name == TRANSFER_TOOL
+        of_the_vpn = isinstance(action, Say) and "(disconnect_vpn)" in action.text
+        return of_the_vpn or (isinstance(action, CallTool) and action.name == TRANSFER_TOOL)
 
     def policy(attempt: Attempt) -> ScriptedPolicy:
         turns = [tuple(map(wrong, turn)) for turn in gold_script(attempt.task) if not any(map(forgotten, turn))]
