@@ -50,14 +50,13 @@ class RowGuard:
         return found
 
 
-class DatabaseRows:
+class _DatabaseRows:
     """Of airline and retail, whose test tasks are about some of the users, and their orders and reservations."""
 
     def __init__(self, guard: ContaminationGuard) -> None:
         self._guard = guard
 
     def of_row(self, said: Facts) -> Found:
-        """What a row shares with the test tasks, by kind."""
         shared = self._guard.shared(_named_in(said), _writes(said, self._guard.writes), said.said)
         values = (shared.users, shared.entities, shared.arguments, shared.words)
         return {kind: value for kind, value in zip(MARKS, values, strict=True) if value}
@@ -131,12 +130,12 @@ def overlap_words(found: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
         yield f"it shares {kind} with the test tasks: {shown}"
 
 
-def _guard(name: str) -> DatabaseRows | TelecomRows:
+def _guard(name: str) -> _DatabaseRows | TelecomRows:
     replayer = Replayer(name)
     rows, tests, writes = replayer.rows(), replayer.tasks("test"), replayer.writes
     if name == "telecom":
         return TelecomRows(rows=rows, tests=tests, training=replayer.tasks("train"), writes=writes)
-    return DatabaseRows(ContaminationGuard(domain=AFFORDANCES[name](rows), tests=tests, writes=writes))
+    return _DatabaseRows(ContaminationGuard(domain=AFFORDANCES[name](rows), tests=tests, writes=writes))
 
 
 def _named_in(said: Facts) -> str:

@@ -32,7 +32,7 @@ from tau2rl.verify.blame import Blame, TaskFacts, against_reference, blame, fact
 LEFT_UNDONE = ("missing_write", "missing_follow_up", "premature_transfer", "gave_up")  # names that say what was not done
 
 
-class Aim(Protocol):
+class _Aim(Protocol):
     """Of one kind of domain: what a failure is about, and where new tasks for it stand."""
 
     def target(self, found: Blame, facts: TaskFacts, left: Sequence[str], place: TaskCell) -> tuple[Focus, str]:
@@ -50,7 +50,7 @@ class Aim(Protocol):
 
 def failures_of(runs: Sequence[Path], config: SynthConfig) -> Failures:
     """The failures of runs on training tasks of the config's domain. Raises UserError for others, and where there are none."""
-    aim: Aim = TelecomAim(config) if config.domain == "telecom" else DatabaseAim(config)
+    aim: _Aim = _TelecomAim(config) if config.domain == "telecom" else _DatabaseAim(config)
     found: dict[tuple[str, str, Focus], tuple[list[str], list[TaskCell]]] = {}
     left_out: Counter[str] = Counter()
     played: dict[TaskRef, TaskFacts] = {}
@@ -90,7 +90,7 @@ def failures_of(runs: Sequence[Path], config: SynthConfig) -> Failures:
     )
 
 
-class DatabaseAim:
+class _DatabaseAim:
     """Airline and retail.
 
     A task that must be refused is about its rule; any other about the tool that blame names, or the first write that is missing.
@@ -100,7 +100,6 @@ class DatabaseAim:
         self._grid: list[Cell] = [(writes, burden) for writes in config.writes for burden in config.burdens]
 
     def target(self, found: Blame, facts: TaskFacts, left: Sequence[str], place: TaskCell) -> tuple[Focus, str]:
-        """Of `Aim`."""
         if place.breaks:
             return Focus(rule=place.breaks), ""
         if found.name == "missing_information":
@@ -108,18 +107,16 @@ class DatabaseAim:
         return Focus(tool=next(iter(_about(found, facts, left)), "")), _argument(found)
 
     def cells(self, places: Sequence[TaskCell], focus: Focus) -> list[Cell]:
-        """Of `Aim`."""
         if focus.rule:
             return [REFUSAL]
         mine = [cell for cell in self._grid if any(cell[0] == p.writes and p.burden in ("", cell[1]) for p in places)]
         return mine or self._grid
 
     def same(self, facts: TaskFacts, place: TaskCell) -> str:
-        """Of `Aim`: the calls that change the database."""
         return calls_in_words([asdict(call) for call in facts.gold if facts.tool_kinds.get(call.name) == "write"])
 
 
-class TelecomAim:
+class _TelecomAim:
     """Telecom.
 
     A task that goes to a human is about the problem for which it does; any other about the problem that the tool puts right which
@@ -131,7 +128,6 @@ class TelecomAim:
         self._grid = self._book.cells(config.problems, config.intents, config.personas)
 
     def target(self, found: Blame, facts: TaskFacts, left: Sequence[str], place: TaskCell) -> tuple[Focus, str]:
-        """Of `Aim`."""
         wrong = [one for one in self._book.problems if place.problems and one.name in place.problems.names]
         if beyond := next((problem for problem in wrong if not problem.fixes), None):
             return Focus(problem=beyond.name), ""
@@ -144,14 +140,12 @@ class TelecomAim:
         return Focus(tool=next((tool for tool in about if any(tool in p.tools for p in self._book.problems)), "")), ""
 
     def cells(self, places: Sequence[TaskCell], focus: Focus) -> list[Cell]:
-        """Of `Aim`."""
         if any(problem.name == focus.problem and not problem.fixes for problem in self._book.problems):
             return [TO_A_HUMAN]
         stood = {(len(p.problems.names), p.problems.intent, p.problems.persona) for p in places if p.problems}
         return [cell for cell in self._grid if cell in stood] or self._grid
 
     def same(self, facts: TaskFacts, place: TaskCell) -> str:
-        """Of `Aim`: the intent with its problems."""
         return composition(place.problems.intent, place.problems.names) if place.problems else ""
 
 
