@@ -157,7 +157,7 @@ def _about(found: Blame, facts: TaskFacts, left: Sequence[str]) -> list[str]:
     if found.name in LEFT_UNDONE:
         return list(left)
     words = re.findall(r"\w+", found.detail.partition(": ")[0])
-    named = [word for word in words if facts.tool_kinds.get(word) == "write" or word in facts.user_tools]
+    named = [word for word in words if facts.tool_kinds.get(word) == "write" or word in facts.user_gold]
     return [tool for tool in named if tool in left] or named or list(left)
 
 
