@@ -218,7 +218,7 @@ def _print_faults(count: int, faults: Sequence[RowFault], *, as_json: bool) -> N
 
 
 def _against_test() -> Further:
-    from tau2rl.synth.contamination import RowGuard, overlap_words
+    from tau2rl.synth.row_guard import RowGuard, overlap_words
 
     guard = RowGuard()
     return lambda name, data, row, said: overlap_words(guard.of_row(said))

@@ -57,11 +57,8 @@ def run(asked: Asked[SynthConfig]) -> None:
 def _show(facts: Mapping[str, Any], folder: Path) -> None:
     console.emit_table([facts["grid_head"], *([name, *map(str, row.values())] for name, row in facts["grid"].items())])
     if found := facts.get("from_failures"):
-        of = [
-            [c["name"], c["rule"] or c["tool"], c["argument"], str(len(c["failures"])), str(c["tasks"])]
-            for c in found["clusters"]
-        ]
-        console.emit_table([["what went wrong", "tool or rule", "argument", "failures", "tasks"], *of])
+        of = [[c["name"], c["about"], c["argument"], str(len(c["failures"])), str(c["tasks"])] for c in found["clusters"]]
+        console.emit_table([["what went wrong", "problem, tool or rule", "argument", "failures", "tasks"], *of])
     if facts["tasks"] < facts["asked_for"]:
         console.say(f"{facts['tasks']} of the {facts['asked_for']} tasks: the database has no more of these cells")
     console.say(f"{facts['tasks']} tasks and their data card are in {shown(folder)}")
@@ -82,7 +79,7 @@ make = stage_command(
     A task is an order of writes (calls that change the database) and a burden (the reads after which the arguments of the writes
     are known). They are made in equal parts for each pair of both; in a share of them the agent must refuse. A task of telecom is
     a number of problems (of a phone or its line), an intent (what does not work) and a persona; a share of them goes to a human.
-    With `--from-failures RUN` tasks are made for what an agent failed at in earlier runs on training tasks; not of telecom.
+    With `--from-failures RUN` tasks are made for what an agent failed at in earlier runs on training tasks.
 
     The same command gives the same bytes. Exits with 0 when it is done, 2 for a wrong request, 130 if interrupted: then
     `--resume` goes on.

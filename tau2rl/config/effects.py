@@ -162,7 +162,6 @@ IDLE: tuple[Idle, ...] = (
     # synth
     *(Idle(key, {"domain": ("telecom",)}, "its grid is problems, intents, personas") for key in ("writes", "burdens")),
     *(Idle(key, {"domain": Other(than=("telecom",))}) for key in ("problems", "intents", "personas")),
-    Idle("from_failures", {"domain": ("telecom",)}, "its tasks are made for no failures"),
     *(
         Idle(f"writer.{key}", {"writer.kind": ("templates",)}, "no model is asked")
         for key in (

@@ -71,7 +71,7 @@ class SynthConfig(Section):
     """What users may do beside telling what they want: put a wrong fact right, take a wish back, not know a number."""
     from_failures: tuple[Path, ...] = ()
     """Run folders, on training tasks: the tasks are made for what the agent failed at there, each kind in its share of the
-    failures. `writes` and `burdens` then say which of the failures' cells are used."""
+    failures. `writes` and `burdens`, or `problems`, `intents` and `personas`, then say which of the failures' cells are used."""
     writer: WriterConfig = WriterConfig()
 
     @model_validator(mode="after")

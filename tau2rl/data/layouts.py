@@ -65,6 +65,7 @@ class Facts:
     turns: int  # the assistant's, that are learned
     calls: tuple[CallTool, ...]  # of all the assistant's turns
     said: str  # by the user
+    told: str  # by the assistant
     fingerprint: bytes  # 16 bytes: two rows with the same one teach the same
 
 
@@ -120,6 +121,7 @@ def row_facts(data: Mapping[str, Any], *, name: str, licence: str = "", source: 
         turns=len(unmasked_turns(row)),
         calls=calls,
         said="\n".join(message.content for message in row.messages if message.role == "user"),
+        told="\n".join(message.content for message in row.messages if message.role == "assistant"),
         fingerprint=_fingerprint(row),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,28 @@ class TaskCell:
     writes: int
     burden: str = ""  # the bin of its reads; "" where it is not known
     breaks: str = ""  # the rule of the policy that its one request breaks
+    problems: TelecomProblems | None = None  # of telecom: what is wrong, where it is known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelecomProblems:
+    """What is wrong for whom in a telecom task: `TelecomProblems(intent="mms", names=("bad_vpn",), persona="hard")`."""
+
+    intent: str
+    names: tuple[str, ...]
+    persona: str
+
+
+def named_problems(task_id: str) -> TelecomProblems | None:
+    """What the id of a telecom task names, as tau2 writes it; None for an id of another kind.
+
+    >>> named_problems("[mms_issue]airplane_mode_on|bad_wifi_calling[PERSONA:Hard]")
+    TelecomProblems(intent='mms', names=('airplane_mode_on', 'bad_wifi_calling'), persona='hard')
+    """
+    found = re.fullmatch(r"\[(\w+)_issue\]([\w|]+)\[PERSONA:(\w+)\]", task_id)
+    if found is None:
+        return None
+    return TelecomProblems(intent=found[1], names=tuple(found[2].split("|")), persona=found[3].lower())
 
 
 @functools.lru_cache(maxsize=65536)
@@ -40,9 +63,15 @@ def cell_of(ref: TaskRef) -> TaskCell:
             writes=proof["writes"] if "writes" in proof else describe(ref).writes,
             burden=proof.get("burden_bin", ""),
             breaks=next((str(request["breaks"]) for request in proof.get("requests", ()) if request["breaks"]), ""),
+            problems=_proved_problems(proof) if "problems" in proof else None,
         )
     writes = describe(ref).writes
-    return TaskCell(user=_user(ref), cell=f"{writes} writes", behaviour="", writes=writes)
+    problems = named_problems(ref.task_id)
+    return TaskCell(user=_user(ref), cell=f"{writes} writes", behaviour="", writes=writes, problems=problems)
+
+
+def _proved_problems(proof: Mapping[str, Any]) -> TelecomProblems:
+    return TelecomProblems(intent=proof["intent"], names=tuple(proof["problems"]), persona=proof["behaviour"]["persona"])
 
 
 def cells_of(refs: Iterable[TaskRef]) -> dict[str, str] | None:

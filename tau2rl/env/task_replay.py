@@ -59,9 +59,9 @@ class Replayer:
         package = installed()
         return {"tau2": {"distribution": package.distribution, "version": package.version}, "data": self._domain.hashes()}
 
-    def test_tasks(self) -> list[dict[str, Any]]:
-        """The domain's own test tasks, as JSON values."""
-        return [task.model_dump(mode="json") for task in self._domain.tasks("test").values()]
+    def tasks(self, split: str) -> list[dict[str, Any]]:
+        """The domain's own tasks of a split, as JSON values."""
+        return [task.model_dump(mode="json") for task in self._domain.tasks(split).values()]
 
     def reward(self, task: dict[str, Any], calls: Sequence[CallTool], said: Sequence[str] = ()) -> float:
         """tau2's own reward when exactly these calls are made and these messages said. Raises EnvironmentFailure."""

@@ -16,7 +16,7 @@ from tau2rl.runs.files import replacing, writing
 from tau2rl.runs.provenance import file_hash
 from tau2rl.share.dataset import hub_metadata
 from tau2rl.share.render import markdown_page
-from tau2rl.synth.contamination import RowGuard
+from tau2rl.synth.row_guard import RowGuard
 
 MADE_BY = "made with `tau2rl data card`"
 NAMED = 50  # rows that are named in the card

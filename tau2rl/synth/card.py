@@ -58,7 +58,8 @@ def card_facts(
 ) -> dict[str, Any]:
     """The numbers of the data card, JSON-ready."""
     behaviours = [m.row["behaviour"] for m in made]
-    spent = generator.spent
+    spent, failures = generator.spent, generator.failures
+    made_for = Counter(m.row["made_for"] for m in made) if failures else {}
     return {
         "command": command(config),
         "domain": config.domain,
@@ -71,6 +72,7 @@ def card_facts(
         "asks_something": sum(m.row["question"] is not None for m in made),
         "behaviours": {key: sorted_counts(Counter(each[key] for each in behaviours)) for key in (behaviours[0] if made else ())},
         **generator.counts(made),
+        **({"from_failures": failures.card(made_for)} if failures else {}),
         "thrown_away": sorted_counts(rejected),
         **({"writer": spent} if spent else {}),
     }
@@ -124,7 +126,7 @@ Splits, no two of which share {generator.apart}: {counts_in_words({name: facts["
 Behaviours: {"; ".join(f"{key}: {counts_in_words(counts)}" for key, counts in facts["behaviours"].items())}.
 Thrown away: {counts_in_words(facts["thrown_away"]) or "nothing"}.
 {_writer(facts)}
-{generator.in_words(facts)}"""
+{generator.in_words(facts)}{_from_failures(facts)}"""
 
 
 def _writer(facts: Mapping[str, Any]) -> str:
@@ -136,6 +138,29 @@ def _writer(facts: Mapping[str, Any]) -> str:
 Texts were said anew by a model: {spent["texts"]} of them in {spent["calls"]} calls and {spent["from_cache"]} kept answers, for
 {spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, ${spent["cost_usd"]:.4f}; {spent["rewritten"]} were asked for
 again ({counts_in_words(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
+"""
+
+
+def _from_failures(facts: Mapping[str, Any]) -> str:
+    """Which failures the tasks were made from, where they were."""
+    found = facts.get("from_failures")
+    if found is None:
+        return ""
+    rows = "\n".join(
+        f"| {c['name']} | {c['about'] or '-'} | {c['argument'] or '-'} | {len(c['failures'])} | {c['tasks']} |"
+        for c in found["clusters"]
+    )
+    runs = ", ".join(f"`{run['run']}` (episodes `{run['episodes_sha256'][:16]}`)" for run in found["runs"])
+    return f"""
+## The failures that they were made from
+
+{found["failures"]} of {found["attempts"]} attempts failed by the agent's own fault in {runs}.
+A task made for a cluster has its problem, a call of its tool among its writes, or a request that its rule forbids; `made_for`
+in `proofs.jsonl` names its cluster, `card.json` the attempts. Left out: {counts_in_words(found["left_out"]) or "nothing"}.
+
+| what went wrong | problem, tool or rule | argument | failures | tasks |
+| --- | --- | --- | --- | --- |
+{rows}
 """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tau2rl.synth.airline import Airline
-from tau2rl.synth.failure_clusters import Focus
+from tau2rl.synth.failure_clusters import ANYTHING, Focus
 from tau2rl.synth.request import Affordances, AskedAmount, Identity, Read, Request, burden, joined
 from tau2rl.synth.retail import Retail
 from tau2rl.synth.rules import RuleBook, Tables
@@ -19,7 +19,6 @@ BURDENS = {"0-2": (0, 2), "3-5": (3, 5), "6-9": (6, 9), "10+": (10, 10**9)}  # n
 REFUSAL = (0, "0-2")  # the cell of tasks in which the agent must refuse and answer a question
 ASKS = 0.35  # share of tasks with writes in which the user also asks something
 DRAWS = 30  # of requests for one composition
-ANYTHING = Focus()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

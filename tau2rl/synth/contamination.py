@@ -1,24 +1,18 @@
-"""What made tasks, and rows to train on from anywhere, share with the benchmark's test tasks.
+"""What made tasks share with the benchmark's test tasks.
 
 Users, entities, gold arguments and runs of words; of telecom, whose tasks are all about the same few people, what is wrong.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tau2rl.data.layouts import Facts
-from tau2rl.env.domain import known_domains
-from tau2rl.env.task_replay import Replayer
-from tau2rl.env.tasks import is_test
-from tau2rl.synth.compose import AFFORDANCES
+from tau2rl.env.task_cells import named_problems
 from tau2rl.synth.request import Affordances
-from tau2rl.types import TaskRef
 
 WORDS = 8  # a run of so many words that a test task has too is an overlap
 
@@ -109,31 +103,29 @@ class TelecomGuard:
             }
             for customer in rows["customers"]
         }  # fmt: skip
-        self.compositions = frozenset(composition_of(task["id"]) for task in tests)
+        self.compositions = frozenset(_composition_of(task["id"]) for task in tests)
         self._words = frozenset(run for task in tests for run in runs(spoken(task)))
 
     def overlap(self, task: Mapping[str, Any], intent: str, problems: Iterable[str]) -> TelecomOverlap:
-        """What this task shares with them; `intent` without tau2's `_issue`, `problems` by tau2's names."""
-        text, composition = json.dumps(task), (f"{intent}_issue", frozenset(problems))
+        """What this task shares with them; `problems` by tau2's names."""
+        composition = (intent, frozenset(problems))
         return TelecomOverlap(
-            people=tuple(id for id, named in self.people.items() if any(name in text for name in named)),
+            people=tuple(self.named(json.dumps(task))),
             composition=f"{composition[0]}: {'|'.join(sorted(problems))}" if composition in self.compositions else "",
             words=tuple(sorted(runs(spoken(task)) & self._words)),
         )
 
+    def named(self, text: str) -> list[str]:
+        """Whom of tau2's customers a text names."""
+        return [id for id, names in self.people.items() if any(name in text for name in names)]
 
-def composition_of(task_id: str) -> tuple[str, frozenset[str]]:
-    """The intent and the problems that the id of one of tau2's telecom tasks names.
 
-    >>> composition_of("[mms_issue]airplane_mode_on|bad_wifi_calling[PERSONA:Hard]") == (
-    ...     "mms_issue", frozenset({"airplane_mode_on", "bad_wifi_calling"})
-    ... )
-    True
-    """
-    found = re.fullmatch(r"\[(\w+)\]([\w|]+)\[PERSONA:\w+\]", task_id)
-    if found is None:
+def _composition_of(task_id: str) -> tuple[str, frozenset[str]]:
+    """The intent and the problems that the id of one of tau2's telecom tasks names. Raises ValueError where it names none."""
+    named = named_problems(task_id)
+    if named is None:
         raise ValueError(f"`{task_id}` is not named as tau2 names its telecom tasks")
-    return found[1], frozenset(found[2].split("|"))
+    return named.intent, frozenset(named.names)
 
 
 def as_text(name: str, arguments: Mapping[str, Any]) -> str:
@@ -158,51 +150,3 @@ def runs(text: str) -> set[str]:
     """
     words = re.findall(r"[a-z0-9']+", text.lower())
     return {" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
-
-
-KINDS = ("test tasks", "users", "entities", "gold arguments", "runs of words")
-
-
-class RowGuard:
-    """Compares rows with the test tasks of their domains, each loaded when a row needs it.
-
-    Airline and retail: all of `KINDS`. Other domains: whether a row was played on a test task; telecom's tasks are all about the
-    same few people, lines and sentences, so that what its training tasks share with them says nothing.
-    """
-
-    def __init__(self) -> None:
-        self._guard = functools.cache(_guard)
-
-    def compared(self, name: str) -> tuple[str, ...]:
-        """What is compared for a domain; nothing where nobody knows it."""
-        return KINDS if name in AFFORDANCES else KINDS[:1] if name in known_domains() else ()
-
-    def of_row(self, said: Facts) -> dict[str, tuple[str, ...]]:
-        """Kind of overlap -> what is shared; only the kinds with something in them."""
-        found: dict[str, tuple[str, ...]] = {}
-        played = TaskRef(domain=said.domain, task_id=said.task, split=said.split or "base")
-        if said.domain in known_domains() and is_test(played):
-            found[KINDS[0]] = (said.task,)
-        if said.domain not in AFFORDANCES:
-            return found
-        guard = self._guard(said.domain)
-        text = "\n".join([said.said, *(json.dumps(call.arguments) for call in said.calls)])
-        writes = [as_text(call.name, call.arguments) for call in said.calls if call.name in guard.writes]
-        return found | _by_kind(guard.shared(text, writes, said.said))
-
-
-def overlap_words(found: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """The overlaps as faults of a row: `it shares users with the test tasks: mei_li_1`."""
-    for kind, values in found.items():
-        shown = ", ".join(values[:3]) + (f" and {len(values) - 3} more" if len(values) > 3 else "")
-        yield f"it shares {kind} with the test tasks: {shown}"
-
-
-def _by_kind(overlap: Overlap) -> dict[str, tuple[str, ...]]:
-    values = (overlap.users, overlap.entities, overlap.arguments, overlap.words)
-    return {kind: shared for kind, shared in zip(KINDS[1:], values, strict=True) if shared}
-
-
-def _guard(name: str) -> ContaminationGuard:
-    replayer = Replayer(name)
-    return ContaminationGuard(domain=AFFORDANCES[name](replayer.rows()), tests=replayer.test_tasks(), writes=replayer.writes)

@@ -11,10 +11,10 @@ from typing import Any
 from tau2rl.config import SynthConfig
 from tau2rl.env.task_replay import Replayer
 from tau2rl.synth.card import counts_in_words, sorted_counts
-from tau2rl.synth.compose import AFFORDANCES, ANYTHING, BURDENS, REFUSAL, Composed, Composer
+from tau2rl.synth.compose import AFFORDANCES, BURDENS, REFUSAL, Composed, Composer
 from tau2rl.synth.contamination import WORDS, ContaminationGuard
-from tau2rl.synth.failure_clusters import Failures, Focus, calls_in_words, turns
-from tau2rl.synth.generator import Cell, Draft, Json, Made, Rejected
+from tau2rl.synth.failure_clusters import Cell, Failures, calls_in_words
+from tau2rl.synth.generator import Draft, Json, Made, Rejected
 from tau2rl.synth.llm_writer import SHARED, InWords, WrittenTasks, writer_lines
 from tau2rl.synth.proof import SOLVED, Proof, Prover
 from tau2rl.synth.request import call_of
@@ -30,7 +30,6 @@ class Worded(Draft):
 
     composed: Composed
     text: Text
-    made_for: str = ""  # the key of a cluster of failures
 
 
 class DatabaseTasks(WrittenTasks[Worded]):
@@ -43,47 +42,36 @@ class DatabaseTasks(WrittenTasks[Worded]):
 
     def __init__(self, config: SynthConfig, failures: Failures | None = None) -> None:
         """`failures`: what the tasks are made for, where that is failures of runs."""
-        self._failures = failures
-        self._focus = {cluster.key: cluster.focus for cluster in failures.clusters} if failures else dict[str, Focus]()
-        self.played = failures.tasks if failures else frozenset()
         self._replayer = Replayer(config.domain)
         self._domain = AFFORDANCES[config.domain](self._replayer.rows())
         self._book = RuleBook(config.domain, self._replayer.policy, self._domain.checks, self._domain.task_checks)
         self._composer = Composer(self._domain, self._book)
         self._prover = Prover(self._replayer, self._domain, self._book)
-        self._guard = ContaminationGuard(domain=self._domain, tests=self._replayer.test_tasks(), writes=self._replayer.writes)
+        self._guard = ContaminationGuard(domain=self._domain, tests=self._replayer.tasks("test"), writes=self._replayer.writes)
         self._users = [id for id in self._domain.users() if id not in self._guard.users]
-        super().__init__(config, table=self._domain.table, kinds=sorted(self._replayer.writes))
+        super().__init__(config, failures, table=self._domain.table, kinds=sorted(self._replayer.writes))
 
     def identity(self) -> Json:
         """tau2's distribution and version, hashes of its data."""
-        runs = {"failures": [run["episodes_sha256"] for run in self._failures.runs]} if self._failures else {}
-        return {**self._replayer.identity(), **runs}
+        return self._replayer.identity()
 
     def grid(self) -> list[Cell]:
         """Each number of writes with each bin of reads."""
         return [(writes, burden) for writes in self._config.writes for burden in self._config.burdens]
 
-    def plan(self, declined: float) -> list[Cell]:
-        """The cells in turn; or the clusters of failures in their share, each in its cells."""
-        if self._failures is None:
-            return super().plan(declined)
-        return [(*cell, cluster.key) for cell, cluster in turns(self._failures.clusters)]
-
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> Worded | None:
         """A composition in its words; None where the draw came to nothing."""
         user = rng.choice(self._users)
-        writes, burden, *made_for = cell
+        writes, burden = cell[:2]
         if not free(user) or self._domain.room(user) < writes:
             return None
-        cluster = made_for[0] if made_for else ""
-        made = self._composer.compose(user, (writes, burden), rng, self._focus.get(cluster, ANYTHING))
+        made = self._composer.compose(user, (writes, burden), rng, self.focus(cell))
         if made is None:
             return None
         text = user_text(made, self._domain.table, rng, self._config.twists)
         calls = calls_in_words([asdict(request.call) for request in made.requests])
         task = self._as_task(id, made, text, rng)
-        return Worded(user_id=user, same=calls, task=task, composed=made, text=text, made_for=cluster)
+        return Worded(user_id=user, same=calls, task=task, composed=made, text=text)
 
     def prove(self, draft: Worded) -> Json:
         """Everything that `Prover` tries. Raises Rejected."""
@@ -106,7 +94,6 @@ class DatabaseTasks(WrittenTasks[Worded]):
 
         def way(text: Text, task: Json) -> InWords:
             row = Proof(**proof).row(task["id"], made, text.behaviour)
-            row |= {"made_for": draft.made_for} if draft.made_for else {}
             lines = writer_lines(made, text, table=self._domain.table) if self._writer else ()
             anew = text is not draft.text
             return InWords(user_id=made.user_id, task=task, row=row, split=split, text=text, lines=tuple(lines), told_anew=anew)
@@ -157,7 +144,7 @@ class DatabaseTasks(WrittenTasks[Worded]):
         requests = [request for row in rows for request in row["requests"]]
         perturbed = [write for row in rows for write in row["perturbed"]]
         cells = Counter((row["writes"], row["burden_bin"]) for row in rows)
-        guard, for_failures = self._guard, Counter(row["made_for"] for row in rows if "made_for" in row)
+        guard = self._guard
         return {
             "told_anew": sum(isinstance(m, InWords) and m.told_anew for m in made),
             "grid_head": ["writes", *(f"{name} reads" for name in BURDENS)],
@@ -184,7 +171,6 @@ class DatabaseTasks(WrittenTasks[Worded]):
                 "shared": guard.domain.shared,
                 "tasks_that_share_something": sum(bool(guard.overlap(m.task)) for m in made),
             },
-            **({"from_failures": self._failures.card(for_failures)} if self._failures else {}),
         }
 
     def in_words(self, facts: Mapping[str, Any]) -> str:
@@ -203,7 +189,7 @@ tau2's grader gave the reference path 1 on {proofs["reference_path_rewarded_1"]}
 {proofs["solved_by_do_nothing"]}, always transferring {proofs["solved_by_always_transfer"]}.
 {proofs["writes"]} writes were left out, doubled ({counts_in_words(proofs["doubled"])})
 and altered in {proofs["altered_arguments"]} arguments; {proofs["orders_tried"]} orders were tried.
-{_from(facts)}
+
 ## Overlap with the test tasks
 
 {guard["tasks_that_share_something"]} tasks share a customer, one of the {guard["table"]}, a gold call with its arguments, or
@@ -216,26 +202,3 @@ a run of {guard["run_of_words"]} words with one of the {guard["test_tasks"]} tes
 def _ways(facts: Mapping[str, Any]) -> str:
     told = facts["told_anew"]
     return f"{told} tasks have the calls of another one, whose user behaves in another way: `ID-1`, ...\n" if told else ""
-
-
-def _from(facts: Mapping[str, Any]) -> str:
-    """Which failures the tasks were made from, where they were."""
-    found = facts.get("from_failures")
-    if found is None:
-        return ""
-    rows = "\n".join(
-        f"| {c['name']} | {c['rule'] or c['tool'] or '-'} | {c['argument'] or '-'} | {len(c['failures'])} | {c['tasks']} |"
-        for c in found["clusters"]
-    )
-    runs = ", ".join(f"`{run['run']}` (episodes `{run['episodes_sha256'][:16]}`)" for run in found["runs"])
-    return f"""
-## The failures that they were made from
-
-{found["failures"]} of {found["attempts"]} attempts failed by the agent's own fault in {runs}.
-A task made for a cluster has a call of its tool among its writes, or a request that its rule forbids; `made_for` in
-`proofs.jsonl` names its cluster, `card.json` the attempts. Left out: {counts_in_words(found["left_out"]) or "nothing"}.
-
-| what went wrong | tool or rule | argument | failures | tasks |
-| --- | --- | --- | --- | --- |
-{rows}
-"""

@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Cell = tuple[Any, ...]  # a place on a generator's grid, without a cluster
 MOST_TURNS = 400  # of a plan: a cluster with a smaller share gets no task of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Focus:
-    """What the gold of a task must have: `Focus(tool="cancel_pending_order")`, `Focus(rule="cancel.reason")`."""
+    """What the gold of a task must have: `Focus(rule="cancel.reason")`, `Focus(problem="bad_vpn", tool="disconnect_vpn")`."""
 
-    tool: str = ""  # a call of this tool, among its writes
+    tool: str = ""  # a call of this tool, among its writes; of telecom, among what puts its problems right
+    problem: str = ""  # of telecom: this problem, of the phone or its line
     rule: str = ""  # a request that this rule of the policy forbids
     asks: bool = False  # something that must be said
+
+
+ANYTHING = Focus()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,13 +30,20 @@ class Cluster:
     name: str  # of `tau2rl blame`
     argument: str  # the argument that was wrong, "" where none was
     focus: Focus
-    cells: tuple[tuple[int, str], ...]  # (writes, bin of the burden) of the tasks that failed, in the grid that is asked for
+    cells: tuple[
+        Cell, ...
+    ]  # of the tasks that failed, in the grid that is asked for: ((3, "6-9"), ...), ((2, "mms", "hard"), ...)
     failures: tuple[str, ...]  # "RUN: domain/task#attempt"
 
     @property
+    def about(self) -> str:
+        """The problem, and the rule or the tool: `cancel_pending_order`, `bad_vpn/disconnect_vpn`."""
+        return "/".join(filter(None, (self.focus.problem, self.focus.rule or self.focus.tool)))
+
+    @property
     def key(self) -> str:
-        """What names it: `wrong_argument/cancel_pending_order/reason`."""
-        return "/".join(filter(None, (self.name, self.focus.rule or self.focus.tool, self.argument)))
+        """What names it: `wrong_argument/cancel_pending_order/reason`, `missing_follow_up/bad_vpn/disconnect_vpn`."""
+        return "/".join(filter(None, (self.name, self.about, self.argument)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +54,7 @@ class Failures:
     runs: tuple[Mapping[str, Any], ...]  # {"run", "digest", "episodes_sha256"}
     attempts: int
     left_out: Mapping[str, int]  # what was not the agent's fault, by fault and name
-    tasks: frozenset[tuple[str, str]]  # (user, calls as `calls_in_words` has them) of the tasks that were played
+    tasks: frozenset[tuple[str, str]]  # (user, what `Draft.same` has) of the tasks that were played
 
     def card(self, made: Mapping[str, int]) -> dict[str, Any]:
         """For the data card, JSON-ready; `made`: how many tasks each cluster came to."""
@@ -55,6 +67,8 @@ class Failures:
             "clusters": [
                 {
                     "name": cluster.name,
+                    "about": cluster.about,
+                    "problem": cluster.focus.problem,
                     "tool": cluster.focus.tool,
                     "argument": cluster.argument,
                     "rule": cluster.focus.rule,
@@ -73,7 +87,7 @@ def calls_in_words(calls: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(sorted(str({"name": call["name"], "arguments": call["arguments"]}) for call in calls))
 
 
-def turns(clusters: Sequence[Cluster]) -> list[tuple[tuple[int, str], Cluster]]:
+def turns(clusters: Sequence[Cluster]) -> list[tuple[Cell, Cluster]]:
     """(cell, cluster) of one task after another: clusters in the share of their failures, evenly mixed, their cells in turn.
 
     >>> cells, none = ((1, "0-2"), (2, "0-2")), Focus()
@@ -85,7 +99,7 @@ def turns(clusters: Sequence[Cluster]) -> list[tuple[tuple[int, str], Cluster]]:
     total = sum(len(cluster.failures) for cluster in clusters)
     credit = dict.fromkeys(range(len(clusters)), 0)
     taken = dict.fromkeys(range(len(clusters)), 0)
-    out: list[tuple[tuple[int, str], Cluster]] = []
+    out: list[tuple[Cell, Cluster]] = []
     for _ in range(min(max(total, 20), MOST_TURNS)):
         for index, cluster in enumerate(clusters):
             credit[index] += len(cluster.failures)

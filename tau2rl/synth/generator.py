@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
+from tau2rl.synth.failure_clusters import ANYTHING, Cell, Failures, Focus, turns
+
 Json = dict[str, Any]
-Cell = tuple[Any, ...]  # a place on the grid, JSON values: (3, "6-9"), (4, "mms", "hard"), (1, "0-2", "KEY of a cluster")
 
 
 class Rejected(Exception):
@@ -74,14 +75,19 @@ class TaskGenerator(ABC, Generic[D]):
     apart: ClassVar[str] = "a customer"  # what no two of `train-learn`, `train-select` and `test` share
     declined: ClassVar[Cell]  # of the tasks in which the agent must not do what it is asked for; no part of `grid`
     spent: Json | None = None  # what a model took that wrote the texts
-    played: frozenset[tuple[str, str]] = frozenset()  # (user_id, same) of tasks that must not be made again
+    failures: Failures | None = None  # what the tasks are made for, where that is failures of runs
 
     @abstractmethod
     def grid(self) -> Sequence[Cell]:
         """The cells that get equal parts."""
 
     def plan(self, declined: float) -> list[Cell]:
-        """The cells in turn, the declined ones spread between them in their share."""
+        """The cells in turn, the declined ones spread between them in their share; or the clusters of failures in theirs.
+
+        Each cluster in its cells, with its key at their end: (3, "6-9", "missing_write/cancel_pending_order").
+        """
+        if self.failures is not None:
+            return [(*cell, cluster.key) for cell, cluster in turns(self.failures.clusters)]
         grid = list(self.grid())
         if declined == 0:
             return grid
@@ -95,6 +101,11 @@ class TaskGenerator(ABC, Generic[D]):
     def is_declined(self, cell: Cell) -> bool:
         """Whether the agent must not do what it is asked for in the tasks of a cell."""
         return cell[: len(self.declined)] == self.declined
+
+    def focus(self, cell: Cell) -> Focus:
+        """What a task of a cell of the plan must have."""
+        clusters = self.failures.clusters if self.failures else ()
+        return next((cluster.focus for cluster in clusters if cluster.key == cell[-1]), ANYTHING)
 
     @abstractmethod
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> D | None:

@@ -24,6 +24,7 @@ from tau2rl.config import SynthConfig, UserConfig, WriterConfig
 from tau2rl.env.asked_model import AskedModel
 from tau2rl.errors import UserError
 from tau2rl.synth.compose import Composed
+from tau2rl.synth.failure_clusters import Failures
 from tau2rl.synth.generator import D, Json, Made, TaskGenerator, Wording
 from tau2rl.synth.texts import NOT_KNOWN, STYLES, TAKEN_BACK, Text, required_facts, withdrawn_of
 
@@ -321,9 +322,12 @@ class ModelWording(Wording):
 class WrittenTasks(TaskGenerator[D]):
     """A generator whose texts a model can say anew."""
 
-    def __init__(self, config: SynthConfig, *, table: str, kinds: Sequence[str]) -> None:
-        """`table`: what users have, "orders"; `kinds`: what a line can be about. Raises UserError for a key that is not set."""
-        self._config, self._table = config, table
+    def __init__(self, config: SynthConfig, failures: Failures | None, *, table: str, kinds: Sequence[str]) -> None:
+        """`table`: what users have, "orders"; `kinds`: what a line can be about; `failures`: what the tasks are made for.
+
+        Raises UserError for a key that is not set.
+        """
+        self._config, self.failures, self._table = config, failures, table
         self._writer: LlmWriter | None = None
         self._wording: ModelWording | None = None
         if config.writer.kind == "llm":

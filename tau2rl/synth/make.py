@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from itertools import cycle
 from pathlib import Path
@@ -20,8 +21,8 @@ from tau2rl.config import SynthConfig
 from tau2rl.errors import UserError
 from tau2rl.synth.card import FILES, command, write_folder
 from tau2rl.synth.database_tasks import DatabaseTasks
-from tau2rl.synth.failure_clusters import Failures
-from tau2rl.synth.generator import Cell, Draft, Made, Rejected, TaskGenerator
+from tau2rl.synth.failure_clusters import Cell, Failures
+from tau2rl.synth.generator import Draft, Made, Rejected, TaskGenerator
 from tau2rl.synth.telecom import TelecomTasks
 
 SHARES = {"test": 0.2, "train-select": 0.1}  # of the users (telecom: of the compositions); the others are `train-learn`
@@ -38,7 +39,7 @@ class TaskMaker:
         self.rejected: Counter[str] = Counter()
         self._config, self._generator = config, generator
         self._used: Counter[str] = Counter()
-        self._seen: set[tuple[str, str]] = set(generator.played)
+        self._seen: set[tuple[str, str]] = set(generator.failures.tasks if generator.failures else ())
 
     def make(
         self, earlier: list[JournalEntry], keep: Callable[[JournalEntry], object], on_task: Callable[[int, int], object]
@@ -94,7 +95,7 @@ class TaskMaker:
             except Rejected as reason:
                 self.rejected[str(reason)] += 1
                 continue
-            found = self._finished(draft, proof)
+            found = self._finished(draft, proof, cell)
             entry |= {"found": place, "proof": proof}
             break
         keep({**entry, "rejected": self.rejected - before})
@@ -111,7 +112,7 @@ class TaskMaker:
             return []
         draft = self._draw(entry, entry["found"])
         assert draft is not None  # it was found with these draws
-        return self._finished(draft, entry["proof"])
+        return self._finished(draft, entry["proof"], cell)
 
     def _draw(self, entry: JournalEntry, place: int) -> Draft | None:
         number, cell, again = entry["number"], entry["cell"], entry["again"]
@@ -119,10 +120,13 @@ class TaskMaker:
         id = f"synth-{self._config.domain}-{self._config.seed}-{number:05}"
         return self._generator.draw(id, tuple(cell), rng, lambda user: self._used[user] < self._config.per_user)
 
-    def _finished(self, draft: Draft, proof: JournalEntry) -> list[Made]:
+    def _finished(self, draft: Draft, proof: JournalEntry, cell: Cell) -> list[Made]:
         self._used[draft.user_id] += 1
         self._seen.add((draft.user_id, draft.same))
-        return self._generator.finish(draft, proof, synth_split(self._generator.split_key(draft)))
+        made = self._generator.finish(draft, proof, synth_split(self._generator.split_key(draft)))
+        if self._generator.failures is None:
+            return made
+        return [replace(one, row={**one.row, "made_for": cell[-1]}) for one in made]
 
 
 def synth_split(key: str) -> str:
@@ -146,11 +150,12 @@ def make_tasks(
 ) -> dict[str, Any]:
     """Make the tasks and write them to `folder`; the card's numbers, JSON-ready. Raises UserError.
 
-    `failures`: what `config.from_failures` failed at, where that is what the tasks are made for; not of telecom.
+    `failures`: what `config.from_failures` failed at, where that is what the tasks are made for.
     """
     _refuse_taken(folder, resume=config.resume)
-    generator: TaskGenerator[Any] = TelecomTasks(config) if config.domain == "telecom" else DatabaseTasks(config, failures)
-    identity = {**generator.identity(), "synth": source_hash()}
+    generator: TaskGenerator[Any] = (TelecomTasks if config.domain == "telecom" else DatabaseTasks)(config, failures)
+    runs = {"failures": [run["episodes_sha256"] for run in failures.runs]} if failures else {}
+    identity = {**generator.identity(), **runs, "synth": source_hash()}
     with _journal(folder, {"command": command(config), **identity}) as (earlier, keep):
         maker = TaskMaker(config, generator)
         made = maker.make(earlier, keep, on_task)

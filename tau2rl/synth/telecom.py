@@ -14,12 +14,13 @@ from tau2rl.env.task_replay import Replayer
 from tau2rl.errors import UserError
 from tau2rl.synth.card import counts_in_words, sorted_counts
 from tau2rl.synth.contamination import WORDS, TelecomGuard
-from tau2rl.synth.generator import Cell, Draft, Json, Made, Rejected
+from tau2rl.synth.failure_clusters import Cell, Failures
+from tau2rl.synth.generator import Draft, Json, Made, Rejected
 from tau2rl.synth.llm_writer import SHARED, InWords, WrittenTasks
 from tau2rl.synth.proof import SOLVED
 from tau2rl.synth.request import count_words
 from tau2rl.synth.telecom_people import NUM_PEOPLE
-from tau2rl.synth.telecom_problems import Case, CaseStep, ProblemBook, draw_case, filled
+from tau2rl.synth.telecom_problems import TO_A_HUMAN, Case, CaseStep, ProblemBook, composition, draw_case, filled
 from tau2rl.synth.telecom_proof import as_action, prove_case
 from tau2rl.synth.telecom_texts import KINDS, TELECOM_TWISTS, case_facts, case_lines, case_text, demonstrate_case, purpose
 from tau2rl.synth.texts import Text
@@ -39,24 +40,27 @@ class Told(Draft):
 class TelecomTasks(WrittenTasks[Told]):
     """Composed tasks of telecom."""
 
-    declined = ("to a human",)
+    declined = TO_A_HUMAN
     apart = "an intent with its problems"
     licence = "The plans, the phone and the policy are tau2-bench's (MIT). Customers and texts are made by tau2rl (Apache-2.0)."
 
-    def __init__(self, config: SynthConfig) -> None:
-        """Raises UserError where it is asked for users whom telecom does not have."""
+    def __init__(self, config: SynthConfig, failures: Failures | None = None) -> None:
+        """`failures`: what the tasks are made for, where that is failures of runs.
+
+        Raises UserError where it is asked for users whom telecom does not have.
+        """
         if not set(config.twists) & set(TELECOM_TWISTS):
             raise UserError(
                 "no user of a telecom task changes their mind",
                 hint="tau2 grades telecom by what must hold at the end, so that a deed which was taken back would go unseen; "
                 f"its `twists` are {', '.join(TELECOM_TWISTS)}",
             )
-        super().__init__(config, table="phone", kinds=KINDS)
+        super().__init__(config, failures, table="phone", kinds=KINDS)
         self._replayer = Replayer(config.domain)
         rows = self._replayer.rows()
         self._plans = {plan["plan_id"]: plan for plan in rows["plans"]}
         self._book = ProblemBook(self._replayer.policy)
-        self._guard = TelecomGuard(rows=rows, tests=self._replayer.test_tasks())
+        self._guard = TelecomGuard(rows=rows, tests=self._replayer.tasks("test"))
 
     def identity(self) -> Json:
         """tau2's distribution and version, hashes of its data."""
@@ -64,24 +68,18 @@ class TelecomTasks(WrittenTasks[Told]):
 
     def grid(self) -> list[Cell]:
         """Each number of problems with each intent that can have so many, and each persona."""
-        return [
-            (number, intent, persona)
-            for number in self._config.problems
-            for intent in self._config.intents
-            for persona in self._config.personas
-            if number <= self._book.most(intent)
-        ]
+        return self._book.cells(self._config.problems, self._config.intents, self._config.personas)
 
     def draw(self, id: str, cell: Cell, rng: random.Random, free: Callable[[str], bool]) -> Told | None:
         """A case in its words; None where the draw came to nothing."""
-        beyond = cell == self.declined
-        number, intent, persona = cell if not beyond else self._any(rng)
-        case = draw_case(self._book, self._plans, intent, number, rng, beyond=beyond)
+        beyond = self.is_declined(cell)
+        number, intent, persona = cell[:3] if not beyond else self._any(rng)
+        case = draw_case(self._book, self._plans, intent, number, rng, beyond=beyond, focus=self.focus(cell))
         if case is None or not free(case.person.customer_id):
             return None
         text = case_text(case, persona, rng, self._config.twists)
         task = self._as_task(f"[{intent}_issue]{id}", case, text, rng)
-        same = f"{intent}: {', '.join(problem.name for problem in case.problems)}"
+        same = composition(intent, [problem.name for problem in case.problems])
         return Told(user_id=case.person.customer_id, same=same, task=task, case=case, text=text)
 
     def _any(self, rng: random.Random) -> tuple[int, str, str]:

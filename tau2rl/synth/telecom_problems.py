@@ -10,12 +10,14 @@ from typing import Any, Literal, cast
 
 import yaml
 
+from tau2rl.synth.failure_clusters import ANYTHING, Cell, Focus
 from tau2rl.synth.generator import Json
 from tau2rl.synth.request import AskedAmount
 from tau2rl.synth.rules import check_quotes
 from tau2rl.synth.telecom_people import NUM_PEOPLE, TelecomPerson, person
 
 ASKS = 0.35  # share of the tasks that can be solved in which the user also asks something
+TO_A_HUMAN: Cell = ("to a human",)  # the cell of the tasks with a problem that is beyond the agent
 TRAVELS = 0.2  # share of those about data or MMS whose user is abroad although roaming works
 Requestor = Literal["user", "assistant"]
 
@@ -59,6 +61,11 @@ class Problem:
     forbidden: tuple[CaseStep, ...]
     policy: str
 
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """What puts it right, by name, in order."""
+        return tuple(step.call for step in fixes([self]))
+
 
 class ProblemBook:
     """Every problem, in the order in which an agent looks for them."""
@@ -82,19 +89,32 @@ class ProblemBook:
         """The most problems that a task which can be solved has at once."""
         return len({problem.group.name for problem in self._of(intent, beyond=False)})
 
-    def draw(self, intent: str, number: int, rng: random.Random, *, beyond: bool) -> tuple[Problem, ...] | None:
-        """So many problems of different groups, one of them beyond the agent if asked for; None where the draw is none."""
-        last = [rng.choice(self._of(intent, beyond=True))] if beyond else []
+    def cells(self, numbers: Sequence[int], intents: Sequence[str], personas: Sequence[str]) -> list[Cell]:
+        """Each number of problems with each intent that can have so many, and each persona."""
+        return [(n, intent, persona) for n in numbers for intent in intents for persona in personas if n <= self.most(intent)]
+
+    def draw(
+        self, intent: str, number: int, rng: random.Random, *, beyond: bool, focus: Focus = ANYTHING
+    ) -> tuple[Problem, ...] | None:
+        """So many problems of different groups, with what `focus` asks for and one that is beyond the agent if asked for.
+
+        None where the draw is none.
+        """
+        wanted = beyond or bool(focus.problem or focus.tool)
+        among = [problem for problem in self._of(intent, beyond=beyond) if serves(problem, focus)]
+        if wanted and not among:
+            return None
+        first = [rng.choice(among)] if wanted else []
         # A phone that sees no SIM card does not say that the card is locked.
-        taken = {problem.group.name for problem in last}
+        taken = {problem.group.name for problem in first}
         free = sorted({problem.group.name for problem in self._of(intent, beyond=False)} - taken)
-        if len(free) + len(last) < number:
+        if len(free) + len(first) < number:
             return None
-        groups = rng.sample(free, number - len(last))
+        groups = rng.sample(free, number - len(first))
         chosen = [rng.choice([p for p in self._of(intent, beyond=False) if p.group.name == group]) for group in groups]
-        if not any(intent in problem.group.own for problem in (*chosen, *last)):
+        if not any(intent in problem.group.own for problem in (*chosen, *first)):
             return None
-        return tuple(problem for problem in self.problems if problem in (*chosen, *last))
+        return tuple(problem for problem in self.problems if problem in (*chosen, *first))
 
     def _of(self, intent: str, *, beyond: bool) -> list[Problem]:
         return [problem for problem in self.problems if intent in problem.intents and (not problem.fixes) == beyond]
@@ -129,8 +149,20 @@ class Case:
         return (*(_ROAMS if travels else ()), *(step for problem in self.problems for step in problem.breaks))
 
 
+def serves(problem: Problem, focus: Focus) -> bool:
+    """Whether a task with this problem has what `focus` asks for."""
+    return focus.problem in ("", problem.name) and (focus.tool == "" or focus.tool in problem.tools)
+
+
 def draw_case(
-    book: ProblemBook, plans: Mapping[str, Mapping[str, Any]], intent: str, number: int, rng: random.Random, *, beyond: bool
+    book: ProblemBook,
+    plans: Mapping[str, Mapping[str, Any]],
+    intent: str,
+    number: int,
+    rng: random.Random,
+    *,
+    beyond: bool,
+    focus: Focus = ANYTHING,
 ) -> Case | None:
     """A user with so many problems, or None where the draw came to nothing. `plans`: tau2's, by id.
 
@@ -138,7 +170,7 @@ def draw_case(
     """
     who = person(rng.randrange(NUM_PEOPLE))
     line = rng.choice(who.lines)
-    problems = book.draw(intent, number, rng, beyond=beyond)
+    problems = book.draw(intent, number, rng, beyond=beyond, focus=focus)
     if problems is None:
         return None
     plan, over = plans[line["plan_id"]], rng.randint(1, 9) / 10
@@ -155,7 +187,7 @@ def draw_case(
         "price": f"${plan['price_per_month']:.2f}",
         "bad_mode": rng.choice(("2g_only", "3g_only")) if intent == "mobile_data" else "2g_only",  # MMS works with 3G
     }
-    asks = beyond or rng.random() < ASKS
+    asks = beyond or focus.asks or rng.random() < ASKS
     month = rng.choice(sorted(who.bills))
     return Case(
         person=who,
@@ -166,6 +198,11 @@ def draw_case(
         abroad=intent != "service" and (any(p.group.abroad for p in problems) or rng.random() < TRAVELS),
         question=AskedAmount(say=f"how much my bill for {month} came to", value=f"{who.bills[month]:.2f}") if asks else None,
     )
+
+
+def composition(intent: str, problems: Sequence[str]) -> str:
+    """What is wrong, for whom, as it is compared: `mms: bad_vpn, data_mode_off`; the problems in the order of the book."""
+    return f"{intent}: {', '.join(problems)}"
 
 
 def filled(step: CaseStep, values: Mapping[str, Any]) -> Json:

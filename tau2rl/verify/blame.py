@@ -65,7 +65,7 @@ def user_faults(episode: Episode, facts: TaskFacts) -> Iterator[Blame]:
         instructions=facts.instructions,
         reason=facts.reason,
         domain_policy=facts.domain_policy,
-        unfinished=not episode.solved and bool(against_reference(episode, facts)[1] or _undone(episode, facts)),
+        unfinished=not episode.solved and bool(against_reference(episode, facts)[1] or undone(episode, facts)),
         agent_tools=facts.tool_kinds,
         user_tools=facts.user_tools if episode.trajectory else (),
         volunteers=facts.volunteers,
@@ -160,11 +160,11 @@ def _by_writes(extra: Sequence[CallTool], missing: Sequence[CallTool]) -> Blame 
 def _by_what_is_missing(episode: Episode, calls: Sequence[Call], missing: Sequence[CallTool], facts: TaskFacts) -> Blame:
     """No write is wrong: one was not made, the user was left alone with what it found, or something was not said."""
     acted = any(line.who == "user" and line.calls for line in lines_of(episode))
-    undone = _undone(episode, facts)
-    if acted and (missing or undone):
-        return _agent("missing_follow_up", ", ".join([*(c.name for c in missing), *undone]))
-    if (missing or undone) and not calls:
-        return _agent("gave_up", ", ".join([*(c.name for c in missing), *undone]))
+    left = [*(call.name for call in missing), *undone(episode, facts)]
+    if acted and left:
+        return _agent("missing_follow_up", ", ".join(left))
+    if left and not calls:
+        return _agent("gave_up", ", ".join(left))
     if missing:
         return _agent("missing_write", missing[0].name)
     checks = episode.grade.checks if episode.grade is not None else None
@@ -206,10 +206,10 @@ def lines_of(episode: Episode) -> Iterator[Line]:
         yield Line(who={"assistant": "agent"}.get(role, role), text=str(message.get("content") or ""), calls=calls)
 
 
-def _undone(episode: Episode, facts: TaskFacts) -> list[str]:
-    """What the user was to do in the references, and did not."""
-    made = {name for line in lines_of(episode) if line.who == "user" for name in line.calls}
-    return [name for name in facts.user_gold if name not in made]
+def undone(episode: Episode, facts: TaskFacts) -> list[str]:
+    """What the user was to do in the references, and did not do as often."""
+    made = Counter(name for line in lines_of(episode) if line.who == "user" for name in line.calls)
+    return list((Counter(facts.user_gold) - made).elements())
 
 
 def _tool_calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -135,7 +135,6 @@ EXAMPLES: list[tuple[str, str, list[str], list[str]]] = [
     ("synth", "problems=[2]", [], ["domain=telecom"]),
     ("synth", "intents=[mms]", [], ["domain=telecom"]),
     ("synth", "personas=[hard]", [], ["domain=telecom"]),
-    ("synth", "from_failures=[outputs/eval/train-1]", ["domain=telecom"], []),
     ("synth", "writer.attempts=2", [], ["writer.kind=llm"]),
     ("rft-filter", "keep.form=[failed_write]", ["sources=[a]"], ["sources=[a]", "keep.attempts=solved+form"]),
     ("seed", "balance.form=[failed_write]", [], ["keep=solved+form"]),

@@ -219,7 +219,7 @@ def test_the_oracle_finds_what_is_against_the_policy(domain: str, tasks: list[Js
 
 def test_planted_overlaps_with_test_tasks_are_found(domain: str, tasks: list[Json]) -> None:
     replayer = Replayer(domain)
-    tests = replayer.test_tasks()
+    tests = replayer.tasks("test")
     guard = ContaminationGuard(domain=DOMAINS[domain](replayer.rows()), tests=tests, writes=replayer.writes)
     assert not any(guard.overlap(task) for task in tasks)
     target = next(task for task in tests if guard.overlap(task).entities and guard.overlap(task).arguments)

@@ -10,7 +10,7 @@
 - users put a wrong amount right or have no customer number, and a task is told in several ways; changes of mind are refused;
 - an action that is not needed, and a deed against the policy that goes unseen, are found when a task is proved;
 - the gold teacher plays them, and so do eval and rft-filter: the phone is the user's, who does what the agent asks for, and the
-  agent asks before it adds data, sends a bill or hands over.
+  agent asks before it adds data, sends a bill or hands over; its rows share nothing with the test tasks.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import SynthConfig
 from tau2rl.env.domain import domain
+from tau2rl.env.task_cells import named_problems
 from tau2rl.env.task_replay import Replayer, TaskReplayer
 from tau2rl.errors import UserError
-from tau2rl.synth.contamination import TelecomGuard, composition_of
+from tau2rl.synth.contamination import TelecomGuard
 from tau2rl.synth.generator import Rejected
 from tau2rl.synth.make import make_tasks
 from tau2rl.synth.telecom import TelecomTasks
@@ -224,13 +225,13 @@ def test_a_problem_that_the_policy_does_not_speak_of_is_refused() -> None:
 
 def test_planted_overlaps_with_test_tasks_are_found(tasks: list[Json], proofs: list[Json]) -> None:
     replayer = Replayer("telecom")
-    guard = TelecomGuard(rows=replayer.rows(), tests=replayer.test_tasks())
+    guard = TelecomGuard(rows=replayer.rows(), tests=replayer.tasks("test"))
     for task, proof in zip(tasks, proofs, strict=True):
         assert not guard.overlap(task, proof["intent"], proof["problems"])
-    target = replayer.test_tasks()[0]
-    intent, problems = composition_of(target["id"])
-    assert guard.overlap(tasks[0], intent.removesuffix("_issue"), problems).composition
-    assert not guard.overlap(tasks[0], "service", problems).composition  # the same, but not what is wanted
+    target = replayer.tasks("test")[0]
+    named = named_problems(target["id"])
+    assert named is not None and guard.overlap(tasks[0], named.intent, named.names).composition
+    assert not guard.overlap(tasks[0], "service", named.names).composition  # the same, but not what is wanted
     for text in ("I'm John Smith.", "It is 555-123-2002.", "L1001", "B1003"):
         planted = copy.deepcopy(tasks[0])
         planted["user_scenario"]["instructions"]["known_info"] += text
@@ -299,6 +300,8 @@ def test_the_gold_teacher_asks_and_the_user_acts(folder: Path, tasks: list[Json]
             if called & {"refuel_data", "send_payment_request", "enable_roaming", TRANSFER}:
                 assert messages[place - 1]["content"] == "Yes, please go ahead.", task["id"]
         assert messages[-1]["content"].startswith("Thank you, that is all I needed."), task["id"]
+    overlap = command("data", "card", str(tmp_path / "rows.jsonl"), "--license", "mit")["overlap"]
+    assert (overlap["domains"]["telecom"]["rows"], overlap["rows"]) == (NUMBER, 0)
     played = rows_of(tmp_path / "episodes.jsonl")
     messages = [message for line in played for message in line["episode"]["trajectory"] if message["role"] == "user"]
     mine = [call["name"] for message in messages for call in message.get("tool_calls") or ()]

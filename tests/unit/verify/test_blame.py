@@ -242,6 +242,9 @@ def test_a_user_that_is_left_alone_with_what_it_found() -> None:
     found = blame(episode((*agent(GREETING),), trajectory=(checked, {"role": "user", "content": "It is not seated."})), facts)
     assert found is not None
     assert (found.name, found.detail) == ("missing_follow_up", "reseat_sim")
+    again = blame(episode((*agent(GREETING),), trajectory=(checked,)), replace(facts, user_gold=("check_sim", "check_sim")))
+    assert again is not None
+    assert (again.name, again.detail) == ("missing_follow_up", "check_sim")  # what is to be done twice, and was done once
 
 
 def test_world_and_task_come_before_user_and_agent() -> None:
