@@ -30,9 +30,7 @@ class Cluster:
     name: str  # of `tau2rl blame`
     argument: str  # the argument that was wrong, "" where none was
     focus: Focus
-    cells: tuple[
-        Cell, ...
-    ]  # of the tasks that failed, in the grid that is asked for: ((3, "6-9"), ...), ((2, "mms", "hard"), ...)
+    cells: tuple[Cell, ...]  # of the tasks that failed, in the grid that is asked for: ((3, "6-9"), ...), ((2, "mms", "hard"),)
     failures: tuple[str, ...]  # "RUN: domain/task#attempt"
 
     @property
