@@ -27,7 +27,9 @@ from tau2rl.data.jsonl import read_row_file, strict_json
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
-MARKS = ("step_loss_mask", "weight", "train", "training", "trainable", "loss_mask", "loss", "loss_scale")  # in as many dialects
+MARKS = (  # in as many dialects
+    "step_loss_mask", "weight", "train", "training", "trainable", "loss_mask", "loss", "loss_scale", "loss_weight", "sample_weight",
+)  # fmt: skip
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where the thought of a turn stands, in three dialects
 THOUGHTS_IN_PARTS = ("reasoning_details", "thinking_blocks")  # of two more, some of whose parts are encrypted
 

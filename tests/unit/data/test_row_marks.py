@@ -85,7 +85,7 @@ def test_what_is_marked_is_not_learned_and_stays_in_the_conversation(case: str, 
     assert report["assistant_tokens"] == len(initial.encode("Renewed.<|im_end|>"))
 
 
-@pytest.mark.parametrize("mark", ["loss", "loss_scale", "loss_mask", "trainable", "train"])
+@pytest.mark.parametrize("mark", ["loss", "loss_scale", "loss_weight", "sample_weight", "loss_mask", "trainable", "train"])
 @pytest.mark.parametrize("off", [0, 0.0, False])
 def test_a_mark_of_another_dialect_is_one_too(mark: str, off: object) -> None:
     assert learned(with_message(2, **{mark: off})) == ["Renewed."]
