@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a file of configs/8xh100 or configs/4gpu")
     asked, options = parser.parse_known_args()
-    values = yaml.safe_load(asked.config.read_text("utf-8")) if asked.config.is_file() else {}
+    values = (yaml.safe_load(asked.config.read_text("utf-8")) if asked.config.is_file() else None) or {}
     if values.get("backend") != "slime":
         parser.error(f"`{asked.config}` is no config of a training on a cluster")
     with tempfile.TemporaryDirectory(prefix="tau2rl-") as name:
@@ -47,7 +47,8 @@ def main() -> int:
             values["data"] = {**values["data"], "files": [str(place / "rows.jsonl")]}
             (place / "rows.jsonl").write_text(f"{json.dumps({'messages': TALK})}\n" * 64, "utf-8")
         else:
-            del values["val"], values["train"]["val_every"]
+            values.pop("val", None)
+            values.get("train", {}).pop("val_every", None)
         config = place / "config.yaml"
         config.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
         stand_ins = {**make_machine(place / "machine"), "RAY_OVERRIDE_RESOURCES": json.dumps(RESOURCES)}

@@ -36,7 +36,8 @@ def all_of(mistakes: Iterable[UserError]) -> UserError:
     'no rows\\nno key\\nno model\\n\\nhint: run `seed`'
     """
     every = list(mistakes)
-    messages, hints = (dict.fromkeys(texts) for texts in ((m.message for m in every), (m.hint for m in every if m.hint)))
+    messages = dict.fromkeys(mistake.message for mistake in every)
+    hints = dict.fromkeys(line for mistake in every for line in mistake.hint.splitlines())
     return UserError("\n".join(messages), hint="\n".join(hints))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +94,7 @@ def _of_the_config(
     stage: str, file: Path | None, sets: Sequence[str], user: str | None, tokenizer: str | None
 ) -> Iterator[CheckResult]:
     """The checks of all that a stage's settings need. Raises UserError."""
-    from tau2rl.launch.checks import needs
+    from tau2rl.launch.checks import lost, needs
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
     model = STAGES.get(stage)
@@ -112,17 +113,17 @@ def _of_the_config(
         return checks(config)
     folder = run_path(config)
     plan = plan_pipeline(with_files(config, file.parent if file else Path()), folder)
-    return _by_step({planned.label: checks(planned.config, folder) for planned in plan})
+    return itertools.chain(_by_step([(planned.label, checks(planned.config, folder)) for planned in plan]), [_found(lost(plan))])
 
 
-def _by_step(checks: Mapping[str, Iterator[CheckResult]]) -> Iterator[CheckResult]:
-    """What is found for several steps once, with their names where it is not so for all of them."""
-    found: dict[object, tuple[CheckResult, list[str]]] = {}
-    for step, of_step in checks.items():
+def _by_step(checks: Sequence[tuple[str, Iterator[CheckResult]]]) -> Iterator[CheckResult]:
+    """What is found for several steps once, behind all of them, with their names where it is not so for each."""
+    found: dict[object, tuple[CheckResult, dict[str, None]]] = {}
+    for step, of_step in checks:
         for check in of_step:
             # What is free may have changed in between.
             what = (check.name, check.state) if check.name in ("memory", "disk") else check
-            found.setdefault(what, (check, []))[1].append(step)
+            found.setdefault(what, (check, {}))[1][step] = None
     for check, steps in found.values():
         yield check if len(steps) == len(checks) else replace(check, detail=f"{check.detail} ({', '.join(steps)})")
 

@@ -124,12 +124,22 @@ def _in_lines(command: str, width: int) -> str:
     >>> print(_in_lines("tau2rl eval --tokenizer DIR --domains retail --num-samples 4", 50))
      tau2rl eval --tokenizer DIR --domains retail \\
        --num-samples 4
+    >>> print(_in_lines("tau2rl eval --set 'tasks.ids=[a, b]' --limit 1", 30))
+     tau2rl eval \\
+       --set 'tasks.ids=[a, b]' \\
+       --limit 1
     """
     if len(command) < width:
         return f" {command}"
+    parts: list[list[str]] = [[]]
+    for word in re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command):  # what is quoted is not broken
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
     lines = [""]
-    for part in re.split(r" (?=--)", command):
-        for word in [part] if len(part) + 5 <= width else part.split(" "):  # 5: the indent, and a backslash behind a blank
+    for part in parts:
+        whole = " ".join(part)
+        for word in [whole] if len(whole) + 5 <= width else part:  # 5: the indent, and a backslash behind a blank
             if lines[-1] and len(lines[-1]) + len(word) + 6 > width:
                 lines.append("")
             lines[-1] += f" {word}" if lines[-1] else word

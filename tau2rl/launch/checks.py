@@ -22,6 +22,7 @@ from tau2rl.recipes.pipeline_plan import Planned
 from tau2rl.recipes.pipeline_report import finished
 from tau2rl.runs.budget import budget_of, estimate_from
 from tau2rl.runs.checkpoints import card_for
+from tau2rl.runs.files import read_json
 from tau2rl.runs.prices import refuse_unpriced
 
 Find = Callable[[], str]  # what was found, for people; raises UserError
@@ -68,6 +69,16 @@ def refuse_lost(runs: Sequence[Planned]) -> None:
         raise all_of(errors)
 
 
+def lost(runs: Sequence[Planned]) -> Need:
+    """`refuse_lost` as one of the needs."""
+
+    def find() -> str:
+        refuse_lost(runs)
+        return "there"
+
+    return Need("files of steps", find)
+
+
 def _taken_in(config: StageConfig) -> Iterator[Path]:
     """The files that a run reads of what earlier ones may have made."""
     if isinstance(config, SftConfig):
@@ -77,15 +88,28 @@ def _taken_in(config: StageConfig) -> Iterator[Path]:
     checkpoint = _checkpoint(config)
     if checkpoint is not None:
         yield checkpoint / "config.json"
-        yield next(checkpoint.glob("*.safetensors"), checkpoint / "model.safetensors")
+        yield from (checkpoint / name for name in _weights(checkpoint))
+
+
+def _weights(checkpoint: Path) -> list[str]:
+    """The names of a checkpoint's weights: those that its index lists, else the one file."""
+    try:
+        listed: dict[str, str] = read_json(checkpoint / "model.safetensors.index.json").get("weight_map", {})
+    except UserError:  # there is none
+        return ["model.safetensors"]
+    return sorted(set(listed.values()))
 
 
 def _standing_on(step: Planned, runs: Sequence[Planned]) -> Iterator[Planned]:
     """A step and the runs begun, in order, that take in something of it, or of what was made from it."""
-    names = {step.name}
+    names, made = {step.name}, [step.folder]
     for planned in runs:
-        if planned == step or names & {*planned.parents, planned.begins_as}:
-            names |= {planned.name} if planned.kind == "step" else set()
+        checkpoint = _checkpoint(planned.config)  # one that is not ours is none of `begins_as`
+        begins_here = checkpoint is not None and any(checkpoint.is_relative_to(folder) for folder in made)
+        if planned == step or names & {*planned.parents} or begins_here:
+            if planned.kind == "step":
+                names.add(planned.name)
+                made.append(planned.folder)
             if planned.folder.exists():
                 yield planned
 

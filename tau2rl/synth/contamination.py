@@ -73,13 +73,12 @@ class ContaminationGuard:
         return set(re.findall(self.domain.entity_pattern, text)) & self.domain.rows[self.domain.table].keys()
 
     def _writes(self, task: Mapping[str, Any]) -> list[str]:
-        actions = (task.get("evaluation_criteria") or {}).get("actions") or []
-        return [as_text(a["name"], a["arguments"]) for a in actions if a["name"] in self.writes]
+        return [as_text(a["name"], a["arguments"]) for a in actions_of(task) if a["name"] in self.writes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelecomOverlap:
-    """What a telecom task shares with the test tasks: `TelecomOverlap(people=("C1001",), composition="mms_issue: ...")`."""
+    """What a telecom task shares with the test tasks: `TelecomOverlap(people=("C1001",), composition="mms: ...")`."""
 
     people: tuple[str, ...]  # by name, phone number, or id of theirs
     composition: str  # the same things wrong with what the same users want; "" where no test task has them
@@ -108,16 +107,25 @@ class TelecomGuard:
 
     def overlap(self, task: Mapping[str, Any], intent: str, problems: Iterable[str]) -> TelecomOverlap:
         """What this task shares with them; `problems` by tau2's names."""
-        composition = (intent, frozenset(problems))
         return TelecomOverlap(
             people=tuple(self.named(json.dumps(task))),
-            composition=f"{composition[0]}: {'|'.join(sorted(problems))}" if composition in self.compositions else "",
+            composition=self.composition(intent, problems),
             words=tuple(sorted(runs(spoken(task)) & self._words)),
         )
+
+    def composition(self, intent: str, problems: Iterable[str]) -> str:
+        """`mms: airplane_mode_on|bad_vpn` where a test task has just that; else "". `problems` by tau2's names."""
+        wrong = frozenset(problems)
+        return f"{intent}: {'|'.join(sorted(wrong))}" if (intent, wrong) in self.compositions else ""
 
     def named(self, text: str) -> list[str]:
         """Whom of tau2's customers a text names."""
         return [id for id, names in self.people.items() if any(name in text for name in names)]
+
+
+def actions_of(task: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The reference actions of a tau2 task."""
+    return (task.get("evaluation_criteria") or {}).get("actions") or ()
 
 
 def _composition_of(task_id: str) -> tuple[str, frozenset[str]]:

@@ -14,7 +14,7 @@ from tau2rl.env.task_cells import named_problems
 from tau2rl.env.task_replay import Replayer
 from tau2rl.env.tasks import is_test
 from tau2rl.synth.compose import AFFORDANCES
-from tau2rl.synth.contamination import ContaminationGuard, TelecomGuard, as_text, runs, spoken
+from tau2rl.synth.contamination import ContaminationGuard, TelecomGuard, actions_of, as_text, runs, spoken
 from tau2rl.types import TaskRef
 
 PLAYED = "test tasks"
@@ -89,7 +89,7 @@ class TelecomRows:
         self._users = marks["users"]
         paths = {self._path(task): task["id"] for task in tests}
         self._paths = {path: paths[path] for path in paths.keys() - set(map(self._path, training)) if path}
-        phone = {action["name"] for task in (*tests, *training) for action in _actions(task) if action["requestor"] == "user"}
+        phone = {action["name"] for task in (*tests, *training) for action in actions_of(task) if action["requestor"] == "user"}
         self._phone = {_plain(name): name for name in sorted(phone, key=len, reverse=True)}  # "toggle data" begins another one
 
     def of_row(self, said: Facts) -> Found:
@@ -98,8 +98,8 @@ class TelecomRows:
         mine = self._of(_named_in(said), writes, said.said)
         found: Found = {kind: tuple(sorted(shared)) for kind in MARKS if (shared := mine[kind] & self._marks[kind])}
         named = named_problems(said.task)
-        if named is not None and (named.intent, frozenset(named.names)) in self._guard.compositions:
-            found[WRONG] = (f"{named.intent}: {'|'.join(sorted(named.names))}",)
+        if named is not None and (composition := self._guard.composition(named.intent, named.names)):
+            found[WRONG] = (composition,)
         path = frozenset([*writes, *self._asked_for(said.told)])
         if mine["users"] & self._users and path in self._paths:
             found[PATH] = (self._paths[path],)
@@ -110,12 +110,12 @@ class TelecomRows:
         return dict(zip(MARKS, (set(self._guard.named(text)), entities, set(writes), runs(said)), strict=True))
 
     def _of_task(self, task: Mapping[str, Any]) -> dict[str, set[str]]:
-        writes = (as_text(a["name"], a["arguments"]) for a in _actions(task) if a["name"] in self._writes)
+        writes = (as_text(a["name"], a["arguments"]) for a in actions_of(task) if a["name"] in self._writes)
         return self._of(json.dumps(task), writes, spoken(task))
 
     def _path(self, task: Mapping[str, Any]) -> frozenset[str]:
         """What is done in a task: the agent's writes with their arguments, the user's actions by name."""
-        mine = {action["name"] for action in _actions(task) if action["requestor"] == "user"}
+        mine = {action["name"] for action in actions_of(task) if action["requestor"] == "user"}
         return frozenset(mine | self._of_task(task)["gold arguments"])
 
     def _asked_for(self, told: str) -> set[str]:
@@ -144,10 +144,6 @@ def _named_in(said: Facts) -> str:
 
 def _writes(said: Facts, tools: frozenset[str]) -> list[str]:
     return [as_text(call.name, call.arguments) for call in said.calls if call.name in tools]
-
-
-def _actions(task: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return (task.get("evaluation_criteria") or {}).get("actions") or ()
 
 
 def _together(marks: Iterable[Mapping[str, set[str]]]) -> dict[str, set[str]]:

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, SftConfig, build, load_config
 from tau2rl.errors import UserError
+from tau2rl.launch.checks import refuse_lost
 from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline, with_files
 from tau2rl.recipes.pipeline_report import build_pipeline_report, chain
 from tau2rl.report.tables import clock
@@ -340,6 +341,35 @@ def test_what_a_finished_step_has_lost_is_named_before_anything_runs(
     finally:
         shutil.rmtree(folder)
         shutil.move(kept, folder)
+
+
+def test_a_lost_shard_is_named_and_what_does_not_stand_on_it_stays(tmp_path: Path) -> None:
+    source, rows = tmp_path / "Q", tmp_path / "rows.jsonl"
+    steps = {
+        "sft": {"stage": "sft", "settings": {"model": {"init": str(source)}, "data": {"files": [str(rows)]}}},
+        "grpo": {"stage": "grpo", "model": "sft", "settings": {"tasks": {"domains": ["mock"], "split": "synth-train"}}},
+    }
+    asked = {
+        "name": "p",
+        "steps": steps,
+        "evaluation": {"settings": {"tasks": {"domains": ["mock"]}, "policy": {"kind": "local"}}},
+    }
+    plan = {planned.label: planned for planned in plan_pipeline(build(PipelineConfig, asked), tmp_path / "p")}
+    assert plan["base-eval"].begins_as == "sft"
+    for name in ("sft", "base-eval"):
+        plan[name].folder.mkdir(parents=True)
+        (plan[name].folder / "report.json").write_text(json.dumps({"schema": 2, "stage": "sft", "incomplete": False}))
+    final = plan["sft"].folder / "checkpoints" / "final"
+    final.mkdir(parents=True)
+    weights = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in ("config.json", *weights):
+        (final / name).write_text("{}")
+    (final / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", weights, strict=True))}))
+    refuse_lost(list(plan.values()))
+    (final / weights[1]).unlink()
+    with pytest.raises(UserError) as caught:
+        refuse_lost(list(plan.values()))
+    assert weights[1] in caught.value.message and "base-eval" not in caught.value.hint
 
 
 def test_with_other_settings_it_is_refused(smoke: tuple[Path, list[str]]) -> None:
