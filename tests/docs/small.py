@@ -161,13 +161,6 @@ class World:
             )  # fmt: skip
             assert done.returncode == 0, f"{words}: {done.stderr}"
             return
-        if words[:2] == ["python", "-m"]:  # of the clone itself, whose configs are whole
-            outputs = {"TAU2RL_OUTPUTS": str(self.folder / "outputs")}
-            done = subprocess.run(
-                [sys.executable, *words[1:]], cwd=ROOT, env={**os.environ, **outputs}, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{words}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-            return
         assert words[0] == "tau2rl", f"`{words[0]}` is nothing that is carried out here: mark the block `not run`"
         small = self.small(words[1:])
         if small[0] != "synth":  # it makes what it names

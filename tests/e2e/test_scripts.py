@@ -5,7 +5,8 @@
   is named; options without a word before them go to `tau2rl eval`; values with blanks arrive whole;
 - `--help` of every script is said at once, and nothing is installed for it;
 - what is installed is installed once: a script whose extras are there, by whichever script, installs nothing;
-- (slow, for real) sft -> rft -> sft -> grpo -> eval, each by its script.
+- (slow, for real) sft -> rft -> sft -> grpo -> eval, each by its script; a cluster's layout is rehearsed against stand-ins,
+  and all checks hold.
 """
 
 from __future__ import annotations
@@ -203,3 +204,12 @@ BENCHMARKS = [file for file in sorted(ROOT.glob("scripts/benchmarks/*.py")) if "
 def test_a_benchmark_explains_itself(program: Path) -> None:
     done = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["grpo", "grpo-published", "sft"])
+def test_the_layout_of_a_cluster_is_rehearsed_without_one(config: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "scripts.rehearse_layout", f"configs/8xh100/{config}.yaml"]
+    environment = {**os.environ, "TAU2RL_OUTPUTS": str(tmp_path / "outputs")}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
