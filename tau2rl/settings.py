@@ -177,8 +177,9 @@ def uses_proxy(url: str) -> bool:
 def is_here(url: str) -> bool:
     """Whether a server is on this machine: no proxy may stand before it.
 
-    >>> [is_here(f"http://{host}:30000/v1") for host in ("127.0.0.2", "127.1", "[::1]", "0.0.0.0", "localhost", "example.com")]
-    [True, True, True, True, True, False]
+    >>> hosts = ("127.0.0.2", "127.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "localhost", "api.example.com")
+    >>> [is_here(f"http://{host}:30000/v1") for host in hosts]
+    [True, True, True, True, True, True, False]
     """
     host = urlsplit(url).hostname or ""
     try:

@@ -27,8 +27,8 @@ from tau2rl.data.jsonl import read_row_file, strict_json
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
-WEIGHTS = ("step_loss_mask", "loss_mask", "weight", "sample_weight", "loss_weight")  # that say nothing else
-MARKS = (*WEIGHTS, "train", "training", "trainable", "loss", "loss_scale")  # on a row the last ones are also what a tool noted
+WEIGHTS = ("step_loss_mask", "loss_mask", "weight", "sample_weight", "loss_weight")  # which mean nothing else, on a row too
+MARKS = (*WEIGHTS, "train", "training", "trainable", "loss", "loss_scale")  # the others may be notes of a tool on a row
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where the thought of a turn stands, in three dialects
 THOUGHTS_IN_PARTS = ("reasoning_details", "thinking_blocks")  # of two more, some of whose parts are encrypted
 

@@ -56,8 +56,9 @@ def test_an_id_with_brackets_is_shown_as_it_can_be_written(tmp_path: Path) -> No
         file.write_text(f"tasks:\n  domains: [telecom]\n  ids: {ids}\n")
         told = runner.invoke(app, ["eval", "-c", str(file), "--dry-run"])
         assert told.exit_code == 2 and "stands in quotes: `'telecom/[" in told.stderr, told.stderr
+    play = ["--domains", "telecom", "--policy", "gold", "--protocol", "transcript"]
     for ids in (f"[telecom/{name}]", f"[{name}]"):
-        told = runner.invoke(app, ["eval", "--domains", "telecom", "--set", f"tasks.ids={ids}", "--dry-run"])
+        told = runner.invoke(app, ["eval", *play, "--set", f"tasks.ids={ids}", "--dry-run"])
         assert told.exit_code == 2 and "stands in quotes: `'telecom/[" in told.stderr, told.stderr
 
 

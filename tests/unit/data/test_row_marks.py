@@ -131,11 +131,8 @@ def test_what_another_tool_noted_on_a_row_is_no_mark(note: dict[str, Any]) -> No
         (with_message(2, tool_calls="[]"), "`tool_calls` that are no list"),
         (with_message(2, tool_calls=[5]), "a tool call without a name"),
         (with_message(2, tool_calls=[{"function": {"name": "f", "arguments": 5}}]), "that are not an object"),
-        (
-            with_message(2, tool_calls=[{"function": {"name": "f", "arguments": '{"a": [1e999]}'}}]),
-            "it cannot be written as JSON",
-        ),
-        (with_message(2, tool_calls=[{"function": {"name": "f", "arguments": '{"a": NaN}'}}]), "it cannot be written as JSON"),
+        (with_message(2, tool_calls=[{"name": "f", "arguments": '{"a": [1e999]}'}]), "it cannot be written as JSON"),
+        (with_message(2, tool_calls=[{"name": "f", "arguments": '{"a": NaN}'}]), "it cannot be written as JSON"),
         ({**PLAIN, "tools": "{"}, "`tools` given as text that is not JSON"),
         ({**PLAIN, "tools": '[{"name": "f", "minimum": NaN}]'}, "`NaN` is no number of JSON"),
         ({**PLAIN, "tools": '[{"name": "f", "name": "g"}]'}, "an object has the key `name` twice"),
