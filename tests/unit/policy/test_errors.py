@@ -84,12 +84,7 @@ def test_a_code_beside_the_message_counts_too() -> None:
         (429, "Quota exceeded for metric generate_content_requests_per_minute", None, RateLimited),
         (429, "QUOTA_EXCEEDED", None, PolicyFailure),
         (429, "quota exceeded", 3.0, RateLimited),
-        (
-            429,
-            "Quota exceeded for requests_per_base_model. Please submit a quota increase request.",
-            None,
-            RateLimited,
-        ),  # Vertex AI
+        (429, "Quota exceeded for requests_per_base_model. Please submit a quota increase request.", None, RateLimited),
         (429, "Rate limit exceeded: quota exceeded, try again later", None, RateLimited),
         (429, "request_quota_exceeded: Requests per hour", None, RateLimited),
         (429, "insufficient_quota: try again later", None, PolicyFailure),
