@@ -22,14 +22,10 @@ UNLIMITED_SECONDS = 0.01  # an interval below this is none
 OVERLOADED = 529  # Anthropic's, and of servers that follow it
 NO_MONEY = ("insufficientquota", "insufficientbalance", "creditbalance", "outofcredits", "spendinglimit", "spendlimit")
 FOR_GOOD = (*NO_MONEY, "quotaexceeded", "exceededyourcurrentquota", "exceededyourquota", "billing")  # no waiting mends them
-PASSES = (
-    "retryin",
-    "tryagainin",
-    "retryafter",
-    "retrydelay",
-    "persecond",
-    "perminute",
-)  # Gemini says so of a quota that fills up
+PASSES = (  # of a quota that fills up, as Gemini and Vertex AI say
+    *("retryin", "retryafter", "retrydelay", "tryagain"),
+    *("persecond", "perminute", "perhour", "quotaincreaserequest"),
+)
 
 log = logging.getLogger(__name__)
 

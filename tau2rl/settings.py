@@ -177,14 +177,16 @@ def uses_proxy(url: str) -> bool:
 def is_here(url: str) -> bool:
     """Whether a server is on this machine: no proxy may stand before it.
 
-    >>> [is_here(f"http://{host}:30000/v1") for host in ("127.0.0.2", "[::1]", "0.0.0.0", "localhost", "api.example.com")]
-    [True, True, True, True, False]
+    >>> hosts = ("127.0.0.2", "127.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "localhost", "api.example.com")
+    >>> [is_here(f"http://{host}:30000/v1") for host in hosts]
+    [True, True, True, True, True, True, False]
     """
     host = urlsplit(url).hostname or ""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host.rstrip(".") == "localhost"
+        return host.rstrip(".") == "localhost" or host.startswith("127.")  # `127.1` is 127.0.0.1 for a client
+    address = getattr(address, "ipv4_mapped", None) or address  # `::ffff:127.0.0.1`, which is no loopback for Python 3.11
     return address.is_loopback or address.is_unspecified  # to which a client connects as to loopback
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,7 +98,7 @@ def show(
     """Show one task: what its user wants and knows, the reference path, and what is graded."""
     name, slash, _ = task.partition("/")
     if not slash:
-        raise UserError(f"`{task}` names no domain", hint="`retail/5`; `tau2rl tasks list` shows them")
+        raise UserError(f"`{task}` names no domain", hint=f"`{shlex.quote(f'DOMAIN/{task}')}`; `tau2rl tasks list` shows them")
     config = tasks_config([name], split, None, plugins, source).model_copy(update={"ids": (task,)})
     from tau2rl.env.domain import domain
     from tau2rl.env.tasks import describe, gold_actions, select

@@ -30,6 +30,7 @@ SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 HANDED = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # pipes that the shell gave to this process
+IN_QUOTES = "a text with brackets at its head, or in a list in brackets, stands in quotes: `'telecom/[service_issue]...'`"
 TAGS = ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge", "value")
 
 
@@ -52,7 +53,8 @@ def read_mapping(file: Path, model: Any = Any) -> dict[str, Any]:
             raise UserError(f"config file `{file}` is not a mapping of settings")
         return cast("dict[str, Any]", _Values().of(node, model))
     except Unreadable as error:
-        raise UserError(f"cannot read config file `{file}`, line {error.line}: {error}") from None
+        hint = IN_QUOTES if "[" in "".join(text.splitlines()[error.line - 1 : error.line]) else ""
+        raise UserError(f"cannot read config file `{file}`, line {error.line}: {error}", hint=hint) from None
 
 
 def read_text(texts: Sequence[str], annotation: Any) -> Any:

@@ -26,6 +26,7 @@ GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 UNREAD = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}  # how files begin that are compressed otherwise
 BLOCK = 1 << 20
 ZSTD_BLOCK = 1 << 12  # a block of a bomb is 32,000 times as large when it is decompressed
+LISTED = "a row is one object on one line: `jq -c '.[]' FILE` writes those of a list so"
 MAX_LINE = 1 << 26  # bytes of a row: a long conversation has a few hundred thousand, a bomb has no end
 
 
@@ -206,10 +207,10 @@ def _object(text: str, path: Path, number: int) -> Mapping[str, Any]:
     except RecursionError:
         raise UserError(f"`{path}` line {number} is not JSON that can be read: it is nested too deep") from None
     except ValueError as error:
-        hint = "a row is one object on one line: `jq -c '.[]' FILE` writes those of a list so"
+        hint = LISTED if number == 1 and text.startswith("[") else ""
         raise UserError(f"`{path}` line {number} is not JSON: {error}", hint=hint) from None
     if not isinstance(data, dict):
-        raise UserError(f"`{path}` line {number} is not an object")
+        raise UserError(f"`{path}` line {number} is not an object", hint=LISTED if isinstance(data, list) else "")
     return cast("dict[str, Any]", data)
 
 

@@ -27,9 +27,8 @@ from tau2rl.data.jsonl import read_row_file, strict_json
 from tau2rl.types import CallTool, Message, ToolSchema, TrainingSample
 
 ROLES = ("system", "user", "assistant", "tool")
-MARKS = (  # in as many dialects
-    "step_loss_mask", "weight", "train", "training", "trainable", "loss_mask", "loss", "loss_scale", "loss_weight", "sample_weight",
-)  # fmt: skip
+WEIGHTS = ("step_loss_mask", "loss_mask", "weight", "sample_weight", "loss_weight")  # which mean nothing else, on a row too
+MARKS = (*WEIGHTS, "train", "training", "trainable", "loss", "loss_scale")  # the others may be notes of a tool on a row
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where the thought of a turn stands, in three dialects
 THOUGHTS_IN_PARTS = ("reasoning_details", "thinking_blocks")  # of two more, some of whose parts are encrypted
 
@@ -61,18 +60,24 @@ def read_row(data: Mapping[str, Any], *, name: str) -> Row:
     try:
         row = _row(data, name)
         said = [[m.content, [(call.name, call.arguments) for call in m.tool_calls]] for m in row.messages]
-        json.dumps([row.id, said, row.tools], ensure_ascii=False).encode()
+        json.dumps([row.id, said, row.tools], ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
         raise BadRow("it is nested too deep") from None
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
         raise BadRow("it has half of a surrogate pair, which is no Unicode text") from None
+    except BadRow:
+        raise
+    except ValueError as error:
+        raise BadRow(f"it cannot be written as JSON: {error}") from None
     return row
 
 
 def _row(data: Mapping[str, Any], name: str) -> Row:
     own = data.get("token_ids") is not None  # then `loss_mask` is theirs
-    if off := next((name for name in MARKS if not (own and name == "loss_mask") and not _is_on(data, name, "the row")), None):
-        raise BadRow(f"its `{off}` is 0")
+    for mark in MARKS:
+        noted = mark not in WEIGHTS and data.get(mark) not in (0, 1)  # `loss: 0.83`, `train: "train"`
+        if not (noted or (own and mark == "loss_mask") or _is_on(data, mark, "the row")):
+            raise BadRow(f"its `{mark}` is 0")
     answer = _mapping(data.get("answer"))
     history = data.get("messages") if data.get("messages") is not None else data.get("prompt")
     if not isinstance(history, Sequence) or isinstance(history, str) or not history:
@@ -86,7 +91,7 @@ def _row(data: Mapping[str, Any], name: str) -> Row:
         last_only=bool(answer),
         masked=frozenset(i for i, turn in enumerate(turns) if _is_masked(_mapping(turn), i)),
         at=name,
-        aside=len(turns) - 1 if answer and not any(answer.get(key) for key in THOUGHTS[:2]) else None,
+        aside=len(turns) - 1 if answer and not any(_is_said(answer.get(key)) for key in THOUGHTS[:2]) else None,
         chat=str(metadata.get("chat") or "") if data.get("token_ids") is not None else "",
     )
 
@@ -133,15 +138,15 @@ def read_tools(value: object) -> tuple[ToolSchema, ...]:
 
 def _tool(value: object) -> ToolSchema:
     schema = _mapping(value)
-    inner = _mapping(schema.get("function", schema))
+    own = {key: each for key, each in schema.items() if key != "type"}
+    wrapped = schema.get("function") is not None
+    inner = _mapping(own["function"]) if wrapped else own
     if not isinstance(inner.get("name"), str):
         raise BadRow("a tool that is no function schema with a name")
     parameters = _from_text(inner.get("parameters"), "a tool's `parameters`")
     if not isinstance(parameters, Mapping | None):
         raise BadRow(f"`parameters` of `{inner['name']}` that are no object"[:200])
-    if parameters is not None:
-        inner = {**inner, "parameters": parameters}
-    whole = {**schema, "function": inner} if "function" in schema else {"type": "function", "function": inner}
+    whole = {"type": "function", **(own if wrapped else {}), "function": {**inner, "parameters": parameters}}
     return cast("ToolSchema", _without_nulls(whole, keep="default"))  # `"default": null` is what a schema may well say
 
 
@@ -179,7 +184,7 @@ def _is_on(values: Mapping[str, Any], name: str, whose: str) -> bool:
     mark = values.get(name)
     if mark is None:
         return True
-    if mark not in (0, 1) or isinstance(mark, str):
+    if mark not in (0, 1):
         raise BadRow(f"{whose} has a `{name}` of {mark!r}: only 0 and 1 can be honoured"[:200])
     return bool(mark)
 
@@ -193,10 +198,8 @@ def _message(data: object) -> Message:
         content = read_content(fields)
     except NotText as error:
         raise BadRow(f"a message that has {error}"[:200]) from None
-    thought = next((fields[name] for name in THOUGHTS if role == "assistant" and fields.get(name)), content.thought)
-    if not isinstance(thought, str):
-        raise BadRow("a message whose thought is not text")
-    if not thought and (parts := next((name for name in THOUGHTS_IN_PARTS if fields.get(name)), None)):
+    thought = (_thought(fields) if role == "assistant" else "") or content.thought
+    if role == "assistant" and not thought.strip() and (parts := next(filter(fields.get, THOUGHTS_IN_PARTS), None)):
         raise BadRow(f"a message whose thought stands in `{parts}` alone: `reasoning_content` is read")
     if fields.get("tool_calls") and fields.get("function_call"):
         raise BadRow("a message with `tool_calls` and a `function_call`, of which one would be lost")
@@ -206,6 +209,17 @@ def _message(data: object) -> Message:
     made = tuple(map(_call, cast("Sequence[object]", calls)))
     thought = thought if thought.strip() else ""
     return Message(role=role, content=content.text or content.refusal, tool_calls=made, reasoning=thought)
+
+
+def _thought(fields: Mapping[str, Any]) -> str:
+    thought = next((fields[name] for name in THOUGHTS if _is_said(fields.get(name))), "")
+    if not isinstance(thought, str):
+        raise BadRow("a message whose thought is not text")
+    return thought
+
+
+def _is_said(value: object) -> bool:
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def _call(data: object) -> CallTool:

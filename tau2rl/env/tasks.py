@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tau2rl.config import GrpoConfig, TasksConfig
+from tau2rl.config.reading import IN_QUOTES
 from tau2rl.data.task_profile import Profile, profile_for
 from tau2rl.env import synth
 from tau2rl.env.domain import SELECT, domain
@@ -65,9 +66,10 @@ def select(config: TasksConfig) -> list[TaskRef]:
             refs = [r for r in refs if not quarantined(r)]
         chosen += refs[config.skip :][: config.limit]
     if missing := wanted - known:
-        raise UserError(
-            f"no such tasks in split `{config.split}`: {', '.join(sorted(missing))}", hint="`tau2rl tasks list` shows them"
-        )
+        hint = "`tau2rl tasks list` shows them"
+        if any(re.match(r"\[(\[|\w+/)", name) for name in missing):  # a list in brackets that could not be read as one
+            hint += f"\n{IN_QUOTES}"
+        raise UserError(f"no such tasks in split `{config.split}`: {', '.join(sorted(missing))}", hint=hint)
     if not chosen:
         raise UserError(
             "no tasks are left to run",

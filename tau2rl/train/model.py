@@ -108,8 +108,9 @@ def _way_out(missing: Sequence[str], unexpected: Sequence[str], model: PreTraine
     for prefix, way in WRAPPERS.items():
         if any(name.startswith(prefix) for name in unexpected):
             return f"its names begin with `{prefix}`; {way}"
-    if missing and (before := {name.removesuffix(missing[-1]) for name in unexpected if name.endswith(f".{missing[-1]}")}):
-        return f"its names begin with `{min(before)}`: save the model itself, without what holds it"
+    before = {name.removesuffix(missing[-1]) for name in unexpected if name.endswith(f".{missing[-1]}")} if missing else set()
+    if wrapped := [start for start in before if {start + name for name in missing} <= set(unexpected)]:
+        return f"its names begin with `{min(wrapped)}`: save the model itself, without what holds it"
     if any(name.endswith("lm_head.weight") for name in missing):
         return "the output layer is not in it: save it, or set `tie_word_embeddings` in config.json if it is the embedding"
     layers = {int(found[1]) for name in (*missing, *unexpected) if (found := re.search(r"\.layers\.(\d+)\.", name))}

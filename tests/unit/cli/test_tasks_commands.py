@@ -48,6 +48,20 @@ def test_show_says_what_a_task_is() -> None:
     assert tasks("show", "mock/create_task_1")["id"] == "create_task_1"
 
 
+def test_an_id_with_brackets_is_shown_as_it_can_be_written(tmp_path: Path) -> None:
+    name = "[mms_issue]bad_wifi_calling[PERSONA:None]"
+    assert f"hint: `'DOMAIN/{name}'`" in runner.invoke(app, ["tasks", "show", name]).stderr
+    file = tmp_path / "c.yaml"
+    for ids in (f"[telecom/{name}]", name, f"\n    - {name}"):
+        file.write_text(f"tasks:\n  domains: [telecom]\n  ids: {ids}\n")
+        told = runner.invoke(app, ["eval", "-c", str(file), "--dry-run"])
+        assert told.exit_code == 2 and "stands in quotes: `'telecom/[" in told.stderr, told.stderr
+    play = ["--domains", "telecom", "--policy", "gold", "--protocol", "transcript"]
+    for ids in (f"[telecom/{name}]", f"[{name}]"):
+        told = runner.invoke(app, ["eval", *play, "--set", f"tasks.ids={ids}", "--dry-run"])
+        assert told.exit_code == 2 and "stands in quotes: `'telecom/[" in told.stderr, told.stderr
+
+
 @pytest.mark.parametrize(("name", "words"), [("create_task_1", "names no domain"), ("mock/no", "no such tasks"), ("no/1", "no")])
 def test_show_refuses_what_is_not_there(name: str, words: str) -> None:
     refused = runner.invoke(app, ["tasks", "show", name])

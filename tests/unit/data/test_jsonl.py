@@ -137,6 +137,29 @@ def test_what_is_no_row_is_refused_with_file_and_line(content: bytes, words: str
     assert refused.value.message.startswith(f"`{file}` {words}")
 
 
+@pytest.mark.parametrize(
+    ("content", "is_a_list"),
+    [
+        (b'[{"a": 1}, {"a": 2}]', True),
+        (b'\xef\xbb\xbf[\n{"a": 1},\n{"a": 2}\n]\n', True),
+        (b'[{"a": NaN}]\n', True),
+        (b'{"a": 1}\n["a"]\n', True),
+        (b'{"a": 1, "a": 2}\n', False),
+        (b'{"a": NaN}\n', False),
+        (b'{"a": 1e999}\n', False),
+        (b'{"a": 1} {"a": 2}\n', False),
+        (b'{"a": 1}\n[broken\n', False),
+        (b'"a"\n', False),
+    ],
+)
+def test_only_who_has_a_list_is_told_how_its_rows_are_written(content: bytes, is_a_list: bool, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        rows(file)
+    assert ("jq -c '.[]' FILE" in refused.value.hint) == is_a_list
+
+
 def test_a_name_that_promises_compression_is_taken_at_its_word(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(b'{"a": 1}\n')
     with pytest.raises(UserError, match="is not compressed as its name says"):

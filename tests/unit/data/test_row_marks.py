@@ -102,6 +102,11 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
     assert learned({**with_message(2, step_loss_mask=mark, weight=mark), "weight": mark}) == [CALL, "Renewed."]
 
 
+@pytest.mark.parametrize("note", [{"loss": 0.83}, {"train": "train"}, {"training": {"lr": 1}}, {"loss_scale": "default"}])
+def test_what_another_tool_noted_on_a_row_is_no_mark(note: dict[str, Any]) -> None:
+    assert learned({**PLAIN, **note}) == [CALL, "Renewed."]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -111,6 +116,9 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
         ({**PLAIN, "weight": 0}, "its `weight` is 0"),
         ({**PLAIN, "step_loss_mask": 0}, "its `step_loss_mask` is 0"),
         ({**PLAIN, "train": False}, "its `train` is 0"),
+        ({**PLAIN, "loss": 0.0}, "its `loss` is 0"),
+        ({**PLAIN, "loss_weight": 0.5}, "the row has a `loss_weight` of 0.5"),
+        (with_message(2, loss=0.83), "message 2 has a `loss` of 0.83"),
         ({**PLAIN, "loss_mask": [0, 0, 1, 0, 1]}, "the row has a `loss_mask` of [0, 0, 1, 0, 1]"),
         ({**PLAIN, "weight": -1}, "the row has a `weight` of -1"),
         (with_message(2, reasoning_details=[{"type": "reasoning.text", "text": "Hm."}]), "thought stands in `reasoning_details`"),
@@ -123,6 +131,8 @@ def test_a_mark_of_one_is_none(mark: object) -> None:
         (with_message(2, tool_calls="[]"), "`tool_calls` that are no list"),
         (with_message(2, tool_calls=[5]), "a tool call without a name"),
         (with_message(2, tool_calls=[{"function": {"name": "f", "arguments": 5}}]), "that are not an object"),
+        (with_message(2, tool_calls=[{"name": "f", "arguments": '{"a": [1e999]}'}]), "it cannot be written as JSON"),
+        (with_message(2, tool_calls=[{"name": "f", "arguments": '{"a": NaN}'}]), "it cannot be written as JSON"),
         ({**PLAIN, "tools": "{"}, "`tools` given as text that is not JSON"),
         ({**PLAIN, "tools": '[{"name": "f", "minimum": NaN}]'}, "`NaN` is no number of JSON"),
         ({**PLAIN, "tools": '[{"name": "f", "name": "g"}]'}, "an object has the key `name` twice"),
@@ -252,8 +262,15 @@ LEGACY = [
         {**PLAIN, "tools": [], "functions": json.dumps([FUNCTION])},
         {**PLAIN, "tools": [{"type": "function", "function": {**FUNCTION, "parameters": json.dumps(FUNCTION["parameters"])}}]},
         {**PLAIN, "messages": LEGACY, "tools": "", "functions": [FUNCTION]},
+        {**PLAIN, "tools": [{"type": "function", **FUNCTION}]},
+        {**PLAIN, "tools": [{"type": None, "function": None, **FUNCTION}]},
+        {**PLAIN, "tools": [{"function": FUNCTION}]},
+        {**PLAIN, "tools": [{"function": FUNCTION, "type": "function"}]},
     ],
-    ids=["bare", "functions", "functions as text", "parameters as text", "legacy calls"],
+    ids=[
+        *("bare", "functions", "functions as text", "parameters as text", "legacy calls"),
+        *("Responses API", "bare in Arrow", "without a type", "type behind"),
+    ],
 )
 def test_a_function_is_the_same_tool_in_every_dialect(row: dict[str, Any]) -> None:
     assert whole(row) == whole(PLAIN) and learned(row) == learned(PLAIN)
@@ -264,9 +281,9 @@ def test_no_tools_are_none(none: object) -> None:
     assert whole({**PLAIN, "tools": none}) == whole({key: value for key, value in PLAIN.items() if key != "tools"})
 
 
-@pytest.mark.parametrize("more", [{}, {"parameters": None}, {"parameters": ""}])
+@pytest.mark.parametrize("more", [{}, {"parameters": None}, {"parameters": ""}, {"parameters": " "}, {"parameters": "null"}])
 def test_a_tool_may_have_no_parameters(more: dict[str, Any]) -> None:
-    assert '"function": {"name": "renew_loan"' in whole(
+    assert '"function": {"name": "renew_loan"}}' in whole(
         {**PLAIN, "tools": [{"type": "function", "function": {"name": "renew_loan", **more}}]}
     )
 
@@ -274,6 +291,15 @@ def test_a_tool_may_have_no_parameters(more: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("empty", "expected"), [(None, PLAIN), ("", PLAIN), ([], PLAIN), (" \n", PLAIN)])
 def test_empty_thoughts_are_none(empty: object, expected: dict[str, Any]) -> None:
     assert learned(with_message(2, reasoning_content=empty)) == learned(expected)
+
+
+def test_an_empty_thought_does_not_stand_before_the_real_one() -> None:
+    row = with_message(4, reasoning_content=" ", reasoning="Hm.")
+    assert learned(row, "keep")[-1] == "<think>\nHm.\n</think>\n\nRenewed."
+    details = [{"type": "reasoning.text", "text": "Hm."}]
+    assert learned(with_message(1, reasoning_details=details)) == learned(PLAIN)  # the user's: it has no thoughts
+    found = encoded(with_message(4, reasoning=" ", reasoning_details=details))
+    assert "thought stands in `reasoning_details`" in found.dropped[0].reason
 
 
 def test_nulls_that_arrow_added_are_no_values(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def without(part: str) -> Callable[[Weights], Weights]:
     return lambda weights: {name: value for name, value in weights.items() if part not in name}
 
 
+def held_in_part(weights: Weights) -> Weights:
+    left = without("layers.1.")(weights)
+    return {"old." + name if name == "model.norm.weight" else name: value for name, value in left.items()}
+
+
 def changed(folder: Path, change: Callable[[Weights], Weights], **config: Any) -> Path:
     """A checkpoint with an output layer of its own, and what `change` makes of its weights."""
     save(family("qwen3"), folder)
@@ -63,13 +68,17 @@ def changed(folder: Path, change: Callable[[Weights], Weights], **config: Any) -
         (renamed("module."), {}, "unexpected: module", r"model\.module"),
         (renamed("base_model.model."), {}, "unexpected: base_model.model", "merge_and_unload"),
         (renamed("actor.inner."), {}, "unexpected: actor", r"begin with `actor\.inner\.`: save the model itself"),
+        (held_in_part, {}, r"unexpected: old\.model\.norm", "2 layers, .* layer 1:"),
         (without("lm_head"), {}, r"1 weights missing: lm_head\.weight\n", "tie_word_embeddings"),
         (without("layers.1."), {}, r"11 weights missing: model\.layers\.1\..*, \.\.\.", "2 layers, .* layer 1:"),
         (lambda w: w, ONE_LAYER, r"11 weights unexpected: model\.layers\.1\.", "1 layers, .* layer 1:"),
         (without("embed_tokens"), {}, r"missing: model\.embed_tokens\.weight\n", "two models"),
         (lambda w: w, {"intermediate_size": 32}, r"of another shape: .*mlp.*\[24", "two models"),
     ],
-    ids=["compiled", "data-parallel", "peft", "held", "untied head", "missing layer", "layer left over", "embedding", "shape"],
+    ids=[
+        *("compiled", "data-parallel", "peft", "held", "held in part"),
+        *("untied head", "missing layer", "layer left over", "embedding", "shape"),
+    ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(
     change: Callable[[Weights], Weights], config: dict[str, Any], fault: str, way: str, tmp_path: Path
