@@ -137,7 +137,7 @@ def _refuse_other_stages(runs: Sequence[Path]) -> None:
 def _refuse_other_measurements(a: Path, b: Path, *, force: bool) -> list[str]:
     """The keys in which two runs differ in more than the agent. Raises UserError, unless forced; for those of `NEVER` always."""
     unequal = [d for d in differences(_identity(a), _identity(b)) if not is_subject(d[0])]
-    lines = "\n".join(f"  {key}: {left!r} and {right!r}" for key, left, right in unequal)
+    lines = "\n".join(f"  {key}: {_said(left)} and {_said(right)}" for key, left, right in unequal)
     never = {what: None for begin, what in NEVER.items() for key, _, _ in unequal if f"{key}.".startswith(f"{begin}.")}
     if never:
         raise UserError(
@@ -146,10 +146,15 @@ def _refuse_other_measurements(a: Path, b: Path, *, force: bool) -> list[str]:
         )
     message = f"`{shown(a)}` and `{shown(b)}` did not measure the same thing; these differ\n{lines}"
     if unequal and not force:
-        raise UserError(message, hint="run one of them again with the other's settings, or look anyway with `--force`")
+        anyway = "" if any(key.startswith("settings.tasks") for key, _, _ in unequal) else ", or look anyway with `--force`"
+        raise UserError(message, hint=f"run one of them again with the other's settings{anyway}")
     if unequal:
         console.say(f"warning: {message}\n")
     return [key for key, _, _ in unequal]
+
+
+def _said(value: object) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def _identity(run: Path) -> dict[str, Any]:

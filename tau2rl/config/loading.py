@@ -116,8 +116,9 @@ def load_config(model: type[C], file: Path | None, sets: Sequence[str] = (), opt
     `options` maps dotted names to what was typed, once or repeatedly, which is read as the setting takes it, or to values; None
     means "not given". Raises UserError.
     """
-    values = with_new_names(model, read_mapping(file, model)) if file else {}
+    values = read_mapping(file, model) if file else {}
     _refuse_other_stage(model, values, file)
+    values = with_new_names(model, values)
     typed: dict[str, Any] = {}
     for item in sets:
         name, equals, text = item.partition("=")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tau2rl.config.extras import importable, part_of
 from tau2rl.doctor.services import answers, connects
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch.entry import EXIT_INTERRUPTED
 from tau2rl.runs.progress import Progress, parse
 from tau2rl.settings import UTF8_MODE
@@ -108,7 +108,7 @@ class JobServer:
         return self.client.get_address()
 
     def submit(self, command: str, job: str) -> None:
-        """Submit a shell command as a job of this name. Raises UserError.
+        """Submit a shell command as a job of this name. Raises UserError, and RunIncomplete where our own head has ended.
 
         A server with much to do may drop the connection without an answer: it is asked whether it has the job, and again.
         """
@@ -120,7 +120,11 @@ class JobServer:
                     self._ask(lambda: self.client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment))
                 return
             except (OSError, RuntimeError) as error:
-                if patience is None or isinstance(error, RuntimeError | TimeoutError) or not self.alive():
+                if not self.alive():
+                    words = "the local Ray head ended before it took the run"
+                    hint = "the same command begins again; `--inline` (`launch.inline`) runs in this process without Ray"
+                    raise RunIncomplete("\n".join(filter(None, (words, self.last_words(), f"\nhint: {hint}")))) from None
+                if patience is None or isinstance(error, RuntimeError | TimeoutError):
                     words = f"the cluster at `{self.address}` did not take the job: {error}"
                     raise UserError(words, hint=_ADDRESS_HINT) from None
                 time.sleep(patience)

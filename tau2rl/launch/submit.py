@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tau2rl import settings
 from tau2rl.config import LaunchConfig, PipelineConfig, StageConfig, dump
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch import checks, entry, jobs
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of, refuse_uncapped
@@ -193,6 +193,9 @@ def _in_folder(config: StageConfig, carry_out: Callable[[Claim], int]) -> int:
         except UserError as error:
             claim.withdraw()
             raise _redactor(config).error(error) from None
+        except RunIncomplete:  # before it began
+            claim.withdraw()
+            raise
         if code == entry.EXIT_WRONG_REQUEST:
             claim.withdraw()
         return code

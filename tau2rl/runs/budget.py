@@ -306,6 +306,7 @@ def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices | 
         raise UserError(f"budget.like: `{like}` does not say what its {unit} took", hint="name another run")
     counted = cast("Mapping[str, int | None]", cost.get("tokens") or {})
     costs, prices = Costs(**{name: counted.get(name) or 0 for name in TOKENS}), prices or prices_of(config)
+    _refuse_uncounted(like, costs, prices)
     usd, share = None if seconds is None and prices.hour else prices.usd(costs, seconds or 0.0), total / units
     return {
         "tokens": round(tokens_of(costs) * share),
@@ -315,6 +316,17 @@ def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices | 
         "unit": unit,
         "total": total,
     }
+
+
+def _refuse_uncounted(like: Path, costs: Costs, prices: Prices) -> None:
+    """Raise UserError where tokens of a model cost something, and its part in the run like this one took none."""
+    read = {"agent": (prices.policy, costs.policy_in), "user simulator": (prices.user, costs.user_in)}
+    for name, (price, tokens) in read.items():
+        if price is not None and (price.read or price.write) and not tokens:
+            hint = f"name a run whose {name} is a model too; without `--like` the first episodes say what one takes"
+            raise UserError(
+                f"budget.like: the {name} of `{like}` read no tokens, so it does not say what a model's cost", hint=hint
+            )
 
 
 def tell_estimate(config: StageConfig, total: int) -> None:

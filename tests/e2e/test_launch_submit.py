@@ -5,6 +5,7 @@
 - SIGTERM to the command ends the job, the head and the command: 130, and the run can be continued
 - a job that died before it opened its folder gives the name of its run back; one that lives does not
 - `--detach` submits and returns, with `--json` the run, the job and its server; it needs a cluster that stays
+- a head of our own that ends before it takes the run is said to have, and the run's name is free
 - wrong requests are refused before anything is started
 - no secret gets into the run folder
 - from an environment, a folder and a config file whose paths have a space, a run is a job like any other
@@ -27,7 +28,7 @@ import pytest
 
 from tau2rl.config import EvalConfig, build, dump
 from tau2rl.env.domain import domain
-from tau2rl.errors import UserError
+from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.launch import jobs, supervisor
 from tau2rl.launch.ray_head import LocalHead
 from tau2rl.launch.submit import submit
@@ -67,6 +68,26 @@ def carry_out(asked: EvalConfig) -> tuple[int, list[str], list[ProgressEvent]]:
     lines: list[str] = []
     events: list[ProgressEvent] = []
     return submit(asked, on_line=lines.append, on_progress=events.append), lines, events
+
+
+def test_a_head_of_our_own_that_ends_before_it_takes_the_run_frees_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = jobs.connect
+
+    def ended(*words: Any, **more: Any) -> jobs.JobServer:
+        server = connect(*words, **{**more, "alive": lambda: False, "last_words": lambda: "out of memory"})
+
+        def refused(**_: Any) -> str:
+            raise ConnectionError("refused")
+
+        monkeypatch.setattr(server.client, "submit_job", refused)
+        return server
+
+    monkeypatch.setattr(jobs, "connect", ended)
+    with pytest.raises(RunIncomplete, match="ended before it took the run\nout of memory\n\nhint: the same command begins again"):
+        carry_out(config(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def scores(run: Path) -> object:

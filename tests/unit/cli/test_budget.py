@@ -192,6 +192,18 @@ def test_what_cannot_hold_is_refused(more: list[str], words: str, hint: str, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_took_no_tokens_gives_no_price_of_a_model(tmp_path: Path, server: OpenAIStub) -> None:
+    command = asked(tmp_path, server)
+    values = yaml.safe_load((tmp_path / "eval.yaml").read_text())
+    (tmp_path / "gold.yaml").write_text(yaml.safe_dump({**values, "policy": {"kind": "gold"}}))
+    gold = ["eval", "-c", str(tmp_path / "gold.yaml"), "--output", str(tmp_path / "gold"), "--inline"]
+    assert invoke(*gold).exit_code == 0
+    priced = [*command, "--like", str(tmp_path / "gold"), "--budget.policy_price", "1,2"]
+    for start in ([], ["--dry-run"]):
+        result = invoke(*priced, *start)
+        assert result.exit_code == 2 and "it does not say what a model's cost" in result.stderr, result.output
+
+
 def test_hours_are_written_down_while_a_run_goes_on(tmp_path: Path) -> None:
     """So a session that is killed has hours too."""
     seen: list[float] = []

@@ -249,6 +249,8 @@ def test_a_config_of_another_stage_is_named_in_a_line() -> None:
     assert f"`{ROOT}/configs/laptop/eval.yaml` is a config of stage `eval`, not of `grpo`" in said
     assert f"did you mean `tau2rl eval -c {ROOT}/configs/laptop/eval.yaml`?" in said
     assert len(said.splitlines()) == 3
+    said = refused(f"eval -c {ROOT}/configs/laptop/sft.yaml")  # it has settings that another stage had once
+    assert len(said.splitlines()) == 3 and "has no effect" not in said
 
 
 @pytest.mark.parametrize("stage", ["grpo", "sft", "seed", "rft", "eval", "pipeline"])

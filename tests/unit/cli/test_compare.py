@@ -129,7 +129,7 @@ def test_two_agents_may_be_compared(tmp_path: Path) -> None:
     ("identity", "key"),
     [
         ({**IDENTITY, "settings": {**SETTINGS, "limits.max_steps": 30}}, "settings.limits.max_steps: 60 and 30"),
-        ({**IDENTITY, "judge": "j"}, "judge: None and 'j'"),
+        ({**IDENTITY, "judge": "j"}, "judge: not set and 'j'"),
     ],
 )
 def test_runs_of_different_measurements_are_refused_by_key(identity: dict[str, Any], key: str, tmp_path: Path) -> None:
@@ -141,6 +141,13 @@ def test_runs_of_different_measurements_are_refused_by_key(identity: dict[str, A
     assert forced.exit_code == 0
     assert forced.stderr.startswith("warning: ")
     assert json.loads(forced.stdout)["differing"] == [key.partition(":")[0]]
+
+
+def test_force_is_no_way_out_where_the_tasks_are_others(tmp_path: Path) -> None:
+    other = {**IDENTITY, "settings": {**SETTINGS, "tasks.limit": 1}}
+    a, b = run_folder(tmp_path / "a", "1 0"), run_folder(tmp_path / "b", "1", identity=other)
+    refused = runner.invoke(app, ["compare", str(a), str(b)])
+    assert refused.exit_code == 2 and "settings.tasks.limit" in refused.stderr and "--force" not in refused.stderr
 
 
 @pytest.mark.parametrize(
