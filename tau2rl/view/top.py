@@ -152,7 +152,7 @@ class Watch:
             "pass_1": rate.to_json() if tasks else None,
             "counts": f"{solved} of {attempts} attempts at {len(tasks)} tasks",
             "reading": min(1.0, done / size) if size else 1.0,
-            "episodes": [{**row, "key": visible(row["key"], 80)} for row in rows],
+            "episodes": [{**row, "key": short_key(visible(row["key"]))} for row in rows],
         }
 
     async def _loads(self, run: Path) -> dict[str, ServerLoad | None]:
@@ -246,3 +246,15 @@ def _stage(run: Path) -> Stage:
     about = run_summary(run)
     value = section(about, "headline", "pass@1").get("value")
     return Stage(name=run.name, state=state_of(run), says=about["says"] if value is None else f"pass@1 {value:.3f}")
+
+
+def short_key(key: str, longest: int = 60) -> str:
+    """An attempt's key in one line, in which the middle of a long one is left out: its end tells attempts apart.
+
+    >>> short_key("retail/5#0"), short_key("telecom/[mms_issue]airplane_mode_on|bad_vpn#3", 20)
+    ('retail/5#0', 'telecom/[…bad_vpn#3')
+    """
+    if len(key) <= longest:
+        return key
+    half = (longest - 1) // 2
+    return f"{key[:half]}…{key[-half:]}"

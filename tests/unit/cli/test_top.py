@@ -78,6 +78,16 @@ def test_a_run_that_was_carried_out(tmp_path: Path) -> None:
     assert all("completed" in line for line in frame.splitlines()[-2:])
 
 
+def test_a_long_name_stands_in_one_line(run: Path) -> None:
+    episodes = run / "episodes.jsonl"
+    first = json.loads(episodes.read_text("utf-8").splitlines()[0])["attempt"]["task"]["task_id"]
+    long = "[mms_issue]" + "|".join(f"problem_{number}" for number in range(12)) + "[PERSONA:Hard]"
+    episodes.write_text(episodes.read_text("utf-8").replace(f'"{first}"', f'"{long}"'), "utf-8")
+    head, *rows = once(run).partition("\n\n")[2].splitlines()
+    assert any("mms_issue" in row and "…" in row and "PERSONA:Hard]#" in row for row in rows)
+    assert all(row[head.index("result") :].split()[0] in ("completed", "failed", "truncated", "malformed") for row in rows)
+
+
 def test_how_a_run_stands(run: Path) -> None:
     assert "eval  incomplete; `--resume` goes on" in once(run)  # records without a session: it was brought here
     begun(run, done=3, total=9, seconds=60.0, in_flight=2)
