@@ -21,7 +21,10 @@ app = typer.Typer()
 
 @app.callback(invoke_without_command=True)
 def root(ctx: typer.Context) -> None:
-    """List runs, and remove checkpoints that nothing needs. Without a command it lists those of the outputs folder."""
+    """List runs, and remove checkpoints that nothing needs.
+
+    Without a command it lists those of the outputs folder.
+    """
     if ctx.invoked_subcommand is None:
         list_()
 
