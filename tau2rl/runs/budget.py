@@ -306,7 +306,7 @@ def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices | 
         raise UserError(f"budget.like: `{like}` does not say what its {unit} took", hint="name another run")
     counted = cast("Mapping[str, int | None]", cost.get("tokens") or {})
     costs, prices = Costs(**{name: counted.get(name) or 0 for name in TOKENS}), prices or prices_of(config)
-    _refuse_uncounted(like, costs, prices)
+    _refuse_unplayed(like, costs, prices)
     usd, share = None if seconds is None and prices.hour else prices.usd(costs, seconds or 0.0), total / units
     return {
         "tokens": round(tokens_of(costs) * share),
@@ -318,7 +318,7 @@ def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices | 
     }
 
 
-def _refuse_uncounted(like: Path, costs: Costs, prices: Prices) -> None:
+def _refuse_unplayed(like: Path, costs: Costs, prices: Prices) -> None:
     """Raise UserError where tokens of a model cost something, and its part in the run like this one took none."""
     read = {"agent": (prices.policy, costs.policy_in), "user simulator": (prices.user, costs.user_in)}
     for name, (price, tokens) in read.items():

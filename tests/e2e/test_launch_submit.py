@@ -75,17 +75,13 @@ def test_a_head_of_our_own_that_ends_before_it_takes_the_run_frees_its_name(
 ) -> None:
     connect = jobs.connect
 
-    def ended(*words: Any, **more: Any) -> jobs.JobServer:
-        server = connect(*words, **{**more, "alive": lambda: False, "last_words": lambda: "out of memory"})
-
-        def refused(**_: Any) -> str:
-            raise ConnectionError("refused")
-
-        monkeypatch.setattr(server.client, "submit_job", refused)
+    def connect_and_end(*words: Any, alive: Any, **more: Any) -> jobs.JobServer:
+        server = connect(*words, alive=alive, **more)
+        alive.__self__.stop()  # the head itself: nobody answers at its address any more
         return server
 
-    monkeypatch.setattr(jobs, "connect", ended)
-    with pytest.raises(RunIncomplete, match="ended before it took the run\nout of memory\n\nhint: the same command begins again"):
+    monkeypatch.setattr(jobs, "connect", connect_and_end)
+    with pytest.raises(RunIncomplete, match="ended before it took the run\n\nhint: the same command begins again"):
         carry_out(config(tmp_path / "run"))
     assert not (tmp_path / "run" / "config.json").exists()
 
