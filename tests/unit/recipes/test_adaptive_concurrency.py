@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,24 @@ class Engine(SGLangStub):
     def __init__(self, places: int, **options: Any) -> None:
         super().__init__(answer=lambda ids, params: GOOD_BYE, context=10**7, **options)
         self.places = places
-        self.told_of_queue = 0  # times that `/v1/loads` said of one
 
     async def reply(self, request: Request, mode: str) -> Response:
         if request.path != "/v1/loads":
             return await super().reply(request, mode)
         now = self.traffic.in_flight
-        self.told_of_queue += now > self.places
         load = {"num_running_reqs": min(now, self.places), "num_waiting_reqs": max(0, now - self.places), "token_usage": 0.3}
         return Response(payload={"loads": [{"dp_rank": 0, **load}]})
 
 
 class Queue(Engine):
-    """A server that answers nobody before it has told of its queue as often as a cut takes."""
+    """A server that answers nobody before `seen`: its queue is full until somebody has drawn a consequence from it."""
+
+    def __init__(self, places: int, seen: Callable[[], bool]) -> None:
+        super().__init__(places)
+        self._seen = seen
 
     async def reply(self, request: Request, mode: str) -> Response:
-        while request.path == "/generate" and self.told_of_queue < concurrency.PRESSED_POLLS:
+        while request.path == "/generate" and not self._seen():
             await asyncio.sleep(0.005)
         return await super().reply(request, mode)
 
@@ -184,7 +187,7 @@ def test_a_run_plays_its_plan_whatever_the_order_and_the_number_in_flight(
 ) -> None:
     monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.002)
     caplog.set_level(logging.INFO)
-    with Queue(2) as server:
+    with Queue(2, seen=lambda: "in flight from now on" in caplog.text) as server:
         config = evaluation(server.url, concurrency=16, num_samples=12)
         had = played(config.model_copy(update={"tasks": config.tasks.model_copy(update={"ids": TASKS})}), tmp_path / "run")
     refs = [TaskRef(domain="mock", task_id=name, split="base") for name in TASKS]
