@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,14 @@ class Served:
     def url(self) -> str:
         """The base URL for clients."""
         return f"http://127.0.0.1:{self.port}/v1"
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Until it is; an AssertionError when it takes that long."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

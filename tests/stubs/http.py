@@ -6,7 +6,8 @@ request, and its last one stays:
 
     with SGLangStub(answer=..., mode=["429", "ok"]) as server: ...
 
-Modes of every stub: `ok`, `dead` (nothing listens), `hang` (accepts and never answers), `drip` (a byte a second),
+Modes of every stub: `ok`, `dead` (nothing listens), `hang` (accepts and never answers), `held` (answers all behind `release()`),
+`drip` (a byte a second),
 `disconnect`, `html`, `truncated` (half of the JSON), `cut` (fewer bytes than promised), `not_object`, `huge` (100 MB),
 `endless` (chunks without an end), `gzip_bomb` (a megabyte that is a gigabyte), and any three-digit HTTP status.
 """
@@ -27,7 +28,9 @@ from typing import Any
 import orjson
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
-MODES = ("ok", "dead", "hang", "drip", "disconnect", "html", "truncated", "cut", "not_object", "huge", "endless", "gzip_bomb")
+MODES = (
+    "ok", "dead", "hang", "held", "drip", "disconnect", "html", "truncated", "cut", "not_object", "huge", "endless", "gzip_bomb",
+)  # fmt: skip
 BLOCK = b" " * 2**16  # of a body that is too large
 HUGE_BYTES = 100 * 10**6
 
@@ -78,6 +81,7 @@ class StubServer:
         self.traffic = Traffic()
         self.port = 0
         self.set_mode(mode)
+        self._released = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True, name=type(self).__name__)
         self._started = threading.Event()
@@ -103,6 +107,10 @@ class StubServer:
         if unknown or not queue:
             raise ValueError(f"{type(self).__name__} has no mode {unknown}; it has {self.modes} and HTTP statuses")
         self._queue = queue
+
+    def release(self) -> None:
+        """Answer what is `held`, now and from now on."""
+        self._loop.call_soon_threadsafe(self._released.set)
 
     def __enter__(self) -> Any:
         if self._queue == ["dead"]:  # a port that was free a moment ago refuses connections
@@ -183,6 +191,8 @@ class StubServer:
         if mode == "hang":
             await reader.read()  # until the client gives up
             return False
+        if mode == "held":
+            await self._released.wait()
         await asyncio.sleep(self.latency() if callable(self.latency) else self.latency)
         if mode in ("huge", "endless", "gzip_bomb"):
             return await _flood(writer, mode)

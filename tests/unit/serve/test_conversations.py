@@ -20,8 +20,6 @@ import itertools
 import json
 import math
 import random
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,8 +31,10 @@ import pytest
 from tau2rl import console
 from tau2rl.env.sandbox import Sandbox
 from tau2rl.report.estimators import wilson
+from tau2rl.serve.conversations import Conversations
+from tau2rl.serve.requests import ChatRequest, Reply
 from tau2rl.types import CallTool
-from tests.serving import KEY, Served, conversations
+from tests.serving import KEY, Served, conversations, wait_until
 from tests.stubs.openai import OpenAIStub
 
 USER: list[Any] = [{"role": "user", "content": "Create the task Alpha for user_1."}]
@@ -49,8 +49,8 @@ def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
 
 
-def ask(served: Served, messages: list[Any] = USER, **more: Any) -> Any:
-    return client(served.url).chat.completions.create(model="tau2rl", messages=messages, **more)
+def ask(served: Served, messages: list[Any] = USER, *, retries: int = 0, **more: Any) -> Any:
+    return client(served.url).with_options(max_retries=retries).chat.completions.create(model="tau2rl", messages=messages, **more)
 
 
 def acts_first(titles: Callable[[], str]) -> Any:
@@ -133,12 +133,13 @@ def test_what_cannot_be_kept_is_not_carried_out_and_can_be_asked_again(tmp_path:
 
 def test_what_was_begun_is_ended_although_the_client_has_gone() -> None:
     with (
-        OpenAIStub(answer=acts_first(cycle("Alpha")), latency=0.3) as stub,
-        conversations(stub, k=1, seconds=0.4) as (served, sandbox),
+        OpenAIStub(answer=acts_first(cycle("Alpha")), mode="held") as stub,
+        conversations(stub, k=1, seconds=2.0) as (served, sandbox),
     ):
         with pytest.raises(openai.InternalServerError) as caught:
             ask(served)
         assert caught.value.status_code == 504
+        stub.release()
         assert "task_2" in ask(served).choices[0].message.content
         assert titles_in(sandbox) == ["Alpha"]
 
@@ -189,51 +190,56 @@ def test_answers_that_are_not_known_are_refused_and_nothing_is_written_twice() -
 
 
 def test_the_same_request_is_another_one_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tau2rl.serve.conversations.GIVEN_SECONDS", 0.2)
     with OpenAIStub(answer=acts_first(cycle("Alpha"))) as stub, conversations(stub, k=1) as (served, sandbox):
         ask(served)
         ask(served)
         assert titles_in(sandbox) == ["Alpha"]
-        time.sleep(0.25)
-        ask(served)
-        assert titles_in(sandbox) == ["Alpha", "Alpha"]
+        monkeypatch.setattr("tau2rl.serve.conversations.GIVEN_SECONDS", 0.0)
+        ask(served, user="other")
+        ask(served, user="other")
+        assert titles_in(sandbox) == ["Alpha"] * 3
 
 
 def test_what_goes_on_without_a_client_counts_towards_the_limit() -> None:
     with (
-        OpenAIStub(answer=lambda m, t: "Hello.", latency=0.6) as stub,
-        conversations(stub, k=1, seconds=0.2, at_once=2) as (served, _),
+        OpenAIStub(answer=lambda m, t: "Hello.", mode="held") as stub,
+        conversations(stub, k=1, seconds=2.0, at_once=2) as (served, _),
     ):
         for user in "ab":
             with pytest.raises(openai.InternalServerError):
                 ask(served, user=user)
         with pytest.raises(openai.RateLimitError):
             ask(served, user="c")
-        time.sleep(0.6)
-        assert [ask(served, user=user).choices[0].message.content for user in "ab"] == ["Hello."] * 2
+        stub.release()
+        assert [ask(served, user=user, retries=20).choices[0].message.content for user in "ab"] == ["Hello."] * 2
         assert len(stub.bodies) == 2
 
 
 def test_what_is_worked_on_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def counted(answers: Conversations, request: ChatRequest) -> Reply:
+        arrived.append(request.user)
+        return await answer(answers, request)
+
+    arrived, answer = list[str](), Conversations.answer
+    monkeypatch.setattr(Conversations, "answer", counted)
     monkeypatch.setattr("tau2rl.serve.conversations.KEPT", 1)
-    with OpenAIStub(answer=lambda m, t: "Hello.", latency=0.4) as stub, conversations(stub, k=1) as (served, _):
+    with OpenAIStub(answer=lambda m, t: "Hello.", mode="held") as stub, conversations(stub, k=1) as (served, _):
         with ThreadPoolExecutor(12) as pool:
-            list(pool.map(lambda at: ask(served, user=str(at % 6)), range(12)))
+            asked = [pool.submit(ask, served, user=str(at % 6)) for at in range(12)]
+            wait_until(lambda: len(arrived) == 12)
+            stub.release()
+            assert [one.result().choices[0].message.content for one in asked] == ["Hello."] * 12
         assert len(stub.bodies) == 6
 
 
 def test_at_the_end_of_the_server_what_is_worked_on_is_given_up() -> None:
-    with OpenAIStub(answer=acts_first(cycle("Alpha")), latency=5.0) as stub:
-        with conversations(stub, k=1, seconds=0.2) as (served, sandbox):
-            with pytest.raises(openai.InternalServerError):
-                ask(served)
-            begun = time.monotonic()
-        assert time.monotonic() - begun < 3
+    with OpenAIStub(answer=acts_first(cycle("Alpha")), mode="held") as stub:  # it would be waited for without an end
+        with conversations(stub, k=1, seconds=0.5) as (served, sandbox), pytest.raises(openai.InternalServerError):
+            ask(served)
         assert (sandbox.committed(), len(stub.bodies)) == ((), 1)
 
 
 def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
-    together = threading.Barrier(2)
     seen: list[str] = []
     attempts: list[int] = []
 
@@ -241,16 +247,19 @@ def test_conversations_on_the_same_rows_are_one_after_the_other() -> None:
         asked = messages[1]["content"]
         return f"Done {messages[-1]['content']}" if messages[-1]["role"] == "tool" else create(asked)
 
-    with OpenAIStub(answer=answer, latency=0.1) as stub, conversations(stub, k=1) as (served, sandbox):
+    with OpenAIStub(answer=answer, mode="held") as stub, conversations(stub, k=1) as (served, sandbox):
 
         def one(title: str) -> None:
-            together.wait()
             found = ask(served, [{"role": "user", "content": title}])
             seen.append(found.choices[0].message.content)
             attempts.append(found.tau2rl["attempts"])
 
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(one, ["Alpha", "Beta"]))
+            both = [pool.submit(one, title) for title in ("Alpha", "Beta")]
+            wait_until(lambda: len(stub.requests) == 2)
+            stub.release()
+            for asked in both:
+                asked.result()
         assert sorted(titles_in(sandbox)) == ["Alpha", "Beta"]
         # Both attempts saw `task_2` on their copies. The second was played again on what the first had left.
         assert sorted("task_2" in text for text in seen) == [False, True]

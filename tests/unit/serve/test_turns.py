@@ -19,7 +19,6 @@ import math
 import multiprocessing
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from tau2rl.report.estimators import wilson
 from tau2rl.serve.choice import VerifierPool
 from tau2rl.serve.turns import Turns
 from tau2rl.verify.verifiers import Scorer, scorers
-from tests.serving import Served, policy, serving, turns
+from tests.serving import Served, policy, serving, turns, wait_until
 from tests.stubs.openai import OpenAIStub
 
 USER = [{"role": "user", "content": "Please cancel order 7."}]
@@ -202,12 +201,10 @@ def hanging(name: str, until: threading.Event) -> Scorer:
 
 def test_a_verifier_that_hangs_is_left_out_and_stops_no_other_request() -> None:
     released = threading.Event()
-    pool = VerifierPool([hanging("stuck", released), *scorers(["consistency"])], seconds=0.5, at_once=2)
+    pool = VerifierPool([hanging("stuck", released), *scorers(["consistency"])], seconds=2.0, at_once=2)
     with OpenAIStub(answer=in_turn("A", "A", "B")) as stub, turns(stub, pool=pool) as served, ThreadPoolExecutor(8) as clients:
-        began = time.monotonic()
         found = list(clients.map(lambda _: ask(served), range(8)))  # more than the threads that the stuck one has
-        assert time.monotonic() - began < 20  # and not for ever
-        assert all(one.tau2rl["left_out"] == {"stuck": "no judgement within 0.5 s"} for one in found)
+        assert all(one.tau2rl["left_out"] == {"stuck": "no judgement within 2 s"} for one in found)
         assert all(list(one.tau2rl["scores"]) == ["consistency"] for one in found)
         assert sum(thread.name.startswith("stuck") for thread in threading.enumerate()) == 2
         released.set()
@@ -242,19 +239,16 @@ def test_a_verifier_of_ones_own_that_never_ends_or_dies_is_ended(
     pool = VerifierPool(scorers(names, seconds=seconds), seconds=seconds)
     with OpenAIStub() as stub, turns(stub, pool=pool) as served:
         assert ask(served).tau2rl["left_out"] == {"own_verifier:judge": reason}
-        left = time.monotonic() + 60
-        while multiprocessing.active_children() and time.monotonic() < left:
-            time.sleep(0.05)
-        assert not multiprocessing.active_children()
+        wait_until(lambda: not multiprocessing.active_children())
 
 
 def test_a_judge_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
     with OpenAIStub() as stub, OpenAIStub(mode="hang") as other:
-        config = UserConfig(model="openai/judge", api_base=other.api_base, timeout_seconds=0.5, retries=0)
+        config = UserConfig(model="openai/judge", api_base=other.api_base, timeout_seconds=60.0, retries=0)
         model = AskedModel(config, cache=tmp_path, who="judge")
-        pool = VerifierPool(scorers(["judge", "rules"], model=model), seconds=0.3)
+        pool = VerifierPool(scorers(["judge", "rules"], model=model), seconds=2.0)
         with turns(stub, pool=pool) as served:
-            assert ask(served).tau2rl["left_out"] == {"judge": "no judgement within 0.3 s"}
+            assert ask(served).tau2rl["left_out"] == {"judge": "no judgement within 2 s"}
 
 
 RIGHT, WRONG = "7", "12345689"
