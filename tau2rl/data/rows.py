@@ -10,6 +10,7 @@ What a turn was thought before it (`reasoning_content`, `reasoning` or `thinking
 
 What a row says of its own learning is honoured: `step_loss_mask: 0` or `weight: 0` on a message keeps it in the conversation and
 out of the loss, on a row it leaves the row out. What cannot be honoured leaves the row out, with the reason.
+Results stand in the order of their calls, whatever order a row has them in.
 Arrow gives every object of a column the keys of all of them, and null for those that it lacked: such nulls are no values.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, cast
 
 from tau2rl.chat.content import NotText, read_arguments, read_content
@@ -82,7 +83,7 @@ def _row(data: Mapping[str, Any], name: str) -> Row:
     history = data.get("messages") if data.get("messages") is not None else data.get("prompt")
     if not isinstance(history, Sequence) or isinstance(history, str) or not history:
         raise BadRow("no `messages` and no `prompt`")
-    turns = [*cast("Sequence[object]", history), *([answer] if answer else [])]
+    turns = _answered_in_order([*cast("Sequence[object]", history), *([answer] if answer else [])])
     metadata = _mapping(data.get("metadata"))
     return Row(
         id=str(data.get("id") or data.get("task_id") or metadata.get("id") or name),
@@ -94,6 +95,30 @@ def _row(data: Mapping[str, Any], name: str) -> Row:
         aside=len(turns) - 1 if answer and not any(_is_said(answer.get(key)) for key in THOUGHTS[:2]) else None,
         chat=str(metadata.get("chat") or "") if data.get("token_ids") is not None else "",
     )
+
+
+def _answered_in_order(turns: Sequence[object]) -> list[object]:
+    """The messages, with results in the order of their calls where ids say which is whose. Raises BadRow.
+
+    >>> call = {"role": "assistant", "tool_calls": [{"id": "a"}, {"id": "b"}]}
+    >>> b, a = ({"role": "tool", "tool_call_id": id} for id in "ba")
+    >>> _answered_in_order([call, b, a]) == [call, a, b]
+    True
+    """
+    found: list[object] = []
+    asked: list[object] = []
+    for are_results, block in groupby(turns, lambda turn: _mapping(turn).get("role") == "tool"):
+        messages = list(block)
+        if are_results:
+            answered = [_mapping(one).get("tool_call_id") for one in messages]
+            if asked and all(asked) and all(answered) and answered != asked[: len(answered)]:
+                if sorted(map(str, answered)) != sorted(map(str, asked)) or len(set(map(str, asked))) != len(asked):
+                    raise BadRow(f"results of {answered}, where the calls before them are {asked}"[:200])
+                messages = [messages[answered.index(id)] for id in asked]
+        made = [_mapping(one).get("tool_calls") for one in messages]
+        asked = [_mapping(call).get("id") for calls in made if isinstance(calls, list) for call in cast("list[object]", calls)]
+        found += messages
+    return found
 
 
 def exact_sample(data: Mapping[str, Any]) -> TrainingSample | None:

@@ -70,6 +70,33 @@ def test_a_turn_that_is_not_to_be_learned_is_masked_in_every_dialect(mark: str) 
         read_row({"messages": [turns[0], {**turns[1], "train_detail": [{"begin_offset": 0}]}]}, name="n")
 
 
+def answered(calls: list[str | None], results: list[str | None]) -> dict[str, Any]:
+    """A conversation with these calls, and behind them these results, each of which says whose it is."""
+    made = [{"id": id, "function": {"name": "f", "arguments": "{}"}} for id in calls]
+    said = [{"role": "tool", "tool_call_id": id, "content": f"of {id}"} for id in results]
+    return {"messages": [{"role": "assistant", "tool_calls": made}, *said, {"role": "assistant", "content": "Done."}]}
+
+
+@pytest.mark.parametrize(
+    ("calls", "results", "read"),
+    [
+        (["a", "b", "c"], ["c", "a", "b"], ["of a", "of b", "of c"]),
+        (["a", "b"], ["a"], ["of a"]),  # the other has none
+        ([None, None], ["b", "a"], ["of b", "of a"]),  # nothing says otherwise
+        (["a", "a"], ["a", "a"], ["of a", "of a"]),
+    ],
+)
+def test_results_stand_in_the_order_of_their_calls(calls: list[str | None], results: list[str | None], read: list[str]) -> None:
+    row = read_row(answered(calls, results), name="n")
+    assert [m.content for m in row.messages if m.role == "tool"] == read
+
+
+@pytest.mark.parametrize(("calls", "results"), [(["a", "b"], ["b"]), (["a"], ["x"]), (["a", "b"], ["b", "b"])])
+def test_a_result_without_its_call_leaves_the_row_out(calls: list[str | None], results: list[str | None]) -> None:
+    with pytest.raises(BadRow, match="where the calls before them are"):
+        read_row(answered(calls, results), name="n")
+
+
 def test_openais_older_calls_are_read() -> None:
     turns = [
         {"role": "user", "content": "Hi"},
