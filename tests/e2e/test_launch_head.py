@@ -222,9 +222,10 @@ def test_a_head_and_its_job_go_when_their_owner_is_killed(tmp_path: Path) -> Non
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, env=environment)
     assert owner.stdout is not None
     with owner.stdout:
-        *processes, temporary = owner.stdout.readline().split()
-        outer, job = map(int, processes)
-        assert temporary == str(tmp_path)
+        said = owner.stdout.readline()
+        assert "error:" not in said, said + owner.stdout.read()
+        outer, job = map(int, said.split()[:2])
+        assert said.split()[2] == str(tmp_path)
         folder = Path(folder_of_process(outer))
         owned = [outer, *supervisor.descendants(outer)]
         assert job in owned
