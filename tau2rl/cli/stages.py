@@ -17,7 +17,7 @@ from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import UserError, all_of
-from tau2rl.runs.budget import budget_of, budget_option, estimate_from, estimate_words
+from tau2rl.runs.budget import budget_of, caps_of, estimate_from, estimate_words, higher_option, stopped_at
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
 
@@ -55,8 +55,7 @@ def run(asked: Asked[StageConfig]) -> None:
     if code == DONE:
         say_next(config, folder)
     elif (folder / "config.json").exists():  # what was refused before it had anything is gone
-        word = "interrupted" if code == INTERRUPTED else "not complete"
-        console.say(f"{word}; continue with\n  {resume_command(config)}")
+        _say_resume(code, resume_command(config))
     raise typer.Exit(code)
 
 
@@ -99,7 +98,7 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
     from tau2rl.launch.checks import refuse_lost
     from tau2rl.launch.submit import check, job_argv, run_chain
-    from tau2rl.recipes.pipeline_budget import estimate_words_of
+    from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())
@@ -128,7 +127,8 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     if (folder / "report.json").exists():
         _show(config, folder, as_json=asked.as_json)
     if code:
-        console.say(f"not complete; continue with\n  {resume_command(config)}")
+        higher = PipelineBudget(config, plan_pipeline(config, folder)).higher()
+        _say_resume(code, f"{resume_command(config)} {higher}".rstrip())
     else:
         say_next(config, folder)
     raise typer.Exit(code)
@@ -292,6 +292,11 @@ def say_next(config: StageConfig, folder: Path) -> None:
     console.say(f"run folder: {run}\nnext, if you like\n" + "\n".join(f"  {line}" for line in more))
 
 
+def _say_resume(code: int, command: str) -> None:
+    word = "interrupted, and what is done is kept" if code == INTERRUPTED else "not complete"
+    console.say(f"{word}; continue with\n  {command}")
+
+
 def resume_command(config: StageConfig) -> str:
     """What to type to go on with a run, as a line that a shell takes."""
     folder = shown(run_path(config))
@@ -302,14 +307,9 @@ def resume_command(config: StageConfig) -> str:
 
 def _higher(config: StageConfig) -> str:
     """The option that lifts the cap at which a run has stopped, to twice of it; nothing for any other run."""
-    file = run_path(config) / "report.json"
-    report = read_json(file) if file.exists() else {}
-    cap = _stopped(report)
-    if not cap:
-        return ""
-    budget: Mapping[str, Any] = report["budget"]
-    value = 2 * max(float(budget["caps"][cap]), float(budget["spent"][cap.removeprefix("max_")] or 0.0))
-    return f" {budget_option(cap)} {value:.0f}" if cap == "max_tokens" else f" {budget_option(cap)} {value:.3g}"
+    cap, spent = stopped_at(run_path(config))
+    value = caps_of(budget_of(config)).get(cap, 0.0)
+    return f" {higher_option(cap, max(value, spent))}" if cap else ""
 
 
 def _stopped(report: Mapping[str, Any]) -> str | None:

@@ -130,10 +130,12 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
                     place = _place(config.launch, _cluster(config.launch), watcher.on_progress, training=training)
                     run = stack.enter_context(place)
                 for planned in waiting:
-                    if spent_up := budget.over():
-                        say(f"{spent_up}; the next run is {_words(planned)}")
+                    if reached := budget.over():
+                        say(f"{reached}; the next run is {_words(planned)}")
                         return entry.EXIT_INCOMPLETE
                     if code := one(planned, run):
+                        if code == entry.EXIT_INCOMPLETE and (reached := budget.over(planned)):
+                            say(reached)
                         return code
                     folder.write_report(build_pipeline_report(runs, config.compare))
         folder.write_report(build_pipeline_report(runs, config.compare))

@@ -295,7 +295,7 @@ def test_a_pipeline_that_is_not_finished_names_what_is_left(smoke: tuple[Path, l
     )
     text = shown(str(tmp_path), code=1)
     assert "not done: base-eval, sft-eval, rft-filter, rft, rft-eval, grpo, grpo-eval\n" in text
-    assert "chain of hashes: 1 links, sound\n" in text
+    assert "chain of hashes: 1 link, sound\n" in text
 
 
 def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str]]) -> None:
