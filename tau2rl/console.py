@@ -151,11 +151,10 @@ def failure_words(failures: Sequence[Mapping[str, Any]], *, tries: int) -> list[
     """
     if not failures:
         return []
-    lines: list[str] = []
-    for each in failures:
-        lines.append(
-            f"  {quantity(each['count'], 'time')}, {WHOSE.get(each['fault'], each['fault'])}: {_first_line(each['message'])}"
-        )
+    lines = [
+        f"  {quantity(each['count'], 'time')}, {WHOSE.get(each['fault'], each['fault'])}: {_first_line(each['message'])}"
+        for each in failures
+    ]
     return [f"failed tries: {tries}, most often", *lines]
 
 

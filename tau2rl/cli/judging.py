@@ -9,7 +9,7 @@ from tau2rl import settings
 from tau2rl.cli.options import option
 from tau2rl.config import UserConfig
 from tau2rl.errors import UserError
-from tau2rl.report.tables import dollars, quantity
+from tau2rl.report.tables import dollars
 
 if TYPE_CHECKING:
     from tau2rl.env.asked_model import AskedModel

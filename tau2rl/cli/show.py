@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tau2rl import console, settings
+from tau2rl.cli.blame import explanation
 from tau2rl.cli.options import Json
-from tau2rl.cli.printing import shown
+from tau2rl.cli.printing import program, shown
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
 from tau2rl.report.tables import blame_words, number
@@ -88,6 +89,8 @@ def show(
             console.emit_json({"total": found.total, "episodes": rows, "scores": found_blame["scores"]})
         else:
             _print_list(rows, found.total, query.offset, blamed)
+            if any(row["key"] in blamed for row in rows):
+                console.say(f"what the faults mean: `{program()} blame {shown(run)}`")
             if scores := found_blame["scores"]:
                 console.emit_words(f"success: {blame_words(scores['overall'])}")
         if bad := index.unreadable():
@@ -106,6 +109,7 @@ def _print_episode(
         console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
         return
     lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
+    lines += [(f"  {line}\n", "dim") for line in (explanation(run, [who["name"]]) if who else ())]
     console.emit_styled([*conversation_pieces(values, whole=whole), *lines, *(_tokens(drawn) if drawn else ())])
 
 

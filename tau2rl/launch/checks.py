@@ -191,6 +191,7 @@ def _loaded(references: list[tuple[str, str]]) -> str:
 
 
 def _rows(files: list[Path], named: int) -> str:
+    from tau2rl.data.jsonl import refuse_folder
     from tau2rl.recipes.sft import refuse_no_rows
 
     refuse_no_rows(named)
@@ -198,6 +199,7 @@ def _rows(files: list[Path], named: int) -> str:
         path = file.expanduser()
         if not path.exists():
             raise UserError(f"no file `{file}` (data.files)", hint="JSONL rows, as `tau2rl seed` and `rft-filter` write them")
+        refuse_folder(path)
         if not path.is_file():
             raise UserError(f"cannot read `{file}`: it is not a file", hint="name a JSONL file of rows")
     return ", ".join(map(str, files)) or "made by earlier steps"

@@ -66,7 +66,7 @@ class PipelineBudget:
         self._finished: dict[str, Spent] = {}
 
     def over(self, ended: Planned | None = None) -> str:
-        """Why no further run may begin, or why the one that has `ended` did so; empty where no cap is the reason. Raises UserError."""
+        """Why no further run may begin, or why the one that `ended` did; empty where no cap is the reason. Raises UserError."""
         cap = self._reached([ended] if ended else [])
         if not cap:
             return ""

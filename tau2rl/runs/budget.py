@@ -240,11 +240,10 @@ class Meter:
         """Why the run stopped, and how it goes on."""
         cap = self.stopped
         most = self._most.of(cap)
+        allowed, spent = cap_words(cap, caps_of(self.budget)[cap]), amount(cap, self.spent.of(cap))
         each = f", and one of the {self.unit} took up to {amount(cap, most)}" if most else ""
-        return (
-            f"stopped at the cap budget.{cap} = {cap_words(cap, caps_of(self.budget)[cap])}: {amount(cap, self.spent.of(cap))} spent"
-            f"{each}; to go on, resume with a higher `{budget_option(cap)}`"
-        )
+        goes_on = f"to go on, resume with a higher `{budget_option(cap)}`"
+        return f"stopped at the cap budget.{cap} = {allowed}: {spent} spent{each}; {goes_on}"
 
     def say_estimate(self) -> None:
         """Say what it will cost once the first units have ended, where somebody would want to know."""

@@ -137,8 +137,8 @@ def _writer(facts: Mapping[str, Any]) -> str:
         return ""
     return f"""
 Texts were said anew by a model: {spent["texts"]} of them in {spent["calls"]} calls and {spent["from_cache"]} kept answers, for
-{spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, {dollars(spent["cost_usd"])}; {spent["rewritten"]} were asked for
-again ({counts_in_words(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
+{spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, {dollars(spent["cost_usd"])}; {spent["rewritten"]} were asked
+for again ({counts_in_words(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
 """
 
 
