@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
     from tau2rl.launch.checks import refuse_lost
-    from tau2rl.launch.submit import check, job_argv, run_chain
+    from tau2rl.launch.submit import check, job_argv, not_here, run_chain
     from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
@@ -112,6 +112,8 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
         if not asked.as_json and (estimate := estimate_words_of(config, runs)):
             console.emit(estimate)
+        if not asked.as_json and (absent := not_here([planned.config for planned in runs], made=folder)):
+            console.emit(_absent_words(absent))
         refuse_lost(runs)
         check([planned.config for planned in runs], made=folder, dry=True)
         return
@@ -207,7 +209,7 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
 
     Raises UserError behind it, with everything that the run would be refused for.
     """
-    from tau2rl.launch.submit import check, job_argv
+    from tau2rl.launch.submit import check, job_argv, not_here
     from tau2rl.recipes.training import backend_for, trains_on_actors
 
     job = job_argv(run_path(config))
@@ -220,6 +222,8 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         plan = {"argv": list(of_backend.argv) or job, "layout": list(of_backend.layout), "issues": issues, "job": job}
     if estimate := _estimate(config):
         plan["estimate"] = estimate
+    if absent := not_here([config]):
+        plan["not_here"] = absent
     if as_json:
         console.emit_json({"config": dump(config), **plan})
     else:
@@ -245,9 +249,14 @@ def _estimate(config: StageConfig) -> dict[str, Any] | None:
 def _print_plan(config: StageConfig, plan: Mapping[str, Any]) -> None:
     remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
     remarks += [estimate_words(plan["estimate"], config)] if "estimate" in plan else []
+    remarks += [_absent_words(plan["not_here"])] if "not_here" in plan else []
     remarks += [f"{issue['kind']}: {issue['message']} ({issue['hint']})" for issue in plan.get("issues", ())]
     text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
     console.emit(text + "\n".join(f"# {line}" for remark in remarks for line in remark.splitlines()))
+
+
+def _absent_words(paths: Sequence[str]) -> str:
+    return f"not on this machine, and looked for by the start where it runs: {', '.join(paths)}"
 
 
 def _show(config: StageConfig, folder: Path, *, as_json: bool) -> None:

@@ -79,12 +79,17 @@ def check(configs: Sequence[StageConfig], *, made: Path | None = None, dry: bool
     What runs on a cluster that is named finds its files, packages and keys there, and they are left to the job. `dry`: it is
     only shown, so a training on Ray actors counts as one of a cluster too.
     """
+    checks.refuse(configs, made=made, elsewhere=lambda config: _elsewhere(config, dry=dry))
 
-    def elsewhere(config: StageConfig) -> bool:
-        named = _address(config.launch) is not None and not config.launch.inline
-        return named or (dry and trains_on_actors(config))
 
-    checks.refuse(configs, made=made, elsewhere=elsewhere)
+def not_here(configs: Sequence[StageConfig], *, made: Path | None = None) -> list[str]:
+    """The paths that a dry run leaves to the machines that carry the runs out, because this one has not got them."""
+    return checks.not_here([config for config in configs if _elsewhere(config, dry=True)], made=made)
+
+
+def _elsewhere(config: StageConfig, *, dry: bool) -> bool:
+    named = _address(config.launch) is not None and not config.launch.inline
+    return named or (dry and trains_on_actors(config))
 
 
 Watch = Callable[[Place | None], AbstractContextManager[Watcher]]  # None: of what comes before the first run
