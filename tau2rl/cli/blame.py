@@ -16,7 +16,7 @@ from tau2rl.cli.options import Json
 from tau2rl.config import PlayConfig, StageConfig
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import counted
-from tau2rl.report.tables import interval, number
+from tau2rl.report.tables import interval, number, quantity
 from tau2rl.runs import records
 from tau2rl.runs.folder import read_config
 from tau2rl.types import Fault
@@ -132,4 +132,6 @@ def _print_reviews(reviews: dict[str, Any]) -> None:
     )
     kappa = "" if reviews["kappa"] is None else f", kappa {reviews['kappa']:.2f}"
     saw = "saw the reference actions" if reviews["sees_reference"] else "saw no reference actions"
-    console.emit(f"gates and reviewer agree on {number(reviews['agreement'])} of {reviews['episodes']} users{kappa}; it {saw}")
+    console.emit(
+        f"gates and reviewer agree on {number(reviews['agreement'])} of {quantity(reviews['episodes'], 'user')}{kappa}; it {saw}"
+    )

@@ -126,11 +126,11 @@ def print_dataset(report: Mapping[str, Any], folder: Path) -> None:
         console.emit("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()))
     kinds, tasks = report["diversity"]["kinds"], report["diversity"]["tasks"]
     console.emit(
-        f"diversity of what is kept: {kinds['distinct']} kinds, as even as {kinds['effective']:g}; "
-        f"{tasks['distinct']} tasks, as even as {tasks['effective']:g}"
+        f"diversity of what is kept: {quantity(kinds['distinct'], 'kind')}, as even as {kinds['effective']:g}; "
+        f"{quantity(tasks['distinct'], 'task')}, as even as {tasks['effective']:g}"
     )
     for name, file in report["files"].items():
-        console.emit(f"{shown(folder / name)}: {file['rows']} rows, sha256 {file['sha256'][:16]}")
+        console.emit(f"{shown(folder / name)}: {quantity(file['rows'], 'row')}, sha256 {file['sha256'][:16]}")
     if cost := report.get("cost"):
         console.emit_words(f"cost: {short_words(cost)}")
     if report["incomplete"]:
@@ -144,7 +144,9 @@ def print_training(report: Mapping[str, Any]) -> None:
     if rows := report.get("rows"):  # a backend of the user's need not count them
         console.emit(f"rows: {rows['used']} used, {rows.get('held_out', 0)} held out, {rows.get('dropped', 0)} left out")
         if rows.get("exact"):
-            console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
+            console.emit(
+                f"tokens: {quantity(rows['exact'], 'row')} as they were sampled, {rows['rendered']} rendered from messages"
+            )
         for reason, count in rows.get("reasons", {}).items():
             console.emit(f"left out: {count} {reason}")
     for step, value in report["training"].get("validation", {}).items():

@@ -17,6 +17,7 @@ from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import UserError, all_of
+from tau2rl.report.tables import quantity
 from tau2rl.runs.budget import budget_of, caps_of, estimate_from, estimate_words, higher_option, stopped_at
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
@@ -268,8 +269,8 @@ def _show(config: StageConfig, folder: Path, *, as_json: bool) -> None:
         print_report(report, folder)
     stopped = _stopped(report)
     if isinstance(config, PlayConfig) and not stopped and (left := not_played(report)):
-        in_a_row = config.rollout.give_up_after
-        console.say(f"gave up: {in_a_row} episodes in a row failed (`rollout.give_up_after`), {left} attempts were not played")
+        in_a_row, not_tried = quantity(config.rollout.give_up_after, "episode"), quantity(left, "attempt")
+        console.say(f"gave up: {in_a_row} in a row failed (`rollout.give_up_after`); not played: {not_tried}")
 
 
 def not_played(report: Any) -> int:

@@ -19,6 +19,7 @@ from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of, re
 from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline
 from tau2rl.recipes.pipeline_report import build_pipeline_report, finished
 from tau2rl.recipes.training import trains_on_actors
+from tau2rl.report.tables import quantity
 from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Place, Progress, ProgressEvent, seconds_left
@@ -125,7 +126,7 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
 
     def carry_out(folder: RunFolder) -> int:
         if len(waiting) < len(runs):
-            say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+            say(f"{len(runs) - len(waiting)} of {quantity(len(runs), 'run')} finished already")
         if estimate := estimate_words_of(config, runs):
             say(estimate)
         with ExitStack() as stack:

@@ -66,7 +66,8 @@ def blame_words(scores: Mapping[str, Any]) -> str:
     """
     solved = f" ({scores['left_out_solved']} solved)" if scores["left_out_solved"] else ""
     words = f"raw {interval(scores['raw'])}, adjusted {interval(scores['adjusted'])}"
-    words += f" without {scores['left_out']} episodes{solved} that user, task or infra spoilt" if scores["left_out"] else ""
+    without = f" without {quantity(scores['left_out'], 'episode')}{solved} that user, task or infra spoilt"
+    words += without if scores["left_out"] else ""
     named = {fault: ", ".join(f"{count} {name}" for name, count in names.items()) for fault, names in scores["names"].items()}
     return "; ".join([words, *(f"{fault}: {text}" for fault, text in named.items())])
 
@@ -117,11 +118,11 @@ def short_words(cost: Mapping[str, Any]) -> str:
     words = [duration(seconds)]
     tokens = cost.get("tokens", {})
     if tokens.get("policy_in"):
-        words.append(f"the agent read {tokens['policy_in']:,} tokens and wrote {tokens['policy_out']:,}")
+        words.append(f"the agent read {quantity(tokens['policy_in'], 'token')} and wrote {tokens['policy_out']:,}")
     if tokens.get("user_in"):
-        words.append(f"the user model read {tokens['user_in']:,} tokens and wrote {tokens['user_out']:,}")
+        words.append(f"the user model read {quantity(tokens['user_in'], 'token')} and wrote {tokens['user_out']:,}")
     if tokens.get("trained"):
-        words.append(f"{tokens['trained']:,} tokens trained on")
+        words.append(f"{quantity(tokens['trained'], 'token')} trained on")
     return "; ".join(words)
 
 
@@ -215,12 +216,12 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     if tokens.get("policy_in"):
         cached = tokens["policy_cached"] / tokens["policy_in"]
-        words.append(f"agent {tokens['policy_in']:,} tokens in ({cached:.0%} cached), {tokens['policy_out']:,} out")
+        words.append(f"agent {quantity(tokens['policy_in'], 'token')} in ({cached:.0%} cached), {tokens['policy_out']:,} out")
     if tokens.get("user_in"):
-        words.append(f"user simulator {tokens['user_in']:,} tokens in, {tokens['user_out']:,} out")
+        words.append(f"user simulator {quantity(tokens['user_in'], 'token')} in, {tokens['user_out']:,} out")
     if tokens.get("trained"):
         rate = tokens.get("trained_per_second")
-        words.append(f"{tokens['trained']:,} tokens trained" + (f", {rate:,.0f} a second" if rate else ""))
+        words.append(f"{quantity(tokens['trained'], 'token')} trained" + (f", {rate:,.0f} a second" if rate else ""))
     return words
 
 

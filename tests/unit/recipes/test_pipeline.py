@@ -306,7 +306,7 @@ def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str
     shutil.rmtree(folder / "runs" / "08-grpo")
     again = runner.invoke(app, words)
     assert again.exit_code == 0, again.stderr
-    assert "7 of 9 runs are finished already" in again.stderr
+    assert "7 of 9 runs finished already" in again.stderr
     after = json.loads(again.stdout)
     assert after["steps"]["grpo"]["outputs"] == before["steps"]["grpo"]["outputs"]
     now = {run.name: len(list(run.glob("logs/session_*"))) for run in (folder / "runs").iterdir()}
