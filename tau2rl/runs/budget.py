@@ -234,7 +234,8 @@ class Meter:
     def stop(self, step: int) -> None:
         """Raise RunIncomplete where `over` has found a cap: asked once, because the clock goes on while the step is saved."""
         if self.stopped:
-            raise RunIncomplete(f"step {step} of {self.total} is the last that the budget allows, and it is kept")
+            last = f"step {step} of {self.total} is the last that the budget allows, and it is kept"
+            raise RunIncomplete(last if step else f"the budget allows none of the {quantity(self.total, 'step')}")
 
     def words(self) -> str:
         """Why the run stopped, and how it goes on."""
@@ -342,10 +343,10 @@ def tell_estimate(config: StageConfig, total: int) -> None:
 
 def estimate_words(estimate: Mapping[str, Any], config: StageConfig, prices: Prices | None = None) -> str:
     """An estimate in a line: what, from what, at which prices, and where a cap ends it."""
-    hours, prices = estimate["hours"], (prices or prices_of(config)).to_json()
+    hours, known = estimate["hours"], prices or prices_of(config)
     taken = amounts(estimate["tokens"], estimate["usd"], None if hours is None else hours * HOUR)
     total = quantity(estimate["total"], estimate["unit"].removesuffix("s"))
-    words = "; ".join(filter(None, [f"estimate for {total}: {taken}, from {estimate['basis']}", price_words(prices)]))
+    words = "; ".join(filter(None, [f"estimate for {total}: {taken}, from {estimate['basis']}", price_words(known.to_json())]))
     for cap, value in caps_of(budget_of(config)).items():
         expected = estimate[{"max_usd": "usd", "max_tokens": "tokens", "max_hours": "hours"}[cap]]
         if expected is not None and expected > value:
