@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_read_is_passed_over_by_the_list_and_stops_pruni
     shown = runner.invoke(app, ["runs", "list", str(tmp_path)])
     assert shown.exit_code == 0 and "1 run; 1 folder cannot be read" in shown.stderr
     pruned = runner.invoke(app, ["runs", "prune", str(tmp_path), "--yes"])
-    assert pruned.exit_code == 2 and "1 folders cannot be read" in pruned.stderr
+    assert pruned.exit_code == 2 and "1 folder cannot be read" in pruned.stderr
     assert (tmp_path / "run" / "checkpoints" / "step_00001").is_dir()
 
 
