@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tau2rl.errors import UserError
-from tau2rl.report.tables import clock
+from tau2rl.report.tables import clock, quantity
 from tau2rl.runs.progress import Place, ProgressEvent
 from tau2rl.terminal import clean, escape
 
@@ -117,8 +117,8 @@ def plain_warnings() -> Generator[None]:
         yield
 
 
-def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> str:
-    """Where a run stands, in a line.
+def progress_words(event: ProgressEvent, first: ProgressEvent | None = None, *, ended: bool = False) -> str:
+    """Where a run stands, in a line; one that has `ended`, done or not, has no time left.
 
     What a resumed run had already took no time: it is `event.before`, or else what the first event of this start had.
 
@@ -127,7 +127,9 @@ def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> 
     """
     if event.total is None and not event.done:  # nothing to count yet
         return event.note or "starting"
-    words = [f"{event.done} {event.unit}" if event.total is None else f"{event.done}/{event.total} {event.unit}"]
+    words = [
+        quantity(event.done, event.unit.removesuffix("s")) if event.total is None else f"{event.done}/{event.total} {event.unit}"
+    ]
     if event.valid:
         # No interval: attempts at one task are no independent evidence, and an event does not say how many tasks there are.
         words.append(f"success {event.successes / event.valid:.3f} ({event.successes}/{event.valid})")
@@ -135,9 +137,9 @@ def progress_words(event: ProgressEvent, first: ProgressEvent | None = None) -> 
         words.append(f"{event.failed} failed")
     if event.tokens and event.seconds > 0:
         words.append(f"{event.tokens / event.seconds:.0f} tokens/s")
-    ended = event.done - (event.before if event.before is not None else first.done if first else 0)
-    if event.total is not None and ended > 0 and event.done < event.total:
-        words.append(f"{clock(event.seconds * (event.total - event.done) / ended)} left")
+    done_here = event.done - (event.before if event.before is not None else first.done if first else 0)
+    if not ended and event.total is not None and done_here > 0 and event.done < event.total:
+        words.append(f"{clock(event.seconds * (event.total - event.done) / done_here)} left")
     return ", ".join(words) + (f" ({event.note})" if event.note else "")
 
 
@@ -149,10 +151,10 @@ def failure_words(failures: Sequence[Mapping[str, Any]], *, tries: int) -> list[
     """
     if not failures:
         return []
-    lines: list[str] = []
-    for each in failures:
-        times = "1 time" if each["count"] == 1 else f"{each['count']} times"
-        lines.append(f"  {times}, {WHOSE.get(each['fault'], each['fault'])}: {_first_line(each['message'])}")
+    lines = [
+        f"  {quantity(each['count'], 'time')}, {WHOSE.get(each['fault'], each['fault'])}: {_first_line(each['message'])}"
+        for each in failures
+    ]
     return [f"failed tries: {tries}, most often", *lines]
 
 
@@ -273,12 +275,12 @@ class Follower:
 
     def _last_line(self) -> None:
         if self._event is not None and self._event is not self._shown and self._event.total is not None:
-            self._line(self._event)
+            self._line(self._event, ended=True)
 
-    def _line(self, event: ProgressEvent) -> None:
+    def _line(self, event: ProgressEvent, *, ended: bool = False) -> None:
         self._said_at = time.monotonic()
         self._shown = event
-        _write(self._stream, progress_words(event, self._first))
+        _write(self._stream, progress_words(event, self._first, ended=ended))
 
 
 def _left(place: Place, passed: float = 0.0) -> str:

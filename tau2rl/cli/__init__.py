@@ -288,6 +288,9 @@ class Boundary(TyperGroup):
             if hasattr(error, "possibilities"):  # Typer's own for an unknown option, whose class is not public
                 console.fail(no_such_option(error))
                 raise typer.Exit(2) from None
+            if hasattr(error, "param_type"):  # its own for an argument that is missing
+                console.fail(missing_argument(error))
+                raise typer.Exit(2) from None
             if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
                 raise  # Typer's own: usage errors and exits, which carry their code
             console.crash(error, debug=bool(ctx.params.get("debug")))
@@ -311,6 +314,16 @@ def no_such_option(error: Any) -> UserError:
     return UserError(
         f"no such option `{name}`", hint=f"did you mean `{keys[near[0]]}`?" if near else f"`{command} {where}` has every option"
     )
+
+
+def missing_argument(error: Any) -> UserError:
+    """An argument that is missing: what it is, and how the command is called."""
+    param, command = error.param, error.ctx.command
+    name = str(param.metavar or param.name.upper()) if param.param_type_name == "argument" else str(param.opts[0])
+    hints = ["`tau2rl runs` lists the runs that there are"] if name.startswith("RUN_DIR") else []
+    hints += [f"for example `{line}`" for line in (command.epilog or "").splitlines()[:1]]
+    message = f"`{error.ctx.command_path}` needs {name}" + (f": {param.help.removesuffix('.')}" if param.help else "")
+    return UserError(message, hint="\n".join(hints) or f"`{error.ctx.command_path} --help` says more")
 
 
 class CommandLine(Boundary, LateGroup):

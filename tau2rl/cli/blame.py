@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +13,14 @@ import typer
 from tau2rl import console
 from tau2rl.cli.judging import PANEL, JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model, spent_words
 from tau2rl.cli.options import Json
+from tau2rl.config import PlayConfig, StageConfig
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import counted
-from tau2rl.report.tables import interval, number
+from tau2rl.report.tables import interval, number, quantity
 from tau2rl.runs import records
+from tau2rl.runs.folder import read_config
 from tau2rl.types import Fault
+from tau2rl.verify.fault_names import explained
 
 if TYPE_CHECKING:
     from tau2rl.env.asked_model import AskedModel
@@ -58,12 +63,26 @@ def blame(
     for fault in Fault:
         if names := rows["overall"]["names"].get(fault.value):
             console.emit(f"{fault.value}: " + ", ".join(f"{count} {name}" for name, count in names.items()))
-    solved = rows["overall"]["left_out_solved"]
-    if solved:
-        console.emit(f"{solved} of the episodes that were left out were solved, with the user's mistake or on a defective task")
+    if solved := rows["overall"]["left_out_solved"]:
+        of_solved = Counter(one["name"] for one in found["episodes"] if one["solved"])
+        names = ", ".join(f"{count} {name}" for name, count in of_solved.most_common())
+        console.emit(f"solved, and left out with the user's mistake or on a defective task: {solved} ({names})")
+    for line in explanation(run, [one["name"] for one in found["episodes"]]):
+        console.emit_words(f"  {line}")
     if model is not None and reviews is not None:
         _print_reviews(reviews)
         console.emit(spent_words(model))
+
+
+def explanation(run: Path, names: Iterable[str]) -> list[str]:
+    """What the names of faults in a run mean, a line each."""
+    config = config_of(run)
+    return explained(names, scripted=isinstance(config, PlayConfig) and config.user.kind == "scripted")
+
+
+def config_of(run: Path) -> StageConfig | None:
+    """The settings of a run; None where its folder has none."""
+    return read_config(run) if (run / "config.json").exists() else None
 
 
 def attributed_run(run: Path) -> dict[str, Any]:
@@ -73,7 +92,8 @@ def attributed_run(run: Path) -> dict[str, Any]:
     attributed = attribute(records.read_run(run))
     if not attributed:
         raise UserError(f"`{run}` has no episodes")
-    found = account(attributed)
+    config = config_of(run)
+    found = account(attributed, config.tasks.domains if isinstance(config, PlayConfig) else ())
     try:
         keep(run, found)
     except OSError as error:
@@ -112,4 +132,6 @@ def _print_reviews(reviews: dict[str, Any]) -> None:
     )
     kappa = "" if reviews["kappa"] is None else f", kappa {reviews['kappa']:.2f}"
     saw = "saw the reference actions" if reviews["sees_reference"] else "saw no reference actions"
-    console.emit(f"gates and reviewer agree on {number(reviews['agreement'])} of {reviews['episodes']} users{kappa}; it {saw}")
+    console.emit(
+        f"gates and reviewer agree on {number(reviews['agreement'])} of {quantity(reviews['episodes'], 'user')}{kappa}; it {saw}"
+    )

@@ -14,6 +14,7 @@ from tau2rl.cli.lazy import examples
 from tau2rl.cli.options import RUN, ConfigFile, Json, Sets, option
 from tau2rl.config import SftConfig, load_config
 from tau2rl.errors import UserError
+from tau2rl.report.tables import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +73,7 @@ def show(
         console.emit(f"{shown['at']}: left out: {shown['left_out']}")
         return
     how = "as it was sampled" if shown["exact"] else "written from its messages"
-    count = f"{shown['num_tokens']} tokens, {shown['num_learned']} learned"
+    count = f"{quantity(shown['num_tokens'], 'token')}, {shown['num_learned']} learned"
     console.emit(f"{shown['at']} ({shown['id']}): {count}; {how}; chat.thinking {shown['thinking']}")
     for number, sample in enumerate(shown["samples"], start=1):
         console.emit(f"\n--- sample {number} of {len(shown['samples'])} ---")
@@ -214,7 +215,7 @@ def _print_faults(count: int, faults: Sequence[RowFault], *, as_json: bool) -> N
         console.emit(f"{fault.at}: {fault.why}")
     if len(faults) > SHOWN:
         console.emit(f"and {len(faults) - SHOWN} more (`--json` has all)")
-    console.say(f"{count} rows, {bad} bad")
+    console.say(f"{quantity(count, 'row')}, {bad} bad")
 
 
 def _against_test() -> Further:

@@ -12,6 +12,7 @@ from tau2rl import console
 from tau2rl.cli.options import OUTPUT, Json, option
 from tau2rl.cli.printing import shown
 from tau2rl.errors import UserError
+from tau2rl.report.tables import quantity
 from tau2rl.runs.files import write_json
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ Licence = Annotated[
 def in_short(report: Mapping[str, Any]) -> str:
     """The counts in a line: `120 rows, 2 bad, 3 duplicates; 118 of 120 graded ones solved; 60 tasks, 31 users`."""
     return (
-        f"{report['rows']} rows, {report['bad']} bad, {report['duplicates']} duplicates; {report['solved']} of "
-        f"{report['graded']} graded ones solved; {report['tasks']} tasks, {report['users']} users"
+        f"{quantity(report['rows'], 'row')}, {report['bad']} bad, {quantity(report['duplicates'], 'duplicate')}; "
+        f"{report['solved']} of {report['graded']} graded ones solved; "
+        f"{quantity(report['tasks'], 'task')}, {quantity(report['users'], 'user')}"
     )
 
 
@@ -106,7 +108,7 @@ def mix(
         for one in sources_drawn
     ]
     console.emit_table([head, *body])
-    console.emit(f"{shown(target)}: {written.rows} rows, sha256 {written.sha256[:16]}")
+    console.emit(f"{shown(target)}: {quantity(written.rows, 'row')}, sha256 {written.sha256[:16]}")
 
 
 def _source(text: str, licence: str) -> MixedFile:
@@ -168,7 +170,7 @@ def card(
         console.emit_json({"card": str(target), **facts})
         return
     console.emit(in_short(facts["all"]))
-    console.emit(f"{facts['overlap']['rows']} rows share something with the test tasks; {shown(target)}")
+    console.emit(f"{quantity(facts['overlap']['rows'], 'row')} with something of the test tasks; {shown(target)}")
 
 
 def import_(

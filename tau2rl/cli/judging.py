@@ -9,6 +9,7 @@ from tau2rl import settings
 from tau2rl.cli.options import option
 from tau2rl.config import UserConfig
 from tau2rl.errors import UserError
+from tau2rl.report.tables import dollars, quantity
 
 if TYPE_CHECKING:
     from tau2rl.env.asked_model import AskedModel
@@ -63,6 +64,6 @@ def asked_model(
 
 def spent_words(model: AskedModel) -> str:
     """What the questions took: `gpt-4.1: 40 questions, 360 from judgments kept before, 52,000 tokens in, 4,100 out, $0.14`."""
-    usage, price = model.usage, f", ${model.usage.cost_usd:.4f}" if model.usage.cost_usd else ""
-    tokens = f"{usage.prompt_tokens:,} tokens in, {usage.completion_tokens:,} out"
-    return f"{model.model}: {model.asked} questions asked, {model.known} answered from what was kept, {tokens}{price}"
+    usage, price = model.usage, f", {dollars(model.usage.cost_usd)}" if model.usage.cost_usd else ""
+    tokens = f"{quantity(usage.prompt_tokens, 'token')} in, {usage.completion_tokens:,} out"
+    return f"{model.model}: {quantity(model.asked, 'question')} asked, {model.known} answered from what was kept, {tokens}{price}"

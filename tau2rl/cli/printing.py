@@ -11,17 +11,21 @@ from typing import Any
 
 from tau2rl import console
 from tau2rl.report.tables import (
+    amounts,
     blame_words,
     cell_rows,
     cost_words,
     interval,
     number,
+    price_words,
     printable,
+    quantity,
     report_rows,
     short_words,
     total_words,
 )
-from tau2rl.runs.budget import dollars
+from tau2rl.runs.budget import budget_option, cap_words
+from tau2rl.runs.prices import HOUR
 
 
 def shown(path: Path) -> str:
@@ -122,11 +126,11 @@ def print_dataset(report: Mapping[str, Any], folder: Path) -> None:
         console.emit("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()))
     kinds, tasks = report["diversity"]["kinds"], report["diversity"]["tasks"]
     console.emit(
-        f"diversity of what is kept: {kinds['distinct']} kinds, as even as {kinds['effective']:g}; "
-        f"{tasks['distinct']} tasks, as even as {tasks['effective']:g}"
+        f"diversity of what is kept: {quantity(kinds['distinct'], 'kind')}, as even as {kinds['effective']:g}; "
+        f"{quantity(tasks['distinct'], 'task')}, as even as {tasks['effective']:g}"
     )
     for name, file in report["files"].items():
-        console.emit(f"{shown(folder / name)}: {file['rows']} rows, sha256 {file['sha256'][:16]}")
+        console.emit(f"{shown(folder / name)}: {quantity(file['rows'], 'row')}, sha256 {file['sha256'][:16]}")
     if cost := report.get("cost"):
         console.emit_words(f"cost: {short_words(cost)}")
     if report["incomplete"]:
@@ -140,7 +144,9 @@ def print_training(report: Mapping[str, Any]) -> None:
     if rows := report.get("rows"):  # a backend of the user's need not count them
         console.emit(f"rows: {rows['used']} used, {rows.get('held_out', 0)} held out, {rows.get('dropped', 0)} left out")
         if rows.get("exact"):
-            console.emit(f"tokens: {rows['exact']} rows as they were sampled, {rows['rendered']} rendered from messages")
+            console.emit(
+                f"tokens: {quantity(rows['exact'], 'row')} as they were sampled, {rows['rendered']} rendered from messages"
+            )
         for reason, count in rows.get("reasons", {}).items():
             console.emit(f"left out: {count} {reason}")
     for step, value in report["training"].get("validation", {}).items():
@@ -161,8 +167,9 @@ def print_pipeline(report: Mapping[str, Any]) -> None:
         console.emit_table(comparison_rows(report))
     console.emit_table(step_rows(report))
     chain = report["chain"]
-    broken = f"broken: {', '.join(chain['broken'])}" if chain["broken"] else "sound"
-    console.emit(f"chain of hashes: {chain['links']} links, {broken}")
+    if chain["links"]:  # of the first step alone there is nothing to check
+        broken = f"broken: {', '.join(chain['broken'])}" if chain["broken"] else "sound"
+        console.emit(f"chain of hashes: {quantity(chain['links'], 'link')}, {broken}")
     if total := report.get("cost"):
         console.emit_words(f"cost: {short_words(total)}")
     if report["incomplete"]:
@@ -183,16 +190,13 @@ def print_cost(report: Mapping[str, Any]) -> None:
 def _of_the_budget(budget: Mapping[str, Any]) -> str:
     """What was spent, under which caps, and at which prices."""
     spent = budget["spent"]
-    words = f"budget: {spent['tokens']:,} tokens, {dollars(spent['usd'])}, {spent['hours']:.2f} hours"
+    taken = amounts(spent["tokens"], spent["usd"], spent["hours"] * HOUR)
+    words = [f"budget: spent {taken}, with loading and saving"]
     if caps := budget["caps"]:
-        shown_caps = {"max_usd": dollars, "max_tokens": "{:,} tokens".format, "max_hours": "{:g} hours".format}
-        words += "; at most " + ", ".join(shown_caps[cap](value) for cap, value in caps.items())
+        words.append("at most " + ", ".join(cap_words(cap, value) for cap, value in caps.items()))
     if budget["stopped"]:
-        words += f"; stopped at the cap of {budget['stopped'].removeprefix('max_')}"
-    sources = {p["source"] for p in (budget["prices"]["policy"], budget["prices"]["user"]) if p and (p["read"] or p["write"])}
-    hour = budget["prices"]["hour"]
-    sources |= {f"${hour:g} an hour"} if hour else set()
-    return f"{words}; prices: {'; '.join(sorted(sources))}" if sources else words
+        words.append(f"stopped at the cap `{budget_option(budget['stopped'])}`")
+    return "; ".join(filter(None, [*words, price_words(budget["prices"])]))
 
 
 def _of_repetitions(repeated: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from tau2rl.config import EvalConfig
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import counted
 from tau2rl.report.published import against_card
-from tau2rl.report.tables import number
+from tau2rl.report.tables import number, quantity
 from tau2rl.runs import records
 from tau2rl.runs.checkpoints import card_for
 from tau2rl.runs.folder import read_config
@@ -115,9 +115,9 @@ def select_checkpoint(runs: RunDirs, as_json: Json = False) -> None:
     for step in selection["without_validation"]:
         console.say(f"warning: step {step} was saved, but never validated, and could not be chosen (`tau2rl eval` evaluates it)")
     if left_out := selection["tasks_left_out"]:
-        console.say(f"{len(left_out)} tasks left out: not every checkpoint has evidence on them")
+        console.say(f"{quantity(len(left_out), 'task')} left out: not every checkpoint has evidence on them")
     if accesses := selection["test_access_log"]:
-        console.say(f"warning: the test split was used before, {len(accesses)} times; a choice made now has seen it")
+        console.say(f"warning: the test split was used before, {quantity(len(accesses), 'time')}; a choice made now has seen it")
 
 
 def stage_report(run: Path, *, whole: bool = False) -> dict[str, Any]:
@@ -181,7 +181,9 @@ def _print_selection(selection: Mapping[str, Any]) -> None:
         numbers = [number(one[name]) for name in ("success", "se", "gap", "gap_se")]
         rows.append([str(step), *numbers, "yes" if one["within"] else "no", note])
     console.emit_table(rows)
-    console.emit(f"step {chosen['step']}: {selection['rule']}; {selection['tasks']} tasks of {', '.join(selection['splits'])}")
+    console.emit(
+        f"step {chosen['step']}: {selection['rule']}; {quantity(selection['tasks'], 'task')} of {', '.join(selection['splits'])}"
+    )
     if start := selection["start"]:
         apart = f"{start['gap']:.3f} behind the chosen (standard error {number(start['gap_se'])})"
         console.emit(f"before training: {start['success']:.3f}, {apart}")

@@ -14,6 +14,7 @@ from tau2rl.cli.options import Json
 from tau2rl.cli.printing import shown
 from tau2rl.config import STAGES
 from tau2rl.errors import UserError
+from tau2rl.report.tables import quantity
 from tau2rl.runs.files import section
 
 app = typer.Typer()
@@ -68,7 +69,7 @@ def list_(
         return
     head = ["run", "stage", "state", "pass@1 [95%]", "floor", "changed", "MB"]
     console.emit_table([head, *(_line(row) for row in rows)])
-    console.say(f"{len(rows)} runs" + (f"; {_cannot_be_read(unread)}" if unread else ""))
+    console.say(quantity(len(rows), "run") + (f"; {_cannot_be_read(unread)}" if unread else ""))
 
 
 @app.command(epilog=examples("tau2rl runs prune", "tau2rl runs prune --keep-last 2 --yes"))
@@ -113,7 +114,7 @@ def prune(
 
 
 def _cannot_be_read(folders: list[Path]) -> str:
-    return f"{len(folders)} folders cannot be read, among them `{folders[0]}`"
+    return f"{quantity(len(folders), 'folder')} cannot be read, among them `{folders[0]}`"
 
 
 def _runs(places: list[Path] | None) -> tuple[list[Path], list[Path]]:

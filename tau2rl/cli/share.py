@@ -12,6 +12,7 @@ from tau2rl import console
 from tau2rl.cli.options import OUTPUT, Json, RunDir, Sets, option
 from tau2rl.cli.printing import print_report, shown
 from tau2rl.errors import UserError
+from tau2rl.report.tables import quantity
 from tau2rl.runs.claim import claimed
 from tau2rl.runs.files import write_json
 from tau2rl.runs.folder import RunFolder, run_path
@@ -128,7 +129,7 @@ def export(
         console.emit_json({"files": {str(file): count for file, count in files.items()}, "left_out": left_out})
         return
     for file, count in files.items():
-        console.emit(f"{shown(file)}: {count} episodes")
+        console.emit(f"{shown(file)}: {quantity(count, 'episode')}")
     if left_out:
         console.say("left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
 
@@ -191,9 +192,10 @@ def import_(
         console.emit_json({**report, "run": str(target)})
     else:
         print_report(report, target)
-        console.emit(f"{foreign.layout}, {len(foreign.episodes)} episodes: {shown(target)}")
+        console.emit(f"{foreign.layout}, {quantity(len(foreign.episodes), 'episode')}: {shown(target)}")
     if foreign.other_tasks:
-        console.say(f"warning: {len(foreign.other_tasks)} tasks are not those of the installed tau2; no floors are given")
+        others = quantity(len(foreign.other_tasks), "task")
+        console.say(f"warning: the installed tau2 has {others} otherwise or not at all; no floors are given")
     raise typer.Exit(1 if report["incomplete"] else 0)
 
 

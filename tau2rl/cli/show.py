@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tau2rl import console, settings
+from tau2rl.cli.blame import explanation
 from tau2rl.cli.options import Json
-from tau2rl.cli.printing import shown
+from tau2rl.cli.printing import program, shown
 from tau2rl.config.extras import refuse_command
 from tau2rl.errors import UserError
-from tau2rl.report.tables import blame_words, number
+from tau2rl.report.tables import blame_words, number, quantity
 
 if TYPE_CHECKING:
     from tau2rl.view.index import Index
@@ -88,10 +89,12 @@ def show(
             console.emit_json({"total": found.total, "episodes": rows, "scores": found_blame["scores"]})
         else:
             _print_list(rows, found.total, query.offset, blamed)
+            if any(row["key"] in blamed for row in rows):
+                console.say(f"what the faults mean: `{program()} blame {shown(run)}`")
             if scores := found_blame["scores"]:
                 console.emit_words(f"success: {blame_words(scores['overall'])}")
         if bad := index.unreadable():
-            console.say(f"warning: {bad} lines are no records of this version and are not shown")
+            console.say(f"warning: {quantity(bad, 'line')} cannot be read as a record of this version")
 
 
 def _print_episode(
@@ -106,6 +109,7 @@ def _print_episode(
         console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
         return
     lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
+    lines += [(f"  {line}\n", "dim") for line in (explanation(run, [who["name"]]) if who else ())]
     console.emit_styled([*conversation_pieces(values, whole=whole), *lines, *(_tokens(drawn) if drawn else ())])
 
 
@@ -170,7 +174,8 @@ def _print_list(rows: list[dict[str, Any]], total: int, offset: int, blamed: Map
     if body:
         console.emit_table([head, *body])
     last = offset + len(rows)
-    console.say(f"{offset + 1}-{last} of {total} episodes" + ("; `--page` has the others" if last < total else "") if rows else
+    more = "; `--page` has the others" if last < total else ""
+    console.say(f"{offset + 1}-{last} of {quantity(total, 'episode')}{more}" if rows else
                 f"no episode fits ({total} on other pages)" if total else "no episode fits, or none was played yet")  # fmt: skip
 
 
@@ -178,7 +183,7 @@ def conversation_pieces(values: Mapping[str, Any], *, whole: bool) -> list[Piece
     """A conversation of `view.runs.episode` with its checks and its group, as text in styles of rich's."""
     solved = values["reward"] is not None and values["reward"] >= 1 - 1e-6
     verdict = f"{values['status']}, reward {number(values['reward'])}"
-    rest = f", ended by {values['reason']}, {values['turns']} turns, {values['seconds']:.1f} s\n\n"
+    rest = f", ended by {values['reason']}, {quantity(values['turns'], 'turn')}, {values['seconds']:.1f} s\n\n"
     out: list[Piece] = [(f"{values['key']}  ", "bold"), (verdict, "green" if solved else "red"), (rest, "")]
     for item in values["items"]:
         out += _item(item, whole=whole)

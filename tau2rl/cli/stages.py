@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from tau2rl.cli.options import Asked, stage_command
 from tau2rl.cli.printing import print_report, program, shown
 from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, PlayConfig, RftConfig, SeedConfig, SftConfig, StageConfig, dump
 from tau2rl.errors import UserError, all_of
-from tau2rl.runs.budget import budget_of, budget_option, estimate_from, estimate_words
+from tau2rl.report.tables import quantity
+from tau2rl.runs.budget import budget_of, caps_of, estimate_from, estimate_words, higher_option, stopped_at
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import has_results, run_path, stage_of
 
@@ -55,8 +56,7 @@ def run(asked: Asked[StageConfig]) -> None:
     if code == DONE:
         say_next(config, folder)
     elif (folder / "config.json").exists():  # what was refused before it had anything is gone
-        word = "interrupted" if code == INTERRUPTED else "not complete"
-        console.say(f"{word}; continue with\n  {resume_command(config)}")
+        _say_resume(code, resume_command(config))
     raise typer.Exit(code)
 
 
@@ -98,8 +98,8 @@ def rehearse(config: SftConfig | GrpoConfig, *, as_json: bool) -> None:
 def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     """Show the runs of a pipeline, or carry them out and show the table. Raises UserError; ends with the chain's exit code."""
     from tau2rl.launch.checks import refuse_lost
-    from tau2rl.launch.submit import check, job_argv, run_chain
-    from tau2rl.recipes.pipeline_budget import estimate_words_of
+    from tau2rl.launch.submit import check, job_argv, not_here, run_chain
+    from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
     config = with_files(asked.config, asked.file.parent if asked.file else Path())
@@ -113,6 +113,8 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
         if not asked.as_json and (estimate := estimate_words_of(config, runs)):
             console.emit(estimate)
+        if not asked.as_json and (absent := not_here([planned.config for planned in runs], made=folder)):
+            console.emit(_absent_words(absent))
         refuse_lost(runs)
         check([planned.config for planned in runs], made=folder, dry=True)
         return
@@ -128,7 +130,8 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     if (folder / "report.json").exists():
         _show(config, folder, as_json=asked.as_json)
     if code:
-        console.say(f"not complete; continue with\n  {resume_command(config)}")
+        higher = PipelineBudget(config, plan_pipeline(config, folder)).higher()
+        _say_resume(code, f"{resume_command(config)} {higher}".rstrip())
     else:
         say_next(config, folder)
     raise typer.Exit(code)
@@ -207,7 +210,7 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
 
     Raises UserError behind it, with everything that the run would be refused for.
     """
-    from tau2rl.launch.submit import check, job_argv
+    from tau2rl.launch.submit import check, job_argv, not_here
     from tau2rl.recipes.training import backend_for, trains_on_actors
 
     job = job_argv(run_path(config))
@@ -220,6 +223,8 @@ def print_plan(config: StageConfig, *, as_json: bool) -> None:
         plan = {"argv": list(of_backend.argv) or job, "layout": list(of_backend.layout), "issues": issues, "job": job}
     if estimate := _estimate(config):
         plan["estimate"] = estimate
+    if absent := not_here([config]):
+        plan["not_here"] = absent
     if as_json:
         console.emit_json({"config": dump(config), **plan})
     else:
@@ -245,9 +250,14 @@ def _estimate(config: StageConfig) -> dict[str, Any] | None:
 def _print_plan(config: StageConfig, plan: Mapping[str, Any]) -> None:
     remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
     remarks += [estimate_words(plan["estimate"], config)] if "estimate" in plan else []
+    remarks += [_absent_words(plan["not_here"])] if "not_here" in plan else []
     remarks += [f"{issue['kind']}: {issue['message']} ({issue['hint']})" for issue in plan.get("issues", ())]
     text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
     console.emit(text + "\n".join(f"# {line}" for remark in remarks for line in remark.splitlines()))
+
+
+def _absent_words(paths: Sequence[str]) -> str:
+    return f"not on this machine, and looked for by the start where it runs: {', '.join(paths)}"
 
 
 def _show(config: StageConfig, folder: Path, *, as_json: bool) -> None:
@@ -259,8 +269,8 @@ def _show(config: StageConfig, folder: Path, *, as_json: bool) -> None:
         print_report(report, folder)
     stopped = _stopped(report)
     if isinstance(config, PlayConfig) and not stopped and (left := not_played(report)):
-        in_a_row = config.rollout.give_up_after
-        console.say(f"gave up: {in_a_row} episodes in a row failed (`rollout.give_up_after`), {left} attempts were not played")
+        in_a_row, not_tried = quantity(config.rollout.give_up_after, "episode"), quantity(left, "attempt")
+        console.say(f"gave up: {in_a_row} in a row failed (`rollout.give_up_after`); not played: {not_tried}")
 
 
 def not_played(report: Any) -> int:
@@ -292,6 +302,11 @@ def say_next(config: StageConfig, folder: Path) -> None:
     console.say(f"run folder: {run}\nnext, if you like\n" + "\n".join(f"  {line}" for line in more))
 
 
+def _say_resume(code: int, command: str) -> None:
+    word = "interrupted, and what is done is kept" if code == INTERRUPTED else "not complete"
+    console.say(f"{word}; continue with\n  {command}")
+
+
 def resume_command(config: StageConfig) -> str:
     """What to type to go on with a run, as a line that a shell takes."""
     folder = shown(run_path(config))
@@ -302,14 +317,9 @@ def resume_command(config: StageConfig) -> str:
 
 def _higher(config: StageConfig) -> str:
     """The option that lifts the cap at which a run has stopped, to twice of it; nothing for any other run."""
-    file = run_path(config) / "report.json"
-    report = read_json(file) if file.exists() else {}
-    cap = _stopped(report)
-    if not cap:
-        return ""
-    budget: Mapping[str, Any] = report["budget"]
-    value = 2 * max(float(budget["caps"][cap]), float(budget["spent"][cap.removeprefix("max_")] or 0.0))
-    return f" {budget_option(cap)} {value:.0f}" if cap == "max_tokens" else f" {budget_option(cap)} {value:.3g}"
+    cap, spent = stopped_at(run_path(config))
+    value = caps_of(budget_of(config)).get(cap, 0.0)
+    return f" {higher_option(cap, max(value, spent))}" if cap else ""
 
 
 def _stopped(report: Mapping[str, Any]) -> str | None:

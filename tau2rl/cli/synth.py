@@ -19,6 +19,7 @@ from tau2rl.config import SynthConfig, dump
 from tau2rl.data.task_profile import BUCKETS, SET_ASIDE, bucket, write_profile
 from tau2rl.errors import UserError
 from tau2rl.report.report import in_grid_order
+from tau2rl.report.tables import quantity
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.progress import ProgressEvent
 from tau2rl.runs.provenance import file_hash, read_environment
@@ -34,7 +35,7 @@ def run(asked: Asked[SynthConfig]) -> None:
             console.emit_json({"config": dump(config), "folder": str(folder)})
         else:
             console.emit_table([["setting", "value"], *([name, str(value)] for name, value in dump(config).items())])
-            console.say(f"would write {config.num_tasks} tasks to {shown(folder)}")
+            console.say(f"would write {quantity(config.num_tasks, 'task')} to {shown(folder)}")
         return
     from tau2rl.synth.make import make_tasks
     from tau2rl.verify.failures import failures_of
@@ -61,7 +62,7 @@ def _show(facts: Mapping[str, Any], folder: Path) -> None:
         console.emit_table([["what went wrong", "problem, tool or rule", "argument", "failures", "tasks"], *of])
     if facts["tasks"] < facts["asked_for"]:
         console.say(f"{facts['tasks']} of the {facts['asked_for']} tasks: the database has no more of these cells")
-    console.say(f"{facts['tasks']} tasks and their data card are in {shown(folder)}")
+    console.say(f"{quantity(facts['tasks'], 'task')} and the data card are in {shown(folder)}")
     command = f"tau2rl seed --domains {facts['domain']} --task-source {shown(folder / 'tasks.json')}"
     console.say(f"\nplay them:\n  {command}")
 
@@ -135,7 +136,7 @@ def profile(
     rows = [[cell, *(str(part.get(name, 0)) for name in BUCKETS)] for cell, part in by_cell.items()]
     console.emit_table([["cell", *BUCKETS], *rows, ["all", *(str(counts[name]) for name in BUCKETS)]])
     aside = sum(counts[name] for name in SET_ASIDE)
-    console.emit(f"{shown(output)}: profile {digest}, {len(content['tasks'])} tasks, {aside} of them set aside")
+    console.emit(f"{shown(output)}: profile {digest}, {quantity(len(content['tasks']), 'task')}, {aside} of them set aside")
     console.say(f"train with `--set algo.curriculum.profile={shown(output)}`")
 
 

@@ -17,6 +17,7 @@ from tau2rl.cli.lazy import escape_markup, examples
 from tau2rl.cli.options import OUTPUT, SHORT, Json, option, shown_default
 from tau2rl.config import Section, StageConfig, TasksConfig, build, every_setting
 from tau2rl.errors import UserError
+from tau2rl.report.tables import quantity
 from tau2rl.runs.progress import ProgressEvent
 
 app = typer.Typer(help="Look at the benchmark's tasks.", no_args_is_help=True)
@@ -82,7 +83,7 @@ def list_(
         for r in rows
     ]
     console.emit_table([head, *body])
-    console.say(f"{len(rows)} tasks")
+    console.say(quantity(len(rows), "task"))
 
 
 @app.command(epilog=examples("tau2rl tasks show retail/5", "tau2rl tasks show airline/7 --json"))

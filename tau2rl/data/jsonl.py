@@ -24,6 +24,9 @@ from tau2rl.runs.provenance import file_hash
 OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32 begins with the first, too
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 UNREAD = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}  # how files begin that are compressed otherwise
+ROW_FILES = ("rows.jsonl", "sft.jsonl")  # of `seed` and of `rft-filter`
+NO_ROWS = ("episodes.jsonl", "failures.jsonl", "metrics.jsonl")  # of a run
+SHOWN = 3  # files of a folder
 BLOCK = 1 << 20
 ZSTD_BLOCK = 1 << 12  # a block of a bomb is 32,000 times as large when it is decompressed
 LISTED = "a row is one object on one line: `jq -c '.[]' FILE` writes those of a list so"
@@ -121,9 +124,19 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"cannot read `{path}`: {_first_line(error)}") from None
 
 
+def refuse_folder(path: Path) -> None:
+    """Raise UserError where a folder is named in place of a file of rows, with the files that it has."""
+    if path.is_dir():
+        found = [file for file in path.iterdir() if {".jsonl", ".parquet"} & {*file.suffixes} and file.name not in NO_ROWS]
+        named = sorted(found, key=lambda file: (file.name not in ROW_FILES, file.name))[:SHOWN]
+        there = f"file of rows in it: {', '.join(map(str, named))}" if named else "JSONL or Parquet file of rows"
+        raise UserError(f"cannot read `{path}`: it is a folder", hint=f"name a {there}")
+
+
 def _decompressed(path: Path) -> Iterator[bytes]:
     """The lines of a file, decompressed where its first bytes say so. Raises OSError, EOFError, zlib.error, UserError."""
-    if path.exists() and not path.is_dir() and not path.is_file():  # a pipe can be read once, rows are read more than once
+    refuse_folder(path)
+    if path.exists() and not path.is_file():  # a pipe can be read once, rows are read more than once
         raise UserError(f"cannot read `{path}`: it is not a file", hint="write the rows to a file first")
     with path.open("rb") as file:
         start = file.read(5)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from tau2rl import plugins, settings
+from tau2rl.chat.tokenizers import HUB_NAME
 from tau2rl.config import AgentConfig, EvalConfig, GrpoConfig, PlayConfig, RftConfig, SftConfig, StageConfig
 from tau2rl.config.extras import importable, refuse_lacking
 from tau2rl.config.stages import LearnConfig
@@ -52,6 +53,41 @@ def refuse(configs: Iterable[StageConfig], *, made: Path | None = None, elsewher
                 errors.append(error)
     if errors:
         raise all_of(errors)
+
+
+def not_here(configs: Iterable[StageConfig], *, made: Path | None = None) -> list[str]:
+    """The paths that runs on other machines name and this one has not, each with its setting; `made`: as for `refuse`."""
+    named = [(name, path) for config in configs for name, path in _paths(config)]
+    absent = [(name, path) for name, path in named if not path.expanduser().exists()]
+    return list(dict.fromkeys(f"`{path}` ({name})" for name, path in absent if not _is_made(path, made)))
+
+
+def _paths(config: StageConfig) -> Iterator[tuple[str, Path]]:
+    """(setting, path) of what a run reads on the machine that carries it out."""
+    if isinstance(config, SftConfig):
+        yield from (("data.files", file) for file in config.data.files)
+    if isinstance(config, RftConfig):
+        yield from (("sources", source) for source in config.sources)
+    if (checkpoint := _checkpoint(config)) is not None:
+        yield "policy.checkpoint" if isinstance(config, AgentConfig) else "model.init", checkpoint
+    if isinstance(config, PlayConfig):
+        tokenizer = config.chat.tokenizer or "bytes"
+        found = {
+            "chat.tokenizer": None if tokenizer == "bytes" or HUB_NAME.fullmatch(tokenizer) else Path(tokenizer),
+            "chat.cookbook_prompt": config.chat.cookbook_prompt,
+            "tasks.source": config.tasks.source,
+            "reward.recipe": config.reward.recipe,
+        }
+        yield from ((name, path) for name, path in found.items() if path is not None)
+    if isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime":
+        yield from (("slime.root", config.slime.root), ("slime.megatron", config.slime.megatron))
+        if isinstance(config, GrpoConfig) and config.serves_user and config.slime.user.checkpoint is not None:
+            yield "slime.user.checkpoint", config.slime.user.checkpoint
+
+
+def _is_made(path: Path | str, made: Path | None) -> bool:
+    """Whether an earlier run of a pipeline leaves it in this folder."""
+    return made is not None and Path(path).expanduser().absolute().is_relative_to(made)
 
 
 def refuse_lost(runs: Sequence[Planned]) -> None:
@@ -116,10 +152,7 @@ def _standing_on(step: Planned, runs: Sequence[Planned]) -> Iterator[Planned]:
 
 def needs(config: StageConfig, *, made: Path | None = None) -> Iterator[Need]:
     """What a stage's settings name beside packages and servers, the cheapest first."""
-
-    def is_there(path: Path | str) -> bool:  # or will be
-        return made is not None and Path(path).expanduser().absolute().is_relative_to(made)
-
+    is_there = partial(_is_made, made=made)  # or will be
     yield from _reckoning(config)
     if references := list(_references(config)):
         yield Need("your own code", partial(_loaded, references))
@@ -191,6 +224,7 @@ def _loaded(references: list[tuple[str, str]]) -> str:
 
 
 def _rows(files: list[Path], named: int) -> str:
+    from tau2rl.data.jsonl import refuse_folder
     from tau2rl.recipes.sft import refuse_no_rows
 
     refuse_no_rows(named)
@@ -198,6 +232,7 @@ def _rows(files: list[Path], named: int) -> str:
         path = file.expanduser()
         if not path.exists():
             raise UserError(f"no file `{file}` (data.files)", hint="JSONL rows, as `tau2rl seed` and `rft-filter` write them")
+        refuse_folder(path)
         if not path.is_file():
             raise UserError(f"cannot read `{file}`: it is not a file", hint="name a JSONL file of rows")
     return ", ".join(map(str, files)) or "made by earlier steps"

@@ -139,6 +139,8 @@ def load_plugins(modules: Sequence[str]) -> None:
 
 
 def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> int:
+    # The command that follows the run says what to type, and for a step of a pipeline that is another one.
+    goes_on = "\n\nhint: continue it with `--resume`" if folder.config.launch.detach else ""
     try:
         refuse_lacking(folder.config)
         load_plugins(folder.config.plugins)
@@ -148,11 +150,12 @@ def _carry_out(folder: RunFolder, progress: Progress, say: Callable[[str], None]
         raise
     except RunIncomplete as error:
         _log.info("incomplete: %s", error)
-        say(f"{error}\n\nhint: continue it with `--resume`")
+        say(f"{error}{goes_on}")
         return EXIT_INCOMPLETE
     except KeyboardInterrupt:
         _log.info("interrupted")
-        say("interrupted; what is done is kept\n\nhint: continue it with `--resume`")
+        if goes_on:
+            say(f"interrupted; what is done is kept{goes_on}")
         return EXIT_INTERRUPTED
     except OSError as error:
         _log.exception("the run failed")

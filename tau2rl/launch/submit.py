@@ -19,6 +19,7 @@ from tau2rl.recipes.pipeline_budget import PipelineBudget, estimate_words_of, re
 from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline
 from tau2rl.recipes.pipeline_report import build_pipeline_report, finished
 from tau2rl.recipes.training import trains_on_actors
+from tau2rl.report.tables import quantity
 from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Place, Progress, ProgressEvent, seconds_left
@@ -79,12 +80,17 @@ def check(configs: Sequence[StageConfig], *, made: Path | None = None, dry: bool
     What runs on a cluster that is named finds its files, packages and keys there, and they are left to the job. `dry`: it is
     only shown, so a training on Ray actors counts as one of a cluster too.
     """
+    checks.refuse(configs, made=made, elsewhere=lambda config: _elsewhere(config, dry=dry))
 
-    def elsewhere(config: StageConfig) -> bool:
-        named = _address(config.launch) is not None and not config.launch.inline
-        return named or (dry and trains_on_actors(config))
 
-    checks.refuse(configs, made=made, elsewhere=elsewhere)
+def not_here(configs: Sequence[StageConfig], *, made: Path | None = None) -> list[str]:
+    """The paths that a dry run leaves to the machines that carry the runs out, because this one has not got them."""
+    return checks.not_here([config for config in configs if _elsewhere(config, dry=True)], made=made)
+
+
+def _elsewhere(config: StageConfig, *, dry: bool) -> bool:
+    named = _address(config.launch) is not None and not config.launch.inline
+    return named or (dry and trains_on_actors(config))
 
 
 Watch = Callable[[Place | None], AbstractContextManager[Watcher]]  # None: of what comes before the first run
@@ -120,7 +126,7 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
 
     def carry_out(folder: RunFolder) -> int:
         if len(waiting) < len(runs):
-            say(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
+            say(f"{len(runs) - len(waiting)} of {quantity(len(runs), 'run')} finished already")
         if estimate := estimate_words_of(config, runs):
             say(estimate)
         with ExitStack() as stack:
@@ -130,10 +136,12 @@ def run_chain(config: PipelineConfig, *, watch: Watch, say: Callable[[str], None
                     place = _place(config.launch, _cluster(config.launch), watcher.on_progress, training=training)
                     run = stack.enter_context(place)
                 for planned in waiting:
-                    if spent_up := budget.over():
-                        say(f"{spent_up}; the next run is {_words(planned)}")
+                    if reached := budget.over():
+                        say(f"{reached}; the next run is {_words(planned)}")
                         return entry.EXIT_INCOMPLETE
                     if code := one(planned, run):
+                        if code == entry.EXIT_INCOMPLETE and (reached := budget.over(planned)):
+                            say(reached)
                         return code
                     folder.write_report(build_pipeline_report(runs, config.compare))
         folder.write_report(build_pipeline_report(runs, config.compare))

@@ -70,7 +70,7 @@ def conclude(config: EvalConfig, folder: RunFolder, begun: Begun) -> dict[str, A
     if budget := prepared.meter.account():
         report["budget"] = budget
     if attributed := attribute(chain(folder.records(), folder.failed_records())):
-        found = blame_account(attributed)
+        found = blame_account(attributed, config.tasks.domains)
         report["blame"] = found["scores"]
         keep_blame(folder.path, found)
     if begun.test_access:

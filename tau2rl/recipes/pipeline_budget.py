@@ -13,7 +13,18 @@ from tau2rl.recipes.pipeline_plan import Planned
 from tau2rl.recipes.pipeline_report import finished
 from tau2rl.report.cost import Costs
 from tau2rl.runs import records
-from tau2rl.runs.budget import Spent, budget_of, budget_option, cap_words, caps_of, estimate_from, estimate_words, tokens_of
+from tau2rl.runs.budget import (
+    Spent,
+    amount,
+    budget_of,
+    cap_words,
+    caps_of,
+    estimate_from,
+    estimate_words,
+    higher_option,
+    stopped_at,
+    tokens_of,
+)
 from tau2rl.runs.prices import common_prices, prices_of, refuse_free, refuse_unknown
 from tau2rl.runs.timing import sessions, usage
 
@@ -54,14 +65,28 @@ class PipelineBudget:
         self._caps = caps_of(config.budget)
         self._finished: dict[str, Spent] = {}
 
-    def over(self) -> str:
-        """Why no further run may begin; empty where one may. Raises UserError."""
+    def over(self, ended: Planned | None = None) -> str:
+        """Why no further run may begin, or why the one that `ended` did; empty where no cap is the reason. Raises UserError."""
+        cap = self._reached([ended] if ended else [])
+        if not cap:
+            return ""
+        spent = amount(cap, self._spent_by(self._runs).of(cap))
+        return f"the cap budget.{cap} of the pipeline is reached: {spent} spent of {cap_words(cap, self._caps[cap])}"
+
+    def higher(self) -> str:
+        """The option that lifts the cap at which the pipeline has stopped; empty where none did. Raises UserError."""
+        cap = self._reached(self._runs)
+        return higher_option(cap, max(self._caps[cap], self._spent_by(self._runs).of(cap) or 0.0)) if cap else ""
+
+    def _reached(self, ended: Sequence[Planned]) -> str:
+        """The cap that is spent, or that left one of these runs too little for its next episode or step."""
         spent = self._spent_by(self._runs) if self._caps else Spent()
-        for cap, value in self._caps.items():
-            if (spent.of(cap) or 0.0) >= value:
-                words = f"the cap budget.{cap} = {cap_words(value)} of the pipeline is spent: {spent.words()}"
-                return f"{words}; to go on, give a higher `{budget_option(cap)}`"
-        return ""
+        full = [cap for cap, value in self._caps.items() if (spent.of(cap) or 0.0) >= value]
+        for planned in ended:
+            cap, _ = stopped_at(planned.folder)
+            own = caps_of(budget_of(planned.config))
+            full += [cap] if cap in self._caps and cap not in own and not finished(planned) else []
+        return full[0] if full else ""
 
     def capped(self, planned: Planned) -> StageConfig:
         """The config of a run under what the other runs have left; its own caps hold too. Raises UserError."""

@@ -17,6 +17,7 @@ from tau2rl.backend import TrainingConfig
 from tau2rl.config import GrpoConfig, build, dump
 from tau2rl.errors import UserError
 from tau2rl.recipes.training import backend_for
+from tau2rl.report.tables import quantity
 from tau2rl.runs.checkpoints import last_step
 from tau2rl.runs.files import writing
 from tau2rl.runs.folder import run_path, stage_of
@@ -65,7 +66,7 @@ def rehearsal_checks(config: TrainingConfig) -> Iterator[Check]:
     report: dict[str, Any] = read_report(file) if file.is_file() else {}
     done = last_step(folder) if report else 0  # 1: it is the first run's, and the second left none
     whole = done == STEPS and not report["incomplete"]
-    yield Check(what="the report is whole", holds=whole, detail=f"of {done} steps, in {file}")
+    yield Check(what="the report is whole", holds=whole, detail=f"of {quantity(done, 'step')}, in {file}")
     lines = _metrics(folder / "metrics.jsonl")
     steps = sorted({line["step"] for line in lines} - {0})  # 0: a validation before training
     yield Check(what="each step left its numbers", holds=steps == list(range(1, STEPS + 1)), detail=f"of steps {steps}")

@@ -19,6 +19,7 @@ from tau2rl.report.aggregate import Aggregate, TaskCount, by_domain
 from tau2rl.report.cost import Costs, Session, account
 from tau2rl.report.estimators import Estimate, mean_over_groups, mean_over_tasks, measures, rerun_se
 from tau2rl.report.schema import SCHEMA
+from tau2rl.report.tables import quantity
 from tau2rl.types import Attempt, EpisodeRecord, Status
 
 FLOORS = ("do_nothing", "always_transfer")
@@ -158,7 +159,8 @@ def _section(counts: Sequence[TaskCount], largest_k: int) -> Section:
     """Every measure over some tasks; null throughout when one of their attempts has no valid episode."""
     planned, valid = sum(c.planned for c in counts), sum(c.valid for c in counts)
     if not planned or valid < planned:
-        reason = f"{planned - valid} of {planned} attempts missing or failed" if planned else "no such attempts were planned"
+        lacking = f"{planned - valid} of {quantity(planned, 'attempt')} missing or failed"
+        reason = lacking if planned else "no such attempts were planned"
         return {name: Estimate(value=None, ci95=None, reason=reason) for name, _, _ in measures(largest_k)}
     attempts = len(counts) / math.fsum(1 / count.valid for count in counts)  # of a task: the mean that a variance sees
     section = {
@@ -246,7 +248,7 @@ def _all_tasks(aggregate: Aggregate) -> dict[str, TaskCount]:
 def _reason(*parts: Mapping[str, TaskCount]) -> str:
     planned = sum(count.planned for counts in parts for count in counts.values())
     missing = planned - sum(count.valid for counts in parts for count in counts.values())
-    return f"{missing} of {planned} attempts missing or failed" if missing else ""
+    return f"{missing} of {quantity(planned, 'attempt')} missing or failed" if missing else ""
 
 
 def _smallest(counts: Mapping[str, TaskCount], field: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,8 @@ def blame_words(scores: Mapping[str, Any]) -> str:
     """
     solved = f" ({scores['left_out_solved']} solved)" if scores["left_out_solved"] else ""
     words = f"raw {interval(scores['raw'])}, adjusted {interval(scores['adjusted'])}"
-    words += f" without {scores['left_out']} episodes{solved} that user, task or infra spoilt" if scores["left_out"] else ""
+    without = f" without {quantity(scores['left_out'], 'episode')}{solved} that user, task or infra spoilt"
+    words += without if scores["left_out"] else ""
     named = {fault: ", ".join(f"{count} {name}" for name, count in names.items()) for fault, names in scores["names"].items()}
     return "; ".join([words, *(f"{fault}: {text}" for fault, text in named.items())])
 
@@ -113,14 +115,14 @@ def short_words(cost: Mapping[str, Any]) -> str:
     else:
         wall = cost.get("wall")
         seconds = sum(wall["seconds"].values()) if wall else _wall_seconds(cost)
-    words = ["time unknown" if seconds is None else f"{clock(seconds)} {'h' if round(seconds) >= 3600 else 'min'}"]
+    words = [duration(seconds)]
     tokens = cost.get("tokens", {})
     if tokens.get("policy_in"):
-        words.append(f"the agent read {tokens['policy_in']:,} tokens and wrote {tokens['policy_out']:,}")
+        words.append(f"the agent read {quantity(tokens['policy_in'], 'token')} and wrote {tokens['policy_out']:,}")
     if tokens.get("user_in"):
-        words.append(f"the user model read {tokens['user_in']:,} tokens and wrote {tokens['user_out']:,}")
+        words.append(f"the user model read {quantity(tokens['user_in'], 'token')} and wrote {tokens['user_out']:,}")
     if tokens.get("trained"):
-        words.append(f"{tokens['trained']:,} tokens trained on")
+        words.append(f"{quantity(tokens['trained'], 'token')} trained on")
     return "; ".join(words)
 
 
@@ -133,6 +135,66 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def duration(seconds: float | None) -> str:
+    """A duration with its unit.
+
+    >>> duration(3.64), duration(69.4), duration(3725), duration(None)
+    ('3.6 s', '1:09 min', '1:02:05 h', 'time unknown')
+    """
+    if seconds is None:
+        return "time unknown"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    return f"{clock(seconds)} {'h' if round(seconds) >= 3600 else 'min'}"
+
+
+def dollars(usd: float | None) -> str:
+    """An amount of money.
+
+    >>> dollars(1234.5), dollars(0.00123), dollars(0.00008), dollars(None)
+    ('$1,234.50', '$0.0012', '$0.00008', 'dollars unknown')
+    """
+    if usd is None:
+        return "dollars unknown"
+    return f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.{max(2, 1 - math.floor(math.log10(usd)))}f}".rstrip("0")
+
+
+def amounts(tokens: int, usd: float | None, seconds: float | None) -> str:
+    """What something takes, for people. Where no model is asked and nothing has a price, that is its time.
+
+    >>> amounts(1200, 0.5, 90.0), amounts(7, None, None), amounts(0, 0.0, 90.0)
+    ('1,200 tokens, $0.50, 1:30 min', '7 tokens, dollars unknown, time unknown', '1:30 min')
+    """
+    words = [quantity(tokens, "token")] if tokens else []
+    words += [dollars(usd)] if tokens or usd or usd is None else []
+    return ", ".join([*words, duration(seconds)])
+
+
+def price_words(prices: Mapping[str, Any]) -> str:
+    """Who says what tokens and hours cost, from the `prices` of a budget; empty where nobody does.
+
+    >>> none = {"read": 0.0, "write": 0.0, "cached": 0.0, "source": "no model is asked"}
+    >>> price_words({"policy": none, "user": none, "hour": 2.5}), price_words({"policy": none, "user": none, "hour": None})
+    ('prices: $2.5 an hour', 'no model is asked')
+    """
+    models = [prices["policy"], prices["user"]]
+    sources = {price["source"] for price in models if price and (price["read"] or price["write"])}
+    sources |= {f"${prices['hour']:g} an hour"} if prices["hour"] else set()
+    if sources:
+        return f"prices: {'; '.join(sorted(sources))}"
+    free = {price["source"] if price else "" for price in models}
+    return free.pop() if len(free) == 1 else ""
+
+
+def quantity(count: int, noun: str, plural: str = "") -> str:
+    """So many of a thing.
+
+    >>> quantity(1, "run"), quantity(1200, "run"), quantity(0, "try", "tries")
+    ('1 run', '1,200 runs', '0 tries')
+    """
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def _wall_seconds(cost: Mapping[str, Any]) -> float | None:
@@ -154,12 +216,12 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     if tokens.get("policy_in"):
         cached = tokens["policy_cached"] / tokens["policy_in"]
-        words.append(f"agent {tokens['policy_in']:,} tokens in ({cached:.0%} cached), {tokens['policy_out']:,} out")
+        words.append(f"agent {quantity(tokens['policy_in'], 'token')} in ({cached:.0%} cached), {tokens['policy_out']:,} out")
     if tokens.get("user_in"):
-        words.append(f"user simulator {tokens['user_in']:,} tokens in, {tokens['user_out']:,} out")
+        words.append(f"user simulator {quantity(tokens['user_in'], 'token')} in, {tokens['user_out']:,} out")
     if tokens.get("trained"):
         rate = tokens.get("trained_per_second")
-        words.append(f"{tokens['trained']:,} tokens trained" + (f", {rate:,.0f} a second" if rate else ""))
+        words.append(f"{quantity(tokens['trained'], 'token')} trained" + (f", {rate:,.0f} a second" if rate else ""))
     return words
 
 

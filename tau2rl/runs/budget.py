@@ -14,7 +14,8 @@ from typing import Any, cast
 from tau2rl.config import GrpoConfig, PipelineConfig, SftConfig, StageConfig, TrainBudgetConfig
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.report.cost import Costs
-from tau2rl.report.tables import clock
+from tau2rl.report.tables import amounts, dollars, duration, price_words, quantity
+from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.prices import HOUR, NO_MODEL, OF_THE_MACHINE, Prices, prices_of
 from tau2rl.runs.reports import REPORT, read_report
@@ -24,6 +25,7 @@ from tau2rl.types import Episode, Fault, Status
 log = logging.getLogger(__name__)  # what it says people are told, see `launch/entry.py`
 
 TOKENS = ("policy_in", "policy_out", "policy_cached", "user_in", "user_out")
+STOPPED = "stopped.json"  # of a session: the cap that ended it
 PILOT = 4  # episodes that go on at once while no more have ended, where a cap must hold and nobody knows yet what one takes
 
 
@@ -38,23 +40,6 @@ class Spent:
     def of(self, cap: str) -> float | None:
         """In the unit of a cap."""
         return {"max_tokens": self.tokens, "max_usd": self.usd, "max_hours": self.seconds / HOUR}[cap]
-
-    def words(self) -> str:
-        """For people.
-
-        >>> Spent(tokens=1200, usd=0.5, seconds=90).words()
-        '1,200 tokens, $0.50, 1:30'
-        """
-        return f"{self.tokens:,} tokens, {dollars(self.usd)}, {clock(self.seconds)}"
-
-
-def dollars(usd: float | None) -> str:
-    """For people.
-
-    >>> dollars(1234.5), dollars(0.00123), dollars(None)
-    ('$1,234.50', '$0.0012', 'dollars unknown')
-    """
-    return "dollars unknown" if usd is None else f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.2g}"
 
 
 def tokens_of(costs: Costs) -> int:
@@ -78,6 +63,22 @@ def budget_option(cap: str) -> str:
     return f"--{cap.replace('_', '-')}"
 
 
+def stopped_at(run: Path) -> tuple[str, float]:
+    """The cap at which the last session of a run has stopped, and what was spent by then; ("", 0.0) where none did."""
+    file = run / "logs" / "latest" / STOPPED
+    values = read_json(file) if file.exists() else {}
+    return values.get("cap", ""), values.get("spent") or 0.0
+
+
+def higher_option(cap: str, reached: float) -> str:
+    """What is typed to go on behind a cap: twice of what was reached.
+
+    >>> higher_option("max_tokens", 1200), higher_option("max_usd", 0.0004)
+    ('--max-tokens 2400', '--max-usd 0.0008')
+    """
+    return f"{budget_option(cap)} {2 * reached:{'.0f' if cap == 'max_tokens' else '.3g'}}"
+
+
 @dataclass(slots=True, kw_only=True)
 class Meter:
     """What a run spends, in `unit`s that are alike: episodes, or steps. It says how many more may begin under its caps."""
@@ -94,6 +95,7 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
     began: float = -1.0  # by the clock; default: now
     stopped: str = ""  # the cap that ended the run
+    logs: Path | None = None  # of this session
     estimate: dict[str, Any] | None = None
     prices: Prices = field(init=False)
     units: int = 0  # that ended, and say what others take
@@ -192,7 +194,7 @@ class Meter:
 
         Raises UserError.
         """
-        self.seconds_before, self.began = usage(folder.path, but=folder.logs)[0], folder.opened
+        self.seconds_before, self.began, self.logs = usage(folder.path, but=folder.logs)[0], folder.opened, folder.logs
         if self.budget.like is not None:
             self._say(estimate_from(self.budget.like, self.config, self.total))
 
@@ -225,21 +227,24 @@ class Meter:
             self.stopped = ""
         elif self.room() <= 0 and self.stopped:
             log.info(self.words())
+            if self.logs is not None:
+                write_json(self.logs / STOPPED, {"cap": self.stopped, "spent": self.spent.of(self.stopped)})
         return bool(self.stopped)
 
     def stop(self, step: int) -> None:
         """Raise RunIncomplete where `over` has found a cap: asked once, because the clock goes on while the step is saved."""
         if self.stopped:
-            raise RunIncomplete(f"step {step} of {self.total} is the last that the budget allows, and it is kept")
+            last = f"step {step} of {self.total} is the last that the budget allows, and it is kept"
+            raise RunIncomplete(last if step else f"the budget allows none of the {quantity(self.total, 'step')}")
 
     def words(self) -> str:
         """Why the run stopped, and how it goes on."""
         cap = self.stopped
-        allowed = cap_words(caps_of(self.budget)[cap])
-        return (
-            f"stopped at the cap budget.{cap} = {allowed}: {self.spent.words()} are spent, and one of "
-            f"its {self.unit} took up to {self._most.words()}; to go on, resume with a higher `{budget_option(cap)}`"
-        )
+        most = self._most.of(cap)
+        allowed, spent = cap_words(cap, caps_of(self.budget)[cap]), amount(cap, self.spent.of(cap))
+        each = f", and one of the {self.unit} took up to {amount(cap, most)}" if most else ""
+        goes_on = f"to go on, resume with a higher `{budget_option(cap)}`"
+        return f"stopped at the cap budget.{cap} = {allowed}: {spent} spent{each}; {goes_on}"
 
     def say_estimate(self) -> None:
         """Say what it will cost once the first units have ended, where somebody would want to know."""
@@ -312,7 +317,7 @@ def estimate_from(like: Path, config: StageConfig, total: int, prices: Prices | 
         "tokens": round(tokens_of(costs) * share),
         "usd": None if usd is None else usd * share,
         "hours": None if seconds is None else seconds / HOUR * share,
-        "basis": f"{units:,} {unit} of `{like}`",
+        "basis": f"{quantity(units, unit.removesuffix('s'))} of `{like}`",
         "unit": unit,
         "total": total,
     }
@@ -338,17 +343,15 @@ def tell_estimate(config: StageConfig, total: int) -> None:
 
 def estimate_words(estimate: Mapping[str, Any], config: StageConfig, prices: Prices | None = None) -> str:
     """An estimate in a line: what, from what, at which prices, and where a cap ends it."""
-    hours, usd, prices = estimate["hours"], estimate["usd"], prices or prices_of(config)
-    amounts = [f"{estimate['tokens']:,} tokens", dollars(usd), "hours unknown" if hours is None else f"{hours:.2f} hours"]
-    sources = {price.source for price in (prices.policy, prices.user) if price is not None and (price.read or price.write)}
-    sources |= {f"${prices.hour:g} an hour"} if prices.hour else set()
-    words = f"estimate for {estimate['total']:,} {estimate['unit']}: {', '.join(amounts)}, from {estimate['basis']}"
-    words += f"; prices: {'; '.join(sorted(sources))}" if sources else ""
+    hours, known = estimate["hours"], prices or prices_of(config)
+    taken = amounts(estimate["tokens"], estimate["usd"], None if hours is None else hours * HOUR)
+    total = quantity(estimate["total"], estimate["unit"].removesuffix("s"))
+    words = "; ".join(filter(None, [f"estimate for {total}: {taken}, from {estimate['basis']}", price_words(known.to_json())]))
     for cap, value in caps_of(budget_of(config)).items():
         expected = estimate[{"max_usd": "usd", "max_tokens": "tokens", "max_hours": "hours"}[cap]]
         if expected is not None and expected > value:
             at = math.floor(estimate["total"] * value / expected)
-            words += f"; more than budget.{cap} = {cap_words(value)}, which is reached after about {at:,}"
+            words += f"; more than budget.{cap} = {cap_words(cap, value)}, which is reached after about {at:,}"
     return words
 
 
@@ -359,6 +362,28 @@ def _fit(left: float, each: float) -> float:
     return math.floor(left / each) if each else math.inf
 
 
-def cap_words(value: float) -> str:
-    """A cap, for people."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+def amount(cap: str, value: float | None) -> str:
+    """So much of what a cap is of.
+
+    >>> amount("max_usd", 0.5), amount("max_tokens", 1200), amount("max_hours", 0.001)
+    ('$0.50', '1,200 tokens', '3.6 s')
+    """
+    match cap:
+        case "max_usd":
+            return dollars(value)
+        case "max_tokens":
+            return quantity(round(value or 0), "token")
+        case _:
+            return duration(None if value is None else value * HOUR)
+
+
+def cap_words(cap: str, value: float) -> str:
+    """A cap as it is set.
+
+    >>> cap_words("max_hours", 1.5), cap_words("max_hours", 0.001), cap_words("max_tokens", 1200)
+    ('1.5 hours', '0.001 hours (3.6 s)', '1,200 tokens')
+    """
+    if cap != "max_hours":
+        return amount(cap, value)
+    words = "1 hour" if value == 1 else f"{value:.4g} hours"
+    return f"{words} ({amount(cap, value)})" if value < 1 else words

@@ -11,6 +11,7 @@ from typing import Any
 
 from tau2rl.config import SynthConfig, dump, flatten
 from tau2rl.env.task_cells import PROOFS
+from tau2rl.report.tables import dollars
 from tau2rl.synth.generator import Made, TaskGenerator
 
 WRITTEN = "The model `{model}` has said the templates' lines anew: its terms hold for the words."
@@ -136,8 +137,8 @@ def _writer(facts: Mapping[str, Any]) -> str:
         return ""
     return f"""
 Texts were said anew by a model: {spent["texts"]} of them in {spent["calls"]} calls and {spent["from_cache"]} kept answers, for
-{spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, ${spent["cost_usd"]:.4f}; {spent["rewritten"]} were asked for
-again ({counts_in_words(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
+{spent["prompt_tokens"]} and {spent["completion_tokens"]} tokens, {dollars(spent["cost_usd"])}; {spent["rewritten"]} were asked
+for again ({counts_in_words(spent["faults"]) or "no faults"}). Each was read back: its facts are the ones that were put in.
 """
 
 

@@ -83,6 +83,22 @@ def metrics_summary(metrics: Path) -> dict[str, Any]:
         ) from None
 
 
+def sft_work(metrics: Path) -> dict[str, Any]:
+    """Tokens of the steps of all sessions of a supervised training, their speed, and the shares that padding and sharing had."""
+    lines = [values for _, values in json_lines(metrics)]
+    tokens, seconds = sum(int(line["tokens"]) for line in lines), sum(float(line["seconds"]) for line in lines)
+
+    def share(name: str) -> float | None:
+        return sum(line["tokens"] * line[name] for line in lines) / tokens if tokens else None
+
+    return {
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "padding_share": share("padding_share"),
+        "shared_share": share("shared_share"),
+    }
+
+
 def _summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def mean_of(part: Sequence[dict[str, Any]], name: str) -> float | None:
         return mean([float(line[name]) for line in part if line.get(name) is not None])

@@ -27,6 +27,7 @@ from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.trackers import Curves
 from tau2rl.train.engine.forward import Work, collate, cut, score_tokens
+from tau2rl.train.metrics import sft_work
 from tau2rl.train.model import num_parameters, write_checkpoint
 from tau2rl.train.optim import Optimizer
 from tau2rl.train.state import STATE_FILE, load_state, rng_state, save_state, set_weights, trained_weights, understood
@@ -134,8 +135,7 @@ class SFT:
     def __init__(self, config: SftConfig, folder: RunFolder, progress: Progress, timer: PhaseTimer) -> None:
         self._config, self._folder, self._progress, self._timer = config, folder, progress, timer
         self._began = time.monotonic()
-        self._tokens, self._seconds = 0, 0.0
-        self._padding = self._shared = 0.0  # shares, weighted by tokens
+        self._tokens = 0  # of this session
 
     def train(self, model: nn.Module, rows: Split, start: Path) -> dict[str, Any]:
         """Train the model in place; what the report says of it."""
@@ -182,18 +182,12 @@ class SFT:
             "val_loss_after": val_loss(),
             "parameters": num_parameters(model),
             "trained_parameters": num_parameters(model, trainable=True),
-            "tokens": self._tokens,
-            "tokens_per_second": self._tokens / self._seconds if self._seconds else None,
-            "padding_share": self._padding / self._tokens if self._tokens else None,
-            "shared_share": self._shared / self._tokens if self._tokens else None,
+            **sft_work(folder.metrics),
         }
 
     def _log(self, step: SFTStep, curves: Curves) -> None:
         curves.write(step.step, {name: value for name, value in asdict(step).items() if name != "step"})
         self._tokens += step.tokens
-        self._seconds += step.seconds
-        self._padding += step.tokens * step.padding_share
-        self._shared += step.tokens * step.shared_share
         self._timer.trained = self._tokens
         self._timer.add("update", step.seconds)  # with the step's own validation and save
         seconds, note = time.monotonic() - self._began, f"loss {step.loss:.3f}"

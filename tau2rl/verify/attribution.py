@@ -89,15 +89,16 @@ def attribute(records: Iterable[EpisodeRecord]) -> list[Attributed]:
     return list(found.values())
 
 
-def account(attributed: Sequence[Attributed]) -> dict[str, Any]:
-    """`scores` by domain and overall, `episodes` with whoever is to blame; JSON-ready."""
+def account(attributed: Sequence[Attributed], domains: Sequence[str] = ()) -> dict[str, Any]:
+    """`scores` by domain and overall, `episodes` with whoever is to blame; JSON-ready. `domains`: the order of a report."""
     tasks: dict[str, list[Attributed]] = {}
     for one in attributed:
         tasks.setdefault(one.attempt.task.key, []).append(one)
-    domains = {name: [one for part in parts.values() for one in part] for name, parts in by_domain(tasks).items()}
+    found = {name: [one for part in parts.values() for one in part] for name, parts in by_domain(tasks).items()}
+    ordered = {name: found[name] for name in (*domains, *found) if name in found}
     return {
         "schema": SCHEMA,
-        "scores": {name: _scores(part) for name, part in {**domains, "overall": attributed}.items()},
+        "scores": {name: _scores(part) for name, part in {**ordered, "overall": attributed}.items()},
         "episodes": [one.to_json() for one in attributed if one.blame is not None],
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 from tau2rl.chat.tokenizers import Tokenizer, load_tokenizer
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import mean_over_tasks
+from tau2rl.report.tables import quantity
 from tau2rl.runs.files import read_json
 from tau2rl.runs.reports import REPORT, read_report
 from tau2rl.runs.trainer_logprobs import FOLDER, Turns, read_logprobs
@@ -113,12 +114,14 @@ def _says(report: Json) -> str:
     if stage == "pipeline":
         return f"{len(report['steps'])} stages, {len(report['evaluations'])} evaluations"
     if stage in ("seed", "rft-filter") and report.get("kept") is not None:
-        return f"{report['kept']:,} of {report['tried']:,} episodes kept, {report['solved']:,} solved"
+        return f"{report['kept']:,} of {quantity(report['tried'], 'episode')} kept, {report['solved']:,} solved"
     if stage == "sft" and training.get("val_loss_after") is not None:
-        return f"validation loss {training['val_loss_before']:.3f} → {training['val_loss_after']:.3f}, {training['steps']} steps"
+        steps = quantity(training["steps"], "step")
+        return f"validation loss {training['val_loss_before']:.3f} → {training['val_loss_after']:.3f}, {steps}"
     if stage == "grpo" and training.get("reward_first") is not None:
-        useful = f"{training['useful_groups']:,} of {training['tried_groups']:,} groups useful"
-        return f"reward {training['reward_first']:.3f} → {training['reward_last']:.3f}, {training['steps']} steps, {useful}"
+        useful = f"{training['useful_groups']:,} of {quantity(training['tried_groups'], 'group')} useful"
+        steps = quantity(training["steps"], "step")
+        return f"reward {training['reward_first']:.3f} → {training['reward_last']:.3f}, {steps}, {useful}"
     return ""
 
 

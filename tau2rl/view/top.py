@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tau2rl.errors import UserError
 from tau2rl.policy.sglang_load import LoadReader, ServerLoad
 from tau2rl.report.estimators import mean_over_tasks
+from tau2rl.report.tables import quantity
 from tau2rl.runs.files import read_json, section
 from tau2rl.runs.folder import read_config
 from tau2rl.runs.progress import ProgressEvent, read_progress
@@ -150,7 +151,7 @@ class Watch:
         rows = self.index.page(Query(sort="order", descending=True, limit=self._episodes)).rows
         return {
             "pass_1": rate.to_json() if tasks else None,
-            "counts": f"{solved} of {attempts} attempts at {len(tasks)} tasks",
+            "counts": f"{solved} of {quantity(attempts, 'attempt')} at {quantity(len(tasks), 'task')}",
             "reading": min(1.0, done / size) if size else 1.0,
             "episodes": [{**row, "key": short_key(visible(row["key"]))} for row in rows],
         }

@@ -86,7 +86,7 @@ def test_a_pipeline_breaks_twice_and_goes_on(command: list[str], tmp_path: Path)
     third = start(command)
     out, said = third.communicate(timeout=300)
     assert third.returncode == 0, said
-    assert "1 of 2 runs are finished already" in said
+    assert "1 of 2 runs finished already" in said
     report = json.loads(out)
     assert report["chain"] == {"links": 1, "broken": [], "holds": True}
     assert not report["incomplete"]
@@ -95,6 +95,6 @@ def test_a_pipeline_breaks_twice_and_goes_on(command: list[str], tmp_path: Path)
     fourth = start(command)
     out, said = fourth.communicate(timeout=60)
     assert fourth.returncode == 0
-    assert "2 of 2 runs are finished already" in said
+    assert "2 of 2 runs finished already" in said
     assert "Ray head" not in said
     assert json.loads(out) == report

@@ -54,7 +54,25 @@ def test_both_ways_to_ask_for_the_version_agree() -> None:
     assert json.loads(runner.invoke(app, ["version", "--json"]).stdout)["tau2rl"] == tau2rl.__version__
 
 
-@pytest.mark.parametrize("arguments", [["evl"], ["tasks", "list", "--limit", "two"], ["compare"], ["tasks", "lst"]])
+@pytest.mark.parametrize(
+    ("words", "needed", "example"),
+    [
+        ("report", "RUN_DIR...: Run folders", "tau2rl report outputs/eval/default"),
+        ("blame", "RUN_DIR: A run that played episodes", "tau2rl blame outputs/eval/default"),
+        ("tasks show", "TASK: A task, `domain/task_id`", "tau2rl tasks show retail/5"),
+        ("data mix", "--from: A file of rows", "tau2rl data mix --from"),
+        ("convert", "SOURCE: A run folder", "tau2rl convert --to hf"),
+    ],
+)
+def test_what_is_missing_is_said_with_an_example(words: str, needed: str, example: str) -> None:
+    result = runner.invoke(app, words.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: `tau2rl {words}` needs {needed}")
+    assert f"hint: for example `{example}" in result.stderr
+    assert ("hint: `tau2rl runs` lists" in result.stderr) == needed.startswith("RUN_DIR")
+
+
+@pytest.mark.parametrize("arguments", [["evl"], ["tasks", "list", "--limit", "two"], ["tasks", "lst"]])
 def test_a_command_line_that_cannot_be_read_exits_2(arguments: list[str]) -> None:
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2

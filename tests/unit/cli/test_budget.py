@@ -109,6 +109,27 @@ def test_without_an_earlier_run_the_first_episodes_do(tmp_path: Path, server: Op
     assert "budget: " in result.stdout and "at most 1,000,000 tokens" in result.stdout
 
 
+def test_what_asks_no_model_says_so_and_costs_its_time(tmp_path: Path) -> None:
+    gold = ["seed", "--domains", "mock", "--task-split", "synth-train", "--policy", "gold", "--limit", "6", "--inline"]
+    played = invoke(*gold, "--max-hours", "1", "--output", str(tmp_path / "gold"))
+    assert played.exit_code == 0, played.stderr
+    like = invoke(*gold, "--like", str(tmp_path / "gold"), "--dry-run")
+    estimate = r"estimate for 6 episodes: \d+\.\d s, from {}; no model is asked"
+    assert re.search(estimate.format("the first [45] episodes"), played.stderr)
+    assert re.search(estimate.format(f"6 episodes of `{tmp_path}/gold`"), like.stdout)
+    assert re.search(
+        r"^budget: spent \d+\.\d s, with loading and saving; at most 1 hour; no model is asked$", played.stdout, re.M
+    )
+
+
+def test_small_amounts_are_written_out(tmp_path: Path, server: OpenAIStub) -> None:
+    words = asked(tmp_path, server)
+    result = invoke(*words, "--budget.policy_price", "0.1,0.2", "--max-usd", "0.00004", "--max-hours", "0.5")
+    assert result.exit_code == 1
+    assert re.search(r"stopped at the cap budget.max_usd = \$0.00004: \$0.0000\d+ spent, and one of the episodes", result.stderr)
+    assert "; at most $0.00004, 0.5 hours (30:00 min); stopped at the cap `--max-usd`; prices: " in result.stdout
+
+
 def test_the_price_list_is_litellms_and_names_its_version() -> None:
     words = price_list()[1]
     assert words.startswith("litellm 1.") and ", list " in words
@@ -130,8 +151,9 @@ def test_a_cap_of_tokens_is_not_passed_and_a_higher_one_goes_on(stage: str, tmp_
     assert result.exit_code == 1
     count, spent = played(tmp_path / "run"), tokens_in(tmp_path / "run")
     assert count == 7 and spent <= cap
-    assert f"stopped at the cap budget.max_tokens = {cap:,}: {spent:,} tokens, " in result.stderr
-    assert "gave up" not in result.stderr and "stopped at the cap of tokens" in result.stdout
+    assert f"stopped at the cap budget.max_tokens = {cap:,} tokens: {spent:,} tokens spent, and one of the" in result.stderr
+    assert "gave up" not in result.stderr and " left" not in result.stderr and "$" not in result.stderr + result.stdout
+    assert f"; at most {cap:,} tokens; stopped at the cap `--max-tokens`" in result.stdout
     report = report_in(tmp_path / "run")
     assert report["incomplete"] and report["budget"]["stopped"] == "max_tokens"
     assert report["budget"]["spent"]["tokens"] == spent
@@ -332,6 +354,7 @@ def test_grpo_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path
     assert 0 < len(done) < 6 and "estimate for 6 steps" in stopped.stderr
     assert f"stopped at the cap budget.max_tokens = {cap:,}" in stopped.stderr
     assert f"step {done[-1]} of 6 is the last that the budget allows" in stopped.stderr
+    assert shlex.split(stopped.stderr.splitlines()[-1])[-2:] == ["--max-tokens", str(2 * cap)]
     assert grpo(checkpoint, tmp_path / "run", "--max-tokens", str(cap), "--resume").exit_code == 1
     assert steps_in(tmp_path / "run") == done
     assert grpo(checkpoint, tmp_path / "run", "--max-tokens", str(9 * cap), "--resume").exit_code == 0
@@ -354,7 +377,7 @@ def test_sft_stops_behind_a_step_and_goes_on_from_it(checkpoint: Path, tmp_path:
     words = ["sft", "--model", str(checkpoint), "--data", str(tmp_path / "rows.jsonl"), "--steps", "3", "--inline"]
     words += ["--set", "data.val_fraction=0", "--output", str(tmp_path / "run")]
     stopped = invoke(*words, "--max-hours", "1e-9")
-    assert stopped.exit_code == 1 and "step 0 of 3 is the last that the budget allows" in stopped.stderr
+    assert stopped.exit_code == 1 and "the budget allows none of the 3 steps" in stopped.stderr
     done = invoke(*words, "--max-hours", "1", "--resume")
     assert done.exit_code == 0, done.stderr
     assert steps_in(tmp_path / "run") == [1, 2, 3]
@@ -404,9 +427,12 @@ def test_the_cap_of_a_pipeline_holds_over_its_runs(checkpoint: Path, tmp_path: P
     assert (tmp_path / "chain" / "runs" / "02-first" / "report.json").exists()
     assert steps_in(tmp_path / "chain" / "runs" / "03-second") == [1]
     assert "stopped at the cap budget.max_tokens" in stopped.stderr
+    assert f"tokens spent of {int(each * 1.7):,} tokens" in stopped.stderr and "--resume" not in stopped.stderr
     spent_up = pipeline(tmp_path, checkpoint, "--max-tokens", str(each))
-    assert spent_up.exit_code == 1 and "of the pipeline is spent" in spent_up.stderr
-    done = pipeline(tmp_path, checkpoint, "--max-tokens", str(each * 9), "--like", str(tmp_path / "whole"))
+    assert spent_up.exit_code == 1 and "the cap budget.max_tokens of the pipeline is reached: " in spent_up.stderr
+    told = shlex.split(stopped.stderr.splitlines()[-1])[1:]
+    assert told[-2:] == ["--max-tokens", str(2 * int(each * 1.7))]
+    done = invoke(*told, "--like", str(tmp_path / "whole"))
     assert done.exit_code == 0, done.stderr
     assert f"estimate for 3 runs: {2 * each:,} tokens" in done.stderr
     assert not report_in(tmp_path / "chain")["incomplete"]

@@ -194,6 +194,19 @@ def test_a_dry_run_of_a_training_for_a_cluster_leaves_its_files_to_the_cluster(f
     planned = runner.invoke(app, [stage, "-c", str(ROOT / "configs" / f"{file}.yaml"), "--dry-run"])
     assert planned.exit_code == 0, planned.stderr
     assert "# would run: " in planned.stdout
+    last = planned.stdout.splitlines()[-1]
+    assert last.startswith("# not on this machine, and looked for by the start where it runs: `")
+    assert "(model.init)" in last and "`/root/slime` (slime.root)" in last and ("(data.files)" in last) == (stage == "sft")
+
+
+def test_a_dry_run_says_nothing_of_paths_that_are_here(tmp_path: Path) -> None:
+    for name in ("model", "rows.jsonl", "slime", "megatron"):
+        (tmp_path / name).mkdir()
+    words = ["sft", "-c", str(ROOT / "configs/8xh100/sft.yaml"), "--dry-run", "--json", "--model", str(tmp_path / "model")]
+    words += ["--data", str(tmp_path / "rows.jsonl"), "--slime.root", str(tmp_path / "slime")]
+    assert json.loads(runner.invoke(app, words).stdout)["not_here"] == ["`/root/Megatron-LM` (slime.megatron)"]
+    whole = runner.invoke(app, [*words, "--slime.megatron", str(tmp_path / "megatron")])
+    assert whole.exit_code == 0 and "not_here" not in json.loads(whole.stdout)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +284,15 @@ def test_doctor_judges_what_a_file_needs(stage: str, monkeypatch: pytest.MonkeyP
 def test_doctor_says_for_what_it_judged() -> None:
     assert runner.invoke(app, ["doctor"]).stderr.startswith("for laptop: no GPU, no key: ")
     assert "tau2rl doctor --for grpo -c FILE" in refused("doctor --for grpo")
+
+
+def test_doctor_names_a_missing_key_where_it_is_needed_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    words = ["doctor", "-c", str(ROOT / "configs/eval/sglang.yaml"), "--user-model", "gpt-4.1-mini", "--json"]
+    checks = json.loads(runner.invoke(app, words).stdout)["checks"]
+    named = [check["name"] for check in checks if "OPENAI_API_KEY is not set" in check["detail"].replace("`", "")]
+    assert named == ["user simulator"]
+    assert [check["name"] for check in checks].count("keys") == 1
 
 
 def test_doctor_wants_the_packages_that_settings_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

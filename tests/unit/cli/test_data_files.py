@@ -134,6 +134,16 @@ def test_what_sft_would_leave_out_is_bad_too(tmp_path: Path) -> None:
     assert found["faults"] == [{"at": "rows.jsonl:1", "why": "sft leaves it out: too long"}]
 
 
+def test_a_folder_is_refused_with_the_files_that_are_in_it(tmp_path: Path) -> None:
+    for name in ("episodes.jsonl", "dropped.jsonl", "rows.jsonl", "report.json"):
+        (tmp_path / name).touch()
+    folder, rows = tmp_path, f"{tmp_path / 'rows.jsonl'}, {tmp_path / 'dropped.jsonl'}"
+    for words in (["data", "validate", str(folder)], ["data", "stats", str(folder)], ["sft", "--data", str(folder), "--dry-run"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2
+        assert f"error: cannot read `{folder}`: it is a folder\n\nhint: name a file of rows in it: {rows}\n" in result.stderr
+
+
 def test_stats_count(tmp_path: Path) -> None:
     file = lines(tmp_path / "rows.jsonl", writ("#W1"), writ("#W1"), areal("#W2"), "{")
     found = run("stats", file, "--tokenizer", "bytes")

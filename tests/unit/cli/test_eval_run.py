@@ -94,7 +94,7 @@ def test_a_run_that_gives_up_says_why_and_what_it_left_alone(gold: list[str]) ->
     lines = result.stdout.splitlines()
     assert "failed tries: 2, most often" in lines
     assert lines[lines.index("failed tries: 2, most often") + 1].startswith("  2 times, the user simulator: ")
-    gave_up = "gave up: 2 episodes in a row failed (`rollout.give_up_after`), 3 attempts were not played"
+    gave_up = "gave up: 2 episodes in a row failed (`rollout.give_up_after`); not played: 3 attempts"
     assert gave_up in result.stderr.splitlines()
 
 

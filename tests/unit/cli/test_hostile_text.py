@@ -129,7 +129,7 @@ def test_a_line_that_is_no_utf8_is_named_and_the_rest_is_shown(run: Path, tmp_pa
     )
     shown = tau2rl("show", torn, "--json")
     assert json.loads(shown.stdout)["total"] == 2
-    assert "1 lines are no records of this version" in shown.stderr
+    assert "1 line cannot be read as a record of this version" in shown.stderr
     refused = tau2rl("export", torn, "--to", "atif", code=2)
     assert "line 2: not an episode record" in refused.stderr
     assert "UnicodeDecodeError" not in refused.stderr

@@ -60,7 +60,7 @@ def test_an_estimate_prices_the_tokens_of_its_steps(tmp_path: Path) -> None:
         machine = run(tmp_path, server, *like, "--budget.usd_per_hour", "36000")
     tokens = cost["tokens"]
     total = f"{tokens['policy_in'] + tokens['policy_out']:,} tokens"
-    assert f"estimate for 1 runs: {total}, dollars unknown, " in unknown.stdout, unknown.output
+    assert f"estimate for 1 run: {total}, dollars unknown, " in unknown.stdout, unknown.output
     dollars = tokens["policy_in"] * 1e-3 + tokens["policy_out"] * 2e-3
     assert f"{total}, ${dollars:,.2f}, " in given.stdout and f"{total}, ${dollars:,.2f}, " in own.stdout
     assert f"{total}, ${cost['seconds'] * 10:,.2f}, " in machine.stdout  # of the stub at an address of one's own

@@ -106,9 +106,9 @@ def test_a_folder_that_cannot_be_read_is_passed_over_by_the_list_and_stops_pruni
 
     monkeypatch.setattr(Path, "iterdir", refused)  # root reads everything
     shown = runner.invoke(app, ["runs", "list", str(tmp_path)])
-    assert shown.exit_code == 0 and "1 runs; 1 folders cannot be read" in shown.stderr
+    assert shown.exit_code == 0 and "1 run; 1 folder cannot be read" in shown.stderr
     pruned = runner.invoke(app, ["runs", "prune", str(tmp_path), "--yes"])
-    assert pruned.exit_code == 2 and "1 folders cannot be read" in pruned.stderr
+    assert pruned.exit_code == 2 and "1 folder cannot be read" in pruned.stderr
     assert (tmp_path / "run" / "checkpoints" / "step_00001").is_dir()
 
 
@@ -168,7 +168,7 @@ def test_without_a_command_the_runs_of_the_outputs_folder_are_listed(tmp_path: P
     monkeypatch.setenv("TAU2RL_OUTPUTS", str(tmp_path))
     bare, listed = runner.invoke(app, ["runs"]), runner.invoke(app, ["runs", "list"])
     assert (bare.exit_code, bare.output) == (0, listed.output)
-    assert "1 runs" in bare.stderr
+    assert "1 run\n" in bare.stderr
 
 
 def test_before_the_first_run_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from tau2rl.errors import UserError
 from tau2rl.launch.checks import refuse_lost
 from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline, with_files
 from tau2rl.recipes.pipeline_report import build_pipeline_report, chain
-from tau2rl.report.tables import clock
+from tau2rl.report.tables import duration
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 LAPTOP, RECIPE = CONFIGS / "laptop" / "pipeline.yaml", CONFIGS / "recipes" / "teacher-data-laptop.yaml"
@@ -261,7 +261,7 @@ def test_every_run_of_the_chain_says_what_it_cost(smoke: tuple[Path, list[str]])
     assert total["env_cpu"]["seconds"] == pytest.approx(sum(runs[name]["env_cpu"]["seconds"] for name in plays))
     assert total["not_counted"] == {"policy tokens": ["seed"], "environments": []}  # the gold teacher samples nothing
     text = shown(str(folder))
-    assert f"\ncost: {clock(total['seconds'])} min; the agent read " in text
+    assert f"\ncost: {duration(total['seconds'])}; the agent read " in text
     assert "\ncost of " not in text and "\ncost in detail: " not in text
     text = shown(str(folder), "--cost")
     assert all(f"\ncost of {name}: " in text for name in runs)
@@ -295,7 +295,7 @@ def test_a_pipeline_that_is_not_finished_names_what_is_left(smoke: tuple[Path, l
     )
     text = shown(str(tmp_path), code=1)
     assert "not done: base-eval, sft-eval, rft-filter, rft, rft-eval, grpo, grpo-eval\n" in text
-    assert "chain of hashes: 1 links, sound\n" in text
+    assert "chain of hashes: 1 link, sound\n" in text
 
 
 def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str]]) -> None:
@@ -306,7 +306,7 @@ def test_started_again_it_makes_only_what_is_missing(smoke: tuple[Path, list[str
     shutil.rmtree(folder / "runs" / "08-grpo")
     again = runner.invoke(app, words)
     assert again.exit_code == 0, again.stderr
-    assert "7 of 9 runs are finished already" in again.stderr
+    assert "7 of 9 runs finished already" in again.stderr
     after = json.loads(again.stdout)
     assert after["steps"]["grpo"]["outputs"] == before["steps"]["grpo"]["outputs"]
     now = {run.name: len(list(run.glob("logs/session_*"))) for run in (folder / "runs").iterdir()}

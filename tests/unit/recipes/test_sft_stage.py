@@ -91,9 +91,12 @@ def test_the_cost_of_a_training_is_the_sum_of_its_sessions(tmp_path: Path) -> No
     assert set(cost["wall"]["seconds"]) == {"loading", "update", "saving", "rest"}
     assert cost["tokens"]["trained_per_second"] > 0 and cost["process"]["cpu_seconds"] > 0
     assert "% of the wall time is " in cost["bottleneck"] and "episodes" not in cost
-    again = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})["cost"]  # nothing is left to do
-    assert again["tokens"]["trained"] == 2 * tokens
-    assert again["process"]["wall_seconds"] > cost["process"]["wall_seconds"]
+    again = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 2, "batch_size": 1})  # nothing is left to do
+    assert again["cost"]["tokens"]["trained"] == again["training"]["tokens"] == 2 * tokens
+    assert again["cost"]["process"]["wall_seconds"] > cost["process"]["wall_seconds"]
+    longer = carry_out(tmp_path, [{"messages": HELLO}], train={"steps": 3, "batch_size": 1})
+    assert longer["cost"]["tokens"]["trained"] == longer["training"]["tokens"] == 3 * tokens
+    assert longer["training"]["tokens_per_second"] > 0 and longer["training"]["shared_share"] == 0
 
 
 def test_a_checkpoint_is_trained_further(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from tau2rl.types import (
     TaskRef,
 )
 from tau2rl.verify.blame import TaskFacts, blame, facts_of
+from tau2rl.verify.fault_names import MEANINGS
 from tests.planted_users import cases_of
 from tests.stubs.openai import OpenAIStub
 
@@ -286,7 +288,31 @@ def test_the_command_shows_raw_and_adjusted_side_by_side(tmp_path: Path) -> None
     }  # fmt: skip
     shown = CliRunner().invoke(app, ["blame", str(tmp_path)]).stdout
     assert "adjusted [95%]" in shown
-    assert "1 of the episodes that were left out were solved" in shown
+    assert "solved, and left out with the user's mistake or on a defective task: 1 (1 role_flip)\n" in shown
+    assert "  role_flip: the user spoke as the agent\n" in shown and "scripted user" not in shown
+    one = CliRunner().invoke(app, ["show", str(tmp_path), "create_task_1", "--attempt", "2"]).stdout
+    assert "blame: user, role_flip" in one and "  role_flip: the user spoke as the agent\n" in one
+
+
+def test_the_names_of_the_documents_table_are_the_ones_that_have_a_meaning() -> None:
+    lines = (Path(__file__).parents[3] / "docs" / "decide.md").read_text("utf-8").splitlines()
+    rows = {name: line for name in ("user", "agent") for line in lines if line.startswith(f"| `{name}` |")}
+    tabled = {name for row in rows.values() for name in re.findall(r"`([a-z_]+)`", row)} - {"user", "agent"}
+    assert tabled | {"quarantined"} == MEANINGS.keys()
+    assert FAULTS.keys() <= MEANINGS.keys()
+
+
+def test_what_a_scripted_user_does_by_nature_is_said_and_domains_stand_as_in_the_report(tmp_path: Path) -> None:
+    words = ["--policy", "gold", "--protocol", "transcript", "--user-model", "scripted", "--domains", "airline,retail"]
+    words += ["--limit", "3"]
+    made = CliRunner().invoke(app, ["eval", *words, "--inline", "--output", str(tmp_path / "run")])
+    assert made.exit_code == 0, made.stderr
+    shown = CliRunner().invoke(app, ["blame", str(tmp_path / "run")])
+    assert "told_before_asked is expected then, with the gold policy too" in shown.stdout
+    orders = [re.findall(r"^ (retail|airline) ", out, re.MULTILINE) for out in (made.stdout, shown.stdout)]
+    assert orders == [["airline", "retail"], ["airline", "retail"]]
+    kept = json.loads((tmp_path / "run" / "blame.json").read_text("utf-8"))
+    assert list(kept["scores"]) == ["airline", "retail", "overall"]
 
 
 def test_a_reviewer_is_set_against_the_gates(tmp_path: Path) -> None:
