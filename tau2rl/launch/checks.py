@@ -54,8 +54,8 @@ def refuse(configs: Iterable[StageConfig], *, made: Path | None = None, elsewher
         raise all_of(errors)
 
 
-def refuse_lost(runs: Sequence[Planned]) -> None:
-    """Raise UserError where a run of a pipeline needs what a finished step had left and somebody took away."""
+def refuse_lost(runs: Sequence[Planned]) -> str:
+    """Raise UserError where a run of a pipeline needs what a finished step had left and somebody took away; else "there"."""
     done = [planned for planned in runs if finished(planned)]
     errors: list[UserError] = []
     for planned in (each for each in runs if each not in done):
@@ -67,16 +67,7 @@ def refuse_lost(runs: Sequence[Planned]) -> None:
                 errors.append(UserError(message, hint=f"bring it back, or have all of it made again: rm -r {folders}"))
     if errors:
         raise all_of(errors)
-
-
-def lost(runs: Sequence[Planned]) -> Need:
-    """`refuse_lost` as one of the needs."""
-
-    def find() -> str:
-        refuse_lost(runs)
-        return "there"
-
-    return Need("files of steps", find)
+    return "there"
 
 
 def _taken_in(config: StageConfig) -> Iterator[Path]:

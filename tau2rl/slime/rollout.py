@@ -269,14 +269,14 @@ def _broken(attempt: Attempt, error: Exception) -> Outcome:
     return Outcome(attempt=attempt, episode=never_began(attempt, EpisodeFailure(f"{type(error).__name__}: {error}")))
 
 
-_opened: dict[int, tuple[Any, Rollout]] = {}  # by the identity of `args`, which slime hands to every hook
-_opening = threading.Lock()
+_rollouts: dict[Path, Rollout] = {}  # by the folder of the run; a process of slime's has one
+_making = threading.Lock()
 
 
 def rollout_of(args: Any) -> Rollout:
     """The one object behind the hooks of a process."""
-    with _opening:
-        if id(args) not in _opened:
-            run = run_context(args)
-            _opened[id(args)] = (args, Rollout(run.grpo, run.folder))  # `args` are held, so that their identity stays theirs
-        return _opened[id(args)][1]
+    run = run_context(args)
+    with _making:
+        if run.folder not in _rollouts:
+            _rollouts[run.folder] = Rollout(run.grpo, run.folder)
+        return _rollouts[run.folder]

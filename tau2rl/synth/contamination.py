@@ -78,10 +78,10 @@ class ContaminationGuard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelecomOverlap:
-    """What a telecom task shares with the test tasks: `TelecomOverlap(people=("C1001",), composition="mms: ...")`."""
+    """What a telecom task shares with the test tasks: `TelecomOverlap(people=("C1001",), composition=True, words=())`."""
 
     people: tuple[str, ...]  # by name, phone number, or id of theirs
-    composition: str  # the same things wrong with what the same users want; "" where no test task has them
+    composition: bool  # a test task has the same things wrong with what the same users want
     words: tuple[str, ...]
 
     def __bool__(self) -> bool:
@@ -109,14 +109,13 @@ class TelecomGuard:
         """What this task shares with them; `problems` by tau2's names."""
         return TelecomOverlap(
             people=tuple(self.named(json.dumps(task))),
-            composition=self.composition(intent, problems),
+            composition=self.has(intent, problems),
             words=tuple(sorted(runs(spoken(task)) & self._words)),
         )
 
-    def composition(self, intent: str, problems: Iterable[str]) -> str:
-        """`mms: airplane_mode_on|bad_vpn` where a test task has just that; else "". `problems` by tau2's names."""
-        wrong = frozenset(problems)
-        return f"{intent}: {'|'.join(sorted(wrong))}" if (intent, wrong) in self.compositions else ""
+    def has(self, intent: str, problems: Iterable[str]) -> bool:
+        """Whether a test task has just these problems, by tau2's names, with this intent."""
+        return (intent, frozenset(problems)) in self.compositions
 
     def named(self, text: str) -> list[str]:
         """Whom of tau2's customers a text names."""

@@ -15,6 +15,7 @@ from tau2rl.env.task_replay import Replayer
 from tau2rl.env.tasks import is_test
 from tau2rl.synth.compose import AFFORDANCES
 from tau2rl.synth.contamination import ContaminationGuard, TelecomGuard, actions_of, as_text, runs, spoken
+from tau2rl.synth.telecom_problems import composition
 from tau2rl.types import TaskRef
 
 PLAYED = "test tasks"
@@ -98,8 +99,8 @@ class TelecomRows:
         mine = self._of(_named_in(said), writes, said.said)
         found: Found = {kind: tuple(sorted(shared)) for kind in MARKS if (shared := mine[kind] & self._marks[kind])}
         named = named_problems(said.task)
-        if named is not None and (composition := self._guard.composition(named.intent, named.names)):
-            found[WRONG] = (composition,)
+        if named is not None and self._guard.has(named.intent, named.names):
+            found[WRONG] = (composition(named.intent, sorted(named.names)),)
         path = frozenset([*writes, *self._asked_for(said.told)])
         if mine["users"] & self._users and path in self._paths:
             found[PATH] = (self._paths[path],)
