@@ -31,10 +31,10 @@ from tau2rl.hashing import derive_seed
 from tau2rl.policy.sglang import SGLangPolicy
 from tau2rl.reward.presets import spec_from
 from tau2rl.reward.recipe import turn_table
+from tau2rl.rollouts.circuit_breaker import RolloutBreaker
 from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan_attempts, record_of
 from tau2rl.rollouts.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
-from tau2rl.slime.circuit_breaker import RolloutBreaker
 from tau2rl.slime.rollout_log import RolloutLog
 from tau2rl.slime.run_context import run_context
 from tau2rl.slime.samples import Played, SampleMetadata
@@ -192,7 +192,11 @@ class Rollout:
             await self._player.aclose()
 
     async def _outcome(self, attempt: Attempt, sampling: SamplingConfig, aborted: Callable[[], bool]) -> Outcome | None:
-        """The attempt's outcome: played again while everything waits, and as long as a dead engine may be in its router."""
+        """The attempt's outcome. What FAILED is played again for three reasons, each of which lasts longer than the one before.
+
+        A hiccup passes in seconds: `rollout.retries`, as everywhere (`_try`). A dead engine stays in its router for two health
+        checks. While nothing works at all (`breaker`), who gave up would leave a hole in each group: all wait.
+        """
         play = (await self._open_workers() or self._player).play
         failed_at: float | None = None
         while True:

@@ -22,9 +22,10 @@ from tau2rl.hashing import derive_seed
 from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.conversation_sample import ConversationSample
 from tau2rl.rollouts.monitors import Monitor
-from tau2rl.rollouts.runner import CircuitBreaker, Outcome, TimedPolicy, episode_runner, outcomes, plan_attempts, record_of
+from tau2rl.rollouts.runner import Outcome, episode_runner, outcomes, plan_attempts, record_of
 from tau2rl.runs.budget import step_meter
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
@@ -38,7 +39,7 @@ from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_log
 from tau2rl.train.group import ScoredGroup, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint
-from tau2rl.train.policy import LocalPolicy, local_policy
+from tau2rl.train.policy import LocalPolicy, TimedPolicy, local_policy
 from tau2rl.train.state import rng_state, understood
 from tau2rl.train.trainer import GRPOTrainer
 from tau2rl.types import Attempt, Episode, Status, TaskRef
