@@ -241,8 +241,8 @@ def _asks_a_user(config: PlayConfig) -> bool:
 
 def _tasks(config: PlayConfig) -> str:
     from tau2rl.env.tasks import refuse_held_out, select, training_tasks
+    from tau2rl.reward.calibration import read_recipe
     from tau2rl.reward.presets import spec_from
-    from tau2rl.reward.recipe import read_recipe
 
     plugins.search([Path.cwd()])
     if isinstance(config, GrpoConfig):

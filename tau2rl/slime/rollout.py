@@ -29,8 +29,8 @@ from tau2rl.env.user_simulator import check_key
 from tau2rl.errors import EpisodeFailure, RunIncomplete, UserError
 from tau2rl.hashing import derive_seed
 from tau2rl.policy.sglang import SGLangPolicy
+from tau2rl.reward.calibration import turn_table
 from tau2rl.reward.presets import spec_from
-from tau2rl.reward.recipe import turn_table
 from tau2rl.rollouts.circuit_breaker import RolloutBreaker
 from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan_attempts, record_of
 from tau2rl.rollouts.workers import PlayWith, Workers

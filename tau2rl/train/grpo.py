@@ -31,11 +31,10 @@ from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.records import write_validation
+from tau2rl.runs.records import first_index, rewind_logprobs, write_logprobs, write_validation
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.trackers import Curves, rewind_episodes
-from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_logprobs
 from tau2rl.train.group import ScoredGroup, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint

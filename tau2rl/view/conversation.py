@@ -12,7 +12,7 @@ from typing import Any
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
-from tau2rl.runs.trainer_logprobs import Turns
+from tau2rl.runs.records import Turns
 from tau2rl.terminal import visible
 from tau2rl.types import Episode, EpisodeRecord, Message, TaskRef, Think, Turn
 

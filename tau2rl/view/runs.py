@@ -15,8 +15,8 @@ from tau2rl.chat.tokenizers import Tokenizer, load_tokenizer
 from tau2rl.errors import UserError
 from tau2rl.report.estimators import mean_over_tasks
 from tau2rl.runs.files import read_json
+from tau2rl.runs.records import FOLDER, Turns, read_logprobs
 from tau2rl.runs.reports import REPORT, read_report
-from tau2rl.runs.trainer_logprobs import FOLDER, Turns, read_logprobs
 from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
 from tau2rl.view import conversation, group

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from tau2rl.train.engine.attention import attends, backbone, bare, head
-from tau2rl.train.engine.shared_prefix import lay_out
+from tau2rl.train.engine.shared_prefix import attends, backbone, bare, head, lay_out
 from tau2rl.types import TrainingSample
 
 if TYPE_CHECKING:

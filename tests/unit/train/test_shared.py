@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from tau2rl.config.training import LoraConfig
-from tau2rl.train.engine.attention import NAME, attends, switch_on
 from tau2rl.train.engine.forward import REPEATS, Work, collate, cut, micro_batches, padded_batches, score_tokens
-from tau2rl.train.engine.shared_prefix import bundles
+from tau2rl.train.engine.shared_prefix import NAME, attends, bundles, switch_on
 from tau2rl.train.model import save_memory, with_lora
 from tau2rl.train.tiny import create
 from tau2rl.types import TrainingSample
