@@ -103,12 +103,7 @@ class CalibrationReport:
         return not self.problems
 
 
-def calibrate(
-    rows: Sequence[TierRow],
-    current: Mapping[Tier, float],
-    spec: CalibrationSpec | None = None,
-    intended: Mapping[Tier, int] = INTENDED,
-) -> CalibrationReport:
+def calibrate(rows: Sequence[TierRow], current: Mapping[Tier, float], spec: CalibrationSpec | None = None) -> CalibrationReport:
     """One round over the rollouts of the current policy; `current` holds the values that are kept where nothing can be told."""
     spec = spec or CalibrationSpec()
     held_out = _held_out({row.task for row in rows}, spec)
@@ -122,7 +117,7 @@ def calibrate(
     tiers = tuple(
         replace(
             found[tier],
-            intended=intended.get(tier, 0),
+            intended=INTENDED.get(tier, 0),
             advantage=_mean(_at(tier, check, advantages)),
             immediate_advantage=_mean(_at(tier, check, immediate)),
             gradient_share=math.fsum(map(abs, _at(tier, check, advantages))) / total if total else 0.0,

@@ -168,10 +168,10 @@ class Batch:
         return float(self.mask.sum())
 
 
-def collate(samples: Sequence[TrainingSample], *, pad: int = 0, device: str | torch.device = "cpu") -> Batch:
+def collate(samples: Sequence[TrainingSample], *, device: str | torch.device = "cpu") -> Batch:
     """One batch; it has sampling log-probabilities only when every sample has them."""
     width = max(len(s.token_ids) for s in samples)
-    rows = [list(s.token_ids) + [pad] * (width - len(s.token_ids)) for s in samples]
+    rows = [list(s.token_ids) + [0] * (width - len(s.token_ids)) for s in samples]
     masks = [[float(m) for m in s.loss_mask] + [0.0] * (width - len(s.loss_mask)) for s in samples]
     mask = torch.tensor(masks, device=device)
     mask[:, 0] = 0.0  # nothing predicts the first token
