@@ -103,7 +103,12 @@ class CalibrationReport:
         return not self.problems
 
 
-def calibrate(rows: Sequence[TierRow], current: Mapping[Tier, float], spec: CalibrationSpec | None = None) -> CalibrationReport:
+def calibrate(
+    rows: Sequence[TierRow],
+    current: Mapping[Tier, float],
+    spec: CalibrationSpec | None = None,
+    intended: Mapping[Tier, int] = INTENDED,
+) -> CalibrationReport:
     """One round over the rollouts of the current policy; `current` holds the values that are kept where nothing can be told."""
     spec = spec or CalibrationSpec()
     held_out = _held_out({row.task for row in rows}, spec)
@@ -117,7 +122,7 @@ def calibrate(rows: Sequence[TierRow], current: Mapping[Tier, float], spec: Cali
     tiers = tuple(
         replace(
             found[tier],
-            intended=INTENDED.get(tier, 0),
+            intended=intended.get(tier, 0),
             advantage=_mean(_at(tier, check, advantages)),
             immediate_advantage=_mean(_at(tier, check, immediate)),
             gradient_share=math.fsum(map(abs, _at(tier, check, advantages))) / total if total else 0.0,
