@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tau2rl import console, plugins, settings
-from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model
+from tau2rl.cli.judge_options import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model
 from tau2rl.cli.options import option
 from tau2rl.config import PolicyConfig
 from tau2rl.config.extras import refuse_command

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from tau2rl.config.base import DOMAINS, TEST_SPLITS, Section, Setting, every_setting, known_names, words_of
 from tau2rl.config.loading import build, dump, flatten, load_config, put, read_config_file, type_of
-from tau2rl.config.making import SynthConfig, WriterConfig
 from tau2rl.config.sections import (
     BudgetConfig,
     ChatConfig,
@@ -44,6 +43,7 @@ from tau2rl.config.stages import (
     StageConfig,
     StepConfig,
 )
+from tau2rl.config.synth import SynthConfig, WriterConfig
 from tau2rl.config.training import (
     AlgoConfig,
     CurriculumConfig,
