@@ -23,8 +23,7 @@ from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.rollouts.circuit_breaker import CircuitBreaker
-from tau2rl.rollouts.conversation_sample import ConversationSample
-from tau2rl.rollouts.monitors import Monitor
+from tau2rl.rollouts.monitors import ConversationSample, Monitor
 from tau2rl.rollouts.runner import Outcome, episode_runner, outcomes, plan_attempts, record_of
 from tau2rl.runs.budget import step_meter
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
