@@ -31,6 +31,7 @@ from tau2rl.reward.tiers import TABLES, Tier, TierTable
 from tau2rl.runs.files import read_json, write_json, writing
 
 INTENDED: Mapping[Tier, int] = {Tier.GOLD: 1, Tier.SOFT: 1, Tier.WRITE: -1, Tier.ERROR: -1, Tier.DUPLICATE: -1}
+RECIPE_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,9 +242,6 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     return math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / size if size > 1e-12 else None
 
 
-SCHEMA = 1
-
-
 def recipe_table(values: Mapping[Tier, float], *, writes_only: bool) -> TierTable:
     """The table of a recipe: each tier has its value and nothing else, as the calibration checked it."""
     return TierTable(values=dict(values), writes_only=writes_only, flat_soft=True)
@@ -251,7 +249,7 @@ def recipe_table(values: Mapping[Tier, float], *, writes_only: bool) -> TierTabl
 
 def write_recipe(file: Path, content: Mapping[str, Any]) -> str:
     """Freeze a recipe; the digest that names it."""
-    whole = {"schema": SCHEMA, **content}
+    whole = {"schema": RECIPE_SCHEMA, **content}
     digest = _digest(whole)
     with writing(file):
         write_json(file, {**whole, "digest": digest})
@@ -263,7 +261,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"no recipe `{file}`", hint="make one with `tau2rl calibrate RUN... --output FILE`")
     content = read_json(file)
-    if content.get("schema") != SCHEMA or not isinstance(content.get("values"), dict):
+    if content.get("schema") != RECIPE_SCHEMA or not isinstance(content.get("values"), dict):
         raise UserError(f"`{file}` is no recipe of this version", hint="make one with `tau2rl calibrate`")
     if content.get("digest") != _digest({key: value for key, value in content.items() if key != "digest"}):
         raise UserError(f"`{file}` is not what was frozen: its hash is another", hint="make it again with `tau2rl calibrate`")

@@ -155,9 +155,9 @@ def validations(run: Path) -> dict[int, Path]:
     return dict(sorted({int(name[1]): file for name, file in named if name}.items()))
 
 
-FOLDER = "trainer_logprobs"
-DIGITS = 6  # behind the point; a sampler in bfloat16 is apart from its trainer by thousandths
-Turns = Sequence[Sequence[float | None]]  # [num_turns][num_tokens]
+TRAINER_LOGPROBS = "trainer_logprobs"
+LOGPROB_DIGITS = 6  # behind the point; a sampler in bfloat16 is apart from its trainer by thousandths
+TurnLogprobs = Sequence[Sequence[float | None]]  # [num_turns][num_tokens]
 
 
 def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:
@@ -166,9 +166,9 @@ def first_index(config: GrpoConfig, step: int, resample: int = 0) -> int:
     return batches * config.train.tasks_per_step * config.rollout.num_samples
 
 
-def write_logprobs(run: Path, step: int, logprobs: Mapping[str, Turns]) -> None:
+def write_logprobs(run: Path, step: int, logprobs: Mapping[str, TurnLogprobs]) -> None:
     """Keep those of a step: key of an attempt -> log-probabilities. Raises OSError."""
-    file = run / FOLDER / f"step_{step:05}.jsonl"
+    file = run / TRAINER_LOGPROBS / f"step_{step:05}.jsonl"
     file.parent.mkdir(exist_ok=True)
     with replacing(file) as out:
         for attempt, turns in logprobs.items():
@@ -176,24 +176,24 @@ def write_logprobs(run: Path, step: int, logprobs: Mapping[str, Turns]) -> None:
             out.write(json.dumps({"attempt": attempt, "turns": rounded}, separators=(",", ":")).encode() + b"\n")
 
 
-def read_logprobs(run: Path, config: GrpoConfig, index: int, key: str) -> Turns | None:
+def read_logprobs(run: Path, config: GrpoConfig, index: int, key: str) -> TurnLogprobs | None:
     """Those of the attempt of this number and key; None where the step did not learn from it, or nothing was kept."""
-    file = run / FOLDER / f"step_{index // first_index(config, 1):05}.jsonl"
+    file = run / TRAINER_LOGPROBS / f"step_{index // first_index(config, 1):05}.jsonl"
     if not file.is_file():
         return None
     try:
         found = next((values for _, values in json_lines(file) if values.get("attempt") == key), None)
     except UserError:  # derived, and of no weight: a damaged file is none
         return None
-    return None if found is None else cast("Turns", found["turns"])
+    return None if found is None else cast("TurnLogprobs", found["turns"])
 
 
 def rewind_logprobs(run: Path, *, before: int) -> None:
     """Take away the files of step `before` and of those behind it: they are done again."""
-    for file in (run / FOLDER).glob("step_*.jsonl"):
+    for file in (run / TRAINER_LOGPROBS).glob("step_*.jsonl"):
         if (named := re.fullmatch(r"step_(\d+)", file.stem)) and int(named[1]) >= before:
             file.unlink()
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, DIGITS)
+    return None if value is None or not math.isfinite(value) else round(value, LOGPROB_DIGITS)

@@ -173,8 +173,8 @@ def _logprobs(payload: Any) -> tuple[float, ...] | None:
     return values if values and all(map(math.isfinite, values)) else None
 
 
-SAMPLING = ("temperature", "top_p", "max_tokens", "max_completion_tokens")  # fields of a request that it goes by
-WITHOUT_EFFECT: Mapping[str, Any] = {  # other fields, with the only value at which they ask for nothing
+SAMPLING = ("temperature", "top_p", "max_tokens", "max_completion_tokens")  # fields of a request that a checkpoint goes by
+WITHOUT_EFFECT: Mapping[str, Any] = {  # its other fields, with the only value at which they ask for nothing
     "tool_choice": "auto", "parallel_tool_calls": True, "response_format": {"type": "text"}, "presence_penalty": 0,
     "frequency_penalty": 0,
 }  # fmt: skip

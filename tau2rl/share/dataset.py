@@ -234,7 +234,7 @@ def _size(rows: int) -> str:
 
 
 MADE_BY = "made with `tau2rl data card`"
-NAMED = 50  # rows that are named in the card
+NAMED_ROWS = 50  # rows that are named in the card
 
 
 class OverlapCount:
@@ -250,7 +250,7 @@ class OverlapCount:
         counts = self._kinds.setdefault(said.domain or NOT_SAID, Counter())
         shared = self._guard.of_row(said)
         counts.update(["rows", *(["sharing"] if shared else []), *shared])
-        if shared and len(self._named) < NAMED:
+        if shared and len(self._named) < NAMED_ROWS:
             self._named.append({"at": at, "shares": sorted(shared)})
 
     def report(self) -> dict[str, Any]:

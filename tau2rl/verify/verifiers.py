@@ -198,7 +198,7 @@ each change that was made was asked for, confirmed where the policy says so, all
 what the agent said is what the tools returned; nothing was promised and not done.
 Reason in at most five sentences. Then end with one line `SCORE: N`, N from 0 to 100: the chance in percent that all is right.
 """
-SCORE = re.compile(r"^\W*SCORE\W*\s*(\d{1,3})\b", re.MULTILINE)
+JUDGE_SCORE = re.compile(r"^\W*SCORE\W*\s*(\d{1,3})\b", re.MULTILINE)
 
 
 def judged(model: AskedModel, transcripts: Sequence[Transcript]) -> list[float]:
@@ -227,5 +227,5 @@ def _as_json(message: Message) -> dict[str, Any]:
 
 
 def _score(text: str) -> float | None:
-    found = SCORE.findall(text)
+    found = JUDGE_SCORE.findall(text)
     return int(found[-1]) / 100 if found and int(found[-1]) <= 100 else None

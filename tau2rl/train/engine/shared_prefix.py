@@ -137,7 +137,7 @@ def _pairs(start: int, width: int) -> int:
     return (width - start) * width if start else min(width * width, width * width // 2 + 128 * width)
 
 
-NAME = "tau2rl"  # of our attention, among those of transformers
+ATTENTION = "tau2rl"  # of our attention, among those of transformers
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -158,7 +158,7 @@ def head(model: nn.Module) -> nn.Module:
 def attends(model: nn.Module) -> bool:
     """Whether the model was switched to our attention: it is one for which `proof.engine_of` found that it may be."""
     config: Any = bare(model).config
-    return config._attn_implementation == NAME
+    return config._attn_implementation == ATTENTION
 
 
 def switch_on(model: nn.Module) -> None:
@@ -166,9 +166,9 @@ def switch_on(model: nn.Module) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    cast(Any, bare(model)).set_attn_implementation(NAME)
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    cast(Any, bare(model)).set_attn_implementation(ATTENTION)
 
 
 def attend(
