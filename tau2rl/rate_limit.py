@@ -156,8 +156,8 @@ class Throttle(_Throttle):
 class ThreadThrottle(_Throttle):
     """For calls from many threads, each until a deadline of its own."""
 
-    def __init__(self, server: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(server, clock=clock)
+    def __init__(self, server: str) -> None:
+        super().__init__(server)
         self._line = threading.Lock()
         self._change = threading.Lock()
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.runs.records import encode
-from tau2rl.runs.trainer_logprobs import write_logprobs
+from tau2rl.runs.records import encode, write_logprobs
 from tau2rl.types import (
     Attempt,
     CallTool,

@@ -70,9 +70,10 @@ def main() -> None:
         with RolloutFilter() as rollouts:
             spec = spec_from(config.reward, max_turns=config.limits.max_turns)
             source = source_of(folder)
-            scan([source], rollouts, spec=spec, seed=config.seed, progress=lambda _: None)
+            seen = scan([source], rollouts, spec=spec, seed=config.seed, progress=lambda _: None)
             rollouts.apply(config.keep)
-            files = write_dataset(folder, "sft.jsonl", [source], rollouts)
+            of_run = {"digest": source.digest, "planned": None, "meter": None}
+            files = write_dataset("rft-filter", folder, "sft.jsonl", [source], rollouts, seen, **of_run)["files"]
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {

@@ -8,7 +8,7 @@ A protocol is a module of its own that `chat.protocol` names and that has `codec
 - `transcript.py`: JSON lines as bytes, for policies that read messages.
 - `template.py`: what a template writes around a sampled turn. `families.py`: how each family of models writes the turn itself.
 - `proof.py`: that a template and a family do what the protocol promises, or a refusal that says what they do not.
-- `parsing.py`: JSON, calls and types, every fault with its `MalformedKind`. `arguments.py`: a call against its tool's schema.
+- `parsing.py`: JSON, calls and types, a call against its tool's schema, every fault with its `MalformedKind`.
 - `tokenizers.py`: text <-> ids, for a checkpoint and without one.
 
 No model, server, tau2 or torch here.

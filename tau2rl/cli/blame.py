@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tau2rl import console
-from tau2rl.cli.judging import PANEL, JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model, spent_words
+from tau2rl.cli.judge_options import PANEL, JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model, spent_words
 from tau2rl.cli.options import Json
 from tau2rl.config import PlayConfig, StageConfig
 from tau2rl.errors import UserError

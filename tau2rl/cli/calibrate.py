@@ -16,8 +16,15 @@ from tau2rl.cli.results import sampled
 from tau2rl.config import AlgoConfig
 from tau2rl.errors import UserError
 from tau2rl.report.tables import NONE, number
-from tau2rl.reward.calibration import INTENDED, CalibrationReport, CalibrationSpec, TierRow, calibrate as fit
-from tau2rl.reward.recipe import recipe_table, write_recipe
+from tau2rl.reward.calibration import (
+    INTENDED,
+    CalibrationReport,
+    CalibrationSpec,
+    TierRow,
+    calibrate as fit,
+    recipe_table,
+    write_recipe,
+)
 from tau2rl.reward.tiers import TABLES
 from tau2rl.runs.folder import read_config, stage_of
 from tau2rl.runs.provenance import file_hash

@@ -219,7 +219,7 @@ def _print_faults(count: int, faults: Sequence[RowFault], *, as_json: bool) -> N
 
 
 def _against_test() -> Further:
-    from tau2rl.synth.row_guard import RowGuard, overlap_words
+    from tau2rl.synth.contamination import RowGuard, overlap_words
 
     guard = RowGuard()
     return lambda name, data, row, said: overlap_words(guard.of_row(said))
@@ -250,9 +250,9 @@ def stats(
     """
     chosen = load_config(SftConfig, config, sets or ())
     from tau2rl.data.inspection import spread
-    from tau2rl.share import row_card
+    from tau2rl.share.dataset import row_counts
 
-    report = row_card.count(files)
+    report = row_counts(files)
     if tokenizer:
         encoded = _encoded(files, tokenizer, chosen)
         report["tokens"] = spread([len(sample.token_ids) for sample in encoded.samples]) if encoded.samples else None

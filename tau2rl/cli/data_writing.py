@@ -161,11 +161,11 @@ def card(
 
     Exits with 0 when it is written, 2 for a file that cannot be read or a card of somebody else's in its place.
     """
-    from tau2rl.share import row_card
+    from tau2rl.share.dataset import describe_rows, write_row_card
 
     target = (output or files[0].parent / "README.md").expanduser()
-    facts = row_card.describe_rows(files, licence=licence or "")
-    row_card.write_row_card(target, facts, name=name or target.parent.resolve().name)
+    facts = describe_rows(files, licence=licence or "")
+    write_row_card(target, facts, name=name or target.parent.resolve().name)
     if as_json:
         console.emit_json({"card": str(target), **facts})
         return

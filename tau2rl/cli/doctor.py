@@ -6,6 +6,7 @@ import itertools
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,7 +95,7 @@ def _of_the_config(
     stage: str, file: Path | None, sets: Sequence[str], user: str | None, tokenizer: str | None
 ) -> Iterator[CheckResult]:
     """The checks of all that a stage's settings need. Raises UserError."""
-    from tau2rl.launch.checks import lost, needs
+    from tau2rl.launch.checks import Need, needs, refuse_lost
     from tau2rl.recipes.pipeline_plan import plan_pipeline, with_files
 
     model = STAGES.get(stage)
@@ -113,7 +114,8 @@ def _of_the_config(
         return checks(config)
     folder = run_path(config)
     plan = plan_pipeline(with_files(config, file.parent if file else Path()), folder)
-    return itertools.chain(_by_step([(planned.label, checks(planned.config, folder)) for planned in plan]), [_found(lost(plan))])
+    of_steps = _by_step([(planned.label, checks(planned.config, folder)) for planned in plan])
+    return itertools.chain(of_steps, [_found(Need("files of steps", partial(refuse_lost, plan)))])
 
 
 def _by_step(checks: Sequence[tuple[str, Iterator[CheckResult]]]) -> Iterator[CheckResult]:

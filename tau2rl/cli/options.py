@@ -18,8 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from tau2rl.cli.lazy import escape_markup, help_with_examples
 from tau2rl.config import Section, Setting, every_setting, load_config, words_of
-from tau2rl.config.fields import arms_of, items_of, section_of, values_of
-from tau2rl.config.renamed import old_names
+from tau2rl.config.base import arms_of, items_of, section_of, values_of
+from tau2rl.config.loading import old_names
 
 RUN, OUTPUT = "The run", "Output"
 

@@ -51,7 +51,7 @@ def list_(
 
     `live` is a run without a result that has written something within the last minute. Sizes do not follow links.
     """
-    from tau2rl.runs.pruning import disk_size
+    from tau2rl.runs.checkpoints import disk_size
     from tau2rl.view.runs import run_summary
 
     if stage and stage not in STAGES:
@@ -88,7 +88,7 @@ def prune(
     settings of a run in sight name, and all of a training that is not finished. Name the folder of all runs, so that every
     run is in sight.
     """
-    from tau2rl.runs.pruning import plan_pruning, remove
+    from tau2rl.runs.checkpoints import plan_pruning, remove
 
     runs, unread = _runs(places)
     if unread:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tau2rl import console, plugins
-from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model, spent_words
+from tau2rl.cli.judge_options import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model, spent_words
 from tau2rl.cli.options import Json, option
 from tau2rl.cli.results import evaluated, sampled
 from tau2rl.errors import UserError

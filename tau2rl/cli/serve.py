@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tau2rl import console, plugins, settings
-from tau2rl.cli.judging import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model
+from tau2rl.cli.judge_options import JudgeApiBase, JudgeKey, JudgeModel, Judgments, asked_model
 from tau2rl.cli.options import option
 from tau2rl.config import PolicyConfig
 from tau2rl.config.extras import refuse_command
@@ -205,7 +205,7 @@ def _policy(
     idle = {"--api-base": api_base, "--api-key-env": api_key_env, "--policy-retries": retries}
     if named := [option for option, value in idle.items() if value is not None]:
         raise UserError(f"`{named[0]}` is about a policy server, and a checkpoint has none", hint="leave it out")
-    from tau2rl.serve.checkpoint import CheckpointPolicy
+    from tau2rl.serve.candidates import CheckpointPolicy
 
     assert checkpoint is not None
     return CheckpointPolicy(checkpoint, seconds=seconds, device=device or "cpu")

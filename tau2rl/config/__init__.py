@@ -1,16 +1,14 @@
 """The settings of every stage, defined once: a field of a section is a key of files, a name of `--set` and an option.
 
 To add a setting, add a field with its docstring to its section (`sections.py`, `training.py`): no other list has it.
-`stages.py` says which sections a stage has, `effects.py` which settings do nothing under which others, `renamed.py` what they
+`stages.py` says which sections a stage has, `effects.py` which settings do nothing under which others, `loading.py` what they
 were called before. Unknown keys are errors with the nearest name as a hint.
 """
 
 from __future__ import annotations
 
-from tau2rl.config.base import DOMAINS, TEST_SPLITS, Section
-from tau2rl.config.fields import Setting, every_setting, known_names, words_of
+from tau2rl.config.base import DOMAINS, TEST_SPLITS, Section, Setting, every_setting, known_names, words_of
 from tau2rl.config.loading import build, dump, flatten, load_config, put, read_config_file, type_of
-from tau2rl.config.making import SynthConfig, WriterConfig
 from tau2rl.config.sections import (
     BudgetConfig,
     ChatConfig,
@@ -45,6 +43,7 @@ from tau2rl.config.stages import (
     StageConfig,
     StepConfig,
 )
+from tau2rl.config.synth import SynthConfig, WriterConfig
 from tau2rl.config.training import (
     AlgoConfig,
     CurriculumConfig,

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from tau2rl.config.fields import arms_of, every_setting, leaves, value_of, words_of
+from tau2rl.config.base import arms_of, every_setting, leaves, value_of, words_of
 from tau2rl.config.kinds import POLICIES, SCRIPTED, SERVED, TRAJECTORY_ESTIMATORS
 from tau2rl.errors import UserError
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from tau2rl.config.base import Section
+from tau2rl.config.base import Section, every_setting, value_of
 from tau2rl.config.effects import SET, Apart, Other, Values, With, matches
-from tau2rl.config.fields import every_setting, value_of
 from tau2rl.errors import UserError, all_of
 
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from tau2rl.config.fields import arms_of, items_of, section_of, values_of
+from tau2rl.config.base import arms_of, items_of, section_of, values_of
 from tau2rl.config.stages import STAGES, EvaluationConfig, StepConfig
 from tau2rl.errors import UserError
 

@@ -7,9 +7,10 @@ all others are rendered from their messages. How rows are read is `data/rows.py`
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tau2rl.chat import codec_fingerprint
@@ -108,7 +109,13 @@ class DroppedRow:
 
 
 TOO_LONG = "too long"  # the reason of a row that has more tokens than are allowed
-NAMED = 20  # rows that a line of the log names
+NAMED = 20  # rows that a line of the log or a report names
+
+
+def dropped_account(dropped: Sequence[DroppedRow]) -> dict[str, Any]:
+    """What a report says of rows that were left out: all of them counted by reason, the first `NAMED` of them by name."""
+    reasons = dict(Counter(row.reason for row in dropped).most_common())
+    return {"reasons": reasons, "dropped_rows": [asdict(row) for row in dropped[:NAMED]]}
 
 
 def warn_of_long_rows(dropped: Sequence[DroppedRow], *, max_tokens: int) -> None:

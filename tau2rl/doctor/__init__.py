@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tau2rl.config import ChatConfig, PolicyConfig, UserConfig, build
-from tau2rl.config.base import Section
+from tau2rl.config.base import Section, value_of
 from tau2rl.config.effects import UNSET
 from tau2rl.config.extras import PARTS, part_of
-from tau2rl.config.fields import value_of
 from tau2rl.config.kinds import backend_traits
 from tau2rl.doctor import machine, services
 from tau2rl.doctor.services import CheckResult

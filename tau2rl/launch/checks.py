@@ -90,8 +90,8 @@ def _is_made(path: Path | str, made: Path | None) -> bool:
     return made is not None and Path(path).expanduser().absolute().is_relative_to(made)
 
 
-def refuse_lost(runs: Sequence[Planned]) -> None:
-    """Raise UserError where a run of a pipeline needs what a finished step had left and somebody took away."""
+def refuse_lost(runs: Sequence[Planned]) -> str:
+    """Raise UserError where a run of a pipeline needs what a finished step had left and somebody took away; else "there"."""
     done = [planned for planned in runs if finished(planned)]
     errors: list[UserError] = []
     for planned in (each for each in runs if each not in done):
@@ -103,16 +103,7 @@ def refuse_lost(runs: Sequence[Planned]) -> None:
                 errors.append(UserError(message, hint=f"bring it back, or have all of it made again: rm -r {folders}"))
     if errors:
         raise all_of(errors)
-
-
-def lost(runs: Sequence[Planned]) -> Need:
-    """`refuse_lost` as one of the needs."""
-
-    def find() -> str:
-        refuse_lost(runs)
-        return "there"
-
-    return Need("files of steps", find)
+    return "there"
 
 
 def _taken_in(config: StageConfig) -> Iterator[Path]:
@@ -285,8 +276,8 @@ def _asks_a_user(config: PlayConfig) -> bool:
 
 def _tasks(config: PlayConfig) -> str:
     from tau2rl.env.tasks import refuse_held_out, select, training_tasks
+    from tau2rl.reward.calibration import read_recipe
     from tau2rl.reward.presets import spec_from
-    from tau2rl.reward.recipe import read_recipe
 
     plugins.search([Path.cwd()])
     if isinstance(config, GrpoConfig):

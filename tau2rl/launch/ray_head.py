@@ -40,13 +40,11 @@ class LocalHead:
     only the environment of our own processes holds (a Ray that does not know tokens yet ignores it).
     """
 
-    def __init__(self, *, num_cpus: int | None = None, num_gpus: int | None = None, training: bool = False) -> None:
-        """Default: what Ray finds on this machine. `training`: for jobs with actors of their own, as slime's are.
+    def __init__(self, *, training: bool = False) -> None:
+        """With all that Ray finds on this machine. `training`: for jobs with actors of their own, as slime's are.
 
         Batches pass through its object store, so it is as large as Ray makes it, and the words of actors reach their driver.
         """
-        self._num_cpus = num_cpus
-        self._num_gpus = num_gpus
         self._training = training
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._folder, self._token = Path(), ""
@@ -139,8 +137,6 @@ class LocalHead:
             "include-dashboard": "true",  # the job server is part of it
             # A job's own output reaches us through the job server; that of its actors only through the monitor.
             "include-log-monitor": "true" if self._training else "false",
-            "num-cpus": self._num_cpus,
-            "num-gpus": self._num_gpus,
         }
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
         # ray.scripts.scripts is what the `ray` command calls; as a module it needs no `ray` on PATH.

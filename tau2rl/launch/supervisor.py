@@ -23,6 +23,7 @@ from pathlib import Path
 
 LOG = "head.log"  # below FOLDER: what the command says
 POLL_SECONDS = 0.2
+KILL_SECONDS = 10.0  # for what was killed to be gone
 RAYLET, FORK_SERVER = "raylet", b"multiprocessing.forkserver"
 SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
 
@@ -100,9 +101,9 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def kill_below(root: int, *, patience_seconds: float = 10.0) -> list[int]:
+def kill_below(root: int) -> list[int]:
     """SIGKILL everything below `root` until nothing is there; what even that did not end."""
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + KILL_SECONDS
     while (left := descendants(root)) and time.monotonic() < deadline:  # again and again: the dying can still have children
         for process in left:
             with contextlib.suppress(ProcessLookupError):
@@ -115,12 +116,12 @@ def kill_below(root: int, *, patience_seconds: float = 10.0) -> list[int]:
     return left
 
 
-def kill_session(session: int, mark: str, *, patience_seconds: float = 10.0) -> list[int]:
+def kill_session(session: int, mark: str) -> list[int]:
     """On Linux, SIGKILL every process of a session, and those that left it with `mark` in their environment; what is left.
 
     The mark alone does not do: processes of Ray write their titles over it.
     """
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + KILL_SECONDS
     while (left := _of_session(session, mark.encode())) and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):

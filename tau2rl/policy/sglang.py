@@ -78,12 +78,12 @@ class SGLangPolicy:
         call = functools.partial(self._ask, prompt_ids, seed=seed, session=session, max_tokens=limit)
         return await complete_with_retries(call, self._config, throttle=self._throttle, server=self._server.url)
 
-    async def ready(self, *, context_tokens: int | None = None, timeout_seconds: float = 20.0) -> str:
+    async def ready(self, *, context_tokens: int | None = None) -> str:
         """What answers at the URL, in a few words: `Qwen/Qwen3-4B, 32768 tokens of context`.
 
         Raises UserError when nothing does, it is not SGLang, or its context is shorter than `context_tokens`.
         """
-        return str(await self._server.describe(timeout_seconds=timeout_seconds, context_tokens=context_tokens))
+        return str(await self._server.describe(timeout_seconds=READY_SECONDS, context_tokens=context_tokens))
 
     async def _ask(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
         """One request. A new id each time: SGLang refuses an id that it still works on."""
@@ -111,6 +111,7 @@ BUSY = (502, 503, 504)
 ROUTING_HEADER = "X-SMG-Routing-Key"  # the router's key of prefix-cache affinity
 CONNECT_SECONDS = 10.0
 ABORT_SECONDS = 2.0
+READY_SECONDS = 20.0  # for the server to say what it is
 ENGINE_SECONDS = 5.0  # for an engine behind a router to say that it is there
 ANSWER_BYTES, TOKEN_BYTES = 2**20, 256  # of an answer, and for each token in it: id twice, log-probability, text
 

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tau2rl import plugins, settings
 from tau2rl.chat import make_codec
@@ -19,9 +19,13 @@ from tau2rl.errors import UserError
 from tau2rl.policy import make_policy
 from tau2rl.policy.scripted import ScriptedPolicy, always_transfer_script, do_nothing_script
 from tau2rl.protocols import ChatCodec, Policy
+from tau2rl.recipes.training import refuse_long_episodes
 from tau2rl.rollouts.runner import PlayAttempt, PolicyFor, SamplingStage, episode_runner
 from tau2rl.rollouts.workers import Workers
 from tau2rl.runs.provenance import checkpoint_hash
+
+if TYPE_CHECKING:
+    from tau2rl.train.policy import LocalPolicy
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +107,6 @@ async def open_agent(
         case "always-transfer":
             yield lambda attempt: ScriptedPolicy(always_transfer_script(), codec)
         case "local":
-            from tau2rl.recipes.local_agent import open_checkpoint  # torch: seconds, and only here
-
             async with open_checkpoint(config, codec, record) as local:
                 greedy_local = local.greedy()
                 yield lambda attempt: greedy_local if attempt.greedy else local
@@ -117,6 +119,24 @@ async def open_agent(
             policy = plugins.make_plugin(reference, codec, kind="policy", options=config.policy.options)
             async with open_given(policy) as policies:
                 yield policies
+
+
+@asynccontextmanager
+async def open_checkpoint(config: SamplingStage, codec: ChatCodec, record: Callable[..., None]) -> AsyncGenerator[LocalPolicy]:
+    """The policy of `policy.checkpoint`, until the end of the block; `record` is told how its model is computed.
+
+    Raises UserError when there is no such checkpoint, or an episode may outgrow its positions.
+    """
+    from tau2rl.train.engine.proof import record_engine  # torch: seconds, and only here
+    from tau2rl.train.model import open_model
+    from tau2rl.train.policy import local_policy
+
+    assert config.policy.checkpoint is not None  # the config refuses the kind `local` without one
+    refuse_long_episodes(config.limits.context_tokens, config.policy.checkpoint)
+    model = open_model(config.policy.checkpoint, config.local)
+    record_engine(model, record)
+    async with local_policy(model, config.policy.sampling, config.local, config.chat, codec) as policy:
+        yield policy
 
 
 @asynccontextmanager

@@ -31,12 +31,15 @@ from tau2rl.errors import UserError
 from tau2rl.hashing import derive_seed
 from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.play import floors
-from tau2rl.report.cost import Costs
+from tau2rl.report.cost import Costs, account
+from tau2rl.report.schema import SCHEMA
 from tau2rl.reward.presets import RewardSpec
 from tau2rl.reward.score import score_episode
 from tau2rl.rollouts.episode import REPAIR_REQUEST
 from tau2rl.runs import records
+from tau2rl.runs.budget import Meter
 from tau2rl.runs.progress import Progress, ProgressEvent
+from tau2rl.runs.timing import sessions
 from tau2rl.types import CallTool, Episode, EpisodeRecord, Fault, Opening, Status, TaskRef, Turn, without_thoughts
 from tau2rl.verify.blame import excluded
 from tau2rl.verify.rules import calls_of, violations
@@ -92,8 +95,37 @@ def scan(
     return seen
 
 
-def write_dataset(folder: Path, name: str, sources: Sequence[SourceRun], rollouts: RolloutFilter) -> Mapping[str, Any]:
-    """Write what stays to `name` and what does not to `dropped.jsonl`, with its reason; what was written, for the report."""
+def write_dataset(
+    stage: str,
+    folder: Path,
+    name: str,
+    sources: Sequence[SourceRun],
+    rollouts: RolloutFilter,
+    seen: Seen,
+    *,
+    digest: str,
+    planned: int | None,
+    meter: Meter | None,
+) -> dict[str, Any]:
+    """Write what stays to `name` and what does not to `dropped.jsonl`, with its reason; the report, JSON-ready.
+
+    `planned` and `meter`: attempts of the run's own sampling, and what it spent; of earlier runs both are in their own reports.
+    """
+    return {
+        "schema": SCHEMA,
+        "stage": stage,
+        "digest": digest,
+        "planned": planned,
+        "incomplete": planned is not None and _missing(rollouts, planned) > 0,
+        **_summary(rollouts, seen),
+        "sources": _described(sources, seen),
+        "files": _write(folder, name, sources, rollouts),
+        "cost": account(sessions(folder), seen.costs) if meter else None,
+        "budget": meter.account() if meter else None,
+    }
+
+
+def _write(folder: Path, name: str, sources: Sequence[SourceRun], rollouts: RolloutFilter) -> Mapping[str, Any]:
     rows = write_rows(folder / name, _kept_rows(sources, rollouts))
     dropped = write_rows(
         folder / "dropped.jsonl", ({**asdict(d), "source": str(sources[d.source].path)} for d in rollouts.dropped())
@@ -101,7 +133,7 @@ def write_dataset(folder: Path, name: str, sources: Sequence[SourceRun], rollout
     return {w.file: {"rows": w.rows, "sha256": w.sha256} for w in (rows, dropped)}
 
 
-def described_sources(sources: Sequence[SourceRun], seen: Seen) -> list[dict[str, str]]:
+def _described(sources: Sequence[SourceRun], seen: Seen) -> list[dict[str, str]]:
     """Whose episodes were read, for the report."""
     return [
         {"path": str(source.path), "digest": source.digest, "episodes_sha256": sha256}
@@ -109,12 +141,12 @@ def described_sources(sources: Sequence[SourceRun], seen: Seen) -> list[dict[str
     ]
 
 
-def missing_attempts(rollouts: RolloutFilter, planned: int) -> int:
+def _missing(rollouts: RolloutFilter, planned: int) -> int:
     """Planned attempts that a resumed run could still bring: all that are neither graded nor refused by their task."""
     return planned - rollouts.counts().get("all", {"graded": 0})["graded"] - rollouts.reasons().get("fault: task", 0)
 
 
-def dataset_summary(rollouts: RolloutFilter, seen: Seen) -> dict[str, Any]:
+def _summary(rollouts: RolloutFilter, seen: Seen) -> dict[str, Any]:
     """The report of a dataset: kept of tried, by domain and kind, how evenly it is spread, and what a constant policy solves."""
     overall = rollouts.counts().get("all", {"tried": 0, "graded": 0, "solved": 0, "kept": 0, "tasks": 0, "covered": 0})
     tasks = [task for of_domain in seen.floor_tasks.values() for task in of_domain.values()]

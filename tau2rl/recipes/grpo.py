@@ -14,8 +14,8 @@ from tau2rl.env.domain import env_identity
 from tau2rl.env.tasks import training_profile, training_tasks
 from tau2rl.env.user_simulator import check_answers, check_key
 from tau2rl.recipes.training import backend_for, conclude_training, planned, refuse_long_episodes
+from tau2rl.reward.calibration import read_recipe
 from tau2rl.reward.presets import spec_from
-from tau2rl.reward.recipe import read_recipe
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
 from tau2rl.runs.provenance import described_checkpoint, environment

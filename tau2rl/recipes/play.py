@@ -18,17 +18,9 @@ from tau2rl.env.user_simulator import check_answers, check_key
 from tau2rl.protocols import ChatCodec
 from tau2rl.recipes.agents import describe_agent, open_episode_runner
 from tau2rl.reward.presets import RewardSpec, spec_from
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
 from tau2rl.rollouts.concurrency import CappedConcurrency, FixedConcurrency, adaptive_concurrency
-from tau2rl.rollouts.runner import (
-    CircuitBreaker,
-    Outcome,
-    PlayAttempt,
-    PolicyFor,
-    SamplingStage,
-    outcomes,
-    planned_attempts,
-    record_of,
-)
+from tau2rl.rollouts.runner import Outcome, PlayAttempt, PolicyFor, SamplingStage, outcomes, planned_attempts, record_of
 from tau2rl.rollouts.scheduling import DurationEstimate, longest_first
 from tau2rl.runs.budget import Meter
 from tau2rl.runs.folder import RunFolder

@@ -11,25 +11,14 @@ from tau2rl.config import ChatConfig, PolicyConfig, RftConfig
 from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import refuse_held_out
 from tau2rl.errors import UserError
-from tau2rl.recipes.dataset import (
-    SourceRun,
-    dataset_summary,
-    described_sources,
-    make_source,
-    missing_attempts,
-    scan,
-    write_dataset,
-)
+from tau2rl.recipes.dataset import SourceRun, make_source, scan, write_dataset
 from tau2rl.recipes.play import play, prepare, write_environment
-from tau2rl.report.cost import account
-from tau2rl.report.schema import SCHEMA
 from tau2rl.reward.presets import spec_from
 from tau2rl.runs.budget import Meter
 from tau2rl.runs.folder import RunFolder, read_config
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.provenance import environment, read_environment
 from tau2rl.runs.reports import Result
-from tau2rl.runs.timing import sessions
 
 ROWS = "sft.jsonl"
 
@@ -47,13 +36,18 @@ class _Attempts:
 def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
     """Sample where no sources are given, then filter. Raises UserError for what cannot be run as asked."""
     attempts = _from_runs(config, folder) if config.sources else _sample(config, folder, progress)
-    sources, planned = attempts.sources, attempts.planned
     spec = spec_from(config.reward, max_turns=config.limits.max_turns)
     keep = config.keep
     with RolloutFilter() as rollouts:
         form = keep.form if keep.attempts == "solved+form" else ()
         seen = scan(
-            sources, rollouts, spec=spec, seed=config.seed, progress=progress, form=form, exclude_faults=keep.exclude_faults
+            attempts.sources,
+            rollouts,
+            spec=spec,
+            seed=config.seed,
+            progress=progress,
+            form=form,
+            exclude_faults=keep.exclude_faults,
         )
         if seen.held_out and not config.allow_held_out:
             raise UserError(
@@ -61,19 +55,17 @@ def run(config: RftConfig, folder: RunFolder, progress: Progress) -> Result:
                 hint="take runs on a training split, or accept them with `allow_held_out=true`",
             )
         rollouts.apply(keep)
-        report = {
-            "schema": SCHEMA,
-            "stage": "rft-filter",
-            "digest": attempts.digest,
-            "planned": planned,
-            "incomplete": planned is not None and missing_attempts(rollouts, planned) > 0,
-            **dataset_summary(rollouts, seen),
-            "sources": described_sources(sources, seen),
-            "files": write_dataset(folder.path, ROWS, sources, rollouts),
-            # Those of earlier runs are in their own reports.
-            "cost": account(sessions(folder.path), seen.costs) if config.plays else None,
-            "budget": attempts.meter.account() if attempts.meter else None,
-        }
+        report = write_dataset(
+            "rft-filter",
+            folder.path,
+            ROWS,
+            attempts.sources,
+            rollouts,
+            seen,
+            digest=attempts.digest,
+            planned=attempts.planned,
+            meter=attempts.meter,
+        )
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])
 

@@ -9,15 +9,12 @@ from tau2rl.data.rollout_filter import RolloutFilter
 from tau2rl.env.tasks import gold_script, refuse_held_out
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.protocols import Policy
-from tau2rl.recipes.dataset import dataset_summary, described_sources, make_source, missing_attempts, scan, write_dataset
+from tau2rl.recipes.dataset import make_source, scan, write_dataset
 from tau2rl.recipes.play import Prepared, play, prepare, write_environment
-from tau2rl.report.cost import account
-from tau2rl.report.schema import SCHEMA
 from tau2rl.rollouts.runner import PolicyFor
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress
 from tau2rl.runs.reports import Result
-from tau2rl.runs.timing import sessions
 from tau2rl.types import Attempt
 
 ROWS = "rows.jsonl"
@@ -35,19 +32,8 @@ def run(config: SeedConfig, folder: RunFolder, progress: Progress) -> Result:
         form = config.balance.form if config.keep == "solved+form" else ()
         seen = scan(sources, rollouts, spec=prepared.spec, seed=config.seed, progress=progress, form=form)
         rollouts.apply(KeepConfig(**dump(config.balance), attempts=config.keep, per_task=None))
-        found = dataset_summary(rollouts, seen)
-        report = {
-            "schema": SCHEMA,
-            "stage": "seed",
-            "digest": digest,
-            "planned": len(prepared.planned),
-            "incomplete": missing_attempts(rollouts, len(prepared.planned)) > 0,
-            **found,
-            "sources": described_sources(sources, seen),
-            "files": write_dataset(folder.path, ROWS, sources, rollouts),
-            "cost": account(sessions(folder.path), seen.costs),
-            "budget": prepared.meter.account(),
-        }
+        planned, meter = len(prepared.planned), prepared.meter
+        report = write_dataset("seed", folder.path, ROWS, sources, rollouts, seen, digest=digest, planned=planned, meter=meter)
     folder.write_report(report)
     return Result(report=report, complete=not report["incomplete"])
 

@@ -6,23 +6,32 @@ One round, offline, over rollouts of the current policy on TRAIN tasks (arXiv 26
 then, on tasks held out from the fit: the mean advantage of each tier's turns must have the intended sign, and the mean turn
 reward must correlate with success. The paper publishes neither alpha, delta nor the threshold; the defaults are those of its
 independent re-implementation. A tier that occurs in (nearly) all or none of the rollouts says nothing: its value is kept.
+
+What was found is frozen in a recipe, a file with a hash, from which `turn_table` has the rewards of a training:
+{"schema": 1, "values": {"gold": 0.42, "read": 0.0, ...}, "writes_only": false, "accepted": true, "digest": "1f0c...", ...}
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
 
-from tau2rl.config import AlgoConfig
+from tau2rl.config import AlgoConfig, RewardConfig
+from tau2rl.errors import UserError
 from tau2rl.hashing import derive_seed
 from tau2rl.reward.advantages import turn_advantages
-from tau2rl.reward.tiers import Tier
+from tau2rl.reward.tiers import TABLES, Tier, TierTable
+from tau2rl.runs.files import read_json, write_json, writing
 
 INTENDED: Mapping[Tier, int] = {Tier.GOLD: 1, Tier.SOFT: 1, Tier.WRITE: -1, Tier.ERROR: -1, Tier.DUPLICATE: -1}
+RECIPE_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,3 +240,47 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     dx, dy = [v - mean_x for v in x], [v - mean_y for v in y]
     size = math.sqrt(math.fsum(v * v for v in dx) * math.fsum(v * v for v in dy))
     return math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / size if size > 1e-12 else None
+
+
+def recipe_table(values: Mapping[Tier, float], *, writes_only: bool) -> TierTable:
+    """The table of a recipe: each tier has its value and nothing else, as the calibration checked it."""
+    return TierTable(values=dict(values), writes_only=writes_only, flat_soft=True)
+
+
+def write_recipe(file: Path, content: Mapping[str, Any]) -> str:
+    """Freeze a recipe; the digest that names it."""
+    whole = {"schema": RECIPE_SCHEMA, **content}
+    digest = _digest(whole)
+    with writing(file):
+        write_json(file, {**whole, "digest": digest})
+    return digest
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """A recipe that may be trained with. Raises UserError: no recipe, changed since it was frozen, or one that failed."""
+    if not file.is_file():
+        raise UserError(f"no recipe `{file}`", hint="make one with `tau2rl calibrate RUN... --output FILE`")
+    content = read_json(file)
+    if content.get("schema") != RECIPE_SCHEMA or not isinstance(content.get("values"), dict):
+        raise UserError(f"`{file}` is no recipe of this version", hint="make one with `tau2rl calibrate`")
+    if content.get("digest") != _digest({key: value for key, value in content.items() if key != "digest"}):
+        raise UserError(f"`{file}` is not what was frozen: its hash is another", hint="make it again with `tau2rl calibrate`")
+    if not content.get("accepted"):
+        raise UserError(f"`{file}` did not pass its check", hint="look at its `problems`")
+    return content
+
+
+def turn_table(reward: RewardConfig, algo: AlgoConfig) -> TierTable:
+    """What a turn is worth: the recipe's table, else that of `algo.turn_rewards`. Raises UserError."""
+    return TABLES[algo.turn_rewards] if reward.recipe is None else _table(reward.recipe)
+
+
+@functools.cache  # an episode asks for it, and a run stands on the file as it was
+def _table(file: Path) -> TierTable:
+    content = read_recipe(file)
+    values = cast("dict[str, float]", content["values"])
+    return recipe_table({Tier(name): value for name, value in values.items()}, writes_only=bool(content["writes_only"]))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

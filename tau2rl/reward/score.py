@@ -106,9 +106,6 @@ def _basis(info: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(getattr(name, "value", name)) for name in cast(Sequence[Any], names))
 
 
-TERMS = ("outcome", "shaping", "steps", "tools")  # sum to `shaped`, with those of the user's; the others are shares of checks met
-
-
 def score_episode(episode: Episode, spec: RewardSpec) -> Score | None:
     """The score of an episode; None for one without a grade (FAILED: no evidence about the model).
 

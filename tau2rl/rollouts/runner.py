@@ -1,12 +1,10 @@
-"""Many episodes at once: at most so many in flight, a FAILED one played again, each yielded as it ends; when to stop."""
+"""Many episodes at once: what a run plans, at most so many in flight, a FAILED one played again, each yielded as it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tau2rl.config import EvalConfig, GrpoConfig, LimitsConfig, RftConfig, SeedConfig
 from tau2rl.env.tau2_env import make_env
@@ -19,7 +17,7 @@ from tau2rl.rollouts.concurrency import FixedConcurrency, Permits
 from tau2rl.rollouts.episode import run_episode
 from tau2rl.rollouts.thinking import ThinkingBudget
 from tau2rl.runs.records import SCHEMA
-from tau2rl.types import Attempt, Completion, Episode, EpisodeRecord, Failure, Fault, Status, StopReason, TaskRef
+from tau2rl.types import Attempt, Episode, EpisodeRecord, Failure, Fault, Status, StopReason, TaskRef
 
 # Plays an attempt once; an infrastructure failure is a FAILED episode, never an exception.
 PlayAttempt = Callable[[Attempt], Awaitable[Episode]]
@@ -222,69 +220,3 @@ def record_of(outcome: Outcome, config: EpisodeConfig, spec: RewardSpec) -> Epis
         episode=replace(episode, token_ids=()) if config.chat.protocol == "transcript" else episode,
         score=score_episode(episode, spec),
     )
-
-
-def with_cpu_time(play: Callable[..., Awaitable[Episode]]) -> Callable[..., Awaitable[Episode]]:
-    """Plays as `play` does; each episode says what CPU time this process used since the one before, so that the sum is all.
-
-    For a process that plays for another one: the run cannot see the CPU time of a worker, perhaps on another machine, but it gets
-    the episodes. What was used before this call, for loading, is not counted.
-    """
-    told = time.process_time()
-
-    async def timed(*how: Any) -> Episode:
-        nonlocal told
-        episode = await play(*how)
-        before, told = told, time.process_time()
-        return replace(episode, worker_cpu_seconds=told - before)
-
-    return timed
-
-
-class TimedPolicy:
-    """A policy, and in `seconds` the wall time in which at least one turn was asked of it."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._waiting = 0
-        self._since = 0.0
-        self.seconds = 0.0
-
-    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
-        """Sample one turn; see `protocols.Policy`."""
-        if not self._waiting:
-            self._since = time.monotonic()
-        self._waiting += 1
-        try:
-            return await self._policy.complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self.seconds += time.monotonic() - self._since
-
-
-class CircuitBreaker:
-    """Counts FAILED episodes in a row, as signs that the infrastructure broke for all tasks.
-
-        breaker = CircuitBreaker(after=20)
-        if breaker.opens_at(outcome): ...  # stop
-
-    Attempts at one task follow each other (a group of GRPO, `rollouts/scheduling.py`). So a task that has never ended well says
-    nothing new when it fails again, once another one has ended well.
-    """
-
-    def __init__(self, *, after: int, ended_well: Iterable[TaskRef] = ()) -> None:
-        self.failures = 0  # in a row
-        self._after = after
-        self._ended_well, self._failed = set(ended_well), set[TaskRef]()
-
-    def opens_at(self, outcome: Outcome) -> bool:
-        """Take in an outcome; whether there are enough failures now."""
-        task = outcome.attempt.task
-        if outcome.episode.status is not Status.FAILED:
-            self._ended_well.add(task)
-            self.failures = 0
-        elif not self._ended_well or task in self._ended_well or task not in self._failed:
-            self.failures += 1
-            self._failed.add(task)
-        return self.failures >= self._after

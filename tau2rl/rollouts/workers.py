@@ -17,11 +17,11 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tau2rl.errors import EnvironmentFailure, RunIncomplete, UserError
-from tau2rl.rollouts.runner import never_began, with_cpu_time
+from tau2rl.rollouts.runner import never_began
 from tau2rl.settings import ray_address
 from tau2rl.types import Attempt, Episode
 
@@ -324,3 +324,20 @@ def own_bytes() -> int:
     except OSError:
         return 0
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def with_cpu_time(play: Callable[..., Awaitable[Episode]]) -> Callable[..., Awaitable[Episode]]:
+    """Plays as `play` does; each episode says what CPU time this process used since the one before, so that the sum is all.
+
+    For a process that plays for another one: the run cannot see the CPU time of a worker, perhaps on another machine, but it gets
+    the episodes. What was used before this call, for loading, is not counted.
+    """
+    told = time.process_time()
+
+    async def timed(*how: Any) -> Episode:
+        nonlocal told
+        episode = await play(*how)
+        before, told = told, time.process_time()
+        return replace(episode, worker_cpu_seconds=told - before)
+
+    return timed

@@ -15,7 +15,7 @@ from typing import Any, cast
 import tau2rl
 from tau2rl import plugins
 from tau2rl.config import StageConfig, dump, flatten
-from tau2rl.config.renamed import RENAMED
+from tau2rl.config.loading import RENAMED
 from tau2rl.errors import UserError
 from tau2rl.runs.changes import Change, is_identity, is_recorded
 from tau2rl.runs.files import read_json, write_json, writing

@@ -147,7 +147,7 @@ def _objective(config: GrpoConfig) -> list[str]:
     if algo.loss_aggregation == "token-mean":
         options.append("--calculate-per-token-loss")
     elif algo.loss_aggregation == "constant":
-        options += ["--custom-pg-loss-reducer-function-path", f"{HOOKS}.constant_{algo.loss_scale}"]
+        options += ["--custom-pg-loss-reducer-function-path", f"{HOOKS}.scaled_sum"]
     return options + _correction(algo)
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tau2rl.slime.rollout import Rollout
 
 CARRIER = "teacher_log_probs"  # the one float a token that slime ships to its trainers, slices and moves to the GPU
-CONSTANT = "constant_"
 
 
 # In the rollout process
@@ -221,26 +220,22 @@ def _once(owner: Any, replaced_by: Callable[[Callable[..., Any]], Callable[..., 
     owner.step = step
 
 
-def __getattr__(name: str) -> Any:
-    """`--custom-pg-loss-reducer-function-path` `constant_1024`: Dr. GRPO's sum of an attempt's tokens, divided by 1024.
+def scaled_sum(
+    total_lengths: Sequence[int], response_lengths: Sequence[int], loss_masks: Sequence[Any], per_token: bool
+) -> Callable[[Any], Any]:
+    """`--custom-pg-loss-reducer-function-path`: Dr. GRPO's sum of an attempt's tokens, divided by `algo.loss_scale`.
 
-    slime calls it without `args`, so the number is part of the name. It divides by the number of attempts of the step afterwards
-    (slime/backends/megatron_utils/loss.py:1352-1358).
+    Over the samples of a micro-batch, whose tokens' terms lie behind each other in one tensor; slime divides by the number of
+    attempts of the step afterwards (slime/backends/megatron_utils/loss.py:1352-1358). It hands over no `args`, but Megatron has
+    the same ones.
     """
-    number = name.removeprefix(CONSTANT)
-    if number == name or not number.isdecimal() or int(number) < 1:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from megatron.training.global_vars import get_args
 
-    def reducer(
-        total_lengths: Sequence[int], response_lengths: Sequence[int], loss_masks: Sequence[Any], per_token: bool
-    ) -> Callable[[Any], Any]:
-        """Over the samples of a micro-batch, whose tokens' terms lie behind each other in one tensor."""
-        assert not per_token  # slime would divide by the number of tokens once more
+    assert not per_token  # slime would divide by the number of tokens once more
+    scale = run_context(get_args()).grpo.algo.loss_scale
 
-        def reduce(terms: Any) -> Any:
-            parts = terms.split(list(response_lengths), dim=0)
-            return sum((part * mask).sum() for part, mask in zip(parts, loss_masks, strict=True)) / int(number)
+    def reduce(terms: Any) -> Any:
+        parts = terms.split(list(response_lengths), dim=0)
+        return sum((part * mask).sum() for part, mask in zip(parts, loss_masks, strict=True)) / scale
 
-        return reduce
-
-    return reducer
+    return reduce

@@ -86,22 +86,6 @@ class ModelShape:
         return self.layers - (self.linear.layers if self.linear else 0)
 
 
-SHAPE_4B = ModelShape(
-    family="qwen3",
-    layers=36,
-    hidden=2560,
-    ffn=9728,
-    heads=32,
-    groups=8,
-    head_dim=128,
-    vocab=151936,
-    norm_eps=1e-6,
-    rope_base=5_000_000,
-    tied=True,
-    longest=262144,
-)  # Qwen3-4B-Instruct-2507
-
-
 def read_shape(checkpoint: Path) -> ModelShape:
     """The shape in a checkpoint's directory. Raises UserError."""
     file = checkpoint.expanduser() / "config.json"

@@ -29,12 +29,12 @@ from tau2rl.env.user_simulator import check_key
 from tau2rl.errors import EpisodeFailure, RunIncomplete, UserError
 from tau2rl.hashing import derive_seed
 from tau2rl.policy.sglang import SGLangPolicy
+from tau2rl.reward.calibration import turn_table
 from tau2rl.reward.presets import spec_from
-from tau2rl.reward.recipe import turn_table
+from tau2rl.rollouts.circuit_breaker import RolloutBreaker
 from tau2rl.rollouts.runner import Outcome, episode_runner, never_began, outcomes, plan_attempts, record_of
 from tau2rl.rollouts.workers import PlayWith, Workers
 from tau2rl.slime.argv import HEALTH_INTERVAL
-from tau2rl.slime.circuit_breaker import RolloutBreaker
 from tau2rl.slime.rollout_log import RolloutLog
 from tau2rl.slime.run_context import run_context
 from tau2rl.slime.samples import Played, SampleMetadata
@@ -192,7 +192,11 @@ class Rollout:
             await self._player.aclose()
 
     async def _outcome(self, attempt: Attempt, sampling: SamplingConfig, aborted: Callable[[], bool]) -> Outcome | None:
-        """The attempt's outcome: played again while everything waits, and as long as a dead engine may be in its router."""
+        """The attempt's outcome. What FAILED is played again for three reasons, each of which lasts longer than the one before.
+
+        A hiccup passes in seconds: `rollout.retries`, as everywhere (`_try`). A dead engine stays in its router for two health
+        checks. While nothing works at all (`breaker`), who gave up would leave a hole in each group: all wait.
+        """
         play = (await self._open_workers() or self._player).play
         failed_at: float | None = None
         while True:
@@ -269,14 +273,14 @@ def _broken(attempt: Attempt, error: Exception) -> Outcome:
     return Outcome(attempt=attempt, episode=never_began(attempt, EpisodeFailure(f"{type(error).__name__}: {error}")))
 
 
-_opened: dict[int, tuple[Any, Rollout]] = {}  # by the identity of `args`, which slime hands to every hook
-_opening = threading.Lock()
+_rollouts: dict[Path, Rollout] = {}  # by the folder of the run; a process of slime's has one
+_making = threading.Lock()
 
 
 def rollout_of(args: Any) -> Rollout:
     """The one object behind the hooks of a process."""
-    with _opening:
-        if id(args) not in _opened:
-            run = run_context(args)
-            _opened[id(args)] = (args, Rollout(run.grpo, run.folder))  # `args` are held, so that their identity stays theirs
-        return _opened[id(args)][1]
+    run = run_context(args)
+    with _making:
+        if run.folder not in _rollouts:
+            _rollouts[run.folder] = Rollout(run.grpo, run.folder)
+        return _rollouts[run.folder]

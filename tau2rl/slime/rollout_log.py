@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tau2rl.config import GrpoConfig, dump
 from tau2rl.report.cost import Costs, Session
-from tau2rl.rollouts.conversation_sample import ConversationSample
-from tau2rl.rollouts.monitors import Monitor, dominated, habit_metrics
+from tau2rl.rollouts.monitors import ConversationSample, Monitor, dominated, habit_metrics
 from tau2rl.runs import records
 from tau2rl.runs.files import json_lines, write_json
 from tau2rl.runs.records import write_validation

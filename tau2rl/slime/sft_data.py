@@ -7,23 +7,21 @@ was answered with a repair request.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tau2rl.chat.template import chat_dicts
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.config import SftConfig
-from tau2rl.data.encoding import TOO_LONG, DroppedRow, RowEncoder, learned_turns
+from tau2rl.data.encoding import TOO_LONG, DroppedRow, RowEncoder, dropped_account, learned_turns
 from tau2rl.data.jsonl import write_rows
 from tau2rl.data.rows import BadRow, Row, read_row
 from tau2rl.rollouts.episode import REPAIR_REQUEST
 from tau2rl.types import TrainingSample
 
 MARK = "step_loss_mask"  # slime's word on a message, and ours in a row: 0 = not learned
-DROPPED_SHOWN = 20  # rows that the report names; it counts all of them
 SLACK_TOKENS = 16  # what a conversation rendered in one piece may have more: the end of its last turn, merges at the seams
 
 
@@ -50,8 +48,7 @@ class RowCounts:
             "used": self.used,
             "held_out": 0,
             "dropped": len(self.dropped),
-            "reasons": dict(Counter(row.reason for row in self.dropped).most_common()),
-            "dropped_rows": [asdict(row) for row in self.dropped[:DROPPED_SHOWN]],
+            **dropped_account(self.dropped),
             "tokens": self.tokens,
             "assistant_tokens": self.assistant_tokens,
             "longest": self.longest,

@@ -201,7 +201,7 @@ def draw_case(
 
 
 def composition(intent: str, problems: Sequence[str]) -> str:
-    """What is wrong, for whom, as it is compared: `mms: bad_vpn, data_mode_off`; the problems in the order of the book."""
+    """What is wrong, for whom, in one line: `mms: bad_vpn, data_mode_off`; in a key the problems stand as in the book."""
     return f"{intent}: {', '.join(problems)}"
 
 

@@ -10,8 +10,8 @@ from tau2rl.config.kinds import TURN_ESTIMATORS
 from tau2rl.data.encoding import pack
 from tau2rl.env.turn_rewards import episode_turn_rewards
 from tau2rl.reward.advantages import group_advantages
+from tau2rl.reward.calibration import turn_table
 from tau2rl.reward.presets import RewardSpec
-from tau2rl.reward.recipe import turn_table
 from tau2rl.reward.score import score_episode
 from tau2rl.train.trainer import ScoredTrajectory
 from tau2rl.types import Attempt, Episode, TaskRef

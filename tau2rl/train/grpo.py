@@ -22,23 +22,22 @@ from tau2rl.hashing import derive_seed
 from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.report.cost import Costs
 from tau2rl.reward.presets import RewardSpec
-from tau2rl.rollouts.conversation_sample import ConversationSample
-from tau2rl.rollouts.monitors import Monitor
-from tau2rl.rollouts.runner import CircuitBreaker, Outcome, TimedPolicy, episode_runner, outcomes, plan_attempts, record_of
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.monitors import ConversationSample, Monitor
+from tau2rl.rollouts.runner import Outcome, episode_runner, outcomes, plan_attempts, record_of
 from tau2rl.runs.budget import step_meter
 from tau2rl.runs.checkpoints import STATE, begins_anew, exports
 from tau2rl.runs.files import json_lines
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.progress import Progress, ProgressEvent
-from tau2rl.runs.records import write_validation
+from tau2rl.runs.records import first_index, rewind_logprobs, write_logprobs, write_validation
 from tau2rl.runs.secrets import Redactor, key_variables
 from tau2rl.runs.timing import PhaseTimer
 from tau2rl.runs.trackers import Curves, rewind_episodes
-from tau2rl.runs.trainer_logprobs import first_index, rewind_logprobs, write_logprobs
 from tau2rl.train.group import ScoredGroup, score_group
 from tau2rl.train.metrics import mean, rollout_metrics, speed_metrics, update_metrics
 from tau2rl.train.model import write_checkpoint
-from tau2rl.train.policy import LocalPolicy, local_policy
+from tau2rl.train.policy import LocalPolicy, TimedPolicy, local_policy
 from tau2rl.train.state import rng_state, understood
 from tau2rl.train.trainer import GRPOTrainer
 from tau2rl.types import Attempt, Episode, Status, TaskRef

@@ -125,12 +125,10 @@ def _listed(layers: Collection[int]) -> str:
     return f"layer{'s' if len(layers) > 1 else ''} {shown}{', ...' if len(layers) > NAMED else ''}"
 
 
-def save(model: nn.Module, folder: Path, *, dtype: DType | None = None) -> None:
+def save(model: nn.Module, folder: Path) -> None:
     """Write whole weights (LoRA merged into a copy) so that `AutoModelForCausalLM.from_pretrained` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = _merged(model)
-    state = None if dtype is None else {k: v.to(getattr(torch, dtype)) for k, v in whole.state_dict().items()}
-    whole.save_pretrained(str(folder), state_dict=state)  # pyright: ignore[reportCallIssue]
+    _merged(model).save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
 
 
 def _merged(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch import nn
 from tau2rl.chat.tokenizers import load_tokenizer
 from tau2rl.config import ChatConfig, LocalConfig, SamplingConfig
 from tau2rl.errors import PolicyFailure
-from tau2rl.protocols import ChatCodec
+from tau2rl.protocols import ChatCodec, Policy
 from tau2rl.train.engine.generator import Sampler, SampleRequest
 from tau2rl.train.engine.proof import sampler_for
 from tau2rl.types import Completion
@@ -206,3 +207,25 @@ class SamplerThread:
         for future in waiting:
             if not future.done():
                 future.set_exception(PolicyFailure(reason))
+
+
+class TimedPolicy:
+    """A policy, and in `seconds` the wall time in which at least one turn was asked of it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._waiting = 0
+        self._since = 0.0
+        self.seconds = 0.0
+
+    async def complete(self, prompt_ids: Sequence[int], *, seed: int, session: str, max_tokens: int) -> Completion:
+        """Sample one turn; see `protocols.Policy`."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting += 1
+        try:
+            return await self._policy.complete(prompt_ids, seed=seed, session=session, max_tokens=max_tokens)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.seconds += time.monotonic() - self._since

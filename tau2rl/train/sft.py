@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from tau2rl.config import LocalTrainConfig, SftConfig, SftTrainConfig
-from tau2rl.data.encoding import Encoded
+from tau2rl.data.encoding import Encoded, dropped_account
 from tau2rl.data.task_sampling import ShuffledEpochs
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.runs.budget import Spent, step_meter
@@ -305,9 +304,6 @@ class EarlyStopping:
             self.weights = trained_weights(model)
 
 
-DROPPED_SHOWN = 20  # rows that the report names; it counts all of them
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """What is trained on and what is only validated on."""
@@ -333,8 +329,7 @@ def account_of(encoded: Encoded, rows: Split) -> dict[str, Any]:
         "rendered": len(encoded.rows) - encoded.exact,  # written anew from their messages
         "samples": sum(len(row) for row in rows.train),  # more than rows where thoughts are taken out
         "thoughts_left_out": encoded.thoughts_left_out,
-        "reasons": dict(Counter(d.reason for d in encoded.dropped).most_common()),
-        "dropped_rows": [asdict(d) for d in encoded.dropped[:DROPPED_SHOWN]],
+        **dropped_account(encoded.dropped),
         "tokens": sum(len(s.token_ids) for s in training_samples(rows.train)),
         "assistant_tokens": sum(sum(s.loss_mask) for s in training_samples(rows.train)),
         "longest": max((len(s.token_ids) for s in encoded.samples), default=0),

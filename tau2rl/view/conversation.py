@@ -12,7 +12,7 @@ from typing import Any
 from tau2rl.chat.tokenizers import Tokenizer
 from tau2rl.errors import UserError
 from tau2rl.hashing import prefix_hash
-from tau2rl.runs.trainer_logprobs import Turns
+from tau2rl.runs.records import TurnLogprobs
 from tau2rl.terminal import visible
 from tau2rl.types import Episode, EpisodeRecord, Message, TaskRef, Think, Turn
 
@@ -134,7 +134,7 @@ def call_words(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def tokens(
-    episode: Episode, tokenizer: Tokenizer | None, advantages: Sequence[float] | None, trainer: Turns | None = None
+    episode: Episode, tokenizer: Tokenizer | None, advantages: Sequence[float] | None, trainer: TurnLogprobs | None = None
 ) -> Json:
     """The tokens as runs of one mask: `{"spans": [{"turn", "mask", "ids", "texts", ...}], "reason"}`.
 

@@ -10,7 +10,7 @@ from tau2rl.config import AlgoConfig, GrpoConfig, RewardConfig
 from tau2rl.config.kinds import TURN_ESTIMATORS
 from tau2rl.errors import UserError
 from tau2rl.reward.advantages import group_advantages
-from tau2rl.reward.recipe import turn_table
+from tau2rl.reward.calibration import turn_table
 from tau2rl.reward.tiers import TierTable
 from tau2rl.runs.folder import read_config
 from tau2rl.types import Episode, EpisodeRecord

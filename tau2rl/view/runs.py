@@ -16,8 +16,8 @@ from tau2rl.errors import UserError
 from tau2rl.report.estimators import mean_over_tasks
 from tau2rl.report.tables import quantity
 from tau2rl.runs.files import read_json
+from tau2rl.runs.records import TRAINER_LOGPROBS, TurnLogprobs, read_logprobs
 from tau2rl.runs.reports import REPORT, read_report
-from tau2rl.runs.trainer_logprobs import FOLDER, Turns, read_logprobs
 from tau2rl.terminal import visible
 from tau2rl.types import EpisodeRecord
 from tau2rl.view import conversation, group
@@ -26,7 +26,7 @@ from tau2rl.view.index import Index, record_files
 Json = dict[str, Any]
 DEEPEST = 6  # folders below what was named in which runs are looked for
 LIVE_SECONDS = 60.0  # a run without a result whose files changed within this is being written
-_PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "tensorboard", "state", FOLDER}
+_PASSED_OVER = {"checkpoints", "logs", "val", "wandb", "tensorboard", "state", TRAINER_LOGPROBS}
 
 
 def find_runs(places: Iterable[Path], unread: list[Path] | None = None) -> dict[str, Path]:
@@ -193,12 +193,12 @@ def episode_tokens(run: Path, index: Index, number: int) -> Json:
     return {**conversation.tokens(record.episode, tokenizer, mine, trainer), "tokenizer": reason, "untrained": untrained}
 
 
-def _trainer_logprobs(run: Path, row: Json) -> tuple[Turns | None, str]:
+def _trainer_logprobs(run: Path, row: Json) -> tuple[TurnLogprobs | None, str]:
     """Those of an attempt of a training, or why there are none."""
     config = group.training(run)
     if config is None or row["place"] != "run":
         return None, ""
-    if not (run / FOLDER).is_dir():
+    if not (run / TRAINER_LOGPROBS).is_dir():
         return None, "this training kept no log-probabilities of its trainer: the backend `local` does with `rollout.keep`"
     found = read_logprobs(run, config, row["attempt"], row["key"])
     return found, "" if found else "no step learned from this attempt: its group had no signal, or was one too many"

@@ -100,7 +100,7 @@ def test_a_module_of_the_dashboard_that_is_killed_is_started_again_by_ray(tmp_pa
 
 @pytest.mark.slow
 def test_a_log_monitor_that_is_killed_ends_the_wait() -> None:
-    with LocalHead(num_cpus=1, training=True) as head:
+    with LocalHead(training=True) as head:
         processes = {process: born(process) for process in supervisor.descendants(head.pid)}
         server = jobs.connect(head.address, head.headers, alive=head.alive)
         server.submit(f"exec {shlex.join([sys.executable, '-u', '-c', 'import time; print(1); time.sleep(600)'])}", "sleeper")

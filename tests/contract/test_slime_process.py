@@ -144,7 +144,7 @@ def test_a_conversation_that_outgrows_the_context_is_cut_off_and_counts(tmp_path
     with SGLangStub(answer=agent(CODEC, [(RIGHT, DONE)])) as server:
         whole = using(rollout(settings(), tmp_path, server), play)
         budget = whole.episode.turns[0].end + 1
-        played = using(rollout(settings(limits={"context_tokens": budget}), tmp_path, server), play)
+        played = using(rollout(settings(limits={"context_tokens": budget}), tmp_path / "cut", server), play)
         asked = [len(body["input_ids"]) + body["sampling_params"]["max_new_tokens"] for body in server.bodies[2:]]
     assert (played.metadata.status, played.metadata.termination, played.metadata.turns) == ("truncated", "context", 1)
     assert played.metadata.evidence and played.metadata.reward == 0.0 and played.packed

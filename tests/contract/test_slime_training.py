@@ -4,6 +4,7 @@
 - an estimator of turns gives a sample of three turns three advantages, with the batch split over two ranks
 - what failed and what has no signal is in the batch, in no sum and in no divisor; nothing becomes a NaN, not even when all failed
 - a step with nothing to learn from moves no weight, by slime's own order of calls
+- Megatron has slime's own `args`, where a sum's divisor is read
 - the trainer's advantages are ours, in float32
 - a batch that carries nothing is refused and not trained on
 """
@@ -73,6 +74,7 @@ def gradients(job: SlimeJob, rank: dict[str, Any]) -> Iterator[tuple[int, Any, A
     import torch
 
     loss = importlib.import_module("slime.backends.megatron_utils.loss")
+    vars(importlib.import_module("megatron.training.global_vars"))["get_args"] = lambda: job.args  # as slime's `init` sets them
     keys = ("total_lengths", "response_lengths", "loss_masks", "advantages", "returns", "rollout_log_probs")
     for indices in rank["micro_batch_indices"]:
         batch = {key: [rank[key][i] for i in indices] for key in keys}
@@ -185,6 +187,12 @@ def test_a_step_with_nothing_to_learn_from_is_counted_as_such(begin: Callable[..
     for rank in ranks(job, boxes):
         hooks.count_trained(job.args, 0, rank)
         assert job.args.tau2rl_trained == [0]
+
+
+def test_slime_gives_megatron_the_args_that_the_hook_reads() -> None:
+    source = (checkout() / "slime" / "backends" / "megatron_utils" / "initialize.py").read_text()
+    assert "from megatron.training.global_vars import _build_tokenizer, set_args" in source
+    assert "def init(args):\n    set_args(args)\n" in source
 
 
 def test_slime_calls_the_optimizer_as_the_hook_expects() -> None:

@@ -47,7 +47,7 @@ def head() -> Iterator[LocalHead]:
         patch.setenv("OPENAI_API_KEY", SECRET)
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             patch.delenv(name, raising=False)
-        with LocalHead(num_cpus=2) as running:
+        with LocalHead() as running:
             yield running
 
 
@@ -185,7 +185,7 @@ def test_every_port_is_on_loopback(head: LocalHead) -> None:
 
 
 def test_two_heads_live_side_by_side_and_each_ends_alone(head: LocalHead) -> None:
-    second = LocalHead(num_cpus=1)
+    second = LocalHead()
     with second:
         heard = Heard()
         assert heard.follow(second, python("print('second')")) == 0
@@ -205,7 +205,7 @@ OWNER = """
 import shlex, sys, time
 from tau2rl.launch import jobs
 from tau2rl.launch.ray_head import LocalHead
-head = LocalHead(num_cpus=1)
+head = LocalHead()
 with head:
     server = jobs.connect(head.address, head.headers, variables=head.job_variables)
     said = "import os, tempfile, time; print(os.getpid(), tempfile.gettempdir()); time.sleep(600)"
@@ -237,12 +237,12 @@ def test_a_head_and_its_job_go_when_their_owner_is_killed(tmp_path: Path) -> Non
 
 def test_memory_that_something_else_has_filled_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")  # this machine is always fuller than that
-    with LocalHead(num_cpus=1) as head:
+    with LocalHead() as head:
         assert Heard().follow(head, python("import time; time.sleep(3)")) == 0
 
 
 def test_a_head_goes_when_both_its_supervisors_are_killed_at_once() -> None:
-    with LocalHead(num_cpus=1) as head:
+    with LocalHead() as head:
         below = supervisor.descendants(head.pid)
         folder = Path(folder_of(head))
         for process in (head.pid, below[0]):  # the outer one, then the inner one
@@ -252,7 +252,7 @@ def test_a_head_goes_when_both_its_supervisors_are_killed_at_once() -> None:
 
 
 def test_a_head_that_breaks_down_ends_the_wait_for_its_job() -> None:
-    with LocalHead(num_cpus=1) as head:
+    with LocalHead() as head:
         heard = Heard()
 
         def break_it(line: str) -> None:

@@ -51,7 +51,8 @@ def head(place: Path) -> Iterator[LocalHead]:
         for name, value in make_machine(place / "machine").items():
             patch.setenv(name, value)
         patch.setenv("TAU2RL_SECRETS_FILE", str(secrets))
-        with LocalHead(num_cpus=16, num_gpus=8, training=True) as running:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 16, "GPU": 8}')
+        with LocalHead(training=True) as running:
             yield running
 
 

@@ -20,7 +20,8 @@ import pytest
 
 from tau2rl.env.scripted_user import ScriptedUser
 from tau2rl.env.simulation import Simulation
-from tau2rl.rollouts.runner import TimedPolicy, with_cpu_time
+from tau2rl.rollouts.workers import with_cpu_time
+from tau2rl.train.policy import TimedPolicy
 from tau2rl.types import CallTool, Completion, EnvTime, Episode, FinishReason, Say, Status
 from tests.play import attempt, mock_env, play
 
@@ -142,7 +143,7 @@ def test_a_policy_is_watched_while_anybody_waits_for_it(monkeypatch: pytest.Monk
     async def main() -> float:
         gate = Gate()
         watched, now = TimedPolicy(gate), 100.0
-        monkeypatch.setattr("tau2rl.rollouts.runner.time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+        monkeypatch.setattr("tau2rl.train.policy.time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
 
         async def ask(number: int) -> asyncio.Task[Completion]:
             task = asyncio.create_task(watched.complete([], seed=number, session="", max_tokens=1))

@@ -161,6 +161,7 @@ def _megatron() -> dict[str, ModuleType]:
         "megatron.core.packed_seq_params": module("megatron.core.packed_seq_params", PackedSeqParams=dict),
         "megatron.training": module("megatron.training"),
         "megatron.training.arguments": arguments,
+        "megatron.training.global_vars": module("megatron.training.global_vars"),  # tests of the trainer give it `get_args`
         "megatron.training.tokenizer": module("megatron.training.tokenizer"),
         "megatron.training.tokenizer.tokenizer": tokenizer,
         # What slime changes in Megatron when it is imported has nothing to change here.

@@ -37,7 +37,7 @@ from tau2rl.config import (
     put,
     read_config_file,
 )
-from tau2rl.config.fields import value_of
+from tau2rl.config.base import value_of
 from tau2rl.config.reading import read_text
 from tau2rl.errors import UserError
 

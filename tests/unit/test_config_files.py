@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.config import STAGES, EvalConfig, dump, every_setting, load_config
-from tau2rl.config.renamed import RENAMED, SettingRenamed, old_names
+from tau2rl.config.loading import RENAMED, SettingRenamed, old_names
 from tau2rl.errors import UserError
 from tau2rl.runs.folder import read_config
 

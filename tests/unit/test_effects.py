@@ -33,9 +33,9 @@ from tau2rl.config import (
     put,
     words_of,
 )
+from tau2rl.config.base import arms_of, items_of, value_of, values_of
 from tau2rl.config.effects import IDLE, Idle, refuse_idle
 from tau2rl.config.extras import PARTS
-from tau2rl.config.fields import arms_of, items_of, value_of, values_of
 from tau2rl.errors import UserError
 
 EVAL = ["chat.tokenizer=bytes"]

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from tau2rl.train.engine.attention import attends, backbone, bare, head
-from tau2rl.train.engine.shared_prefix import lay_out
+from tau2rl.train.engine.shared_prefix import attends, backbone, bare, head, lay_out
 from tau2rl.types import TrainingSample
 
 if TYPE_CHECKING:
@@ -169,10 +168,10 @@ class Batch:
         return float(self.mask.sum())
 
 
-def collate(samples: Sequence[TrainingSample], *, pad: int = 0, device: str | torch.device = "cpu") -> Batch:
+def collate(samples: Sequence[TrainingSample], *, device: str | torch.device = "cpu") -> Batch:
     """One batch; it has sampling log-probabilities only when every sample has them."""
     width = max(len(s.token_ids) for s in samples)
-    rows = [list(s.token_ids) + [pad] * (width - len(s.token_ids)) for s in samples]
+    rows = [list(s.token_ids) + [0] * (width - len(s.token_ids)) for s in samples]
     masks = [[float(m) for m in s.loss_mask] + [0.0] * (width - len(s.loss_mask)) for s in samples]
     mask = torch.tensor(masks, device=device)
     mask[:, 0] = 0.0  # nothing predicts the first token

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tau2rl.train.engine.attention import attends, backbone, head
 from tau2rl.train.engine.forward import CALL, begins, common_length, padded_batches
 from tau2rl.train.engine.kv_cache import SHARING_PAYS, KVCache, SlotTable
+from tau2rl.train.engine.shared_prefix import attends, backbone, head
 from tau2rl.types import Completion, FinishReason, Usage
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tau2rl.train.engine.attention import bare
 from tau2rl.train.engine.forward import accepts_argument, plain_logits, text_only
 from tau2rl.train.engine.generator import Sampler, SampleRequest
+from tau2rl.train.engine.shared_prefix import bare
 
 if TYPE_CHECKING:
     from torch import Tensor

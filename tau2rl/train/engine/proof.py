@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from tau2rl.config import SamplingConfig
-from tau2rl.train.engine.attention import attends, bare, switch_on
 from tau2rl.train.engine.forward import collate, plain_logits, score_tokens
 from tau2rl.train.engine.generator import Sampler, SampleRequest, TokenGenerator
 from tau2rl.train.engine.plain_generator import PlainGenerator
+from tau2rl.train.engine.shared_prefix import attends, bare, switch_on
 from tau2rl.types import TrainingSample
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tau2rl.chat.arguments import complaint
-from tau2rl.chat.parsing import check_call
+from tau2rl.chat.parsing import check_call, complaint
 from tau2rl.types import CallTool
 from tests.unit.chat.talk import FIND
 

@@ -22,7 +22,7 @@ from tau2rl.cli import app
 from tau2rl.config import AlgoConfig, GrpoConfig, RewardConfig, ShapeConfig, build
 from tau2rl.errors import UserError
 from tau2rl.recipes import grpo
-from tau2rl.reward.recipe import turn_table, write_recipe
+from tau2rl.reward.calibration import turn_table, write_recipe
 from tau2rl.reward.tiers import CALIBRATED, TABLES, Tier
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.tiny import create_tiny

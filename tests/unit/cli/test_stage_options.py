@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.cli.options import COMMON, SHORT, Asked, stage_command
 from tau2rl.config import STAGES, Setting, StageConfig, SynthConfig, dump, every_setting, flatten, known_names, words_of
-from tau2rl.config.fields import arms_of, items_of, section_of, value_of, values_of
+from tau2rl.config.base import arms_of, items_of, section_of, value_of, values_of
 
 runner = CliRunner()
 WIDE = {"COLUMNS": "400", "TERMINAL_WIDTH": "400", "NO_COLOR": "1"}

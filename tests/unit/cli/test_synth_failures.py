@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from tau2rl.cli import app
-from tau2rl.env.tasks import gold_script
 from tau2rl.policy.scripted import ScriptedPolicy
-from tau2rl.types import Action, Attempt, CallTool, Say
+from tau2rl.types import Action, Attempt, CallTool
+from tests.unit.cli import careless_agents
+from tests.unit.cli.careless_agents import Json, lines, play, tau2rl
 
-runner = CliRunner()
-Json = dict[str, Any]
+CARELESS = f"{__name__}:careless"
 CANCEL, MOVE = "cancel_pending_order", "modify_user_address"
 REASONS = ("no longer needed", "ordered by mistake")
 
@@ -41,30 +39,7 @@ def careless(codec: Any) -> Callable[[Attempt], ScriptedPolicy]:
     def forgotten(action: Action) -> bool:
         return isinstance(action, CallTool) and action.name == MOVE
 
-    def policy(attempt: Attempt) -> ScriptedPolicy:
-        turns = [tuple(map(wrong, turn)) for turn in gold_script(attempt.task) if not any(map(forgotten, turn))]
-        goodbyes = [(Say(text=f"Thank you, {word} customer, is there anything else?"),) for word in ("dear", "good", "valued")]
-        return ScriptedPolicy([*turns, *goodbyes], codec)  # no words three times: that would be a loop
-
-    return policy
-
-
-def tau2rl(*words: object, code: int = 0) -> Any:
-    result = runner.invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def play(tasks: Path, split: str, output: Path) -> Path:
-    agent = ("--policy", f"{__name__}:careless", "--user-model", "scripted", "--protocol", "transcript")
-    named = ("--domains", "retail", "--task-source", tasks, "--task-split", split, "--num-samples", 1)
-    named = (*named, "--set", "user.max_stalled_turns=2")  # it hangs up before an agent is in a loop
-    tau2rl("eval", "--inline", *agent, *named, "--output", output)
-    return output
-
-
-def lines(file: Path) -> list[Json]:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return careless_agents.careless(codec, wrong=wrong, forgotten=forgotten)
 
 
 def writes(task: Json) -> list[Json]:
@@ -82,7 +57,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return play(first / "tasks.json", "train-learn", tmp_path_factory.mktemp("runs") / "careless")
+    return play(CARELESS, "retail", first / "tasks.json", "train-learn", tmp_path_factory.mktemp("runs") / "careless")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +135,7 @@ def test_a_rule_that_was_broken_gets_tasks_that_break_it(first: Path, tmp_path: 
 
 @pytest.mark.parametrize("split", ["test", "train-select", "base"])
 def test_a_run_on_tasks_for_tests_is_refused(split: str, first: Path, tmp_path: Path) -> None:
-    run = play(first / "tasks.json", split, tmp_path / "run")
+    run = play(CARELESS, "retail", first / "tasks.json", split, tmp_path / "run")
     refused = tau2rl("synth", "--from-failures", run, "--output", tmp_path / "made", code=2)
     assert "kept for selection or tests" in refused.stderr and not (tmp_path / "made").exists()
 

@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from tau2rl.cli import app
 from tau2rl.enums import TRANSFER_TOOL, UserSignal
-from tau2rl.env.tasks import gold_script
 from tau2rl.policy.scripted import ScriptedPolicy
 from tau2rl.types import Action, Attempt, CallTool, Say
 from tests.stubs.openai import OpenAIStub
+from tests.unit.cli import careless_agents
+from tests.unit.cli.careless_agents import Json, lines, play, tau2rl
 
-runner = CliRunner()
-Json = dict[str, Any]
 TOO_LITTLE = "wrong_argument/data_usage_exceeded/refuel_data/gb_amount"
 NO_WORD_OF_THE_VPN = "missing_follow_up/bad_vpn/disconnect_vpn"
 MADE = ("--domain", "telecom", "--num-tasks", 20, "--seed", 5, "--from-failures")
@@ -46,22 +43,7 @@ def careless(codec: Any) -> Callable[[Attempt], ScriptedPolicy]:
         of_the_vpn = isinstance(action, Say) and "(disconnect_vpn)" in action.text
         return of_the_vpn or (isinstance(action, CallTool) and action.name == TRANSFER_TOOL)
 
-    def policy(attempt: Attempt) -> ScriptedPolicy:
-        turns = [tuple(map(wrong, turn)) for turn in gold_script(attempt.task) if not any(map(forgotten, turn))]
-        goodbyes = [(Say(text=f"Thank you, {word} customer, is there anything else?"),) for word in ("dear", "good", "valued")]
-        return ScriptedPolicy([*turns, *goodbyes], codec)  # no words three times: that would be a loop
-
-    return policy
-
-
-def tau2rl(*words: object, code: int = 0) -> Any:
-    result = runner.invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def lines(file: Path) -> list[Json]:
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return careless_agents.careless(codec, wrong=wrong, forgotten=forgotten)
 
 
 def clusters_of(card: Json) -> dict[str, Json]:
@@ -80,10 +62,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "careless"
-    agent = ("--policy", f"{__name__}:careless", "--user-model", "scripted", "--protocol", "transcript")
-    named = ("--domains", "telecom", "--task-source", first / "tasks.json", "--task-split", "train-learn", "--num-samples", 1)
-    tau2rl("eval", "--inline", *agent, *named, "--set", "user.max_stalled_turns=2", "--output", folder)
-    return folder
+    return play(f"{__name__}:careless", "telecom", first / "tasks.json", "train-learn", folder)
 
 
 @pytest.fixture(scope="module")

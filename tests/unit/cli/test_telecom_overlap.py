@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from tau2rl.cli import app
 from tau2rl.data.layouts import row_facts
 from tau2rl.env.task_replay import Replayer
-from tau2rl.synth.row_guard import TelecomRows
+from tau2rl.synth.contamination import TelecomRows
 
 runner = CliRunner()
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hypothesis import given, strategies as st
 
-from tau2rl.data.near_duplicates import grams, near_duplicates
+from tau2rl.data.mixing import grams, near_duplicates
 
 
 def by_hand(sets: Sequence[array[int]], threshold: float) -> dict[int, int]:

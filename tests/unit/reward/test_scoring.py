@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tau2rl.reward.presets import PRESETS
-from tau2rl.reward.score import TERMS, score, score_episode
+from tau2rl.reward.score import score, score_episode
 from tau2rl.types import Checks, Episode, FinishReason, Grade, MalformedKind, Message, Status, StopReason, TaskRef, Turn
 
 TELECOM = Checks(action=(True, True, False, False), env_assertion=(True, False), communicate=(True,))
+
+
+TERMS = ("outcome", "shaping", "steps", "tools")  # sum to `shaped`, with those of the user's; the others are shares of checks met
 
 
 def graded(checks, reward=0.0, basis=("DB", "COMMUNICATE")):

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from tau2rl.rollouts.runner import CircuitBreaker, Outcome
+from tau2rl.rollouts.circuit_breaker import CircuitBreaker
+from tau2rl.rollouts.runner import Outcome
 from tau2rl.types import Attempt, TaskRef
 from tests.unit.rollout.endings import FAILED, GOOD
 

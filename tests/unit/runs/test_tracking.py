@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from tau2rl.config import GrpoConfig, build
-from tau2rl.rollouts.conversation_sample import ConversationSample
+from tau2rl.rollouts.monitors import ConversationSample
 from tau2rl.runs.folder import RunFolder
 from tau2rl.runs.trackers import Curves, JsonlSink, trackers_of
 from tau2rl.types import Message

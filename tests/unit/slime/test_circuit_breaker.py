@@ -13,7 +13,7 @@ import asyncio
 import pytest
 
 from tau2rl.errors import RunIncomplete
-from tau2rl.slime.circuit_breaker import RolloutBreaker
+from tau2rl.rollouts.circuit_breaker import RolloutBreaker
 from tau2rl.slime.rollout import run_until_aborted
 from tau2rl.types import Failure, Fault
 

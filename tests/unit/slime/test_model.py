@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tau2rl.errors import UserError
-from tau2rl.slime.model import SHAPE_4B, read_shape, shape_of, shape_options
+from tau2rl.slime.model import ModelShape, read_shape, shape_of, shape_options
 from tests.slime_configs import QWEN3_4B, QWEN3_5, SHAPE, qwen3_5
 from tests.stubs.slime_stubs import checkout, install
 
@@ -52,6 +52,22 @@ OTHERS: dict[str, dict[str, Any]] = {
         "head_dim": None,
     },
 }
+
+
+SHAPE_4B = ModelShape(
+    family="qwen3",
+    layers=36,
+    hidden=2560,
+    ffn=9728,
+    heads=32,
+    groups=8,
+    head_dim=128,
+    vocab=151936,
+    norm_eps=1e-6,
+    rope_base=5_000_000,
+    tied=True,
+    longest=262144,
+)
 
 
 def options(words: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import pytest
 
 from tau2rl.backend import Issue
 from tau2rl.slime.argv import build_argv
-from tau2rl.slime.model import SHAPE_4B, shape_of
+from tau2rl.slime.model import shape_of
 from tau2rl.slime.preflight import GIB, Machine, issues_of, read_machine
 from tau2rl.slime.run_context import SlimeRun, absolute, write_files
 from tests.slime_configs import CONFIGS, QWEN3_4B, QWEN3_5, SHAPE, load_slime
@@ -30,7 +30,7 @@ GRPO, SFT = "8xh100/grpo.yaml", "8xh100/sft.yaml"
 
 
 def issues(name: str, *sets: str, **facts: Any) -> list[Issue]:
-    return issues_of(load_slime(name, *sets), SHAPE_4B, replace(GOOD, **facts))
+    return issues_of(load_slime(name, *sets), SHAPE, replace(GOOD, **facts))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -119,7 +119,7 @@ def test_without_a_machine_only_the_settings_are_looked_at() -> None:
 
 
 def test_the_model_was_made_for_so_many_tokens() -> None:
-    (issue,) = issues_of(load_slime(GRPO), replace(SHAPE_4B, longest=8192))
+    (issue,) = issues_of(load_slime(GRPO), replace(SHAPE, longest=8192))
     assert issue.message == "the model was made for 8192 tokens, not 20480"
 
 
@@ -158,7 +158,7 @@ def test_slime_refuses_what_is_left_to_it(sets: list[str], says: str, tmp_path: 
         pytest.skip(WITHOUT_MEGATRON)
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_4B))
     config = absolute(load_slime("8xh100/grpo-api-user.yaml", f"model.init={tmp_path}", *sets))
-    run = SlimeRun(folder=tmp_path / "run", shape=SHAPE_4B)
+    run = SlimeRun(folder=tmp_path / "run", shape=SHAPE)
     write_files(config, run)
     with pytest.raises((AssertionError, KeyError, ValueError, SystemExit), match=says):
         parse(build_argv(config, run), monkeypatch)

@@ -138,6 +138,8 @@ def slime_loss(args: Namespace, numbers: Numbers, monkeypatch: pytest.MonkeyPatc
     """The loss of a step of these two episodes on one GPU, after what Megatron divides by. `removed`: there was a third one."""
     monkeypatch.setattr(torch, "compile", lambda *args, **_: args[0] if args and callable(args[0]) else lambda function: function)
     loss: ModuleType = importlib.import_module("slime.backends.megatron_utils.loss")
+    megatron = importlib.import_module("megatron.training.global_vars")
+    monkeypatch.setattr(megatron, "get_args", lambda: args, raising=False)  # slime's `init` has set them
     for tensor in numbers.logits:
         tensor.requires_grad_(True)
     masks = [torch.tensor(mask, dtype=torch.float32) for mask in MASKS]

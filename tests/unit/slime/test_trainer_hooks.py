@@ -3,12 +3,11 @@
 - attempts are counted over all ranks and by optimizer step; one in several samples, on several ranks, is one
 - a step with nothing to learn from takes neither optimizer nor schedule a step further, and the next one does again
 - the schedule counts a step as a whole one, whatever was removed from it
-- the constant of Dr. GRPO's divisor is in the name of the function
+- Dr. GRPO's divisor is that of the run's settings, which Megatron's own `args` hold
 """
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tau2rl.config import GrpoConfig, build
 from tau2rl.slime import hooks
+from tau2rl.slime.run_context import SlimeRun, custom_config
+from tests.stubs.slime_stubs import module
 
 RANK = """
 import sys
@@ -92,11 +94,12 @@ def test_a_step_with_nothing_to_learn_from_moves_nothing() -> None:
     assert schedule.counted == 8  # two whole steps
 
 
-def test_the_constant_divisor_is_in_the_functions_name() -> None:
-    made = importlib.import_module("tau2rl.slime.hooks")
-    reduce = made.constant_4([5, 3], [2, 3], [torch.tensor([1.0, 0.0]), torch.ones(3)], False)
+def test_the_sum_is_divided_by_the_runs_scale(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    algo = {"loss_aggregation": "constant", "loss_scale": 4}
+    config = build(GrpoConfig, {"model": {"init": "a/checkpoint"}, "backend": "slime", "algo": algo})
+    args = SimpleNamespace(**custom_config(config, SlimeRun(folder=tmp_path, shape=None)))
+    for name in ("megatron", "megatron.training", "megatron.training.global_vars"):
+        monkeypatch.setitem(sys.modules, name, module(name, get_args=lambda: args))
+    reduce = hooks.scaled_sum([5, 3], [2, 3], [torch.tensor([1.0, 0.0]), torch.ones(3)], False)
     found = reduce(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert float(found) == pytest.approx(0.25 + 3.0)  # a fourth of 1, a fourth of 3 + 4 + 5
-    for name in ("constant_", "constant_0", "constant_x", "other"):
-        with pytest.raises(AttributeError):
-            getattr(made, name)

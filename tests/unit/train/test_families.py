@@ -30,11 +30,11 @@ from tau2rl.launch.entry import run_stage
 from tau2rl.runs.files import read_json
 from tau2rl.runs.folder import RunFolder
 from tau2rl.train.engine import proof
-from tau2rl.train.engine.attention import attends
 from tau2rl.train.engine.forward import collate, cut, score_tokens
 from tau2rl.train.engine.generator import SampleRequest
 from tau2rl.train.engine.plain_generator import PlainGenerator
 from tau2rl.train.engine.proof import Engine, engine_of, sampler_for
+from tau2rl.train.engine.shared_prefix import attends
 from tau2rl.train.model import load_model, save, save_memory, with_lora
 from tau2rl.train.sft import train
 from tau2rl.train.tiny import create_tiny

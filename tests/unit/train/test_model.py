@@ -20,8 +20,8 @@ from tau2rl.chat import make_codec
 from tau2rl.config import ChatConfig
 from tau2rl.config.training import LoraConfig
 from tau2rl.errors import UserError
-from tau2rl.train.engine.attention import backbone, head
 from tau2rl.train.engine.forward import collate, score_tokens
+from tau2rl.train.engine.shared_prefix import backbone, head
 from tau2rl.train.model import load_model, num_parameters, save, with_lora
 from tau2rl.train.tiny import create, save_tokenizer, train_tokenizer
 from tau2rl.types import CallTool, Message, Opening, Say

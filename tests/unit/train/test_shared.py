@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from tau2rl.config.training import LoraConfig
-from tau2rl.train.engine.attention import NAME, attends, switch_on
 from tau2rl.train.engine.forward import REPEATS, Work, collate, cut, micro_batches, padded_batches, score_tokens
-from tau2rl.train.engine.shared_prefix import bundles
+from tau2rl.train.engine.shared_prefix import ATTENTION, attends, bundles, switch_on
 from tau2rl.train.model import save_memory, with_lora
 from tau2rl.train.tiny import create
 from tau2rl.types import TrainingSample
@@ -136,8 +135,8 @@ def test_a_model_with_an_attention_of_its_own_is_run_padded() -> None:
 def test_a_checkpoint_does_not_know_of_our_attention() -> None:
     model: Any = tiny_model()
     assert attends(model)
-    assert model.config._attn_implementation == NAME
-    assert NAME not in model.config.to_json_string(use_diff=False)
+    assert model.config._attn_implementation == ATTENTION
+    assert ATTENTION not in model.config.to_json_string(use_diff=False)
 
 
 def test_a_pass_holds_rows_that_begin_alike_and_counts_each_token_once() -> None:

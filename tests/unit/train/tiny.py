@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tau2rl.config import AlgoConfig, GrpoTrainConfig, SamplingConfig, ShapeConfig
-from tau2rl.train.engine.attention import switch_on
+from tau2rl.train.engine.shared_prefix import switch_on
 from tau2rl.train.sft import SFTStep
 from tau2rl.train.tiny import create
 from tau2rl.train.trainer import GRPOTrainer

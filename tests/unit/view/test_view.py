@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from tau2rl.cli import app
 from tau2rl.errors import UserError
-from tau2rl.reward.recipe import write_recipe
+from tau2rl.reward.calibration import write_recipe
 from tau2rl.reward.tiers import Tier
 from tau2rl.runs.records import encode
 from tau2rl.view.index import NAME, Index, Query

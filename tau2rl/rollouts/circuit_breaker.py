@@ -1,21 +1,54 @@
-"""When rollouts wait because user simulator, engines or environment are broken, and when they end the run. On one event loop."""
+"""When rollouts end or wait because user simulator, engines or environment are broken for all tasks.
+
+The two rules differ because what follows does. A run in this process ends, and a resume plays again what failed: so only whole
+attempts count, and no task that is broken by itself. Under slime GPUs are held: every failed try counts, so that rollouts
+soon wait, any success lets them go on, and only a wait that lasts ends the job.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tau2rl.errors import RunIncomplete
-from tau2rl.types import Failure
+from tau2rl.rollouts.runner import Outcome
+from tau2rl.types import Failure, Status, TaskRef
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
 
 
+class CircuitBreaker:
+    """Counts FAILED episodes in a row, as signs that the infrastructure broke for all tasks.
+
+        breaker = CircuitBreaker(after=20)
+        if breaker.opens_at(outcome): ...  # stop
+
+    Attempts at one task follow each other (a group of GRPO, `rollouts/scheduling.py`). So a task that has never ended well says
+    nothing new when it fails again, once another one has ended well.
+    """
+
+    def __init__(self, *, after: int, ended_well: Iterable[TaskRef] = ()) -> None:
+        self.failures = 0  # in a row
+        self._after = after
+        self._ended_well, self._failed = set(ended_well), set[TaskRef]()
+
+    def opens_at(self, outcome: Outcome) -> bool:
+        """Take in an outcome; whether there are enough failures now."""
+        task = outcome.attempt.task
+        if outcome.episode.status is not Status.FAILED:
+            self._ended_well.add(task)
+            self.failures = 0
+        elif not self._ended_well or task in self._ended_well or task not in self._failed:
+            self.failures += 1
+            self._failed.add(task)
+        return self.failures >= self._after
+
+
 class RolloutBreaker:
-    """It opens at `failures` failed tries since the last success; any success closes it.
+    """Opens at `failures` failed tries since the last success; any success closes it. On one event loop.
 
     Closed, `admit` lets every episode begin at once. Open, it lets one begin every `cooldown_seconds`, and ends the run after
     `deadline_seconds`.
