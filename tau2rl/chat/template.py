@@ -358,6 +358,8 @@ def chat_dicts(messages: Sequence[Message]) -> list[ChatDict]:
     for message in messages:
         one: ChatDict = {"role": message.role, "content": message.content}
         if message.tool_calls:
+            if not (dicts and dicts[-1].get("tool_calls")):  # what was called before and has no result gets none
+                results = calls
             one["tool_calls"] = [call_dict(calls + i, c.name, c.arguments) for i, c in enumerate(message.tool_calls)]
             calls += len(message.tool_calls)
         if message.reasoning:

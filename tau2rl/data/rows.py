@@ -106,19 +106,25 @@ def _answered_in_order(turns: Sequence[object]) -> list[object]:
     True
     """
     found: list[object] = []
-    asked: list[object] = []
-    for are_results, block in groupby(turns, lambda turn: _mapping(turn).get("role") == "tool"):
+    asked: list[str] = []
+    for role, block in groupby(turns, lambda turn: _mapping(turn).get("role")):
         messages = list(block)
-        if are_results:
-            answered = [_mapping(one).get("tool_call_id") for one in messages]
-            if asked and all(asked) and all(answered) and answered != asked[: len(answered)]:
-                if sorted(map(str, answered)) != sorted(map(str, asked)) or len(set(map(str, asked))) != len(asked):
+        if role == "tool":
+            answered = _ids(messages, "tool_call_id")
+            begun = asked[: len(answered)]
+            if asked and all(asked) and all(answered) and answered != begun:
+                if sorted(answered) != sorted(begun) or len(set(begun)) < len(begun):
                     raise BadRow(f"results of {answered}, where the calls before them are {asked}"[:200])
-                messages = [messages[answered.index(id)] for id in asked]
+                messages = [messages[answered.index(id)] for id in begun]
         made = [_mapping(one).get("tool_calls") for one in messages]
-        asked = [_mapping(call).get("id") for calls in made if isinstance(calls, list) for call in cast("list[object]", calls)]
+        asked = [id for calls in made if isinstance(calls, list) for id in _ids(cast("list[object]", calls), "id")]
         found += messages
     return found
+
+
+def _ids(values: Sequence[object], key: str) -> list[str]:
+    """That of each of them; empty where one has none."""
+    return [str(_mapping(one).get(key) or "") for one in values]
 
 
 def exact_sample(data: Mapping[str, Any]) -> TrainingSample | None:

@@ -69,11 +69,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Weights of the language model, norms left out.
-
-        >>> SHAPE_4B.parameters
-        4022272000
-        """
+        """Weights of the language model, norms left out."""
         queries = 2 * self.heads if self.family == "qwen3_5" else self.heads  # with the gate on what attention puts out
         attention = self.hidden * self.head_dim * (queries + self.heads + 2 * self.groups)
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
@@ -136,11 +132,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
 
 
 def shape_options(shape: ModelShape) -> list[str]:
-    """The options that build the model.
-
-    >>> shape_options(SHAPE_4B)[:5]
-    ['--swiglu', '--num-layers', '36', '--hidden-size', '2560']
-    """
+    """The options that build the model."""
     options = [
         *("--swiglu", "--num-layers", f"{shape.layers}", "--hidden-size", f"{shape.hidden}"),
         *("--ffn-hidden-size", f"{shape.ffn}", "--num-attention-heads", f"{shape.heads}"),

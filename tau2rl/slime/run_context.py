@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,14 +89,17 @@ class RunContext:
 
 
 def run_context(args: Any) -> RunContext:
-    """The run behind slime's `args`, read once a process."""
+    """The run behind slime's `args`; the settings are read once a process and folder, so that every hook may ask."""
     handed = cast("Mapping[str, Any]", getattr(args, KEY))
-    return _read(yaml.safe_dump(dict(handed)))
+    if handed["folder"] not in _known:
+        _known[handed["folder"]] = _read(handed)
+    return _known[handed["folder"]]
 
 
-@cache
-def _read(text: str) -> RunContext:
-    handed = yaml.safe_load(text)
+_known: dict[str, RunContext] = {}  # by the folder of the run
+
+
+def _read(handed: Mapping[str, Any]) -> RunContext:
     kind: type[SftConfig] | type[GrpoConfig] = {"sft": SftConfig, "grpo": GrpoConfig}[handed["stage"]]
     config = build(kind, handed["config"], stored=True)
     plugins.search(handed.get("path", ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,27 @@ def speed_metrics(
 
 def metrics_summary(metrics: Path) -> dict[str, Any]:
     """The whole run, however often it was interrupted, from its `metrics.jsonl`. Raises UserError where that is damaged."""
+    return _of_lines(metrics, _summary)
+
+
+def sft_work(metrics: Path) -> dict[str, Any]:
+    """Tokens of the steps of all sessions of a supervised training, their speed, and the shares that padding and sharing had.
+
+    Raises UserError where `metrics.jsonl` is damaged.
+    """
+    return _of_lines(metrics, _sft_work)
+
+
+def _of_lines(metrics: Path, account: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return _summary([values for _, values in json_lines(metrics)])
-    except (KeyError, TypeError, ValueError) as error:
+        return account([values for _, values in json_lines(metrics)])
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"a line of `{metrics}` is not one of this training: {type(error).__name__}: {error}", hint=DAMAGED
         ) from None
 
 
-def sft_work(metrics: Path) -> dict[str, Any]:
-    """Tokens of the steps of all sessions of a supervised training, their speed, and the shares that padding and sharing had."""
-    lines = [values for _, values in json_lines(metrics)]
+def _sft_work(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tokens, seconds = sum(int(line["tokens"]) for line in lines), sum(float(line["seconds"]) for line in lines)
 
     def share(name: str) -> float | None:

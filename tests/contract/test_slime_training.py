@@ -69,12 +69,12 @@ def ranks(job: SlimeJob, boxes: list[Any]) -> list[dict[str, Any]]:
     return found
 
 
-def gradients(job: SlimeJob, rank: dict[str, Any]) -> Iterator[tuple[int, Any, Any]]:
+def gradients(job: SlimeJob, rank: dict[str, Any], args_of: Callable[[Any], None]) -> Iterator[tuple[int, Any, Any]]:
     """(sample, its logits' gradient [tokens, vocabulary], the loss), for every sample of a rank."""
     import torch
 
     loss = importlib.import_module("slime.backends.megatron_utils.loss")
-    vars(importlib.import_module("megatron.training.global_vars"))["get_args"] = lambda: job.args  # as slime's `init` sets them
+    args_of(job.args)
     keys = ("total_lengths", "response_lengths", "loss_masks", "advantages", "returns", "rollout_log_probs")
     for indices in rank["micro_batch_indices"]:
         batch = {key: [rank[key][i] for i in indices] for key in keys}
@@ -91,6 +91,13 @@ def gradients(job: SlimeJob, rank: dict[str, Any]) -> Iterator[tuple[int, Any, A
         yield from ((i, piece, value.detach()) for i, piece in zip(indices, pieces, strict=True))
 
 
+@pytest.fixture
+def args_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Sets Megatron's global arguments, as slime's `init` does."""
+    place = importlib.import_module("megatron.training.global_vars")
+    return lambda args: monkeypatch.setattr(place, "get_args", lambda: args, raising=False)
+
+
 def played(begin: Callable[..., SlimeJob], model: Path, **values: Any) -> tuple[SlimeJob, list[Any], list[dict[str, Any]]]:
     with RouterStub(answer=agent(codec_of(model))) as server:
         job = begin(server, **values)
@@ -102,13 +109,13 @@ def played(begin: Callable[..., SlimeJob], model: Path, **values: Any) -> tuple[
 
 @pytest.mark.parametrize("estimator", ["grpo", "mt_gtpo"])
 def test_the_gradient_is_on_what_was_sampled_and_goes_the_way_of_its_advantage(
-    begin: Callable[..., SlimeJob], model: Path, estimator: str
+    begin: Callable[..., SlimeJob], model: Path, args_of: Callable[[Any], None], estimator: str
 ) -> None:
     algo = {"estimator": estimator} if estimator == "grpo" else {"estimator": estimator, "turn_rewards": "dense"}
     job, _, found = played(begin, model, algo=algo)
     assert [len(rank["tokens"]) for rank in found] == [2, 2]
     for rank in found:
-        for i, gradient, value in gradients(job, rank):
+        for i, gradient, value in gradients(job, rank, args_of):
             response, mask, advantages = rank["response_lengths"][i], rank["loss_masks"][i], rank["advantages"][i]
             first = rank["total_lengths"][i] - response - 1  # what predicts the first token of the response
             touched = gradient.abs().sum(-1) > 0
@@ -146,7 +153,9 @@ def test_the_trainers_advantages_are_ours(begin: Callable[..., SlimeJob], model:
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "mt_grpo"])
-def test_what_failed_is_in_the_batch_and_in_no_sum(begin: Callable[..., SlimeJob], model: Path, estimator: str) -> None:
+def test_what_failed_is_in_the_batch_and_in_no_sum(
+    begin: Callable[..., SlimeJob], model: Path, args_of: Callable[[Any], None], estimator: str
+) -> None:
     with RouterStub(answer=agent(codec_of(model)), mode=["500", "ok"]) as server:
         job = begin(server, algo={"estimator": estimator}, rollout={"concurrency": 1, "give_up_after": 50})
         boxes = job.manager.generate(0)
@@ -154,14 +163,16 @@ def test_what_failed_is_in_the_batch_and_in_no_sum(begin: Callable[..., SlimeJob
     sums = [float(total) for rank in found for total in rank["rollout_mask_sums"]]
     assert sums.count(0.0) == 1 and len(sums) == 4
     for rank in found:
-        for i, gradient, value in gradients(job, rank):
+        for i, gradient, value in gradients(job, rank, args_of):
             assert value.isfinite() and gradient.isfinite().all()
             if not rank["loss_masks"][i].any():
                 assert not gradient.any()
 
 
 @pytest.mark.parametrize("aggregation", ["seq-mean", "constant"])
-def test_what_failed_is_not_divided_by(begin: Callable[..., SlimeJob], model: Path, aggregation: str) -> None:
+def test_what_failed_is_not_divided_by(
+    begin: Callable[..., SlimeJob], model: Path, args_of: Callable[[Any], None], aggregation: str
+) -> None:
     import torch
 
     with RouterStub(answer=agent(codec_of(model)), mode=["500", "ok"]) as server:
@@ -170,10 +181,10 @@ def test_what_failed_is_not_divided_by(begin: Callable[..., SlimeJob], model: Pa
         job.manager.set_train_parallel_config(one_rank)
         boxes = job.manager.generate(0)
     (rank,) = ranks(job, boxes)
-    divided_by = {4: [gradient for _, gradient, _ in gradients(job, rank)]}
+    divided_by = {4: [gradient for _, gradient, _ in gradients(job, rank, args_of)]}
     importlib.import_module("tau2rl.slime.hooks").count_trained(job.args, 0, rank)
     assert (rank["global_batch_sizes"], job.args.tau2rl_trained) == ([3], [3])  # of four attempts
-    divided_by[3] = [gradient for _, gradient, _ in gradients(job, rank)]
+    divided_by[3] = [gradient for _, gradient, _ in gradients(job, rank, args_of)]
     for of_four, of_three in zip(divided_by[4], divided_by[3], strict=True):
         torch.testing.assert_close(of_three, of_four * 4 / 3)
 
@@ -209,13 +220,15 @@ def test_slime_calls_the_optimizer_as_the_hook_expects() -> None:
 
 
 @pytest.mark.parametrize("mode", ["500", "ok"])
-def test_a_rollout_without_a_signal_has_no_gradient(begin: Callable[..., SlimeJob], model: Path, mode: str) -> None:
+def test_a_rollout_without_a_signal_has_no_gradient(
+    begin: Callable[..., SlimeJob], model: Path, args_of: Callable[[Any], None], mode: str
+) -> None:
     with RouterStub(answer=agent(codec_of(model), [(RIGHT, DONE)]), mode=mode) as server:  # all failed, or all the same
         job = begin(server, rollout={"give_up_after": 50}, algo={"estimator": "gtpo"})
         boxes = job.manager.generate(0)
     for rank in ranks(job, boxes):
         assert not rank["rollout_mask_sums"].any()
-        for _, gradient, value in gradients(job, rank):
+        for _, gradient, value in gradients(job, rank, args_of):
             assert float(value) == 0.0 and not gradient.any()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tau2rl.chat.template import chat_dicts
 from tau2rl.data.rows import BadRow, exact_sample, read_row
 from tau2rl.types import CallTool, Message
 
@@ -70,7 +71,7 @@ def test_a_turn_that_is_not_to_be_learned_is_masked_in_every_dialect(mark: str) 
         read_row({"messages": [turns[0], {**turns[1], "train_detail": [{"begin_offset": 0}]}]}, name="n")
 
 
-def answered(calls: list[str | None], results: list[str | None]) -> dict[str, Any]:
+def answered(calls: list[Any], results: list[Any]) -> dict[str, Any]:
     """A conversation with these calls, and behind them these results, each of which says whose it is."""
     made = [{"id": id, "function": {"name": "f", "arguments": "{}"}} for id in calls]
     said = [{"role": "tool", "tool_call_id": id, "content": f"of {id}"} for id in results]
@@ -84,17 +85,31 @@ def answered(calls: list[str | None], results: list[str | None]) -> dict[str, An
         (["a", "b"], ["a"], ["of a"]),  # the other has none
         ([None, None], ["b", "a"], ["of b", "of a"]),  # nothing says otherwise
         (["a", "a"], ["a", "a"], ["of a", "of a"]),
+        (["a", "b", "c"], ["b", "a"], ["of a", "of b"]),
+        ([1, 2], ["2", "1"], ["of 1", "of 2"]),
+        ([], ["a"], ["of a"]),  # its call stands in the text
     ],
 )
-def test_results_stand_in_the_order_of_their_calls(calls: list[str | None], results: list[str | None], read: list[str]) -> None:
+def test_results_stand_in_the_order_of_their_calls(calls: list[Any], results: list[Any], read: list[str]) -> None:
     row = read_row(answered(calls, results), name="n")
     assert [m.content for m in row.messages if m.role == "tool"] == read
 
 
 @pytest.mark.parametrize(("calls", "results"), [(["a", "b"], ["b"]), (["a"], ["x"]), (["a", "b"], ["b", "b"])])
-def test_a_result_without_its_call_leaves_the_row_out(calls: list[str | None], results: list[str | None]) -> None:
+def test_a_result_without_its_call_leaves_the_row_out(calls: list[Any], results: list[Any]) -> None:
     with pytest.raises(BadRow, match="where the calls before them are"):
         read_row(answered(calls, results), name="n")
+
+
+def test_a_call_without_a_result_takes_none_of_a_later_one() -> None:
+    user = {"role": "user", "content": "Go on."}
+    first, second = answered(["a", "b"], ["a"])["messages"], answered(["c"], ["c"])["messages"]
+    row = read_row({"messages": [*first[:2], user, *second]}, name="n")
+    written = chat_dicts(row.messages)
+    assert [one.get("tool_call_id") or [call["id"] for call in one.get("tool_calls", ())] for one in written] == [
+        ["call00000", "call00001"], "call00000", [], ["call00002"], "call00002", [],
+    ]  # fmt: skip
+    assert read_row({"messages": written}, name="n").messages == row.messages
 
 
 def test_openais_older_calls_are_read() -> None:

@@ -234,8 +234,10 @@ def test_what_is_worked_on_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_at_the_end_of_the_server_what_is_worked_on_is_given_up() -> None:
     with OpenAIStub(answer=acts_first(cycle("Alpha")), mode="held") as stub:  # it would be waited for without an end
-        with conversations(stub, k=1, seconds=0.5) as (served, sandbox), pytest.raises(openai.InternalServerError):
-            ask(served)
+        with conversations(stub, k=1, seconds=0.5) as (served, sandbox):
+            with pytest.raises(openai.InternalServerError):
+                ask(served)
+            wait_until(lambda: bool(stub.requests))
         assert (sandbox.committed(), len(stub.bodies)) == ((), 1)
 
 

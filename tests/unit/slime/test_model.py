@@ -54,7 +54,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-SHAPE_4B = ModelShape(
+QWEN3_4B_SHAPE = ModelShape(  # as slime/scripts/models/qwen3-4B.sh has it, not as our reader reads it
     family="qwen3",
     layers=36,
     hidden=2560,
@@ -77,7 +77,7 @@ def options(words: Sequence[str]) -> dict[str, str]:
 
 
 def test_qwen3_4b_is_what_slimes_script_says() -> None:
-    assert shape_of(QWEN3_4B) == SHAPE_4B
+    assert shape_of(QWEN3_4B) == QWEN3_4B_SHAPE
     assert options(shape_options(SHAPE)) == options(SCRIPT_4B.split())
 
 
@@ -138,7 +138,7 @@ def test_a_hybrid_model_on_paper() -> None:
 
 def test_the_rotary_base_is_found_where_transformers_5_writes_it() -> None:
     written = {**QWEN3_4B, "rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5000000}}
-    assert shape_of(written) == SHAPE_4B
+    assert shape_of(written) == QWEN3_4B_SHAPE
 
 
 @pytest.mark.parametrize(
@@ -218,4 +218,4 @@ def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
 
 
 def test_the_number_of_weights_is_the_one_on_the_models_card() -> None:
-    assert SHAPE_4B.parameters == 36 * (2560 * 128 * 80 + 3 * 2560 * 9728) + 151936 * 2560  # 4.0 billion
+    assert QWEN3_4B_SHAPE.parameters == 36 * (2560 * 128 * 80 + 3 * 2560 * 9728) + 151936 * 2560  # 4.0 billion
