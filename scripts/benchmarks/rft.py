@@ -1,8 +1,8 @@
 """How fast the filter is, and how much memory it takes: `python scripts/benchmarks/rft.py --records 1000000`.
 
 Makes an `episodes.jsonl` of so many records (one real conversation of the `mock` domain, under as many names), filters it as
-`tau2rl rft-filter --from` does, report included, and prints records a second and the peak of the resident memory. The peak does not grow with
-the number of records.
+`tau2rl rft-filter --from` does, report included, and prints records a second and the peak of the resident memory. The peak
+does not grow with the number of records.
 """
 
 from __future__ import annotations
