@@ -116,8 +116,9 @@ def test_what_the_job_says_holds_nothing_that_a_terminal_would_obey(
     assert not set(told) & set("\x1b\x07\x9b\u202e")
 
 
-def test_an_interrupted_run_ends_with_130_and_can_be_continued(tmp_path: Path) -> None:
-    path, said = made(tmp_path), []
+@pytest.mark.parametrize("detach", [False, True])
+def test_an_interrupted_run_ends_with_130_and_can_be_continued(tmp_path: Path, detach: bool) -> None:
+    path, said = made(tmp_path, launch={"detach": detach}), list[str]()
 
     def interrupt(event: ProgressEvent) -> None:
         if event.done == 1:
@@ -125,7 +126,8 @@ def test_an_interrupted_run_ends_with_130_and_can_be_continued(tmp_path: Path) -
 
     with interruptible():
         assert entry.run(path, interrupt, say=said.append) == 130
-    assert "--resume" in said[0]
+    # Whoever waits for the run says what to type; where nobody waits, the job does.
+    assert ["continue it with `--resume`" in text for text in said] == [True] * detach
     assert entry.run(path, lambda event: None, say=said.append) == 0
     with RunFolder.open(path) as folder:
         assert len(list(folder.records())) == 2
