@@ -53,6 +53,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "sft.json"
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_smaller_pieces(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with (tmp_path / "log").open("wb") as log:

@@ -51,7 +51,10 @@ def nothing_is_left(processes: dict[int, str], folder: Path) -> None:
     wait_until(lambda: not [p for p, began in processes.items() if began and born(p) == began] and not folder.exists())
 
 
-@pytest.mark.parametrize("kind", ["dashboard agent", "runtime env agent", "outer supervisor"])
+@pytest.mark.parametrize(
+    "kind",
+    ["runtime env agent", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dashboard agent", "outer supervisor"))],
+)
 def test_a_killed_process_ends_the_command_with_a_word(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "run"
     command = start(output, 100_000)

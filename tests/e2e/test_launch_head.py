@@ -235,6 +235,7 @@ def test_a_head_and_its_job_go_when_their_owner_is_killed(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []  # the dashboard's sockets were in the folder
 
 
+@pytest.mark.slow
 def test_memory_that_something_else_has_filled_ends_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")  # this machine is always fuller than that
     with LocalHead() as head:

@@ -149,6 +149,7 @@ def test_a_detached_run_goes_on_alone(head: LocalHead, tmp_path: Path) -> None:
     wait_until((tmp_path / "relative run" / "report.json").exists)
 
 
+@pytest.mark.slow
 def test_a_detached_job_that_died_before_it_began_gives_the_name_back(head: LocalHead, tmp_path: Path) -> None:
     asked = config(tmp_path / "run", launch={"address": head.address})
     server = jobs.connect(head.address, head.headers)
@@ -256,7 +257,9 @@ def test_a_run_that_exists_is_refused_before_a_head_is_started(tmp_path: Path) -
     assert set(supervisor.descendants(os.getpid())) <= set(before)
 
 
-@pytest.mark.parametrize("where", [["--inline"], ["--set", "rollout.workers=1"]], ids=["inline", "job"])
+@pytest.mark.parametrize(
+    "where", [["--inline"], pytest.param(["--set", "rollout.workers=1"], marks=pytest.mark.slow)], ids=["inline", "job"]
+)
 def test_a_policy_is_read_as_utf8_whatever_the_locale(tmp_path: Path, where: list[str]) -> None:
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # Python 3.11 without its mercy
     small = ["--domains", "telecom", "--limit", "1", "--num-samples", "1", "--policy", "gold", "--protocol", "transcript"]

@@ -119,6 +119,7 @@ def test_a_killed_worker_costs_its_episodes_a_try_and_nothing_else(nodes: Nodes,
     assert len({o.episode.db_hashes for o in found}) >= 2  # at least two processes played
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_no_episode(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(3)
     attempts = plan_attempts(TASKS, num_samples=6, seed=1)
@@ -139,6 +140,7 @@ def test_ten_nodes_of_which_two_are_lost(nodes: Nodes, tmp_path: Path) -> None:
     assert len({o.episode.db_hashes for o in found}) >= 10
 
 
+@pytest.mark.slow
 def test_a_worker_that_leaks_is_replaced_and_loses_nothing(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add(2)
     attempts = plan_attempts(TASKS, num_samples=8, seed=1)

@@ -87,6 +87,7 @@ def test_a_random_model_solves_nothing_and_sft_teaches_it(taught: Taught, tmp_pa
     assert floor == {"do_nothing": 0.0, "always_transfer": 0.0}
 
 
+@pytest.mark.slow
 def test_rejection_sampling_teaches_more(taught: Taught, tmp_path: Path) -> None:
     assert after_rejection_sampling(tmp_path, taught) >= taught.solves + RFT_GAINS, RFT_TEACHES
 

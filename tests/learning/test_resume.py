@@ -107,8 +107,8 @@ LORA = {"lora": {"rank": 4, "dropout": 0.1}}  # dropout draws random numbers at 
     [
         (17, {}),
         (3, {}),
-        (20, {"max_tokens_per_microbatch": 150, "gradient_checkpointing": True}),
-        (17, {"max_tokens_per_microbatch": 150, **LORA}),
+        pytest.param(20, {"max_tokens_per_microbatch": 150, "gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param(17, {"max_tokens_per_microbatch": 150, **LORA}, marks=pytest.mark.slow),
     ],
     ids=["mid-epoch", "before the first save", "micro-batches and recomputed activations", "LoRA with dropout"],
 )
@@ -160,9 +160,11 @@ PLAYED = (
 @pytest.mark.parametrize(
     ("algo", "more"),
     [
-        ({"kl_coef": 0.01}, {}),
+        pytest.param({"kl_coef": 0.01}, {}, marks=pytest.mark.slow),
         ({"curriculum": {"enabled": True}, "kl_coef": 0.01}, {}),
-        ({"max_resample_rounds": 2, "estimator": "mt_gtpo", "curriculum": {"enabled": True}}, {}),
+        pytest.param(
+            {"max_resample_rounds": 2, "estimator": "mt_gtpo", "curriculum": {"enabled": True}}, {}, marks=pytest.mark.slow
+        ),
         (
             {"kl_coef": 0.01, "entropy_coef": 0.001},
             {"train__num_minibatches": 2, "local": {"max_tokens_per_microbatch": 600, **LORA}},
