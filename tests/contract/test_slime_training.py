@@ -94,8 +94,12 @@ def gradients(job: SlimeJob, rank: dict[str, Any], args_of: Callable[[Any], None
 @pytest.fixture
 def args_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Sets Megatron's global arguments, as slime's `init` does."""
-    place = importlib.import_module("megatron.training.global_vars")
-    return lambda args: monkeypatch.setattr(place, "get_args", lambda: args, raising=False)
+
+    def set_args(args: Any) -> None:
+        place = importlib.import_module("megatron.training.global_vars")  # which a job puts there
+        monkeypatch.setattr(place, "get_args", lambda: args, raising=False)
+
+    return set_args
 
 
 def played(begin: Callable[..., SlimeJob], model: Path, **values: Any) -> tuple[SlimeJob, list[Any], list[dict[str, Any]]]:
