@@ -316,9 +316,9 @@ def resume_command(config: StageConfig) -> str:
 
 def _higher(config: StageConfig) -> str:
     """The option that lifts the cap at which a run has stopped, to twice of it; nothing for any other run."""
-    cap, spent = stopped_at(run_path(config))
-    value = caps_of(budget_of(config)).get(cap, 0.0)
-    return f" {higher_option(cap, max(value, spent))}" if cap else ""
+    caps = caps_of(budget_of(config))
+    cap, spent = stopped_at(run_path(config), caps)
+    return f" {higher_option(cap, max(caps.get(cap, 0.0), spent))}" if cap else ""
 
 
 def _stopped(report: Mapping[str, Any]) -> str | None:
