@@ -321,7 +321,8 @@ def missing_argument(error: Any) -> UserError:
     param, command = error.param, error.ctx.command
     name = str(param.metavar or param.name.upper()) if param.param_type_name == "argument" else str(param.opts[0])
     hints = ["`tau2rl runs` lists the runs that there are"] if name.startswith("RUN_DIR") else []
-    hints += [f"for example `{line}`" for line in (command.epilog or "").splitlines()[:1]]
+    of_it = [line for line in (command.epilog or "").splitlines() if f"{line} ".startswith(f"{error.ctx.command_path} ")]
+    hints += [f"for example `{line}`" for line in of_it[:1]]
     message = f"`{error.ctx.command_path}` needs {name}" + (f": {param.help.removesuffix('.')}" if param.help else "")
     return UserError(message, hint="\n".join(hints) or f"`{error.ctx.command_path} --help` says more")
 

@@ -47,7 +47,8 @@ def blame(
     model = asked_model(judge_model, judge_api_base, judge_api_key_env, judgments)
     if show_reference and model is None:
         raise UserError("nobody is named who could see the reference", hint="name a model with `--judge-model`")
-    found = attributed_run(run)
+    config = config_of(run)
+    found = attributed_run(run, config)
     rows, domains = found["scores"], [name for name in found["scores"] if name != "overall"]
     reviews = None if model is None else _reviews(run, model, sees_reference=show_reference)
     if as_json:
@@ -67,32 +68,33 @@ def blame(
         of_solved = Counter(one["name"] for one in found["episodes"] if one["solved"])
         names = ", ".join(f"{count} {name}" for name, count in of_solved.most_common())
         console.emit(f"solved, and left out with the user's mistake or on a defective task: {solved} ({names})")
-    for line in explanation(run, [one["name"] for one in found["episodes"]]):
+    for line in explanation(config, [one["name"] for one in found["episodes"]]):
         console.emit_words(f"  {line}")
     if model is not None and reviews is not None:
         _print_reviews(reviews)
         console.emit(spent_words(model))
 
 
-def explanation(run: Path, names: Iterable[str]) -> list[str]:
-    """What the names of faults in a run mean, a line each."""
-    config = config_of(run)
+def explanation(config: StageConfig | None, names: Iterable[str]) -> list[str]:
+    """What the names of faults in a run of these settings mean, a line each."""
     return explained(names, scripted=isinstance(config, PlayConfig) and config.user.kind == "scripted")
 
 
 def config_of(run: Path) -> StageConfig | None:
-    """The settings of a run; None where its folder has none."""
-    return read_config(run) if (run / "config.json").exists() else None
+    """The settings of a run, None where this version cannot read them: who is to blame is in its episodes."""
+    try:
+        return read_config(run)
+    except UserError:
+        return None
 
 
-def attributed_run(run: Path) -> dict[str, Any]:
+def attributed_run(run: Path, config: StageConfig | None) -> dict[str, Any]:
     """The account of a run's episodes, kept in its folder where that can be written. Raises UserError."""
     from tau2rl.verify.attribution import account, attribute, keep
 
     attributed = attribute(records.read_run(run))
     if not attributed:
         raise UserError(f"`{run}` has no episodes")
-    config = config_of(run)
     found = account(attributed, config.tasks.domains if isinstance(config, PlayConfig) else ())
     try:
         keep(run, found)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tau2rl import console, settings
-from tau2rl.cli.blame import explanation
+from tau2rl.cli.blame import config_of, explanation
 from tau2rl.cli.options import Json
 from tau2rl.cli.printing import program, shown
 from tau2rl.config.extras import refuse_command
@@ -109,7 +109,7 @@ def _print_episode(
         console.emit_json({**values, **({"tokens": drawn} if drawn else {}), **({"blame": who} if who else {})})
         return
     lines = [(f"blame: {who['fault']}, {who['name']} {who['detail']}\n", "red")] if who else []
-    lines += [(f"  {line}\n", "dim") for line in (explanation(run, [who["name"]]) if who else ())]
+    lines += [(f"  {line}\n", "dim") for line in (explanation(config_of(run), [who["name"]]) if who else ())]
     console.emit_styled([*conversation_pieces(values, whole=whole), *lines, *(_tokens(drawn) if drawn else ())])
 
 

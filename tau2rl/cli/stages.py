@@ -106,15 +106,14 @@ def run_pipeline(asked: Asked[PipelineConfig]) -> None:
     folder = run_path(config)
     if asked.dry_run:
         runs = plan_pipeline(config, folder)
+        absent = not_here([planned.config for planned in runs], made=folder)
         if asked.as_json:
             plans = [{"name": r.name, "kind": r.kind, "config": dump(r.config), "argv": job_argv(r.folder)} for r in runs]
-            console.emit_json({"config": dump(config), "runs": plans})
+            console.emit_json({"config": dump(config), "runs": plans, **({"not_here": absent} if absent else {})})
         else:
             console.emit_table([["run", "kind", "folder"], *([r.name, r.kind, shown(r.folder)] for r in runs)])
-        if not asked.as_json and (estimate := estimate_words_of(config, runs)):
-            console.emit(estimate)
-        if not asked.as_json and (absent := not_here([planned.config for planned in runs], made=folder)):
-            console.emit(_absent_words(absent))
+            for words in filter(None, (estimate_words_of(config, runs), _absent_words(absent) if absent else "")):
+                console.emit(words)
         refuse_lost(runs)
         check([planned.config for planned in runs], made=folder, dry=True)
         return
@@ -250,8 +249,8 @@ def _estimate(config: StageConfig) -> dict[str, Any] | None:
 def _print_plan(config: StageConfig, plan: Mapping[str, Any]) -> None:
     remarks = [f"would run: {shlex.join(plan['argv'])}", *plan.get("layout", ())]
     remarks += [estimate_words(plan["estimate"], config)] if "estimate" in plan else []
-    remarks += [_absent_words(plan["not_here"])] if "not_here" in plan else []
     remarks += [f"{issue['kind']}: {issue['message']} ({issue['hint']})" for issue in plan.get("issues", ())]
+    remarks += [_absent_words(plan["not_here"])] if "not_here" in plan else []
     text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
     console.emit(text + "\n".join(f"# {line}" for remark in remarks for line in remark.splitlines()))
 
@@ -317,9 +316,9 @@ def resume_command(config: StageConfig) -> str:
 
 def _higher(config: StageConfig) -> str:
     """The option that lifts the cap at which a run has stopped, to twice of it; nothing for any other run."""
-    cap, spent = stopped_at(run_path(config))
-    value = caps_of(budget_of(config)).get(cap, 0.0)
-    return f" {higher_option(cap, max(value, spent))}" if cap else ""
+    caps = caps_of(budget_of(config))
+    cap, spent = stopped_at(run_path(config), caps)
+    return f" {higher_option(cap, max(caps.get(cap, 0.0), spent))}" if cap else ""
 
 
 def _stopped(report: Mapping[str, Any]) -> str | None:

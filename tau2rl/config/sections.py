@@ -15,6 +15,7 @@ from tau2rl.config.kinds import POLICIES, PROTOCOLS
 
 PolicyKind = Annotated[str, AfterValidator(WordOrReference(*POLICIES))]
 ChatProtocol = Annotated[str, AfterValidator(WordOrReference(*PROTOCOLS))]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TasksConfig(Section):
@@ -238,9 +239,9 @@ class BudgetConfig(TrainBudgetConfig):
 
     max_tokens: int | None = Field(default=None, ge=1)
     """Tokens at most, read and written by the agent and by the user simulator, of all sessions together."""
-    policy_price: tuple[float, float] | None = None
+    policy_price: tuple[NotNegative, NotNegative] | None = None
     """Dollars for a million tokens that the agent reads, and writes; default: litellm's list, for a model that it has."""
-    user_price: tuple[float, float] | None = None
+    user_price: tuple[NotNegative, NotNegative] | None = None
     """The same for the user simulator's model."""
 
 

@@ -78,6 +78,8 @@ def _paths(config: StageConfig) -> Iterator[tuple[str, Path]]:
             "tasks.source": config.tasks.source,
             "reward.recipe": config.reward.recipe,
         }
+        if isinstance(config, GrpoConfig):
+            found |= {"val.source": config.val.source, "algo.curriculum.profile": config.algo.curriculum.profile}
         yield from ((name, path) for name, path in found.items() if path is not None)
     if isinstance(config, SftConfig | GrpoConfig) and config.backend == "slime":
         yield from (("slime.root", config.slime.root), ("slime.megatron", config.slime.megatron))

@@ -20,6 +20,7 @@ from tau2rl.recipes.pipeline_plan import Planned, plan_pipeline
 from tau2rl.recipes.pipeline_report import build_pipeline_report, finished
 from tau2rl.recipes.training import trains_on_actors
 from tau2rl.report.tables import quantity
+from tau2rl.runs.budget import STOPPED
 from tau2rl.runs.claim import Claim, claimed
 from tau2rl.runs.folder import RunFolder, run_path, stage_of
 from tau2rl.runs.progress import Place, Progress, ProgressEvent, seconds_left
@@ -216,7 +217,7 @@ def _follow(server: jobs.JobServer, config: StageConfig, path: Path, on_line: jo
     server.submit(job_command(path), job)
     code = server.follow(job, on_line=lambda line: on_line(clean(line)), on_progress=on_progress)
     log = path / "logs" / "latest" / "job.log"
-    if code == entry.EXIT_INCOMPLETE and log.exists():
+    if code == entry.EXIT_INCOMPLETE and log.exists() and not log.with_name(STOPPED).exists():  # a cap says itself what it is
         on_line(f"hint: see {shlex.quote(str(log))}")
     return code
 

@@ -80,21 +80,26 @@ class PipelineBudget:
 
     def _reached(self, ended: Sequence[Planned]) -> str:
         """The cap that is spent, or that left one of these runs too little for its next episode or step."""
-        spent = self._spent_by(self._runs) if self._caps else Spent()
+        if not self._caps:
+            return ""
+        spent = self._spent_by(self._runs)
         full = [cap for cap, value in self._caps.items() if (spent.of(cap) or 0.0) >= value]
-        for planned in ended:
-            cap, _ = stopped_at(planned.folder)
-            own = caps_of(budget_of(planned.config))
-            full += [cap] if cap in self._caps and cap not in own and not finished(planned) else []
+        for planned in (each for each in ended if not finished(each)):
+            own, left = caps_of(budget_of(planned.config)), self._left(planned)
+            cap, _ = stopped_at(planned.folder, left)
+            full += [cap] if cap in left and left[cap] < own.get(cap, math.inf) else []
         return full[0] if full else ""
+
+    def _left(self, planned: Planned) -> dict[str, float]:
+        """What the other runs have left of the pipeline's caps."""
+        others = self._spent_by([each for each in self._runs if each is not planned]) if self._caps else Spent()
+        return {cap: value - (others.of(cap) or 0) for cap, value in self._caps.items()}
 
     def capped(self, planned: Planned) -> StageConfig:
         """The config of a run under what the other runs have left; its own caps hold too. Raises UserError."""
-        own, left = caps_of(budget_of(planned.config)), dict(self._caps)
-        if left:
-            others = self._spent_by([each for each in self._runs if each is not planned])
-            left = {cap: min(value - (others.of(cap) or 0), own.get(cap, math.inf)) for cap, value in left.items()}
-        return _with_prices(planned.config, self._config.budget, left)
+        own = caps_of(budget_of(planned.config))
+        caps = {cap: min(value, own.get(cap, math.inf)) for cap, value in self._left(planned).items()}
+        return _with_prices(planned.config, self._config.budget, caps)
 
     def _spent_by(self, runs: Sequence[Planned]) -> Spent:
         """At the pipeline's prices; dollars of what has no price are not in it."""

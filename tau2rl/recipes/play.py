@@ -130,7 +130,6 @@ async def play(
                         if each.episode.failure is not None:
                             log.warning("%s failed in try %d: %s", each.attempt.key, each.tries, each.episode.failure.message)
                     counter.add(outcome)
-                    meter.say_estimate()
                     on_episode(tries[-1][1])
                     if breaker.opens_at(outcome):
                         log.error("%d episodes in a row failed, giving up: %s", breaker.failures, outcome.episode.failure)

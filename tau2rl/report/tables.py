@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 NONE = "-"
+NOT_ASKED = "no model is asked"  # the source of a price of nothing
 
 
 def printable(text: str) -> str:
@@ -153,12 +154,24 @@ def duration(seconds: float | None) -> str:
 def dollars(usd: float | None) -> str:
     """An amount of money.
 
-    >>> dollars(1234.5), dollars(0.00123), dollars(0.00008), dollars(None)
-    ('$1,234.50', '$0.0012', '$0.00008', 'dollars unknown')
+    >>> dollars(1234.5), dollars(0.0999), dollars(0.00123), dollars(0.00008), dollars(None)
+    ('$1,234.50', '$0.10', '$0.0012', '$0.00008', 'dollars unknown')
     """
     if usd is None:
         return "dollars unknown"
-    return f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.{max(2, 1 - math.floor(math.log10(usd)))}f}".rstrip("0")
+    small = Decimal(f"{usd:.2g}")
+    return f"${usd:,.2f}" if not usd or abs(small) >= Decimal("0.1") else f"${small:f}"
+
+
+def exact(value: float, decimals: int = 0) -> str:
+    """A number as somebody gave it, up to ten digits of it, with so many decimals at least.
+
+    >>> exact(12345.678), exact(5, 2), exact(0.3 - 0.1)
+    ('12,345.678', '5.00', '0.2')
+    """
+    whole, _, rest = f"{Decimal(f'{value:.10g}'):,f}".partition(".")  # what is left of a cap is a difference of floats
+    rest = rest.ljust(decimals, "0")
+    return f"{whole}.{rest}" if rest else whole
 
 
 def amounts(tokens: int, usd: float | None, seconds: float | None) -> str:
@@ -178,14 +191,15 @@ def price_words(prices: Mapping[str, Any]) -> str:
     >>> none = {"read": 0.0, "write": 0.0, "cached": 0.0, "source": "no model is asked"}
     >>> price_words({"policy": none, "user": none, "hour": 2.5}), price_words({"policy": none, "user": none, "hour": None})
     ('prices: $2.5 an hour', 'no model is asked')
+    >>> price_words({"policy": {**none, "source": "in the price of an hour"}, "user": none, "hour": 0.0})
+    ''
     """
     models = [prices["policy"], prices["user"]]
     sources = {price["source"] for price in models if price and (price["read"] or price["write"])}
     sources |= {f"${prices['hour']:g} an hour"} if prices["hour"] else set()
     if sources:
         return f"prices: {'; '.join(sorted(sources))}"
-    free = {price["source"] if price else "" for price in models}
-    return free.pop() if len(free) == 1 else ""
+    return NOT_ASKED if all(price and price["source"] == NOT_ASKED for price in models) else ""
 
 
 def quantity(count: int, noun: str, plural: str = "") -> str:

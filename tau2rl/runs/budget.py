@@ -14,7 +14,7 @@ from typing import Any, cast
 from tau2rl.config import GrpoConfig, PipelineConfig, SftConfig, StageConfig, TrainBudgetConfig
 from tau2rl.errors import RunIncomplete, UserError
 from tau2rl.report.cost import Costs
-from tau2rl.report.tables import amounts, dollars, duration, price_words, quantity
+from tau2rl.report.tables import amounts, dollars, duration, exact, price_words, quantity
 from tau2rl.runs.files import read_json, write_json
 from tau2rl.runs.folder import RunFolder, stage_of
 from tau2rl.runs.prices import HOUR, NO_MODEL, OF_THE_MACHINE, Prices, prices_of
@@ -63,11 +63,16 @@ def budget_option(cap: str) -> str:
     return f"--{cap.replace('_', '-')}"
 
 
-def stopped_at(run: Path) -> tuple[str, float]:
-    """The cap at which the last session of a run has stopped, and what was spent by then; ("", 0.0) where none did."""
+def stopped_at(run: Path, caps: Mapping[str, float]) -> tuple[str, float]:
+    """The cap at which the last session of a run has stopped, and what was spent by then; ("", 0.0) where none did.
+
+    Nor where `caps`, those of today, have it higher or not at all: a start since then ended before its session.
+    """
     file = run / "logs" / "latest" / STOPPED
     values = read_json(file) if file.exists() else {}
-    return values.get("cap", ""), values.get("spent") or 0.0
+    cap = values.get("cap", "")
+    lifted = "value" in values and caps.get(cap, math.inf) > values["value"]  # an older version kept none
+    return ("", 0.0) if lifted else (cap, values.get("spent") or 0.0)
 
 
 def higher_option(cap: str, reached: float) -> str:
@@ -126,6 +131,7 @@ class Meter:
     def ended(self, episode: Episode) -> None:
         """Count a try of an episode that ended now."""
         self._episode(self.now, episode)
+        self.say_estimate()
 
     def _episode(self, costs: Costs, episode: Episode) -> None:
         one = Costs()
@@ -228,7 +234,8 @@ class Meter:
         elif self.room() <= 0 and self.stopped:
             log.info(self.words())
             if self.logs is not None:
-                write_json(self.logs / STOPPED, {"cap": self.stopped, "spent": self.spent.of(self.stopped)})
+                value, spent = caps_of(self.budget)[self.stopped], self.spent.of(self.stopped)
+                write_json(self.logs / STOPPED, {"cap": self.stopped, "value": value, "spent": spent})
         return bool(self.stopped)
 
     def stop(self, step: int) -> None:
@@ -240,7 +247,8 @@ class Meter:
     def words(self) -> str:
         """Why the run stopped, and how it goes on."""
         cap = self.stopped
-        most = self._most.of(cap)
+        hour = self._most.seconds / HOUR * (self.prices.hour or 0.0) if cap == "max_usd" else 0.0
+        most = (self._most.of(cap) or 0.0) + hour
         allowed, spent = cap_words(cap, caps_of(self.budget)[cap]), amount(cap, self.spent.of(cap))
         each = f", and one of the {self.unit} took up to {amount(cap, most)}" if most else ""
         goes_on = f"to go on, resume with a higher `{budget_option(cap)}`"
@@ -378,12 +386,14 @@ def amount(cap: str, value: float | None) -> str:
 
 
 def cap_words(cap: str, value: float) -> str:
-    """A cap as it is set.
+    """A cap as it is set, not rounded.
 
-    >>> cap_words("max_hours", 1.5), cap_words("max_hours", 0.001), cap_words("max_tokens", 1200)
-    ('1.5 hours', '0.001 hours (3.6 s)', '1,200 tokens')
+    >>> cap_words("max_hours", 12345.678), cap_words("max_hours", 0.001), cap_words("max_usd", 0.104), cap_words("max_usd", 5)
+    ('12,345.678 hours', '0.001 hours (3.6 s)', '$0.104', '$5.00')
     """
-    if cap != "max_hours":
+    if cap == "max_tokens":
         return amount(cap, value)
-    words = "1 hour" if value == 1 else f"{value:.4g} hours"
+    if cap == "max_usd":
+        return f"${exact(value, 2)}"
+    words = "1 hour" if value == 1 else f"{exact(value)} hours"
     return f"{words} ({amount(cap, value)})" if value < 1 else words

@@ -16,6 +16,7 @@ from tau2rl.config import EvalConfig, GrpoConfig, PipelineConfig, RftConfig, See
 from tau2rl.config.kinds import POLICIES
 from tau2rl.errors import UserError
 from tau2rl.report.cost import Costs
+from tau2rl.report.tables import NOT_ASKED
 
 MILLION, HOUR = 1_000_000, 3600.0
 LIST = "model_prices_and_context_window_backup.json"  # the list that litellm brings, and reads where it may not ask for another
@@ -35,7 +36,7 @@ class Price:
         return {name: getattr(self, name) * MILLION for name in ("read", "write", "cached")} | {"source": self.source}
 
 
-NO_MODEL = Price(source="no model is asked")
+NO_MODEL = Price(source=NOT_ASKED)
 OF_THE_MACHINE = Price(source="in the price of an hour")
 
 

@@ -1,6 +1,7 @@
 """From a config to an exit code, through a real Ray job.
 
 - a run carried out as a job leaves the same report as one in this process, and its exit code is the job's
+- a stop at a cap says so, and does not point to a log as a failure does
 - the job finds relative paths where the command was given
 - SIGTERM to the command ends the job, the head and the command: 130, and the run can be continued
 - a job that died before it opened its folder gives the name of its run back; one that lives does not
@@ -104,6 +105,12 @@ def test_a_job_leaves_the_same_report_as_a_run_in_this_process(tmp_path: Path, m
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(files) > 8
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
+def test_a_stop_at_a_cap_is_no_failure_to_look_up(tmp_path: Path) -> None:
+    code, lines, _ = carry_out(config(tmp_path / "run", budget={"max_hours": 1e-9}))
+    assert code == 1 and any("stopped at the cap budget.max_hours" in line for line in lines), lines
+    assert not any("job.log" in line for line in lines), lines
 
 
 def test_paths_with_a_space(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_both_ways_to_ask_for_the_version_agree() -> None:
     [
         ("report", "RUN_DIR...: Run folders", "tau2rl report outputs/eval/default"),
         ("blame", "RUN_DIR: A run that played episodes", "tau2rl blame outputs/eval/default"),
+        ("synth profile", "RUN_DIR...: Runs of one policy", "tau2rl synth profile outputs/eval/rates"),
         ("tasks show", "TASK: A task, `domain/task_id`", "tau2rl tasks show retail/5"),
         ("data mix", "--from: A file of rows", "tau2rl data mix --from"),
         ("convert", "SOURCE: A run folder", "tau2rl convert --to hf"),

@@ -6,6 +6,7 @@
   refused by `--dry-run` with 2, behind the plan, and by the command before a head is started; all of it at once, each hint in
   a line of its own;
 - with the address of a cluster, or for slime, all that is a matter of a machine is left to the job, the rest refused;
+- every path of the settings that is not here is named by such a dry run, in its last line and in its JSON;
 - in a pipeline what earlier steps make is not looked for;
 - a name is asked of the hub only where it has the form of one, and a hub that does not answer is not waited for;
 - `doctor --for STAGE -c FILE` judges what that file needs, and says for what it judged; a config of another stage is named;
@@ -27,6 +28,7 @@ from typer.testing import CliRunner
 from tau2rl.chat import tokenizers
 from tau2rl.cli import app
 from tau2rl.config import STAGES, build
+from tau2rl.config.base import every_setting
 from tau2rl.config.extras import PARTS, OptionalPart, refuse_command, refuse_lacking
 from tau2rl.errors import UserError
 from tau2rl.launch import submit
@@ -207,6 +209,57 @@ def test_a_dry_run_says_nothing_of_paths_that_are_here(tmp_path: Path) -> None:
     assert json.loads(runner.invoke(app, words).stdout)["not_here"] == ["`/root/Megatron-LM` (slime.megatron)"]
     whole = runner.invoke(app, [*words, "--slime.megatron", str(tmp_path / "megatron")])
     assert whole.exit_code == 0 and "not_here" not in json.loads(whole.stdout)
+
+
+NOT_LOOKED_FOR = {
+    "output": "made by the run",
+    "budget.like": "read by the dry run itself, which refuses what is not there",
+    "evaluation.file": "of a pipeline, read by the command itself",
+}
+ON_A_CLUSTER = "grpo -c configs/8xh100/grpo.yaml"
+NAMED = {  # of every other setting that is a path: the run that reads it
+    "tasks.source": f"eval {PLAY} --policy gold --protocol transcript",
+    "policy.checkpoint": f"eval {PLAY} --policy local --tokenizer bytes",
+    "chat.cookbook_prompt": f"eval {PLAY} --policy gold --protocol cookbook --tokenizer bytes",
+    "reward.recipe": f"{ON_A_CLUSTER} --set algo.estimator=gtpo",
+    "sources": "rft-filter",
+    "data.files": "sft",
+    "val.source": ON_A_CLUSTER,
+    "algo.curriculum.profile": ON_A_CLUSTER,
+    "slime.root": ON_A_CLUSTER,
+    "slime.megatron": ON_A_CLUSTER,
+    "slime.user.checkpoint": ON_A_CLUSTER,
+}
+
+
+def test_every_path_of_the_settings_is_looked_for_or_said_why_not() -> None:
+    paths = {one.name for stage in STAGES.values() for one in every_setting(stage) if "Path" in str(one.type)}
+    assert paths == NAMED.keys() | NOT_LOOKED_FOR.keys()
+
+
+@pytest.mark.parametrize(("name", "words"), NAMED.items(), ids=NAMED)
+def test_a_dry_run_names_the_path_of_each_setting(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    value = "[no/such]" if name in {"sources", "data.files"} else "no/such"
+    dry = ["--set", f"{name}={value}", "--dry-run", "--json"]
+    result = runner.invoke(app, [*shlex.split(words), *dry], env={"RAY_ADDRESS": "http://cluster:8265"})
+    assert f"`no/such` ({name})" in json.loads(result.stdout)["not_here"], result.stderr
+
+
+def test_paths_that_are_not_here_are_named_last_and_in_json_too(tmp_path: Path) -> None:
+    wrong = ["--train.tasks_per_step", "3", "--rollout.num_samples", "5"]  # no equal shares
+    planned = runner.invoke(app, ["grpo", "-c", str(ROOT / "configs/8xh100/grpo.yaml"), "--dry-run", *wrong])
+    assert planned.exit_code == 2 and "# error: a step of 15 cannot be cut" in planned.stdout
+    assert planned.stdout.splitlines()[-1].startswith("# not on this machine, ")
+
+    step = {"stage": "seed", "settings": {"tasks": {"domains": ["mock"], "source": "no/tasks.json"}, "policy": {"kind": "gold"}}}
+    step["settings"] |= {"user": {"kind": "scripted"}, "chat": {"protocol": "transcript"}}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"steps": {"seed": step}}), "utf-8")
+    words = ["run", "-c", str(tmp_path / "pipeline.yaml"), "--output", str(tmp_path / "run"), "--dry-run"]
+    words += ["--address", "http://cluster:8265"]
+    absent = json.loads(runner.invoke(app, [*words, "--json"]).stdout)["not_here"]
+    assert absent == ["`no/tasks.json` (tasks.source)"]
+    assert runner.invoke(app, words).stdout.splitlines()[-1].endswith(absent[0])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """What a pipeline's budget reads and estimates, through `tau2rl run`; pinned here:
 
 - an estimate has dollars where its runs have one price for each model, their own included, and is `dollars unknown` else;
-- without a cap the records of finished runs are not read; under one those of a finished run are read once.
+- without a cap the records of finished runs are not read, nor at which cap one stopped; under one those of a finished run are
+  read once;
+- where a run stopped at what the pipeline had left for it, the pipeline's cap is the one that is said and lifted, also beside a
+  larger one of the run's own; none is where it is the run's own, or was lifted since.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from tau2rl.cli import app
+from tests.stubs.interrupts import interrupt_before_the_session
 from tests.stubs.openai import OpenAIStub
 
 DAMAGED = "no record\n"
@@ -77,6 +81,33 @@ def test_without_a_cap_the_records_of_finished_runs_are_not_read(tmp_path: Path)
         free = run(tmp_path, server, steps=2)
     assert free.exit_code == 0, free.stderr
     assert (second / "report.json").exists()
+
+
+def test_the_cap_that_stopped_a_step_is_the_one_that_is_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = {"tasks": {"domains": ["mock"], "split": "synth-train", "limit": 1}, "rollout": {"num_samples": 12, "retries": 0}}
+    step = tmp_path / "chain" / "runs" / "01-seed0"
+    with good_bye() as server:
+        assert run(tmp_path, server, settings=alike).exit_code == 0
+        tokens = json.loads((step / "report.json").read_text("utf-8"))["cost"]["tokens"]
+        (tmp_path / "chain").rename(tmp_path / "whole")
+        small, large = (tokens["policy_in"] + tokens["policy_out"]) * 3 // 5, 10**9
+        own = run(tmp_path, server, "--max-tokens", str(large), settings={**alike, "budget": {"max_tokens": small}})
+        assert own.exit_code == 1 and f"stopped at the cap budget.max_tokens = {small:,}" in own.stderr
+        assert "of the pipeline is reached" not in own.stderr and "--max-tokens" not in own.stderr.splitlines()[-1]
+        (tmp_path / "chain").rename(tmp_path / "own")
+
+        capped = {**alike, "budget": {"max_tokens": large}}
+        result = run(tmp_path, server, "--max-tokens", str(small), settings=capped)
+        assert result.exit_code == 1, result.stderr
+        assert "the cap budget.max_tokens of the pipeline is reached: " in result.stderr
+        assert result.stderr.splitlines()[-1].endswith(f" --max-tokens {2 * small}")
+
+        interrupt_before_the_session(monkeypatch, step)
+        lifted = run(tmp_path, server, "--max-tokens", str(2 * small), settings=capped)
+        assert lifted.exit_code == 130 and "--max-tokens" not in lifted.stderr.splitlines()[-1]
+        (step / "logs" / "latest" / "stopped.json").write_text(DAMAGED, "utf-8")
+        free = run(tmp_path, server, settings=capped)
+    assert free.exit_code == 130 and "error" not in free.stderr, free.stderr
 
 
 @pytest.mark.parametrize("cap", ["--max-tokens", "--max-hours"])

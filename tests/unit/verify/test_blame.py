@@ -315,6 +315,20 @@ def test_what_a_scripted_user_does_by_nature_is_said_and_domains_stand_as_in_the
     assert list(kept["scores"]) == ["airline", "retail", "overall"]
 
 
+def test_a_run_whose_settings_cannot_be_read_has_its_faults_all_the_same(tmp_path: Path) -> None:
+    words = ["--policy", "gold", "--protocol", "transcript", "--user-model", "scripted", "--domains", "retail", "--limit", "1"]
+    made = CliRunner().invoke(app, ["eval", *words, "--inline", "--output", str(tmp_path / "run")])
+    assert made.exit_code == 0, made.stderr
+    file = tmp_path / "run" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "of_a_later_version": 1}), "utf-8")
+    blamed = CliRunner().invoke(app, ["blame", str(tmp_path / "run")])
+    assert blamed.exit_code == 0, blamed.stderr
+    assert "told_before_asked: " in blamed.stdout and "is expected then" not in blamed.stdout
+    task = json.loads((tmp_path / "run" / "blame.json").read_text("utf-8"))["episodes"][0]["episode"].partition("#")[0]
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "run"), task, "--attempt", "0"])
+    assert shown.exit_code == 0 and "  told_before_asked: " in shown.stdout, shown.output
+
+
 def test_a_reviewer_is_set_against_the_gates(tmp_path: Path) -> None:
     """It blames the first and the third user of four; the gates blame the third and the fourth."""
     task = TaskRef(domain="mock", task_id="create_task_1", split="base")
