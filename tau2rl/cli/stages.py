@@ -297,7 +297,11 @@ def say_next(config: StageConfig, folder: Path) -> None:
         case EvalConfig():
             more = [f"{command} show {run}", f"{command} compare {run} ANOTHER_RUN"]
         case _:
-            more = [f"{command} show {run}", f"{command} sft --data {shlex.quote(str(folder / ROWS[stage_of(config)]))}"]
+            rows = shlex.quote(str(folder / ROWS[stage_of(config)]))
+            more = [
+                f"{command} show {run}",
+                f"{command} sft --data {rows} --model DIR  # without --model: a tiny one of random weights",
+            ]
     console.say(f"run folder: {run}\nnext, if you like\n" + "\n".join(f"  {line}" for line in more))
 
 

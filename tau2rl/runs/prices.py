@@ -37,6 +37,7 @@ class Price:
 
 
 NO_MODEL = Price(source=NOT_ASKED)
+OWN_SERVERS = "for servers of your own, what an hour of them costs: `--set budget.usd_per_hour=2`"
 OF_THE_MACHINE = Price(source="in the price of an hour")
 
 
@@ -146,16 +147,14 @@ def refuse_unpriced(config: StageConfig) -> str:
     if budget.max_usd is not None:
         refuse_unknown(prices)
         if not prices.any:
-            raise UserError(
-                "budget.max_usd: nothing here costs dollars", hint="`budget.usd_per_hour` is the price of the machine"
-            )
+            raise UserError("budget.max_usd: nothing here costs dollars", hint=OWN_SERVERS)
     return "; ".join(f"{name}: {price.source}" for name, price in (("agent", prices.policy), ("user", prices.user)) if price)
 
 
 def refuse_free(prices: Iterable[Prices]) -> None:
     """Raise UserError where nothing costs dollars, and a cap of them would never be reached."""
     if not any(each.any for each in prices):
-        raise UserError("budget.max_usd: nothing here costs dollars", hint="say what the machine does: `budget.usd_per_hour`")
+        raise UserError("budget.max_usd: nothing here costs dollars", hint=OWN_SERVERS)
 
 
 def refuse_unknown(prices: Prices) -> None:
@@ -164,7 +163,8 @@ def refuse_unknown(prices: Prices) -> None:
     if unknown:
         names = " and ".join(f"budget.{name}_price" for name in unknown)
         message = f"budget.max_usd: no price is known of the tokens of {' and '.join(unknown)} ({price_list()[1]})"
-        raise UserError(message, hint=f"give {names}, dollars for a million read and written; for your own servers usd_per_hour")
+        hint = f"give {names}, dollars for a million read and written: `--set 'budget.{unknown[0]}_price=[2,8]'`\n{OWN_SERVERS}"
+        raise UserError(message, hint=hint)
 
 
 def _given(price: tuple[float, float] | None) -> Price | None:

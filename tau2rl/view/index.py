@@ -24,7 +24,7 @@ from pydantic_core import from_json
 from tau2rl.errors import UserError
 from tau2rl.report.aggregate import replaces
 from tau2rl.runs.records import READ, SCHEMA, decode, record_files_of, validations
-from tau2rl.types import EpisodeRecord
+from tau2rl.types import EpisodeRecord, Fault, Status
 from tau2rl.view.rows import COLUMNS, Json, index_row, searchable_text
 
 NAME = "index.sqlite"
@@ -51,6 +51,7 @@ SORTS = {
     "seconds": "seconds", "status": "status",
 }  # fmt: skip
 EXACT = ("domain", "status", "fault", "reason", "place")
+WORDS = {"status": tuple(Status), "fault": (*Fault, "none")}  # those that there are
 _COMPARISON = re.compile(r"\s*(<=|>=|<|>|=)?\s*([-+]?\d*\.?\d+)\s*")
 
 
@@ -134,6 +135,9 @@ class Index:
     def page(self, query: Query) -> Page:
         """The rows that a query finds. Raises UserError for a filter that cannot be read."""
         where, values = _conditions(query)
+        for name, words in WORDS.items():
+            if (word := getattr(query, name)) and word not in words:
+                raise UserError(f"there is no {name} `{word}`", hint=f"one of: {', '.join(words)}")
         if query.sort not in SORTS:
             raise UserError(f"cannot sort by `{query.sort}`", hint=f"one of: {', '.join(SORTS)}")
         down = " DESC" if query.descending else ""

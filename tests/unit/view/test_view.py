@@ -88,6 +88,9 @@ def test_filters_sorting_and_search(run: Path) -> None:
     with Index(run) as index:
         assert keys(index, score="<0.5") == ["mock/create_task_1#1", "mock/update_task_1#0"]
         assert keys(index, fault="none") == ["mock/create_task_1#0"]
+        for wrong in (Query(fault="foo"), Query(status="foo")):
+            with pytest.raises(UserError, match=r"there is no (fault|status) `foo`"):
+                index.page(wrong)
         assert keys(index, fault="user") == ["mock/create_task_1#2"]
         assert keys(index, task="update_task") == ["mock/update_task_1#0"]
         assert keys(index, text="Important Meeting", status="completed", score="1") == ["mock/create_task_1#0"]
