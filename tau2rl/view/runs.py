@@ -66,8 +66,9 @@ def run_summary(run: Path) -> Json:
         config = {}
     measured = [file for file in (*record_files(run), run / "metrics.jsonl", run / REPORT) if file.is_file()]
     changed = max((_stamp(file)[0] for file in measured), default=_stamp(run / "config.json")[0]) / 1e9
+    goes_on = changed > _stamp(run / REPORT)[0] / 1e9 and time.time() - changed < LIVE_SECONDS  # a report is written at the end
     said = _of_report(run / REPORT, *_stamp(run / REPORT))
-    state = "done" if said["whole"] else "live" if time.time() - changed < LIVE_SECONDS else "incomplete"
+    state = "done" if said["whole"] else "live" if goes_on else "incomplete"
     above = run.parent.parent if run.parent.name == "runs" else None  # a pipeline keeps its runs so
     return {
         "name": visible(str(config.get("name") or run.name), 200), "folder": run.name, "path": visible(str(run)),

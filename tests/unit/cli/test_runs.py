@@ -77,7 +77,7 @@ def test_the_list_says_what_there_is(tmp_path: Path) -> None:
     evaluation(tmp_path / "e", "a/checkpoint")
     rows = told("list", tmp_path)
     assert [(row["folder"], row["stage"]) for row in rows] == [("a", "grpo"), ("b", "grpo"), ("e", "eval")]
-    assert rows[0]["state"] == "done" and rows[1]["state"] != "done"
+    assert rows[0]["state"] == "done" and rows[1]["state"] == "incomplete"  # not `live`: it has its report
     assert rows[0]["size"] > 6000
     assert [row["folder"] for row in told("list", tmp_path, "--stage", "grpo", "--sort", "path", "--descending")] == ["b", "a"]
     assert [row["folder"] for row in told("list", tmp_path, "--state", "done")] == ["a"]
