@@ -137,7 +137,7 @@ def test_what_sft_would_leave_out_is_bad_too(tmp_path: Path) -> None:
 def test_a_folder_is_refused_with_the_files_that_are_in_it(tmp_path: Path) -> None:
     for name in ("episodes.jsonl", "dropped.jsonl", "rows.jsonl", "report.json"):
         (tmp_path / name).touch()
-    folder, rows = tmp_path, f"{tmp_path / 'rows.jsonl'}, {tmp_path / 'dropped.jsonl'}"
+    folder, rows = tmp_path, tmp_path / "rows.jsonl"
     for words in (["data", "validate", str(folder)], ["data", "stats", str(folder)], ["sft", "--data", str(folder), "--dry-run"]):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 2
