@@ -1,6 +1,6 @@
 """A sampled turn to actions, and back: what the protocols share. Every fault of a turn is a `MalformedTurn` with its kind.
 
-Arguments are judged against the JSON schema of their tool: the keywords that tau2's schemas use, as tau2's tools would take them.
+Arguments are checked against the JSON schema of their tool: the keywords that tau2's schemas use, as its tools would take them.
 """
 
 from __future__ import annotations

@@ -391,3 +391,13 @@ def test_a_dry_run_shows_every_run_and_makes_none(tmp_path: Path) -> None:
     shown = json.loads(runner.invoke(app, words).stdout)
     assert [run["config"]["stage"] for run in shown["runs"]][:2] == ["seed", "sft"]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "file", sorted(path for path in Path("configs").rglob("*.yaml") if "stage: pipeline" in path.read_text("utf-8"))
+)
+def test_a_checkpoint_is_evaluated_with_its_own_tokenizer(file: Path, tmp_path: Path) -> None:
+    config = load_config(PipelineConfig, file)
+    for planned in plan_pipeline(with_files(config, file.parent), tmp_path):
+        if isinstance(planned.config, EvalConfig) and planned.config.policy.kind == "local":
+            assert planned.config.chat.tokenizer in (None, str(planned.config.policy.checkpoint)), planned.label
